@@ -1,0 +1,70 @@
+"""The errors a user can cause or meet, raised where the fact is known and mapped once at the edge.
+
+The command line prints `error:` and `hint:` and exits with 2; the HTTP layer answers `{"error": {...}}` with
+`status`. Anything else that escapes is a defect of Topkapi, not of its user.
+"""
+
+
+class TopkapiError(Exception):
+    """A fact the user should know, with what to do about it.
+
+    `field` names the request or recipe field at fault; `hint` says what to do.
+    """
+
+    status = 500
+    kind = "internal_error"
+
+    def __init__(self, message: str, *, field: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.hint = hint
+
+
+class InvalidRequest(TopkapiError):
+    """What the caller asked for is malformed, contradictory or cannot apply."""
+
+    status = 422
+    kind = "invalid_request"
+
+
+class UnknownModel(TopkapiError):
+    """The request names a checkpoint that is not loaded."""
+
+    status = 404
+    kind = "unknown_model"
+
+
+class Overloaded(TopkapiError):
+    """The queue is full; the request was refused before it cost anything."""
+
+    status = 429
+    kind = "overloaded"
+
+    def __init__(self, message: str, *, retry_after: int = 1, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
+
+
+class EngineError(TopkapiError):
+    """A step of the engine failed; only the requests in that step are affected."""
+
+    kind = "engine_error"
+
+
+class CheckpointError(TopkapiError):
+    """A checkpoint is missing, truncated, altered or of a kind that is not supported."""
+
+    kind = "checkpoint_error"
+
+
+class DataError(TopkapiError):
+    """Training or evaluation data is missing, empty or malformed."""
+
+    kind = "data_error"
+
+
+class SettingsError(TopkapiError):
+    """A recipe, flag or environment variable has a value that cannot be used."""
+
+    kind = "settings_error"
