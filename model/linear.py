@@ -1,0 +1,33 @@
+"""The one matrix product of the network; precision is a property of it, not of the families."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Linear(nn.Module):
+    """`x [..., inputs] -> [..., outputs]`.
+
+    `compute_dtype` None computes in the weight's own dtype. Set to `torch.bfloat16` while the weight is float32, it
+    is mixed precision made explicit: float32 master weights, bfloat16 product, gradients in float32.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+        self.compute_dtype: torch.dtype | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = self.compute_dtype or self.weight.dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return functional.linear(x.to(dtype), self.weight.to(dtype), bias)
+
+
+def set_compute_dtype(model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Make every `Linear` of `model` compute in `dtype` (None: in the dtype of its weight)."""
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.compute_dtype = dtype
