@@ -1,0 +1,70 @@
+# The one place that says how the project is installed, served, tested and checked.
+PYTHON ?= python3
+# Extra pip arguments for torch alone. On Linux without a GPU, the CPU build saves gigabytes of CUDA libraries:
+#   make install TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"
+TORCH_ARGS ?=
+# Extra arguments for what the target runs: make serve ARGS="--port 9000", make test ARGS="tests/test_house.py -v"
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements.lock
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Both lie in the environment and go with it: the first says that an install began, the second that it ended well.
+BEGUN := $(VENV)/.begun
+DONE := $(VENV)/.done
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test test-all lint format lock clean
+
+help:  ## show this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1	\2/p' Makefile | expand -t 18
+
+install: $(DONE)  ## set up .venv from the lock file (the targets below do it when needed)
+
+# An environment whose install was interrupted, or whose interpreter is gone, is made anew.
+# setuptools comes from the lock, so that building topkapi itself needs no second, unpinned environment.
+$(DONE): pyproject.toml $(LOCK) $(if $(wildcard $(BIN)/python),,rebuild)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'error: Topkapi needs Python 3.11 or later, and "$(PYTHON)" is' "$$($(PYTHON) --version 2>&1)"; \
+	  echo 'hint: choose another one: make install PYTHON=python3.12'; exit 2; }
+	@if [ -e $(BEGUN) ] || ! [ -x $(BIN)/python ]; then rm -rf $(VENV); fi
+	@mkdir -p $(VENV) && touch $(BEGUN)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --no-deps "$$(grep '^torch==' $(LOCK))" $(TORCH_ARGS)
+	@echo 'Installing about 100 packages from $(LOCK); this takes a minute or two'
+	$(PIP) install --quiet -r $(LOCK)
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@rm $(BEGUN) && touch $@
+
+.PHONY: rebuild
+rebuild:
+
+serve: install  ## serve the default checkpoints on http://127.0.0.1:8000
+	@exec $(BIN)/topkapi serve $(ARGS)
+
+test: lint  ## lint, then run the tests
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: lint  ## lint, then run the tests with the slow ones
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: install  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: install  ## apply ruff's fixes and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock:  ## pin every dependency again (needs uv; ARGS=--upgrade takes newer versions)
+	@command -v uv >/dev/null || { echo 'error: make lock needs uv'; echo 'hint: $(PYTHON) -m pip install uv'; exit 2; }
+	uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
+	  --extra train --extra gguf --extra dev --output-file $(LOCK) $(ARGS) pyproject.toml
+	@{ echo '# Exact versions for Python 3.11 and later on Linux and macOS, written by "make lock": do not edit.'; \
+	   echo '# CUDA libraries are left out: the torch build that TORCH_ARGS chooses (see Makefile) brings its own.'; \
+	   grep -Ev "^(cuda|nvidia|triton)[a-z0-9-]*=|== '(win32|emscripten)'" $(LOCK); } > $(LOCK).new
+	@mv $(LOCK).new $(LOCK)
+
+clean:  ## remove .venv and caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
