@@ -1,0 +1,219 @@
+"""Checkpoints: Hugging Face directories, written whole, verified when read; and GGUF files, read only.
+
+Beside the standard files lies `topkapi.json`: the format version, how the checkpoint was made, and the SHA-256 of
+every other file. Weights are safetensors; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.chat import ChatTemplate
+from model.config import ModelConfig
+from model.errors import CheckpointError
+from model.files import recover_directory, sha256, write_directory
+from model.tensors import from_hugging_face, read_safetensors, to_hugging_face
+from model.tokenizer import Tokenizer
+from model.transformer import Decoder
+
+FORMAT_VERSION = 1
+
+
+@dataclass
+class Checkpoint:
+    """A loaded checkpoint. `details` is `topkapi.json` (empty for foreign ones), `generation` the decoding defaults."""
+
+    name: str
+    path: Path
+    config: ModelConfig
+    model: Decoder
+    tokenizer: Tokenizer
+    chat: ChatTemplate | None = None
+    generation: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def load_checkpoint(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    verify: bool = True,
+) -> Checkpoint:
+    """Load a checkpoint directory or a GGUF file for inference.
+
+    Matrices are held in `dtype` (None: as stored, float16 becoming float32 on the CPU, where it is slow), vectors in
+    float32. `verify` compares every file with the digests in `topkapi.json`. Raises `CheckpointError` naming the
+    file for what is missing, truncated, altered or not supported.
+    """
+    path = Path(path)
+    recover_directory(path)
+    if not path.exists():
+        raise CheckpointError(f"there is no checkpoint at {path}", hint="give a checkpoint directory or a .gguf file")
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise CheckpointError(f"{path} is a file but not .gguf", hint="give a checkpoint directory or a .gguf file")
+        from model.gguf import read_gguf
+
+        raw_config, tensors, tokenizer, template, generation = read_gguf(path)
+        details: dict[str, Any] = {}
+        chat = ChatTemplate(template, None) if template else None
+    else:
+        raw_config = _read_json(path / "config.json", required=True)
+        details = _read_json(path / "topkapi.json")
+        if verify:
+            _verify(path, details)
+        generation = _read_json(path / "generation_config.json")
+        # The family is checked before anything slow is read.
+        ModelConfig.from_hugging_face(raw_config)
+        tokenizer = Tokenizer.from_directory(path)
+        chat = ChatTemplate.from_directory(path)
+        tensors = read_safetensors(path)
+    config = ModelConfig.from_hugging_face(raw_config)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} entries but the network only {config.vocab_size}",
+            hint="the two files belong to different models",
+        )
+    config = config.with_end_tokens(_end_tokens(config, tokenizer, chat, generation))
+    if dtype is None and raw_config.get("dtype", raw_config.get("torch_dtype")) == "float16":
+        dtype = torch.float32
+    model = _build(config, from_hugging_face(config, tensors), path, dtype, torch.device(device))
+    return Checkpoint(path.resolve().name, path, config, model, tokenizer, chat, generation, details)
+
+
+def save_checkpoint(
+    directory: str | Path,
+    *,
+    model: Decoder,
+    tokenizer: Tokenizer,
+    chat: ChatTemplate | None,
+    generation: Mapping[str, Any],
+    details: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write a checkpoint that Topkapi, transformers, vLLM and llama.cpp's converter open.
+
+    `dtype` is what matrices are stored in (None: as they are); vectors stay float32 unless `dtype` says otherwise.
+    Raises `CheckpointError` when the disk is full, leaving an earlier checkpoint at `directory` as it was.
+    """
+    config = model.config
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    tensors = {
+        name: tensor.to(dtype) if dtype is not None else tensor for name, tensor in to_hugging_face(config, state).items()
+    }
+    stored = str(dtype or model.embed_tokens.weight.dtype).removeprefix("torch.")
+    with write_directory(directory) as partial:
+        try:
+            save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(None, str(error)) from error
+        _write_json(partial / "config.json", config.to_hugging_face() | {"dtype": stored})
+        _write_json(partial / "generation_config.json", dict(generation))
+        tokenizer.save(partial, chat.source if chat else None)
+        digests = {path.name: sha256(path) for path in sorted(partial.iterdir())}
+        _write_json(partial / "topkapi.json", {"format_version": FORMAT_VERSION, **details, "sha256": digests})
+    return Path(directory)
+
+
+def copy_checkpoint(source: Path, destination: Path) -> None:
+    """Copy a checkpoint directory whole or not at all."""
+    with write_directory(destination) as partial:
+        shutil.copytree(source, partial, dirs_exist_ok=True)
+
+
+def _build(
+    config: ModelConfig,
+    tensors: Iterator[tuple[str, Tensor]],
+    path: Path,
+    dtype: torch.dtype | None,
+    device: torch.device,
+) -> Decoder:
+    with torch.device("meta"):
+        model = Decoder(config)
+    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
+    state: dict[str, Tensor] = {}
+    unknown: list[str] = []
+    for name, tensor in tensors:
+        if name not in expected:
+            unknown.append(name)
+            continue
+        if tensor.shape != expected[name]:
+            raise CheckpointError(
+                f"{path}: tensor {name} has shape {list(tensor.shape)}, config.json implies {list(expected[name])}",
+                hint="config.json and the weights belong to different models",
+            )
+        held = torch.float32 if tensor.ndim < 2 else dtype or tensor.dtype
+        state[name] = tensor.to(device=device, dtype=held).contiguous()
+    missing = sorted(expected.keys() - state.keys())
+    if missing or unknown:
+        problems = [f"lacks {', '.join(missing[:3])}"] if missing else []
+        problems += [f"has unknown {', '.join(unknown[:3])}"] if unknown else []
+        raise CheckpointError(
+            f"{path}: the weights file {' and '.join(problems)} ({len(missing)} missing, {len(unknown)} unknown tensors)",
+            hint="the weights do not belong to this config.json",
+        )
+    model.load_state_dict(state, strict=False, assign=True)
+    if config.tie_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def _end_tokens(
+    config: ModelConfig, tokenizer: Tokenizer, chat: ChatTemplate | None, generation: Mapping[str, Any]
+) -> tuple[int, ...]:
+    """Every id that ends a text or a turn, wherever the checkpoint says so."""
+    ends = generation.get("eos_token_id")
+    found = [*config.end_token_ids, *(ends if isinstance(ends, list) else [ends]), tokenizer.end_token_id]
+    if chat is not None:
+        found += chat.turn_end(tokenizer)
+    return tuple(dict.fromkeys(end for end in found if end is not None and end < config.vocab_size))
+
+
+def _read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
+    if not path.is_file():
+        if required:
+            raise CheckpointError(
+                f"{path} is missing: {path.parent} is not a checkpoint", hint="give a directory that holds config.json"
+            )
+        return {}
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error})", hint="copy or download it again") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold a JSON object", hint="copy or download it again")
+    return content
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _verify(directory: Path, details: Mapping[str, Any]) -> None:
+    if details.get("format_version", FORMAT_VERSION) > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{directory / 'topkapi.json'} has format version {details['format_version']}, this Topkapi reads up to "
+            f"{FORMAT_VERSION}",
+            hint="upgrade Topkapi",
+        )
+    for name, digest in (details.get("sha256") or {}).items():
+        path = directory / name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing", hint="copy or download the checkpoint again")
+        if sha256(path) != digest:
+            raise CheckpointError(
+                f"{path} differs from its digest in topkapi.json: it was altered or only partly copied",
+                hint="copy or download it again; if you changed it on purpose, delete topkapi.json",
+            )

@@ -1,0 +1,125 @@
+"""Tensor names and layouts: Topkapi's parameters to and from Hugging Face's `model.safetensors`.
+
+The llama, qwen2 and qwen3 families share their names with transformers, so only gpt2 is translated: its query, key
+and value matrices are stored as one, and every matrix is stored transposed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.errors import CheckpointError
+
+GPT2_NAMES = {
+    "wte.weight": "embed_tokens.weight",
+    "wpe.weight": "embed_positions.weight",
+    "ln_f.weight": "norm.weight",
+    "ln_f.bias": "norm.bias",
+}
+GPT2_LAYER_NAMES = {
+    "ln_1": "input_layernorm",
+    "ln_2": "post_attention_layernorm",
+    "attn.c_proj": "self_attn.o_proj",
+    "mlp.c_fc": "mlp.up_proj",
+    "mlp.c_proj": "mlp.down_proj",
+}
+GPT2_BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)$")
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+
+
+def read_safetensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a checkpoint directory, one file or sharded with an index."""
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        files = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    else:
+        files = ["model.safetensors"]
+    for name in files:
+        path = directory / name
+        if not path.is_file():
+            pickled = sorted(p.name for p in directory.glob("*.bin"))
+            hint = "convert its weights to safetensors first (pickled weights are never read)" if pickled else None
+            raise CheckpointError(f"{path} is missing", hint=hint or "copy or download the checkpoint again")
+        try:
+            with safe_open(path, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 (not a mapping)
+                    yield key, file.get_tensor(key)
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{path} is truncated or not a safetensors file ({error})", hint="copy or download it again"
+            ) from None
+
+
+def to_hugging_face(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters of a `Decoder` under Hugging Face's names, contiguous, tied matrices once."""
+    state = {name: tensor for name, tensor in state.items() if not (config.tie_embeddings and name == "lm_head.weight")}
+    if config.family != "gpt2":
+        return {
+            name if name == "lm_head.weight" else f"model.{name}": tensor.contiguous()
+            for name, tensor in state.items()
+        }
+    result: dict[str, Tensor] = {}
+    plain = {ours: theirs for theirs, ours in GPT2_NAMES.items()}
+    layered = {ours: theirs for theirs, ours in GPT2_LAYER_NAMES.items()}
+    for name, tensor in state.items():
+        if name == "lm_head.weight":
+            result[name] = tensor.contiguous()
+        elif name in plain:
+            result[f"transformer.{plain[name]}"] = tensor.contiguous()
+        else:
+            _, layer, module, kind = re.fullmatch(r"(layers)\.(\d+)\.(.+)\.(weight|bias)", name).groups()  # type: ignore[union-attr]
+            if module in layered:
+                stored = tensor.t() if tensor.ndim == 2 else tensor
+                result[f"transformer.h.{layer}.{layered[module]}.{kind}"] = stored.contiguous()
+    for layer in range(config.num_layers):
+        prefix = f"layers.{layer}.self_attn"
+        weight = torch.cat([state[f"{prefix}.{p}.weight"] for p in PROJECTIONS])
+        target = f"transformer.h.{layer}.attn.c_attn"
+        result[f"{target}.weight"] = weight.t().contiguous()
+        result[f"{target}.bias"] = (
+            torch.cat([state[f"{prefix}.{p}.bias"] for p in PROJECTIONS])
+            if config.qkv_bias
+            else torch.zeros(weight.shape[0], dtype=state["norm.weight"].dtype)
+        )
+    return result
+
+
+def from_hugging_face(config: ModelConfig, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Hugging Face tensors under the names of `Decoder`'s parameters; buffers of old files are passed over."""
+    for name, tensor in tensors:
+        if name == "lm_head.weight":
+            if not config.tie_embeddings:
+                yield name, tensor
+        elif config.family == "gpt2":
+            yield from _from_gpt2(config, name.removeprefix("transformer."), tensor)
+        elif not name.endswith("rotary_emb.inv_freq"):
+            yield name.removeprefix("model."), tensor
+
+
+def _from_gpt2(config: ModelConfig, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    if GPT2_BUFFERS.fullmatch(name):
+        return
+    if name in GPT2_NAMES:
+        yield GPT2_NAMES[name], tensor
+        return
+    match = re.fullmatch(r"h\.(\d+)\.(.+)\.(weight|bias)", name)
+    if not match:
+        yield name, tensor
+        return
+    layer, module, kind = match.groups()
+    stored = tensor.t() if tensor.ndim == 2 else tensor
+    if module == "attn.c_attn":
+        if kind == "bias" and not config.qkv_bias:
+            return
+        for projection, part in zip(PROJECTIONS, stored.chunk(3), strict=True):
+            yield f"layers.{layer}.self_attn.{projection}.{kind}", part
+    else:
+        yield f"layers.{layer}.{GPT2_LAYER_NAMES.get(module, module)}.{kind}", stored
