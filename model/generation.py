@@ -1,0 +1,100 @@
+"""Continuing one prompt on a cache: what training samples with, and what the engine must agree with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from model.cache import PREFILL_CHUNK, extend, new_cache
+from model.config import ModelConfig
+from model.decoding.choosing import choose
+from model.decoding.parameters import resolve
+from model.decoding.stages import Row
+from model.decoding.stopping import Stopper
+from model.errors import InvalidRequest
+from model.transformer import Decoder
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The generated ids (a final end token included), why they ended, and the token or text that ended them."""
+
+    token_ids: list[int]
+    finish_reason: Literal["stop", "length"]
+    stop_reason: str | int | None = None
+
+
+def check_prompt(prompt: Sequence[int], config: ModelConfig) -> None:
+    """Raise `InvalidRequest` for a prompt the network cannot continue."""
+    if not prompt:
+        raise InvalidRequest("the prompt is empty", field="prompt", hint="give at least one token to continue from")
+    if len(prompt) >= config.context_length:
+        raise InvalidRequest(
+            f"the prompt has {len(prompt)} tokens, the context holds {config.context_length} and the answer needs room",
+            field="prompt",
+            hint=f"shorten the prompt to at most {config.context_length - 1} tokens",
+        )
+    wrong = next((token_id for token_id in prompt if not 0 <= token_id < config.vocab_size), None)
+    if wrong is not None:
+        raise InvalidRequest(
+            f"token id {wrong} is not in the vocabulary (0 to {config.vocab_size - 1})", field="prompt"
+        )
+
+
+def token_limit(prompt_length: int, parameters: Mapping[str, Any], config: ModelConfig) -> int:
+    """Most tokens that may be generated: `max_tokens`, or what the context has room for."""
+    room = config.context_length - prompt_length
+    wanted = parameters["max_tokens"]
+    return room if wanted is None else min(int(wanted), room)
+
+
+def ends_sequence(token_id: int, parameters: Mapping[str, Any], config: ModelConfig) -> bool:
+    """Whether this token ends the answer."""
+    if token_id in parameters["stop_token_ids"]:
+        return True
+    return token_id in config.end_token_ids and not parameters["ignore_end_token"]
+
+
+@torch.inference_mode()
+def generate(
+    model: Decoder,
+    prompt_ids: list[int],
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    stopper: Stopper | None = None,
+    on_token: Callable[[int], None] | None = None,
+    sequence: int = 0,
+) -> Generation:
+    """Continue `prompt_ids`; `on_token` is told each token as it comes.
+
+    `parameters` are decoding parameters by name (those of `n` sequences are drawn by calling with each `sequence`).
+    Raises `InvalidRequest` for a prompt that is empty or does not fit, and for wrong parameters.
+    """
+    config = model.config
+    effective = resolve(parameters or {}, vocab_size=config.vocab_size)
+    check_prompt(prompt_ids, config)
+    tokens, limit = list(prompt_ids), token_limit(len(prompt_ids), effective, config)
+    row = Row(effective, tokens, len(prompt_ids), sequence, config.end_token_ids)
+    if limit == 0:
+        return Generation([], "length")
+    cache = new_cache(model)
+    for start in range(0, len(prompt_ids), PREFILL_CHUNK):
+        hidden = extend(model, cache, prompt_ids[start : start + PREFILL_CHUNK])
+    while True:
+        token_id = choose(model.logits(hidden[-1:]), [row])[0].token_id
+        tokens.append(token_id)
+        if on_token is not None:
+            on_token(token_id)
+        generated = tokens[len(prompt_ids) :]
+        if ends_sequence(token_id, effective, config):
+            return Generation(generated, "stop", token_id)
+        if stopper is not None:
+            stopper.feed(token_id)
+            if stopper.stopped is not None:
+                return Generation(generated, "stop", stopper.stopped)
+        if len(generated) == limit:
+            return Generation(generated, "length")
+        hidden = extend(model, cache, [token_id])

@@ -1,0 +1,129 @@
+"""Log-probabilities of a text under a network, in strided windows where it is longer than the context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from model.cache import PREFILL_CHUNK, extend, new_cache
+from model.config import ModelConfig
+from model.errors import InvalidRequest
+from model.transformer import Decoder
+
+
+@dataclass
+class Scores:
+    """Of each token but the first: natural log-probability, rank (1 is the most likely), entropy in nats, and the
+    most likely alternatives as `(token id, log-probability)`, most likely first."""
+
+    logprobs: list[float] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
+    tops: list[list[tuple[int, float]]] = field(default_factory=list)
+
+    @property
+    def nll(self) -> float:
+        """Negative log-likelihood in nats, summed."""
+        return -sum(self.logprobs)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens `[start, end)` are read; those from `first` on are scored (the ones before are context only)."""
+
+    start: int
+    first: int
+    end: int
+
+
+def windows(length: int, config: ModelConfig, window: int | None = None, stride: int | None = None) -> list[Window]:
+    """Cut `length` tokens into windows so that each token but the first is scored exactly once.
+
+    `window` (default: the context length) tokens are read at a time; each following window starts `stride` (default:
+    half a window) further on, so a token has at least `window - stride` tokens of context once the text is longer.
+    Raises `InvalidRequest` for sizes that cannot work.
+    """
+    size = config.context_length if window is None else window
+    step = max(1, size // 2) if stride is None else stride
+    if not 2 <= size <= config.context_length:
+        raise InvalidRequest(f"window must be between 2 and the context length {config.context_length}", field="window")
+    if not 1 <= step < size:
+        raise InvalidRequest(f"stride must be at least 1 and below the window of {size}", field="stride")
+    result = []
+    start, scored_to = 0, 1
+    while scored_to < length:
+        end = min(start + size, length)
+        result.append(Window(start, scored_to, end))
+        start, scored_to = start + step, end
+    return result
+
+
+def check_text(token_ids: list[int], config: ModelConfig) -> None:
+    """Raise `InvalidRequest` for what cannot be scored."""
+    if not token_ids:
+        raise InvalidRequest("there is nothing to score: the text is empty", field="text")
+    wrong = next((token_id for token_id in token_ids if not 0 <= token_id < config.vocab_size), None)
+    if wrong is not None:
+        raise InvalidRequest(
+            f"token id {wrong} is not in the vocabulary (0 to {config.vocab_size - 1})", field="token_ids"
+        )
+
+
+@torch.inference_mode()
+def score_steps(
+    model: Decoder, token_ids: list[int], *, window: int | None = None, stride: int | None = None, top: int = 0
+) -> Iterator[Scores]:
+    """Score in steps of at most one chunk of tokens, yielding the result so far after each.
+
+    Every window is read from its start in chunks of fixed size, as a prompt is, so that a token's log-probability
+    equals the one it is generated with.
+    """
+    check_text(token_ids, model.config)
+    scores = Scores()
+    top = min(top, model.config.vocab_size)
+    for part in windows(len(token_ids), model.config, window, stride):
+        cache = new_cache(model)
+        for start in range(part.start, part.end, PREFILL_CHUNK):
+            end = min(start + PREFILL_CHUNK, part.end)
+            hidden = extend(model, cache, token_ids[start:end])
+            # State i predicts token i + 1.
+            first, last = max(start, part.first - 1), min(end, part.end - 1)
+            if first < last:
+                _add(scores, model, hidden[first - start : last - start], token_ids[first + 1 : last + 1], top)
+            yield scores
+
+
+def score(
+    model: Decoder,
+    token_ids: list[int],
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    top: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """Log-probability of each token after the first, given those before it (within its window).
+
+    `progress(scored, total)` is called after each step. Raises `InvalidRequest` for an empty text, ids outside the
+    vocabulary, or a window and stride that cannot work.
+    """
+    scores = Scores()
+    for scores in score_steps(model, token_ids, window=window, stride=stride, top=top):
+        if progress is not None:
+            progress(len(scores.logprobs), len(token_ids) - 1)
+    return scores
+
+
+def _add(scores: Scores, model: Decoder, hidden: torch.Tensor, targets: list[int], top: int) -> None:
+    logprobs = model.logits(hidden).double().log_softmax(dim=-1)
+    own = logprobs.gather(-1, torch.tensor(targets, device=hidden.device).unsqueeze(-1))
+    scores.logprobs += own.squeeze(-1).tolist()
+    scores.ranks += ((logprobs > own).sum(dim=-1) + 1).tolist()
+    # A token ruled out (-inf) adds nothing to the entropy.
+    scores.entropies += (-(logprobs.exp() * logprobs.clamp(min=-1e9)).sum(dim=-1)).tolist()
+    if top:
+        values, ids = logprobs.topk(top, dim=-1)
+        pairs = zip(ids.tolist(), values.tolist(), strict=True)
+        scores.tops += [list(zip(row_ids, row_values, strict=True)) for row_ids, row_values in pairs]
