@@ -1,0 +1,69 @@
+"""What bytes a vocabulary entry stands for.
+
+A `tokenizer.json` stores its entries as text. Byte-level BPE (GPT-2 section 2.2) writes each byte as one printable
+character; SentencePiece vocabularies write a space as U+2581 and bytes without an entry as `<0x0A>`; WordPiece marks
+what continues a word. Everything that streams, stops or scores text works on the bytes.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+
+def _byte_characters() -> dict[int, str]:
+    """GPT-2's table: printable Latin-1 bytes stand for themselves, the others for U+0100 onwards in order."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    characters = {byte: chr(byte) for byte in printable}
+    others = (byte for byte in range(256) if byte not in characters)
+    characters.update({byte: chr(0x100 + index) for index, byte in enumerate(others)})
+    return characters
+
+
+BYTE_TO_CHARACTER: Mapping[int, str] = _byte_characters()
+CHARACTER_TO_BYTE: Mapping[str, int] = {character: byte for byte, character in BYTE_TO_CHARACTER.items()}
+_BYTE_ENTRY = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def byte_level_bytes(entry: str) -> bytes | None:
+    """The bytes of a byte-level entry, or None where `entry` holds a character outside GPT-2's table."""
+    try:
+        return bytes([CHARACTER_TO_BYTE[character] for character in entry])
+    except KeyError:
+        return None
+
+
+def components(part: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    """The leaves of a `tokenizer.json` normalizer, pre-tokenizer or decoder, its Sequences flattened, in order."""
+    if part is None:
+        return
+    if part.get("type") == "Sequence":
+        for key in ("normalizers", "pretokenizers", "decoders", "processors"):
+            for member in part.get(key) or []:
+                yield from components(member)
+    else:
+        yield part
+
+
+def entry_decoder(definition: Mapping[str, Any]) -> Callable[[str], bytes]:
+    """A function from a vocabulary entry of this `tokenizer.json` to the bytes it stands for."""
+    model = definition["model"]
+    leaves = [*components(definition.get("pre_tokenizer")), *components(definition.get("decoder"))]
+    kinds = {leaf["type"] for leaf in leaves}
+    if "ByteLevel" in kinds:
+        return lambda entry: byte_level_bytes(entry) if CHARACTER_TO_BYTE.keys() >= set(entry) else entry.encode()  # type: ignore[return-value]
+    if model.get("type") == "WordPiece" or "WordPiece" in kinds:
+        prefix = model.get("continuing_subword_prefix") or "##"
+        return lambda entry: entry.removeprefix(prefix).encode() if entry.startswith(prefix) else b" " + entry.encode()
+    suffix = model.get("end_of_word_suffix")
+    if suffix:
+        return lambda entry: entry.removesuffix(suffix).encode() + (b" " if entry.endswith(suffix) else b"")
+    space = "\u2581"
+    for leaf in leaves:
+        if leaf["type"] == "Metaspace":
+            space = leaf.get("replacement", space)
+
+    def sentencepiece(entry: str) -> bytes:
+        match = _BYTE_ENTRY.fullmatch(entry)
+        return bytes([int(match[1], 16)]) if match else entry.replace(space, " ").encode()
+
+    return sentencepiece
