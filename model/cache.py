@@ -35,6 +35,13 @@ class SequenceCache:
         store[..., : self.length, :] = self._store[..., : self.length, :]
         self._store = store
 
+    def fork(self) -> SequenceCache:
+        """A copy that grows on its own from here."""
+        copy = SequenceCache.__new__(SequenceCache)
+        copy.__dict__.update(self.__dict__)
+        copy._store = self._store.clone()
+        return copy
+
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of new tokens over the cache and themselves; see `model.transformer.Attend`, with B = 1."""
         start, end = self.length, self.length + q.shape[2]

@@ -160,7 +160,7 @@ def _build(
         problems = [f"lacks {', '.join(missing[:3])}"] if missing else []
         problems += [f"has unknown {', '.join(unknown[:3])}"] if unknown else []
         raise CheckpointError(
-            f"{path}: the weights file {' and '.join(problems)} ({len(missing)} missing, {len(unknown)} unknown tensors)",
+            f"{path}: the weights {' and '.join(problems)} ({len(missing)} missing, {len(unknown)} unknown tensors)",
             hint="the weights do not belong to this config.json",
         )
     model.load_state_dict(state, strict=False, assign=True)

@@ -121,16 +121,14 @@ class ModelConfig:
 
     def to_hugging_face(self) -> dict[str, Any]:
         """The `config.json` that transformers, vLLM and llama.cpp's converter read."""
-        ends: int | list[int] | None = list(self.end_token_ids) or None
-        if ends and len(ends) == 1:
-            ends = ends[0]
+        ends = self.end_token_ids
         common: dict[str, Any] = {
             "model_type": self.family,
             "architectures": [ARCHITECTURES[self.family]],
             "vocab_size": self.vocab_size,
             "tie_word_embeddings": self.tie_embeddings,
             "bos_token_id": self.begin_token_id,
-            "eos_token_id": ends,
+            "eos_token_id": list(ends) if len(ends) > 1 else next(iter(ends), None),
         }
         if self.family == "gpt2":
             return common | {

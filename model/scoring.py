@@ -77,8 +77,7 @@ def score_steps(
 ) -> Iterator[Scores]:
     """Score in steps of at most one chunk of tokens, yielding the result so far after each.
 
-    Every window is read from its start in chunks of fixed size, as a prompt is, so that a token's log-probability
-    equals the one it is generated with.
+    Every window is read from its start in chunks of fixed size, as a prompt is.
     """
     check_text(token_ids, model.config)
     scores = Scores()

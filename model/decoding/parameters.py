@@ -20,7 +20,7 @@ Kind = Literal["integer", "number", "boolean", "strings", "integers", "integer_t
 
 @dataclass(frozen=True)
 class Parameter:
-    """One decoding parameter. `off` is the value that makes it do nothing; a None default means "decided per request"."""
+    """One decoding parameter. `off` makes it do nothing; a default of None means that each request decides."""
 
     name: str
     kind: Kind

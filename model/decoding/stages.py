@@ -24,13 +24,13 @@ class Row:
     """
 
     parameters: Mapping[str, Any]
-    tokens: Sequence[int]
+    tokens: list[int]
     prompt_length: int
     sequence: int = 0
     end_token_ids: Sequence[int] = field(default_factory=tuple)
 
     @property
-    def generated(self) -> Sequence[int]:
+    def generated(self) -> list[int]:
         return self.tokens[self.prompt_length :]
 
     @property
@@ -81,7 +81,7 @@ def _count_penalties(logits: Tensor, values: Values, rows: Sequence[Row]) -> Ten
     logits = logits.clone()
     for index, row in enumerate(rows):
         generated = torch.tensor(list(row.generated), dtype=torch.int64, device=logits.device)
-        ids, counts = generated.unique(return_counts=True)
+        ids, counts = torch.unique(generated, return_counts=True)
         logits[index, ids] -= values["presence_penalty"][index] + values["frequency_penalty"][index] * counts
     return logits
 
@@ -123,7 +123,7 @@ def _differs(name: str, off: object) -> Callable[[Row], bool]:
 
 
 def _before_min_tokens(row: Row) -> bool:
-    return len(row.tokens) - row.prompt_length < row.parameters["min_tokens"]
+    return len(row.tokens) - row.prompt_length < int(row.parameters["min_tokens"])
 
 
 def _counts_needed(row: Row) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from model.errors import TopkapiError
 from model.scoring import Scores
@@ -33,7 +33,7 @@ class GenerateJob:
     """
 
     prompt: Sequence[int]
-    parameters: Mapping[str, object]
+    parameters: Mapping[str, Any]
     stop_check: Callable[[int], StopCheck] | None = None
     deadline: float | None = None
     priority: int = 0
