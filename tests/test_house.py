@@ -1,0 +1,186 @@
+"""The rules the source tree keeps: which room may import which, what may never be called, what must agree."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("model", "service", "training")
+SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LONGEST_FILE = 400
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Yields (absolute dotted name, whether it is imported when the module is) for every import in a file.
+
+    Names below `if TYPE_CHECKING:` count as not imported at run time.
+    """
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+
+    def walk(node: ast.AST, at_import: bool) -> Iterator[tuple[str, bool]]:
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, at_import) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*base, *([node.module] if node.module else [])))
+            yield from ((f"{module}.{alias.name}", at_import) for alias in node.names)
+        lazy = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for field, value in ast.iter_fields(node):
+            type_checking = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) and field == "body"
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    yield from walk(child, at_import and not lazy and not type_checking)
+
+    yield from walk(ast.parse(path.read_text()), True)
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def requirements(*extras: str) -> list[Requirement]:
+    project = PYPROJECT["project"]
+    lines = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+    return [Requirement(line) for line in lines]
+
+
+def locked() -> dict[str, list[Requirement]]:
+    lines = (line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#"))
+    pins: dict[str, list[Requirement]] = {}
+    for requirement in map(Requirement, lines):
+        pins.setdefault(canonicalize_name(requirement.name), []).append(requirement)
+    return pins
+
+
+def violations(rule: Callable[[Path], Iterator[str]]) -> list[str]:
+    return [f"{path.relative_to(ROOT)}: {problem}" for path in SOURCES for problem in rule(path)]
+
+
+def test_rooms_import_only_what_they_may() -> None:
+    """service -> model <- training; the one command reaches training only when a training command runs."""
+    others = {"model": ("service", "training"), "service": ("training",), "training": ("service",)}
+
+    def rule(path: Path) -> Iterator[str]:
+        for name, at_import in imports(path):
+            if path == ROOT / "service" / "cli.py" and not at_import:
+                continue
+            if any(within(name, room) for room in others[path.relative_to(ROOT).parts[0]]):
+                yield name
+
+    assert violations(rule) == []
+
+
+def test_the_engine_knows_no_text_and_the_api_no_tensors() -> None:
+    web = ("fastapi", "starlette", "pydantic", "gradio", "service.api")
+    unknown = {
+        ("service", "engine"): (*web, "model.tokenizer", "model.chat"),
+        ("service", "api"): ("torch", "gradio", "service.ui"),
+        ("service", "ui"): ("torch",),
+    }
+
+    def rule(path: Path) -> Iterator[str]:
+        for name, _ in imports(path):
+            if any(within(name, other) for other in unknown.get(path.relative_to(ROOT).parts[:2], ())):
+                yield name
+
+    assert violations(rule) == []
+
+
+def test_nothing_is_unpickled_or_evaluated() -> None:
+    """Weights and settings come from strangers: no format that can run code is ever read."""
+    modules = ("pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib")
+    calls = {"eval", "exec", "torch.load", "torch.save", "yaml.load", "yaml.unsafe_load", "yaml.full_load"}
+
+    def rule(path: Path) -> Iterator[str]:
+        yield from (name for name, _ in imports(path) if name in calls or any(within(name, m) for m in modules))
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in calls:
+                yield f"line {node.lineno} calls {ast.unparse(node.func)}"
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
+                yield f"line {node.value.lineno} allows pickle"
+
+    assert violations(rule) == []
+
+
+def test_a_file_fits_in_the_head_and_says_what_it_is_for() -> None:
+    def rule(path: Path) -> Iterator[str]:
+        text = path.read_text()
+        if (lines := text.count("\n")) > LONGEST_FILE:
+            yield f"{lines} lines"
+        if text.strip() and not ast.get_docstring(ast.parse(text)):
+            yield "no module docstring"
+
+    assert violations(rule) == []
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    """What a module needs to be imported is in the core (for training: or in its extra); lazily, any extra will do."""
+    core = {canonicalize_name(requirement.name) for requirement in requirements()}
+    train = {canonicalize_name(requirement.name) for requirement in requirements("train")}
+    optional = {canonicalize_name(requirement.name) for requirement in requirements("train", "gguf", "wandb", "ray")}
+    providers = packages_distributions() | {"starlette": ["fastapi"]}  # FastAPI is built on it and never comes without
+
+    def rule(path: Path) -> Iterator[str]:
+        eager = train if path.is_relative_to(ROOT / "training") else core
+        for name, at_import in imports(path):
+            top = name.split(".")[0]
+            if top not in sys.stdlib_module_names and top not in ROOMS:
+                distributions = {canonicalize_name(name) for name in providers.get(top, [top])}
+                if not distributions & (eager if at_import else optional):
+                    yield f"{name} is not declared"
+
+    assert violations(rule) == []
+
+
+def test_the_lock_satisfies_every_declared_range() -> None:
+    pins = locked()
+    for requirement in requirements("train", "gguf", "dev"):
+        chosen = pins.get(canonicalize_name(requirement.name), [])
+        assert chosen, f"{requirement.name} is not in the lock"
+        for pin in chosen:
+            version = next(iter(pin.specifier)).version
+            assert requirement.specifier.contains(version), f"{pin} is outside {requirement}"
+
+
+def test_the_lock_pins_exactly_and_names_no_place_to_fetch_from() -> None:
+    text = (ROOT / "requirements.lock").read_text()
+    assert not re.search(r"https?:|file:|--(extra-)?index|--find-links|/", text.replace("make lock", ""))
+    for name, pins in locked().items():
+        for pin in pins:
+            assert [specifier.operator for specifier in pin.specifier] == ["=="], pin
+        assert not re.match(r"(cuda|nvidia|triton)", name), f"{name} belongs to one torch build only"
+    (torch,) = locked()["torch"]
+    assert "+" not in str(torch), "which build of torch is installed is the installer's choice"
+
+
+def test_the_pinned_torch_is_the_one_make_lock_asks_for() -> None:
+    (torch,) = locked()["torch"]
+    assert str(torch) in PYPROJECT["tool"]["uv"]["constraint-dependencies"]
+
+
+def test_the_files_that_install_agree() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    extras = set(PYPROJECT["project"]["optional-dependencies"])
+    assert set(re.findall(r"--extra (\w+)", makefile)) == extras - {"wandb", "ray"}
+    assert PYPROJECT["project"]["scripts"] == {"topkapi": "service.cli:main"}
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    (minimum,) = re.findall(r"version_info < \((\d+, \d+)\)", makefile)
+    assert PYPROJECT["project"]["requires-python"] == ">=" + minimum.replace(", ", ".")
+
+
+def test_every_package_is_found() -> None:
+    """A package that setuptools does not find would be missing from a wheel though it works in the checkout."""
+    from setuptools import find_packages
+
+    found = set(find_packages(str(ROOT), include=PYPROJECT["tool"]["setuptools"]["packages"]["find"]["include"]))
+    for path in SOURCES:
+        package = ".".join(path.relative_to(ROOT).parent.parts)
+        assert package in found, f"{package} lacks an __init__.py"
