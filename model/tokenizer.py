@@ -119,7 +119,9 @@ class Tokenizer:
         if model.get("unk_token") in self._unspoken:
             model["unk_token"] = self._unspoken[model["unk_token"]]
         if "merges" in model:
-            joined = (merge.replace(" ", "", 1) if isinstance(merge, str) else "".join(merge) for merge in model["merges"])
+            joined = (
+                merge.replace(" ", "", 1) if isinstance(merge, str) else "".join(merge) for merge in model["merges"]
+            )
             model["merges"] = [
                 merge for merge, entry in zip(model["merges"], joined, strict=True) if entry not in self._unspoken
             ]
