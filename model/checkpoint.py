@@ -164,8 +164,7 @@ def _build(
             hint="the weights do not belong to this config.json",
         )
     model.load_state_dict(state, strict=False, assign=True)
-    if config.tie_embeddings:
-        model.lm_head.weight = model.embed_tokens.weight
+    model.tie()
     model.requires_grad_(False)
     return model.eval()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -160,9 +160,13 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = Norm(config.hidden_size, config.norm_eps, layer_norm=config.layer_norm)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
-        if config.tie_embeddings:
-            self.lm_head.weight = self.embed_tokens.weight
+        self.tie()
         self._frequencies: Tensor | None = None
+
+    def tie(self) -> None:
+        """Make the output matrix the embedding matrix, where the configuration says so."""
+        if self.config.tie_embeddings:
+            self.lm_head.weight = cast(nn.Parameter, self.embed_tokens.weight)
 
     @property
     def device(self) -> torch.device:

@@ -58,7 +58,7 @@ CONFIGS = {
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.train(["some words to learn from, and some more words"], 290, ["<|endoftext|>"])
+    return Tokenizer.train(["some words to learn from, and some more words"], 260, ["<|endoftext|>"])
 
 
 @pytest.fixture(params=CONFIGS, scope="module")

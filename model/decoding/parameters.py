@@ -202,7 +202,8 @@ def check(parameter: Parameter, value: Any) -> Any:
 
 
 def _integer(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or int(value) != value:
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not whole:
         raise InvalidRequest(f"{name} must be a whole number, not {value!r}", field=name)
     return int(value)
 
