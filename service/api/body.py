@@ -1,0 +1,109 @@
+"""Request bodies read strictly: UTF-8, JSON as its standard has it, nothing dropped in silence."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from service.api.errors import MalformedBody, UnsupportedMediaType
+
+
+class JSONRoute(APIRoute):
+    """A route whose body must be declared as JSON and is read by `parse_json`.
+
+    Insisting on the content type is also what keeps a web page of another origin from calling a server on the
+    visitor's own machine: a browser sends such a body only after asking, and the answer is no.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's handler, on a request whose JSON has been read already."""
+        handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
+
+        async def strict(request: Request) -> Response:
+            request = _StrictRequest(request.scope, request.receive)
+            await request.json()
+            return await handle(request)
+
+        return strict
+
+
+class _StrictRequest(Request):
+    _document: Any = None
+
+    async def json(self) -> Any:
+        if self._document is None:
+            body = await self.body()
+            media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if media_type != "application/json" and not media_type.endswith("+json"):
+                declared = f"declared as {media_type}" if media_type else "not declared as anything"
+                raise UnsupportedMediaType(
+                    f"the body must be JSON, but it is {declared}",
+                    hint="send the header Content-Type: application/json",
+                )
+            self._document = parse_json(body)
+        return self._document
+
+
+def parse_json(body: bytes) -> dict[str, Any]:
+    """The JSON object in `body`.
+
+    Raises `MalformedBody` for anything else: bytes that are not UTF-8, JSON with NaN or Infinity or a number beyond
+    float64, a field given twice, half of a surrogate pair, nesting without end.
+    """
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise MalformedBody(
+            f"the body is not valid UTF-8: byte 0x{body[error.start]:02x} at offset {error.start}",
+            hint="encode the body as UTF-8",
+        ) from None
+    if not text.strip():
+        raise MalformedBody("the body is empty", hint='send a JSON object such as {"prompt": "Once"}')
+    try:
+        document = json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_duplicates
+        )
+        if "\\u" in text:
+            json.dumps(document, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise MalformedBody(
+            f"the body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}",
+            hint="check quotes, commas and brackets there",
+        ) from None
+    except UnicodeEncodeError:
+        raise MalformedBody(
+            "a text in the body holds half of a surrogate pair, which is no character",
+            hint="send characters beyond U+FFFF as UTF-8 or as a pair of \\u escapes",
+        ) from None
+    except (ValueError, RecursionError):
+        raise MalformedBody("the body is nested too deeply or holds a number with too many digits") from None
+    if not isinstance(document, dict):
+        raise MalformedBody("the body must be a JSON object", hint='send an object such as {"prompt": "Once"}')
+    return document
+
+
+def _refuse_constant(name: str) -> float:
+    raise MalformedBody(f"the body holds {name}, which is not JSON", hint="send a finite number or null")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise MalformedBody(f"the body holds {digits[:40]}, which is beyond float64", hint="send a finite number")
+    return number
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise MalformedBody(f"{twice} is given twice in one object", field=twice, hint="give every field once")
+    return fields

@@ -1,0 +1,162 @@
+"""Errors as HTTP responses: `{"error": {"type", "message", "field"?, "hint"?}}`, whatever went wrong."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from model.errors import InvalidRequest, Overloaded, TopkapiError
+
+INTERNAL = TopkapiError("the server met an unexpected error", hint="its log has the details; please report it")
+
+
+class MalformedBody(InvalidRequest):
+    """The body is not the JSON that the route reads."""
+
+    status = 400
+    kind = "malformed_body"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body is not declared as JSON."""
+
+    status = 415
+    kind = "unsupported_media_type"
+
+
+class NotFound(InvalidRequest):
+    """There is no such route."""
+
+    status = 404
+    kind = "not_found"
+
+
+class MethodNotAllowed(InvalidRequest):
+    """The route exists, but not for this method."""
+
+    status = 405
+    kind = "method_not_allowed"
+
+
+class BodyTooLarge(InvalidRequest):
+    """The body is larger than the server accepts."""
+
+    status = 413
+    kind = "body_too_large"
+
+
+class ClientGone(TopkapiError):
+    """The client closed the connection; nobody reads the answer."""
+
+    status = 499
+    kind = "client_gone"
+
+
+def error_body(error: TopkapiError) -> dict[str, Any]:
+    """The JSON object that reports `error`."""
+    content = {"type": error.kind, "message": error.message}
+    if error.field is not None:
+        content["field"] = error.field
+    if error.hint is not None:
+        content["hint"] = error.hint
+    return {"error": content}
+
+
+def error_response(error: TopkapiError, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The response that reports `error`, with Retry-After where waiting helps."""
+    headers = dict(headers or {})
+    if isinstance(error, Overloaded):
+        headers["Retry-After"] = str(error.retry_after)
+    return JSONResponse(error_body(error), error.status, headers)
+
+
+def install(app: FastAPI, max_body_bytes: int) -> None:
+    """Make every error of `app` answer in the shape above."""
+
+    async def topkapi_error(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, TopkapiError)
+        return error_response(error)
+
+    async def validation_error(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return error_response(from_validation(error.errors(), _known_fields(request)))
+
+    async def http_error(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        headers = dict(error.headers or {})
+        return error_response(from_status(error, request, max_body_bytes), headers)
+
+    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+        return error_response(INTERNAL)
+
+    app.add_exception_handler(TopkapiError, topkapi_error)
+    app.add_exception_handler(RequestValidationError, validation_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(Exception, unexpected)
+
+
+def from_status(error: HTTPException, request: Request, max_body_bytes: int) -> TopkapiError:
+    """What the framework refused by status code alone, as one of our errors."""
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return not_found(request.method, request.url.path)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return method_not_allowed(request.method, request.url.path, (error.headers or {}).get("Allow", ""))
+    if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        return BodyTooLarge(
+            f"the body is larger than {max_body_bytes:,} bytes",
+            hint="send less at once, or start the server with a larger TOPKAPI_MAX_BODY_BYTES",
+        )
+    refused = InvalidRequest(str(error.detail))
+    refused.status, refused.kind = error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    return refused
+
+
+def not_found(method: str, path: str) -> NotFound:
+    """No route has this path."""
+    return NotFound(f"there is no route {method} {path}", hint="the routes are listed at /docs")
+
+
+def method_not_allowed(method: str, path: str, allowed: str) -> MethodNotAllowed:
+    """The path exists for other methods only."""
+    return MethodNotAllowed(f"{path} does not answer {method}", hint=f"use {allowed}" if allowed else None)
+
+
+def from_validation(errors: Sequence[Any], known_fields: Sequence[str] = ()) -> InvalidRequest:
+    """The first of pydantic's complaints about a body, naming the field."""
+    first = errors[0]
+    location = list(first["loc"])
+    if location and location[0] == "body":
+        location = location[1:]
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    if first["type"] == "extra_forbidden":
+        return unknown_field(name, known_fields if len(location) == 1 else ())
+    if not name:
+        return InvalidRequest("the body must be a JSON object", hint='send an object such as {"prompt": "Once"}')
+    if first["type"] == "missing":
+        return InvalidRequest(f"{name} is missing", field=name)
+    message = first["msg"].removeprefix("Value error, ")
+    return InvalidRequest(f"{name}: {message[:1].lower()}{message[1:]}", field=name)
+
+
+def unknown_field(name: str, known_fields: Sequence[str]) -> InvalidRequest:
+    """A field that the route does not have, with the one that was probably meant."""
+    near = difflib.get_close_matches(name, known_fields, n=1)
+    if near:
+        hint = f"did you mean {near[0]}?"
+    else:
+        hint = f"known fields: {', '.join(known_fields)}" if known_fields else "leave it out"
+    return InvalidRequest(f"unknown field {name}", field=name, hint=hint)
+
+
+def _known_fields(request: Request) -> Sequence[str]:
+    route = request.scope.get("route")
+    body = getattr(route, "body_field", None)
+    model = getattr(getattr(body, "field_info", None), "annotation", None)
+    return list(getattr(model, "model_fields", {}))

@@ -1,0 +1,143 @@
+"""Results as the JSON of the native routes."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from typing import Any
+
+from model.scoring import Scores
+from service.engine.request import Token
+from service.generation import Delta, Generation, Output
+from service.models import LoadedModel
+from service.scoring import Item, TextScore, finite
+
+
+def new_id(kind: str) -> str:
+    """A fresh identifier for a response."""
+    return f"{kind}-{uuid.uuid4().hex}"
+
+
+def server_sent_event(name: str, data: dict[str, Any]) -> bytes:
+    """One event. JSON escapes line breaks, so the data is always a single line."""
+    return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False, allow_nan=False)}\n\n".encode()
+
+
+def token_event(generation: Generation, delta: Delta) -> dict[str, Any]:
+    """What a `token` event says: new text (which may be empty, or come without a token at the end) of one output."""
+    output, token = delta.output, delta.token
+    data: dict[str, Any] = {
+        "index": output.index,
+        "prompt_index": output.prompt_index,
+        "text": delta.text,
+        "token_ids": [] if token is None else [token.token_id],
+    }
+    if generation.parameters["logprobs"] is not None:
+        data["logprobs"] = [] if token is None else [token_logprobs(generation.plan.model, token)]
+    return data
+
+
+def generate_response(generation: Generation, identifier: str, created: int) -> dict[str, Any]:
+    """The whole answer of `/generate`, also the last event of a stream."""
+    timings, tokens_per_s = generation.timings, generation.tokens_per_s
+    return {
+        "id": identifier,
+        "model": generation.plan.model.name,
+        "created": created,
+        "outputs": [_output(generation, output) for output in generation.outputs],
+        "usage": usage(generation.prompt_tokens, generation.cached_tokens, generation.completion_tokens),
+        "timings": {
+            "queue_s": round(timings.queue_s, 6),
+            "prefill_s": round(timings.prefill_s, 6),
+            "decode_s": round(timings.decode_s, 6),
+            "tokens_per_s": None if tokens_per_s is None else round(tokens_per_s, 3),
+        },
+        "parameters": generation.parameters,
+        "order": list(generation.order),
+        "deterministic": generation.deterministic,
+    }
+
+
+def usage(prompt: int, cached: int = 0, completion: int = 0) -> dict[str, int]:
+    """Token counts."""
+    return {
+        "prompt_tokens": prompt,
+        "cached_tokens": cached,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
+
+
+def token_logprobs(model: LoadedModel, token: Token) -> dict[str, Any]:
+    """One generated token with its log-probabilities."""
+    return piece(model, token.token_id) | {
+        "logprob": None if token.logprob is None else finite(token.logprob),
+        "raw_logprob": None if token.raw_logprob is None else finite(token.raw_logprob),
+        "rank": token.rank,
+        "top": [candidate(model, each.token_id, each.logprob) for each in token.top],
+    }
+
+
+def piece(model: LoadedModel, token_id: int) -> dict[str, Any]:
+    """One token as id, text and bytes."""
+    raw = model.checkpoint.tokenizer.token_bytes(token_id)
+    return {"token_id": token_id, "text": raw.decode("utf-8", "replace"), "bytes": list(raw)}
+
+
+def candidate(model: LoadedModel, token_id: int, logprob: float) -> dict[str, Any]:
+    """A token that could have been chosen."""
+    return {"token_id": token_id, "text": model.token_text(token_id), "logprob": finite(logprob)}
+
+
+def score_result(
+    model: LoadedModel, item: Item, scores: Scores, score: TextScore, per_token: bool, top: int
+) -> dict[str, Any]:
+    """The scores of one text or completion, with its tokens if asked for."""
+    result: dict[str, Any] = {
+        "tokens": score.tokens,
+        "scored_tokens": score.scored_tokens,
+        "bytes": score.bytes,
+        "nll": score.nll,
+        "perplexity": score.perplexity,
+        "bits_per_byte": score.bits_per_byte,
+    }
+    if item.is_completion:
+        result["greedy_match"] = score.greedy_match
+    if per_token:
+        begin = item.first if item.is_completion else 0
+        result["per_token"] = [_scored(model, item, scores, position, top) for position in range(begin, score.tokens)]
+    return result
+
+
+def timestamp() -> int:
+    """Seconds since 1970."""
+    return int(time.time())
+
+
+def _output(generation: Generation, output: Output) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "index": output.index,
+        "prompt_index": output.prompt_index,
+        "text": output.text,
+        "token_ids": [token.token_id for token in output.tokens],
+        "finish_reason": output.finish_reason,
+    }
+    if output.stop_reason is not None:
+        result["stop_reason"] = output.stop_reason
+    if generation.parameters["logprobs"] is not None:
+        result["logprobs"] = [token_logprobs(generation.plan.model, token) for token in output.tokens]
+    return result
+
+
+def _scored(model: LoadedModel, item: Item, scores: Scores, position: int, top: int) -> dict[str, Any]:
+    known = position > 0
+    result = piece(model, item.token_ids[position]) | {
+        "logprob": finite(scores.logprobs[position - 1]) if known else None,
+        "rank": scores.ranks[position - 1] if known else None,
+        "entropy": scores.entropies[position - 1] if known else None,
+    }
+    if top:
+        tops = scores.tops[position - 1] if known else []
+        result["top"] = [candidate(model, token_id, logprob) for token_id, logprob in tops]
+    return result

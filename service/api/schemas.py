@@ -1,0 +1,300 @@
+"""What the native routes read and answer, for validation and for /openapi.json.
+
+The decoding fields of `GenerateRequest` are made from the parameter table, which also checks their values
+(`model.decoding.parameters.resolve`); here their types and ranges are only described.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
+
+from model.decoding.parameters import PARAMETERS, Parameter
+
+_TOKEN_IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_TEXT: dict[str, Any] = {"type": "string", "minLength": 1}
+_TEXT_OR_IDS: dict[str, Any] = {"anyOf": [_TEXT, _TOKEN_IDS]}
+_PROMPT: dict[str, Any] = {"anyOf": [_TEXT, _TOKEN_IDS, {"type": "array", "items": _TEXT_OR_IDS, "minItems": 1}]}
+
+Prompt = Annotated[Any, WithJsonSchema(_PROMPT)]
+TextOrIds = Annotated[Any, WithJsonSchema(_TEXT_OR_IDS)]
+Texts = Annotated[Any, WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]})]
+IdLists = Annotated[Any, WithJsonSchema({"anyOf": [_TOKEN_IDS, {"type": "array", "items": _TOKEN_IDS, "minItems": 1}]})]
+ModelName = Annotated[str | None, Field(description="A loaded checkpoint's name; the first one by default.")]
+
+
+class Strict(BaseModel):
+    """A body whose every field is known and has exactly its type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Message(Strict):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class GenerateFields(Strict):
+    """The fields of `POST /generate` beside the decoding parameters: exactly one of `prompt` and `messages`."""
+
+    prompt: Annotated[Prompt, Field(description="A text, a list of token ids, or a list of either.")] = None
+    messages: Annotated[list[Message] | None, Field(description="A conversation, for chat checkpoints.")] = None
+    model: ModelName = None
+    stream: Annotated[bool, Field(description="Answer by server-sent events as the tokens come.")] = False
+
+    def parameters(self) -> dict[str, Any]:
+        """The decoding parameters that the caller set."""
+        return {name: getattr(self, name) for name in self.model_fields_set - GenerateFields.model_fields.keys()}
+
+
+def parameter_schema(parameter: Parameter) -> dict[str, Any]:
+    """The JSON schema of one decoding parameter."""
+    number: dict[str, Any] = {"type": "integer" if parameter.kind == "integer" else "number"}
+    bounds = {"minimum": parameter.minimum, "maximum": parameter.maximum, "exclusiveMinimum": parameter.above}
+    number |= {name: bound for name, bound in bounds.items() if bound is not None}
+    schemas: dict[str, dict[str, Any]] = {
+        "integer": number,
+        "number": number,
+        "boolean": {"type": "boolean"},
+        "strings": {"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]},
+        "integers": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        "integer_to_number": {
+            "type": "object",
+            "propertyNames": {"pattern": "^[0-9]+$"},
+            "additionalProperties": number,
+        },
+    }
+    description = (
+        f"{parameter.meaning} Default: the checkpoint's own, else {_shown(parameter.default)}. ({parameter.source})"
+    )
+    return {"anyOf": [schemas[parameter.kind], {"type": "null"}], "description": description}
+
+
+def _shown(default: Any) -> str:
+    return "as described" if default is None else repr(default).lower() if isinstance(default, bool) else repr(default)
+
+
+if TYPE_CHECKING:
+
+    class GenerateRequest(GenerateFields):
+        """The body of `POST /generate`."""
+
+else:
+    GenerateRequest = create_model(
+        "GenerateRequest",
+        __base__=GenerateFields,
+        __doc__="The body of `POST /generate`: exactly one of `prompt` and `messages`, and any decoding parameter.",
+        **{p.name: (Annotated[Any, WithJsonSchema(parameter_schema(p))], None) for p in PARAMETERS},
+    )
+
+
+class Candidate(BaseModel):
+    """A token that could have been chosen. A log-probability of minus infinity is sent as -9999."""
+
+    token_id: int
+    text: str
+    logprob: float
+
+
+class TokenLogprobs(BaseModel):
+    """One generated token: `logprob` after every decoding stage, `raw_logprob` and `rank` as the network gave it."""
+
+    token_id: int
+    text: str
+    bytes: list[int]
+    logprob: float | None
+    raw_logprob: float | None
+    rank: int | None
+    top: list[Candidate]
+
+
+class Output(BaseModel):
+    """One continuation. Its text holds no control token and ends before a stop string; `token_ids` are complete."""
+
+    index: int
+    prompt_index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: Literal["stop", "length", "deadline", "cancelled", "error"]
+    stop_reason: str | int | None = None
+    logprobs: list[TokenLogprobs] | None = None
+
+
+class Usage(BaseModel):
+    """Token counts. `cached_tokens` are those prompt tokens that were not computed again."""
+
+    prompt_tokens: int
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int
+
+
+class TimingsBody(BaseModel):
+    """Seconds; of several prompts, the longest. `tokens_per_s` counts generated tokens over `decode_s`."""
+
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+    tokens_per_s: float | None
+
+
+class GenerateResponse(BaseModel):
+    """The answer of `POST /generate`: outputs prompt by prompt, and every parameter that was in force."""
+
+    id: str
+    model: str
+    created: int
+    outputs: list[Output]
+    usage: Usage
+    timings: TimingsBody
+    parameters: dict[str, Any]
+    order: list[str]
+    deterministic: bool
+
+
+class Pair(Strict):
+    """A completion to score after a prompt. Each is a text or token ids, and they are tokenised apart."""
+
+    prompt: TextOrIds
+    completion: TextOrIds
+
+
+class ScoreRequest(Strict):
+    """The body of `POST /score`: exactly one of `text`, `token_ids`, `pairs` and `prompt` with `choices`."""
+
+    text: Annotated[Texts, Field(description="A text or several.")] = None
+    token_ids: Annotated[IdLists, Field(description="Token ids, or several lists of them.")] = None
+    pairs: Annotated[list[Pair] | None, Field(description="Completions to score, each after its prompt.")] = None
+    prompt: Annotated[TextOrIds, Field(description="What the choices continue.")] = None
+    choices: Annotated[list[TextOrIds] | None, Field(description="Continuations to rank.")] = None
+    model: ModelName = None
+    window: Annotated[int | None, Field(description="Tokens read at a time; the context length by default.")] = None
+    stride: Annotated[int | None, Field(description="Tokens between windows; half a window by default.")] = None
+    top: Annotated[int, Field(ge=0, le=1000, description="Most likely alternatives to report per token.")] = 0
+    per_token: Annotated[bool, Field(description="Whether to report every token.")] = True
+
+
+class ScoredToken(BaseModel):
+    """One token. `logprob`, `rank` and `entropy` (nats) are null for the first, which nothing precedes."""
+
+    token_id: int
+    text: str
+    bytes: list[int]
+    logprob: float | None
+    rank: int | None
+    entropy: float | None
+    top: list[Candidate] | None = None
+
+
+class ScoreResult(BaseModel):
+    """The scores of one text, or of one completion. `nll` is in nats over the scored tokens.
+
+    `perplexity` and `bits_per_byte` are null where nothing could be scored (a text of one token).
+    """
+
+    tokens: int
+    scored_tokens: int
+    bytes: int
+    nll: float
+    perplexity: float | None
+    bits_per_byte: float | None
+    greedy_match: bool | None = None
+    per_token: list[ScoredToken] | None = None
+
+
+class ScoreResponse(BaseModel):
+    """The answer of `POST /score`. `choice` is the index of the choice with the lowest bits per byte."""
+
+    id: str
+    model: str
+    results: list[ScoreResult]
+    choice: int | None = None
+    usage: Usage
+
+
+class TokenizeRequest(Strict):
+    """The body of `POST /tokenize`: exactly one of `text` and `messages`."""
+
+    text: str | None = None
+    messages: list[Message] | None = None
+    model: ModelName = None
+
+
+class Piece(BaseModel):
+    """One token as text and as bytes; part of a character shows as U+FFFD in the text."""
+
+    token_id: int
+    text: str
+    bytes: list[int]
+
+
+class TokenizeResponse(BaseModel):
+    """The answer of `POST /tokenize`."""
+
+    model: str
+    count: int
+    token_ids: list[int]
+    pieces: list[Piece]
+
+
+class DetokenizeRequest(Strict):
+    """The body of `POST /detokenize`."""
+
+    token_ids: Annotated[Any, WithJsonSchema(_TOKEN_IDS)]
+    model: ModelName = None
+
+
+class DetokenizeResponse(BaseModel):
+    """The answer of `POST /detokenize`: control tokens by their spelling, invalid UTF-8 as U+FFFD."""
+
+    model: str
+    text: str
+
+
+class ModelDetails(BaseModel):
+    """A loaded checkpoint. `chat` says whether it takes messages; `defaults` are its own decoding parameters."""
+
+    name: str
+    default: bool
+    family: str
+    parameters: int
+    context_length: int
+    vocab_size: int
+    dtype: str
+    chat: bool
+    defaults: dict[str, Any]
+    created: int
+    running: int
+    waiting: int
+
+
+class ModelsResponse(BaseModel):
+    """The answer of `GET /models`; the first one answers requests that name none."""
+
+    models: list[ModelDetails]
+
+
+class Health(BaseModel):
+    """The answer of `GET /health` and `GET /ready`."""
+
+    status: str
+    version: str
+    models: list[str]
+
+
+class ErrorContent(BaseModel):
+    """What went wrong, in which field, and what to do about it."""
+
+    type: str
+    message: str
+    field: str | None = None
+    hint: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """Every error's body."""
+
+    error: ErrorContent

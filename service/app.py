@@ -1,0 +1,40 @@
+"""The ASGI application: the API routes, their documentation, and the studio behind them."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi_offline import FastAPIOffline
+
+from service.api import errors, native
+from service.models import Models
+from service.settings import Settings
+from service.version import VERSION
+
+DESCRIPTION = """Text in, text out, and every number explained.
+
+`POST /generate` continues a prompt or answers a conversation; `POST /score` gives the log-probability of every token
+of a text. Errors are always `{"error": {"type", "message", "field"?, "hint"?}}`."""
+
+
+def create_app(models: Models, settings: Settings) -> FastAPI:
+    """The application over loaded checkpoints. The API comes first; what it does not know goes to the studio."""
+    # The documentation page brings its own scripts: it works without a network.
+    app = FastAPIOffline(
+        title="Topkapi",
+        description=DESCRIPTION,
+        version=VERSION,
+        redoc_url=None,
+        max_body_size=settings.max_body_bytes,
+    )
+    errors.install(app, settings.max_body_bytes)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"]
+        )
+    app.include_router(native.router(models))
+    if settings.studio and len(models):
+        from service.ui.studio import mount_studio
+
+        mount_studio(app, models)
+    return app

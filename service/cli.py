@@ -1,0 +1,176 @@
+"""The `topkapi` command: serving and the terminal here, training registered from its own room.
+
+What a command needs is imported when it runs, so that `topkapi --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from model.errors import TopkapiError
+from service.version import VERSION
+
+DESCRIPTION = "Train small language models, serve them over HTTP, and talk to them."
+EPILOG = """examples:
+  topkapi serve                                   the default checkpoints at http://127.0.0.1:8000
+  topkapi serve runs/mine/checkpoints/best        a checkpoint of your own
+  topkapi chat                                    a conversation in the terminal
+  topkapi generate "Once upon a time" --top-k 40  continue a text
+  topkapi score book.txt                          perplexity of a file
+
+`topkapi COMMAND --help` explains a command."""
+CHECKPOINT_HELP = "checkpoint directory or .gguf file (default: the first of checkpoints/)"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code. What the user can mend is told in a line or two, never a trace."""
+    parser = build_parser()
+    parsed = parser.parse_args(arguments)
+    if "handler" not in parsed:
+        parser.print_help()
+        return 0
+    try:
+        code: int = parsed.handler(parsed)
+        sys.stdout.flush()
+        return code
+    except TopkapiError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe has gone (`topkapi generate … | head -1`): flushing at exit must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command; each sets `handler`, which takes the parsed namespace and returns an exit code."""
+    parser = argparse.ArgumentParser(
+        "topkapi", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"topkapi {VERSION}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _add_serve(commands)
+    _add_generate(commands)
+    _add_score(commands)
+    _add_chat(commands)
+    from training.cli import register
+
+    register(commands)
+    return parser
+
+
+def _add_serve(commands: Any) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="serve checkpoints over HTTP, with a studio in the browser",
+        description="Serve checkpoints over HTTP: the studio at /, the API's documentation at /docs. Every flag but "
+        "the checkpoints can also be set as TOPKAPI_HOST, TOPKAPI_PORT, ….",
+    )
+    serve.add_argument(
+        "checkpoint", nargs="*", help="directory or .gguf file, or name=path (default: every one in checkpoints/)"
+    )
+    serve.add_argument("--host", help="address to listen on; 0.0.0.0 for every interface [127.0.0.1]")
+    serve.add_argument("--port", type=int, help="port to listen on; 0 for a free one [8000]")
+    serve.add_argument("--max-queue", type=int, metavar="N", help="requests that may wait per checkpoint [256]")
+    serve.add_argument("--cors-origins", metavar="URL,…", help="origins whose web pages may call the API [none]")
+    serve.add_argument(
+        "--studio", action=argparse.BooleanOptionalAction, default=None, help="serve the browser studio [yes]"
+    )
+    serve.add_argument(
+        "--access-log", action=argparse.BooleanOptionalAction, default=None, help="log every request [no]"
+    )
+    _add_compute_flags(serve)
+    serve.set_defaults(handler=_serve)
+
+
+def _add_generate(commands: Any) -> None:
+    from service.flags import add_parameter_flags
+
+    generate = commands.add_parser(
+        "generate",
+        help="continue a prompt",
+        description="Continue a prompt, printing the text as it comes.",
+    )
+    generate.add_argument("prompt", nargs="?", help="the text to continue (default: standard input)")
+    generate.add_argument("-c", "--checkpoint", help=CHECKPOINT_HELP)
+    generate.add_argument("--chat", action="store_true", help="send the prompt as a message and print the answer")
+    generate.add_argument("--system", help="system message for --chat")
+    generate.add_argument("--json", action="store_true", help="print the whole result as JSON, as POST /generate does")
+    _add_compute_flags(generate)
+    add_parameter_flags(generate)
+    generate.set_defaults(handler=_generate)
+
+
+def _add_score(commands: Any) -> None:
+    score = commands.add_parser(
+        "score",
+        help="perplexity and log-probabilities of texts",
+        description="Perplexity of text files, or of standard input. Long texts are read in strided windows.",
+    )
+    score.add_argument("file", nargs="*", help="UTF-8 text file; - or none is standard input")
+    score.add_argument("-c", "--checkpoint", help=CHECKPOINT_HELP)
+    score.add_argument("--window", type=int, metavar="N", help="tokens read at a time [the context length]")
+    score.add_argument("--stride", type=int, metavar="N", help="tokens between windows [half a window]")
+    score.add_argument("--per-token", action="store_true", help="print every token with its log-probability")
+    score.add_argument("--top", type=int, default=0, metavar="K", help="with --json: alternatives per token [0]")
+    score.add_argument("--json", action="store_true", help="print the whole result as JSON, as POST /score does")
+    _add_compute_flags(score)
+    score.set_defaults(handler=_score)
+
+
+def _add_chat(commands: Any) -> None:
+    from service.flags import add_parameter_flags
+
+    chat = commands.add_parser(
+        "chat",
+        help="talk to a checkpoint",
+        description="A conversation in the terminal. /reset begins anew, Ctrl-C stops an answer, Ctrl-D leaves. A "
+        "base checkpoint, which knows no conversation, continues each text instead.",
+    )
+    chat.add_argument("checkpoint", nargs="?", help=CHECKPOINT_HELP)
+    chat.add_argument("--system", help="system message")
+    _add_compute_flags(chat)
+    add_parameter_flags(chat)
+    chat.set_defaults(handler=_chat)
+
+
+def _add_compute_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="precision [auto: as stored]")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads [chosen by PyTorch]")
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from service.server import serve
+
+    return serve(arguments)
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from service.terminal import generate
+
+    return generate(arguments)
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from service.terminal import score
+
+    return score(arguments)
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    from service.terminal import chat
+
+    return chat(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""One `/generate` request from parameters to texts, the same for every dialect, the studio and the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from model.decoding.parameters import from_generation_config, resolve
+from model.decoding.stages import DEFAULT_ORDER
+from model.decoding.stopping import Stopper
+from model.errors import InvalidRequest
+from model.generation import check_prompt, token_limit
+from service.engine.request import Completed, Finished, FinishReason, GenerateJob, StopCheck, Timings, Token
+from service.jobs import JobGroup
+from service.models import LoadedModel
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked request: prompts as token ids, and the effective parameters of each."""
+
+    model: LoadedModel
+    prompts: Sequence[list[int]]
+    parameters: Sequence[dict[str, Any]]
+
+
+@dataclass
+class Output:
+    """One continuation as it grows. Its text is complete once `finish_reason` is set."""
+
+    index: int
+    prompt_index: int
+    text: str = ""
+    tokens: list[Token] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one step added to an output. The text may be empty; `token` is None for text released at the end."""
+
+    output: Output
+    text: str
+    token: Token | None
+
+
+def plan(model: LoadedModel, prompts: Sequence[list[int]], parameters: Mapping[str, Any]) -> Plan:
+    """Check a request before anything is computed.
+
+    The effective `max_tokens` of a prompt is at most what the context has room for. Raises `InvalidRequest` naming
+    the field for a parameter, or for a prompt that does not fit.
+    """
+    config = model.checkpoint.config
+    effective = resolve(parameters, from_generation_config(model.checkpoint.generation), vocab_size=config.vocab_size)
+    each = []
+    for position, prompt in enumerate(prompts):
+        try:
+            check_prompt(prompt, config)
+        except InvalidRequest as error:
+            if len(prompts) > 1:
+                field = f"prompt[{position}]"
+                raise InvalidRequest(f"{field}: {error.message}", field=field, hint=error.hint) from None
+            raise
+        each.append(effective | {"max_tokens": token_limit(len(prompt), effective, config)})
+    return Plan(model, prompts, each)
+
+
+class Generation:
+    """Runs a plan. An async context manager: leaving it cancels what is still running."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.deterministic = True
+        self.cached_tokens = 0
+        self.order: tuple[str, ...] = DEFAULT_ORDER
+        self._timings: list[Timings] = []
+        self._count = int(plan.parameters[0]["n"])
+        self.outputs = [
+            Output(prompt_index * self._count + index, prompt_index)
+            for prompt_index in range(len(plan.prompts))
+            for index in range(self._count)
+        ]
+        self._stoppers = [self._stopper(output.prompt_index) for output in self.outputs]
+        jobs = [
+            GenerateJob(prompt, parameters, self._stop_checks(prompt_index))
+            for prompt_index, (prompt, parameters) in enumerate(zip(plan.prompts, plan.parameters, strict=True))
+        ]
+        self._group = JobGroup(plan.model, jobs)
+
+    async def __aenter__(self) -> Generation:
+        self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    def start(self) -> None:
+        """Submit the prompts. Raises `Overloaded` when the queue is full. Needs a running event loop."""
+        self._group.start()
+
+    def cancel(self) -> None:
+        """End what is running within a step; the outputs finish as cancelled."""
+        self._group.cancel()
+
+    async def deltas(self) -> AsyncIterator[Delta]:
+        """What each step adds, until every output is finished. Raises the error of a failed step."""
+        async for prompt_index, event in self._group.events():
+            if isinstance(event, Token):
+                output = self._output(prompt_index, event.index)
+                output.tokens.append(event)
+                yield self._add(output, self._stoppers[output.index].feed(event.token_id), event)
+            elif isinstance(event, Finished):
+                output = self._output(prompt_index, event.index)
+                output.finish_reason, output.stop_reason = event.reason, event.stop_reason
+                if rest := self._stoppers[output.index].flush():
+                    yield self._add(output, rest, None)
+            elif isinstance(event, Completed):
+                self._timings.append(event.timings)
+                self.cached_tokens += event.cached_tokens
+                self.deterministic = self.deterministic and event.deterministic
+
+    async def finish(self) -> None:
+        """Run to the end."""
+        async for _ in self.deltas():
+            pass
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The effective parameters; `max_tokens` is that of the prompt with most room."""
+        return dict(self.plan.parameters[0]) | {"max_tokens": max(each["max_tokens"] for each in self.plan.parameters)}
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts."""
+        return sum(map(len, self.plan.prompts))
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens generated so far."""
+        return sum(len(output.tokens) for output in self.outputs)
+
+    @property
+    def timings(self) -> Timings:
+        """The longest of each among the prompts, which are computed side by side."""
+        return Timings(
+            max((each.queue_s for each in self._timings), default=0.0),
+            max((each.prefill_s for each in self._timings), default=0.0),
+            max((each.decode_s for each in self._timings), default=0.0),
+        )
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Generated tokens per second of decoding; None before there is anything to measure."""
+        seconds = self.timings.decode_s
+        return self.completion_tokens / seconds if seconds > 0 and self.completion_tokens else None
+
+    def _output(self, prompt_index: int, index: int) -> Output:
+        return self.outputs[prompt_index * self._count + index]
+
+    def _add(self, output: Output, text: str, token: Token | None) -> Delta:
+        output.text += text
+        return Delta(output, text, token)
+
+    def _stopper(self, prompt_index: int) -> Stopper:
+        return Stopper(self.plan.model.answer_bytes, self.plan.parameters[prompt_index]["stop"])
+
+    def _stop_checks(self, prompt_index: int) -> Callable[[int], StopCheck] | None:
+        if not self.plan.parameters[prompt_index]["stop"]:
+            return None
+        return lambda index: _StopStrings(self._stopper(prompt_index))
+
+
+class _StopStrings:
+    """Tells the engine, which knows no text, that a stop string has appeared."""
+
+    def __init__(self, stopper: Stopper) -> None:
+        self._stopper = stopper
+
+    def __call__(self, token_id: int) -> str | None:
+        self._stopper.feed(token_id)
+        return self._stopper.stopped

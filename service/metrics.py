@@ -1,0 +1,72 @@
+"""Prometheus metrics, under the stems that vLLM's dashboards use and the prefix `topkapi_`.
+
+One registry per application and one `ModelMetrics` per loaded checkpoint, so that two applications in a process (as in
+tests) never share a counter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+class Metrics:
+    """Every metric of one application; labelled by the name of the checkpoint."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        labels = ["model_name"]
+        self.running = Gauge("topkapi_num_requests_running", "Requests being computed", labels, registry=self.registry)
+        self.waiting = Gauge("topkapi_num_requests_waiting", "Requests in the queue", labels, registry=self.registry)
+        self.prompt = Counter("topkapi_prompt_tokens", "Prompt tokens read", labels, registry=self.registry)
+        self.cached = Counter(
+            "topkapi_prefix_cache_hits", "Prompt tokens not computed again", labels, registry=self.registry
+        )
+        self.generated = Counter("topkapi_generation_tokens", "Tokens generated", labels, registry=self.registry)
+        self.success = Counter(
+            "topkapi_request_success",
+            "Sequences finished, by reason",
+            [*labels, "finished_reason"],
+            registry=self.registry,
+        )
+        self.first_token = Histogram(
+            "topkapi_time_to_first_token_seconds", "From submission to the first token", labels,
+            buckets=LATENCY_BUCKETS, registry=self.registry,
+        )  # fmt: skip
+        self.inter_token = Histogram(
+            "topkapi_inter_token_latency_seconds", "Between two tokens of a sequence", labels,
+            buckets=TOKEN_BUCKETS, registry=self.registry,
+        )  # fmt: skip
+        self.latency = Histogram(
+            "topkapi_e2e_request_latency_seconds", "From submission to the end", labels,
+            buckets=LATENCY_BUCKETS, registry=self.registry,
+        )  # fmt: skip
+        self.queue_time = Histogram(
+            "topkapi_request_queue_time_seconds", "From submission to the first step", labels,
+            buckets=LATENCY_BUCKETS, registry=self.registry,
+        )  # fmt: skip
+
+
+class ModelMetrics:
+    """The metrics of one loaded checkpoint."""
+
+    def __init__(self, metrics: Metrics, name: str, running: Callable[[], int], waiting: Callable[[], int]) -> None:
+        metrics.running.labels(name).set_function(running)
+        metrics.waiting.labels(name).set_function(waiting)
+        self.prompt = metrics.prompt.labels(name)
+        self.cached = metrics.cached.labels(name)
+        self.generated = metrics.generated.labels(name)
+        self.first_token = metrics.first_token.labels(name)
+        self.inter_token = metrics.inter_token.labels(name)
+        self.latency = metrics.latency.labels(name)
+        self.queue_time = metrics.queue_time.labels(name)
+        self._success = metrics.success
+        self._name = name
+
+    def finished(self, reason: str) -> None:
+        """Count a finished sequence."""
+        self._success.labels(self._name, reason).inc()

@@ -1,0 +1,99 @@
+"""What a caller sends as a prompt, a text or a conversation, as token ids.
+
+No token is added to a text: it is continued, or scored, as it is. A conversation goes through the checkpoint's own
+chat template, the one it was trained with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from model.errors import InvalidRequest
+from service.models import LoadedModel
+
+Message = Mapping[str, str]
+
+
+def prompt_tokens(model: LoadedModel, prompt: object, field: str = "prompt") -> list[list[int]]:
+    """The token ids of each prompt in `prompt`: a text, a list of token ids, or a list of either.
+
+    Raises `InvalidRequest` naming the position for anything else, for an empty prompt and for an id outside the
+    vocabulary.
+    """
+    if isinstance(prompt, str) or (isinstance(prompt, list) and prompt and _is_number(prompt[0])):
+        return [tokens_of(model, prompt, field)]
+    if not isinstance(prompt, list):
+        raise InvalidRequest(
+            f"{field} must be a text, a list of token ids, or a list of either, not {_kind(prompt)}", field=field
+        )
+    if not prompt:
+        raise InvalidRequest(f"{field} is empty", field=field, hint="send a text or at least one token id")
+    return [tokens_of(model, entry, f"{field}[{position}]") for position, entry in enumerate(prompt)]
+
+
+def tokens_of(model: LoadedModel, source: object, field: str) -> list[int]:
+    """The token ids of one text, or one list of ids after checking it. Raises `InvalidRequest` naming `field`."""
+    if isinstance(source, str):
+        if not source:
+            raise InvalidRequest(f"{field} is empty", field=field, hint="send a text or at least one token id")
+        return model.checkpoint.tokenizer.encode(source)
+    if not isinstance(source, list):
+        raise InvalidRequest(f"{field} must be a text or a list of token ids, not {_kind(source)}", field=field)
+    if not source:
+        raise InvalidRequest(f"{field} is empty", field=field, hint="send a text or at least one token id")
+    size = model.checkpoint.tokenizer.vocab_size
+    for position, token_id in enumerate(source):
+        if isinstance(token_id, bool) or not isinstance(token_id, int):
+            raise InvalidRequest(
+                f"{field}[{position}] must be a token id (a whole number), not {_kind(token_id)}",
+                field=f"{field}[{position}]",
+            )
+        if not 0 <= token_id < size:
+            raise InvalidRequest(
+                f"{field}[{position}] is {token_id}, but {model.name} has the token ids 0 to {size - 1}",
+                field=f"{field}[{position}]",
+                hint="token ids belong to one checkpoint's vocabulary: get them from its /tokenize",
+            )
+    return source
+
+
+def conversation_tokens(model: LoadedModel, messages: Sequence[Message]) -> list[int]:
+    """The token ids of a conversation up to where the assistant's answer begins.
+
+    Raises `InvalidRequest` where the checkpoint has no chat template or its template refuses the conversation.
+    """
+    if not messages:
+        raise InvalidRequest("messages is empty", field="messages", hint='send at least one {"role", "content"}')
+    checkpoint = model.checkpoint
+    if checkpoint.chat is None:
+        raise InvalidRequest(
+            f"{model.name} is a base checkpoint without a chat template, so it cannot take messages",
+            field="messages",
+            hint="send prompt for it to continue, or choose a chat checkpoint with model",
+        )
+    return checkpoint.chat.encode([dict(message) for message in messages], checkpoint.tokenizer).token_ids
+
+
+def fit_conversation(model: LoadedModel, messages: Sequence[Message], answer_tokens: int) -> tuple[list[Message], int]:
+    """The newest part of a conversation that leaves room for an answer, and how many older messages it lost.
+
+    A leading system message stays; the rest loses whole exchanges, oldest first, and always keeps the last message.
+    """
+    kept = list(messages)
+    head = 1 if kept and kept[0]["role"] == "system" else 0
+    room = model.context_length - min(answer_tokens, model.context_length // 4)
+    while len(kept) > head + 1 and len(conversation_tokens(model, kept)) > room:
+        del kept[head]
+        while len(kept) > head + 1 and kept[head]["role"] != "user":
+            del kept[head]
+    return kept, len(messages) - len(kept)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+def _kind(value: object) -> str:
+    names: dict[type, str] = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a text"}
+    names |= {list: "a list", dict: "an object"}
+    return names.get(type(value), type(value).__name__)

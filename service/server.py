@@ -1,0 +1,115 @@
+"""`topkapi serve`: a bound socket, loaded checkpoints, and a clean end."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import errno
+import socket
+
+import torch
+import uvicorn
+
+from model.errors import SettingsError
+from service.api.native import describe
+from service.app import create_app
+from service.models import Models, default_checkpoints
+from service.settings import Settings
+from service.version import VERSION
+
+FLAGS = ("host", "port", "dtype", "threads", "max_queue", "cors_origins", "studio", "access_log")
+GRACE_SECONDS = 1
+"""How long open connections may take to end after a signal, once their engines have been told to stop."""
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Serve until SIGINT or SIGTERM. Raises `SettingsError` and `CheckpointError` before anything listens."""
+    settings = Settings.read(**{name: getattr(arguments, name) for name in FLAGS})
+    # The port is taken first: finding out that it is in use should not take as long as loading.
+    listener = bind(settings.host, settings.port)
+    with listener:
+        print(f"Topkapi {VERSION}", flush=True)
+        models = load(settings, arguments.checkpoint)
+        try:
+            app = create_app(models, settings)
+            config = uvicorn.Config(
+                app,
+                log_level="info" if settings.access_log else "warning",
+                access_log=settings.access_log,
+                timeout_graceful_shutdown=GRACE_SECONDS,
+            )
+            Server(config, models, listener).run(sockets=[listener])
+        finally:
+            models.close()
+    return 0
+
+
+def load(settings: Settings, locations: list[str]) -> Models:
+    """Load the named checkpoints, or the default ones, saying what each is."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    models = Models(settings)
+    for location in locations or default_checkpoints(settings):
+        loaded = models.load(location)
+        print(f"  {summary(describe(loaded, default=False))}", flush=True)
+    return models
+
+
+def summary(details: dict[str, object]) -> str:
+    """One line about a loaded checkpoint."""
+    parameters = details["parameters"]
+    assert isinstance(parameters, int)
+    size = f"{parameters / 1e6:.1f}M" if parameters >= 1e5 else f"{parameters / 1e3:.1f}K"
+    kind = "chat" if details["chat"] else "base"
+    return (
+        f"{details['name']}: {kind} checkpoint, {details['family']}, {size} parameters ({details['dtype']}), "
+        f"context {details['context_length']}, vocabulary {details['vocab_size']}"
+    )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to host and port. Raises `SettingsError` saying why it cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror:
+        raise SettingsError(f"{host!r} is not an address of this machine", hint="use --host 127.0.0.1") from None
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        # Listening at once makes a second server on the port fail now instead of after loading.
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        reasons = {
+            errno.EADDRINUSE: (f"port {port} on {host} is in use", "choose another one with --port, or 0 for any"),
+            errno.EACCES: (f"port {port} is reserved for the system", "choose one above 1023 with --port"),
+            errno.EADDRNOTAVAIL: (f"{host} is not an address of this machine", "use --host 127.0.0.1"),
+        }
+        message, hint = reasons.get(error.errno or 0, (f"cannot listen on {host}:{port}: {error.strerror}", None))
+        raise SettingsError(message, field="port", hint=hint) from None
+    return listener
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server; on a signal it first ends what the engines are doing, so that streams end properly."""
+
+    def __init__(self, config: uvicorn.Config, models: Models, listener: socket.socket) -> None:
+        super().__init__(config)
+        self._models = models
+        self._listener = listener
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say where."""
+        await super().startup(sockets)
+        if not self.started:
+            return
+        host, port = self._listener.getsockname()[:2]
+        shown = "127.0.0.1" if host == "0.0.0.0" else f"[{host}]" if ":" in host else host
+        url = f"http://{shown}:{port}"
+        print(f"Ready at {url} (API documentation: {url}/docs). Ctrl-C stops the server.", flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End running requests as cancelled, then the connections."""
+        await asyncio.to_thread(self._models.close)
+        await super().shutdown(sockets)

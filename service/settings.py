@@ -1,0 +1,70 @@
+"""The server's settings: flags of `topkapi serve`, or environment variables with the prefix `TOPKAPI_`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from model.errors import SettingsError
+
+DtypeName = Literal["auto", "float32", "bfloat16"]
+
+
+class Settings(BaseSettings):
+    """Every field is also an environment variable: `port` is `TOPKAPI_PORT`."""
+
+    model_config = SettingsConfigDict(env_prefix="TOPKAPI_", extra="forbid")
+
+    host: str = "127.0.0.1"
+    """Address to listen on. The default is reachable from this machine only; 0.0.0.0 is every interface."""
+
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port to listen on; 0 picks a free one."""
+
+    checkpoints: Path | None = None
+    """Directory whose checkpoints are served when the command names none."""
+
+    dtype: DtypeName = "auto"
+    """Precision of the matrices: `auto` keeps what the checkpoint stores."""
+
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads for the network's arithmetic; PyTorch's own choice where not given."""
+
+    max_queue: Annotated[int, Field(ge=1)] = 256
+    """Requests that may wait per checkpoint; one more is refused with 429."""
+
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 32 * 2**20
+    """Largest accepted request body; a larger one is refused with 413."""
+
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Origins whose web pages may call the API, separated by commas; none by default."""
+
+    access_log: bool = False
+    """Whether every request is logged."""
+
+    studio: bool = True
+    """Whether the browser studio is served at `/`."""
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, origins: object) -> object:
+        if isinstance(origins, str):
+            return tuple(origin.strip() for origin in origins.split(",") if origin.strip())
+        return origins
+
+    @classmethod
+    def read(cls, **flags: Any) -> Settings:
+        """The settings in force: flags that were given, then the environment, then the defaults.
+
+        Raises `SettingsError` naming the flag or variable at fault.
+        """
+        try:
+            return cls(**{name: value for name, value in flags.items() if value is not None})
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0])
+            source = f"--{name.replace('_', '-')}" if flags.get(name) is not None else f"TOPKAPI_{name.upper()}"
+            raise SettingsError(f"{source}: {first['msg']}, not {first['input']!r}", field=name) from None

@@ -1,0 +1,217 @@
+"""`topkapi generate`, `score` and `chat`: what the server does, in a terminal and without a server."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.errors import DataError, InvalidRequest
+from service import scoring
+from service.api import render
+from service.flags import given_parameters
+from service.generation import Generation, plan
+from service.models import LoadedModel, Models, default_checkpoints
+from service.prompting import Message, conversation_tokens, fit_conversation, prompt_tokens
+from service.settings import Settings
+
+USUAL_ANSWER = 256
+"""Tokens of context kept free for an answer when a conversation grows too long."""
+
+
+def generate(arguments: argparse.Namespace) -> int:
+    """Continue a prompt, streaming to standard output; Ctrl-C stops it and keeps what there is."""
+    text = arguments.prompt if arguments.prompt is not None else _standard_input("a prompt")
+    with loaded(arguments) as model:
+        if arguments.chat:
+            prompts = [conversation_tokens(model, [*_system(arguments), {"role": "user", "content": text}])]
+        elif arguments.system is not None:
+            raise InvalidRequest("--system needs --chat", field="system", hint="add --chat")
+        else:
+            prompts = prompt_tokens(model, text)
+        generation = Generation(plan(model, prompts, given_parameters(arguments)))
+        stream = not arguments.json and generation.parameters["n"] == 1
+        interrupted = asyncio.run(_run(generation, stream))
+        if arguments.json:
+            _print_json(render.generate_response(generation, render.new_id("gen"), render.timestamp()))
+        elif stream:
+            print()
+        else:
+            for output in generation.outputs:
+                print(f"--- {output.index + 1} of {len(generation.outputs)}\n{output.text}")
+    return 130 if interrupted else 0
+
+
+def score(arguments: argparse.Namespace) -> int:
+    """Perplexity of each file, and of its tokens if asked for."""
+    names = arguments.file or ["-"]
+    texts = [_standard_input("a text") if name == "-" else _read(Path(name)) for name in names]
+    with loaded(arguments) as model:
+        items = scoring.items_of_texts(prompt_tokens(model, texts, "text"))
+        scoring.check_items(model, items, arguments.window, arguments.stride)
+        found = asyncio.run(
+            scoring.score_items(model, items, arguments.window, arguments.stride, arguments.top, _progress())
+        )
+        summaries = [scoring.summarise(model, *pair) for pair in zip(items, found, strict=True)]
+        if arguments.json:
+            results = [
+                render.score_result(model, item, scores, summary, arguments.per_token, arguments.top)
+                for item, scores, summary in zip(items, found, summaries, strict=True)
+            ]
+            _print_json({"id": render.new_id("score"), "model": model.name, "results": results})
+            return 0
+        for name, item, scores, summary in zip(names, items, found, summaries, strict=True):
+            if arguments.per_token:
+                for position, token_id in enumerate(item.token_ids):
+                    logprob = f"{scores.logprobs[position - 1]:9.4f}" if position else " " * 9
+                    print(f"{logprob}  {model.token_text(token_id)!r}")
+            perplexity = "none" if summary.perplexity is None else f"{summary.perplexity:.4g}"
+            bits = "none" if summary.bits_per_byte is None else f"{summary.bits_per_byte:.4f}"
+            print(
+                f"{name}: perplexity {perplexity}, {bits} bits per byte, nll {summary.nll:.3f} over "
+                f"{summary.scored_tokens:,} tokens ({summary.bytes:,} bytes)"
+            )
+    return 0
+
+
+def chat(arguments: argparse.Namespace) -> int:
+    """A conversation that lasts until Ctrl-D."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (gives input() its line editing and history)
+
+    parameters = given_parameters(arguments)
+    if parameters.get("n", 1) != 1:
+        raise InvalidRequest("a conversation has one answer at a time", field="n", hint="leave --n out")
+    with loaded(arguments) as model:
+        talks = model.checkpoint.chat is not None
+        if not talks and arguments.system is not None:
+            raise InvalidRequest(f"{model.name} is a base checkpoint and takes no system message", field="system")
+        about = "/reset begins anew, Ctrl-C stops an answer, Ctrl-D leaves"
+        print(f"{model.name}: {about}" if talks else f"{model.name} continues your text (a base checkpoint): {about}")
+        plan(model, [[0]], parameters)
+        messages: list[Message] = list(_system(arguments))
+        while True:
+            try:
+                text = input("\n> ")
+            except EOFError:
+                print()
+                return 0
+            except KeyboardInterrupt:
+                print()
+                continue
+            if text.strip() == "/reset":
+                messages = list(_system(arguments))
+                print("(a new conversation)")
+            elif text.strip():
+                _answer(model, messages, text, parameters)
+
+
+def _answer(model: LoadedModel, messages: list[Message], text: str, parameters: dict[str, Any]) -> None:
+    try:
+        if model.checkpoint.chat is None:
+            prepared = plan(model, prompt_tokens(model, text), parameters)
+        else:
+            messages.append({"role": "user", "content": text})
+            kept, forgotten = fit_conversation(model, messages, parameters.get("max_tokens") or USUAL_ANSWER)
+            if forgotten:
+                print(f"(the context is full: the oldest {forgotten} messages are no longer read)")
+            prepared = plan(model, [conversation_tokens(model, kept)], parameters)
+        generation = Generation(prepared)
+    except InvalidRequest as error:
+        if messages and messages[-1]["role"] == "user":
+            messages.pop()
+        print(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
+        return
+    stopped = asyncio.run(_run(generation, stream=True))
+    output = generation.outputs[0]
+    print(" (stopped)" if stopped else " (cut off: no room for more)" if output.finish_reason == "length" else "")
+    if model.checkpoint.chat is not None:
+        messages.append({"role": "assistant", "content": output.text})
+
+
+@contextlib.contextmanager
+def loaded(arguments: argparse.Namespace) -> Iterator[LoadedModel]:
+    """The checkpoint a command asks for, its engine running while the block does."""
+    settings = Settings.read(dtype=arguments.dtype, threads=arguments.threads)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    models = Models(settings)
+    try:
+        yield models.load(arguments.checkpoint or default_checkpoints(settings)[0])
+    finally:
+        models.close()
+
+
+async def _run(generation: Generation, stream: bool) -> bool:
+    """Run to the end, or to Ctrl-C; returns whether it was interrupted."""
+    interrupted = False
+
+    def interrupt() -> None:
+        nonlocal interrupted
+        interrupted = True
+        generation.cancel()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupt)
+    async with generation:
+        async for delta in _deltas(generation):
+            if stream:
+                print(delta, end="", flush=True)
+    return interrupted
+
+
+async def _deltas(generation: Generation) -> AsyncIterator[str]:
+    async for delta in generation.deltas():
+        if delta.text:
+            yield delta.text
+
+
+def _progress() -> scoring.Progress | None:
+    """Progress on standard error where somebody is looking."""
+    if not sys.stderr.isatty():
+        return None
+
+    def show(scored: int, total: int) -> None:
+        print(f"\r{scored:,} of {total:,} tokens", end="\n" if scored == total else "", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _system(arguments: argparse.Namespace) -> list[Message]:
+    return [{"role": "system", "content": arguments.system}] if arguments.system is not None else []
+
+
+def _standard_input(what: str) -> str:
+    if sys.stdin.isatty():
+        print(f"Reading {what} from standard input; end it with Ctrl-D.", file=sys.stderr)
+    return _decode(sys.stdin.buffer.read(), "standard input")
+
+
+def _read(path: Path) -> str:
+    try:
+        return _decode(path.read_bytes(), str(path))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}", hint="name a UTF-8 text file") from None
+
+
+def _decode(raw: bytes, name: str) -> str:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{name} is not UTF-8 text: byte 0x{raw[error.start]:02x} at offset {error.start}", hint="convert it first"
+        ) from None
+    if not text:
+        raise DataError(f"{name} is empty", hint="there must be something to read")
+    return text
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    print(json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False))
