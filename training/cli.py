@@ -1,0 +1,102 @@
+"""The training commands of `topkapi`: `tokenizer train`, `pretrain`, `finetune`. torch is imported when one runs."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any
+
+from training.flags import add_flags, given_flags
+from training.recipe import (
+    FinetuneRecipe,
+    PretrainRecipe,
+    TrainingRecipe,
+    build_recipe,
+    read_yaml,
+    resolve_recipe,
+)
+
+_EPILOG = "Flags override the recipe; give a recipe before flags that take several values."
+
+
+def register(subparsers: Any) -> None:
+    """Add the training commands; each sets `handler`, which takes the parsed namespace and returns an exit code."""
+    tokenizer = subparsers.add_parser("tokenizer", help="train a tokenizer")
+    actions = tokenizer.add_subparsers(dest="action", required=True)
+    train = actions.add_parser("train", help="train a byte-level BPE vocabulary on text files")
+    train.add_argument("files", nargs="+", metavar="FILES", help="text files, folders or globs")
+    train.add_argument("--vocab-size", type=int, default=8192, help="entries, control tokens included [8192]")
+    train.add_argument("--out", required=True, type=Path, help="directory for tokenizer.json")
+    train.add_argument("--text-field", default="text", help="field of JSON lines or Parquet rows [text]")
+    train.add_argument("--megabytes", type=int, default=256, help="text to train on, at most [256]")
+    train.set_defaults(handler=_train_tokenizer)
+
+    for name, kind, summary in (
+        ("pretrain", PretrainRecipe, "train a model from random weights on plain text"),
+        ("finetune", FinetuneRecipe, "train a checkpoint on instructions or conversations"),
+    ):
+        command = subparsers.add_parser(
+            name, help=summary, description=f"{summary.capitalize()}.", epilog=_EPILOG, allow_abbrev=False
+        )
+        command.add_argument("recipe", nargs="?", help="recipe file (.yaml) or the name of an included one")
+        command.add_argument(
+            "--resume", nargs="?", const="", metavar="RUN", help="continue the run in this directory (default: --out)"
+        )
+        add_flags(command, kind)
+        command.set_defaults(handler=_train, training_kind=kind, training_command=name)
+
+
+def _train_tokenizer(arguments: argparse.Namespace) -> int:
+    from training.tokenizer import train_tokenizer
+
+    train_tokenizer(arguments.files, arguments.vocab_size, arguments.out, arguments.text_field, arguments.megabytes)
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    recipe, directory, resume = read_arguments(arguments)
+    from training.console import Console
+    from training.report import finish
+    from training.run import RunDirectory
+
+    name = arguments.training_command
+    run, console = RunDirectory(directory), Console()
+    if resume and (directory / "config.yaml").is_file():
+        run.check_unchanged(recipe)
+    else:
+        run.start(recipe)
+    command = f"topkapi {name} --resume {shlex.quote(str(directory))}"
+    if name == "pretrain":
+        from training.pretrain import pretrain as train
+    else:
+        from training.finetune import finetune as train
+    standing = train(recipe, run, resume=resume, console=console, command=command)
+    finish(run, standing, console)
+    return 0
+
+
+def read_arguments(arguments: argparse.Namespace) -> tuple[TrainingRecipe, Path, bool]:
+    """The recipe (flags over YAML over defaults), the run directory, and whether to resume.
+
+    A resumed run that is named by its directory takes its own `config.yaml` for the recipe.
+    """
+    kind: type[TrainingRecipe] = arguments.training_kind
+    flags = given_flags(arguments, kind)
+    resume = arguments.resume is not None
+    fields: dict[str, Any] = {}
+    source = "flags"
+    stem = None
+    if arguments.recipe is not None:
+        path = resolve_recipe(arguments.recipe)
+        fields, source, stem = read_yaml(path), f"{path.name} and flags", path.stem
+    if arguments.resume:
+        flags["out"] = arguments.resume
+    named = flags.get("out", fields.get("out"))
+    if resume and named and arguments.recipe is None and (Path(named) / "config.yaml").is_file():
+        fields = read_yaml(Path(named) / "config.yaml") | {"overwrite": False}
+    recipe = build_recipe(kind, fields | flags, source)
+    if stem is None:
+        stem = Path(recipe.data[0]).name.split(".")[0] if recipe.data else arguments.training_command
+    directory = Path(recipe.out) if recipe.out else Path("runs") / (stem or arguments.training_command)
+    return recipe, directory, resume

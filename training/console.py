@@ -1,0 +1,81 @@
+"""What a run shows while it goes on: a progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+# Without a terminal, a line this often.
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+class Console:
+    """Messages and the progress of one run. Everything goes to standard output, flushed line by line."""
+
+    def __init__(self) -> None:
+        self._rich: Any = None
+        self._progress: Any = None
+        self._task: Any = None
+        self._total = 0
+        self._last_line = 0.0
+        if sys.stdout.isatty():
+            try:
+                import rich.console
+            except ImportError:
+                return
+            self._rich = rich.console.Console()
+
+    def message(self, text: str) -> None:
+        """Print a line above the progress bar."""
+        if self._progress is not None:
+            self._progress.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, flush=True)
+
+    def start(self, total: int, done: int) -> None:
+        """Begin to show progress over `total` steps."""
+        self._total, self._last_line = total, time.monotonic()
+        if self._rich is None:
+            return
+        from rich import progress
+
+        self._progress = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[facts]}"),
+            progress.TimeRemainingColumn(),
+            console=self._rich,
+        )
+        self._task = self._progress.add_task("training", total=total, completed=done, facts="")
+        self._progress.start()
+
+    def advance(self, step: int, facts: str, seconds_left: float) -> None:
+        """Step `step` is done; `facts` are its loss and speed."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, facts=facts)
+        elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            print(f"step {step}/{self._total}  {facts}  {duration(seconds_left)} left", flush=True)
+
+    def count(self, what: str, done: int, total: int) -> None:
+        """Progress of something before training: a line now and then."""
+        if done == total or time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES / 6:
+            self._last_line = time.monotonic()
+            print(f"{what}: {done} of {total} files", flush=True)
+
+    def stop(self) -> None:
+        """Take the progress bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def duration(seconds: float) -> str:
+    """`75` -> `1m15s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"

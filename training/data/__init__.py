@@ -1,0 +1,1 @@
+"""Raw text and instruction files in, batches of token ids out."""

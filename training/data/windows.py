@@ -1,0 +1,123 @@
+"""Windows over a token stream, in an order that is a pure function of the seed and the step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.errors import DataError
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`tokens` and `targets [B, T]` int64; a target of `IGNORED` is not trained.
+
+    `weights [B, T]` float32 scales each target's loss (None: all 1). Rows shorter than T are padded at their end.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    weights: Tensor | None = None
+
+    def split(self, rows: int) -> Iterator[Batch]:
+        """The batch in parts of at most `rows` rows."""
+        for start in range(0, len(self.tokens), rows):
+            part = slice(start, start + rows)
+            weights = None if self.weights is None else self.weights[part]
+            yield Batch(self.tokens[part], self.targets[part], weights)
+
+    def weight(self) -> float:
+        """The sum of the weights of all trained targets: what the loss is divided by."""
+        trained = self.targets != IGNORED
+        return float(trained.sum()) if self.weights is None else float((self.weights * trained).sum())
+
+    def token_count(self) -> int:
+        """Trained targets in the batch."""
+        return int((self.targets != IGNORED).sum())
+
+
+class Loader(Protocol):
+    """Batches by number. Nothing is remembered between calls, so a run resumes at any step exactly."""
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    def batch(self, step: int) -> Batch:
+        """The batch of update `step` (0-based, counted over all epochs)."""
+        ...
+
+    def first(self, batches: int | None) -> list[Batch]:
+        """A fixed choice of batches to evaluate on (None: all, in order, the last one possibly smaller)."""
+        ...
+
+
+def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+    """The order of `size` items in `epoch`: a pure function of its arguments."""
+    return np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), epoch])).permutation(size)
+
+
+# The order in which evaluation batches are chosen: an epoch that training never reaches.
+EVALUATION_EPOCH = 2**63
+
+
+class WindowLoader:
+    """Windows of `context` tokens that start every `stride` tokens of `stream`, shuffled anew in every epoch.
+
+    Each window's targets are its tokens moved by one. What does not fill a batch at the end of an epoch is left out.
+    Raises `DataError` when the stream does not fill one batch.
+    """
+
+    def __init__(
+        self,
+        stream: NDArray[np.unsignedinteger[Any]],
+        *,
+        context: int,
+        stride: int,
+        batch_size: int,
+        seed: int,
+        name: str = "training",
+        drop_last: bool = True,
+    ) -> None:
+        self.stream, self.context, self.stride, self.batch_size, self.seed = stream, context, stride, batch_size, seed
+        self.windows = max(0, -(-(len(stream) - context) // stride))
+        if self.windows < (batch_size if drop_last else 1):
+            needed = context + 1 + stride * (batch_size - 1 if drop_last else 0)
+            raise DataError(
+                f"the {name} text is too short: {len(stream):,} tokens, and one batch needs {needed:,}",
+                field="data",
+                hint="give more text, or lower --context-length or --batch-size"
+                if name == "training"
+                else "give more text, lower --context-length, or raise --validation-fraction",
+            )
+        self._order: tuple[int, NDArray[np.int64]] | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.windows // self.batch_size
+
+    def batch(self, step: int) -> Batch:
+        epoch, index = divmod(step, self.steps_per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, permutation(self.seed, epoch, self.windows))
+        return self._gather(self._order[1][index * self.batch_size : (index + 1) * self.batch_size])
+
+    def first(self, batches: int | None) -> list[Batch]:
+        order = np.arange(self.windows)
+        if batches is not None and batches * self.batch_size < self.windows:
+            order = permutation(self.seed, EVALUATION_EPOCH, self.windows)[: batches * self.batch_size]
+        return [
+            self._gather(order[start : start + self.batch_size]) for start in range(0, len(order), self.batch_size)
+        ]
+
+    def _gather(self, windows: NDArray[np.int64]) -> Batch:
+        rows = np.stack([self.stream[at : at + self.context + 1] for at in (windows * self.stride).tolist()])
+        tokens = torch.from_numpy(rows.astype(np.int64))
+        return Batch(tokens[:, :-1], tokens[:, 1:])

@@ -1,0 +1,88 @@
+"""Optimisers over a model's named parameters, and their state as plain named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
+
+OptimizerName = Literal["adamw", "muon"]
+
+
+class Optimizers:
+    """AdamW for everything, or Muon (Jordan et al. 2024) for the hidden matrices and AdamW for the rest.
+
+    `decay` "matrices" leaves norms and biases out of the weight decay; "all" decays every parameter, as PyTorch's
+    AdamW does when it is handed `model.parameters()`. Muon's updates are scaled to AdamW's size (Liu et al. 2025).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        name: OptimizerName,
+        learning_rate: float,
+        muon_learning_rate: float,
+        weight_decay: float,
+        betas: tuple[float, float],
+        decay: Literal["matrices", "all"],
+    ) -> None:
+        self.names: dict[int, str] = {}
+        matrices, decayed, plain = [], [], []
+        for parameter_name, parameter in model.named_parameters():
+            self.names[id(parameter)] = parameter_name
+            hidden = parameter.ndim == 2 and ".layers." in f".{parameter_name}"
+            if name == "muon" and hidden:
+                matrices.append(parameter)
+            elif decay == "all" or parameter.ndim >= 2:
+                decayed.append(parameter)
+            else:
+                plain.append(parameter)
+        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        groups = [group for group in groups if group["params"]]
+        self.all: list[Optimizer] = [AdamW(groups, lr=learning_rate, betas=betas, fused=True)]
+        if matrices:
+            self.all.append(
+                Muon(matrices, lr=muon_learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            )
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                group["base_lr"] = group["lr"]
+
+    def step(self, factor: float) -> None:
+        """One update with every base learning rate multiplied by `factor`; gradients are dropped afterwards."""
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """Every trained parameter."""
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                yield from group["params"]
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """The whole state as `{"parameter name/entry": tensor}`, for safetensors."""
+        tensors = {}
+        for optimizer in self.all:
+            for parameter, entries in optimizer.state.items():
+                for entry, value in entries.items():
+                    tensors[f"{self.names[id(parameter)]}/{entry}"] = torch.as_tensor(value).contiguous()
+        return tensors
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `state_tensors`."""
+        entries: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            name, _, entry = key.rpartition("/")
+            entries.setdefault(name, {})[entry] = value
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    state = entries.get(self.names[id(parameter)], {})
+                    optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}

@@ -1,0 +1,261 @@
+"""`topkapi pretrain`: text files in, a checkpoint out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.chat import BUILT_IN_TEMPLATES, ChatTemplate
+from model.checkpoint import save_checkpoint
+from model.config import ModelConfig
+from model.errors import DataError, SettingsError
+from model.files import write_directory
+from model.generation import generate
+from model.linear import set_compute_dtype
+from model.tokenizer import Tokenizer
+from model.transformer import Decoder, initialise
+from training.console import Console
+from training.data.shards import TokenData, prepare_tokens, tokenizer_digest
+from training.data.sources import find_files
+from training.data.windows import WindowLoader
+from training.optim import Optimizers
+from training.recipe import PretrainRecipe, TrainingRecipe
+from training.run import RunDirectory
+from training.schedule import Schedule, warmup_steps
+from training.tokenizer import tokenizer_for
+from training.trainer import Standing, Training, prepare_torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# Sizes to start from: layers, width, feed-forward width, heads, key-value heads, width of a head.
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"num_layers": 4, "hidden_size": 128, "intermediate_size": 384, "num_heads": 4, "num_kv_heads": 2},
+    "small": {"num_layers": 6, "hidden_size": 256, "intermediate_size": 768, "num_heads": 4, "num_kv_heads": 2},
+    "medium": {"num_layers": 10, "hidden_size": 512, "intermediate_size": 1536, "num_heads": 8, "num_kv_heads": 4},
+    "gpt2": {"num_layers": 12, "hidden_size": 768, "intermediate_size": 3072, "num_heads": 12, "num_kv_heads": 12},
+}
+
+
+def pretrain(recipe: PretrainRecipe, directory: RunDirectory, *, resume: bool, console: Console, command: str) -> Standing:
+    """Train a network from random weights as `recipe` says, in `directory`; continue there with `resume`.
+
+    Raises `DataError`, `SettingsError`, `CheckpointError` (disk), `Diverged` and `Interrupted`.
+    """
+    if not recipe.data:
+        raise DataError("no training text", field="data", hint="give files or folders with --data")
+    files, validation_files = find_files(recipe.data), find_files(recipe.validation_data)
+    saved = directory.load_state() if resume else None
+    device = prepare_torch(recipe, saved[1]["threads"] if saved else None)
+    tokenizer = _tokenizer(recipe, files, directory, console, resume)
+    data = prepare_tokens(
+        files,
+        validation_files,
+        tokenizer,
+        cache=Path(recipe.cache).expanduser(),
+        text_field=recipe.text_field,
+        validation_fraction=recipe.validation_fraction,
+        split=recipe.split,
+        progress=console.count,
+    )
+    config = model_config(recipe, tokenizer)
+    model = Decoder(config)
+    initialise(model, torch.Generator().manual_seed(recipe.seed), recipe.initialisation)
+    model.to(device)
+    set_compute_dtype(model, torch.bfloat16 if recipe.precision == "bf16" else None)
+    loader, validation = _loaders(recipe, data)
+    schedule, every = plan(recipe, loader.steps_per_epoch)
+    chat = chat_template(recipe.chat_template)
+
+    def sample(standing: Standing) -> Iterator[dict[str, Any]]:
+        for prompt in recipe.sample_prompts or _opening(tokenizer, data):
+            parameters = {
+                "max_tokens": recipe.sample_tokens,
+                "temperature": recipe.sample_temperature,
+                "seed": recipe.seed + standing.step,
+            }
+            result = generate(model, tokenizer.encode(prompt), parameters)
+            yield {
+                "prompt": prompt,
+                "text": tokenizer.decode(result.token_ids, skip_control=True),
+                "finish_reason": result.finish_reason,
+            }
+
+    def save(path: Path, details: Any) -> None:
+        save_checkpoint(
+            path,
+            model=model,
+            tokenizer=tokenizer,
+            chat=chat,
+            generation={"eos_token_id": list(config.end_token_ids), "temperature": 0.8, "top_p": 0.95},
+            details=details,
+            dtype=DTYPES[recipe.checkpoint_dtype],
+        )
+
+    facts = {
+        "made_by": "topkapi pretrain",
+        "recipe": recipe.model_dump(mode="json", exclude={"out", "overwrite", "cache"}),
+        "data": data.info,
+        "tokenizer_sha256": tokenizer_digest(tokenizer),
+        "parameters": config.parameter_count(),
+    }
+    training = Training(
+        recipe=recipe,
+        model=model,
+        optimizers=build_optimizers(recipe, model),
+        schedule=schedule,
+        loader=loader,
+        train_batches=loader.first(recipe.evaluation_batches or 8),
+        validation_batches=validation.first(recipe.evaluation_batches) if validation else [],
+        directory=directory,
+        console=console,
+        save=save,
+        sample=sample,
+        facts=facts,
+        command=command,
+        evaluate_every=every,
+        save_every=recipe.save_every or every,
+    )
+    start_or_resume(training, saved)
+    _announce(training, data, console)
+    return training.run()
+
+
+def start_or_resume(training: Training, saved: tuple[dict[str, torch.Tensor], dict[str, Any]] | None) -> None:
+    """Take over a saved state, once it is certain that the run would go on with the same data; else begin anew."""
+    if saved is None:
+        training.directory.restart()
+        return
+    tensors, facts = saved
+    for name in ("data", "tokenizer_sha256", "parent"):
+        if facts["run"].get(name) != training.facts.get(name):
+            raise DataError(
+                f"the {name.removesuffix('_sha256')} changed since the run in {training.directory.path} was started",
+                field=name.removesuffix("_sha256"),
+                hint="bring the earlier files back, or start another run with another --out",
+            )
+    training.load_state(tensors, facts)
+    training.console.message(f"resumed at step {training.standing.step} of {training.schedule.total_steps}")
+
+
+def plan(recipe: TrainingRecipe, steps_per_epoch: int) -> tuple[Schedule, int]:
+    """The schedule, and the updates between evaluations."""
+    total = recipe.max_steps or max(1, math.ceil(recipe.epochs * steps_per_epoch))
+    schedule = Schedule(recipe.schedule, total, warmup_steps(recipe.warmup, total), recipe.final_learning_rate)
+    return schedule, recipe.evaluate_every or max(1, total // 20)
+
+
+def build_optimizers(recipe: TrainingRecipe, model: Decoder) -> Optimizers:
+    """The recipe's optimisers over `model`."""
+    return Optimizers(
+        model,
+        name=recipe.optimizer,
+        learning_rate=recipe.learning_rate,
+        muon_learning_rate=recipe.muon_learning_rate or recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        betas=(recipe.beta1, recipe.beta2),
+        decay=recipe.decay,
+    )
+
+
+def model_config(recipe: PretrainRecipe, tokenizer: Tokenizer) -> ModelConfig:
+    """The network's shape: the preset with the recipe's own sizes put over it."""
+    sizes = dict(PRESETS[recipe.model])
+    sizes |= {name: value for name in sizes if (value := getattr(recipe, name)) is not None}
+    family = recipe.family or ("gpt2" if recipe.model == "gpt2" else "qwen3")
+    gpt2 = family == "gpt2"
+    if gpt2 and recipe.num_kv_heads is None:
+        sizes["num_kv_heads"] = sizes["num_heads"]
+    head_dim = recipe.head_dim or sizes["hidden_size"] // sizes["num_heads"]
+    qkv_bias = recipe.qkv_bias if recipe.qkv_bias is not None else family in ("gpt2", "qwen2")
+    if family == "gpt2" and sizes["hidden_size"] % sizes["num_heads"]:
+        raise SettingsError(
+            f"hidden_size {sizes['hidden_size']} is not a multiple of num_heads {sizes['num_heads']}",
+            field="hidden_size",
+        )
+    return ModelConfig(
+        family=family,
+        vocab_size=tokenizer.vocab_size,
+        head_dim=head_dim,
+        context_length=recipe.context_length,
+        norm_eps=1e-5 if gpt2 else 1e-6,
+        qkv_bias=qkv_bias,
+        output_bias=gpt2,
+        mlp_bias=gpt2,
+        tie_embeddings=recipe.tie_embeddings,
+        dropout=recipe.dropout,
+        begin_token_id=tokenizer.begin_token_id,
+        end_token_ids=() if tokenizer.end_token_id is None else (tokenizer.end_token_id,),
+        **sizes,
+    )
+
+
+def chat_template(name: str | None) -> ChatTemplate | None:
+    """A built-in template by its name, or one read from a file."""
+    if name is None:
+        return None
+    if name in BUILT_IN_TEMPLATES:
+        return BUILT_IN_TEMPLATES[name]
+    path = Path(name)
+    if not path.is_file():
+        raise SettingsError(
+            f"there is no chat template {name}",
+            field="chat_template",
+            hint=f"give a Jinja file or one of: {', '.join(BUILT_IN_TEMPLATES)}",
+        )
+    return ChatTemplate(path.read_text("utf-8"), path.stem)
+
+
+def _tokenizer(
+    recipe: PretrainRecipe, files: Sequence[Path], directory: RunDirectory, console: Console, resume: bool
+) -> Tokenizer:
+    if recipe.tokenizer == "gpt2":
+        return Tokenizer.gpt2()
+    if recipe.tokenizer is not None:
+        return Tokenizer.from_directory(Path(recipe.tokenizer))
+    own = directory.path / "tokenizer"
+    if resume and own.is_dir():
+        return Tokenizer.from_directory(own)
+    console.message("training a tokenizer")
+    tokenizer = tokenizer_for(files, recipe.vocab_size, recipe.text_field, recipe.tokenizer_megabytes)
+    with write_directory(own) as partial:
+        tokenizer.save(partial)
+    return tokenizer
+
+
+def _loaders(recipe: PretrainRecipe, data: TokenData) -> tuple[WindowLoader, WindowLoader | None]:
+    context, stride = recipe.context_length, recipe.stride or recipe.context_length
+    common = {"context": context, "batch_size": recipe.batch_size, "seed": recipe.seed}
+    names = ", ".join(data.info["sources"])
+    loader = WindowLoader(data.train, stride=stride, name=f"training text ({names})", **common)
+    if not len(data.validation):
+        return loader, None
+    return loader, WindowLoader(
+        data.validation, stride=context, name=f"validation text ({names})", drop_last=False, **common
+    )
+
+
+def _opening(tokenizer: Tokenizer, data: TokenData) -> list[str]:
+    """The first words of the validation text, else of the training text: a prompt that fits any data."""
+    stream = data.validation if len(data.validation) else data.train
+    return [tokenizer.decode(stream[:8].tolist(), skip_control=True)]
+
+
+def _announce(training: Training, data: TokenData, console: Console) -> None:
+    config, recipe, total = training.model.config, training.recipe, training.schedule.total_steps
+    tokens = total * recipe.batch_size * config.context_length
+    console.message(
+        f"{config.parameter_count():,} parameters ({config.family}, {config.num_layers} layers x {config.hidden_size}, "
+        f"vocabulary {config.vocab_size:,})"
+    )
+    console.message(
+        f"{data.info['train_tokens']:,} training tokens in {data.info['train_documents']:,} documents, "
+        f"{data.info['validation_tokens']:,} for validation"
+    )
+    console.message(
+        f"{total:,} steps of {recipe.batch_size} x {config.context_length} tokens: {tokens:,} tokens, "
+        f"{total / training.loader.steps_per_epoch:.2f} epochs, about {6 * config.parameter_count() * tokens:.1e} FLOPs"
+    )

@@ -1,0 +1,220 @@
+"""Recipes: what a training run is told. Every field is a YAML key and a command-line flag; its description is the help."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from model.errors import SettingsError
+
+RECIPES = Path(__file__).parent / "recipes"
+R = TypeVar("R", bound="TrainingRecipe")
+
+
+def setting(default: Any, description: str, *, group: str, free: bool = False, **rules: Any) -> Any:
+    """A recipe field. `free` ones may change when a run is resumed: they don't affect what is learned."""
+    return Field(default, description=description, json_schema_extra={"group": group, "free": free}, **rules)
+
+
+class TrainingRecipe(BaseModel):
+    """What pretraining and fine-tuning have in common."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    data: list[str] = setting([], "training files, folders or globs", group="data")
+    validation_data: list[str] = setting([], "held-out files; none: a part of the data is set aside", group="data")
+    validation_fraction: float = setting(0.1, "part of the data set aside for validation", group="data", ge=0, lt=1)
+
+    out: str | None = setting(None, "run directory (default: runs/ and the recipe's name)", group="run", free=True)
+    overwrite: bool = setting(False, "delete a run that is already in the run directory", group="run", free=True)
+    seed: int = setting(123, "decides initial weights, data order and dropout", group="run", ge=0)
+    device: str = setting("auto", "cpu, cuda, or auto: cuda where there is one", group="run")
+    threads: int | None = setting(None, "CPU threads (default: all cores); sums depend on it", group="run", ge=1)
+    compile: bool = setting(False, "compile the network with torch.compile (needs a C++ compiler)", group="run")
+
+    batch_size: int = setting(16, "sequences per update", group="optimisation", ge=1)
+    micro_batch_size: int | None = setting(
+        None, "sequences computed at once; smaller saves memory (default: the whole batch)", group="optimisation", ge=1
+    )
+    epochs: float = setting(10, "passes over the training data", group="optimisation", gt=0)
+    max_steps: int | None = setting(None, "updates; overrides epochs", group="optimisation", ge=1)
+    precision: Literal["fp32", "bf16"] = setting(
+        "fp32", "arithmetic of the matrix products; weights and optimiser stay fp32", group="optimisation"
+    )
+    optimizer: Literal["adamw", "muon"] = setting(
+        "adamw", "muon: Muon for the hidden matrices, AdamW for the rest", group="optimisation"
+    )
+    learning_rate: float = setting(1e-3, "peak learning rate of AdamW", group="optimisation", gt=0)
+    muon_learning_rate: float | None = setting(
+        None, "peak learning rate of Muon (default: AdamW's)", group="optimisation", gt=0
+    )
+    weight_decay: float = setting(0.1, "decoupled weight decay", group="optimisation", ge=0)
+    decay: Literal["matrices", "all"] = setting(
+        "matrices", "what is decayed: matrices and embeddings, or all parameters", group="optimisation"
+    )
+    beta1: float = setting(0.9, "AdamW's decay of the gradient's mean", group="optimisation", ge=0, lt=1)
+    beta2: float = setting(0.95, "AdamW's decay of the gradient's square", group="optimisation", ge=0, lt=1)
+    clip: float | None = setting(1.0, "largest gradient norm; none: unlimited", group="optimisation", gt=0)
+    schedule: Literal["constant", "cosine", "wsd"] = setting(
+        "cosine", "learning rate over time; wsd: constant, then linear decay over the last 40 %", group="optimisation"
+    )
+    warmup: float = setting(0.02, "linear warm-up: below 1 a part of the run, else steps", group="optimisation", ge=0)
+    final_learning_rate: float = setting(
+        0.1, "what the schedule ends at, as a part of the peak", group="optimisation", ge=0, le=1
+    )
+
+    evaluate_every: int | None = setting(
+        None, "updates between evaluations (default: 20 over the run)", group="evaluation", ge=1
+    )
+    evaluation_batches: int | None = setting(
+        8, "batches of training and of validation data per evaluation; none: all of validation", group="evaluation", ge=1
+    )
+    patience: int | None = setting(
+        None, "stop after so many evaluations without a better validation loss (default: never)", group="evaluation", ge=1
+    )
+    sample_every: Literal["evaluation", "epoch", "never"] = setting(
+        "evaluation", "when samples are generated, printed and stored", group="evaluation"
+    )
+    sample_prompts: list[str] = setting([], "what samples continue", group="evaluation")
+    sample_tokens: int = setting(60, "longest sample", group="evaluation", ge=1)
+    sample_temperature: float = setting(0.8, "temperature of samples; 0 is greedy", group="evaluation", ge=0)
+
+    save_every: int | None = setting(
+        None, "updates between saves for resuming (default: at every evaluation)", group="saving", ge=1, free=True
+    )
+    keep: int = setting(1, "how many of the latest checkpoints to keep beside the best", group="saving", ge=1, free=True)
+    checkpoint_dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "how checkpoints store matrices (a resume always continues in fp32)", group="saving", free=True
+    )
+
+
+class PretrainRecipe(TrainingRecipe):
+    """A network from random weights, on plain text."""
+
+    text_field: str = setting("text", "field of JSON lines or Parquet rows that holds the text", group="data")
+    split: Literal["auto", "documents", "characters"] = setting(
+        "auto", "validation by whole documents, or the last characters of a single text", group="data"
+    )
+    stride: int | None = setting(None, "tokens between window starts (default: the context)", group="data", ge=1)
+    cache: str = setting("~/.cache/topkapi", "where token shards are kept", group="data", free=True)
+
+    tokenizer: str | None = setting(
+        None, "gpt2 or a directory with tokenizer.json (default: train one on the data)", group="tokenizer"
+    )
+    vocab_size: int | None = setting(
+        None, "vocabulary of a trained tokenizer (default: 1024 to 8192 by the amount of text)", group="tokenizer", ge=300
+    )
+    tokenizer_megabytes: int = setting(64, "text a tokenizer is trained on, at most", group="tokenizer", ge=1)
+
+    model: Literal["tiny", "small", "medium", "gpt2"] = setting(
+        "small", "sizes to start from; the fields below override them", group="model"
+    )
+    family: Literal["gpt2", "llama", "qwen2", "qwen3"] | None = setting(None, "architecture", group="model")
+    hidden_size: int | None = setting(None, "width of the residual stream", group="model", ge=1)
+    intermediate_size: int | None = setting(None, "width of the feed-forward layers", group="model", ge=1)
+    num_layers: int | None = setting(None, "layers", group="model", ge=1)
+    num_heads: int | None = setting(None, "attention heads", group="model", ge=1)
+    num_kv_heads: int | None = setting(None, "key-value heads", group="model", ge=1)
+    head_dim: int | None = setting(None, "width of a head", group="model", ge=2)
+    context_length: int = setting(256, "tokens in a window", group="model", ge=2)
+    dropout: float = setting(0.0, "dropout while training", group="model", ge=0, lt=1)
+    qkv_bias: bool | None = setting(None, "biases on queries, keys and values", group="model")
+    tie_embeddings: bool = setting(True, "one matrix for input and output embeddings", group="model")
+    initialisation: Literal["scaled_normal", "pytorch"] = setting(
+        "scaled_normal", "random weights: GPT-2's, or PyTorch's layer defaults", group="model"
+    )
+    chat_template: str | None = setting(
+        None, "chat template to store with the checkpoint: chatml, alpaca or a file", group="model"
+    )
+
+
+class FinetuneRecipe(TrainingRecipe):
+    """A checkpoint, on instructions and answers or whole conversations."""
+
+    checkpoint: str | None = setting(None, "checkpoint directory or .gguf file to start from", group="model")
+    chat_template: str | None = setting(
+        None, "chatml, alpaca or a file (default: the checkpoint's own, else chatml)", group="model"
+    )
+    dropout: float | None = setting(None, "dropout while training (default: the checkpoint's)", group="model", ge=0, lt=1)
+    context_length: int | None = setting(
+        None, "longest example in tokens (default: the checkpoint's context)", group="model", ge=2
+    )
+
+    split: Literal["random", "file_order"] = setting(
+        "random", "how validation examples are chosen; file_order: the last ones", group="data"
+    )
+    train_examples: int | None = setting(None, "first so many examples train (file_order)", group="data", ge=1)
+    test_examples: int = setting(
+        0, "examples after them that are used for nothing here, then validation follows (file_order)", group="data", ge=0
+    )
+    prompt_loss_weight: float = setting(
+        0.0, "weight of the prompt's loss: 0 masks it, 1 trains on it as on the answer", group="data", ge=0, le=1
+    )
+    on_overlong: Literal["error", "drop"] = setting(
+        "error", "what to do with examples longer than the context", group="data"
+    )
+    bucket_by_length: bool = setting(
+        False, "fill batches with examples of similar length: faster, slightly less random", group="data"
+    )
+
+    batch_size: int = setting(8, "examples per update", group="optimisation", ge=1)
+    epochs: float = setting(2, "passes over the training data", group="optimisation", gt=0)
+    learning_rate: float = setting(1e-4, "peak learning rate of AdamW", group="optimisation", gt=0)
+    sample_temperature: float = setting(0.0, "temperature of samples; 0 is greedy", group="evaluation", ge=0)
+
+
+def resolve_recipe(name: str) -> Path:
+    """A YAML file, or the name of one that comes with Topkapi."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    included = RECIPES / f"{name.removesuffix('.yaml')}.yaml"
+    if included.is_file():
+        return included
+    names = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
+    raise SettingsError(f"there is no recipe {name}", hint=f"give a .yaml file or one of: {names}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The fields of a recipe file."""
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = re.sub(r"\s+", " ", str(error))
+        raise SettingsError(f"the recipe {path} cannot be read: {reason}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise SettingsError(f"the recipe {path} must be a list of 'field: value' lines")
+    return content
+
+
+def build_recipe(kind: type[R], fields: dict[str, Any], source: str) -> R:
+    """Check `fields`; `SettingsError` names the first one at fault and says what it may be."""
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        if first["type"] == "extra_forbidden":
+            raise SettingsError(
+                f"{source}: unknown field {name!r}", field=name, hint=f"fields: {', '.join(sorted(kind.model_fields))}"
+            ) from None
+        raise SettingsError(
+            f"{source}: {name} = {first['input']!r}: {first['msg'].lower()}",
+            field=name,
+            hint=f"{name}: {kind.model_fields[name].description}",
+        ) from None
+
+
+def free_fields(kind: type[TrainingRecipe]) -> set[str]:
+    """Fields that may differ when a run is resumed."""
+    return {
+        name
+        for name, field in kind.model_fields.items()
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra["free"]
+    }

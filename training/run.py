@@ -1,0 +1,190 @@
+"""The run directory: what a training run leaves behind, and all it needs to go on where it was killed.
+
+    config.yaml  metrics.jsonl  samples.jsonl  timings.jsonl  plots/*.png  report.md  data.json
+    checkpoints/step-N   what is served          best, last -> checkpoints/step-N
+    state/step-N         what only a resumed run needs
+
+Every directory is written whole or not at all. The two `.jsonl` files are cut back to the length that the state
+recorded, so a resumed run continues them as if it had never been killed. `timings.jsonl` holds the wall clock, the one
+thing that differs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.errors import CheckpointError, SettingsError
+from model.files import recover_directory, write_directory
+from training.recipe import TrainingRecipe, free_fields
+
+_RECORDS = ("metrics.jsonl", "samples.jsonl")
+
+
+class RunDirectory:
+    """One run's files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def start(self, recipe: TrainingRecipe) -> None:
+        """Make the directory and write `config.yaml`; refuses one that holds a run, unless told to overwrite it."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.glob("[!.]*"))):
+            if not recipe.overwrite:
+                raise SettingsError(
+                    f"{self.path} already holds something",
+                    field="out",
+                    hint="continue that run with --resume, replace it with --overwrite, or choose another --out",
+                )
+            if not (self.path / "config.yaml").is_file():
+                raise SettingsError(f"{self.path} is not a run, so it is not deleted", field="overwrite")
+            self._clear()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"{self.path} cannot be made: {error.strerror}", field="out") from None
+        self.write("config.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+    def config(self) -> dict[str, Any]:
+        """The recipe of the run that is here."""
+        path = self.path / "config.yaml"
+        if not path.is_file():
+            raise SettingsError(f"there is no run in {self.path}", field="resume", hint="leave out --resume")
+        config: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
+        return config
+
+    def check_unchanged(self, recipe: TrainingRecipe) -> None:
+        """Refuse to resume with a recipe that would have led elsewhere."""
+        before = type(recipe).model_validate(self.config())
+        for name in type(recipe).model_fields.keys() - free_fields(type(recipe)):
+            old, new = getattr(before, name), getattr(recipe, name)
+            if old != new:
+                raise SettingsError(
+                    f"the run in {self.path} was started with {name} = {old!r}, not {new!r}: it cannot be resumed so",
+                    field=name,
+                    hint=f"leave out --{name.replace('_', '-')}, or start another run with another --out",
+                )
+
+    def append(self, name: str, record: Mapping[str, Any]) -> None:
+        """Add one line to `metrics.jsonl`, `samples.jsonl` or `timings.jsonl`."""
+        try:
+            with (self.path / name).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise _cannot_write(self.path / name, error) from error
+
+    def records(self, name: str) -> list[dict[str, Any]]:
+        """The lines of a `.jsonl` file."""
+        path = self.path / name
+        return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line] if path.is_file() else []
+
+    def point(self, name: str, step: int) -> None:
+        """Let `best` or `last` point at the checkpoint of `step`, atomically."""
+        link = self.path / name
+        temporary = self.path / f".{name}.new"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(Path("checkpoints") / f"step-{step}")
+        temporary.replace(link)
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of `step` lies."""
+        return self.path / "checkpoints" / f"step-{step}"
+
+    def save_state(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Write all that a resumed run needs, with the present lengths of the record files."""
+        lengths = {}
+        for name in _RECORDS:
+            path = self.path / name
+            if path.exists():
+                _flush(path)
+            lengths[name] = path.stat().st_size if path.exists() else 0
+        with write_directory(self.path / "state" / f"step-{step}") as partial:
+            try:
+                save_file(dict(tensors), partial / "tensors.safetensors")
+            except SafetensorError as error:
+                raise OSError(None, str(error)) from error
+            content = {**facts, "lengths": lengths}
+            (partial / "state.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The latest state, with the record files cut back to it; None where nothing was saved yet."""
+        for leftover in [*self.path.glob("checkpoints/.*.previous"), *self.path.glob("state/.*.previous")]:
+            recover_directory(leftover.with_name(leftover.name.removeprefix(".").removesuffix(".previous")))
+            shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in [*self.path.glob("checkpoints/.*"), *self.path.glob("state/.*")]:
+            shutil.rmtree(leftover, ignore_errors=True)
+        steps = self._steps("state")
+        if not steps:
+            return None
+        directory = self.path / "state" / f"step-{steps[-1]}"
+        try:
+            facts = json.loads((directory / "state.json").read_text("utf-8"))
+            tensors = load_file(directory / "tensors.safetensors")
+        except (OSError, ValueError, SafetensorError) as error:
+            raise CheckpointError(f"{directory} cannot be read: {error}", hint="start another run") from None
+        for name, length in facts.pop("lengths").items():
+            path = self.path / name
+            if (path.stat().st_size if path.exists() else 0) < length:
+                raise CheckpointError(f"{path} is shorter than the saved state says", hint="start another run")
+            if path.exists():
+                os.truncate(path, length)
+        return tensors, facts
+
+    def restart(self) -> None:
+        """Forget what a run did that was killed before it saved anything."""
+        for name in (*_RECORDS, "timings.jsonl"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def prune(self, best: int | None, last: int, keep: int) -> None:
+        """Delete checkpoints but the best, the `keep` latest ones up to `last` and what the pointers name; old states too."""
+        steps = [step for step in self._steps("checkpoints") if step <= last]
+        kept = {best, last, *steps[-keep:]}
+        for step in self._steps("checkpoints"):
+            if step not in kept:
+                shutil.rmtree(self.checkpoint(step))
+        for step in self._steps("state"):
+            if step != last:
+                shutil.rmtree(self.path / "state" / f"step-{step}")
+
+    def _steps(self, folder: str) -> list[int]:
+        return sorted(int(path.name.removeprefix("step-")) for path in (self.path / folder).glob("step-*"))
+
+    def _clear(self) -> None:
+        for name in ("checkpoints", "state", "plots", "tokenizer"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for name in (*_RECORDS, "timings.jsonl", "report.md", "best", "last", "config.yaml"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def write(self, name: str, content: str) -> None:
+        """Write a small file whole or not at all."""
+        temporary = self.path / f".{name}.new"
+        try:
+            temporary.write_text(content, encoding="utf-8")
+            _flush(temporary)
+            temporary.replace(self.path / name)
+        except OSError as error:
+            raise _cannot_write(self.path / name, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"could not write {path}: {error.strerror or error}",
+        hint="free disk space, then continue with --resume",
+    )
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
