@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import jinja2
@@ -121,7 +122,7 @@ class ChatTemplate:
         text, spans = self._spans(text, marked, tokenizer, variables, (begin, end), add_generation_prompt)
 
         borders = sorted({0, len(text), *(border for span in spans for border in span)})
-        cuts = list(zip(borders, borders[1:], strict=False))
+        cuts = list(pairwise(borders))
         parts = [_unmarked(tokenizer.split_control(text[start:stop]), mark) for start, stop in cuts]
         starts = {start for start, stop in spans if start < stop}
         token_ids: list[int] = []
@@ -231,7 +232,7 @@ def _marked_spans(text: str, begin: str, end: str) -> tuple[str, list[tuple[int,
 
 def _broken(content: str, tokenizer: Tokenizer, mark: str) -> str:
     """`content` with `mark` inside each control token's spelling, also inside one that its borders may cut."""
-    spellings = [spelling for spelling in tokenizer.control_tokens]
+    spellings = list(tokenizer.control_tokens)
     for spelling in spellings:
         if len(spelling) == 1 and spelling in content:
             raise InvalidRequest(
@@ -258,7 +259,7 @@ def _broken(content: str, tokenizer: Tokenizer, mark: str) -> str:
             if any(len(spelling) > size and spelling.endswith(head) for spelling in spellings):
                 places.add(start)
     cuts = [0, *sorted(places), len(content)]
-    return mark.join(content[a:b] for a, b in zip(cuts, cuts[1:], strict=False)) if places else content
+    return mark.join(content[a:b] for a, b in pairwise(cuts)) if places else content
 
 
 def _unmarked(pieces: Iterable[str | int], mark: str) -> list[str | int]:

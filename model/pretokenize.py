@@ -23,15 +23,14 @@ LLAMA3_PATTERN = QWEN2_PATTERN.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)
 _ANY_CHARACTER = r"|(?s:.)"
 
 
-def split_by(pattern: str) -> dict[str, Any]:
-    """The `tokenizer.json` pre-tokenizer that splits by `pattern` and then maps bytes to characters."""
-    return {
-        "type": "Sequence",
-        "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
-            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
-        ],
-    }
+def split_by(*patterns: str) -> dict[str, Any]:
+    """The `tokenizer.json` pre-tokenizer that splits by each pattern in turn and then maps bytes to characters."""
+    splits = [
+        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        for pattern in patterns
+    ]
+    bytes_to_characters = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    return {"type": "Sequence", "pretokenizers": [*splits, bytes_to_characters]}
 
 
 def split_digits_gpt2() -> dict[str, Any]:
