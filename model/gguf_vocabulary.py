@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from model.errors import CheckpointError
-from model.gpt2_vocabulary import added_token, byte_level_definition
 from model.pretokenize import (
     GPT2_PATTERN,
     LLAMA3_PATTERN,
@@ -18,6 +17,7 @@ from model.pretokenize import (
     split_gpt2,
 )
 from model.tokenizer import Tokenizer
+from model.tokenizer_definition import added_token, byte_level_definition
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 2, 3, 4, 5, 6
 """Values of `tokenizer.ggml.token_type`."""

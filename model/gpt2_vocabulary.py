@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,61 +10,14 @@ from tiktoken.load import read_file_cached
 
 from model.errors import CheckpointError
 from model.pretokenize import split_gpt2
+from model.tokenizer_definition import END_OF_TEXT, added_token, byte_level_definition, parse_merges
 
-END_OF_TEXT = "<|endoftext|>"
 _ADDRESS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 _DIGESTS = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }
 """sha256 of the two files, as tiktoken expects them."""
-
-
-def byte_level_definition(
-    vocabulary: Mapping[str, int], merges: list[str], pre_tokenizer: dict[str, Any], added: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """A `tokenizer.json` for a byte-level BPE vocabulary."""
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": None,
-        "pre_tokenizer": pre_tokenizer,
-        "post_processor": None,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": dict(vocabulary),
-            "merges": merges,
-        },
-    }
-
-
-def added_token(content: str, token_id: int, *, special: bool = True) -> dict[str, Any]:
-    """An entry of `added_tokens` in a `tokenizer.json`."""
-    return {
-        "id": token_id,
-        "content": content,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": special,
-    }
-
-
-def parse_merges(text: str) -> list[str]:
-    """The merges of a `merges.txt` or `vocab.bpe`, one "left right" each; a first line `#version` is skipped."""
-    lines = text.split("\n")
-    return [line for line in lines[1 if lines[0].startswith("#version") else 0 :] if line.strip()]
 
 
 def gpt2_definition() -> dict[str, Any]:

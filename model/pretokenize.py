@@ -64,9 +64,10 @@ def single_pattern(pre_tokenizer: Mapping[str, Any] | None) -> str | None:
         return None
     first = steps[0]
     if first["type"] == "Digits" and inner:
-        # Digits become segments of their own, so white space before one ends its segment and stays whole.
+        # Digits become segments of their own: the space before one stays outside, and white space there stays whole.
         digits = r"\p{N}" if first.get("individual_digits") else r"\p{N}+"
-        return digits + "|" + inner.replace(r"|\s+(?!\S)", r"|\s+(?=\p{N})|\s+(?!\S)") + _ANY_CHARACTER
+        between = inner.replace(r"| ?\p{N}+", "").replace(r"|\s+(?!\S)", r"|\s+(?=\p{N})|\s+(?!\S)")
+        return digits + "|" + between + _ANY_CHARACTER
     if first["type"] == "Split" and inner is None:
         regex = first.get("pattern", {}).get("Regex")
         kept = (first.get("behavior"), bool(first.get("invert")))

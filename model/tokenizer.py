@@ -9,19 +9,28 @@ import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import normalizers
 
 from model.bpe import BytePairEncoding, byte_pair_encoding
 from model.byte_level import components, entry_decoder
-from model.errors import CheckpointError, DataError, InvalidRequest
-from model.gpt2_vocabulary import END_OF_TEXT, added_token, byte_level_definition, gpt2_definition, parse_merges
-from model.pretokenize import QWEN2_PATTERN, split_by, split_gpt2
+from model.errors import CheckpointError, InvalidRequest
+from model.gpt2_vocabulary import gpt2_definition
 from model.tokenizer_check import SAMPLE
+from model.tokenizer_definition import (
+    END_OF_TEXT,
+    added_token,
+    read_definition,
+    renamed_definition,
+    token_content,
+    trained_definition,
+    without_prefix,
+)
 
 _LONG_RUN = 16_384
 """tiktoken's regular expressions run out of stack on runs of about a million characters; `tokenizers` does not."""
@@ -42,7 +51,7 @@ class Tokenizer:
         self._config = dict(config or {})
         try:
             self._read_vocabulary()
-            working_copy = self._without_control_spellings()
+            working_copy = renamed_definition(self._definition, self._unspoken)
             self._backend = tokenizers.Tokenizer.from_str(json.dumps(working_copy))
             self._fast = self._fast_encoding(working_copy)
         except CheckpointError:
@@ -69,64 +78,28 @@ class Tokenizer:
         self.vocab_size: int = max(table) + 1
         self._bytes: list[bytes] = [table.get(token_id, b"") for token_id in range(self.vocab_size)]
 
-        named = {name: _content(self._config.get(f"{name}_token")) for name in ("bos", "eos", "pad")}
+        named = {name: token_content(self._config.get(f"{name}_token")) for name in ("bos", "eos", "pad")}
         self.begin_token_id: int | None = ids.get(named["bos"] or "")
         self.end_token_id: int | None = ids.get(named["eos"] or "")
         self.pad_token_id: int | None = ids.get(named["pad"] or "")
         control = {content for content, entry in added.items() if entry.get("special")}
         control |= {content for content in named.values() if content in ids}
         extra = self._config.get("additional_special_tokens") or self._config.get("extra_special_tokens") or []
-        control |= {content for content in map(_content, extra) if content in ids}
+        extra = extra.values() if isinstance(extra, Mapping) else extra
+        control |= {content for content in map(token_content, extra) if content in ids}
         spellings = sorted((content for content in control if content), key=lambda content: ids[content])
         self.control_tokens: Mapping[str, int] = MappingProxyType({content: ids[content] for content in spellings})
         for content, token_id in self.control_tokens.items():
             self._bytes[token_id] = content.encode()
         self._control_ids = frozenset(self.control_tokens.values())
+        secret = secrets.token_hex(16)
+        self._unspoken = {content: f"<{secret}:{token_id}>" for content, token_id in self.control_tokens.items()}
         self._added = added
         self._control_pattern = _control_pattern(spellings, added)
         self._ordinary_added = {
             content: int(entry["id"]) for content, entry in added.items() if content not in self.control_tokens
         }
         self._ordinary_added_pattern = _control_pattern(list(self._ordinary_added), {})
-
-    def _without_control_spellings(self) -> dict[str, Any]:
-        """The definition with each control token under a name that no text can contain.
-
-        A Unigram vocabulary would otherwise match a control token's entry inside ordinary text.
-        """
-        secret = secrets.token_hex(16)
-        self._unspoken = {content: f"<{secret}:{token_id}>" for content, token_id in self.control_tokens.items()}
-        copy = dict(self._definition)
-        copy.update(truncation=None, padding=None, post_processor=None)
-        copy["added_tokens"] = [
-            {**entry, "content": self._unspoken.get(entry["content"], entry["content"])}
-            for entry in self._definition.get("added_tokens") or []
-        ]
-        listed = {entry["content"] for entry in self._definition.get("added_tokens") or []}
-        copy["added_tokens"] += [
-            added_token(self._unspoken[content], token_id)
-            for content, token_id in self.control_tokens.items()
-            if content not in listed
-        ]
-        model = dict(self._definition["model"])
-        if model.get("dropout"):
-            model["dropout"] = None
-        vocabulary = model["vocab"]
-        if isinstance(vocabulary, dict):
-            model["vocab"] = {self._unspoken.get(entry, entry): token_id for entry, token_id in vocabulary.items()}
-        else:
-            model["vocab"] = [[self._unspoken.get(entry, entry), score] for entry, score in vocabulary]
-        if model.get("unk_token") in self._unspoken:
-            model["unk_token"] = self._unspoken[model["unk_token"]]
-        if "merges" in model:
-            joined = (
-                merge.replace(" ", "", 1) if isinstance(merge, str) else "".join(merge) for merge in model["merges"]
-            )
-            model["merges"] = [
-                merge for merge, entry in zip(model["merges"], joined, strict=True) if entry not in self._unspoken
-            ]
-        copy["model"] = model
-        return copy
 
     def _fast_encoding(self, working_copy: Mapping[str, Any]) -> BytePairEncoding | None:
         kinds = [leaf["type"] for leaf in components(self._definition.get("normalizer"))]
@@ -182,22 +155,35 @@ class Tokenizer:
         No token crosses the border of a part, so the ids of the first parts do not depend on what follows them.
         """
         encoded: list[list[int]] = []
-        at_start = True
+        before: str | int | None = None
         for part in parts:
             ids: list[int] = []
             for piece in part:
-                ids += [piece] if isinstance(piece, int) else self._encode_piece(piece, at_start)
-                at_start = False
+                ids += [piece] if isinstance(piece, int) else self._encode_after(before, piece)
+                before = piece
             encoded.append(ids)
         return encoded
 
-    def _encode_piece(self, text: str, at_start: bool) -> list[int]:
-        if at_start or self._fast is not None or not self._unspoken:
+    def _encode_after(self, before: str | int | None, text: str) -> list[int]:
+        """Ids of ordinary `text` after a control token, after other text, or (None) at the start.
+
+        Only SentencePiece vocabularies make a difference: they put a space before a text, some also after a control
+        token, but never in the middle of a text.
+        """
+        if before is None or self._fast is not None:
             return self.encode(text)
-        # SentencePiece vocabularies treat the start of a text as the start of a word; what follows a token is neither.
         _check_unicode(text)
-        before = next(iter(self._unspoken.values()))
-        return list(self._backend.encode(before + text, add_special_tokens=False).ids)[1:]
+        if isinstance(before, str):
+            return list(self._continuing.encode(text, add_special_tokens=False).ids)
+        token = next(name for spelling, name in self._unspoken.items() if self.control_tokens[spelling] == before)
+        return list(self._backend.encode(token + text, add_special_tokens=False).ids)[1:]
+
+    @cached_property
+    def _continuing(self) -> tokenizers.Tokenizer:
+        """The vocabulary as `tokenizers` runs it in the middle of a text, where no space is put before."""
+        return tokenizers.Tokenizer.from_str(
+            json.dumps(without_prefix(renamed_definition(self._definition, self._unspoken)))
+        )
 
     def _encode_fast(self, text: str) -> list[int]:
         assert self._fast is not None
@@ -259,28 +245,8 @@ class Tokenizer:
 
         Raises CheckpointError naming the file that is missing or damaged.
         """
-        directory = Path(path)
-        config_path = directory / "tokenizer_config.json"
-        config = _read_json(config_path) if config_path.is_file() else {}
-        special_path = directory / "special_tokens_map.json"
-        if special_path.is_file():
-            config = {**_read_json(special_path), **config}
-        if (directory / "tokenizer.json").is_file():
-            definition = _read_json(directory / "tokenizer.json")
-            if not isinstance(definition.get("model"), dict) or not definition["model"].get("vocab"):
-                raise CheckpointError(f"{directory / 'tokenizer.json'} holds no vocabulary")
-            return cls(definition, config)
-        if (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
-            vocabulary = _read_json(directory / "vocab.json")
-            merges = parse_merges((directory / "merges.txt").read_text(encoding="utf-8"))
-            end = _content(config.get("eos_token")) or END_OF_TEXT
-            added = [added_token(end, vocabulary[end])] if end in vocabulary else []
-            config = {"bos_token": end, "eos_token": end, **config} if added else config
-            return cls(byte_level_definition(vocabulary, merges, split_gpt2(), added), config)
-        raise CheckpointError(
-            f"{directory} holds no tokenizer.json",
-            hint="save the tokenizer with transformers' AutoTokenizer.from_pretrained(…).save_pretrained(…)",
-        )
+        definition, config = read_definition(Path(path))
+        return cls(definition, config)
 
     @classmethod
     def gpt2(cls) -> "Tokenizer":
@@ -299,47 +265,9 @@ class Tokenizer:
         The same texts give the same vocabulary. Raises DataError where they cannot fill it.
         """
         control = list(dict.fromkeys(control_tokens))
-        if vocab_size < 256 + len(control):
-            raise DataError(
-                f"a vocabulary of {vocab_size} entries cannot hold the 256 bytes and {len(control)} control tokens",
-                field="vocab_size",
-                hint=f"ask for at least {256 + len(control)} entries",
-            )
-        trained = tokenizers.Tokenizer(models.BPE())
-        trained.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(tokenizers.Regex(QWEN2_PATTERN), "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-        trained.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size - len(control),
-            min_frequency=2,  # a pair seen once is no pattern
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        trained.train_from_iterator(texts, trainer)
-        model = json.loads(trained.to_str())["model"]
-        size = len(model["vocab"])
-        if size + len(control) < vocab_size:
-            raise DataError(
-                f"the text yields a vocabulary of only {size + len(control)} entries, not {vocab_size}",
-                field="vocab_size",
-                hint=f"give more text, or ask for at most {size + len(control)} entries",
-            )
-        added = [added_token(spelling, size + index) for index, spelling in enumerate(control)]
-        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-        definition = byte_level_definition(model["vocab"], merges, split_by(QWEN2_PATTERN), added)
+        definition = trained_definition(texts, vocab_size, control)
         config = {f"{name}_token": control[0] for name in ("bos", "eos", "pad")} if control else {}
         return cls(definition, config)
-
-
-def _content(token: object) -> str | None:
-    """The spelling of a token as `tokenizer_config.json` names it: a string or an object with `content`."""
-    if isinstance(token, Mapping):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
 
 
 def _control_pattern(spellings: Sequence[str], added: Mapping[str, Mapping[str, Any]]) -> re.Pattern[str] | None:
@@ -373,13 +301,3 @@ def _has_long_run(text: str) -> bool:
         return False
     blocks = (text[start : start + _LONG_RUN] for start in range(0, len(text), _LONG_RUN))
     return any(block.isspace() or len(block.split(None, 1)) == 1 for block in blocks if len(block) == _LONG_RUN)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a readable JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
-    return content
