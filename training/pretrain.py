@@ -198,7 +198,7 @@ def chat_template(name: str | None) -> ChatTemplate | None:
     if name is None:
         return None
     if name in BUILT_IN_TEMPLATES:
-        return BUILT_IN_TEMPLATES[name]
+        return ChatTemplate.built_in(name)
     path = Path(name)
     if not path.is_file():
         raise SettingsError(
