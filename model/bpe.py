@@ -83,29 +83,36 @@ def byte_pair_encoding(definition: Mapping[str, Any], backend: tokenizers.Tokeni
 def _merged_entries(model: Mapping[str, Any], backend: tokenizers.Tokenizer) -> list[str] | None:
     """The reachable merged entries in merge order, or None where tiktoken's rule could differ from the merges."""
     vocabulary: dict[str, int] = model["vocab"]
-    whole_words = bool(model.get("ignore_merges"))
+    if model.get("ignore_merges"):
+        return _entries_of_whole_words(model)
     known = set(BYTE_TO_CHARACTER.values())
     merged: dict[str, None] = {}
-    last = ""
     for left, right in merge_pairs(model):
         entry = left + right
-        if entry in merged:
-            # Vocabularies converted from tiktoken list every split of an entry, one after the other.
-            if whole_words and entry == last:
-                continue
-            return None
-        if left not in known or right not in known or entry not in vocabulary:
+        if entry in merged or left not in known or right not in known or entry not in vocabulary:
             return None
         known.add(entry)
         merged[entry] = None
-        last = entry
-    if whole_words:
-        # An entry without a merge is found only as a whole word, in tiktoken too, if no two entries make it up.
-        for entry in vocabulary.keys() - merged.keys() - set(BYTE_TO_CHARACTER.values()):
-            if byte_level_bytes(entry) is None:
-                continue
-            if any(entry[:cut] in vocabulary and entry[cut:] in vocabulary for cut in range(1, len(entry))):
-                return None
-            merged[entry] = None
-        return list(merged)
     return [entry for entry in merged if len(backend.model.tokenize(entry)) == 1]
+
+
+def _entries_of_whole_words(model: Mapping[str, Any]) -> list[str] | None:
+    """As `_merged_entries`, for a vocabulary that looks up whole words first, as those made by tiktoken do.
+
+    Such a vocabulary lists every way to split an entry, the splits of one entry in a row: tiktoken's own rule.
+    """
+    vocabulary: dict[str, int] = model["vocab"]
+    splits: dict[str, int] = {}
+    last = ""
+    for left, right in merge_pairs(model):
+        entry = left + right
+        if entry not in vocabulary or (entry in splits and entry != last):
+            return None
+        splits[entry] = splits.get(entry, 0) + 1
+        last = entry
+    for entry in vocabulary:
+        if byte_level_bytes(entry) is not None and len(entry) > 1:
+            possible = sum(entry[:cut] in vocabulary and entry[cut:] in vocabulary for cut in range(1, len(entry)))
+            if splits.setdefault(entry, 0) != possible:
+                return None
+    return list(splits)

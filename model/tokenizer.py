@@ -121,6 +121,11 @@ class Tokenizer:
             return None
         return fast
 
+    @property
+    def uses_tiktoken(self) -> bool:
+        """Whether ordinary text is encoded by tiktoken rather than by `tokenizers`."""
+        return self._fast is not None
+
     # Encoding
 
     def encode(self, text: str) -> list[int]:
