@@ -7,6 +7,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
 from service.api import errors, native
+from service.api.body import BodyLimit
 from service.models import Models
 from service.settings import Settings
 from service.version import VERSION
@@ -25,9 +26,9 @@ def create_app(models: Models, settings: Settings) -> FastAPI:
         description=DESCRIPTION,
         version=VERSION,
         redoc_url=None,
-        max_body_size=settings.max_body_bytes,
     )
-    errors.install(app, settings.max_body_bytes)
+    errors.install(app)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"]

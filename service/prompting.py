@@ -23,9 +23,8 @@ def prompt_tokens(model: LoadedModel, prompt: object, field: str = "prompt") -> 
     if isinstance(prompt, str) or (isinstance(prompt, list) and prompt and _is_number(prompt[0])):
         return [tokens_of(model, prompt, field)]
     if not isinstance(prompt, list):
-        raise InvalidRequest(
-            f"{field} must be a text, a list of token ids, or a list of either, not {_kind(prompt)}", field=field
-        )
+        expected = "a text, a list of token ids, or a list of either"
+        raise InvalidRequest(f"{field} must be {expected}, not {_kind(prompt)}", field=field)
     if not prompt:
         raise InvalidRequest(f"{field} is empty", field=field, hint="send a text or at least one token id")
     return [tokens_of(model, entry, f"{field}[{position}]") for position, entry in enumerate(prompt)]
@@ -34,27 +33,39 @@ def prompt_tokens(model: LoadedModel, prompt: object, field: str = "prompt") -> 
 def tokens_of(model: LoadedModel, source: object, field: str) -> list[int]:
     """The token ids of one text, or one list of ids after checking it. Raises `InvalidRequest` naming `field`."""
     if isinstance(source, str):
-        if not source:
-            raise InvalidRequest(f"{field} is empty", field=field, hint="send a text or at least one token id")
-        return model.checkpoint.tokenizer.encode(source)
-    if not isinstance(source, list):
-        raise InvalidRequest(f"{field} must be a text or a list of token ids, not {_kind(source)}", field=field)
-    if not source:
-        raise InvalidRequest(f"{field} is empty", field=field, hint="send a text or at least one token id")
+        return text_tokens(model, source, field)
+    if isinstance(source, list):
+        return checked_ids(model, source, field)
+    raise InvalidRequest(f"{field} must be a text or a list of token ids, not {_kind(source)}", field=field)
+
+
+def text_tokens(model: LoadedModel, text: object, field: str) -> list[int]:
+    """The token ids of one text. Raises `InvalidRequest` naming `field` where it is empty or no text."""
+    if not isinstance(text, str):
+        raise InvalidRequest(f"{field} must be a text, not {_kind(text)}", field=field)
+    if not text:
+        raise InvalidRequest(f"{field} is empty", field=field, hint="send a text of at least one character")
+    return model.checkpoint.tokenizer.encode(text)
+
+
+def checked_ids(model: LoadedModel, token_ids: object, field: str) -> list[int]:
+    """`token_ids` if it is a list of the vocabulary's ids. Raises `InvalidRequest` naming the position otherwise."""
+    if not isinstance(token_ids, list):
+        raise InvalidRequest(f"{field} must be a list of token ids, not {_kind(token_ids)}", field=field)
+    if not token_ids:
+        raise InvalidRequest(f"{field} is empty", field=field, hint="send at least one token id")
     size = model.checkpoint.tokenizer.vocab_size
-    for position, token_id in enumerate(source):
+    for position, token_id in enumerate(token_ids):
+        at = f"{field}[{position}]"
         if isinstance(token_id, bool) or not isinstance(token_id, int):
-            raise InvalidRequest(
-                f"{field}[{position}] must be a token id (a whole number), not {_kind(token_id)}",
-                field=f"{field}[{position}]",
-            )
+            raise InvalidRequest(f"{at} must be a token id (a whole number), not {_kind(token_id)}", field=at)
         if not 0 <= token_id < size:
             raise InvalidRequest(
-                f"{field}[{position}] is {token_id}, but {model.name} has the token ids 0 to {size - 1}",
-                field=f"{field}[{position}]",
+                f"{at} is {token_id}, but {model.name} has the token ids 0 to {size - 1}",
+                field=at,
                 hint="token ids belong to one checkpoint's vocabulary: get them from its /tokenize",
             )
-    return source
+    return token_ids
 
 
 def conversation_tokens(model: LoadedModel, messages: Sequence[Message]) -> list[int]:

@@ -40,11 +40,6 @@ class TextScore:
     greedy_match: bool
 
 
-def items_of_texts(texts: Sequence[list[int]]) -> list[Item]:
-    """Texts scored whole: every token but the first."""
-    return [Item(token_ids) for token_ids in texts]
-
-
 def item_of_pair(prompt: list[int], completion: list[int]) -> Item:
     """A completion scored after its prompt."""
     return Item(prompt + completion, len(prompt), is_completion=True)
@@ -91,7 +86,7 @@ def summarise(model: LoadedModel, item: Item, scores: Scores) -> TextScore:
     `bytes` are those of the text, or of the completion alone. Raises `EngineError` where the network gave no number.
     """
     logprobs = [finite(logprob) for logprob in scores.logprobs[item.first - 1 :]]
-    nll = -math.fsum(logprobs)
+    nll = 0.0 - math.fsum(logprobs)
     own_tokens = item.token_ids[item.first :] if item.is_completion else item.token_ids
     size = sum(len(model.checkpoint.tokenizer.token_bytes(token_id)) for token_id in own_tokens)
     mean = nll / len(logprobs) if logprobs else None

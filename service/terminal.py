@@ -55,7 +55,7 @@ def score(arguments: argparse.Namespace) -> int:
     names = arguments.file or ["-"]
     texts = [_standard_input("a text") if name == "-" else _read(Path(name)) for name in names]
     with loaded(arguments) as model:
-        items = scoring.items_of_texts(prompt_tokens(model, texts, "text"))
+        items = [scoring.Item(token_ids) for token_ids in prompt_tokens(model, texts, "text")]
         scoring.check_items(model, items, arguments.window, arguments.stride)
         found = asyncio.run(
             scoring.score_items(model, items, arguments.window, arguments.stride, arguments.top, _progress())

@@ -9,8 +9,9 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.errors import MalformedBody, UnsupportedMediaType
+from service.api.errors import BodyTooLarge, MalformedBody, UnsupportedMediaType, error_response
 
 
 class JSONRoute(APIRoute):
@@ -32,6 +33,35 @@ class JSONRoute(APIRoute):
             return await handle(request)
 
         return strict
+
+
+class BodyLimit:
+    """Refuses bodies above a limit, by their declared length or, without one, as they come in."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 413 at once where the length is declared; else let reading the body fail with `BodyTooLarge`."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = dict(scope["headers"]).get(b"content-length", b"")
+        if declared.isdigit() and int(declared) > self._limit:
+            await error_response(BodyTooLarge(self._limit))(scope, receive, send)
+            return
+        received = 0
+
+        async def limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._limit:
+                raise BodyTooLarge(self._limit)
+            return message
+
+        await self._app(scope, limited, send)
 
 
 class _StrictRequest(Request):

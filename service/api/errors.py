@@ -51,6 +51,10 @@ class BodyTooLarge(InvalidRequest):
     status = 413
     kind = "body_too_large"
 
+    def __init__(self, limit: int) -> None:
+        hint = "send less at once, or start the server with a larger TOPKAPI_MAX_BODY_BYTES"
+        super().__init__(f"the body is larger than {limit:,} bytes", hint=hint)
+
 
 class ClientGone(TopkapiError):
     """The client closed the connection; nobody reads the answer."""
@@ -77,7 +81,7 @@ def error_response(error: TopkapiError, headers: dict[str, str] | None = None) -
     return JSONResponse(error_body(error), error.status, headers)
 
 
-def install(app: FastAPI, max_body_bytes: int) -> None:
+def install(app: FastAPI) -> None:
     """Make every error of `app` answer in the shape above."""
 
     async def topkapi_error(_: Request, error: Exception) -> JSONResponse:
@@ -91,7 +95,7 @@ def install(app: FastAPI, max_body_bytes: int) -> None:
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         headers = dict(error.headers or {})
-        return error_response(from_status(error, request, max_body_bytes), headers)
+        return error_response(from_status(error, request), headers)
 
     async def unexpected(_: Request, error: Exception) -> JSONResponse:
         return error_response(INTERNAL)
@@ -102,17 +106,12 @@ def install(app: FastAPI, max_body_bytes: int) -> None:
     app.add_exception_handler(Exception, unexpected)
 
 
-def from_status(error: HTTPException, request: Request, max_body_bytes: int) -> TopkapiError:
+def from_status(error: HTTPException, request: Request) -> TopkapiError:
     """What the framework refused by status code alone, as one of our errors."""
     if error.status_code == HTTPStatus.NOT_FOUND:
         return not_found(request.method, request.url.path)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         return method_not_allowed(request.method, request.url.path, (error.headers or {}).get("Allow", ""))
-    if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        return BodyTooLarge(
-            f"the body is larger than {max_body_bytes:,} bytes",
-            hint="send less at once, or start the server with a larger TOPKAPI_MAX_BODY_BYTES",
-        )
     refused = InvalidRequest(str(error.detail))
     refused.status, refused.kind = error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     return refused

@@ -19,7 +19,7 @@ from service.api.body import JSONRoute
 from service.api.errors import INTERNAL, ClientGone, error_body
 from service.generation import Generation, Plan, plan
 from service.models import LoadedModel, Models
-from service.prompting import conversation_tokens, prompt_tokens, tokens_of
+from service.prompting import checked_ids, conversation_tokens, prompt_tokens, text_tokens, tokens_of
 from service.version import VERSION
 
 Result = TypeVar("Result")
@@ -123,9 +123,7 @@ def router(models: Models) -> APIRouter:
         model = models.get(body.model)
 
         def respond() -> JSONResponse:
-            if not isinstance(body.token_ids, list):
-                raise InvalidRequest("token_ids must be a list of token ids", field="token_ids")
-            token_ids = tokens_of(model, body.token_ids, "token_ids")
+            token_ids = checked_ids(model, body.token_ids, "token_ids")
             return JSONResponse({"model": model.name, "text": model.checkpoint.tokenizer.decode(token_ids)})
 
         return await asyncio.to_thread(respond)
@@ -203,8 +201,7 @@ def _items(model: LoadedModel, body: schemas.ScoreRequest) -> list[scoring.Item]
     elif kind == "choices":
         pairs = [(body.prompt, "prompt", choice, f"choices[{n}]") for n, choice in enumerate(body.choices or [])]
     else:
-        texts = prompt_tokens(model, body.text if kind == "text" else body.token_ids, kind)
-        items = scoring.items_of_texts(texts)
+        items = [scoring.Item(token_ids) for token_ids in _texts(model, body, kind)]
         scoring.check_items(model, items, body.window, body.stride)
         return items
     if not pairs:
@@ -215,6 +212,20 @@ def _items(model: LoadedModel, body: schemas.ScoreRequest) -> list[scoring.Item]
     ]
     scoring.check_items(model, items, body.window, body.stride)
     return items
+
+
+def _texts(model: LoadedModel, body: schemas.ScoreRequest, kind: str) -> list[list[int]]:
+    if kind == "text":
+        texts = body.text if isinstance(body.text, list) else None
+        if texts is None:
+            return [text_tokens(model, body.text, kind)]
+        if not texts:
+            raise InvalidRequest("text is empty", field=kind, hint="send at least one text")
+        return [text_tokens(model, text, f"text[{position}]") for position, text in enumerate(texts)]
+    lists = body.token_ids
+    if isinstance(lists, list) and lists and isinstance(lists[0], list):
+        return [checked_ids(model, each, f"token_ids[{position}]") for position, each in enumerate(lists)]
+    return [checked_ids(model, lists, kind)]
 
 
 def _given(body: schemas.Strict, *names: str) -> list[str]:

@@ -1,0 +1,202 @@
+"""The chat tab: a conversation with a checkpoint, or texts for a base checkpoint to continue."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import gradio as gr
+from gradio.components.chatbot import ExampleMessage
+
+from model.errors import TopkapiError
+from service.generation import Generation, Plan, plan
+from service.models import LoadedModel, Models
+from service.prompting import Message, conversation_tokens, fit_conversation, prompt_tokens
+from service.ui.controls import Controls
+
+Turn = dict[str, Any]
+
+CHAT_EXAMPLES = (
+    "What is the capital of France?",
+    "Explain in two sentences why the sky is blue.",
+    "Write a short story about a lighthouse.",
+)
+BASE_EXAMPLES = ("Once upon a time, there was", "The city lies on the river and", "It was late in the evening when")
+CHAT_PLACEHOLDER = "## Ask something\nThe answer appears as it is written; the square button stops it."
+BASE_PLACEHOLDER = (
+    "## Begin a text\nThis is a base checkpoint: it knows no conversation. It continues what you write, each text on "
+    "its own."
+)
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+REASONS = {
+    "stop": "ended by itself",
+    "length": "cut off at the token limit",
+    "deadline": "out of time",
+    "cancelled": "stopped",
+}
+
+
+def chat_tab(models: Models, page: gr.Blocks) -> None:
+    """Render the tab inside the surrounding `page`."""
+    first = models.get()
+    with gr.Row(elem_id="chat", equal_height=False):
+        with gr.Column(scale=3, min_width=320, elem_id="talk"):
+            conversation = gr.Chatbot(
+                show_label=False,
+                placeholder=_placeholder(first),
+                examples=_examples(first),
+                height="100%",
+                scale=1,
+                buttons=["copy", "copy_all"],
+                # An answer of a small model is text, not markup: nothing of it is to be hidden or interpreted.
+                render_markdown=False,
+                feedback_options=None,
+                elem_id="conversation",
+            )
+            message = gr.Textbox(
+                placeholder="Write here; Enter sends",
+                label="Message",
+                show_label=False,
+                container=False,
+                autofocus=True,
+                submit_btn=True,
+                elem_id="message",
+            )
+            status = gr.Markdown(_invitation(first), elem_id="status")
+        with gr.Column(scale=1, min_width=300, elem_id="settings"):
+            choice = gr.Dropdown(models.names, value=first.name, label="Checkpoint", elem_id="checkpoint")
+            system = gr.Textbox(
+                "", label="System message", lines=2, placeholder="none", visible=_talks(first), elem_id="system"
+            )
+            controls = Controls(first)
+
+    # The first event of each chain shows the message at once and swaps the send button for a stop button.
+    inputs = [conversation, choice, system, *controls.components]
+    answers = [
+        begin.then(_answer(models, controls), inputs, [conversation, message, status], concurrency_limit=None, **QUIET)
+        for begin in (
+            message.submit(_send, [message, conversation], [message, conversation], queue=False, **QUIET),
+            conversation.example_select(_send_example, conversation, [message, conversation], queue=False, **QUIET),
+            conversation.retry(_send_again, conversation, [message, conversation], queue=False, **QUIET),
+        )
+    ]
+    # The conversation lives in the browser: it survives a reload and a restart of the server, and nobody else sees it.
+    stored = gr.BrowserState([], storage_key="topkapi-conversation", secret="topkapi")
+    changes = [
+        *(answer.then(_ready, None, message, queue=False, **QUIET) for answer in answers),
+        message.stop(_ready, None, message, queue=False, cancels=answers, **QUIET),
+        conversation.undo(_take_back, conversation, [message, conversation], queue=False, **QUIET),
+        conversation.clear(lambda: "", None, status, queue=False, **QUIET),
+    ]
+    for change in changes:
+        change.then(None, conversation, stored, js="(turns) => [turns]")
+    page.load(lambda turns: turns or [], stored, conversation, queue=False, **QUIET)
+
+    def choose(name: str) -> list[Any]:
+        model = models.get(name)
+        return [
+            gr.update(visible=_talks(model)),
+            gr.Chatbot(examples=_examples(model), placeholder=_placeholder(model)),
+            _invitation(model),
+            *controls.defaults(model),
+        ]
+
+    def reset(name: str) -> list[Any]:
+        return controls.defaults(models.get(name))
+
+    choice.change(choose, choice, [system, conversation, status, *controls.components], queue=False, **QUIET)
+    controls.reset.click(reset, choice, controls.components, queue=False, **QUIET)
+
+
+def _send(text: str, turns: list[Turn]) -> tuple[Any, list[Turn]]:
+    if not text.strip():
+        return gr.skip(), turns
+    return gr.Textbox("", submit_btn=False, stop_btn=True), [*turns, {"role": "user", "content": text}]
+
+
+def _send_example(turns: list[Turn], chosen: gr.SelectData) -> tuple[Any, list[Turn]]:
+    return _send(chosen.value["text"], turns)
+
+
+def _send_again(turns: list[Turn], chosen: gr.RetryData) -> tuple[Any, list[Turn]]:
+    asked = _last_question(turns)
+    return _send(_text(turns[asked]["content"]), turns[:asked])
+
+
+def _take_back(turns: list[Turn], chosen: gr.UndoData) -> tuple[Any, list[Turn]]:
+    asked = _last_question(turns)
+    return gr.Textbox(_text(turns[asked]["content"])), turns[:asked]
+
+
+def _last_question(turns: list[Turn]) -> int:
+    return max(position for position, turn in enumerate(turns) if turn["role"] == "user")
+
+
+def _ready() -> Any:
+    return gr.Textbox(submit_btn=True, stop_btn=False)
+
+
+def _answer(models: Models, controls: Controls) -> Callable[..., AsyncIterator[tuple[Any, ...]]]:
+    async def answer(turns: list[Turn], name: str, system: str, *values: Any) -> AsyncIterator[tuple[Any, ...]]:
+        if not turns or turns[-1]["role"] != "user":
+            return
+        try:
+            model = models.get(name)
+            prepared = await asyncio.to_thread(_prepare, model, turns, system, controls.parameters(values))
+            async with Generation(prepared) as generation:
+                output = generation.outputs[0]
+                async for delta in generation.deltas():
+                    if delta.text:
+                        yield [*turns, {"role": "assistant", "content": output.text}], gr.skip(), _facts(generation)
+                yield [*turns, {"role": "assistant", "content": output.text}], gr.skip(), _facts(generation)
+        except TopkapiError as error:
+            # The message goes back to where it can be changed and sent again.
+            yield turns[:-1], gr.Textbox(_text(turns[-1]["content"])), ""
+            notice = f"{error.message} ({error.hint})" if error.hint else error.message
+            raise gr.Error(notice, title="That did not work", print_exception=False) from None
+
+    return answer
+
+
+def _prepare(model: LoadedModel, turns: list[Turn], system: str, parameters: dict[str, Any]) -> Plan:
+    if not _talks(model):
+        return plan(model, prompt_tokens(model, _text(turns[-1]["content"])), parameters)
+    head: list[Message] = [{"role": "system", "content": system}] if system.strip() else []
+    messages = [*head, *({"role": turn["role"], "content": _text(turn["content"])} for turn in turns)]
+    kept, forgotten = fit_conversation(model, messages, int(parameters["max_tokens"]))
+    if forgotten:
+        gr.Info(f"The context is full: the oldest {forgotten} messages are no longer read.")
+    return plan(model, [conversation_tokens(model, kept)], parameters)
+
+
+def _facts(generation: Generation) -> str:
+    output, speed = generation.outputs[0], generation.tokens_per_s
+    facts = [f"{len(output.tokens)} tokens", f"seed {generation.parameters['seed']}"]
+    if output.finish_reason is not None:
+        facts += [f"{speed:.0f} tokens/s"] if speed else []
+        facts.append(REASONS.get(output.finish_reason, output.finish_reason))
+    return " · ".join(facts)
+
+
+def _text(content: Any) -> str:
+    """A turn's text: Gradio hands it over as a string or as a list of typed parts."""
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part.get("type") == "text")
+
+
+def _talks(model: LoadedModel) -> bool:
+    return model.checkpoint.chat is not None
+
+
+def _examples(model: LoadedModel) -> list[ExampleMessage]:
+    return [{"text": text} for text in (CHAT_EXAMPLES if _talks(model) else BASE_EXAMPLES)]
+
+
+def _placeholder(model: LoadedModel) -> str:
+    return CHAT_PLACEHOLDER if _talks(model) else BASE_PLACEHOLDER
+
+
+def _invitation(model: LoadedModel) -> str:
+    return f"{model.name} · context of {model.context_length:,} tokens"

@@ -1,0 +1,94 @@
+"""The decoding controls of the studio, made from the parameter table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+
+from model.decoding.parameters import BY_NAME, PARAMETERS, Parameter, from_generation_config
+from service.models import LoadedModel
+
+COMMON = ("temperature", "top_k", "top_p", "min_p")
+"""What most people reach for first; other sliders lie in a folded section."""
+
+
+class Controls:
+    """One component per control, and their values as decoding parameters."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        """Render the controls inside the surrounding layout, set to the checkpoint's own defaults."""
+        self._model = model
+        sliders = [parameter for parameter in PARAMETERS if parameter.slider is not None]
+        self._components: dict[str, gr.components.Component] = {}
+        for parameter in (parameter for parameter in sliders if parameter.name in COMMON):
+            self._components[parameter.name] = self._slider(parameter)
+        self._components["max_tokens"] = gr.Slider(
+            1, model.context_length - 1, self.value(model, "max_tokens"), step=1, label=_label("max_tokens"),
+            info="Most tokens of an answer; the context may end it sooner.",
+        )  # fmt: skip
+        self._components["seed"] = gr.Textbox(
+            "", label=_label("seed"), placeholder="a new one for every answer", max_lines=1,
+            info="Same text, same settings, same seed: same answer. The seed of an answer stands below it.",
+        )  # fmt: skip
+        self._components["stop"] = gr.Textbox(
+            "", label="Stop texts", placeholder="one per line", lines=1, info=BY_NAME["stop"].meaning
+        )
+        with gr.Accordion("Penalties", open=False):
+            for parameter in (parameter for parameter in sliders if parameter.name not in COMMON):
+                self._components[parameter.name] = self._slider(parameter)
+        self._reset = gr.Button("Reset to the checkpoint's defaults", size="sm", variant="secondary")
+
+    @property
+    def components(self) -> list[gr.components.Component]:
+        """The components, in the order in which `parameters` takes their values."""
+        return list(self._components.values())
+
+    @property
+    def reset(self) -> gr.Button:
+        """Sets every control to what `defaults` gives."""
+        return self._reset
+
+    def parameters(self, values: Sequence[Any]) -> dict[str, Any]:
+        """The components' values as decoding parameters; what is left empty is left out.
+
+        The seed stays text where it is no number, so that the parameter table says what is wrong with it.
+        """
+        given = dict(zip(self._components, values, strict=True))
+        seed = str(given["seed"] or "").strip()
+        given["seed"] = int(seed) if seed.isdecimal() else seed
+        given["stop"] = [line for line in str(given["stop"] or "").split("\n") if line]
+        return {name: value for name, value in given.items() if value not in (None, "", [])}
+
+    def defaults(self, model: LoadedModel) -> list[Any]:
+        """Updates that set every control to the defaults of `model`."""
+        updates: list[Any] = []
+        for name in self._components:
+            value = self.value(model, name)
+            if name == "max_tokens":
+                updates.append(gr.update(value=value, maximum=model.context_length - 1))
+            else:
+                updates.append(gr.update(value=value))
+        return updates
+
+    @staticmethod
+    def value(model: LoadedModel, name: str) -> Any:
+        """What a control shows before anybody touches it: the checkpoint's default, else the table's."""
+        if name in ("seed", "stop"):
+            return ""
+        own = from_generation_config(model.checkpoint.generation).get(name)
+        if name == "max_tokens":
+            return min(own or 256, model.context_length - 1)
+        return BY_NAME[name].default if own is None else own
+
+    def _slider(self, parameter: Parameter) -> gr.Slider:
+        assert parameter.slider is not None
+        minimum, maximum, step = parameter.slider
+        value = self.value(self._model, parameter.name)
+        return gr.Slider(minimum, maximum, value, step=step, label=_label(parameter.name), info=parameter.meaning)
+
+
+def _label(name: str) -> str:
+    special = {"top_k": "Top-k", "top_p": "Top-p", "min_p": "Min-p", "max_tokens": "Maximum tokens"}
+    return special.get(name, name.replace("_", " ").capitalize())
