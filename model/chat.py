@@ -258,6 +258,9 @@ def _broken(content: str, tokenizer: Tokenizer, mark: str) -> str:
             head = content[start : start + size]
             if any(len(spelling) > size and spelling.endswith(head) for spelling in spellings):
                 places.add(start)
+    core = content.strip()
+    if core and any(core in spelling for spelling in spellings):
+        places.add(content.index(core))
     cuts = [0, *sorted(places), len(content)]
     return mark.join(content[a:b] for a, b in pairwise(cuts)) if places else content
 
