@@ -7,8 +7,8 @@ it means and whom it follows.
 from __future__ import annotations
 
 import difflib
-import math
 import secrets
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -209,7 +209,9 @@ def _integer(name: str, value: Any) -> int:
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    # Compared, not passed to math.isfinite: JSON has integers that no float can hold.
+    finite = isinstance(value, int | float) and abs(value) <= sys.float_info.max
+    if isinstance(value, bool) or not finite:
         raise InvalidRequest(f"{name} must be a finite number, not {value!r}", field=name)
     return float(value)
 
