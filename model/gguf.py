@@ -89,7 +89,7 @@ def read_gguf(
         ) from error
     for ending, name in _SAMPLING.items():
         if f"general.sampling.{ending}" in metadata:
-            generation[name] = metadata[f"general.sampling.{ending}"]
+            generation[name] = _decimal(metadata[f"general.sampling.{ending}"])
     template = metadata.get("tokenizer.chat_template")
     return config, _tensors(package, config, reader.tensors), tokenizer, template or None, generation
 
@@ -179,7 +179,7 @@ def _configuration(metadata: Mapping[str, Any], architecture: str, tensors: Mapp
             "n_layer": int(field("block_count")),
             "n_positions": int(field("context_length")),
             "n_inner": int(field("feed_forward_length")),
-            "layer_norm_epsilon": float(field("attention.layer_norm_epsilon")),
+            "layer_norm_epsilon": _decimal(field("attention.layer_norm_epsilon")),
             "activation_function": "gelu_new",
         }
     if int(field("expert_count", 0)):
@@ -198,14 +198,18 @@ def _configuration(metadata: Mapping[str, Any], architecture: str, tensors: Mapp
         "num_key_value_heads": int(field("attention.head_count_kv", heads)),
         "head_dim": head_dim,
         "max_position_embeddings": int(field("context_length")),
-        # Stored as float32: the shortest decimal that gives the same number is the one that was meant.
-        "rms_norm_eps": float(str(np.float32(field("attention.layer_norm_rms_epsilon")))),
+        "rms_norm_eps": _decimal(field("attention.layer_norm_rms_epsilon")),
         "hidden_act": "silu",
         "rope_theta": float(field("rope.freq_base", 10_000.0)),
         "rope_scaling": _rope_scaling(metadata, architecture, tensors, head_dim),
         "attention_bias": "blk.0.attn_q.bias" in tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in tensors,
     }
+
+
+def _decimal(number: float) -> float:
+    """The number that was meant by a float32: the shortest decimal that rounds to it."""
+    return number if isinstance(number, int) else float(str(np.float32(number)))
 
 
 def _rope_scaling(
