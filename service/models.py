@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +75,7 @@ class Models:
         """
         name, path = split_location(location)
         checkpoint = load_checkpoint(path, dtype=DTYPES[self._settings.dtype])
-        name = name or checkpoint.name.removesuffix(".gguf")
+        name = name or name_of(path)
         if name in self._models:
             raise SettingsError(
                 f"two checkpoints are named {name!r}", hint=f"give one of them another name: other={path}"
@@ -112,6 +112,18 @@ def split_location(location: str) -> tuple[str | None, Path]:
     return None, Path(location).expanduser()
 
 
+def name_of(path: Path) -> str:
+    """What a checkpoint is called: its directory or file, or for one inside a training run, run and checkpoint."""
+    path = Path(os.path.abspath(path))
+    if path.suffix == ".gguf":
+        return path.stem
+    if path.name in ("best", "last"):
+        return f"{path.parent.name}-{path.name}"
+    if path.parent.name == "checkpoints" and path.name.startswith("step-"):
+        return f"{path.parents[1].name}-{path.name}"
+    return path.name
+
+
 def default_checkpoints(settings: Settings) -> list[str]:
     """The checkpoints served when none is named: chat ones first, then by name.
 
@@ -132,12 +144,13 @@ def default_checkpoints(settings: Settings) -> list[str]:
     )
 
 
-def _checkpoints_in(place: Path) -> Sequence[Path]:
+def _checkpoints_in(place: Path) -> list[Path]:
     if (place / "config.json").is_file():
         return [place]
     if not place.is_dir():
         return []
-    found = [path for path in place.iterdir() if (path / "config.json").is_file() or path.suffix == ".gguf"]
-    return sorted(
-        (path for path in found if not path.name.startswith(".")), key=lambda path: ("chat" not in path.name, path.name)
-    )
+    # Sorted first, so that of two names for one checkpoint (a run's best and last) always the same is kept.
+    entries = sorted(path for path in place.iterdir() if not path.name.startswith("."))
+    found = {path.resolve(): path for path in reversed(entries)}
+    checkpoints = [path for path in found.values() if (path / "config.json").is_file() or path.suffix == ".gguf"]
+    return sorted(checkpoints, key=lambda path: ("chat" not in path.name, path.name))
