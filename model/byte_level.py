@@ -32,6 +32,11 @@ def byte_level_bytes(entry: str) -> bytes | None:
         return None
 
 
+def _byte_level_or_text(entry: str) -> bytes:
+    data = byte_level_bytes(entry)
+    return entry.encode() if data is None else data
+
+
 def components(part: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
     """The leaves of a `tokenizer.json` normalizer, pre-tokenizer or decoder, its Sequences flattened, in order."""
     if part is None:
@@ -50,7 +55,7 @@ def entry_decoder(definition: Mapping[str, Any]) -> Callable[[str], bytes]:
     leaves = [*components(definition.get("pre_tokenizer")), *components(definition.get("decoder"))]
     kinds = {leaf["type"] for leaf in leaves}
     if "ByteLevel" in kinds:
-        return lambda entry: byte_level_bytes(entry) if CHARACTER_TO_BYTE.keys() >= set(entry) else entry.encode()  # type: ignore[return-value]
+        return _byte_level_or_text
     if model.get("type") == "WordPiece" or "WordPiece" in kinds:
         prefix = model.get("continuing_subword_prefix") or "##"
         return lambda entry: entry.removeprefix(prefix).encode() if entry.startswith(prefix) else b" " + entry.encode()

@@ -24,6 +24,9 @@ __all__ = ["BUILT_IN_TEMPLATES", "ChatTemplate", "EncodedChat"]
 _ROLE = re.compile(r"[A-Za-z0-9_.-]+")
 _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 
+_ABSENT = {"tools": None, "documents": None}
+"""Variables that transformers always defines, so that templates ask whether they are none."""
+
 Message = Mapping[str, str]
 
 
@@ -149,7 +152,7 @@ class ChatTemplate:
             return self._template.render(
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=add_generation_prompt,
-                **variables,
+                **{**_ABSENT, **variables},
             )
         except jinja2.TemplateError as error:
             raise InvalidRequest(

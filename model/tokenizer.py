@@ -35,6 +35,9 @@ from model.tokenizer_definition import (
 _LONG_RUN = 16_384
 """tiktoken's regular expressions run out of stack on runs of about a million characters; `tokenizers` does not."""
 
+_MOST_ENTRIES = 1 << 24
+"""No vocabulary has so many; an id beyond is a damaged file, which must not ask for a table of that size."""
+
 _NFC = normalizers.NFC()
 
 
@@ -75,13 +78,16 @@ class Tokenizer:
         for content, entry in added.items():
             ids[content] = int(entry["id"])
             table[ids[content]] = content.encode()
+        if not table or min(table) < 0 or max(table) >= _MOST_ENTRIES:
+            raise CheckpointError(f"the tokenizer's ids must lie between 0 and {_MOST_ENTRIES - 1}")
         self.vocab_size: int = max(table) + 1
         self._bytes: list[bytes] = [table.get(token_id, b"") for token_id in range(self.vocab_size)]
 
         named = {name: token_content(self._config.get(f"{name}_token")) for name in ("bos", "eos", "pad")}
-        self.begin_token_id: int | None = ids.get(named["bos"] or "")
-        self.end_token_id: int | None = ids.get(named["eos"] or "")
-        self.pad_token_id: int | None = ids.get(named["pad"] or "")
+        special_ids = {name: ids[content] for name, content in named.items() if content and content in ids}
+        self.begin_token_id: int | None = special_ids.get("bos")
+        self.end_token_id: int | None = special_ids.get("eos")
+        self.pad_token_id: int | None = special_ids.get("pad")
         control = {content for content, entry in added.items() if entry.get("special")}
         control |= {content for content in named.values() if content in ids}
         extra = self._config.get("additional_special_tokens") or self._config.get("extra_special_tokens") or []

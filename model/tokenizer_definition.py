@@ -85,7 +85,10 @@ def read_definition(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return definition, config
     if (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
         vocabulary = _read_json(directory / "vocab.json")
-        merges = parse_merges((directory / "merges.txt").read_text(encoding="utf-8"))
+        try:
+            merges = parse_merges((directory / "merges.txt").read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{directory / 'merges.txt'} is not a readable text file: {error}") from error
         end = token_content(config.get("eos_token")) or END_OF_TEXT
         if end not in vocabulary:
             return byte_level_definition(vocabulary, merges, split_gpt2(), []), config
