@@ -125,9 +125,11 @@ class Training:
                 if standing.step == 0:
                     self._boundary()
                 began, first = time.monotonic(), standing.step
-                tokens = standing.tokens
+                tokens, updating = standing.tokens, 0.0
                 while standing.step < total and standing.finished is None:
+                    started = time.monotonic()
                     loss, norm, factor = self._update(hidden)
+                    updating += time.monotonic() - started
                     self.directory.append(
                         "metrics.jsonl",
                         {
@@ -139,7 +141,7 @@ class Training:
                         },
                     )
                     elapsed = time.monotonic() - began
-                    speed = (standing.tokens - tokens) / elapsed
+                    speed = (standing.tokens - tokens) / updating
                     left = (total - standing.step) * elapsed / (standing.step - first)
                     self.console.advance(standing.step, f"loss {loss:.3f}  {speed:,.0f} tokens/s", left)
                     self._boundary(speed, elapsed)
@@ -261,8 +263,8 @@ class Training:
         self.model.eval()
         for record in self.sample(self.standing):
             self.directory.append("samples.jsonl", {"step": self.standing.step, **record})
-            text = " ".join(str(record["text"]).split())
-            self.console.message(f"  sample: {str(record['prompt'])!s} | {text}")
+            prompt, text = (" ".join(str(record[part]).split()) for part in ("prompt", "text"))
+            self.console.message(f"  sample: {prompt} | {text}")
 
     def _save(self) -> None:
         standing = self.standing

@@ -1,0 +1,249 @@
+"""Instruction files in, conversations out, and from them examples that know which tokens are the answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model.chat import ChatTemplate
+from model.errors import DataError, InvalidRequest
+from model.tokenizer import Tokenizer
+from training.data.sources import decode_utf8, parse_json, read_lines
+from training.data.windows import EVALUATION_EPOCH, IGNORED, Batch, permutation
+
+_FORMATS = (
+    "rows are {instruction, input?, output}, {prompt, completion}, {question, answer}, "
+    "{messages: [{role, content}, …]} or {instruction, instances: [{input, output}, …]}"
+)
+# How many batches' examples are sorted by length together.
+_BUCKET_BATCHES = 50
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages that end with an answer of the assistant; `origin` names the file and row for error messages."""
+
+    messages: list[dict[str, str]]
+    origin: str
+
+    def prompt(self) -> list[dict[str, str]]:
+        """All but the last answer."""
+        return self.messages[:-1]
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of a whole conversation; `trained` marks the answers and their end tokens."""
+
+    token_ids: list[int]
+    trained: list[bool]
+    origin: str
+
+
+def read_conversations(path: Path, *, input_heading: bool) -> list[Conversation]:
+    """The conversations of a `.json` list, a `.jsonl` or a `.jsonl.bz2` file.
+
+    `input_heading` puts Alpaca's `### Input:` above an input, otherwise a blank line sets it off.
+    Raises `DataError` naming the row (from 1) or line for invalid UTF-8 or JSON, for rows of no known form and for empty
+    answers.
+    """
+    conversations = []
+    for origin, row in _rows(path):
+        for messages in _messages(row, origin, input_heading):
+            _check(messages, origin)
+            conversations.append(Conversation(messages, origin))
+    if not conversations:
+        raise DataError(f"{path} holds no examples", field="data", hint=_FORMATS)
+    return conversations
+
+
+def _rows(path: Path) -> Iterator[tuple[str, object]]:
+    name = path.name.lower()
+    if name.endswith((".jsonl", ".jsonl.bz2")):
+        for number, line in read_lines(path):
+            if line.strip():
+                yield f"{path}, line {number}", parse_json(decode_utf8(line, path, number), path, number)
+    elif name.endswith(".json"):
+        try:
+            content = json.loads(decode_utf8(path.read_bytes(), path))
+        except ValueError as error:
+            raise DataError(f"{path} is not valid JSON ({error})", field="data") from None
+        if not isinstance(content, list):
+            raise DataError(f"{path} must hold a list of examples", field="data", hint=_FORMATS)
+        yield from ((f"{path}, row {number}", row) for number, row in enumerate(content, start=1))
+    else:
+        raise DataError(
+            f"{path} is not a kind of file that holds examples",
+            field="data",
+            hint="files must end in .json, .jsonl or .jsonl.bz2; a recipe (.yaml) comes before the flags",
+        )
+
+
+def _messages(row: object, origin: str, input_heading: bool) -> Iterator[list[dict[str, str]]]:
+    if not isinstance(row, dict):
+        raise DataError(f"{origin}: not an object", field="data", hint=_FORMATS)
+    if isinstance(row.get("messages"), list):
+        yield [
+            {"role": _text(message, "role", origin), "content": _text(message, "content", origin)}
+            for message in row["messages"]
+        ]
+    elif isinstance(row.get("instances"), list):
+        for instance in row["instances"]:
+            yield _turns(_instruction(row, instance, origin, input_heading), _text(instance, "output", origin))
+    elif "instruction" in row:
+        yield _turns(_instruction(row, row, origin, input_heading), _text(row, "output", origin))
+    elif "prompt" in row:
+        yield _turns(_text(row, "prompt", origin), _text(row, "completion", origin))
+    elif "question" in row:
+        yield _turns(_text(row, "question", origin), _text(row, "answer", origin))
+    else:
+        raise DataError(f"{origin}: unknown fields {', '.join(row) or '(none)'}", field="data", hint=_FORMATS)
+
+
+def _instruction(row: Mapping[str, object], instance: object, origin: str, input_heading: bool) -> str:
+    instruction = _text(row, "instruction", origin)
+    given = instance.get("input") if isinstance(instance, dict) else None
+    if not given:
+        return instruction
+    if not isinstance(given, str):
+        raise DataError(f"{origin}: 'input' must be text", field="data")
+    return f"{instruction}\n\n### Input:\n{given}" if input_heading else f"{instruction}\n\n{given}"
+
+
+def _turns(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def _text(row: object, name: str, origin: str) -> str:
+    value = row.get(name) if isinstance(row, dict) else None
+    if not isinstance(value, str):
+        raise DataError(f"{origin}: no text in the field {name!r}", field="data", hint=_FORMATS)
+    return value
+
+
+def _check(messages: Sequence[Mapping[str, str]], origin: str) -> None:
+    if not messages or messages[-1]["role"] != "assistant":
+        raise DataError(f"{origin}: the last message must be the assistant's answer", field="data")
+    if any(message["role"] == "assistant" and not message["content"].strip() for message in messages):
+        raise DataError(f"{origin}: the answer is empty", field="data", hint="fill it, or take the row out")
+
+
+def encode_conversations(
+    conversations: Iterable[Conversation],
+    tokenizer: Tokenizer,
+    chat: ChatTemplate,
+    *,
+    longest: int,
+    drop_overlong: bool = False,
+) -> tuple[list[Example], list[str]]:
+    """Examples as the template renders them, and the origins of those dropped for being longer than `longest` tokens.
+
+    Every example's last trained token is the end of the turn, so that the model learns to stop. Raises `DataError`
+    naming rows where that is not so, where the template refuses the messages, and for overlong ones unless dropped.
+    """
+    ends = chat.turn_end(tokenizer)
+    examples, overlong, lengths = [], [], []
+    for conversation in conversations:
+        try:
+            encoded = chat.encode(conversation.messages, tokenizer, add_generation_prompt=False)
+        except InvalidRequest as error:
+            raise DataError(f"{conversation.origin}: {error.message}", field="data", hint=error.hint) from None
+        answer = [token for token, trained in zip(encoded.token_ids, encoded.trained, strict=True) if trained]
+        if not answer or answer[-1] not in ends:
+            raise DataError(
+                f"{conversation.origin}: the answer's end token would not be trained, so the model could not stop",
+                field="chat_template",
+                hint="the template must put an end token inside {% generation %}…{% endgeneration %}",
+            )
+        # The last token is only ever a target.
+        if len(encoded.token_ids) - 1 > longest:
+            overlong.append(conversation.origin)
+            lengths.append(len(encoded.token_ids))
+            continue
+        examples.append(Example(encoded.token_ids, encoded.trained, conversation.origin))
+    if overlong and not drop_overlong:
+        listed = "; ".join(f"{origin} ({length})" for origin, length in zip(overlong[:5], lengths, strict=False))
+        raise DataError(
+            f"the answer would be truncated away in {len(overlong)} examples, which are longer than the context of "
+            f"{longest} tokens: {listed}{'; …' if len(overlong) > 5 else ''}",
+            field="data",
+            hint="leave them out with --on-overlong drop, shorten them, or start from a checkpoint with a longer context",
+        )
+    return examples, overlong
+
+
+class ExampleLoader:
+    """Batches of examples, each padded to its longest, in an order that is a pure function of seed and step.
+
+    `prompt_loss_weight` scales the loss of tokens that are not the answer's (0: they are not trained). With
+    `by_length` batches hold examples of similar length. What does not fill a batch is left out of an epoch.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        *,
+        batch_size: int,
+        seed: int,
+        pad_token_id: int,
+        prompt_loss_weight: float = 0.0,
+        by_length: bool = False,
+    ) -> None:
+        self.examples, self.batch_size, self.seed = examples, batch_size, seed
+        self.pad_token_id, self.prompt_loss_weight, self.by_length = pad_token_id, prompt_loss_weight, by_length
+        self._order: tuple[int, NDArray[np.int64]] | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.examples) // self.batch_size
+
+    def batch(self, step: int) -> Batch:
+        """The batch of update `step` (0-based, counted over all epochs)."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, self._epoch(epoch))
+        return self._collate(self._order[1][index * self.batch_size : (index + 1) * self.batch_size])
+
+    def first(self, batches: int | None) -> list[Batch]:
+        """A fixed choice of batches to evaluate on (None: all, in order, the last one possibly smaller)."""
+        order = np.arange(len(self.examples))
+        if batches is not None and batches * self.batch_size < len(order):
+            order = permutation(self.seed, EVALUATION_EPOCH, len(order))[: batches * self.batch_size]
+        return [
+            self._collate(order[start : start + self.batch_size]) for start in range(0, len(order), self.batch_size)
+        ]
+
+    def _epoch(self, epoch: int) -> NDArray[np.int64]:
+        size = self.steps_per_epoch * self.batch_size
+        order = permutation(self.seed, epoch, len(self.examples))[:size]
+        if not self.by_length:
+            return order
+        pool = _BUCKET_BATCHES * self.batch_size
+        batches = []
+        for start in range(0, size, pool):
+            part = order[start : start + pool]
+            lengths = np.array([len(self.examples[index].token_ids) for index in part])
+            batches.append(part[np.argsort(lengths, kind="stable")].reshape(-1, self.batch_size))
+        rows = np.concatenate(batches)
+        return rows[permutation(self.seed, EVALUATION_EPOCH + 1 + epoch, len(rows))].ravel()
+
+    def _collate(self, rows: NDArray[np.int64]) -> Batch:
+        chosen = [self.examples[index] for index in rows.tolist()]
+        longest = max(len(example.token_ids) for example in chosen) - 1
+        tokens = torch.full((len(chosen), longest), self.pad_token_id)
+        targets = torch.full((len(chosen), longest), IGNORED)
+        weights = torch.zeros(len(chosen), longest)
+        for row, example in enumerate(chosen):
+            size = len(example.token_ids) - 1
+            ids, trained = torch.tensor(example.token_ids), torch.tensor(example.trained[1:])
+            tokens[row, :size] = ids[:-1]
+            weights[row, :size] = torch.where(trained, 1.0, self.prompt_loss_weight)
+            # Padding is told by position, not by value: the end token is a target like any other.
+            targets[row, :size] = torch.where(weights[row, :size] > 0, ids[1:], IGNORED)
+        return Batch(tokens, targets, weights)
