@@ -110,7 +110,7 @@ def finetune(recipe: FinetuneRecipe, directory: RunDirectory, *, resume: bool, c
         sample=_sampler(recipe, model, tokenizer, chat, validation or train),
         facts={
             "made_by": "topkapi finetune",
-            "recipe": recipe.model_dump(mode="json", exclude={"out", "overwrite"}),
+            "recipe": recipe.model_dump(mode="json", exclude={"out", "overwrite", "data", "validation_data", "checkpoint"}),
             "data": _data_facts(recipe, parts, overlap),
             "tokenizer_sha256": tokenizer_digest(tokenizer),
             "parent": {"name": parent.name, "sha256": sha256(weights) if weights.is_file() else None},

@@ -97,7 +97,7 @@ def pretrain(recipe: PretrainRecipe, directory: RunDirectory, *, resume: bool, c
 
     facts = {
         "made_by": "topkapi pretrain",
-        "recipe": recipe.model_dump(mode="json", exclude={"out", "overwrite", "cache"}),
+        "recipe": recipe.model_dump(mode="json", exclude={"out", "overwrite", "cache", "data", "validation_data"}),
         "data": data.info,
         "tokenizer_sha256": tokenizer_digest(tokenizer),
         "parameters": config.parameter_count(),
