@@ -1,76 +1,220 @@
-"""Keys and values of the tokens a network has read, so that none is computed twice."""
+"""Keys and values of many sequences, and reading new tokens of any of them in one pass of the network.
+
+Every row of a pass gets the bits it would get in any other pass: alone or among others, as one token or within a
+chunk of a prompt, after a prefix that was computed just now or long ago. Attention sums over keys in blocks of fixed
+size and in order, per query; the matrix products see only row counts that were found to agree (`model.invariance`).
+
+Slots rather than pages: the attention of a decode batch is then one batched product over a view of the cache. See
+docs/LOG.md for the measurement.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from model.config import ModelConfig
 from model.transformer import Decoder
 
-# A prompt is read in chunks of this many tokens, always from its start, so that a row's arithmetic depends on the
-# prompt alone and not on how a scheduler happened to cut it.
+# Tokens of a prompt that are read at a time where no scheduler says otherwise.
 PREFILL_CHUNK = 256
+# Keys are weighed and summed in blocks of this many, in order. Unused ones are zeros, which change no sum.
+KEY_BLOCK = 128
+# Most rows that go through the output matrix at a time: with a large vocabulary they are most of the memory.
+LOGIT_ROWS = 64
+# Products with fewer rows than this take other code paths (a matrix times a vector), which round differently.
+LEAST_ROWS = 4
 
 
-class SequenceCache:
-    """Keys and values of one sequence: per layer `[1, K, capacity, D]`, grown by doubling up to the context length."""
+@dataclass(frozen=True)
+class Work:
+    """Read `token_ids` as positions `start, start + 1, ...` of the sequence in `slot`; the last `wanted` states are
+    asked for."""
 
-    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device, capacity: int = 256) -> None:
-        self.length = 0
-        self._limit = config.context_length
-        self._shape = (config.num_layers, 2, 1, config.num_kv_heads)
-        self._head_dim = config.head_dim
-        capacity = min(capacity, self._limit)
-        self._store = torch.empty((*self._shape, capacity, config.head_dim), dtype=dtype, device=device)
-
-    def reserve(self, length: int) -> None:
-        """Make room for `length` tokens in all."""
-        capacity = self._store.shape[-2]
-        if length <= capacity:
-            return
-        grown = min(max(length, 2 * capacity), self._limit)
-        store = self._store.new_empty((*self._shape, grown, self._head_dim))
-        store[..., : self.length, :] = self._store[..., : self.length, :]
-        self._store = store
-
-    def fork(self) -> SequenceCache:
-        """A copy that grows on its own from here."""
-        copy = SequenceCache.__new__(SequenceCache)
-        copy.__dict__.update(self.__dict__)
-        copy._store = self._store.clone()
-        return copy
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of new tokens over the cache and themselves; see `model.transformer.Attend`, with B = 1."""
-        start, end = self.length, self.length + q.shape[2]
-        keys, values = self._store[layer]
-        keys[:, :, start:end], values[:, :, start:end] = k, v
-        keys, values = keys[:, :, :end], values[:, :, :end]
-        mask = None
-        if q.shape[2] > 1 and start > 0:
-            mask = torch.ones(end - start, end, dtype=torch.bool, device=q.device).tril(start)
-        return functional.scaled_dot_product_attention(
-            q, keys, values, attn_mask=mask, is_causal=q.shape[2] > 1 and start == 0,
-            enable_gqa=q.shape[1] != keys.shape[1],
-        )  # fmt: skip
+    slot: int
+    start: int
+    token_ids: Sequence[int]
+    wanted: int = 1
 
 
-def new_cache(model: Decoder) -> SequenceCache:
-    """An empty cache in the dtype that `model` computes attention in."""
-    weight = model.layers[0].self_attn.v_proj  # type: ignore[union-attr]
-    dtype = weight.compute_dtype or weight.weight.dtype  # type: ignore[union-attr]
-    return SequenceCache(model.config, dtype=dtype, device=model.device)  # type: ignore[arg-type]
+class SlotCache:
+    """Keys and values of up to `slots` sequences of up to `capacity` tokens (default: the context length), float32.
+
+    On a CPU, memory is taken only for what has been written.
+    """
+
+    def __init__(self, model: Decoder, slots: int = 1, capacity: int | None = None) -> None:
+        config = model.config
+        self.slots = slots
+        self.capacity = capacity or config.context_length
+        padded = _round_up(self.capacity, KEY_BLOCK)
+        shape = (config.num_layers, 2, slots, config.num_kv_heads, padded, config.head_dim)
+        if model.device.type == "cpu":
+            # calloc: pages that were never written take no memory, and read as zeros.
+            self._store = torch.from_numpy(numpy.zeros(shape, dtype=numpy.float32))
+        else:
+            self._store = torch.zeros(shape, device=model.device)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Give slot `target` the first `length` tokens of slot `source`."""
+        self._store[:, :, target, :, :length] = self._store[:, :, source, :, :length]
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, each `[slots, K, capacity, D]`."""
+        both = self._store[index]
+        return both[0], both[1]
 
 
 @torch.inference_mode()
-def extend(model: Decoder, cache: SequenceCache, token_ids: list[int]) -> Tensor:
-    """Read `token_ids` after what the cache holds; returns their final states `[T, hidden_size]`."""
-    start = cache.length
-    cache.reserve(start + len(token_ids))
-    tokens = torch.tensor([token_ids], dtype=torch.int64, device=model.device)
-    positions = torch.arange(start, start + len(token_ids), device=model.device).unsqueeze(0)
-    hidden = model.hidden(tokens, positions, cache.attend)
-    cache.length += len(token_ids)
-    return hidden[0]
+def read(model: Decoder, cache: SlotCache, works: Sequence[Work]) -> Tensor:
+    """Run the network over all the new tokens of `works`, one work per slot at most.
+
+    Returns the wanted final states, `[sum of wanted, hidden_size]` float32, in the order of `works`.
+    """
+    reading = _Reading(cache, works, model)
+    padded = model.padded_rows(reading.rows)
+    tokens = torch.zeros(1, padded, dtype=torch.int64)
+    tokens[0, : reading.rows] = torch.tensor([token_id for work in works for token_id in work.token_ids])
+    positions = torch.zeros(1, padded, dtype=torch.int64, device=model.device)
+    positions[0, : reading.rows] = reading.positions
+    hidden = model.hidden(tokens.to(model.device), positions, reading.attend)[0]
+    return hidden[reading.wanted]
+
+
+@torch.inference_mode()
+def wanted_logits(model: Decoder, hidden: Tensor) -> Tensor:
+    """`model.logits` of `hidden [R, hidden_size]`, with the row counts that keep every row's bits; `[R, vocab_size]`."""
+    parts = []
+    for part in hidden.split(LOGIT_ROWS):
+        padded = torch.zeros(model.padded_rows(len(part)), hidden.shape[1], device=hidden.device)
+        padded[: len(part)] = part
+        parts.append(model.logits(padded)[: len(part)])
+    return torch.cat(parts)
+
+
+def block_attention(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, query_tile: int | None = None) -> Tensor:
+    """Attention whose result for a query row depends on that row, its keys and values, and nothing else.
+
+    `q [B, K, M, D]`, `keys` and `values [B, K, N, D]` float32 with N a multiple of `KEY_BLOCK`; `hidden`, broadcast to
+    `[B, K, M, N]`, marks the keys a row does not see. Returns `[B, K, M, D]`. `query_tile` computes that many rows at
+    a time, where products of other sizes do not agree.
+    """
+    rows, tile = q.shape[2], query_tile or max(q.shape[2], LEAST_ROWS)
+    if rows != tile:
+        missing = -rows % tile
+        q = torch.nn.functional.pad(q, (0, 0, 0, missing))
+        hidden = torch.nn.functional.pad(hidden.expand(-1, -1, rows, -1), (0, 0, 0, missing))
+    tiles = [
+        _tile_attention(q[:, :, start : start + tile], keys, values, hidden[:, :, start : start + tile])
+        for start in range(0, q.shape[2], tile)
+    ]
+    return (tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=2))[:, :, :rows]
+
+
+def _tile_attention(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
+    scores = torch.matmul(q * q.shape[-1] ** -0.5, keys.transpose(-1, -2)).masked_fill_(hidden, float("-inf"))
+    weights = scores.sub_(scores.amax(dim=-1, keepdim=True)).exp_()
+    blocks = weights.unflatten(-1, (-1, KEY_BLOCK))
+    totals = blocks.sum(dim=-1)
+    total = totals[..., 0]
+    mixed = torch.matmul(blocks[..., 0, :], values[:, :, :KEY_BLOCK])
+    for index in range(1, blocks.shape[-2]):
+        total = total + totals[..., index]
+        start = index * KEY_BLOCK
+        mixed += torch.matmul(blocks[..., index, :], values[:, :, start : start + KEY_BLOCK])
+    return mixed.div_(total.unsqueeze(-1))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Rows that attend together: numbers of the pass's `rows [slots, count]` for each of the slots from `first_slot` to
+    `last_slot`; `length` keys are at hand, those in `hidden [slots or 1, 1, 1, count, length]` are not seen."""
+
+    first_slot: int
+    last_slot: int
+    rows: Tensor
+    length: int
+    hidden: Tensor
+
+
+class _Reading:
+    """One pass: where its rows belong, and attention over the cache for them."""
+
+    def __init__(self, cache: SlotCache, works: Sequence[Work], model: Decoder) -> None:
+        self.cache, self.query_tile = cache, model.query_tile
+        device = self.device = model.device
+        lengths = [len(work.token_ids) for work in works]
+        self.rows = sum(lengths)
+        firsts = [sum(lengths[:index]) for index in range(len(works))]
+        self.positions = torch.tensor(
+            [work.start + offset for work in works for offset in range(len(work.token_ids))], device=device
+        )
+        self.slots = torch.tensor([work.slot for work in works for _ in work.token_ids], device=device)
+        self.wanted = torch.tensor(
+            [
+                first + row
+                for first, work, length in zip(firsts, works, lengths, strict=True)
+                for row in range(length - work.wanted, length)
+            ],
+            dtype=torch.int64,
+            device=device,
+        )
+        single = sorted((work.slot, first, work.start) for work, first in zip(works, firsts, strict=True)
+                        if len(work.token_ids) == 1)  # fmt: skip
+        self.groups = [self._chunk(work, first) for work, first in zip(works, firsts, strict=True)
+                       if len(work.token_ids) > 1]  # fmt: skip
+        run: list[tuple[int, int, int]] = []
+        for item in single:
+            if run and item[0] != run[-1][0] + 1:
+                self.groups.append(self._run(run))
+                run = []
+            run.append(item)
+        if run:
+            self.groups.append(self._run(run))
+
+    def _chunk(self, work: Work, first: int) -> _Group:
+        count, end = len(work.token_ids), work.start + len(work.token_ids)
+        length = _round_up(end, KEY_BLOCK)
+        sees = torch.arange(work.start, end, device=self.device).unsqueeze(-1)
+        hidden = torch.arange(length, device=self.device) > sees
+        rows = torch.arange(first, first + count, device=self.device).unsqueeze(0)
+        return _Group(work.slot, work.slot, rows, length, hidden.view(1, 1, 1, count, length))
+
+    def _run(self, run: list[tuple[int, int, int]]) -> _Group:
+        length = _round_up(max(start for _, _, start in run) + 1, KEY_BLOCK)
+        sees = torch.tensor([start for _, _, start in run], device=self.device).view(-1, 1)
+        hidden = torch.arange(length, device=self.device) > sees
+        rows = torch.tensor([[first] for _, first, _ in run], device=self.device)
+        return _Group(run[0][0], run[-1][0], rows, length, hidden.view(len(run), 1, 1, 1, length))
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See `model.transformer.Attend`; B = 1 and T = the rows of the pass, padded."""
+        keys, values = self.cache.layer(layer)
+        keys[self.slots, :, self.positions] = k[0, :, : self.rows].transpose(0, 1).float()
+        values[self.slots, :, self.positions] = v[0, :, : self.rows].transpose(0, 1).float()
+        heads, kv_heads, size = q.shape[1], k.shape[1], q.shape[3]
+        group_size = heads // kv_heads
+        queries = q[0].transpose(0, 1).float()
+        mixed = torch.zeros(q.shape[2], heads, size, device=q.device)
+        for group in self.groups:
+            slots, count = group.rows.shape
+            part = queries[group.rows].view(slots, count, kv_heads, group_size, size).permute(0, 2, 3, 1, 4)
+            hidden = group.hidden.expand(-1, -1, group_size, -1, -1).reshape(slots, 1, group_size * count, -1)
+            span = slice(group.first_slot, group.last_slot + 1)
+            result = block_attention(
+                part.reshape(slots, kv_heads, group_size * count, size),
+                keys[span, :, : group.length],
+                values[span, :, : group.length],
+                hidden,
+                self.query_tile,
+            )
+            result = result.view(slots, kv_heads, group_size, count, size).permute(0, 3, 1, 2, 4)
+            mixed[group.rows] = result.reshape(slots, count, heads, size)
+        return mixed.transpose(0, 1).unsqueeze(0).to(v.dtype)
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

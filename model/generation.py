@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from model.cache import PREFILL_CHUNK, extend, new_cache
+from model.cache import PREFILL_CHUNK, SlotCache, Work, read, wanted_logits
 from model.config import ModelConfig
 from model.decoding.choosing import choose
 from model.decoding.parameters import resolve
@@ -80,11 +80,11 @@ def generate(
     row = Row(effective, tokens, len(prompt_ids), sequence, config.end_token_ids)
     if limit == 0:
         return Generation([], "length")
-    cache = new_cache(model)
+    cache = SlotCache(model, capacity=len(prompt_ids) + limit)
     for start in range(0, len(prompt_ids), PREFILL_CHUNK):
-        hidden = extend(model, cache, prompt_ids[start : start + PREFILL_CHUNK])
+        state = read(model, cache, [Work(0, start, prompt_ids[start : start + PREFILL_CHUNK])])
     while True:
-        token_id = choose(model.logits(hidden[-1:]), [row])[0].token_id
+        token_id = choose(wanted_logits(model, state), [row])[0].token_id
         tokens.append(token_id)
         if on_token is not None:
             on_token(token_id)
@@ -97,4 +97,4 @@ def generate(
                 return Generation(generated, "stop", stopper.stopped)
         if len(generated) == limit:
             return Generation(generated, "length")
-        hidden = extend(model, cache, [token_id])
+        state = read(model, cache, [Work(0, len(tokens) - 1, [token_id])])

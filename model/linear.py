@@ -19,11 +19,18 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
         self.compute_dtype: torch.dtype | None = None
+        self.tile: int | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = self.compute_dtype or self.weight.dtype
         bias = None if self.bias is None else self.bias.to(dtype)
-        return functional.linear(x.to(dtype), self.weight.to(dtype), bias)
+        if self.tile is None:
+            return functional.linear(x.to(dtype), self.weight.to(dtype), bias)
+        rows = x.to(dtype).flatten(0, -2)
+        count = rows.shape[0]
+        rows = functional.pad(rows, (0, 0, 0, -count % self.tile))
+        tiles = [functional.linear(part, self.weight.to(dtype), bias) for part in rows.split(self.tile)]
+        return torch.cat(tiles)[:count].unflatten(0, x.shape[:-1])
 
 
 def set_compute_dtype(model: nn.Module, dtype: torch.dtype | None) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from model.cache import PREFILL_CHUNK, extend, new_cache
+from model.cache import LOGIT_ROWS, PREFILL_CHUNK, SlotCache, Work, read, wanted_logits
 from model.config import ModelConfig
 from model.errors import InvalidRequest
 from model.transformer import Decoder
@@ -83,14 +83,16 @@ def score_steps(
     scores = Scores()
     top = min(top, model.config.vocab_size)
     for part in windows(len(token_ids), model.config, window, stride):
-        cache = new_cache(model)
+        cache = SlotCache(model, capacity=part.end - part.start)
         for start in range(part.start, part.end, PREFILL_CHUNK):
             end = min(start + PREFILL_CHUNK, part.end)
-            hidden = extend(model, cache, token_ids[start:end])
             # State i predicts token i + 1.
             first, last = max(start, part.first - 1), min(end, part.end - 1)
-            if first < last:
-                _add(scores, model, hidden[first - start : last - start], token_ids[first + 1 : last + 1], top)
+            work = Work(0, start - part.start, token_ids[start:end], wanted=max(0, end - first))
+            states = read(model, cache, [work])
+            for at in range(first, last, LOGIT_ROWS):
+                until = min(at + LOGIT_ROWS, last)
+                _add(scores, model, states[at - first : until - first], token_ids[at + 1 : until + 1], top)
             yield scores
 
 
@@ -116,7 +118,7 @@ def score(
 
 
 def _add(scores: Scores, model: Decoder, hidden: torch.Tensor, targets: list[int], top: int) -> None:
-    logprobs = model.logits(hidden).double().log_softmax(dim=-1)
+    logprobs = wanted_logits(model, hidden).double().log_softmax(dim=-1)
     own = logprobs.gather(-1, torch.tensor(targets, device=hidden.device).unsqueeze(-1))
     scores.logprobs += own.squeeze(-1).tolist()
     scores.ranks += ((logprobs > own).sum(dim=-1) + 1).tolist()

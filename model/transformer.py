@@ -162,6 +162,15 @@ class Decoder(nn.Module):
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self.tie()
         self._frequencies: Tensor | None = None
+        # Set by `model.invariance.calibrate`: row counts whose products agree bit for bit, and queries per tile.
+        self.row_sizes: tuple[int, ...] = ()
+        self.query_tile: int | None = None
+
+    def padded_rows(self, rows: int) -> int:
+        """The row count to compute `rows` rows with, so that each row's bits are those of every other count."""
+        if not self.row_sizes:
+            return rows
+        return next((size for size in self.row_sizes if size >= rows), -(-rows // self.row_sizes[-1]) * self.row_sizes[-1])
 
     def tie(self) -> None:
         """Make the output matrix the embedding matrix, where the configuration says so."""

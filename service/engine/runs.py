@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from model.cache import PREFILL_CHUNK, SequenceCache, extend, new_cache
+from model.cache import PREFILL_CHUNK, SlotCache, Work, read, wanted_logits
 from model.decoding.choosing import Choice, choose
 from model.decoding.stages import Row
 from model.generation import ends_sequence, token_limit
@@ -43,7 +43,7 @@ class Clock:
 class Sequence:
     """One continuation of a prompt: its own cache, tokens and stop check."""
 
-    def __init__(self, job: GenerateJob, index: int, cache: SequenceCache, end_token_ids: tuple[int, ...]) -> None:
+    def __init__(self, job: GenerateJob, index: int, cache: SlotCache, end_token_ids: tuple[int, ...]) -> None:
         self.index, self.cache = index, cache
         self.row = Row(job.parameters, list(job.prompt), len(job.prompt), index, end_token_ids)
         self.stop_check: StopCheck | None = job.stop_check(index) if job.stop_check else None
@@ -80,24 +80,27 @@ class GenerateRun:
     def _work(self) -> Iterator[list[Event]]:
         job, config = self.job, self.model.config
         count = self.count
-        prompt, cache = list(job.prompt), new_cache(self.model)
+        prompt, cache = list(job.prompt), SlotCache(self.model, slots=self.count)
         if self.limit == 0:
             yield [*(Finished(index, "length") for index in range(count)), Completed(self.clock.timings())]
             return
         for start in range(0, len(prompt), PREFILL_CHUNK):
-            hidden = extend(self.model, cache, prompt[start : start + PREFILL_CHUNK])
+            state = read(self.model, cache, [Work(0, start, prompt[start : start + PREFILL_CHUNK])])
             yield []
         self.clock.prefilled = time.monotonic()
-        first_logits = self.model.logits(hidden[-1:])
+        first_logits = wanted_logits(self.model, state)
         self.sequences = [
-            Sequence(job, index, cache if index == 0 else cache.fork(), config.end_token_ids) for index in range(count)
+            Sequence(job, index, cache, config.end_token_ids) for index in range(count)
         ]
+        for index in range(1, count):
+            cache.copy(0, index, len(prompt))
         for sequence in self.sequences:
             yield [*self._take(sequence, choose(first_logits, [sequence.row])[0])]
         while open_sequences := [sequence for sequence in self.sequences if sequence.finished is None]:
             for sequence in open_sequences:
-                hidden = extend(self.model, sequence.cache, [sequence.row.tokens[-1]])
-                yield self._take(sequence, choose(self.model.logits(hidden), [sequence.row])[0])
+                tokens = sequence.row.tokens
+                state = read(self.model, cache, [Work(sequence.index, len(tokens) - 1, tokens[-1:])])
+                yield self._take(sequence, choose(wanted_logits(self.model, state), [sequence.row])[0])
         yield [Completed(self.clock.timings())]
 
     def _take(self, sequence: Sequence, choice: Choice) -> list[Event]:

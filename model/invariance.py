@@ -1,0 +1,105 @@
+"""Making a row's bits independent of the rows beside it, whatever the machine's matrix products do.
+
+A library picks its algorithm by the number of rows, and two algorithms add in different orders. `calibrate` finds by
+trial which row counts agree bit for bit on this machine, for every matrix of the network; a pass then uses only
+those, padding with rows of zeros. A matrix for which no useful set agrees is computed in tiles of one fixed size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from model.cache import LOGIT_ROWS, SlotCache, Work, read, wanted_logits
+from model.linear import Linear
+from model.transformer import Decoder
+
+ROW_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+TILE = 16
+
+
+@torch.inference_mode()
+def calibrate(model: Decoder) -> bool:
+    """Choose the row counts `model` is computed with; returns whether its rows are then invariant on this machine.
+
+    The answer comes from running the network: a text read at once, in chunks, token by token and among others must
+    give identical logits. Costs about as much as reading a few hundred tokens.
+    """
+    agreed = set(ROW_SIZES)
+    for module in _one_of_each_shape(model):
+        tried = [size for size in ROW_SIZES if module is not model.lm_head or size <= LOGIT_ROWS]
+        sizes = agreeing_sizes(module, tried, module.weight.shape[1], module.weight.device)
+        if min(sizes) <= TILE and max(sizes) == tried[-1]:
+            agreed &= {*sizes, *ROW_SIZES[len(tried) :]}
+        else:
+            shape = module.weight.shape
+            for other in model.modules():
+                if isinstance(other, Linear) and other.weight.shape == shape:
+                    other.tile = TILE
+    if not agreed:
+        return False
+    model.row_sizes = tuple(sorted(agreed))
+    if rows_agree(model):
+        return True
+    model.query_tile = TILE
+    return rows_agree(model)
+
+
+def agreeing_sizes(
+    product: Callable[[Tensor], Tensor], tried: Sequence[int], inputs: int, device: torch.device
+) -> list[int]:
+    """The widest set of the row counts `tried` with which `product [R, inputs] -> [R, outputs]` gives each row the same
+    bits, wherever among the others it stands."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(tried[-1], inputs, generator=generator).to(device)
+    groups: list[tuple[list[int], Tensor]] = []
+    for size in reversed(tried):
+        result = product(rows[:size])
+        if not torch.equal(product(rows[:size].flip(0)).flip(0), result):
+            continue
+        for sizes, reference in groups:
+            if torch.equal(reference[:size], result):
+                sizes.append(size)
+                break
+        else:
+            groups.append(([size], result))
+    if not groups:
+        return [TILE]
+    # Small sizes serve decoding and large ones prompts: the widest span is worth most.
+    return max((sizes for sizes, _ in groups), key=lambda sizes: max(sizes) / min(sizes))
+
+
+@torch.inference_mode()
+def rows_agree(model: Decoder) -> bool:
+    """Whether a text's states are identical read in one pass, in uneven chunks, token by token, and among others."""
+    config = model.config
+    length = min(150, config.context_length)
+    generator = torch.Generator().manual_seed(1)
+    texts = torch.randint(config.vocab_size, (4, length), generator=generator).tolist()
+    cache = SlotCache(model, slots=4, capacity=length)
+    cut, end = length // 3, max(length // 3, length - 5)
+
+    def states(*works: Work) -> Tensor:
+        return read(model, cache, works)
+
+    whole = states(Work(0, 0, texts[0], wanted=length))
+    together = states(*(Work(slot, 0, text[: length - slot]) for slot, text in enumerate(texts)))
+    chunks = [states(Work(1, 0, texts[0][:cut], wanted=cut))] if cut else []
+    if end > cut:
+        chunks.append(states(Work(2, 0, texts[2][:1]), Work(1, cut, texts[0][cut:end], wanted=end - cut))[1:])
+    for position in range(end, length):
+        first, last = Work(0, position % 3, texts[3][:1]), Work(2, 1 + position % 2, texts[2][:1])
+        chunks.append(states(first, Work(1, position, texts[0][position : position + 1]), last)[1:2])
+    logits = wanted_logits(model, whole[-7:])
+    return (
+        torch.equal(together[0], whole[-1])
+        and torch.equal(torch.cat(chunks), whole)
+        and torch.equal(wanted_logits(model, whole[-1:]), logits[-1:])
+    )
+
+
+def _one_of_each_shape(model: Decoder) -> list[Linear]:
+    linears = [module for module in model.modules() if isinstance(module, Linear)]
+    return list({(module.weight.shape, module.weight.dtype): module for module in linears}.values())
