@@ -54,9 +54,18 @@ def load_checkpoint(
 
     Matrices are held in `dtype` (None: as stored, float16 becoming float32 on the CPU, where it is slow), vectors in
     float32. `verify` compares every file with the digests in `topkapi.json`. Raises `CheckpointError` naming the
-    file for what is missing, truncated, altered or not supported.
+    file for what is missing, unreadable, truncated, altered or not supported.
     """
-    path = Path(path)
+    try:
+        return _load(Path(path), dtype, torch.device(device), verify)
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or path} cannot be read: {error.strerror or error}",
+            hint="check that this user may read it and that the disk is sound",
+        ) from error
+
+
+def _load(path: Path, dtype: torch.dtype | None, device: torch.device, verify: bool) -> Checkpoint:
     recover_directory(path)
     if not path.exists():
         raise CheckpointError(f"there is no checkpoint at {path}", hint="give a checkpoint directory or a .gguf file")
@@ -88,7 +97,7 @@ def load_checkpoint(
     config = config.with_end_tokens(_end_tokens(config, tokenizer, chat, generation))
     if dtype is None and raw_config.get("dtype", raw_config.get("torch_dtype")) == "float16":
         dtype = torch.float32
-    model = _build(config, from_hugging_face(config, tensors), path, dtype, torch.device(device))
+    model = _build(config, from_hugging_face(config, tensors), path, dtype, device)
     return Checkpoint(path.resolve().name, path, config, model, tokenizer, chat, generation, details)
 
 

@@ -35,8 +35,11 @@ def write_directory(final: str | Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         yield partial
+        # safetensors makes its file readable by its owner alone; a checkpoint is to be copied, mounted and served.
+        readable = partial.stat().st_mode & 0o666
         for path in sorted(partial.rglob("*")):
             if path.is_file():
+                path.chmod(readable)
                 _flush(path)
         _flush(partial)
         if final.exists():

@@ -97,6 +97,26 @@ def test_missing_and_foreign_things_are_refused(tmp_path: Path, tokenizer: Token
     assert "safetensors" in str(caught.value.hint)
 
 
+def test_whoever_may_read_the_directory_may_read_its_files(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """A checkpoint made by one user is mounted into a container that runs as another."""
+    path = save(tmp_path / "checkpoint", tokenizer)
+    for file in path.iterdir():
+        assert file.stat().st_mode & 0o666 == path.stat().st_mode & 0o666, file.name
+
+
+def test_a_file_that_cannot_be_read_is_named(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "checkpoint", tokenizer)
+
+    def refused(file: Path) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    monkeypatch.setattr("model.checkpoint.sha256", refused)
+    with pytest.raises(CheckpointError, match=r"checkpoint/config\.json cannot be read: Permission denied"):
+        load_checkpoint(path)
+
+
 def test_shapes_and_names_that_do_not_fit_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = save(tmp_path / "checkpoint", tokenizer)
     (path / "topkapi.json").unlink()
