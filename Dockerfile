@@ -24,7 +24,7 @@ RUN /opt/topkapi/bin/pip install --no-deps --no-build-isolation .
 FROM ${BASE}
 # The environment keeps the path it was made at. Nothing is written but below /tmp.
 COPY --from=build /opt/topkapi /opt/topkapi
-COPY checkpoints /checkpoints
+COPY --chown=10001:10001 checkpoints /checkpoints
 ENV PATH=/opt/topkapi/bin:$PATH \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     TOPKAPI_CHECKPOINTS=/checkpoints \
