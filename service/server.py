@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import errno
 import socket
+from types import FrameType
 
 import torch
 import uvicorn
@@ -98,6 +99,11 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._models = models
         self._listener = listener
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A first signal ends the server as asked for, with exit code 0; a second one while it ends, at once."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say where."""

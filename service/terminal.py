@@ -76,7 +76,7 @@ def score(arguments: argparse.Namespace) -> int:
             perplexity = "none" if summary.perplexity is None else f"{summary.perplexity:.4g}"
             bits = "none" if summary.bits_per_byte is None else f"{summary.bits_per_byte:.4f}"
             print(
-                f"{name}: perplexity {perplexity}, {bits} bits per byte, nll {summary.nll:.3f} over "
+                f"{'standard input' if name == '-' else name}: perplexity {perplexity}, {bits} bits per byte, nll {summary.nll:.3f} over "
                 f"{summary.scored_tokens:,} tokens ({summary.bytes:,} bytes)"
             )
     return 0
@@ -132,7 +132,7 @@ def _answer(model: LoadedModel, messages: list[Message], text: str, parameters: 
         return
     stopped = asyncio.run(_run(generation, stream=True))
     output = generation.outputs[0]
-    print(" (stopped)" if stopped else " (cut off: no room for more)" if output.finish_reason == "length" else "")
+    print(" (stopped)" if stopped else " (cut off at the token limit)" if output.finish_reason == "length" else "")
     if model.checkpoint.chat is not None:
         messages.append({"role": "assistant", "content": output.text})
 

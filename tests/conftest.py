@@ -2,17 +2,27 @@
 
 import os
 import pydoc_data.topics
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
+import uvicorn
 
 from model.chat import BUILT_IN_TEMPLATES, ChatTemplate
 from model.checkpoint import save_checkpoint
 from model.config import ModelConfig
 from model.tokenizer import Tokenizer
 from model.transformer import Decoder, initialise
+from service.app import create_app
+from service.models import Models
+from service.server import Server, bind
+from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,9 +41,16 @@ def tiny_tokenizer(english: str) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Tokenizer) -> Callable[..., Path]:
-    """Makes a checkpoint directory with random weights: `tiny_checkpoint(name, chat=True, seed=0, context=128)`."""
+    """Makes a checkpoint directory with random weights; `generation` are its decoding defaults."""
 
-    def make(name: str = "tiny", *, chat: bool = True, seed: int = 0, context: int = 128) -> Path:
+    def make(
+        name: str = "tiny",
+        *,
+        chat: bool = True,
+        seed: int = 0,
+        context: int = 128,
+        generation: dict[str, object] | None = None,
+    ) -> Path:
         config = ModelConfig(
             family="qwen3",
             vocab_size=tiny_tokenizer.vocab_size,
@@ -52,10 +69,76 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: To
         directory = tmp_path_factory.mktemp("checkpoints") / name
         details = {"note": "random weights"}
         return save_checkpoint(
-            directory, model=model, tokenizer=tiny_tokenizer, chat=template, generation={}, details=details
+            directory,
+            model=model,
+            tokenizer=tiny_tokenizer,
+            chat=template,
+            generation=generation or {},
+            details=details,
         )
 
     return make
+
+
+@dataclass
+class Served:
+    """A running server: its address, what it has loaded, and a client."""
+
+    url: str
+    models: Models
+    client: httpx.Client
+
+    def post(self, path: str, **body: object) -> httpx.Response:
+        """POST a JSON body."""
+        return self.client.post(path, json=body)
+
+    def answer(self, path: str, **body: object) -> dict:
+        """POST a JSON body and expect success."""
+        response = self.post(path, **body)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def wait_until_idle(self, seconds: float = 3.0) -> None:
+        """Wait until no engine has anything to do; fails if that takes too long."""
+        end = time.monotonic() + seconds
+        while any(model.engine.running or model.engine.waiting for model in self.models):
+            assert time.monotonic() < end, "the engine is still busy"
+            time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[..., object]:
+    """`with serve(checkpoint, …, setting=value) as served`: a server on a free port, in a thread of its own."""
+
+    @contextmanager
+    def start(*checkpoints: Path, **settings: object) -> Iterator[Served]:
+        chosen = Settings.read(port=0, **({"studio": False} | settings))
+        models = Models(chosen)
+        for checkpoint in checkpoints:
+            models.load(str(checkpoint))
+        listener = bind("127.0.0.1", 0)
+        config = uvicorn.Config(create_app(models, chosen), log_level="warning", timeout_graceful_shutdown=1)
+        server = Server(config, models, listener)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with httpx.Client(base_url=url, timeout=60) as client:
+            yield Served(url, models, client)
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
+        assert not thread.is_alive(), "the server did not stop"
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def served(serve: Callable, tiny_checkpoint: Callable[..., Path]) -> Iterator[Served]:
+    """One server for many tests: `chat` (context 128, the default) and `base` (no template, context 2048)."""
+    chat = tiny_checkpoint("chat", context=128)
+    base = tiny_checkpoint("base", chat=False, seed=1, context=2048)
+    with serve(chat, base) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
-"""One loop on one thread that owns a model: jobs in through a bounded queue, events out through callbacks.
+"""One loop on one thread that owns a network: jobs in through a bounded queue, events out through callbacks.
 
-Running jobs take turns, one bounded piece of work each (a chunk of prompt, a token, a chunk of scoring), so none
-blocks another, and each is computed alone, so its tokens cannot depend on what else the engine does.
+A step reads, in one pass of the network, the next tokens of every sequence the scheduler gives a share, chooses all
+next tokens at once, and hands each job the events of the step in one call.
 """
 
 from __future__ import annotations
@@ -9,38 +9,52 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from model.cache import Work
+from model.config import ModelConfig
+from model.decoding.choosing import Choice, choose
 from model.decoding.parameters import BY_NAME
 from model.errors import EngineError, InvalidRequest, Overloaded, TopkapiError
 from model.generation import check_prompt
-from model.scoring import check_text, windows
+from model.scoring import check_text
 from model.transformer import Decoder
-from service.engine.request import Deliver, Event, Failed, GenerateJob, Job
-from service.engine.runs import GenerateRun, Run, ScoreRun
+from service.engine.network import DecoderNetwork, Network
+from service.engine.request import Deliver, Finished, GenerateJob, Job
+from service.engine.scheduler import Scheduler, Share
+from service.engine.sequences import Continuation, ScoredText, Sequence, Submitted, sequences_of
+from service.engine.slots import Grant
 
 logger = logging.getLogger(__name__)
 
+# Fewer rows at once leave the matrix units idle, more delay the sequences that generate beside a long prompt.
+STEP_TOKENS = 256
 
-@dataclass(eq=False)
-class Submitted:
-    """A job in the engine's hands; the caller's handle to it."""
 
-    job: Job
-    deliver: Deliver
-    run: Run
-    cancelled: bool = False
+@dataclass
+class Counters:
+    """What an engine has done since it started."""
 
-    def cancel(self) -> None:
-        self.cancelled = True
+    steps: int = 0
+    read_tokens: int = 0
+    generated_tokens: int = 0
+    cached_tokens: int = 0
+    preemptions: int = 0
+    failed_steps: int = 0
+    network_seconds: float = 0.0
+    step_seconds: float = 0.0
 
 
 class Engine:
     """Serves one model. `submit` is safe from any thread; `deliver` is called on the engine's own.
 
-    At most `max_running` jobs run at a time and `max_queue` wait; `max_queued_tokens` bounds what the waiting ones
-    may hold (None: 64 contexts). What exceeds that is refused with `Overloaded`.
+    Up to `max_running` sequences are computed together; `max_queue` more jobs, of `max_queued_tokens` prompt tokens
+    together (None: 64 contexts), may wait. What exceeds that is refused with `Overloaded`. `step_tokens` is the budget
+    of one step.
     """
 
     def __init__(
@@ -51,25 +65,36 @@ class Engine:
         max_running: int = 32,
         max_queue: int = 256,
         max_queued_tokens: int | None = None,
+        step_tokens: int = STEP_TOKENS,
+        network: Network | None = None,
     ) -> None:
         self.model, self.name = model, name
+        self.config: ModelConfig = model.config
         self.max_running, self.max_queue = max_running, max_queue
-        self.max_queued_tokens = max_queued_tokens or 64 * model.config.context_length
-        self._waiting: deque[Submitted] = deque()
-        self._running: list[Submitted] = []
+        self.max_queued_tokens = max_queued_tokens or 64 * self.config.context_length
+        self.network: Network = network or DecoderNetwork(model, max_running)
+        self.counters = Counters()
+        self._scheduler = Scheduler(self.network.slots, step_tokens, self._admitted)
+        self._arriving: list[Submitted] = []
+        self._jobs: list[Submitted] = []
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._loop, name=f"engine-{name}", daemon=True)
 
     @property
+    def deterministic(self) -> bool:
+        """Whether a request's tokens are independent of everything else the engine does, found by trial."""
+        return self.network.deterministic
+
+    @property
     def running(self) -> int:
         """Jobs being worked on."""
-        return len(self._running)
+        return sum(job.started_at is not None for job in list(self._jobs))
 
     @property
     def waiting(self) -> int:
         """Jobs queued."""
-        return len(self._waiting)
+        return len(self._arriving) + sum(job.started_at is None for job in list(self._jobs))
 
     def start(self) -> None:
         self._thread.start()
@@ -80,18 +105,17 @@ class Engine:
         Raises `InvalidRequest` for a job that could never run, `Overloaded` when the queue is full, `EngineError`
         when the engine is closed.
         """
-        run = self._check(job)
-        submitted = Submitted(job, deliver, run)
+        submitted = Submitted(job, deliver, self.network.deterministic)
+        self._check(job)
+        submitted.sequences = sequences_of(submitted, self.config)
         with self._changed:
             if self._closing:
                 raise EngineError(f"the model {self.name!r} is being unloaded", hint="try again with a loaded model")
-            tokens = _length(job)
-            queued = sum(_length(waiting.job) for waiting in self._waiting)
-            if len(self._waiting) >= self.max_queue or (self._waiting and queued + tokens > self.max_queued_tokens):
-                raise Overloaded(
-                    f"{len(self._waiting)} requests are waiting, the queue is full", hint="try again in a moment"
-                )
-            self._waiting.append(submitted)
+            waiting = [*self._arriving, *(other for other in self._jobs if other.started_at is None)]
+            queued = sum(_length(other.job) for other in waiting)
+            if len(waiting) >= self.max_queue or (waiting and queued + _length(job) > self.max_queued_tokens):
+                raise Overloaded(f"{len(waiting)} requests are waiting, the queue is full", hint="try again in a moment")
+            self._arriving.append(submitted)
             self._changed.notify()
         return submitted
 
@@ -103,63 +127,162 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join(timeout)
 
-    def _check(self, job: Job) -> Run:
-        config = self.model.config
+    def step(self) -> bool:
+        """One step: take in what arrived, end what must end, run the network once; whether work is left.
+
+        The engine's own thread calls this; tests call it on an engine that was not started.
+        """
+        began = time.perf_counter()
+        with self._changed:
+            arrived, self._arriving = self._arriving, []
+            self._jobs += arrived
+        for submitted in arrived:
+            self._scheduler.add(submitted.sequences)
+        self._end_what_must()
+        shares = self._scheduler.plan()
+        if shares:
+            self._run(shares)
+            self.counters.steps += 1
+            self.counters.step_seconds += time.perf_counter() - began
+        self._settle()
+        if not self._jobs and not self._arriving:
+            self._check_invariants()
+        return bool(self._jobs or self._arriving)
+
+    def _check(self, job: Job) -> None:
         if isinstance(job, GenerateJob):
             if job.parameters.keys() != BY_NAME.keys():
                 raise InvalidRequest("a job's parameters must be resolved first", field="parameters")
-            check_prompt(job.prompt, config)
-            return GenerateRun(job, self.model)
-        check_text(list(job.token_ids), config)
-        windows(len(job.token_ids), config, job.window, job.stride)
-        return ScoreRun(job, self.model)
+            check_prompt(job.prompt, self.config)
+        else:
+            check_text(list(job.token_ids), self.config)
 
     def _loop(self) -> None:
         while True:
             with self._changed:
-                while not (self._waiting or self._running or self._closing):
+                while not (self._arriving or self._jobs or self._closing):
                     self._changed.wait()
-                closing = self._closing
-                while self._waiting and (closing or len(self._running) < self.max_running):
-                    submitted = self._waiting.popleft()
-                    submitted.run.clock.started = time.monotonic()
-                    self._running.append(submitted)
-            if closing:
-                for submitted in self._running:
-                    self._send(submitted, submitted.run.end("cancelled"))
-                self._running = []
-                return
-            self._running = [submitted for submitted in self._running if self._advance(submitted)]
+                if self._closing:
+                    self._jobs += self._arriving
+                    self._arriving = []
+                    break
+            self.step()
+        for submitted in self._jobs:
+            submitted.close("cancelled")
+        self._settle()
 
-    def _advance(self, submitted: Submitted) -> bool:
-        """One piece of work on one job; returns whether it goes on."""
-        deadline = submitted.job.deadline
-        if submitted.cancelled:
-            return self._send(submitted, submitted.run.end("cancelled"))
-        if deadline is not None and time.monotonic() >= deadline:
-            return self._send(submitted, submitted.run.end("deadline"))
+    def _admitted(self, sequence: Sequence, grant: Grant) -> None:
+        if sequence.owner.started_at is None:
+            sequence.owner.started_at = time.monotonic()
+        if grant.copy_from is not None:
+            self.network.copy(grant.copy_from, grant.slot, grant.cached)
+        if sequence.index == 0:
+            sequence.owner.cached_tokens = grant.cached
+        self.counters.cached_tokens += grant.cached
+
+    def _end_what_must(self) -> None:
+        now = time.monotonic()
+        for submitted in self._jobs:
+            if submitted.cancelled:
+                submitted.close("cancelled")
+            elif submitted.job.deadline is not None and now >= submitted.job.deadline:
+                submitted.close("deadline")
+            else:
+                for sequence in submitted.sequences:
+                    if isinstance(sequence, Continuation) and sequence.limit == 0 and not sequence.done:
+                        sequence.finish("length")
+                    elif isinstance(sequence, ScoredText) and not sequence.windows and not sequence.done:
+                        sequence.finish("stop")
+                submitted.complete_if_done()
+        self._scheduler.drop_done()
+
+    def _run(self, shares: list[Share]) -> None:
+        """Read every share, then choose; a failure is traced to the jobs that cause it by running them alone."""
+        began = time.perf_counter()
         try:
-            events = submitted.run.advance()
-        except TopkapiError as error:
-            return self._send(submitted, [Failed(error)])
+            logits = self.network.run([_work(share) for share in shares])
         except Exception as error:
-            logger.exception("a step of %s failed", self.name)
-            failure = EngineError(f"the step failed: {type(error).__name__}: {error}", hint="the server's log has more")
-            return self._send(submitted, [Failed(failure)])
-        if events is None:
-            return False
-        if events:
-            self._send(submitted, events)
-        return True
+            self.counters.failed_steps += 1
+            self._scheduler.pool.forget()
+            if len(shares) == 1:
+                self._fail(shares[0].sequence, error)
+                return
+            for share in shares:
+                if not share.sequence.done:
+                    self._run([share])
+            return
+        self.counters.network_seconds += time.perf_counter() - began
+        choosing: list[tuple[Continuation, Tensor]] = []
+        for share, part in zip(shares, logits.split([_work(share).wanted for share in shares]), strict=True):
+            sequence = share.sequence
+            sequence.computed += share.count
+            self.counters.read_tokens += share.count
+            if isinstance(sequence, ScoredText):
+                self._attempt(sequence, lambda sequence=sequence, part=part: sequence.take(part))
+            elif isinstance(sequence, Continuation) and len(part):
+                choosing.append((sequence, part))
+        if choosing:
+            self._choose([sequence for sequence, _ in choosing], torch.cat([part for _, part in choosing]))
 
-    def _send(self, submitted: Submitted, events: list[Event]) -> bool:
+    def _choose(self, sequences: list[Continuation], logits: Tensor) -> None:
         try:
-            submitted.deliver(events)
-        except Exception:
-            # A receiver that fails (its event loop is gone, say) must not take the others down.
-            logger.exception("a receiver of %s failed; its job is cancelled", self.name)
-            submitted.cancelled = True
-        return False
+            choices = choose(logits, [sequence.row for sequence in sequences])
+        except Exception as error:
+            if len(sequences) == 1:
+                self._fail(sequences[0], error)
+                return
+            for index, sequence in enumerate(sequences):
+                self._choose([sequence], logits[index : index + 1])
+            return
+        self.counters.generated_tokens += len(choices)
+        for sequence, choice in zip(sequences, choices, strict=True):
+            self._attempt(sequence, lambda sequence=sequence, choice=choice: sequence.take(choice))
+
+    def _attempt(self, sequence: Sequence, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:
+            self._fail(sequence, error)
+
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        if sequence.owner.over:
+            return
+        if not isinstance(error, TopkapiError):
+            logger.error("a step of %s failed", self.name, exc_info=error)
+            message = f"the step failed: {type(error).__name__}: {error}"
+            error = EngineError(message, hint="the server's log has more")
+        sequence.owner.fail(error)
+
+    def _settle(self) -> None:
+        """Hand out the step's events and let go of what is over."""
+        for submitted in self._jobs:
+            submitted.complete_if_done()
+            events, submitted.events = submitted.events, []
+            if not events:
+                continue
+            try:
+                submitted.deliver(events)
+            except Exception:
+                # A receiver that fails (its event loop is gone, say) must not take the others down.
+                logger.exception("a receiver of %s failed; its job is cancelled", self.name)
+                submitted.cancelled = True
+        self._scheduler.drop_done()
+        with self._changed:
+            self._jobs = [submitted for submitted in self._jobs if not submitted.over]
+
+    def _check_invariants(self) -> None:
+        scheduler = self._scheduler
+        if scheduler.running or scheduler.waiting or scheduler.pool.free != self.network.slots:
+            logger.error("%s is idle but holds slots or sequences; starting afresh", self.name)
+            self._scheduler = Scheduler(self.network.slots, scheduler.budget, self._admitted)
+
+
+def _work(share: Share) -> Work:
+    sequence = share.sequence
+    assert sequence.slot is not None, "a running sequence has a slot"
+    end = sequence.computed + share.count
+    tokens = sequence.tokens[sequence.computed : end]
+    return Work(sequence.slot, sequence.computed, tokens, sequence.wanted(share.count))
 
 
 def _length(job: Job) -> int:
