@@ -145,7 +145,7 @@ class RunDirectory:
             (self.path / name).unlink(missing_ok=True)
 
     def prune(self, best: int | None, last: int, keep: int) -> None:
-        """Delete checkpoints but the best, the `keep` latest ones up to `last` and what the pointers name; old states too."""
+        """Delete all checkpoints but the best and the `keep` latest ones up to `last`, and all states but the last."""
         steps = [step for step in self._steps("checkpoints") if step <= last]
         kept = {best, last, *steps[-keep:]}
         for step in self._steps("checkpoints"):

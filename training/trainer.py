@@ -160,9 +160,11 @@ class Training:
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(weights[name])
         self.optimizers.load_state_tensors(optimizer)
-        if self.standing.best_step is not None and self.directory.checkpoint(self.standing.best_step).is_dir():
+        if self.standing.best_step is not None:
             self.directory.point("best", self.standing.best_step)
         self.directory.point("last", self.standing.step)
+        # What was written after that state is written again, and what a killed prune left is pruned.
+        self.directory.prune(self.standing.best_step, self.standing.step, self.recipe.keep)
 
     def _update(self, hidden: Any) -> tuple[float, float, float]:
         standing = self.standing

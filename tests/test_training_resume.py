@@ -1,0 +1,193 @@
+"""A run that is killed at any instant and resumed ends with the same bytes as one that never was."""
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.checkpoint import load_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Runs a `topkapi` command in a child that may be killed; see kill_driver.py."""
+    scratch = tmp_path_factory.mktemp("driver")
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "kill_driver.py"), str(scratch)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.stdin and process.stdout
+
+    def ask(*arguments: object, **options: Any) -> dict[str, Any]:
+        assert process.stdin and process.stdout
+        process.stdin.write(json.dumps({"arguments": [str(argument) for argument in arguments], **options}) + "\n")
+        process.stdin.flush()
+        answer: dict[str, Any] = json.loads(process.stdout.readline())
+        return answer
+
+    yield ask
+    process.stdin.close()
+    process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory: pytest.TempPathFactory, english: str) -> Path:
+    path = tmp_path_factory.mktemp("text") / "manual.txt"
+    path.write_text(english[:30_000], encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def pretraining(text_file: Path) -> list[object]:
+    """Flags of a run that takes a second: with dropout, evaluations, samples and saves at different steps."""
+    flags = "--family gpt2 --hidden-size 32 --intermediate-size 64 --num-layers 2 --num-heads 2 --context-length 32"
+    flags += " --batch-size 4 --micro-batch-size 2 --max-steps 12 --evaluate-every 4 --evaluation-batches 2"
+    flags += " --save-every 3 --dropout 0.1 --sample-tokens 5 --vocab-size 300 --threads 1 --optimizer muon"
+    return ["pretrain", "--data", text_file, *flags.split(), "--cache", text_file.parent / "cache"]
+
+
+@pytest.fixture(scope="module")
+def finetuning(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Callable[..., Path]) -> list[object]:
+    data = tmp_path_factory.mktemp("instructions") / "data.json"
+    rows = [{"instruction": f"Count to {n}.", "input": "", "output": " ".join(map(str, range(n)))} for n in range(1, 30)]
+    data.write_text(json.dumps(rows))
+    flags = "--batch-size 4 --max-steps 10 --evaluate-every 3 --save-every 4 --dropout 0.1 --sample-tokens 4 --threads 1"
+    return ["finetune", "--checkpoint", tiny_checkpoint("parent"), "--data", data, *flags.split()]
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    """Every file of a run but those that tell the time or the place, and where the pointers point."""
+    files = {
+        str(path.relative_to(directory)): path.read_bytes()
+        for folder in ("checkpoints", "state", "tokenizer")
+        for path in (directory / folder).rglob("*")
+        if path.is_file()
+    }
+    files |= {name: (directory / name).read_bytes() for name in ("metrics.jsonl", "samples.jsonl")}
+    return files | {name: bytes((directory / name).readlink()) for name in ("best", "last")}
+
+
+def assert_same(directory: Path, expected: dict[str, bytes]) -> None:
+    found = content(directory)
+    assert found.keys() == expected.keys()
+    assert [name for name in found if found[name] != expected[name]] == []
+
+
+@dataclass
+class Whole:
+    """A command, what an uninterrupted run of it leaves, and how many system calls a kill can hit."""
+
+    command: list[object]
+    content: dict[str, bytes]
+    calls: int
+
+
+def uninterrupted(run: Run, command: list[object], folder: Path) -> Whole:
+    # The first run fills the token cache, so that the second makes the calls that every later one makes.
+    for name in ("first", "whole"):
+        result = run(*command, "--out", folder / name)
+        assert result["status"] == 0, result["output"]
+    expected = content(folder / "whole")
+    assert content(folder / "first") == expected
+    records = [json.loads(line) for line in expected["metrics.jsonl"].decode().splitlines()]
+    assert len({record["loss"] for record in records if "loss" in record}) >= 10, "something must be learned"
+    return Whole(command, expected, result["calls"])
+
+
+@pytest.fixture(scope="module")
+def pretrained(run: Run, pretraining: list[object], tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    return uninterrupted(run, pretraining, tmp_path_factory.mktemp("pretrained"))
+
+
+@pytest.fixture(scope="module")
+def finetuned(run: Run, finetuning: list[object], tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    return uninterrupted(run, finetuning, tmp_path_factory.mktemp("finetuned"))
+
+
+@pytest.mark.parametrize("kind", ["pretrained", "finetuned"])
+def test_killed_at_any_instant_it_resumes_to_the_same_bytes(
+    kind: str, run: Run, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    whole: Whole = request.getfixturevalue(kind)
+    points = sorted(random.Random(kind).sample(range(1, whole.calls), 10 if kind == "pretrained" else 5))
+    for point in points:
+        out = tmp_path / f"killed-{point}"
+        killed = run(*whole.command, "--out", out, kill_at=point)
+        assert killed["status"] == -9, killed["output"]
+        resumed = run(*whole.command, "--out", out, "--resume")
+        assert resumed["status"] == 0, f"killed at call {point}: {resumed['output']}"
+        assert_same(out, whole.content)
+
+
+def test_killed_again_and_again_it_still_ends_the_same(run: Run, tmp_path: Path, pretrained: Whole) -> None:
+    out = tmp_path / "killed"
+    run(*pretrained.command, "--out", out, kill_at=30)
+    for _ in range(20):
+        result = run(*pretrained.command, "--out", out, "--resume", kill_at=pretrained.calls // 3)
+        if result["status"] == 0:
+            break
+        assert result["status"] == -9, result["output"]
+    assert result["status"] == 0
+    assert_same(out, pretrained.content)
+
+
+@pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGINT"])
+def test_asked_to_stop_it_saves_and_says_how_to_go_on(
+    signal_name: str, run: Run, tmp_path: Path, pretrained: Whole
+) -> None:
+    out = tmp_path / "stopped"
+    stopped = run(*pretrained.command, "--out", out, signal_after=0.1, signal=signal_name)
+    assert stopped["status"] == 2, stopped["output"]
+    assert f"continue with: topkapi pretrain --resume {out}" in stopped["output"]
+    # The printed command alone, without the recipe's flags, is enough.
+    resumed = run("pretrain", "--resume", out)
+    assert resumed["status"] == 0, resumed["output"]
+    assert_same(out, pretrained.content)
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(run: Run, tmp_path: Path, pretrained: Whole) -> None:
+    out = tmp_path / "full"
+    assert run(*pretrained.command, "--out", out, kill_at=2 * pretrained.calls // 3)["status"] == -9
+    (state,) = sorted((out / "state").glob("step-*"))[-1:]
+    before = load_checkpoint(out / "checkpoints" / state.name)
+    failed = run(*pretrained.command, "--out", out, "--resume", file_limit=40_000)
+    assert failed["status"] == 2
+    assert "could not write" in failed["output"] and "hint: free disk space" in failed["output"]
+    assert "Traceback" not in failed["output"]
+    after = load_checkpoint(out / "last")
+    assert after.details["step"] == int(state.name.removeprefix("step-"))
+    pairs = zip(before.model.parameters(), after.model.parameters(), strict=True)
+    assert all(one.equal(other) for one, other in pairs)
+    assert run(*pretrained.command, "--out", out, "--resume")["status"] == 0
+    assert_same(out, pretrained.content)
+
+
+def test_resuming_with_another_recipe_or_other_data_is_refused(
+    run: Run, tmp_path: Path, pretrained: Whole, text_file: Path
+) -> None:
+    out = tmp_path / "run"
+    run(*pretrained.command, "--out", out, kill_at=pretrained.calls // 2)
+    refused = run(*pretrained.command, "--out", out, "--resume", "--learning-rate", "0.5")
+    assert refused["status"] == 2
+    assert "learning_rate = 0.001, not 0.5" in refused["output"]
+    again = run(*pretrained.command, "--out", out)
+    assert again["status"] == 2 and "--resume" in again["output"] and "--overwrite" in again["output"]
+    original = text_file.read_text("utf-8")
+    try:
+        text_file.write_text(original + "more", "utf-8")
+        changed = run(*pretrained.command, "--out", out, "--resume")
+    finally:
+        text_file.write_text(original, "utf-8")
+    assert changed["status"] == 2 and "data changed" in changed["output"]
