@@ -86,9 +86,9 @@ def read(model: Decoder, cache: SlotCache, works: Sequence[Work]) -> Tensor:
 
 @torch.inference_mode()
 def wanted_logits(model: Decoder, hidden: Tensor) -> Tensor:
-    """`model.logits` of `hidden [R, hidden_size]`, with the row counts that keep every row's bits; `[R, vocab_size]`."""
+    """Logits `[R, vocab_size]` of `hidden [R, hidden_size]`, with the row counts that keep every row's bits."""
     parts = []
-    for part in hidden.split(LOGIT_ROWS):
+    for part in torch.split(hidden, LOGIT_ROWS):
         padded = torch.zeros(model.padded_rows(len(part)), hidden.shape[1], device=hidden.device)
         padded[: len(part)] = part
         parts.append(model.logits(padded)[: len(part)])
@@ -117,7 +117,7 @@ def block_attention(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, que
 def _tile_attention(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
     scores = torch.matmul(q * q.shape[-1] ** -0.5, keys.transpose(-1, -2)).masked_fill_(hidden, float("-inf"))
     weights = scores.sub_(scores.amax(dim=-1, keepdim=True)).exp_()
-    blocks = weights.unflatten(-1, (-1, KEY_BLOCK))
+    blocks = weights.view(*weights.shape[:-1], -1, KEY_BLOCK)
     totals = blocks.sum(dim=-1)
     total = totals[..., 0]
     mixed = torch.matmul(blocks[..., 0, :], values[:, :, :KEY_BLOCK])

@@ -29,8 +29,9 @@ class Linear(nn.Module):
         rows = x.to(dtype).flatten(0, -2)
         count = rows.shape[0]
         rows = functional.pad(rows, (0, 0, 0, -count % self.tile))
-        tiles = [functional.linear(part, self.weight.to(dtype), bias) for part in rows.split(self.tile)]
-        return torch.cat(tiles)[:count].unflatten(0, x.shape[:-1])
+        parts = torch.split(rows, self.tile)
+        tiles = [functional.linear(part, self.weight.to(dtype), bias) for part in parts]
+        return torch.cat(tiles)[:count].view(*x.shape[:-1], -1)
 
 
 def set_compute_dtype(model: nn.Module, dtype: torch.dtype | None) -> None:

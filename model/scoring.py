@@ -81,7 +81,6 @@ def score_steps(
     """
     check_text(token_ids, model.config)
     scores = Scores()
-    top = min(top, model.config.vocab_size)
     for part in windows(len(token_ids), model.config, window, stride):
         cache = SlotCache(model, capacity=part.end - part.start)
         for start in range(part.start, part.end, PREFILL_CHUNK):
@@ -92,7 +91,8 @@ def score_steps(
             states = read(model, cache, [work])
             for at in range(first, last, LOGIT_ROWS):
                 until = min(at + LOGIT_ROWS, last)
-                _add(scores, model, states[at - first : until - first], token_ids[at + 1 : until + 1], top)
+                logits = wanted_logits(model, states[at - first : until - first])
+                add_scores(scores, logits, token_ids[at + 1 : until + 1], top)
             yield scores
 
 
@@ -117,14 +117,15 @@ def score(
     return scores
 
 
-def _add(scores: Scores, model: Decoder, hidden: torch.Tensor, targets: list[int], top: int) -> None:
-    logprobs = wanted_logits(model, hidden).double().log_softmax(dim=-1)
-    own = logprobs.gather(-1, torch.tensor(targets, device=hidden.device).unsqueeze(-1))
+def add_scores(scores: Scores, logits: torch.Tensor, targets: list[int], top: int) -> None:
+    """Add what `logits [T, vocab_size]` say of the `targets` they predict."""
+    logprobs = logits.double().log_softmax(dim=-1)
+    own = logprobs.gather(-1, torch.tensor(targets, device=logits.device).unsqueeze(-1))
     scores.logprobs += own.squeeze(-1).tolist()
     scores.ranks += ((logprobs > own).sum(dim=-1) + 1).tolist()
     # A token ruled out (-inf) adds nothing to the entropy.
     scores.entropies += (-(logprobs.exp() * logprobs.clamp(min=-1e9)).sum(dim=-1)).tolist()
     if top:
-        values, ids = logprobs.topk(top, dim=-1)
+        values, ids = logprobs.topk(min(top, logprobs.shape[-1]), dim=-1)
         pairs = zip(ids.tolist(), values.tolist(), strict=True)
         scores.tops += [list(zip(row_ids, row_values, strict=True)) for row_ids, row_values in pairs]

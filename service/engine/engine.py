@@ -11,20 +11,21 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from model.cache import Work
 from model.config import ModelConfig
-from model.decoding.choosing import Choice, choose
+from model.decoding.choosing import choose
 from model.decoding.parameters import BY_NAME
 from model.errors import EngineError, InvalidRequest, Overloaded, TopkapiError
 from model.generation import check_prompt
 from model.scoring import check_text
 from model.transformer import Decoder
 from service.engine.network import DecoderNetwork, Network
-from service.engine.request import Deliver, Finished, GenerateJob, Job
+from service.engine.request import Deliver, GenerateJob, Job
 from service.engine.scheduler import Scheduler, Share
 from service.engine.sequences import Continuation, ScoredText, Sequence, Submitted, sequences_of
 from service.engine.slots import Grant
@@ -43,7 +44,6 @@ class Counters:
     read_tokens: int = 0
     generated_tokens: int = 0
     cached_tokens: int = 0
-    preemptions: int = 0
     failed_steps: int = 0
     network_seconds: float = 0.0
     step_seconds: float = 0.0
@@ -114,7 +114,8 @@ class Engine:
             waiting = [*self._arriving, *(other for other in self._jobs if other.started_at is None)]
             queued = sum(_length(other.job) for other in waiting)
             if len(waiting) >= self.max_queue or (waiting and queued + _length(job) > self.max_queued_tokens):
-                raise Overloaded(f"{len(waiting)} requests are waiting, the queue is full", hint="try again in a moment")
+                message = f"{len(waiting)} requests are waiting, the queue is full"
+                raise Overloaded(message, hint="try again in a moment")
             self._arriving.append(submitted)
             self._changed.notify()
         return submitted
@@ -199,8 +200,9 @@ class Engine:
     def _run(self, shares: list[Share]) -> None:
         """Read every share, then choose; a failure is traced to the jobs that cause it by running them alone."""
         began = time.perf_counter()
+        works = [_work(share) for share in shares]
         try:
-            logits = self.network.run([_work(share) for share in shares])
+            logits = self.network.run(works)
         except Exception as error:
             self.counters.failed_steps += 1
             self._scheduler.pool.forget()
@@ -213,12 +215,13 @@ class Engine:
             return
         self.counters.network_seconds += time.perf_counter() - began
         choosing: list[tuple[Continuation, Tensor]] = []
-        for share, part in zip(shares, logits.split([_work(share).wanted for share in shares]), strict=True):
+        parts = torch.split(logits, [work.wanted for work in works])
+        for share, part in zip(shares, parts, strict=True):
             sequence = share.sequence
             sequence.computed += share.count
             self.counters.read_tokens += share.count
             if isinstance(sequence, ScoredText):
-                self._attempt(sequence, lambda sequence=sequence, part=part: sequence.take(part))
+                self._attempt(sequence, partial(sequence.take, part))
             elif isinstance(sequence, Continuation) and len(part):
                 choosing.append((sequence, part))
         if choosing:
@@ -236,7 +239,7 @@ class Engine:
             return
         self.counters.generated_tokens += len(choices)
         for sequence, choice in zip(sequences, choices, strict=True):
-            self._attempt(sequence, lambda sequence=sequence, choice=choice: sequence.take(choice))
+            self._attempt(sequence, partial(sequence.take, choice))
 
     def _attempt(self, sequence: Sequence, action: Callable[[], None]) -> None:
         try:
