@@ -75,10 +75,9 @@ def score(arguments: argparse.Namespace) -> int:
                     print(f"{logprob}  {model.token_text(token_id)!r}")
             perplexity = "none" if summary.perplexity is None else f"{summary.perplexity:.4g}"
             bits = "none" if summary.bits_per_byte is None else f"{summary.bits_per_byte:.4f}"
-            print(
-                f"{'standard input' if name == '-' else name}: perplexity {perplexity}, {bits} bits per byte, nll {summary.nll:.3f} over "
-                f"{summary.scored_tokens:,} tokens ({summary.bytes:,} bytes)"
-            )
+            source = "standard input" if name == "-" else name
+            over = f"{summary.scored_tokens:,} tokens ({summary.bytes:,} bytes)"
+            print(f"{source}: perplexity {perplexity}, {bits} bits per byte, nll {summary.nll:.3f} over {over}")
     return 0
 
 
