@@ -169,9 +169,8 @@ class ScoredText(Sequence):
 
     @property
     def reusable(self) -> int:
-        # State i gives the probabilities of token i + 1.
-        window = self.windows[self.at]
-        return window.first - window.start - 1
+        # State i gives the probabilities of token i + 1; what is scored already (before a preemption) stays so.
+        return len(self.scores.logprobs) - self.windows[self.at].start
 
     def wanted(self, count: int) -> int:
         return max(0, min(count, self.computed + count - self.reusable))

@@ -1,0 +1,294 @@
+"""Whatever is submitted, cancelled, delayed or broken in whatever order: no token lost, none twice, nothing leaked.
+
+The network is a fake that computes logits from a sequence's whole history and checks that the engine gave it exactly
+that history, so a wrong slot, a stale prefix or a skipped token shows at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.cache import Work
+from model.decoding.choosing import choose
+from model.decoding.parameters import resolve
+from model.decoding.stages import Row
+from model.scoring import score
+from model.transformer import Decoder
+from service.engine.engine import Engine
+from service.engine.request import Completed, Event, Failed, Finished, GenerateJob, ScoreJob, Token
+from tests.tiny import tiny_config
+
+VOCABULARY = 6
+CONTEXT = 24
+END = 0
+
+
+def history_logits(tokens: Sequence[int]) -> torch.Tensor:
+    """Logits of the next token as a function of everything before it."""
+    state = 17
+    for token in tokens:
+        state = (state * 31 + token + 1) % 1_000_003
+    return torch.tensor([(state * (index + 3) * 2_654_435_761 % 1000) / 250 for index in range(VOCABULARY)])
+
+
+class HistoryNetwork:
+    """A `service.engine.network.Network` that knows what every slot should hold."""
+
+    deterministic = True
+
+    def __init__(self, slots: int) -> None:
+        self.slots, self.capacity = slots, CONTEXT
+        self.held: list[list[int]] = [[] for _ in range(slots)]
+        self.failures = 0
+        self.largest_step = 0
+
+    def run(self, works: Sequence[Work]) -> torch.Tensor:
+        if self.failures:
+            self.failures -= 1
+            raise MemoryError("injected")
+        assert len({work.slot for work in works}) == len(works), "a slot is read once per step"
+        self.largest_step = max(self.largest_step, sum(len(work.token_ids) for work in works))
+        rows = []
+        for work in works:
+            held = self.held[work.slot]
+            assert work.token_ids
+            assert work.start <= len(held), "tokens were skipped"
+            del held[work.start :]
+            held.extend(work.token_ids)
+            assert len(held) <= self.capacity
+            rows += [history_logits(held[: len(held) - back]) for back in reversed(range(work.wanted))]
+        return torch.stack(rows) if rows else torch.zeros(0, VOCABULARY)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        assert length <= len(self.held[source]), "copied what is not there"
+        self.held[target] = self.held[source][:length]
+
+
+def alone(prompt: list[int], parameters: dict[str, Any], sequence: int) -> tuple[list[int], str]:
+    """What the job's sequence must be, computed without any engine."""
+    tokens = list(prompt)
+    limit = CONTEXT - len(prompt)
+    if parameters["max_tokens"] is not None:
+        limit = min(limit, parameters["max_tokens"])
+    row = Row(parameters, tokens, len(prompt), sequence, (END,))
+    for _ in range(limit):
+        tokens.append(choose(history_logits(tokens)[None], [row])[0].token_id)
+        if tokens[-1] == END and not parameters["ignore_end_token"]:
+            return tokens[len(prompt) :], "stop"
+    return tokens[len(prompt) :], "length"
+
+
+@dataclass
+class Client:
+    """Receives one job's events and remembers what was done to it."""
+
+    job: Any
+    broken: bool = False
+    touched: bool = False
+    events: list[Event] = field(default_factory=list)
+    handle: Any = None
+
+    def __call__(self, events: list[Event]) -> None:
+        assert not (self.events and isinstance(self.events[-1], Completed | Failed)), "events after the end"
+        self.events += events
+        if self.broken:
+            raise ConnectionError("the receiver went away")
+
+    @property
+    def over(self) -> bool:
+        return bool(self.events) and isinstance(self.events[-1], Completed | Failed)
+
+    def check(self, faults: bool) -> None:
+        ends = [event for event in self.events if isinstance(event, Completed | Failed)]
+        assert len(ends) == 1, "a job ends exactly once"
+        if isinstance(ends[0], Failed):
+            assert faults, ends[0].error
+            return
+        finished = [event for event in self.events if isinstance(event, Finished)]
+        if isinstance(self.job, ScoreJob):
+            assert [event.index for event in finished] == [0]
+            if finished[0].reason == "stop":
+                self.check_scores(ends[0])
+            return
+        count = self.job.parameters["n"]
+        assert sorted(event.index for event in finished) == list(range(count))
+        for event in finished:
+            got = [token.token_id for token in self.events if isinstance(token, Token) and token.index == event.index]
+            expected, reason = alone(self.job.prompt, self.job.parameters, event.index)
+            if event.reason in ("cancelled", "deadline"):
+                assert self.touched or self.broken
+                assert got == expected[: len(got)]
+            else:
+                assert (got, event.reason) == (expected, reason)
+
+    def check_scores(self, end: Completed) -> None:
+        tokens = list(self.job.token_ids)
+        assert end.scores is not None
+        assert len(end.scores.logprobs) == len(tokens) - 1
+        if len(tokens) <= CONTEXT and self.job.window is None:
+            expected = [
+                float(history_logits(tokens[:at]).double().log_softmax(-1)[tokens[at]]) for at in range(1, len(tokens))
+            ]
+            assert end.scores.logprobs == expected
+
+
+PROMPTS = st.lists(st.integers(1, VOCABULARY - 1), min_size=1, max_size=CONTEXT - 1) | st.integers(18, 23).map(
+    lambda length: ([1, 2, 3, 4, 5] * 5)[:length]  # long shared prefixes
+)
+GENERATE = st.builds(
+    lambda prompt, seed, greedy, n, most, ignore, priority: GenerateJob(
+        prompt,
+        resolve({
+            "seed": seed, "temperature": 0.0 if greedy else 1.0, "n": n, "max_tokens": most, "ignore_end_token": ignore,
+        }),
+        priority=priority,
+    ),
+    PROMPTS, st.integers(0, 9), st.booleans(), st.integers(1, 4), st.none() | st.integers(0, 6), st.booleans(),
+    st.integers(0, 2),
+)  # fmt: skip
+SCORE = st.builds(
+    lambda tokens, window, priority: ScoreJob(tokens, window=window, priority=priority),
+    st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=60), st.none() | st.integers(2, 24),
+    st.integers(0, 2),
+)  # fmt: skip
+OPERATIONS = st.lists(
+    st.tuples(st.just("submit"), GENERATE | GENERATE | SCORE)
+    | st.tuples(st.sampled_from(["step", "step", "step", "cancel", "deadline", "break", "fail"]), st.integers(0, 30)),
+    max_size=30,
+)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(OPERATIONS, st.integers(1, 4), st.integers(4, 16))
+def test_every_job_gets_its_own_tokens_and_ends_once(operations: list, slots: int, budget: int) -> None:
+    network = HistoryNetwork(slots)
+    config = tiny_config(vocab_size=VOCABULARY, context_length=CONTEXT, end_token_ids=(END,))
+    with torch.device("meta"):
+        model = Decoder(config)
+    engine = Engine(model, name="fake", network=network, step_tokens=budget)
+    clients: list[Client] = []
+    faults = False
+    for name, argument in operations:
+        if name == "submit":
+            clients.append(Client(argument))
+            clients[-1].handle = engine.submit(argument, clients[-1])
+        elif name == "step":
+            engine.step()
+        elif name == "fail":
+            network.failures, faults = argument % 3, True
+        elif clients:
+            client = clients[argument % len(clients)]
+            if name == "cancel":
+                client.handle.cancel()
+                client.touched = True
+            elif name == "break":
+                client.broken = True
+            else:
+                object.__setattr__(client.handle.job, "deadline", time.monotonic() - 1)
+                client.touched = True
+    steps = 0
+    while engine.step():
+        steps += 1
+        assert steps < 5000, "starvation: the engine never finishes"
+    for client in clients:
+        client.check(faults)
+    assert network.largest_step <= max(budget, slots)
+    scheduler = engine._scheduler
+    assert not scheduler.running
+    assert not scheduler.waiting
+    assert not scheduler._arrivals
+    assert scheduler.pool.free == slots
+
+
+def test_cancel_frees_the_slot_within_one_step() -> None:
+    network = HistoryNetwork(1)
+    config = tiny_config(vocab_size=VOCABULARY, context_length=CONTEXT, end_token_ids=(END,))
+    engine = Engine(Decoder(config), name="fake", network=network)
+    first, second = (Client(GenerateJob([1], resolve({"seed": s, "ignore_end_token": True}))) for s in (1, 2))
+    first.handle, second.handle = engine.submit(first.job, first), engine.submit(second.job, second)
+    for _ in range(3):
+        engine.step()
+    assert engine.running == engine.waiting == 1
+    first.handle.cancel()
+    engine.step()
+    assert first.over
+    assert any(isinstance(event, Token) for event in second.events)
+
+
+def test_a_long_prompt_delays_a_generating_sequence_by_at_most_one_budget() -> None:
+    config = tiny_config(vocab_size=VOCABULARY, context_length=200, end_token_ids=(END,))
+    network = HistoryNetwork(2)
+    network.capacity = 200
+    engine = Engine(Decoder(config), name="fake", network=network, step_tokens=16)
+    short = Client(GenerateJob([1], resolve({"seed": 1, "ignore_end_token": True, "max_tokens": 20})))
+    engine.submit(short.job, short)
+    engine.step()
+    engine.submit(GenerateJob([2] * 190, resolve({"seed": 1, "max_tokens": 1})), Client(None))
+    for count in range(2, 12):
+        engine.step()
+        assert sum(isinstance(event, Token) for event in short.events) == count
+    assert network.largest_step == 16
+
+
+def test_higher_priority_preempts_and_the_preempted_loses_no_token() -> None:
+    config = tiny_config(vocab_size=VOCABULARY, context_length=CONTEXT, end_token_ids=(END,))
+    engine = Engine(Decoder(config), name="fake", network=HistoryNetwork(1))
+    low = Client(GenerateJob([1, 2], resolve({"seed": 1, "ignore_end_token": True, "max_tokens": 8})))
+    low.handle = engine.submit(low.job, low)
+    for _ in range(4):
+        engine.step()
+    high = Client(GenerateJob([3], resolve({"seed": 2, "ignore_end_token": True, "max_tokens": 3}), priority=1))
+    high.handle = engine.submit(high.job, high)
+    for _ in range(3):
+        engine.step()
+    assert high.over
+    assert not low.over
+    while engine.step():
+        pass
+    low.check(faults=False)
+    high.check(faults=False)
+
+
+def test_shared_prefixes_are_read_once() -> None:
+    config = tiny_config(vocab_size=VOCABULARY, context_length=200, end_token_ids=(END,))
+    network = HistoryNetwork(4)
+    network.capacity = 200
+    engine = Engine(Decoder(config), name="fake", network=network)
+    prompt = [1, 2, 3, 4, 5] * 20
+    client = Client(GenerateJob(prompt, resolve({"seed": 1, "n": 4, "max_tokens": 5, "ignore_end_token": True})))
+    engine.submit(client.job, client)
+    while engine.step():
+        pass
+    assert engine.counters.read_tokens == 100 + 3 + 4 * 4  # the prompt once, its last token and the rest per sequence
+    again = Client(GenerateJob([*prompt, 2, 2], resolve({"seed": 1, "max_tokens": 1})))
+    engine.submit(again.job, again)
+    while engine.step():
+        pass
+    assert isinstance(again.events[-1], Completed)
+    assert again.events[-1].cached_tokens >= 100
+    scored = Client(ScoreJob([*prompt, 3]))
+    engine.submit(scored.job, scored)
+    while engine.step():
+        pass
+    assert scored.events[-1].cached_tokens == 0, "every token of a scored text needs its own logits"
+
+
+def test_scoring_through_the_engine_is_scoring() -> None:
+    from service.engine.network import DecoderNetwork
+    from tests.tiny import tiny_model
+
+    model = tiny_model()
+    engine = Engine(model, name="tiny", network=DecoderNetwork(model, 2), step_tokens=7)
+    text = torch.randint(1, 120, (150,), generator=torch.Generator().manual_seed(1)).tolist()
+    client = Client(ScoreJob(text, window=40, stride=11, top=2))
+    engine.submit(client.job, client)
+    while engine.step():
+        pass
+    assert client.events[-1].scores == score(model, text, window=40, stride=11, top=2)
