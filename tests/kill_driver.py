@@ -2,10 +2,13 @@
 
     python kill_driver.py < requests.jsonl > results.jsonl
 
-A request is {"arguments": [...], "kill_at": n | null, "signal_after": seconds | null, "signal": name, "file_limit": bytes | null}:
-`kill_at` kills the child right before its n-th system call of those that make a save (fsync, rename, unlink, …), so that
-saves are hit in their middle. A result is {"status": exit status or minus the signal, "calls": n, "output": text}.
-Forking spares each run the seconds that importing torch takes.
+A request is {"arguments": [...]} and may have
+  "kill_at": n                    kill the child right before its n-th system call of those that make a save (fsync,
+                                  rename, unlink, …), so that saves are hit in their middle;
+  "signal": name, "signal_after": seconds    send it that signal, so long after training began;
+  "file_limit": bytes             let no file grow larger, as if the disk were full.
+A result is {"status": exit status or minus the signal, "calls": n, "output": text}. Forking spares each run the seconds
+that importing torch takes.
 """
 
 import json
@@ -20,13 +23,12 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import matplotlib.backends.backend_agg
-import matplotlib.figure
+import matplotlib.figure  # noqa: F401  # imported before forking, as the next three
 import torch
 
 import training.finetune
 import training.pretrain
-import training.report
+import training.report  # noqa: F401
 from service.cli import main
 
 CALLS = ("fsync", "rename", "replace", "symlink", "unlink", "rmdir", "mkdir", "truncate")

@@ -71,11 +71,15 @@ def _train(arguments: argparse.Namespace) -> int:
     else:
         run.start(recipe)
     command = f"topkapi {name} --resume {shlex.quote(str(directory))}"
-    if name == "pretrain":
-        from training.pretrain import pretrain as train
+    if isinstance(recipe, PretrainRecipe):
+        from training.pretrain import pretrain
+
+        standing = pretrain(recipe, run, resume=resume, console=console, command=command)
     else:
-        from training.finetune import finetune as train
-    standing = train(recipe, run, resume=resume, console=console, command=command)
+        from training.finetune import finetune
+
+        assert isinstance(recipe, FinetuneRecipe), "the two commands have these two kinds"
+        standing = finetune(recipe, run, resume=resume, console=console, command=command)
     finish(run, standing, console)
     return 0
 

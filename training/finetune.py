@@ -32,7 +32,9 @@ CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 SAMPLES = 3
 
 
-def finetune(recipe: FinetuneRecipe, directory: RunDirectory, *, resume: bool, console: Console, command: str) -> Standing:
+def finetune(
+    recipe: FinetuneRecipe, directory: RunDirectory, *, resume: bool, console: Console, command: str
+) -> Standing:
     """Train a checkpoint on conversations as `recipe` says, in `directory`; continue there with `resume`.
 
     Raises `DataError` naming rows, `SettingsError`, `CheckpointError`, `Diverged` and `Interrupted`.
@@ -40,7 +42,8 @@ def finetune(recipe: FinetuneRecipe, directory: RunDirectory, *, resume: bool, c
     if recipe.checkpoint is None:
         raise SettingsError("no checkpoint to start from", field="checkpoint", hint="give one with --checkpoint")
     if not recipe.data:
-        raise DataError("no training examples", field="data", hint="give .json or .jsonl files with --data")
+        hint = recipe.data_hint or "give .json or .jsonl files with --data"
+        raise DataError("no training examples", field="data", hint=hint)
     saved = directory.load_state() if resume else None
     device = prepare_torch(recipe, saved[1]["threads"] if saved else None)
     parent = load_checkpoint(recipe.checkpoint, dtype=torch.float32)
@@ -110,7 +113,9 @@ def finetune(recipe: FinetuneRecipe, directory: RunDirectory, *, resume: bool, c
         sample=_sampler(recipe, model, tokenizer, chat, validation or train),
         facts={
             "made_by": "topkapi finetune",
-            "recipe": recipe.model_dump(mode="json", exclude={"out", "overwrite", "data", "validation_data", "checkpoint"}),
+            "recipe": recipe.model_dump(
+                mode="json", exclude={"out", "overwrite", "data", "data_hint", "validation_data", "checkpoint"}
+            ),
             "data": _data_facts(recipe, parts, overlap),
             "tokenizer_sha256": tokenizer_digest(tokenizer),
             "parent": {"name": parent.name, "sha256": sha256(weights) if weights.is_file() else None},
@@ -161,9 +166,9 @@ def _model(recipe: FinetuneRecipe, parent: Checkpoint, tokenizer: Tokenizer, cha
 
 def _split(recipe: FinetuneRecipe, chat: ChatTemplate) -> tuple[list[Conversation], list[Conversation]]:
     heading = chat.name == "alpaca"
-    data = _read(recipe.data, heading)
+    data = _read(recipe.data, heading, recipe.data_hint)
     if recipe.validation_data:
-        return data, _read(recipe.validation_data, heading)
+        return data, _read(recipe.validation_data, heading, None)
     held_out = round(recipe.validation_fraction * len(data))
     if recipe.validation_fraction and not held_out:
         held_out = 1
@@ -177,19 +182,19 @@ def _split(recipe: FinetuneRecipe, chat: ChatTemplate) -> tuple[list[Conversatio
     train = recipe.train_examples or len(data) - held_out - recipe.test_examples
     if train + recipe.test_examples > len(data) or train < 1:
         raise SettingsError(
-            f"{len(data)} examples cannot be split into {train} for training, {recipe.test_examples} for testing and some "
-            "for validation",
+            f"{len(data)} examples cannot be split into {train} for training, {recipe.test_examples} for testing and "
+            "some for validation",
             field="train_examples",
         )
     return data[:train], data[train + recipe.test_examples :]
 
 
-def _read(names: list[str], heading: bool) -> list[Conversation]:
+def _read(names: list[str], heading: bool, hint: str | None) -> list[Conversation]:
     conversations = []
     for name in names:
         path = Path(name).expanduser()
         if not path.is_file():
-            raise DataError(f"no such file: {name}", field="data")
+            raise DataError(f"no such file: {name}", field="data", hint=hint)
         conversations += read_conversations(path, input_heading=heading)
     return conversations
 
@@ -216,8 +221,10 @@ def _sampler(
     """Answers to the recipe's prompts, else to the first validation prompts that leave room for an answer."""
     asked: list[tuple[list[dict[str, str]], str | None]] = [
         ([{"role": "user", "content": prompt}], None) for prompt in recipe.sample_prompts
-    ] or [(conversation.prompt(), conversation.messages[-1]["content"]) for conversation in conversations[: 8 * SAMPLES]]
-    prompts = []
+    ] or [
+        (conversation.prompt(), conversation.messages[-1]["content"]) for conversation in conversations[: 8 * SAMPLES]
+    ]
+    prompts: list[tuple[list[dict[str, str]], str | None, list[int]]] = []
     for messages, expected in asked:
         ids = chat.encode(messages, tokenizer, add_generation_prompt=True).token_ids
         if len(ids) + 1 < model.config.context_length and len(prompts) < (len(recipe.sample_prompts) or SAMPLES):

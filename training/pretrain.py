@@ -40,14 +40,17 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def pretrain(recipe: PretrainRecipe, directory: RunDirectory, *, resume: bool, console: Console, command: str) -> Standing:
+def pretrain(
+    recipe: PretrainRecipe, directory: RunDirectory, *, resume: bool, console: Console, command: str
+) -> Standing:
     """Train a network from random weights as `recipe` says, in `directory`; continue there with `resume`.
 
     Raises `DataError`, `SettingsError`, `CheckpointError` (disk), `Diverged` and `Interrupted`.
     """
     if not recipe.data:
-        raise DataError("no training text", field="data", hint="give files or folders with --data")
-    files, validation_files = find_files(recipe.data), find_files(recipe.validation_data)
+        raise DataError("no training text", field="data", hint=recipe.data_hint or "give files or folders with --data")
+    files = find_files(recipe.data, recipe.data_hint)
+    validation_files = find_files(recipe.validation_data)
     saved = directory.load_state() if resume else None
     device = prepare_torch(recipe, saved[1]["threads"] if saved else None)
     tokenizer = _tokenizer(recipe, files, directory, console, resume)
@@ -97,7 +100,9 @@ def pretrain(recipe: PretrainRecipe, directory: RunDirectory, *, resume: bool, c
 
     facts = {
         "made_by": "topkapi pretrain",
-        "recipe": recipe.model_dump(mode="json", exclude={"out", "overwrite", "cache", "data", "validation_data"}),
+        "recipe": recipe.model_dump(
+            mode="json", exclude={"out", "overwrite", "cache", "data", "data_hint", "validation_data"}
+        ),
         "data": data.info,
         "tokenizer_sha256": tokenizer_digest(tokenizer),
         "parameters": config.parameter_count(),
@@ -228,14 +233,18 @@ def _tokenizer(
 
 def _loaders(recipe: PretrainRecipe, data: TokenData) -> tuple[WindowLoader, WindowLoader | None]:
     context, stride = recipe.context_length, recipe.stride or recipe.context_length
-    common = {"context": context, "batch_size": recipe.batch_size, "seed": recipe.seed}
-    names = ", ".join(data.info["sources"])
-    loader = WindowLoader(data.train, stride=stride, name=f"training text ({names})", **common)
+    common: dict[str, Any] = {
+        "context": context,
+        "batch_size": recipe.batch_size,
+        "seed": recipe.seed,
+        "sources": ", ".join(recipe.data),
+    }
+    loader = WindowLoader(data.train, stride=stride, **common)
     if not len(data.validation):
         return loader, None
-    return loader, WindowLoader(
-        data.validation, stride=context, name=f"validation text ({names})", drop_last=False, **common
-    )
+    if recipe.validation_data:
+        common["sources"] = ", ".join(recipe.validation_data)
+    return loader, WindowLoader(data.validation, stride=context, validation=True, **common)
 
 
 def _opening(tokenizer: Tokenizer, data: TokenData) -> list[str]:

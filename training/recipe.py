@@ -1,4 +1,4 @@
-"""Recipes: what a training run is told. Every field is a YAML key and a command-line flag; its description is the help."""
+"""Recipes: what a training run is told. Every field is a YAML key and a flag; its description is the help."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class TrainingRecipe(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
     data: list[str] = setting([], "training files, folders or globs", group="data")
+    data_hint: str | None = setting(None, "where the data can be had: said when it is missing", group="data", free=True)
     validation_data: list[str] = setting([], "held-out files; none: a part of the data is set aside", group="data")
     validation_fraction: float = setting(0.1, "part of the data set aside for validation", group="data", ge=0, lt=1)
 
@@ -71,10 +72,16 @@ class TrainingRecipe(BaseModel):
         None, "updates between evaluations (default: 20 over the run)", group="evaluation", ge=1
     )
     evaluation_batches: int | None = setting(
-        8, "batches of training and of validation data per evaluation; none: all of validation", group="evaluation", ge=1
+        8,
+        "batches of training and of validation data per evaluation; none: all of validation",
+        group="evaluation",
+        ge=1,
     )
     patience: int | None = setting(
-        None, "stop after so many evaluations without a better validation loss (default: never)", group="evaluation", ge=1
+        None,
+        "stop after so many evaluations without a better validation loss (default: never)",
+        group="evaluation",
+        ge=1,
     )
     sample_every: Literal["evaluation", "epoch", "never"] = setting(
         "evaluation", "when samples are generated, printed and stored", group="evaluation"
@@ -86,7 +93,9 @@ class TrainingRecipe(BaseModel):
     save_every: int | None = setting(
         None, "updates between saves for resuming (default: at every evaluation)", group="saving", ge=1, free=True
     )
-    keep: int = setting(1, "how many of the latest checkpoints to keep beside the best", group="saving", ge=1, free=True)
+    keep: int = setting(
+        1, "how many of the latest checkpoints to keep beside the best", group="saving", ge=1, free=True
+    )
     checkpoint_dtype: Literal["float32", "bfloat16"] = setting(
         "float32", "how checkpoints store matrices (a resume always continues in fp32)", group="saving", free=True
     )
@@ -106,7 +115,10 @@ class PretrainRecipe(TrainingRecipe):
         None, "gpt2 or a directory with tokenizer.json (default: train one on the data)", group="tokenizer"
     )
     vocab_size: int | None = setting(
-        None, "vocabulary of a trained tokenizer (default: 1024 to 8192 by the amount of text)", group="tokenizer", ge=300
+        None,
+        "vocabulary of a trained tokenizer (default: 1024 to 8192 by the amount of text)",
+        group="tokenizer",
+        ge=300,
     )
     tokenizer_megabytes: int = setting(64, "text a tokenizer is trained on, at most", group="tokenizer", ge=1)
 
@@ -139,7 +151,9 @@ class FinetuneRecipe(TrainingRecipe):
     chat_template: str | None = setting(
         None, "chatml, alpaca or a file (default: the checkpoint's own, else chatml)", group="model"
     )
-    dropout: float | None = setting(None, "dropout while training (default: the checkpoint's)", group="model", ge=0, lt=1)
+    dropout: float | None = setting(
+        None, "dropout while training (default: the checkpoint's)", group="model", ge=0, lt=1
+    )
     context_length: int | None = setting(
         None, "longest example in tokens (default: the checkpoint's context)", group="model", ge=2
     )
@@ -149,7 +163,10 @@ class FinetuneRecipe(TrainingRecipe):
     )
     train_examples: int | None = setting(None, "first so many examples train (file_order)", group="data", ge=1)
     test_examples: int = setting(
-        0, "examples after them that are used for nothing here, then validation follows (file_order)", group="data", ge=0
+        0,
+        "examples after them that are used for nothing here, then validation follows (file_order)",
+        group="data",
+        ge=0,
     )
     prompt_loss_weight: float = setting(
         0.0, "weight of the prompt's loss: 0 masks it, 1 trains on it as on the answer", group="data", ge=0, le=1

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from training.console import Console
 from training.run import RunDirectory
@@ -15,11 +18,11 @@ def finish(run: RunDirectory, standing: Standing, console: Console) -> None:
     """Write `plots/loss.png` and `report.md` and tell how the run went."""
     plot_losses(run.records("metrics.jsonl"), run.path / "plots" / "loss.png", standing)
     serve = f"topkapi serve {shlex.quote(str(run.path / 'best'))}"
-    ending = standing.finished or "all steps done"
+    ending, verdict = standing.finished or "all steps done", standing.verdict()
     lines = [
         f"# {run.path.name}",
         "",
-        f"{standing.step:,} steps, {standing.tokens:,} tokens: {ending}. {standing.verdict()[:1].upper()}{standing.verdict()[1:]}.",
+        f"{standing.step:,} steps, {standing.tokens:,} tokens: {ending}. {verdict[:1].upper()}{verdict[1:]}.",
         "",
         "![losses](plots/loss.png)",
         "",
@@ -42,7 +45,7 @@ def finish(run: RunDirectory, standing: Standing, console: Console) -> None:
         "",
     ]
     run.write("report.md", "\n".join(lines))
-    console.message(f"{ending}: {standing.verdict()}")
+    console.message(f"{ending}: {verdict}")
     console.message(f"report: {run.path / 'report.md'}")
     console.message(f"serve it with: {serve}")
 
@@ -70,7 +73,10 @@ def plot_losses(records: list[dict[str, Any]], path: Path, standing: Standing) -
         axes.plot(
             [record["step"] for record in updates],
             [record["loss"] for record in updates],
-            color="tab:blue", alpha=0.25, linewidth=0.8, label="each step's batch",
+            color="tab:blue",
+            alpha=0.25,
+            linewidth=0.8,
+            label="each step's batch",
         )
     if evaluations:
         steps = [record["step"] for record in evaluations]
@@ -84,7 +90,8 @@ def plot_losses(records: list[dict[str, Any]], path: Path, standing: Standing) -
     axes.legend()
     if standing.step:
         per_step = standing.tokens / standing.step
-        top = axes.secondary_xaxis("top", functions=(lambda step: step * per_step, lambda tokens: tokens / per_step))
+        tokens_of, steps_of = partial(np.multiply, per_step), partial(np.multiply, 1 / per_step)
+        top = axes.secondary_xaxis("top", functions=(tokens_of, steps_of))
         top.set_xlabel("tokens seen")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -70,9 +70,7 @@ class Standing:
             return True
         self.evaluations_since_best += 1
         assert self.best_train_loss is not None, "set with best_loss"
-        self.overfitting |= (
-            self.evaluations_since_best >= OVERFITTING_EVALUATIONS and train_loss < self.best_train_loss
-        )
+        self.overfitting |= self.evaluations_since_best >= OVERFITTING_EVALUATIONS and train_loss < self.best_train_loss
         return False
 
     def verdict(self) -> str:
@@ -152,7 +150,8 @@ class Training:
     def load_state(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
         """Take over what `RunDirectory.load_state` found."""
         self.standing = Standing(**facts["standing"])
-        weights, optimizer = {}, {}
+        weights: dict[str, torch.Tensor] = {}
+        optimizer: dict[str, torch.Tensor] = {}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition(":")
             (weights if kind == "model" else optimizer)[rest] = tensor

@@ -50,8 +50,8 @@ def read_conversations(path: Path, *, input_heading: bool) -> list[Conversation]
     """The conversations of a `.json` list, a `.jsonl` or a `.jsonl.bz2` file.
 
     `input_heading` puts Alpaca's `### Input:` above an input, otherwise a blank line sets it off.
-    Raises `DataError` naming the row (from 1) or line for invalid UTF-8 or JSON, for rows of no known form and for empty
-    answers.
+    Raises `DataError` naming the row (from 1) or line for invalid UTF-8 or JSON, for rows of no known form and for
+    empty answers.
     """
     conversations = []
     for origin, row in _rows(path):
@@ -173,7 +173,7 @@ def encode_conversations(
             f"the answer would be truncated away in {len(overlong)} examples, which are longer than the context of "
             f"{longest} tokens: {listed}{'; …' if len(overlong) > 5 else ''}",
             field="data",
-            hint="leave them out with --on-overlong drop, shorten them, or start from a checkpoint with a longer context",
+            hint="leave them out with --on-overlong drop, shorten them, or start from a longer context",
         )
     return examples, overlong
 

@@ -13,10 +13,10 @@ from model.errors import DataError
 SUFFIXES = (".txt", ".jsonl", ".jsonl.bz2", ".parquet")
 
 
-def find_files(patterns: Sequence[str]) -> list[Path]:
+def find_files(patterns: Sequence[str], hint: str | None = None) -> list[Path]:
     """The files that `patterns` (paths, folders, globs) name, in the order given, folders and globs sorted.
 
-    Raises `DataError` for a pattern that names nothing and for a file of a kind that is not read.
+    Raises `DataError` for a pattern that names nothing, with `hint`, and for a file of a kind that is not read.
     """
     files: list[Path] = []
     for pattern in patterns:
@@ -30,7 +30,7 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
         else:
             found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
             if not found:
-                raise DataError(f"no such file, folder or glob: {pattern}", field="data")
+                raise DataError(f"no such file, folder or glob: {pattern}", field="data", hint=hint)
         for file in found:
             if not _suffix(file):
                 raise DataError(f"{file} is not a kind of file that can be read", field="data", hint=_SUFFIX_HINT)
@@ -94,9 +94,8 @@ def _text_file(path: Path) -> Iterator[str]:
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Numbered lines of a `.jsonl` or `.jsonl.bz2` file, split on `\\n` alone: texts may hold U+2028 and U+0085."""
-    opened = bz2.open(path, "rb") if path.name.lower().endswith(".bz2") else path.open("rb")
     try:
-        with opened as file:
+        with bz2.open(path, "rb") if path.name.lower().endswith(".bz2") else path.open("rb") as file:
             yield from enumerate(file, start=1)
     except (OSError, EOFError) as error:
         raise DataError(f"{path} cannot be read: {error}", field="data", hint="copy or download it again") from None

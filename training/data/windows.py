@@ -72,7 +72,7 @@ class WindowLoader:
     """Windows of `context` tokens that start every `stride` tokens of `stream`, shuffled anew in every epoch.
 
     Each window's targets are its tokens moved by one. What does not fill a batch at the end of an epoch is left out.
-    Raises `DataError` when the stream does not fill one batch.
+    Raises `DataError` naming `sources` when the stream does not fill one batch, or one window for `validation`.
     """
 
     def __init__(
@@ -83,19 +83,21 @@ class WindowLoader:
         stride: int,
         batch_size: int,
         seed: int,
-        name: str = "training",
-        drop_last: bool = True,
+        sources: str = "the data",
+        validation: bool = False,
     ) -> None:
         self.stream, self.context, self.stride, self.batch_size, self.seed = stream, context, stride, batch_size, seed
         self.windows = max(0, -(-(len(stream) - context) // stride))
-        if self.windows < (batch_size if drop_last else 1):
-            needed = context + 1 + stride * (batch_size - 1 if drop_last else 0)
+        rows = 1 if validation else batch_size
+        if self.windows < rows:
+            kind, remedy = ("validation", "raise --validation-fraction") if validation else ("training", "--batch-size")
             raise DataError(
-                f"the {name} text is too short: {len(stream):,} tokens, and one batch needs {needed:,}",
+                f"too little {kind} text in {sources}: {len(stream):,} tokens, and "
+                f"{rows} window{'s' * (rows > 1)} of {context} need {context + 1 + stride * (rows - 1):,}",
                 field="data",
-                hint="give more text, or lower --context-length or --batch-size"
-                if name == "training"
-                else "give more text, lower --context-length, or raise --validation-fraction",
+                hint=f"give more text, or lower --context-length or {remedy}"
+                if not validation
+                else f"give more text, lower --context-length, or {remedy}",
             )
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
@@ -113,9 +115,7 @@ class WindowLoader:
         order = np.arange(self.windows)
         if batches is not None and batches * self.batch_size < self.windows:
             order = permutation(self.seed, EVALUATION_EPOCH, self.windows)[: batches * self.batch_size]
-        return [
-            self._gather(order[start : start + self.batch_size]) for start in range(0, len(order), self.batch_size)
-        ]
+        return [self._gather(order[start : start + self.batch_size]) for start in range(0, len(order), self.batch_size)]
 
     def _gather(self, windows: NDArray[np.int64]) -> Batch:
         rows = np.stack([self.stream[at : at + self.context + 1] for at in (windows * self.stride).tolist()])
