@@ -7,10 +7,11 @@ those, padding with rows of zeros. A matrix for which no useful set agrees is co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from model.cache import LOGIT_ROWS, SlotCache, Work, read, wanted_logits
 from model.linear import Linear
@@ -25,18 +26,23 @@ def calibrate(model: Decoder) -> bool:
     """Choose the row counts `model` is computed with; returns whether its rows are then invariant on this machine.
 
     The answer comes from running the network: a text read at once, in chunks, token by token and among others must
-    give identical logits. Costs about as much as reading a few hundred tokens.
+    give identical logits. Costs about as much as reading a few hundred tokens, and nothing the second time.
     """
+    if model.invariant is None:
+        model.invariant = _calibrate(model)
+    return model.invariant
+
+
+def _calibrate(model: Decoder) -> bool:
     agreed = set(ROW_SIZES)
     for module in _one_of_each_shape(model):
         tried = [size for size in ROW_SIZES if module is not model.lm_head or size <= LOGIT_ROWS]
-        sizes = agreeing_sizes(module, tried, module.weight.shape[1], module.weight.device)
-        if min(sizes) <= TILE and max(sizes) == tried[-1]:
+        sizes = agreeing_sizes(module.weight.shape, module.compute_dtype or module.weight.dtype, model.device, tried)
+        if sizes and min(sizes) <= TILE and max(sizes) == tried[-1]:
             agreed &= {*sizes, *ROW_SIZES[len(tried) :]}
         else:
-            shape = module.weight.shape
             for other in model.modules():
-                if isinstance(other, Linear) and other.weight.shape == shape:
+                if isinstance(other, Linear) and other.weight.shape == module.weight.shape:
                     other.tile = TILE
     if not agreed:
         return False
@@ -48,16 +54,27 @@ def calibrate(model: Decoder) -> bool:
 
 
 def agreeing_sizes(
-    product: Callable[[Tensor], Tensor], tried: Sequence[int], inputs: int, device: torch.device
+    shape: torch.Size, dtype: torch.dtype, device: torch.device, tried: Sequence[int] = ROW_SIZES
 ) -> list[int]:
-    """The widest set of the row counts `tried` with which `product [R, inputs] -> [R, outputs]` gives each row the same
-    bits, wherever among the others it stands."""
+    """The widest set of the row counts `tried` with which a product gives each row the same bits, wherever it stands.
+
+    The product is with a matrix of `shape` (outputs, inputs) in `dtype`.
+    Every exact result of the trial is zero: each term has its opposite elsewhere in the sum. What comes out is the
+    error of rounding alone, so two orders of adding can't look alike, not even in bfloat16.
+    """
+    outputs, inputs = shape
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(tried[-1], inputs, generator=generator).to(device)
+    half = inputs // 2
+    order = torch.cat((torch.randperm(2 * half, generator=generator), torch.arange(2 * half, inputs)))
+    values = torch.randn(tried[-1], half, generator=generator).repeat(1, 2)
+    factors = torch.randn(outputs, half, generator=generator)
+    rows, matrix = torch.zeros(tried[-1], inputs), torch.zeros(outputs, inputs)
+    rows[:, : 2 * half], matrix[:, : 2 * half] = values, torch.cat((factors, -factors), dim=1)
+    rows, matrix = rows[:, order].to(device, dtype), matrix[:, order].to(device, dtype)
     groups: list[tuple[list[int], Tensor]] = []
     for size in reversed(tried):
-        result = product(rows[:size])
-        if not torch.equal(product(rows[:size].flip(0)).flip(0), result):
+        result = functional.linear(rows[:size], matrix)
+        if not torch.equal(functional.linear(rows[:size].flip(0), matrix).flip(0), result):
             continue
         for sizes, reference in groups:
             if torch.equal(reference[:size], result):
@@ -65,10 +82,8 @@ def agreeing_sizes(
                 break
         else:
             groups.append(([size], result))
-    if not groups:
-        return [TILE]
     # Small sizes serve decoding and large ones prompts: the widest span is worth most.
-    return max((sizes for sizes, _ in groups), key=lambda sizes: max(sizes) / min(sizes))
+    return max((sizes for sizes, _ in groups), key=lambda sizes: max(sizes) / min(sizes), default=[])
 
 
 @torch.inference_mode()
