@@ -26,7 +26,7 @@ def _options(parameter: Parameter) -> dict[str, Any]:
     description = parameter.meaning.replace("%", "%%")
     if parameter.kind == "boolean":
         return {"action": "store_true", "help": description}
-    if parameter.kind == "strings":
+    if parameter.kind in ("strings", "words"):
         return {"action": "append", "metavar": "TEXT", "help": f"{description} May be given again."}
     if parameter.kind == "integers":
         return {"action": "append", "type": int, "metavar": "ID", "help": f"{description} May be given again."}

@@ -53,9 +53,10 @@ def test_defaults_of_the_table_are_in_range() -> None:
     assert resolve(effective) == effective
     for parameter in PARAMETERS:
         if parameter.slider:
-            low, high, _ = parameter.slider
-            resolve({parameter.name: high})
-            resolve({parameter.name: low})
+            main = {} if parameter.needs is None else {parameter.needs: BY_NAME[parameter.needs].slider[1]}
+            for end in parameter.slider[:2]:
+                request = main | {parameter.name: end}
+                resolve(request | ({"dry_breakers": []} if request.get("dry_multiplier") else {}))
 
 
 def test_request_wins_over_checkpoint_wins_over_table() -> None:

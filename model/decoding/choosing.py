@@ -1,21 +1,31 @@
-"""From logits to the next token of every row, with the log-probabilities a caller asked for."""
+"""From logits to the next token of every row, with the log-probabilities and the trace a caller asked for."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from model.decoding.noise import gumbel
-from model.decoding.stages import NOT_CHOSEN, Row, process
+from model.decoding.candidates import NOT_CHOSEN, Candidates
+from model.decoding.noise import gumbel_of_keys, loud_tokens, row_keys
+from model.decoding.stages import Row, apply, grouped, select
+from model.decoding.trace import TokenTrace, Tracer
+from model.decoding.truncation import observe_surprise
 from model.errors import EngineError
+
+# A whole vocabulary is not given noise token by token: only tokens whose noise or whose logit stands out can win.
+LOUD = 5.5
+MARGIN = 2.0
+SAMPLE = 16
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A chosen token; the rest is filled where the row's `logprobs` parameter asks for it.
+    """A chosen token; the rest is filled where the row's `logprobs` or `trace` parameter asks for it.
 
     `raw_logprob` is the network's own, `logprob` the one of the distribution the token was drawn from; `rank` counts
     from 1 for the network's most likely token; `top` holds `(token id, raw log-probability)`, most likely first.
@@ -26,58 +36,145 @@ class Choice:
     raw_logprob: float | None = None
     rank: int | None = None
     top: tuple[tuple[int, float], ...] = ()
+    trace: TokenTrace | None = None
+
+
+class UnusableLogits(EngineError):
+    """Some rows of a step have no token to choose; the others may be chosen without them."""
+
+    def __init__(self, message: str, rows: Sequence[int], *, hint: str) -> None:
+        super().__init__(message, hint=hint)
+        self.rows = tuple(rows)
 
 
 def choose(logits: Tensor, rows: Sequence[Row]) -> list[Choice]:
     """Choose one token per row from the network's `logits [B, V]`.
 
     The token is `argmax(log-probability + gumbel(seed, sequence, position, token))`, greedy rows without the noise.
-    Raises `EngineError` where the logits hold NaN or every token has been ruled out.
+    Raises `UnusableLogits` naming the rows whose logits hold NaN or infinity or lose every token to the parameters.
     """
-    logits = logits.float()
-    processed = process(logits, rows)
-    best = processed.amax(dim=-1)
-    if bool(best.isnan().any()):
-        raise EngineError("the network produced NaN logits", hint="the checkpoint is damaged or overflows in its dtype")
-    if bool((best == NOT_CHOSEN).any()):
-        raise EngineError("no token is left to choose", hint="loosen the parameters that rule tokens out")
-    token_ids = processed.argmax(dim=-1)
-    sampled = [index for index, row in enumerate(rows) if not row.greedy]
-    if sampled:
-        token_ids[sampled] = _sample(processed[sampled], [rows[index] for index in sampled])
-    ids: list[int] = token_ids.tolist()
-    return [
-        Choice(token_id) if row.parameters["logprobs"] is None
-        else _explained(token_id, row, logits[index], processed[index])
-        for index, (token_id, row) in enumerate(zip(ids, rows, strict=True))
-    ]  # fmt: skip
+    logits = logits.detach().float().contiguous()
+    best = logits.amax(dim=-1).cpu()
+    if not bool((best < math.inf).all()):
+        wrong = (~(best < math.inf)).nonzero().view(-1).tolist()
+        raise UnusableLogits(
+            "the network produced NaN or infinite logits", wrong,
+            hint="the checkpoint is damaged or overflows in its dtype",
+        )  # fmt: skip
+    choices: list[Choice] = [Choice(-1)] * len(rows)
+    for stages, indexes in grouped(rows):
+        group, candidates = [rows[index] for index in indexes], select(logits, indexes)
+        tracer = Tracer(candidates, group) if any(row.parameters["trace"] for row in group) else None
+        candidates = apply(candidates, stages, group, tracer.observe if tracer else None)
+        empty = candidates.best.cpu() == NOT_CHOSEN
+        if bool(empty.any()):
+            raise UnusableLogits(
+                "no token is left to choose", [indexes[at] for at in empty.nonzero().view(-1).tolist()],
+                hint="loosen the parameters that rule tokens out",
+            )  # fmt: skip
+        token_ids = _most_likely(candidates) if group[0].greedy else draw(candidates, group)
+        for index, token_id in zip(indexes, token_ids, strict=True):
+            choices[index] = Choice(token_id)
+        if any(row.parameters["logprobs"] is not None or row.sequential for row in group):
+            for index, final in zip(indexes, _log_probabilities(candidates, token_ids), strict=True):
+                choices[index] = replace(choices[index], logprob=0.0 if rows[index].greedy else final)
+        if tracer is not None:
+            for at, trace in tracer.traces(token_ids).items():
+                choices[indexes[at]] = replace(choices[indexes[at]], trace=trace)
+    for index, row in enumerate(rows):
+        if row.sequential:
+            logprob = choices[index].logprob
+            assert logprob is not None
+            observe_surprise(row, logprob)
+    return _explained(choices, logits, rows)
 
 
-def _sample(processed: Tensor, rows: Sequence[Row]) -> Tensor:
-    device = processed.device
-
-    def column(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=device)
-
-    noise = gumbel(
-        column([row.parameters["seed"] for row in rows]),
-        column([row.sequence for row in rows]),
-        column([len(row.tokens) - row.prompt_length for row in rows]),
-        torch.arange(processed.shape[-1], device=device),
-    )
-    return (processed.double() + noise).argmax(dim=-1)
+def _most_likely(candidates: Candidates) -> list[int]:
+    """The first of the tokens with the largest logit, of each row."""
+    top = candidates.at_least(candidates.best.cpu()).ids
+    assert top is not None
+    first: list[int] = top[:, 0].tolist()
+    return first
 
 
-def _explained(token_id: int, row: Row, raw: Tensor, processed: Tensor) -> Choice:
-    log_probabilities = raw.double().log_softmax(dim=-1)
-    own = log_probabilities[token_id]
-    count = min(int(row.parameters["logprobs"]), raw.shape[-1])
-    values, ids = log_probabilities.topk(count)
-    final = 0.0 if row.greedy else float(processed.double().log_softmax(dim=-1)[token_id])
-    return Choice(
-        token_id,
-        logprob=final,
-        raw_logprob=float(own),
-        rank=int((log_probabilities > own).sum()) + 1,
-        top=tuple(zip(ids.tolist(), values.tolist(), strict=True)),
-    )
+def _log_probabilities(candidates: Candidates, token_ids: Sequence[int]) -> list[float]:
+    """Of the chosen tokens, in the distribution they were drawn from."""
+    flat, _ = candidates.locate(np.arange(len(token_ids)), np.asarray(token_ids, dtype=np.int64))
+    result: list[float] = (candidates.get(flat).astype(np.float64) - candidates.log_total.numpy()).tolist()
+    return result
+
+
+def _explained(choices: list[Choice], logits: Tensor, rows: Sequence[Row]) -> list[Choice]:
+    """With what the network itself thought, for the rows that asked for log-probabilities; bare for the others."""
+    wanted = [index for index, row in enumerate(rows) if row.parameters["logprobs"] is not None]
+    for index in set(range(len(rows))) - set(wanted):
+        choices[index] = replace(choices[index], logprob=None)
+    if not wanted:
+        return choices
+    raw = select(logits, wanted)
+    token_ids = [choices[index].token_id for index in wanted]
+    counts = [min(int(rows[index].parameters["logprobs"]), raw.vocab_size) for index in wanted]
+    leaders = raw.largest(torch.tensor(counts).clamp(min=1))
+    assert leaders.ids is not None
+    values, columns = leaders.logits.sort(dim=-1, descending=True, stable=True)
+    top_ids, totals = leaders.ids.gather(-1, columns), raw.log_total
+    own = _log_probabilities(raw, token_ids)
+    for at, index in enumerate(wanted):
+        best = (values[at, : counts[at]].double() - totals[at]).tolist()
+        choices[index] = replace(
+            choices[index],
+            raw_logprob=own[at],
+            rank=int((raw.logits[at] > raw.logits[at, token_ids[at]]).sum()) + 1,
+            top=tuple(zip(top_ids[at, : counts[at]].tolist(), best, strict=True)),
+        )
+    return choices
+
+
+def draw(candidates: Candidates, rows: Sequence[Row]) -> list[int]:
+    """The tokens with the largest sum of logit and noise, in float64."""
+    keys = row_keys(rows)
+    if candidates.ids is None and candidates.logits.device.type != "cpu":
+        whole = candidates.logits
+        noise = gumbel_of_keys(keys.to(whole.device), torch.arange(whole.shape[-1], device=whole.device))
+        drawn = (whole.double() + noise).argmax(dim=-1)
+    elif candidates.ids is not None:
+        drawn, _ = _loudest(candidates, keys)
+    else:
+        drawn = _draw_from_whole(candidates, keys)
+    token_ids: list[int] = drawn.tolist()
+    return token_ids
+
+
+def _loudest(candidates: Candidates, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Token and sum of logit and noise of the winner of each row of a truncated set."""
+    assert candidates.ids is not None
+    sums = candidates.logits.double() + gumbel_of_keys(keys, candidates.ids)
+    best, column = sums.max(dim=-1)
+    return candidates.ids.gather(-1, column.unsqueeze(-1)).squeeze(-1), best
+
+
+def _draw_from_whole(candidates: Candidates, keys: Tensor) -> Tensor:
+    """As if every token had been given its noise, though few are.
+
+    A token with neither noise above `LOUD` nor a logit above `reach - LOUD` cannot have a sum above `reach`. So where
+    the best sum of the others is above it, it is the best of all; else `reach` is lowered until it is. It starts
+    where the winner nearly always lies, a little below the log of the sum of exponentiated logits, here estimated
+    from every sixteenth token.
+    """
+    logits, best = candidates.logits, candidates.best.double()
+    body = torch.minimum(logits[:, ::SAMPLE], candidates.best.unsqueeze(-1) - 3.0).logsumexp(dim=-1).double()
+    reach = torch.logaddexp(best, body + math.log(SAMPLE)) - MARGIN
+    loud = loud_tokens(keys, candidates.vocab_size, LOUD)
+    chosen = torch.zeros(len(logits), dtype=torch.int64)
+    waiting = list(range(len(logits)))
+    while waiting:
+        picked = candidates.outstanding(waiting, loud, (reach[waiting] - LOUD).tolist())
+        token_ids, sums = _loudest(picked, keys[waiting])
+        # A hair's breadth for the float32 comparison of logits.
+        certain = (sums > reach[waiting] + 1e-3).tolist()
+        for row, token_id, sure in zip(waiting, token_ids.tolist(), certain, strict=True):
+            if sure:
+                chosen[row] = token_id
+        waiting = [row for row, sure in zip(waiting, certain, strict=True) if not sure]
+        reach[waiting] -= 2 * MARGIN
+    return chosen

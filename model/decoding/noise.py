@@ -7,13 +7,29 @@ et al. 2014). The mixing function is SplitMix64's finaliser (Steele, Lea and Flo
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from model.decoding.rows import Row
 
 # SplitMix64's constants as signed 64-bit integers: torch multiplies modulo 2^64, which is what the hash needs.
 GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
 SECOND = 0x94D049BB133111EB - (1 << 64)
+UNSIGNED = (1 << 64) - 1
+
+
+def row_keys(rows: Sequence[Row]) -> Tensor:
+    """The hash of each row's seed, sequence and position, int64 `[B]`."""
+    places = [(row.parameters["seed"], row.sequence, row.position) for row in rows]
+    seeds, sequences, positions = torch.tensor(places, dtype=torch.int64).unbind(dim=-1)
+    return _key(seeds, sequences, positions)
 
 
 def gumbel(seeds: Tensor, sequences: Tensor, positions: Tensor, token_ids: Tensor) -> Tensor:
@@ -21,11 +37,52 @@ def gumbel(seeds: Tensor, sequences: Tensor, positions: Tensor, token_ids: Tenso
 
     `seeds`, `sequences` and `positions` are int64 `[B]`, `token_ids` int64 `[B, K]` or `[K]`; returns `[B, K]`.
     """
-    row = _mix(_mix(_mix(seeds * GOLDEN) + sequences * GOLDEN) + positions * GOLDEN)
-    bits = _mix(row.unsqueeze(-1) + token_ids * GOLDEN)
-    # 53 random bits and a half: strictly between 0 and 1, so both logarithms are finite.
-    uniform = (_shift_right(bits, 11).double() + 0.5) * 2.0**-53
-    return -torch.log(-torch.log(uniform))
+    return gumbel_of_keys(_key(seeds, sequences, positions), token_ids)
+
+
+def gumbel_of_keys(keys: Tensor, token_ids: Tensor) -> Tensor:
+    """Standard Gumbel noise, float64 `[B, K]`, of `row_keys [B]` and token ids `[B, K]` or `[K]`."""
+    return -torch.log(-torch.log(uniform_of_keys(keys, token_ids)))
+
+
+def uniform_of_keys(keys: Tensor, token_ids: Tensor) -> Tensor:
+    """Uniform noise, float64 `[B, K]`: 53 random bits and a half, strictly between 0 and 1.
+
+    The clamp catches the one hash whose half is rounded up to 1.
+    """
+    bits = _mix(keys.unsqueeze(-1) + token_ids * GOLDEN)
+    return ((_shift_right(bits, 11).double() + 0.5) * 2.0**-53).clamp(max=1 - 2.0**-53)
+
+
+def loud_tokens(keys: Tensor, vocab_size: int, level: float) -> list[NDArray[np.bool_]]:
+    """For each of `row_keys [B]`, which tokens `[V]` have Gumbel noise above `level` (at least 1).
+
+    It may name a few more, never fewer: only 31 bits are looked at. Logarithms of a whole vocabulary cost far more
+    than its hashes, and numpy hashes in half the time of torch 2.13, which has no unsigned shift.
+    """
+    bits = int(math.exp(-math.exp(-level)) * 2.0**31) - 1
+    threshold = np.uint64(bits << 33)
+    products = _token_products(vocab_size)
+    x, shifted = np.empty_like(products), np.empty_like(products)
+    found = []
+    for key in keys.tolist():
+        np.add(products, np.uint64(key & UNSIGNED), out=x)
+        for shift, factor in ((30, FIRST), (27, SECOND)):
+            np.right_shift(x, np.uint64(shift), out=shifted)
+            np.bitwise_xor(x, shifted, out=x)
+            np.multiply(x, np.uint64(factor & UNSIGNED), out=x)
+        # The hash's last step leaves the upper 31 bits as they are.
+        found.append(x >= threshold)
+    return found
+
+
+@lru_cache(maxsize=8)
+def _token_products(vocab_size: int) -> NDArray[np.uint64]:
+    return np.arange(vocab_size, dtype=np.uint64) * np.uint64(GOLDEN & UNSIGNED)
+
+
+def _key(seeds: Tensor, sequences: Tensor, positions: Tensor) -> Tensor:
+    return _mix(_mix(_mix(seeds * GOLDEN) + sequences * GOLDEN) + positions * GOLDEN)
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -61,6 +61,7 @@ def parameter_schema(parameter: Parameter) -> dict[str, Any]:
         "boolean": {"type": "boolean"},
         "strings": {"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]},
         "integers": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        "words": {"anyOf": [_TEXT, {"type": "array", "items": _TEXT_OR_IDS}]},
         "integer_to_number": {
             "type": "object",
             "propertyNames": {"pattern": "^[0-9]+$"},

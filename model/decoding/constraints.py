@@ -1,0 +1,65 @@
+"""Stages that settle which tokens may be chosen at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from model.decoding.candidates import NOT_CHOSEN, Candidates
+from model.decoding.penalties import Values, flatten
+from model.decoding.rows import Ids, Row
+
+
+def min_tokens(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
+    """Nothing that ends the answer before it has its least length."""
+    return _without(candidates, [[*row.end_token_ids, *row.parameters["stop_token_ids"]] for row in rows])
+
+
+def before_min_tokens(row: Row) -> bool:
+    """Whether `min_tokens` still holds the answer open."""
+    return row.position < int(row.parameters["min_tokens"])
+
+
+def banned_token_ids(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
+    """None of these."""
+    return _without(candidates, [row.parameters["banned_token_ids"] for row in rows])
+
+
+def allowed_token_ids(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
+    """None but these."""
+    return candidates.only(*flatten([sorted(set(row.parameters["allowed_token_ids"])) for row in rows]))
+
+
+def bad_words(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
+    """Nothing that would complete one of the sequences."""
+    return _without(candidates, [_completing(row) for row in rows])
+
+
+def _completing(row: Row) -> list[int]:
+    tokens, found = row.tokens, []
+    for sequence in row.parameters["bad_words"].sequences:
+        before = len(sequence) - 1
+        if before == 0 or tuple(tokens[-before:]) == sequence[:-1]:
+            found.append(sequence[-1])
+    return found
+
+
+def no_repeat_ngram_size(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
+    """Nothing that would complete an n-gram a second time."""
+    return _without(candidates, [_repeating(row.history(), row.parameters["no_repeat_ngram_size"]) for row in rows])
+
+
+def _repeating(tokens: Ids, size: int) -> Ids:
+    """The tokens that followed each earlier appearance of the last `size - 1` tokens."""
+    if len(tokens) < size:
+        return tokens[:0]
+    ends = np.arange(size - 1, len(tokens))
+    for back in range(1, size):
+        ends = ends[tokens[ends - back] == tokens[-back]]
+    return np.unique(tokens[ends])
+
+
+def _without(candidates: Candidates, ruled_out: Sequence[Sequence[int] | Ids]) -> Candidates:
+    flat, _ = candidates.locate(*flatten(ruled_out))
+    return candidates.put(flat, NOT_CHOSEN)

@@ -1,0 +1,178 @@
+"""Parameters that contradict each other, cannot act, or leave nothing to choose are refused by name.
+
+What the request itself asks for is refused. What only the checkpoint's defaults ask for gives way instead, and the
+effective parameters show it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import regex
+
+from model.decoding.parameter import Parameter
+from model.decoding.words import Words
+from model.errors import InvalidRequest
+
+Table = Mapping[str, Parameter]
+Effective = dict[str, Any]
+
+# Mirostat takes the place of these: it decides itself where the tail is cut.
+TRUNCATIONS = (
+    "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_n_sigma", "top_a", "xtc_probability",
+)  # fmt: skip
+
+
+def settle_temperature_zero(effective: Effective, given: Collection[str], table: Table) -> None:
+    """At temperature 0 nothing is sampled: what only shapes sampling is refused, or off if it is a default.
+
+    The truncations that always keep the most likely token have then done all they ever do, so they stay allowed.
+    """
+    if effective["temperature"] != 0:
+        return
+    for name in ("mirostat", "dynamic_temperature_range"):
+        if effective[name] != table[name].off:
+            if name in given:
+                raise InvalidRequest(
+                    f"{name} has no effect at temperature 0, where the most likely token is always taken",
+                    field=name,
+                    hint=f"raise temperature or leave {name} out",
+                )
+            effective[name] = table[name].off
+
+
+def settle_mirostat(effective: Effective, given: Collection[str], table: Table) -> None:
+    """Mirostat excludes the other truncations, as in the systems that have it."""
+    if effective["mirostat"] == 0:
+        return
+    if effective["mirostat"] != 2:
+        raise InvalidRequest(
+            "mirostat is 2 (version 2) or 0 (off)", field="mirostat", hint="version 2 replaces version 1: set 2"
+        )
+    for name in TRUNCATIONS:
+        if effective[name] != table[name].off:
+            if name in given:
+                raise InvalidRequest(
+                    f"mirostat decides itself where to cut and can't be combined with {name}",
+                    field=name,
+                    hint=f"leave {name} out, or set mirostat to 0",
+                )
+            effective[name] = table[name].off
+
+
+def settle_unneeded(effective: Effective, given: Collection[str], table: Table) -> None:
+    """A parameter that belongs to another one which is off."""
+    for parameter in table.values():
+        if parameter.needs is None or effective[parameter.needs] != table[parameter.needs].off:
+            continue
+        if effective[parameter.name] != parameter.default:
+            if parameter.name in given:
+                raise InvalidRequest(
+                    f"{parameter.name} has no effect without {parameter.needs}",
+                    field=parameter.name,
+                    hint=f"set {parameter.needs}, or leave {parameter.name} out",
+                )
+            effective[parameter.name] = parameter.default
+
+
+def refuse_contradictions(effective: Effective) -> None:
+    """What no request can mean."""
+    if effective["max_tokens"] is not None and effective["min_tokens"] > effective["max_tokens"]:
+        raise InvalidRequest(
+            f"min_tokens ({effective['min_tokens']}) is above max_tokens ({effective['max_tokens']})",
+            field="min_tokens",
+            hint="lower min_tokens or raise max_tokens",
+        )
+    for pattern in effective["stop_regex"]:
+        try:
+            regex.compile(pattern)
+        except (regex.error, RecursionError, OverflowError) as error:
+            raise InvalidRequest(
+                f"stop_regex {pattern!r} is no regular expression: {error}", field="stop_regex"
+            ) from None
+        if regex.search(pattern, "") is not None:
+            raise InvalidRequest(
+                f"stop_regex {pattern!r} matches the empty text, so the answer would end before it begins",
+                field="stop_regex",
+                hint="ask for at least one character, with + in place of * for example",
+            )
+    if effective["include_stop"] and not (effective["stop"] or effective["stop_regex"]):
+        raise InvalidRequest(
+            "include_stop has no effect without stop or stop_regex",
+            field="include_stop",
+            hint="give stop or stop_regex, or leave include_stop out",
+        )
+
+
+def check_order(
+    order: Sequence[str] | None, in_force: Collection[str], default: Sequence[str], constraints: Collection[str]
+) -> list[str]:
+    """The complete order: the constraints, then the stages as the request names them."""
+    if order is None:
+        return list(default)
+    for position, name in enumerate(order):
+        if name not in default:
+            near = difflib.get_close_matches(name, default, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the stages are: {', '.join(default)}"
+            raise InvalidRequest(f"order names {name!r}, which is not a stage", field="order", hint=hint)
+        if name in order[:position]:
+            raise InvalidRequest(f"order names {name!r} twice", field="order", hint="name each stage once")
+        if name in constraints and any(earlier not in constraints for earlier in order[:position]):
+            raise InvalidRequest(
+                f"order puts {name!r} after {order[position - 1]!r}, but what may be chosen at all is settled first",
+                field="order",
+                hint=f"leave {name!r} out of order, or name it first",
+            )
+    missing = [name for name in default if name in in_force and name not in constraints and name not in order]
+    if missing:
+        raise InvalidRequest(
+            f"order leaves out {missing[0]!r}, which is in force",
+            field="order",
+            hint=f"add {missing[0]!r} to order, or switch it off",
+        )
+    return [name for name in default if name in constraints] + [name for name in order if name not in constraints]
+
+
+def check_tokens(effective: Effective, vocab_size: int | None, end_token_ids: Sequence[int]) -> None:
+    """Token ids exist, and at least one is left that may be chosen."""
+    allowed = effective["allowed_token_ids"]
+    if allowed is not None and not allowed:
+        raise InvalidRequest(
+            "allowed_token_ids is empty, so no token could be chosen",
+            field="allowed_token_ids",
+            hint="name at least one token id, or leave allowed_token_ids out",
+        )
+    if vocab_size is not None:
+        for name in ("logit_bias", "stop_token_ids", "allowed_token_ids", "banned_token_ids"):
+            _in_vocabulary(name, effective[name] or (), vocab_size)
+        for name in ("bad_words", "dry_breakers"):
+            words = effective[name]
+            for sequence in (words.sequences or ()) if isinstance(words, Words) else ():
+                _in_vocabulary(name, sequence, vocab_size)
+    bad = [sequence[0] for sequence in getattr(effective["bad_words"], "sequences", None) or () if len(sequence) == 1]
+    ends = [*end_token_ids, *effective["stop_token_ids"]]
+    if allowed is None and (vocab_size is None or len(effective["banned_token_ids"]) + len(bad + ends) < vocab_size):
+        return
+    possible = set(range(vocab_size or 0) if allowed is None else allowed)
+    for name, ruled_out in (("banned_token_ids", effective["banned_token_ids"]), ("bad_words", bad)):
+        possible.difference_update(ruled_out)
+        if not possible:
+            raise InvalidRequest(
+                f"{name} rules out every token that may be chosen", field=name, hint=f"name fewer tokens in {name}"
+            )
+    if effective["min_tokens"] > 0 and possible <= set(ends):
+        raise InvalidRequest(
+            "before min_tokens no token that ends the answer can be chosen, and no other one may be",
+            field="min_tokens",
+            hint="lower min_tokens to 0, or allow other tokens",
+        )
+
+
+def _in_vocabulary(name: str, token_ids: Collection[int], vocab_size: int) -> None:
+    for token_id in token_ids:
+        if not 0 <= token_id < vocab_size:
+            raise InvalidRequest(
+                f"{name} names token id {token_id}, but the vocabulary has ids 0 to {vocab_size - 1}", field=name
+            )

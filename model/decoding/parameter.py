@@ -1,0 +1,109 @@
+"""What one decoding parameter is, and what its value may be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from model.decoding.words import Words
+from model.errors import InvalidRequest
+
+Kind = Literal["integer", "number", "boolean", "strings", "integers", "integer_to_number", "words"]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One decoding parameter. `off` makes it do nothing; a default of None means that each request decides.
+
+    `stage` is the decoding stage it belongs to, and `needs` the parameter without which it has nothing to act on.
+    Integers and numbers lie between `minimum` and `maximum` or strictly above `above`; `slider` is (low, high, step).
+    """
+
+    name: str
+    kind: Kind
+    default: Any
+    off: Any
+    meaning: str
+    source: str
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    slider: tuple[float, float, float] | None = None
+    aliases: tuple[str, ...] = ()
+    stage: str | None = None
+    needs: str | None = None
+
+
+def check(parameter: Parameter, value: Any) -> Any:
+    """`value` in the parameter's own type. Raises `InvalidRequest` naming the parameter."""
+    name, kind = parameter.name, parameter.kind
+    if kind == "integer":
+        return int(_in_range(parameter, _integer(name, value)))
+    if kind == "number":
+        return float(_in_range(parameter, _number(name, value)))
+    if kind == "boolean":
+        if not isinstance(value, bool):
+            raise InvalidRequest(f"{name} must be true or false, not {value!r}", field=name)
+        return value
+    if kind == "strings":
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, list | tuple) or not all(isinstance(item, str) and item for item in items):
+            raise InvalidRequest(f"{name} must be a text or a list of texts, none of them empty", field=name)
+        return list(items)
+    if kind == "integers":
+        if not isinstance(value, list | tuple):
+            raise InvalidRequest(f"{name} must be a list of token ids", field=name)
+        return [_integer(name, item) for item in value]
+    if kind == "words":
+        return _words(name, value)
+    if not isinstance(value, Mapping):
+        raise InvalidRequest(f"{name} must map token ids to numbers", field=name)
+    try:
+        return {int(key): float(_in_range(parameter, _number(name, number))) for key, number in value.items()}
+    except (TypeError, ValueError):
+        raise InvalidRequest(f"{name} must map token ids to numbers", field=name) from None
+
+
+def _integer(name: str, value: Any) -> int:
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not whole:
+        raise InvalidRequest(f"{name} must be a whole number, not {value!r}", field=name)
+    return int(value)
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise InvalidRequest(f"{name} must be a finite number, not {value!r}", field=name)
+    return number
+
+
+def _words(name: str, value: Any) -> Words:
+    if isinstance(value, Words):
+        return value
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list | tuple):
+        raise InvalidRequest(f"{name} must be a list of texts or of lists of token ids", field=name)
+    for item in items:
+        if not item or not isinstance(item, str | list | tuple):
+            raise InvalidRequest(f"{name} must hold texts or lists of token ids, none of them empty", field=name)
+    return Words(item if isinstance(item, str) else [_integer(name, token_id) for token_id in item] for item in items)
+
+
+def _in_range(parameter: Parameter, value: float) -> float:
+    name = parameter.name
+    shown = f"{value:g}" if abs(value) < 2**53 else str(value)
+    has_off = isinstance(parameter.off, int | float) and not isinstance(parameter.off, bool)
+    off = f" ({parameter.off:g} means off)" if has_off else ""
+    if parameter.minimum is not None and value < parameter.minimum:
+        raise InvalidRequest(f"{name} must be at least {parameter.minimum:g}{off}, not {shown}", field=name)
+    if parameter.maximum is not None and value > parameter.maximum:
+        raise InvalidRequest(f"{name} must be at most {parameter.maximum:g}{off}, not {shown}", field=name)
+    if parameter.above is not None and value <= parameter.above:
+        raise InvalidRequest(f"{name} must be above {parameter.above:g}{off}, not {shown}", field=name)
+    return value

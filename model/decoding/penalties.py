@@ -1,0 +1,99 @@
+"""Stages that change the logits of single tokens: bias, and penalties for what was said before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.decoding.candidates import Candidates
+from model.decoding.rows import Ids, Row
+
+Values = Mapping[str, Tensor]
+Floats = NDArray[np.float32]
+
+# Beyond this the DRY penalty would overflow; llama.cpp stops there as well.
+LOG_OF_LARGEST = 88.0
+
+
+def logit_bias(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
+    """Add to the logits of given tokens."""
+    biases = [row.parameters["logit_bias"] for row in rows]
+    flat, present = candidates.locate(*flatten([list(bias) for bias in biases]))
+    added = np.array([value for bias in biases for value in bias.values()], dtype=np.float32)[present]
+    return candidates.put(flat, candidates.get(flat) + added)
+
+
+def repetition_penalty(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
+    """Divide positive and multiply negative logits of tokens that occurred."""
+    seen = [row.context_counts(row.parameters["repetition_range"])[0] for row in rows]
+    where, token_ids = flatten(seen)
+    flat, present = candidates.locate(where, token_ids)
+    penalty = values["repetition_penalty"].numpy().astype(np.float32)[where[present]]
+    logits = candidates.get(flat)
+    return candidates.put(flat, np.where(logits > 0, logits / penalty, logits * penalty))
+
+
+def count_penalties(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
+    """Subtract for each generated token, once and by its count."""
+    answers = [row.answer_counts() for row in rows]
+    where, token_ids = flatten([ids for ids, _ in answers])
+    flat, present = candidates.locate(where, token_ids)
+    where, counts = where[present], np.concatenate([counts for _, counts in answers])[present]
+    penalty = values["presence_penalty"].numpy()[where] + values["frequency_penalty"].numpy()[where] * counts
+    return candidates.put(flat, candidates.get(flat) - penalty.astype(np.float32))
+
+
+def dry(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
+    """Subtract from the logits of tokens that would go on with a passage seen before (don't repeat yourself)."""
+    found = [_dry_penalties(row) for row in rows]
+    flat, present = candidates.locate(*flatten([list(penalties) for penalties in found]))
+    penalty = np.array([value for penalties in found for value in penalties.values()], dtype=np.float32)[present]
+    return candidates.put(flat, candidates.get(flat) - penalty)
+
+
+def _dry_penalties(row: Row) -> dict[int, float]:
+    """The penalty of each token that would continue a repeated passage."""
+    parameters = row.parameters
+    allowed, base = int(parameters["dry_allowed_length"]), float(parameters["dry_base"])
+    multiplier, breakers = float(parameters["dry_multiplier"]), parameters["dry_breakers"]
+    tokens = row.history(parameters["dry_range"])
+    limit = min(_since_breaker(tokens, breakers.by_last), len(tokens) - 1)
+    # With base 1 every length costs the same, so none beyond the allowed one need be told apart.
+    farthest = int(LOG_OF_LARGEST / math.log(base)) if base > 1 else 0
+    limit = min(limit, allowed + farthest)
+    longest: dict[int, int] = {}
+    # Places whose last `length` tokens are also the last ones of the context; each is followed by some token.
+    places = np.flatnonzero(tokens[:-1] == tokens[-1]) if limit >= 1 else np.empty(0, dtype=np.int64)
+    length = 1
+    while len(places) and length <= limit:
+        if length >= allowed:
+            for token_id in tokens[places + 1].tolist():
+                longest[token_id] = length
+        places = places[places >= length]
+        places = places[tokens[places - length] == tokens[-1 - length]] if length < len(tokens) else places[:0]
+        length += 1
+    return {
+        token_id: multiplier * base ** (length - allowed)
+        for token_id, length in longest.items()
+        if not any(len(sequence) == 1 for sequence in breakers.by_last.get(token_id, ()))
+    }
+
+
+def _since_breaker(tokens: Ids, by_last: Mapping[int, list[tuple[int, ...]]]) -> int:
+    """How many tokens follow the last sequence that breaks a passage."""
+    for since, token_id in enumerate(tokens[::-1].tolist()):
+        for sequence in by_last.get(token_id, ()):
+            end = len(tokens) - since
+            if len(sequence) <= end and tokens[end - len(sequence) : end].tolist() == list(sequence):
+                return since
+    return len(tokens)
+
+
+def flatten(groups: Sequence[Iterable[int]]) -> tuple[Ids, Ids]:
+    """Row numbers and token ids, `[n]` each, of one group of token ids per row."""
+    arrays = [np.asarray(group, dtype=np.int64) for group in groups]
+    return np.repeat(np.arange(len(arrays)), [len(array) for array in arrays]), np.concatenate(arrays)

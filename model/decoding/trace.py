@@ -1,0 +1,110 @@
+"""Why each token was chosen: what every stage left, how likely the token was before and after, and by what noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from model.decoding.candidates import NOT_CHOSEN, Candidates
+from model.decoding.noise import gumbel_of_keys, row_keys
+from model.decoding.rows import Row
+
+RUNNERS_UP = 5
+
+
+@dataclass(frozen=True)
+class StageTrace:
+    """What one stage did: candidates left, probability removed (of the distribution before it), entropy after it."""
+
+    stage: str
+    kept: int
+    cut: float
+    entropy: float
+
+
+@dataclass(frozen=True)
+class RunnerUp:
+    """Another token that could have been chosen, with its probability before and after the stages."""
+
+    token_id: int
+    raw_probability: float
+    probability: float
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """The decision for one token. Entropies are in nats; `rank` is 1 for the network's most likely token.
+
+    `how` is `greedy` at temperature 0, `forced` where one candidate was left, else `sampled`; `noise` is the Gumbel
+    noise that was added to the chosen token's logit (None unless sampled). `runners_up` are the likeliest others.
+    """
+
+    how: Literal["sampled", "greedy", "forced"]
+    candidates: int
+    entropy: float
+    stages: tuple[StageTrace, ...]
+    rank: int
+    raw_probability: float
+    probability: float
+    noise: float | None
+    runners_up: tuple[RunnerUp, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return asdict(self)
+
+
+class Tracer:
+    """Watches the rows of one group that asked for a trace pass their stages."""
+
+    def __init__(self, candidates: Candidates, rows: Sequence[Row]) -> None:
+        self._rows = [at for at, row in enumerate(rows) if row.parameters["trace"]]
+        self._all = rows
+        self._raw = self._last = self._snapshot(candidates)
+        self._stages: list[list[StageTrace]] = [[] for _ in self._rows]
+
+    def observe(self, stage: str, after: Candidates) -> None:
+        """Told of each stage in order, with what it left."""
+        now = self._snapshot(after)
+        for place, (before, left) in enumerate(zip(self._last, now, strict=True)):
+            cut = float(before.exp()[left == NOT_CHOSEN].sum())
+            kept = int((left > NOT_CHOSEN).sum())
+            self._stages[place].append(StageTrace(stage, kept, cut, _entropy(left)))
+        self._last = now
+
+    def traces(self, token_ids: Sequence[int]) -> dict[int, TokenTrace]:
+        """The trace of each watched row by its place in the group, once its token is chosen."""
+        noise = gumbel_of_keys(row_keys(self._all), torch.tensor(token_ids).unsqueeze(-1)).squeeze(-1).tolist()
+        return {at: self._trace(place, self._all[at], token_ids[at], noise[at]) for place, at in enumerate(self._rows)}
+
+    def _trace(self, place: int, row: Row, token_id: int, noise: float) -> TokenTrace:
+        raw, final = self._raw[place], self._last[place]
+        left = int((final > NOT_CHOSEN).sum())
+        how: Literal["sampled", "greedy", "forced"] = "greedy" if row.greedy else "forced" if left == 1 else "sampled"
+        order = final.topk(min(RUNNERS_UP + 1, left)).indices.tolist()
+        others = [other for other in order if other != token_id][:RUNNERS_UP]
+        return TokenTrace(
+            how=how,
+            candidates=int((raw > NOT_CHOSEN).sum()),
+            entropy=_entropy(raw),
+            stages=tuple(self._stages[place]),
+            rank=int((raw > raw[token_id]).sum()) + 1,
+            raw_probability=float(raw[token_id].exp()),
+            probability=1.0 if row.greedy else float(final[token_id].exp()),
+            noise=noise if how == "sampled" else None,
+            runners_up=tuple(RunnerUp(other, float(raw[other].exp()), float(final[other].exp())) for other in others),
+        )
+
+    def _snapshot(self, candidates: Candidates) -> list[Tensor]:
+        """Log-probabilities over the whole vocabulary, float64 `[V]` of each watched row."""
+        whole = candidates.dense()
+        return [whole[at].cpu().double().log_softmax(dim=-1) for at in self._rows]
+
+
+def _entropy(log_probabilities: Tensor) -> float:
+    possible = log_probabilities[log_probabilities > NOT_CHOSEN]
+    return float(-(possible.exp() * possible).sum())

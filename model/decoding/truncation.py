@@ -1,0 +1,154 @@
+"""Stages that reshape the distribution by its own form: temperature, and what cuts the tail or the head.
+
+Tokens with equal logits are treated alike: where a cut falls among them, all stay. So no outcome hangs on the order
+in which a sort leaves ties.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from model.decoding.candidates import LOWEST, NOT_CHOSEN, Candidates
+from model.decoding.noise import row_keys, uniform_of_keys
+from model.decoding.rows import Row
+
+Values = Mapping[str, Tensor]
+
+# Where a cut by probability mass looks first, and where next if that does not hold enough; the last holds all. Most
+# cuts fall among the few hundred likeliest tokens, so that the rest is never sorted.
+PROBABLE = (1e-4, 1e-8, 0.0)
+# XTC throws one coin per token of text: the noise of a token id that no vocabulary has.
+COIN = -1
+SMALLEST_TEMPERATURE = 1e-20
+
+
+def temperature(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
+    """Divide by the temperature, itself moved by the entropy where `dynamic_temperature_range` asks for it."""
+    divisor, reach = values["temperature"], values["dynamic_temperature_range"]
+    if bool((reach > 0).any()):
+        certain = candidates.count < 2
+        relative = candidates.entropy / candidates.count.double().log().masked_fill(certain, 1.0)
+        # relative ** exponent, by functions that give a value the same bits wherever it stands in a tensor.
+        place = (relative.clamp(1e-300, 1.0).log() * values["dynamic_temperature_exponent"]).exp()
+        low, high = (divisor - reach).clamp(min=0), divisor + reach
+        divisor = torch.where((reach > 0) & ~certain, low + (high - low) * place, divisor)
+    divisor = divisor.clamp(min=SMALLEST_TEMPERATURE).float().to(candidates.logits.device).unsqueeze(-1)
+    return Candidates(candidates.logits / divisor, candidates.vocab_size, candidates.ids)
+
+
+def top_k(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
+    """The k most likely tokens."""
+    return candidates.largest(values["top_k"].long().clamp(max=candidates.vocab_size))
+
+
+def top_p(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
+    """The most likely tokens whose probability reaches p."""
+    wanted, total = values["top_p"].unsqueeze(-1), candidates.log_total
+    for probable in PROBABLE:
+        upper = candidates.at_least(total + _log(probable))
+        ordered = upper.logits.sort(dim=-1, descending=True).values
+        mass = (ordered.double() - total.unsqueeze(-1)).exp().cumsum(dim=-1)
+        if probable == 0 or bool((mass[:, -1:] >= wanted).all()):
+            break
+    last = (mass < wanted).sum(dim=-1, keepdim=True).clamp(max=mass.shape[-1] - 1)
+    return upper.at_least(ordered.gather(-1, last).squeeze(-1))
+
+
+def min_p(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
+    """Tokens at least `min_p` times as likely as the most likely one."""
+    return candidates.at_least(candidates.best.double().cpu() + values["min_p"].log())
+
+
+def typical_p(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
+    """The tokens whose information is nearest to the entropy, until their probability reaches p."""
+    wanted, total = values["typical_p"].unsqueeze(-1), candidates.log_total
+    entropy = candidates.entropy
+    for probable in PROBABLE:
+        near = candidates.at_least(total + _log(probable))
+        information = total.unsqueeze(-1) - near.logits.double()
+        distance = (information - entropy.unsqueeze(-1)).abs()
+        ordered, index = distance.sort(dim=-1, stable=True)
+        mass = (-information).exp().gather(-1, index).cumsum(dim=-1)
+        last = (mass < wanted).sum(dim=-1, keepdim=True).clamp(max=mass.shape[-1] - 1)
+        border = ordered.gather(-1, last)
+        # What was left aside is farther away than this; the cut must fall nearer.
+        outside = -_log(probable) - entropy.unsqueeze(-1)
+        if probable == 0 or bool(((mass[:, -1:] >= wanted) & (border < outside)).all()):
+            break
+    return near.where(distance <= border)
+
+
+def epsilon_cutoff(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
+    """Tokens at least this probable."""
+    return candidates.at_least(candidates.log_total + values["epsilon_cutoff"].log())
+
+
+def eta_cutoff(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
+    """Tokens at least as probable as min(eta, sqrt(eta) * exp(-entropy))."""
+    eta = values["eta_cutoff"].log()
+    return candidates.at_least(candidates.log_total + torch.minimum(eta, eta / 2 - candidates.entropy))
+
+
+def top_n_sigma(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
+    """Tokens whose logit is within n standard deviations of the largest; ruled out tokens don't count."""
+    possible = None if candidates.whole else candidates.logits > NOT_CHOSEN
+    below = candidates.best.unsqueeze(-1) - candidates.logits
+    if possible is not None:
+        below = below.masked_fill(~possible, 0.0)
+    mean = candidates.sum(below) / candidates.count
+    deviation = below - mean.to(below).unsqueeze(-1)
+    if possible is not None:
+        deviation = deviation.masked_fill(~possible, 0.0)
+    sigma = (candidates.sum(deviation.square()) / candidates.count).sqrt()
+    return candidates.at_least(candidates.best.double().cpu() - values["top_n_sigma"] * sigma)
+
+
+def top_a(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
+    """Tokens at least as probable as a times the square of the largest probability."""
+    best = candidates.best.double().cpu()
+    return candidates.at_least(2 * best - candidates.log_total + values["top_a"].log())
+
+
+def xtc(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
+    """By chance, remove all but the least likely of the tokens above the threshold (exclude top choices)."""
+    chance = uniform_of_keys(row_keys(rows), torch.tensor([COIN])).squeeze(-1)
+    top = candidates.at_least(candidates.log_total + values["xtc_threshold"].log())
+    least = top.logits.masked_fill(top.logits == NOT_CHOSEN, math.inf).amin(dim=-1, keepdim=True)
+    removed = (top.logits > least) & (chance < values["xtc_probability"]).unsqueeze(-1)
+    row, column = removed.numpy().nonzero()
+    assert top.ids is not None
+    flat, _ = candidates.locate(row, top.ids.numpy()[row, column])
+    return candidates.put(flat, NOT_CHOSEN)
+
+
+def mirostat(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
+    """Tokens whose surprise, in bits, is at most the row's present bound."""
+    bound = torch.tensor([surprise_bound(row) for row in rows], dtype=torch.float64)
+    return candidates.at_least(candidates.log_total - bound * math.log(2))
+
+
+def surprise_bound(row: Row) -> float:
+    """The bound of mirostat for the next token; it starts at twice the surprise aimed for.
+
+    Bounds are remembered by position, so that a token that is chosen again is chosen under the same bound.
+    """
+    bounds = row.surprise_bounds
+    if not bounds:
+        bounds.append(2 * float(row.parameters["mirostat_tau"]))
+    return bounds[min(row.position, len(bounds) - 1)]
+
+
+def observe_surprise(row: Row, logprob: float) -> None:
+    """Correct the bound after a token with this log-probability (nats) was chosen at the row's present position."""
+    bound = surprise_bound(row)
+    error = -logprob / math.log(2) - float(row.parameters["mirostat_tau"])
+    position = min(row.position, len(row.surprise_bounds) - 1)
+    row.surprise_bounds[position + 1 :] = [bound - float(row.parameters["mirostat_eta"]) * error]
+
+
+def _log(probability: float) -> float:
+    return math.log(probability) if probability > 0 else LOWEST
