@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -112,7 +113,7 @@ def chat_tab(models: Models, page: gr.Blocks) -> None:
 def _send(text: str, turns: list[Turn]) -> tuple[Any, list[Turn]]:
     if not text.strip():
         return gr.skip(), turns
-    return gr.Textbox("", submit_btn=False, stop_btn=True), [*turns, {"role": "user", "content": text}]
+    return gr.Textbox("", submit_btn=False, stop_btn=True), [*turns, _turn("user", text)]
 
 
 def _send_example(turns: list[Turn], chosen: gr.SelectData) -> tuple[Any, list[Turn]]:
@@ -121,12 +122,12 @@ def _send_example(turns: list[Turn], chosen: gr.SelectData) -> tuple[Any, list[T
 
 def _send_again(turns: list[Turn], chosen: gr.RetryData) -> tuple[Any, list[Turn]]:
     asked = _last_question(turns)
-    return _send(_text(turns[asked]["content"]), turns[:asked])
+    return _send(_text(turns[asked]), turns[:asked])
 
 
 def _take_back(turns: list[Turn], chosen: gr.UndoData) -> tuple[Any, list[Turn]]:
     asked = _last_question(turns)
-    return gr.Textbox(_text(turns[asked]["content"])), turns[:asked]
+    return gr.Textbox(_text(turns[asked])), turns[:asked]
 
 
 def _last_question(turns: list[Turn]) -> int:
@@ -148,11 +149,11 @@ def _answer(models: Models, controls: Controls) -> Callable[..., AsyncIterator[t
                 output = generation.outputs[0]
                 async for delta in generation.deltas():
                     if delta.text:
-                        yield [*turns, {"role": "assistant", "content": output.text}], gr.skip(), _facts(generation)
-                yield [*turns, {"role": "assistant", "content": output.text}], gr.skip(), _facts(generation)
+                        yield [*turns, _turn("assistant", output.text)], gr.skip(), _facts(generation)
+                yield [*turns, _turn("assistant", output.text)], gr.skip(), _facts(generation)
         except TopkapiError as error:
             # The message goes back to where it can be changed and sent again.
-            yield turns[:-1], gr.Textbox(_text(turns[-1]["content"])), ""
+            yield turns[:-1], gr.Textbox(_text(turns[-1])), ""
             notice = f"{error.message} ({error.hint})" if error.hint else error.message
             raise gr.Error(notice, title="That did not work", print_exception=False) from None
 
@@ -161,9 +162,9 @@ def _answer(models: Models, controls: Controls) -> Callable[..., AsyncIterator[t
 
 def _prepare(model: LoadedModel, turns: list[Turn], system: str, parameters: dict[str, Any]) -> Plan:
     if not _talks(model):
-        return plan(model, prompt_tokens(model, _text(turns[-1]["content"])), parameters)
+        return plan(model, prompt_tokens(model, _text(turns[-1])), parameters)
     head: list[Message] = [{"role": "system", "content": system}] if system.strip() else []
-    messages = [*head, *({"role": turn["role"], "content": _text(turn["content"])} for turn in turns)]
+    messages = [*head, *({"role": turn["role"], "content": _text(turn)} for turn in turns)]
     kept, forgotten = fit_conversation(model, messages, int(parameters["max_tokens"]))
     if forgotten:
         gr.Info(f"The context is full: the oldest {forgotten} messages are no longer read.")
@@ -179,11 +180,20 @@ def _facts(generation: Generation) -> str:
     return " · ".join(facts)
 
 
-def _text(content: Any) -> str:
-    """A turn's text: Gradio hands it over as a string or as a list of typed parts."""
-    if isinstance(content, str):
-        return content
-    return "".join(part["text"] for part in content if part.get("type") == "text")
+def _turn(role: str, text: str) -> Turn:
+    """A turn as the page shows it.
+
+    The page reads content as HTML, so what would be a tag or an entity is escaped (studio.js undoes that in copies). A
+    plain string would also lose its indentation on the way.
+    """
+    escaped = re.sub(r"&(?=#?\w+;)", "&amp;", text)
+    return {"role": role, "content": [{"type": "text", "text": re.sub(r"<(?=[A-Za-z/!?])", "&lt;", escaped)}]}
+
+
+def _text(turn: Turn) -> str:
+    """The text of a turn, whose content Gradio hands back as a list of typed parts."""
+    shown = "".join(part["text"] for part in turn["content"] if part.get("type") == "text")
+    return shown.replace("&lt;", "<").replace("&amp;", "&")
 
 
 def _talks(model: LoadedModel) -> bool:

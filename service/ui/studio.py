@@ -19,6 +19,7 @@ from service.models import Models
 from service.ui.chat import chat_tab
 
 STYLE = Path(__file__).with_name("studio.css")
+SCRIPT = Path(__file__).with_name("studio.js")
 # Fonts of the visitor's own system: nothing is fetched from elsewhere.
 FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONOSPACE = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
@@ -42,6 +43,7 @@ def mount_studio(app: FastAPI, models: Models) -> None:
         path="/",
         theme=gr.themes.Base(primary_hue="teal", neutral_hue="stone", font=FONT, font_mono=MONOSPACE),
         css_paths=[STYLE],
+        head=f"<script>{SCRIPT.read_text('utf-8')}</script>",
         footer_links=[],
         run_history=False,
         ssr_mode=False,
