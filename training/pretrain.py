@@ -49,6 +49,7 @@ def pretrain(
     """
     if not recipe.data:
         raise DataError("no training text", field="data", hint=recipe.data_hint or "give files or folders with --data")
+    chat = chat_template(recipe.chat_template)
     files = find_files(recipe.data, recipe.data_hint)
     validation_files = find_files(recipe.validation_data)
     saved = directory.load_state() if resume else None
@@ -71,7 +72,6 @@ def pretrain(
     set_compute_dtype(model, torch.bfloat16 if recipe.precision == "bf16" else None)
     loader, validation = _loaders(recipe, data)
     schedule, every = plan(recipe, loader.steps_per_epoch)
-    chat = chat_template(recipe.chat_template)
 
     def sample(standing: Standing) -> Iterator[dict[str, Any]]:
         for prompt in recipe.sample_prompts or _opening(tokenizer, data):

@@ -39,14 +39,15 @@ class RunDirectory:
     def start(self, recipe: TrainingRecipe) -> None:
         """Make the directory and write `config.yaml`; refuses one that holds a run, unless told to overwrite it."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.glob("[!.]*"))):
-            if not recipe.overwrite:
-                raise SettingsError(
-                    f"{self.path} already holds something",
-                    field="out",
-                    hint="continue that run with --resume, replace it with --overwrite, or choose another --out",
-                )
             if not (self.path / "config.yaml").is_file():
-                raise SettingsError(f"{self.path} is not a run, so it is not deleted", field="overwrite")
+                raise SettingsError(f"{self.path} is there and is not a run", field="out", hint="choose another --out")
+            # A run that ended before its first evaluation, say by a mistake in a flag, has nothing to lose.
+            if (self.path / "metrics.jsonl").exists() and not recipe.overwrite:
+                raise SettingsError(
+                    f"{self.path} already holds a run",
+                    field="out",
+                    hint="continue it with --resume, replace it with --overwrite, or choose another --out",
+                )
             self._clear()
         try:
             self.path.mkdir(parents=True, exist_ok=True)

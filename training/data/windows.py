@@ -61,7 +61,8 @@ class Loader(Protocol):
 
 def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
     """The order of `size` items in `epoch`: a pure function of its arguments."""
-    return np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), epoch])).permutation(size)
+    key = np.array([seed & (2**64 - 1), epoch], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).permutation(size)
 
 
 # The order in which evaluation batches are chosen: an epoch that training never reaches.

@@ -1,0 +1,220 @@
+"""Instructions to examples: every format read, every answer trained to its end token, every bad row named."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.chat import ChatTemplate
+from model.checkpoint import load_checkpoint, save_checkpoint
+from model.errors import DataError
+from model.tokenizer import Tokenizer
+from service.cli import main
+from training.data.instructions import (
+    Conversation,
+    Example,
+    ExampleLoader,
+    encode_conversations,
+    read_conversations,
+)
+from training.data.windows import IGNORED
+
+CHATML = ChatTemplate.built_in("chatml")
+ALPACA = ChatTemplate.built_in("alpaca")
+TURNS = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Why?", "input": "", "output": "Because."},
+        {"instruction": "Why?", "output": "Because.", "category": "x"},
+        {"instruction": "Why?", "instances": [{"input": "", "output": "Because."}]},
+        {"prompt": "Why?", "completion": "Because."},
+        {"question": "Why?", "answer": "Because."},
+        {"messages": TURNS},
+    ],
+    ids="-".join,
+)
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+def test_every_format_gives_the_same_conversation(row: dict[str, Any], name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(json.dumps([row] if name.endswith("json") else row))
+    (conversation,) = read_conversations(path, input_heading=False)
+    assert conversation.messages == TURNS
+
+
+def test_an_input_is_part_of_the_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"instruction": "Add.", "input": "1, 2", "output": "3"}]))
+    (alpaca,) = read_conversations(path, input_heading=True)
+    assert ALPACA.render(alpaca.messages, add_generation_prompt=False, eos_token="<|endoftext|>") == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+        "\n\n### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n### Response:\n3<|endoftext|>"
+    )
+    (plain,) = read_conversations(path, input_heading=False)
+    assert plain.messages[0]["content"] == "Add.\n\n1, 2"
+
+
+BAD_ROWS: dict[str, tuple[Any, str]] = {
+    "empty answer": ({"instruction": "a", "input": "", "output": "  "}, "row 2: the answer is empty"),
+    "empty turn": (
+        {"messages": [*TURNS[:1], {"role": "assistant", "content": ""}, *TURNS]},
+        "row 2: the answer is empty",
+    ),
+    "no output": ({"instruction": "a"}, "row 2: no text in the field 'output'"),
+    "unknown fields": ({"q": "a", "a": "b"}, "row 2: unknown fields q, a"),
+    "not an object": ("text", "row 2: not an object"),
+    "no answer": ({"messages": TURNS[:1]}, "row 2: the last message must be the assistant's answer"),
+    "number": ({"prompt": "a", "completion": 3}, "row 2: no text in the field 'completion'"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ROWS)
+def test_a_bad_row_is_named(kind: str, tmp_path: Path) -> None:
+    row, message = BAD_ROWS[kind]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"prompt": "a", "completion": "b"}, row]))
+    with pytest.raises(DataError) as caught:
+        read_conversations(path, input_heading=False)
+    assert f"{path}, {message}" in caught.value.message
+
+
+@pytest.mark.parametrize("template", [CHATML, ALPACA], ids=["chatml", "alpaca"])
+def test_the_last_trained_token_ends_the_turn(template: ChatTemplate, tiny_tokenizer: Tokenizer) -> None:
+    conversation = Conversation([*TURNS, *TURNS], "here")
+    ((example,), dropped) = encode_conversations([conversation], tiny_tokenizer, template, longest=999)
+    assert dropped == []
+    answers = tiny_tokenizer.decode(
+        [t for t, trained in zip(example.token_ids, example.trained, strict=True) if trained]
+    )
+    end = "<|im_end|>" if template is CHATML else "<|endoftext|>"
+    assert answers == f"Because.{end}Because.{end}"
+
+
+def test_a_template_without_a_trained_end_is_refused(tiny_tokenizer: Tokenizer) -> None:
+    endless = ChatTemplate(
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
+        "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    with pytest.raises(DataError, match="here: the answer's end token would not be trained"):
+        encode_conversations([Conversation(TURNS, "here")], tiny_tokenizer, endless, longest=999)
+
+
+def test_an_answer_that_would_be_cut_is_refused_or_dropped_whole(tiny_tokenizer: Tokenizer) -> None:
+    long = [TURNS[0], {"role": "assistant", "content": "very " * 100}]
+    rows = [Conversation(TURNS, "row 1"), Conversation(long, "row 2"), Conversation(TURNS, "row 3")]
+    with pytest.raises(DataError) as caught:
+        encode_conversations(rows, tiny_tokenizer, CHATML, longest=60)
+    assert "truncated away in 1 examples" in caught.value.message and "row 2 (" in caught.value.message
+    assert "--on-overlong drop" in (caught.value.hint or "")
+    examples, dropped = encode_conversations(rows, tiny_tokenizer, CHATML, longest=60, drop_overlong=True)
+    assert [example.origin for example in examples] == ["row 1", "row 3"] and dropped == ["row 2"]
+    # The last token is only a target, so an example may be one longer than the context.
+    fits = len(examples[0].token_ids) - 1
+    assert encode_conversations(rows[:1], tiny_tokenizer, CHATML, longest=fits)[1] == []
+    assert encode_conversations(rows[:1], tiny_tokenizer, CHATML, longest=fits - 1, drop_overlong=True)[1] == ["row 1"]
+
+
+END = 9
+EXAMPLES = [
+    Example([1, 2, 3, 4, END], [False, False, False, True, True], "a"),
+    Example([1, 2, END], [False, True, True], "b"),
+]
+
+
+@pytest.mark.parametrize(("weight", "trained"), [(0.0, [2, 2]), (1.0, [4, 2]), (0.25, [4, 2])])
+def test_padding_is_never_trained_and_the_end_always_is(weight: float, trained: list[int]) -> None:
+    loader = ExampleLoader(EXAMPLES, batch_size=2, seed=0, pad_token_id=END, prompt_loss_weight=weight)
+    (batch,) = loader.first(None)
+    assert batch.tokens.tolist() == [[1, 2, 3, 4], [1, 2, END, END]]
+    assert (batch.targets != IGNORED).sum(1).tolist() == trained
+    assert batch.targets[0, 3] == END and batch.targets[1].tolist() == [2, END, IGNORED, IGNORED]
+    assert batch.weights is not None
+    assert batch.weights[0].tolist() == [weight, weight, 1.0, 1.0]
+    assert batch.weight() == pytest.approx(2 + 2 * weight + 2)
+
+
+def test_batches_by_length_hold_similar_lengths_and_every_example_once() -> None:
+    examples = [Example([1] * length + [END], [True] * (length + 1), str(length)) for length in range(3, 43)]
+    loader = ExampleLoader(examples, batch_size=4, seed=5, pad_token_id=0, by_length=True)
+    batches = [loader.batch(step) for step in range(loader.steps_per_epoch)]
+    lengths = [(batch.targets != IGNORED).sum(1) for batch in batches]
+    assert sorted(torch.cat(lengths).tolist()) == list(range(3, 43))
+    assert all(int(part.max() - part.min()) == 3 for part in lengths)
+    assert [int(part.max()) for part in lengths] != sorted(int(part.max()) for part in lengths)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.json"
+    path.write_text(
+        json.dumps([{"instruction": f"Say {n % 25}.", "input": "", "output": f"It is {n % 25}."} for n in range(30)])
+    )
+    return path
+
+
+FLAGS = ["--batch-size", "4", "--max-steps", "2", "--sample-tokens", "3", "--threads", "1"]
+
+
+def test_a_checkpoint_without_chat_tokens_gets_them(
+    tiny_checkpoint: Callable[..., Path], rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent = load_checkpoint(tiny_checkpoint("plain", chat=False))
+    bare = Tokenizer.train(["some text to train on, some text to train on"] * 3, 262)
+    base = save_checkpoint(tmp_path / "bare", model=parent.model, tokenizer=bare, chat=None, generation={}, details={})
+    out = tmp_path / "run"
+    arguments = ["finetune", "--checkpoint", str(base), "--data", str(rows), "--out", str(out), *FLAGS]
+    assert main([*arguments, "--context-length", "128"]) == 0
+    printed = capsys.readouterr().out
+    assert "the vocabulary gets <|im_start|> and <|im_end|>" in printed
+    tuned = load_checkpoint(out / "best")
+    assert tuned.chat is not None and tuned.chat.source == CHATML.source
+    # The network had rows to spare, so it keeps its size.
+    assert tuned.config.vocab_size == parent.config.vocab_size == 512
+    assert tuned.tokenizer.control_tokens["<|im_end|>"] in tuned.config.end_token_ids
+    assert tuned.details["parent"]["name"] == "bare" and tuned.details["step"] == 2
+    samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert samples[0]["expected"].startswith("It is ")
+
+
+def test_file_order_leaves_the_test_part_alone(
+    tiny_checkpoint: Callable[..., Path], rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split = ["--split", "file_order", "--train-examples", "20", "--test-examples", "6", "--prompt-loss-weight", "1"]
+    out = tmp_path / "run"
+    parent = tiny_checkpoint("parent")
+    arguments = ["finetune", "--checkpoint", str(parent), "--data", str(rows), "--out", str(out), *FLAGS, *split]
+    assert main(arguments) == 0
+    assert "20 training examples, 4 for validation" in capsys.readouterr().out
+    details = load_checkpoint(out / "best").details
+    assert details["data"]["validation_prompts_in_training"] == 4
+    assert main([*arguments, "--overwrite", "--train-examples", "40"]) == 2
+    assert "30 examples cannot be split into 40" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data", "gone.json"], "no such file: gone.json"),
+        (["--checkpoint", "gone"], "there is no checkpoint at gone"),
+        (["--chat-template", "gone"], "there is no chat template gone"),
+        (["--batch-size", "99"], "do not fill one batch of 99"),
+        (["--prompt-loss-weight", "2"], "prompt_loss_weight = '2': input should be less than or equal to 1"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_two_lines(
+    flags: list[str],
+    message: str,
+    tiny_checkpoint: Callable[..., Path],
+    rows: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = ["--checkpoint", str(tiny_checkpoint("parent")), "--data", str(rows), "--out", str(tmp_path / "run")]
+    assert main(["finetune", *given, *FLAGS, *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and len(error.splitlines()) <= 2

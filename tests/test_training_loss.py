@@ -1,0 +1,125 @@
+"""The loss in chunks and micro-batches is the plain one."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from model.linear import set_compute_dtype
+from model.transformer import Decoder
+from tests.tiny import tiny_config
+from training import loss as loss_module
+from training.data.windows import IGNORED, Batch
+from training.loss import backward, evaluate
+from training.optim import Optimizers
+from training.schedule import Schedule, warmup_steps
+
+
+@pytest.fixture
+def model() -> Decoder:
+    from model.transformer import initialise
+
+    model = Decoder(tiny_config())
+    initialise(model, torch.Generator().manual_seed(1))
+    return model
+
+
+@pytest.fixture
+def batch(model: Decoder) -> Batch:
+    generator = torch.Generator().manual_seed(2)
+    tokens = torch.randint(0, model.config.vocab_size, (8, 13), generator=generator)
+    targets = tokens[:, 1:].clone()
+    targets[0, 5:] = IGNORED
+    targets[3] = IGNORED
+    return Batch(tokens[:, :-1], targets, torch.rand(8, 12, generator=generator))
+
+
+def plain(model: Decoder, batch: Batch) -> tuple[float, list[torch.Tensor]]:
+    """The loss and gradients by one full forward pass."""
+    positions = torch.arange(batch.tokens.shape[1]).expand_as(batch.tokens)
+    logits = model(batch.tokens, positions)
+    each = functional.cross_entropy(
+        logits.flatten(0, 1), batch.targets.flatten(), reduction="none", ignore_index=IGNORED
+    )
+    weights = torch.ones_like(each) if batch.weights is None else batch.weights.flatten()
+    loss = (each * weights).sum() / (weights * (batch.targets.flatten() != IGNORED)).sum()
+    model.zero_grad()
+    loss.backward()
+    return loss.item(), [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("rows", [None, 1, 3])
+@pytest.mark.parametrize("logits_at_once", [1 << 24, 7 * 512, 1])
+def test_chunks_and_micro_batches_change_nothing(
+    weighted: bool, rows: int | None, logits_at_once: int, model: Decoder, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss_module, "LOGITS_AT_ONCE", logits_at_once)
+    if not weighted:
+        batch = Batch(batch.tokens, batch.targets)
+    expected, gradients = plain(model, batch)
+    model.zero_grad()
+    loss = backward(model, batch, divisor=batch.weight(), micro_batch_size=rows)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+    assert evaluate(model, [batch], rows) == pytest.approx(expected, rel=1e-5)
+
+
+def test_evaluating_leaves_the_random_state_and_the_mode_alone(batch: Batch) -> None:
+    from model.transformer import initialise
+
+    model = Decoder(tiny_config(dropout=0.5))
+    initialise(model, torch.Generator().manual_seed(1))
+    model.train()
+    state = torch.get_rng_state()
+    assert evaluate(model, [batch]) == evaluate(model, [batch])
+    assert torch.equal(torch.get_rng_state(), state) and model.training
+
+
+def test_bf16_products_keep_float32_weights_and_gradients(model: Decoder, batch: Batch) -> None:
+    exact = backward(model, batch, divisor=batch.weight())
+    model.zero_grad()
+    set_compute_dtype(model, torch.bfloat16)
+    rough = backward(model, batch, divisor=batch.weight())
+    assert rough == pytest.approx(exact, rel=0.01) and rough != exact
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert {parameter.grad.dtype for parameter in model.parameters() if parameter.grad is not None} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_an_optimiser_restored_from_its_tensors_goes_on_the_same(name: str, model: Decoder, batch: Batch) -> None:
+    def optimizers(of: Decoder) -> Optimizers:
+        return Optimizers(
+            of,
+            name=name,  # type: ignore[arg-type]
+            learning_rate=0.01,
+            muon_learning_rate=0.02,
+            weight_decay=0.1,
+            betas=(0.9, 0.95),
+            decay="matrices",
+        )
+
+    def step(of: Decoder, optimizer: Optimizers) -> None:
+        backward(of, batch, divisor=batch.weight())
+        optimizer.step(0.5)
+
+    first = optimizers(model)
+    step(model, first)
+    twin = Decoder(model.config)
+    twin.load_state_dict(model.state_dict())
+    second = optimizers(twin)
+    second.load_state_tensors({key: value.clone() for key, value in first.state_tensors().items()})
+    step(model, first)
+    step(twin, second)
+    assert all(one.equal(other) for one, other in zip(model.parameters(), twin.parameters(), strict=True))
+    assert len(first.all) == (2 if name == "muon" else 1)
+
+
+def test_schedules() -> None:
+    cosine = Schedule("cosine", 100, warmup=10, final=0.1)
+    assert [cosine.factor(step) for step in (0, 4, 9, 10)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
+    assert cosine.factor(55) == pytest.approx(0.55) and cosine.factor(100) == pytest.approx(0.1)
+    wsd = Schedule("wsd", 100, warmup=10, final=0.0)
+    assert [wsd.factor(step) for step in (10, 60, 80, 99)] == pytest.approx([1.0, 1.0, 0.5, 0.025])
+    assert Schedule("constant", 100).factor(99) == 1.0
+    assert (warmup_steps(0.02, 1000), warmup_steps(40, 1000), warmup_steps(0, 1000)) == (20, 40, 0)
