@@ -144,7 +144,7 @@ def _answer(models: Models, controls: Controls) -> Callable[..., AsyncIterator[t
             return
         try:
             model = models.get(name)
-            prepared = await asyncio.to_thread(_prepare, model, turns, system, controls.parameters(values))
+            prepared = await asyncio.to_thread(_prepare, model, turns, system, controls.parameters(model, values))
             async with Generation(prepared) as generation:
                 output = generation.outputs[0]
                 async for delta in generation.deltas():

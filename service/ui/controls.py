@@ -35,7 +35,7 @@ class Controls:
         self._components["stop"] = gr.Textbox(
             "", label="Stop texts", placeholder="one per line", lines=1, info=BY_NAME["stop"].meaning
         )
-        with gr.Accordion("Penalties", open=False):
+        with gr.Accordion("More", open=False):
             for parameter in (parameter for parameter in sliders if parameter.name not in COMMON):
                 self._components[parameter.name] = self._slider(parameter)
         self._reset = gr.Button("Reset to the checkpoint's defaults", size="sm", variant="secondary")
@@ -50,16 +50,20 @@ class Controls:
         """Sets every control to what `defaults` gives."""
         return self._reset
 
-    def parameters(self, values: Sequence[Any]) -> dict[str, Any]:
-        """The components' values as decoding parameters; what is left empty is left out.
+    def parameters(self, model: LoadedModel, values: Sequence[Any]) -> dict[str, Any]:
+        """The components' values as decoding parameters.
 
-        The seed stays text where it is no number, so that the parameter table says what is wrong with it.
+        What was left at the checkpoint's default is left out, so that only what the visitor chose can be refused. The
+        seed stays text where it is no number: the parameter table says what is wrong with it.
         """
         given = dict(zip(self._components, values, strict=True))
-        seed = str(given["seed"] or "").strip()
-        given["seed"] = int(seed) if seed.isdecimal() else seed
-        given["stop"] = [line for line in str(given["stop"] or "").split("\n") if line]
-        return {name: value for name, value in given.items() if value not in (None, "", [])}
+        given = {name: value for name, value in given.items() if value != self.value(model, name)}
+        if "seed" in given:
+            seed = str(given["seed"]).strip()
+            given["seed"] = int(seed) if seed.isdecimal() else seed
+        if "stop" in given:
+            given["stop"] = [line for line in str(given["stop"]).split("\n") if line]
+        return given | {"max_tokens": int(values[list(self._components).index("max_tokens")])}
 
     def defaults(self, model: LoadedModel) -> list[Any]:
         """Updates that set every control to the defaults of `model`."""
