@@ -138,8 +138,8 @@ def test_killed_at_any_instant_it_resumes_to_the_same_bytes(
 def test_killed_again_and_again_it_still_ends_the_same(run: Run, tmp_path: Path, pretrained: Whole) -> None:
     out = tmp_path / "killed"
     run(*pretrained.command, "--out", out, kill_at=30)
-    for _ in range(20):
-        result = run(*pretrained.command, "--out", out, "--resume", kill_at=pretrained.calls // 3)
+    for call in range(40, pretrained.calls, 20):
+        result = run(*pretrained.command, "--out", out, "--resume", kill_at=call)
         if result["status"] == 0:
             break
         assert result["status"] == -9, result["output"]

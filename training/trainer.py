@@ -182,7 +182,8 @@ class Training:
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise Diverged(
                 f"the loss became {loss} at step {standing.step + 1} (gradient norm {norm})",
-                hint=f"lower --learning-rate, lengthen --warmup or set --clip; {self.directory.path}/best is intact",
+                hint="lower --learning-rate, lengthen --warmup or set --clip"
+                + ("" if standing.best_step is None else f"; {self.directory.path / 'best'} is intact"),
             )
         factor = self.schedule.factor(standing.step)
         self.optimizers.step(factor)
