@@ -1,6 +1,7 @@
 """Many clients at once: none waits for another's stream, changes another's tokens or outlives its own connection."""
 
 import asyncio
+import functools
 import json
 import os
 import re
@@ -11,6 +12,8 @@ import time
 
 import httpx
 import pytest
+
+from service.engine.engine import Engine
 
 SLOW = {"model": "base", "prompt": "a", "ignore_end_token": True, "temperature": 0}
 """About two thousand tokens: longer than any test waits."""
@@ -108,9 +111,9 @@ def test_a_client_that_leaves_frees_the_engine(served, stream) -> None:
     served.wait_until_idle(1.0)
 
 
-def test_a_waiting_client_that_leaves_is_forgotten(serve, tiny_checkpoint) -> None:
+def test_a_waiting_client_that_leaves_is_forgotten(serve, tiny_checkpoint, monkeypatch) -> None:
+    monkeypatch.setattr("service.models.Engine", functools.partial(Engine, max_running=1))
     with serve(tiny_checkpoint("base", context=2048)) as served:
-        served.models.get().engine.max_running = 1
 
         async def leave() -> None:
             async with httpx.AsyncClient(base_url=served.url, timeout=60) as client:

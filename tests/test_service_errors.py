@@ -1,5 +1,6 @@
 """Every bad request gets one JSON shape that names the field and the remedy, and nothing gets a traceback."""
 
+import functools
 import http.client
 import json
 
@@ -7,6 +8,7 @@ import httpx
 import pytest
 
 from service.api.schemas import ErrorBody
+from service.engine.engine import Engine
 
 
 def refused(response: httpx.Response, status: int) -> dict:
@@ -178,9 +180,8 @@ def test_a_body_above_the_limit_is_refused_declared_or_not(serve, tiny_checkpoin
 
 
 def test_a_full_queue_is_refused_at_once_with_retry_after(serve, tiny_checkpoint, monkeypatch) -> None:
+    monkeypatch.setattr("service.models.Engine", functools.partial(Engine, max_running=1))
     with serve(tiny_checkpoint("full", context=2048), max_queue=1) as served:
-        engine = served.models.get().engine
-        engine.max_running = 1
         slow = {"prompt": "a", "ignore_end_token": True, "stream": True}
         with (
             served.client.stream("POST", "/generate", json=slow) as first,
