@@ -11,10 +11,12 @@ import torch
 from model.cache import PREFILL_CHUNK, SlotCache, Work, read, wanted_logits
 from model.config import ModelConfig
 from model.decoding.choosing import choose
-from model.decoding.parameters import resolve
+from model.decoding.grammar import Constraint, compile_constraint
+from model.decoding.parameters import grammar_parameter, resolve
 from model.decoding.stages import Row
 from model.decoding.stopping import Stopper
 from model.errors import InvalidRequest
+from model.tokenizer import Tokenizer
 from model.transformer import Decoder
 
 
@@ -67,10 +69,12 @@ def generate(
     stopper: Stopper | None = None,
     on_token: Callable[[int], None] | None = None,
     sequence: int = 0,
+    tokenizer: Tokenizer | None = None,
 ) -> Generation:
     """Continue `prompt_ids`; `on_token` is told each token as it comes.
 
     `parameters` are decoding parameters by name (those of `n` sequences are drawn by calling with each `sequence`).
+    `tokenizer` is needed for what is given as text: a schema or grammar of the answer.
     Raises `InvalidRequest` for a prompt that is empty or does not fit, and for wrong parameters.
     """
     config = model.config
@@ -78,6 +82,7 @@ def generate(
     check_prompt(prompt_ids, config)
     tokens, limit = list(prompt_ids), token_limit(len(prompt_ids), effective, config)
     row = Row(effective, tokens, len(prompt_ids), sequence, config.end_token_ids)
+    row.constraint = constraint = _constraint(effective, tokenizer, config)
     if limit == 0:
         return Generation([], "length")
     cache = SlotCache(model, capacity=len(prompt_ids) + limit)
@@ -86,6 +91,8 @@ def generate(
     while True:
         token_id = choose(wanted_logits(model, state), [row])[0].token_id
         tokens.append(token_id)
+        if constraint is not None:
+            constraint.advance(token_id)
         if on_token is not None:
             on_token(token_id)
         generated = tokens[len(prompt_ids) :]
@@ -95,6 +102,18 @@ def generate(
             stopper.feed(token_id)
             if stopper.stopped is not None:
                 return Generation(generated, "stop", stopper.stopped)
+        if constraint is not None and constraint.finished:
+            return Generation(generated, "stop")
         if len(generated) == limit:
             return Generation(generated, "length")
         state = read(model, cache, [Work(0, len(tokens) - 1, [token_id])])
+
+
+def _constraint(parameters: Mapping[str, Any], tokenizer: Tokenizer | None, config: ModelConfig) -> Constraint | None:
+    field = grammar_parameter(parameters)
+    if field is None:
+        return None
+    if tokenizer is None:
+        raise InvalidRequest(f"{field} needs the checkpoint's tokenizer, and none was given", field=field)
+    constraint = compile_constraint(parameters, tokenizer, config.vocab_size, config.end_token_ids)
+    return None if constraint is None else constraint(0)

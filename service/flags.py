@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
 from model.decoding.parameters import PARAMETERS, Parameter
@@ -28,6 +29,10 @@ def _options(parameter: Parameter) -> dict[str, Any]:
         return {"action": "store_true", "help": description}
     if parameter.kind in ("strings", "words"):
         return {"action": "append", "metavar": "TEXT", "help": f"{description} May be given again."}
+    if parameter.kind == "text":
+        return {"metavar": "TEXT", "help": description}
+    if parameter.kind == "schema":
+        return {"type": _json, "metavar": "JSON", "help": description}
     if parameter.kind == "integers":
         return {"action": "append", "type": int, "metavar": "ID", "help": f"{description} May be given again."}
     if parameter.kind == "integer_to_number":
@@ -35,6 +40,13 @@ def _options(parameter: Parameter) -> dict[str, Any]:
     shown = "" if parameter.default is None else f" [{parameter.default}]"
     kind = int if parameter.kind == "integer" else float
     return {"type": kind, "metavar": "N" if kind is int else "X", "help": f"{description}{shown}"}
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from None
 
 
 def _pair(text: str) -> tuple[int, float]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
+from model.decoding.grammar import Constraint, compile_constraint
 from model.decoding.parameters import from_generation_config, resolve
 from model.decoding.stages import DEFAULT_ORDER
 from model.decoding.stopping import Stopper
@@ -19,11 +21,12 @@ from service.models import LoadedModel
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked request: prompts as token ids, and the effective parameters of each."""
+    """A checked request: prompts as token ids, the effective parameters of each, and the structure of the answers."""
 
     model: LoadedModel
     prompts: Sequence[list[int]]
     parameters: Sequence[dict[str, Any]]
+    constraint: Callable[[int], Constraint] | None = None
 
 
 @dataclass
@@ -48,13 +51,19 @@ class Delta:
 
 
 def plan(model: LoadedModel, prompts: Sequence[list[int]], parameters: Mapping[str, Any]) -> Plan:
-    """Check a request before anything is computed.
+    """Check a request before anything is computed. Compiling a grammar takes a while: not for the event loop.
 
     The effective `max_tokens` of a prompt is at most what the context has room for. Raises `InvalidRequest` naming
     the field for a parameter, or for a prompt that does not fit.
     """
     config = model.checkpoint.config
-    effective = resolve(parameters, from_generation_config(model.checkpoint.generation), vocab_size=config.vocab_size)
+    effective = resolve(
+        parameters,
+        from_generation_config(model.checkpoint.generation),
+        vocab_size=config.vocab_size,
+        end_token_ids=config.end_token_ids,
+        vocabulary=model.checkpoint.tokenizer,
+    )
     each = []
     for position, prompt in enumerate(prompts):
         try:
@@ -65,7 +74,9 @@ def plan(model: LoadedModel, prompts: Sequence[list[int]], parameters: Mapping[s
                 raise InvalidRequest(f"{field}: {error.message}", field=field, hint=error.hint) from None
             raise
         each.append(effective | {"max_tokens": token_limit(len(prompt), effective, config)})
-    return Plan(model, prompts, each)
+    checkpoint = model.checkpoint
+    constraint = compile_constraint(effective, checkpoint.tokenizer, config.vocab_size, config.end_token_ids)
+    return Plan(model, prompts, each, constraint)
 
 
 class Generation:
@@ -75,7 +86,7 @@ class Generation:
         self.plan = plan
         self.deterministic = True
         self.cached_tokens = 0
-        self.order: tuple[str, ...] = DEFAULT_ORDER
+        self.order: tuple[str, ...] = tuple(plan.parameters[0]["order"] or DEFAULT_ORDER)
         self._timings: list[Timings] = []
         self._count = int(plan.parameters[0]["n"])
         self.outputs = [
@@ -84,8 +95,10 @@ class Generation:
             for index in range(self._count)
         ]
         self._stoppers = [self._stopper(output.prompt_index) for output in self.outputs]
+        timeout = plan.parameters[0]["timeout_s"]
+        deadline = None if timeout is None else time.monotonic() + timeout
         jobs = [
-            GenerateJob(prompt, parameters, self._stop_checks(prompt_index))
+            GenerateJob(prompt, parameters, self._stop_checks(prompt_index), deadline, constraint=plan.constraint)
             for prompt_index, (prompt, parameters) in enumerate(zip(plan.prompts, plan.parameters, strict=True))
         ]
         self._group = JobGroup(plan.model, jobs)

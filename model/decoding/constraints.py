@@ -5,10 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from model.decoding.candidates import NOT_CHOSEN, Candidates
 from model.decoding.penalties import Values, flatten
 from model.decoding.rows import Ids, Row
+
+
+def grammar(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
+    """What the structure that was asked for may go on with."""
+    allowed = torch.stack([row.constraint.mask() for row in rows if row.constraint is not None])
+    logits = candidates.dense()
+    masked = logits.masked_fill(~allowed.to(logits.device), NOT_CHOSEN)
+    return Candidates(masked, candidates.vocab_size)
+
+
+def follows_grammar(row: Row) -> bool:
+    """Whether the row has a structure to keep to."""
+    return row.constraint is not None
 
 
 def min_tokens(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:

@@ -106,6 +106,19 @@ def refuse_contradictions(effective: Effective) -> None:
         )
 
 
+def refuse_structures(effective: Effective, table: Table) -> None:
+    """Two structures at once, or no choice at all. What else is wrong with one shows when it is compiled."""
+    asked = [p.name for p in table.values() if p.stage == "grammar" and effective[p.name] != p.off]
+    if len(asked) > 1:
+        raise InvalidRequest(
+            f"{asked[1]} can't be combined with {asked[0]}: an answer follows one structure",
+            field=asked[1],
+            hint="leave one of them out",
+        )
+    if effective["choice"] is not None and not effective["choice"]:
+        raise InvalidRequest("choice is empty, so there is nothing to answer", field="choice", hint="name at least one")
+
+
 def check_order(
     order: Sequence[str] | None, in_force: Collection[str], default: Sequence[str], constraints: Collection[str]
 ) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from model.decoding.words import Words
 from model.errors import InvalidRequest
 
-Kind = Literal["integer", "number", "boolean", "strings", "integers", "integer_to_number", "words"]
+Kind = Literal["integer", "number", "boolean", "strings", "integers", "integer_to_number", "words", "text", "schema"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,12 @@ def check(parameter: Parameter, value: Any) -> Any:
         return [_integer(name, item) for item in value]
     if kind == "words":
         return _words(name, value)
+    if kind == "text":
+        return _text(name, value)
+    if kind == "schema":
+        if not isinstance(value, Mapping | bool):
+            raise InvalidRequest(f"{name} must be a JSON schema: an object, or true for any JSON", field=name)
+        return dict(value) if isinstance(value, Mapping) else value
     if not isinstance(value, Mapping):
         raise InvalidRequest(f"{name} must map token ids to numbers", field=name)
     try:
@@ -81,6 +87,16 @@ def _number(name: str, value: Any) -> float:
     if not math.isfinite(number):
         raise InvalidRequest(f"{name} must be a finite number, not {value!r}", field=name)
     return number
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise InvalidRequest(f"{name} must be a text, and not an empty one", field=name)
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{name} holds a lone surrogate, which is not valid Unicode", field=name) from None
+    return value
 
 
 def _words(name: str, value: Any) -> Words:

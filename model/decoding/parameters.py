@@ -15,6 +15,7 @@ from model.decoding.contradictions import (
     check_order,
     check_tokens,
     refuse_contradictions,
+    refuse_structures,
     settle_mirostat,
     settle_temperature_zero,
     settle_unneeded,
@@ -25,7 +26,7 @@ from model.errors import InvalidRequest
 
 __all__ = [
     "BY_NAME", "CONSTRAINTS", "DEFAULT_ORDER", "PARAMETERS", "Kind", "Parameter", "check", "from_generation_config",
-    "in_force", "resolve", "unknown_parameter",
+    "grammar_parameter", "in_force", "resolve", "unknown_parameter",
 ]  # fmt: skip
 
 PARAMETERS: tuple[Parameter, ...] = (
@@ -205,6 +206,31 @@ PARAMETERS: tuple[Parameter, ...] = (
         "vLLM, transformers", aliases=("bad_words_ids",), stage="bad_words",
     ),
     Parameter(
+        "json_schema", "schema", None, None,
+        "The answer is JSON that fulfils this schema: an object, or true or {} for any JSON.",
+        "llguidance (JSON Schema 2020-12)", aliases=("guided_json", "structured_outputs"), stage="grammar",
+    ),
+    Parameter(
+        "json_object", "boolean", False, False,
+        "The answer is a JSON object.",
+        "llguidance, OpenAI API (JSON mode)", stage="grammar",
+    ),
+    Parameter(
+        "regex", "text", None, None,
+        "The whole answer matches this regular expression (Rust's syntax: no look-around, no back-references).",
+        "llguidance", aliases=("guided_regex",), stage="grammar",
+    ),
+    Parameter(
+        "choice", "strings", None, None,
+        "The answer is one of these texts.",
+        "llguidance, vLLM", aliases=("guided_choice",), stage="grammar",
+    ),
+    Parameter(
+        "grammar", "text", None, None,
+        "The answer follows this context-free grammar, in Lark's notation with a rule named start.",
+        "llguidance (Lark syntax)", aliases=("guided_grammar",), stage="grammar",
+    ),
+    Parameter(
         "order", "strings", None, None,
         "The stages in the order to apply them; constraints always come first. Every stage in force must be named.",
         "llama.cpp (samplers)", aliases=("samplers", "sampler_order", "sampler_priority"),
@@ -260,7 +286,7 @@ BY_NAME: dict[str, Parameter] = {parameter.name: parameter for parameter in PARA
 
 # What may be chosen at all is settled first, in every order: after a truncation it could leave nothing.
 CONSTRAINTS: tuple[str, ...] = (
-    "min_tokens", "banned_token_ids", "bad_words", "no_repeat_ngram_size", "allowed_token_ids",
+    "grammar", "min_tokens", "banned_token_ids", "bad_words", "no_repeat_ngram_size", "allowed_token_ids",
 )  # fmt: skip
 
 # What changes single logits, then temperature, then what cuts the tail, as in transformers.
@@ -278,6 +304,12 @@ def in_force(effective: Mapping[str, Any]) -> set[str]:
         parameter.stage for parameter in PARAMETERS
         if parameter.stage and parameter.needs is None and effective[parameter.name] != parameter.off
     }  # fmt: skip
+
+
+def grammar_parameter(effective: Mapping[str, Any]) -> str | None:
+    """The parameter that asks for structured output, if one does."""
+    names = (p.name for p in PARAMETERS if p.stage == "grammar" and effective[p.name] != p.off)
+    return next(names, None)
 
 
 def resolve(
@@ -311,6 +343,7 @@ def resolve(
     settle_mirostat(effective, given, BY_NAME)
     settle_unneeded(effective, given, BY_NAME)
     refuse_contradictions(effective)
+    refuse_structures(effective, BY_NAME)
     effective["order"] = check_order(effective["order"], in_force(effective), DEFAULT_ORDER, CONSTRAINTS)
     if effective["bad_words"]:
         effective["bad_words"] = bind_words("bad_words", effective["bad_words"], vocabulary)

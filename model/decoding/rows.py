@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from model.decoding.grammar import Constraint
 
 Ids = NDArray[np.int64]
 
@@ -18,7 +21,8 @@ class Row:
 
     `sequence` is the index within the request (n > 1); `end_token_ids` cannot be chosen before `min_tokens`. Tokens
     are appended to `tokens`, or taken back from its end; what the row remembers follows. A row of mirostat needs its
-    tokens chosen one after another (`sequential`), for each choice moves the bound of the next.
+    tokens chosen one after another (`sequential`), for each choice moves the bound of the next. `constraint` is told
+    of each token that is appended, by whoever appends it.
     """
 
     parameters: Mapping[str, Any]
@@ -27,6 +31,7 @@ class Row:
     sequence: int = 0
     end_token_ids: Sequence[int] = field(default_factory=tuple)
     surprise_bounds: list[float] = field(default_factory=list)
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         self._history = _History()

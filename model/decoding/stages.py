@@ -45,6 +45,7 @@ class Stage:
 STAGES: Mapping[str, Stage] = {
     stage.name: stage
     for stage in (
+        Stage("grammar", constraints.grammar, needed=constraints.follows_grammar),
         Stage("min_tokens", constraints.min_tokens, needed=constraints.before_min_tokens),
         Stage("banned_token_ids", constraints.banned_token_ids),
         Stage("bad_words", constraints.bad_words),

@@ -59,6 +59,8 @@ def parameter_schema(parameter: Parameter) -> dict[str, Any]:
         "integer": number,
         "number": number,
         "boolean": {"type": "boolean"},
+        "text": _TEXT,
+        "schema": {"anyOf": [{"type": "object"}, {"type": "boolean"}]},
         "strings": {"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]},
         "integers": {"type": "array", "items": {"type": "integer", "minimum": 0}},
         "words": {"anyOf": [_TEXT, {"type": "array", "items": _TEXT_OR_IDS}]},

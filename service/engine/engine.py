@@ -19,7 +19,7 @@ from torch import Tensor
 from model.cache import Work
 from model.config import ModelConfig
 from model.decoding.choosing import choose
-from model.decoding.parameters import BY_NAME
+from model.decoding.parameters import BY_NAME, grammar_parameter
 from model.errors import EngineError, InvalidRequest, Overloaded, TopkapiError
 from model.generation import check_prompt
 from model.scoring import check_text
@@ -154,6 +154,9 @@ class Engine:
         if isinstance(job, GenerateJob):
             if job.parameters.keys() != BY_NAME.keys():
                 raise InvalidRequest("a job's parameters must be resolved first", field="parameters")
+            field = grammar_parameter(job.parameters)
+            if field is not None and job.constraint is None:
+                raise InvalidRequest(f"{field} must be compiled into the job's constraint first", field=field)
             check_prompt(job.prompt, self.config)
         else:
             check_text(list(job.token_ids), self.config)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from model.decoding.grammar import Constraint
 from model.errors import TopkapiError
 from model.scoring import Scores
 
@@ -28,8 +29,8 @@ class GenerateJob:
     """Continue one prompt.
 
     `parameters` are effective ones, from `model.decoding.parameters.resolve`. `stop_check(index)` makes the stop
-    check of sequence `index`; it is how stop strings reach an engine that knows no text. `deadline` is in
-    `time.monotonic()` seconds.
+    check of sequence `index`; it is how stop strings reach an engine that knows no text. `constraint(index)` makes its
+    constraint, where the parameters ask for structured output. `deadline` is in `time.monotonic()` seconds.
     """
 
     prompt: Sequence[int]
@@ -37,6 +38,7 @@ class GenerateJob:
     stop_check: Callable[[int], StopCheck] | None = None
     deadline: float | None = None
     priority: int = 0
+    constraint: Callable[[int], Constraint] | None = None
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,7 @@ class Continuation(Sequence):
         self.job, self.config, self.copies = job, config, copies
         self.limit = token_limit(len(job.prompt), job.parameters, config)
         self.row = Row(job.parameters, self.tokens, len(job.prompt), index, config.end_token_ids)
+        self.row.constraint = job.constraint(index) if job.constraint else None
         self.stop_check = job.stop_check(index) if job.stop_check else None
 
     @property
@@ -144,11 +145,16 @@ class Continuation(Sequence):
         top = tuple(Candidate(*pair) for pair in choice.top)
         event = Token(self.index, token_id, choice.logprob, choice.raw_logprob, choice.rank, top)
         self.owner.events += [replace(event, index=self.index + copy) for copy in range(self.copies)]
+        constraint = self.row.constraint
+        if constraint is not None:
+            constraint.advance(token_id)
         stopped = self.stop_check(token_id) if self.stop_check else None
         if stopped is not None:
             self.finish("stop", stopped)
         elif ends_sequence(token_id, self.job.parameters, self.config):
             self.finish("stop", token_id)
+        elif constraint is not None and constraint.finished:
+            self.finish("stop")
         elif len(self.tokens) - len(self.job.prompt) == self.limit:
             self.finish("length")
 
