@@ -17,6 +17,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from model.config import ModelConfig
 from model.transformer import Decoder
 
 # Tokens of a prompt that are read at a time where no scheduler says otherwise.
@@ -57,6 +58,11 @@ class SlotCache:
             self._store = torch.from_numpy(numpy.zeros(shape, dtype=numpy.float32))
         else:
             self._store = torch.zeros(shape, device=model.device)
+
+    @staticmethod
+    def token_bytes(config: ModelConfig) -> int:
+        """Memory that one token of one sequence takes."""
+        return config.num_layers * 2 * config.num_kv_heads * config.head_dim * torch.float32.itemsize
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Give slot `target` the first `length` tokens of slot `source`."""

@@ -15,6 +15,7 @@ from model.errors import EngineError, InvalidRequest, Overloaded
 from model.generation import generate
 from model.scoring import score
 from service.engine.engine import Engine
+from service.engine.network import DecoderNetwork
 from service.engine.request import Completed, Event, Failed, Finished, GenerateJob, Job, ScoreJob, ScoreProgress, Token
 from tests.tiny import tiny_model
 
@@ -177,3 +178,15 @@ def test_weights_are_never_trained_by_serving(engine: Engine) -> None:
     before = {name: tensor.clone() for name, tensor in engine.model.state_dict().items()}
     submit(engine, job([1, 2, 3], max_tokens=10)).wait()
     assert all(torch.equal(tensor, before[name]) for name, tensor in engine.model.state_dict().items())
+
+
+def test_slots_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    token_bytes = 2 * 2 * 2 * 8 * 4  # layers, keys and values, key-value heads, head size, float32
+    monkeypatch.setattr("service.engine.network.memory_bytes", lambda device: 2 * token_bytes * 64 * 3)
+    assert (DecoderNetwork(model, 32).slots, DecoderNetwork(model, 2).slots) == (3, 2)
+    monkeypatch.setattr("service.engine.network.memory_bytes", lambda device: 2 * token_bytes * 40)
+    engine = Engine(model, name="tiny")
+    assert (engine.network.slots, engine.network.capacity) == (1, 40)
+    with pytest.raises(InvalidRequest, match="context holds 40"):
+        engine.submit(job([1] * 50), Receiver())

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -69,10 +69,10 @@ class Engine:
         network: Network | None = None,
     ) -> None:
         self.model, self.name = model, name
-        self.config: ModelConfig = model.config
         self.max_running, self.max_queue = max_running, max_queue
-        self.max_queued_tokens = max_queued_tokens or 64 * self.config.context_length
         self.network: Network = network or DecoderNetwork(model, max_running)
+        self.config: ModelConfig = replace(model.config, context_length=self.network.capacity)
+        self.max_queued_tokens = max_queued_tokens or 64 * self.config.context_length
         self.counters = Counters()
         self._scheduler = Scheduler(self.network.slots, step_tokens, self._admitted)
         self._arriving: list[Submitted] = []

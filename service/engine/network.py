@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from model.cache import SlotCache, Work, read, wanted_logits
@@ -29,16 +31,30 @@ class Network(Protocol):
 
 
 class DecoderNetwork:
-    """A `Decoder` over a `SlotCache`. `deterministic` is whether rows were found independent of their neighbours."""
+    """A `Decoder` over a `SlotCache`. `deterministic` is whether rows were found independent of their neighbours.
+
+    There are fewer than `slots` slots, and at worst one that holds less than a context, where all of them full would
+    take more than half of the memory.
+    """
 
     def __init__(self, model: Decoder, slots: int) -> None:
-        self.model, self.slots = model, slots
-        self.capacity = model.config.context_length
+        self.model = model
+        token_bytes = SlotCache.token_bytes(model.config)
+        affordable = max(1, memory_bytes(model.device) // 2 // token_bytes)
+        self.capacity = min(model.config.context_length, affordable)
+        self.slots = min(slots, affordable // self.capacity)
         self.deterministic = calibrate(model)
-        self._cache = SlotCache(model, slots)
+        self._cache = SlotCache(model, self.slots, self.capacity)
 
     def run(self, works: Sequence[Work]) -> Tensor:
         return wanted_logits(self.model, read(self.model, self._cache, works))
 
     def copy(self, source: int, target: int, length: int) -> None:
         self._cache.copy(source, target, length)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory of the machine or of the accelerator, in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
