@@ -64,8 +64,10 @@ class Candidates:
     @cached_property
     def entropy(self) -> Tensor:
         """In nats, `[B]` float64 on the CPU."""
-        below = (self.best.unsqueeze(-1) - self.logits).clamp(max=1e4)
-        mean = self.sum(self.probabilities * below)
+        below = self.best.unsqueeze(-1) - self.logits
+        if not self.whole:
+            below.clamp_(max=1e4)
+        mean = self.sum(below.mul_(self.probabilities) if self.ids is None else below * self.probabilities)
         return (self.log_total - self.best.double().cpu() + mean).clamp(min=0)
 
     @cached_property
@@ -87,6 +89,29 @@ class Candidates:
         # One sum per row may be split among threads, as its neighbours decide; sums of many pieces are not.
         pieces = pad(values, (0, -values.shape[-1] % PIECES)).view(len(values), PIECES, -1)
         return pieces.sum(dim=-1, dtype=torch.float64).cpu().cumsum(dim=-1)[:, -1]
+
+    @staticmethod
+    def together(parts: Sequence[Candidates]) -> Candidates:
+        """The rows of several truncated sets as one."""
+        if len(parts) == 1:
+            return parts[0]
+        width = max(part.logits.shape[-1] for part in parts)
+        shape = (sum(len(part.logits) for part in parts), width)
+        logits = torch.full(shape, NOT_CHOSEN)
+        ids = torch.full(shape, parts[0].vocab_size)
+        row = 0
+        for part in parts:
+            height, used = part.logits.shape
+            assert part.ids is not None
+            logits[row : row + height, :used] = part.logits
+            ids[row : row + height, :used] = part.ids
+            row += height
+        return Candidates(logits, parts[0].vocab_size, ids)
+
+    def host(self) -> Floats:
+        """The logits `[B, K]` in the memory of the CPU."""
+        found: Floats = self.logits.cpu().numpy()
+        return found
 
     def largest(self, k: Tensor) -> Candidates:
         """The `k [B]` (int64, at least 1) largest logits of each row, and those equal to the last of them."""
@@ -150,13 +175,19 @@ class Candidates:
         whole = torch.full((len(self.ids), self.vocab_size + 1), NOT_CHOSEN)
         return whole.scatter_(-1, self.ids, self.logits)[:, :-1]
 
+    def token_ids(self) -> list[Flat]:
+        """The token ids of each row of a truncated set, without padding."""
+        assert self.ids is not None
+        lengths = (self.ids < self.vocab_size).sum(dim=-1).tolist()
+        return [row[:length] for row, length in zip(self.ids.numpy(), lengths, strict=True)]
+
     def outstanding(
         self, rows: Sequence[int], masks: Sequence[NDArray[np.bool_]], floors: Sequence[float]
     ) -> Candidates:
-        """Of each of these rows, the tokens `[V]` that its mask marks or whose logit is at least its floor."""
-        logits, width = self.logits.numpy(), self.vocab_size
+        """Of each of these rows, the tokens that its mask marks or whose logit is at least its floor."""
+        logits, width = self.logits.numpy(), self.logits.shape[-1]
         found = [
-            np.flatnonzero(masks[row] | (logits[row] >= np.float32(floor)))
+            np.flatnonzero(masks[row] | (logits[row, : len(masks[row])] >= np.float32(floor)))
             for row, floor in zip(rows, floors, strict=True)
         ]
         flat = np.concatenate([columns + row * width for row, columns in zip(rows, found, strict=True)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from model.decoding.trace import TokenTrace, Tracer
 from model.decoding.truncation import observe_surprise
 from model.errors import EngineError
 
-# A whole vocabulary is not given noise token by token: only tokens whose noise or whose logit stands out can win.
+# More tokens than these few are not given noise one by one: only those whose noise or whose logit stands out can win.
+FEW = 256
 LOUD = 5.5
 MARGIN = 2.0
 SAMPLE = 16
@@ -62,7 +64,8 @@ def choose(logits: Tensor, rows: Sequence[Row]) -> list[Choice]:
             hint="the checkpoint is damaged or overflows in its dtype",
         )  # fmt: skip
     choices: list[Choice] = [Choice(-1)] * len(rows)
-    for stages, indexes in grouped(rows):
+    narrow: list[tuple[list[int], Candidates, Tracer | None]] = []
+    for stages, indexes in grouped(logits, rows):
         group, candidates = [rows[index] for index in indexes], select(logits, indexes)
         tracer = Tracer(candidates, group) if any(row.parameters["trace"] for row in group) else None
         candidates = apply(candidates, stages, group, tracer.observe if tracer else None)
@@ -72,21 +75,43 @@ def choose(logits: Tensor, rows: Sequence[Row]) -> list[Choice]:
                 "no token is left to choose", [indexes[at] for at in empty.nonzero().view(-1).tolist()],
                 hint="loosen the parameters that rule tokens out",
             )  # fmt: skip
-        token_ids = _most_likely(candidates) if group[0].greedy else draw(candidates, group)
-        for index, token_id in zip(indexes, token_ids, strict=True):
-            choices[index] = Choice(token_id)
-        if any(row.parameters["logprobs"] is not None or row.sequential for row in group):
-            for index, final in zip(indexes, _log_probabilities(candidates, token_ids), strict=True):
-                choices[index] = replace(choices[index], logprob=0.0 if rows[index].greedy else final)
-        if tracer is not None:
-            for at, trace in tracer.traces(token_ids).items():
-                choices[indexes[at]] = replace(choices[indexes[at]], trace=trace)
+        if group[0].greedy:
+            _settle(choices, rows, indexes, candidates, tracer, _most_likely(candidates))
+        elif candidates.ids is None or candidates.logits.shape[-1] > FEW:
+            _settle(choices, rows, indexes, candidates, tracer, draw(candidates, group))
+        else:
+            narrow.append((indexes, candidates, tracer))
+    if narrow:
+        # Rows with few candidates are drawn from at once.
+        together = Candidates.together([candidates for _, candidates, _ in narrow])
+        token_ids = iter(draw(together, [rows[index] for indexes, _, _ in narrow for index in indexes]))
+        for indexes, candidates, tracer in narrow:
+            _settle(choices, rows, indexes, candidates, tracer, list(islice(token_ids, len(indexes))))
     for index, row in enumerate(rows):
         if row.sequential:
             logprob = choices[index].logprob
             assert logprob is not None
             observe_surprise(row, logprob)
     return _explained(choices, logits, rows)
+
+
+def _settle(
+    choices: list[Choice],
+    rows: Sequence[Row],
+    indexes: list[int],
+    candidates: Candidates,
+    tracer: Tracer | None,
+    token_ids: list[int],
+) -> None:
+    """Note the tokens of a group, how likely each was in the end, and its trace."""
+    for index, token_id in zip(indexes, token_ids, strict=True):
+        choices[index] = Choice(token_id)
+    if any(rows[index].parameters["logprobs"] is not None or rows[index].sequential for index in indexes):
+        for index, final in zip(indexes, _log_probabilities(candidates, token_ids), strict=True):
+            choices[index] = replace(choices[index], logprob=0.0 if rows[index].greedy else final)
+    if tracer is not None:
+        for at, trace in tracer.traces(token_ids).items():
+            choices[indexes[at]] = replace(choices[indexes[at]], trace=trace)
 
 
 def _most_likely(candidates: Candidates) -> list[int]:
@@ -107,8 +132,9 @@ def _log_probabilities(candidates: Candidates, token_ids: Sequence[int]) -> list
 def _explained(choices: list[Choice], logits: Tensor, rows: Sequence[Row]) -> list[Choice]:
     """With what the network itself thought, for the rows that asked for log-probabilities; bare for the others."""
     wanted = [index for index, row in enumerate(rows) if row.parameters["logprobs"] is not None]
-    for index in set(range(len(rows))) - set(wanted):
-        choices[index] = replace(choices[index], logprob=None)
+    for index, row in enumerate(rows):
+        if row.sequential and row.parameters["logprobs"] is None:
+            choices[index] = replace(choices[index], logprob=None)
     if not wanted:
         return choices
     raw = select(logits, wanted)
@@ -137,10 +163,10 @@ def draw(candidates: Candidates, rows: Sequence[Row]) -> list[int]:
         whole = candidates.logits
         noise = gumbel_of_keys(keys.to(whole.device), torch.arange(whole.shape[-1], device=whole.device))
         drawn = (whole.double() + noise).argmax(dim=-1)
-    elif candidates.ids is not None:
+    elif candidates.ids is not None and candidates.logits.shape[-1] <= FEW:
         drawn, _ = _loudest(candidates, keys)
     else:
-        drawn = _draw_from_whole(candidates, keys)
+        drawn = _draw_from_many(candidates, keys)
     token_ids: list[int] = drawn.tolist()
     return token_ids
 
@@ -153,7 +179,7 @@ def _loudest(candidates: Candidates, keys: Tensor) -> tuple[Tensor, Tensor]:
     return candidates.ids.gather(-1, column.unsqueeze(-1)).squeeze(-1), best
 
 
-def _draw_from_whole(candidates: Candidates, keys: Tensor) -> Tensor:
+def _draw_from_many(candidates: Candidates, keys: Tensor) -> Tensor:
     """As if every token had been given its noise, though few are.
 
     A token with neither noise above `LOUD` nor a logit above `reach - LOUD` cannot have a sum above `reach`. So where
@@ -164,7 +190,7 @@ def _draw_from_whole(candidates: Candidates, keys: Tensor) -> Tensor:
     logits, best = candidates.logits, candidates.best.double()
     body = torch.minimum(logits[:, ::SAMPLE], candidates.best.unsqueeze(-1) - 3.0).logsumexp(dim=-1).double()
     reach = torch.logaddexp(best, body + math.log(SAMPLE)) - MARGIN
-    loud = loud_tokens(keys, candidates.vocab_size, LOUD)
+    loud = loud_tokens(keys, candidates.vocab_size, None if candidates.ids is None else candidates.token_ids(), LOUD)
     chosen = torch.zeros(len(logits), dtype=torch.int64)
     waiting = list(range(len(logits)))
     while waiting:

@@ -54,18 +54,24 @@ def uniform_of_keys(keys: Tensor, token_ids: Tensor) -> Tensor:
     return ((_shift_right(bits, 11).double() + 0.5) * 2.0**-53).clamp(max=1 - 2.0**-53)
 
 
-def loud_tokens(keys: Tensor, vocab_size: int, level: float) -> list[NDArray[np.bool_]]:
-    """For each of `row_keys [B]`, which tokens `[V]` have Gumbel noise above `level` (at least 1).
+def loud_tokens(
+    keys: Tensor, vocab_size: int, token_ids: Sequence[NDArray[np.int64]] | None, level: float
+) -> list[NDArray[np.bool_]]:
+    """For each of `row_keys [B]`, which tokens have Gumbel noise above `level` (at least 1).
+
+    They are asked of the whole vocabulary, or of each row's own `token_ids`.
 
     It may name a few more, never fewer: only 31 bits are looked at. Logarithms of a whole vocabulary cost far more
     than its hashes, and numpy hashes in half the time of torch 2.13, which has no unsigned shift.
     """
     bits = int(math.exp(-math.exp(-level)) * 2.0**31) - 1
     threshold = np.uint64(bits << 33)
-    products = _token_products(vocab_size)
-    x, shifted = np.empty_like(products), np.empty_like(products)
+    longest = vocab_size if token_ids is None else max(map(len, token_ids))
+    whole, space = _token_products(vocab_size), np.empty((2, longest), dtype=np.uint64)
     found = []
-    for key in keys.tolist():
+    for row, key in enumerate(keys.tolist()):
+        products = whole if token_ids is None else whole[token_ids[row]]
+        x, shifted = space[:, : len(products)]
         np.add(products, np.uint64(key & UNSIGNED), out=x)
         for shift, factor in ((30, FIRST), (27, SECOND)):
             np.right_shift(x, np.uint64(shift), out=shifted)

@@ -61,20 +61,19 @@ def _dry_penalties(row: Row) -> dict[int, float]:
     allowed, base = int(parameters["dry_allowed_length"]), float(parameters["dry_base"])
     multiplier, breakers = float(parameters["dry_multiplier"]), parameters["dry_breakers"]
     tokens = row.history(parameters["dry_range"])
-    limit = min(_since_breaker(tokens, breakers.by_last), len(tokens) - 1)
     # With base 1 every length costs the same, so none beyond the allowed one need be told apart.
-    farthest = int(LOG_OF_LARGEST / math.log(base)) if base > 1 else 0
-    limit = min(limit, allowed + farthest)
+    farthest = allowed + (int(LOG_OF_LARGEST / math.log(base)) if base > 1 else 0)
     longest: dict[int, int] = {}
-    # Places whose last `length` tokens are also the last ones of the context; each is followed by some token.
-    places = np.flatnonzero(tokens[:-1] == tokens[-1]) if limit >= 1 else np.empty(0, dtype=np.int64)
-    length = 1
-    while len(places) and length <= limit:
+    # Places before the last whose last `length` tokens are also the last ones of the context.
+    places, length = np.flatnonzero(tokens[:-1] == tokens[-1]), 1
+    while len(places) and length <= farthest:
+        if _ends_breaker(tokens[: len(tokens) - length + 1], breakers.by_last):
+            break
         if length >= allowed:
             for token_id in tokens[places + 1].tolist():
                 longest[token_id] = length
         places = places[places >= length]
-        places = places[tokens[places - length] == tokens[-1 - length]] if length < len(tokens) else places[:0]
+        places = places[tokens[places - length] == tokens[-1 - length]]
         length += 1
     return {
         token_id: multiplier * base ** (length - allowed)
@@ -83,14 +82,12 @@ def _dry_penalties(row: Row) -> dict[int, float]:
     }
 
 
-def _since_breaker(tokens: Ids, by_last: Mapping[int, list[tuple[int, ...]]]) -> int:
-    """How many tokens follow the last sequence that breaks a passage."""
-    for since, token_id in enumerate(tokens[::-1].tolist()):
-        for sequence in by_last.get(token_id, ()):
-            end = len(tokens) - since
-            if len(sequence) <= end and tokens[end - len(sequence) : end].tolist() == list(sequence):
-                return since
-    return len(tokens)
+def _ends_breaker(tokens: Ids, by_last: Mapping[int, list[tuple[int, ...]]]) -> bool:
+    """Whether a sequence that breaks passages stands at the end of `tokens`."""
+    return any(
+        len(sequence) == 1 or tuple(tokens[-len(sequence) :].tolist()) == sequence
+        for sequence in by_last.get(int(tokens[-1]), ())
+    )
 
 
 def flatten(groups: Sequence[Iterable[int]]) -> tuple[Ids, Ids]:

@@ -20,6 +20,9 @@ from model.decoding.rows import Row
 
 __all__ = ["DEFAULT_ORDER", "NOT_CHOSEN", "STAGES", "Candidates", "Row", "Stage", "apply", "grouped", "process"]
 
+# Logits that are worked on at a time: 1 MiB of float32.
+IN_CACHE = 1 << 18
+
 Apply = Callable[[Candidates, Mapping[str, Tensor], Sequence[Row]], Candidates]
 
 
@@ -87,8 +90,12 @@ def plan(row: Row) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def grouped(rows: Sequence[Row]) -> Iterator[tuple[tuple[Stage, ...], list[int]]]:
-    """The stages needed at this step, and the indexes of the rows that need just these."""
+def grouped(logits: Tensor, rows: Sequence[Row]) -> Iterator[tuple[tuple[Stage, ...], list[int]]]:
+    """The stages needed at this step, and the indexes of rows of `logits [B, V]` that need just these.
+
+    On a CPU a group is no larger than its logits stay in the cache.
+    """
+    most = max(1, IN_CACHE // logits.shape[-1]) if logits.device.type == "cpu" else len(rows)
     groups: dict[tuple[tuple[Stage, ...], bool], list[int]] = {}
     for index, row in enumerate(rows):
         if row.plan is None:
@@ -98,7 +105,8 @@ def grouped(rows: Sequence[Row]) -> Iterator[tuple[tuple[Stage, ...], list[int]]
             stages = tuple(stage for stage in stages if stage.needed is None or stage.needed(row))
         groups.setdefault((stages, row.greedy), []).append(index)
     for (stages, _), indexes in groups.items():
-        yield stages, indexes
+        for start in range(0, len(indexes), most):
+            yield stages, indexes[start : start + most]
 
 
 def apply(
@@ -131,7 +139,7 @@ def process(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     """
     logits = logits.detach().float().contiguous()
     result = torch.empty_like(logits)
-    for stages, indexes in grouped(rows):
+    for stages, indexes in grouped(logits, rows):
         done = apply(select(logits, indexes), stages, [rows[index] for index in indexes])
         result[indexes] = done.dense().to(result.device)
     return result

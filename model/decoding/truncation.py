@@ -9,18 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from model.decoding.candidates import LOWEST, NOT_CHOSEN, Candidates
+from model.decoding.candidates import LOWEST, NOT_CHOSEN, Candidates, Floats
 from model.decoding.noise import row_keys, uniform_of_keys
 from model.decoding.rows import Row
 
 Values = Mapping[str, Tensor]
 
 # Where a cut by probability mass looks first, and where next if that does not hold enough; the last holds all. Most
-# cuts fall among the few hundred likeliest tokens, so that the rest is never sorted.
-PROBABLE = (1e-4, 1e-8, 0.0)
+# cuts fall among the few thousand likeliest tokens, so that the rest is never sorted.
+LOG_PROBABLE = (math.log(1e-4), math.log(1e-5), math.log(1e-6), LOWEST)
+# Probability mass is added up in these units, as whole numbers: no order of adding can change the sum.
+UNIT = 2.0**-50
 # XTC throws one coin per token of text: the noise of a token id that no vocabulary has.
 COIN = -1
 SMALLEST_TEMPERATURE = 1e-20
@@ -47,15 +51,20 @@ def top_k(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candid
 
 def top_p(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """The most likely tokens whose probability reaches p."""
-    wanted, total = values["top_p"].unsqueeze(-1), candidates.log_total
-    for probable in PROBABLE:
-        upper = candidates.at_least(total + _log(probable))
-        ordered = upper.logits.sort(dim=-1, descending=True).values
-        mass = (ordered.double() - total.unsqueeze(-1)).exp().cumsum(dim=-1)
-        if probable == 0 or bool((mass[:, -1:] >= wanted).all()):
-            break
-    last = (mass < wanted).sum(dim=-1, keepdim=True).clamp(max=mass.shape[-1] - 1)
-    return upper.at_least(ordered.gather(-1, last).squeeze(-1))
+    wanted, totals = values["top_p"].tolist(), candidates.log_total.tolist()
+    return candidates.at_least(torch.tensor([
+        _nucleus(logits, total, p) for logits, total, p in zip(candidates.host(), totals, wanted, strict=True)
+    ]))  # fmt: skip
+
+
+def _nucleus(logits: Floats, total: float, p: float) -> float:
+    """The smallest logit of the nucleus of one row `[K]`."""
+    for log_probable in LOG_PROBABLE:
+        ordered = -np.sort(-logits[logits >= np.float32(max(total + log_probable, LOWEST))])
+        mass = _mass(total - ordered.astype(np.float64))
+        if len(mass) and mass[-1] >= p / UNIT:
+            return float(ordered[np.searchsorted(mass, p / UNIT)])
+    return LOWEST
 
 
 def min_p(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
@@ -65,21 +74,32 @@ def min_p(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candid
 
 def typical_p(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """The tokens whose information is nearest to the entropy, until their probability reaches p."""
-    wanted, total = values["typical_p"].unsqueeze(-1), candidates.log_total
-    entropy = candidates.entropy
-    for probable in PROBABLE:
-        near = candidates.at_least(total + _log(probable))
-        information = total.unsqueeze(-1) - near.logits.double()
-        distance = (information - entropy.unsqueeze(-1)).abs()
-        ordered, index = distance.sort(dim=-1, stable=True)
-        mass = (-information).exp().gather(-1, index).cumsum(dim=-1)
-        last = (mass < wanted).sum(dim=-1, keepdim=True).clamp(max=mass.shape[-1] - 1)
-        border = ordered.gather(-1, last)
+    totals, entropy = candidates.log_total, candidates.entropy
+    each = zip(candidates.host(), totals.tolist(), entropy.tolist(), values["typical_p"].tolist(), strict=True)
+    reach = torch.tensor([_typical(*row) for row in each], dtype=torch.float64)
+    # A hair wider, for the floor is compared in float32; what lies exactly where is looked at below.
+    near = candidates.at_least(totals - entropy - reach - 1e-3)
+    information = totals.unsqueeze(-1) - near.logits.double()
+    return near.where((information - entropy.unsqueeze(-1)).abs() <= reach.unsqueeze(-1))
+
+
+def _typical(logits: Floats, total: float, entropy: float, p: float) -> float:
+    """How far from the entropy the information of a token of one row `[K]` may be."""
+    for log_probable in LOG_PROBABLE:
+        information = total - logits[logits >= np.float32(max(total + log_probable, LOWEST))].astype(np.float64)
+        distance = np.abs(information - entropy)
+        order = distance.argsort()
+        mass = _mass(information[order])
+        at = int(np.searchsorted(mass, p / UNIT))
         # What was left aside is farther away than this; the cut must fall nearer.
-        outside = -_log(probable) - entropy.unsqueeze(-1)
-        if probable == 0 or bool(((mass[:, -1:] >= wanted) & (border < outside)).all()):
-            break
-    return near.where(distance <= border)
+        if at < len(mass) and distance[order[at]] < -log_probable - entropy:
+            return float(distance[order[at]])
+    return math.inf
+
+
+def _mass(information: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The running sum of the probabilities of tokens with this information (nats), in `UNIT`s."""
+    return np.cumsum(np.rint(np.exp(-information) / UNIT).astype(np.int64))
 
 
 def epsilon_cutoff(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
@@ -148,7 +168,3 @@ def observe_surprise(row: Row, logprob: float) -> None:
     error = -logprob / math.log(2) - float(row.parameters["mirostat_tau"])
     position = min(row.position, len(row.surprise_bounds) - 1)
     row.surprise_bounds[position + 1 :] = [bound - float(row.parameters["mirostat_eta"]) * error]
-
-
-def _log(probability: float) -> float:
-    return math.log(probability) if probability > 0 else LOWEST
