@@ -30,7 +30,9 @@ def main() -> None:
             table = order[: sequences * length // KEY_BLOCK]
             hidden = torch.zeros(sequences, 1, 1, length, dtype=torch.bool)
 
-            def gather(table: torch.Tensor = table, length: int = length, pool: torch.Tensor = pool) -> list[torch.Tensor]:
+            def gather(
+                table: torch.Tensor = table, length: int = length, pool: torch.Tensor = pool
+            ) -> list[torch.Tensor]:
                 blocks = [side.index_select(0, table).unflatten(0, (-1, length // KEY_BLOCK)) for side in pool]
                 return [part.transpose(1, 2).reshape(-1, KV_HEADS, length, HEAD_DIM) for part in blocks]
 

@@ -118,9 +118,7 @@ def save_checkpoint(
     """
     config = model.config
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    tensors = {
-        name: tensor.to(dtype) if dtype is not None else tensor for name, tensor in to_hugging_face(config, state).items()
-    }
+    tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in to_hugging_face(config, state).items()}
     stored = str(dtype or model.embed_tokens.weight.dtype).removeprefix("torch.")
     with write_directory(directory) as partial:
         try:

@@ -162,7 +162,7 @@ class Decoder(nn.Module):
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self.tie()
         self._frequencies: Tensor | None = None
-        # Set by `model.invariance.calibrate`: its verdict, row counts whose products agree bit for bit, and queries per tile.
+        # Set by `model.invariance.calibrate`: its verdict, row counts whose products agree bit for bit, queries per tile.
         self.invariant: bool | None = None
         self.row_sizes: tuple[int, ...] = ()
         self.query_tile: int | None = None
@@ -171,7 +171,8 @@ class Decoder(nn.Module):
         """The row count to compute `rows` rows with, so that each row's bits are those of every other count."""
         if not self.row_sizes:
             return rows
-        return next((size for size in self.row_sizes if size >= rows), -(-rows // self.row_sizes[-1]) * self.row_sizes[-1])
+        largest = self.row_sizes[-1]
+        return next((size for size in self.row_sizes if size >= rows), -(-rows // largest) * largest)
 
     def tie(self) -> None:
         """Make the output matrix the embedding matrix, where the configuration says so."""

@@ -9,7 +9,7 @@ import transformers
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import ModelConfig
 from model.errors import CheckpointError
-from model.tensors import from_hugging_face, to_hugging_face
+from model.tensors import from_hugging_face
 from model.tokenizer import Tokenizer
 from model.transformer import Decoder, initialise
 

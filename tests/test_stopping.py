@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from itertools import pairwise
+
+import re
+
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.decoding.parameters import resolve
 from model.decoding.stopping import Stopper
+from model.errors import InvalidRequest
 
 
 def pieces(raw: bytes, cuts: list[int]) -> list[bytes]:
     borders = sorted({0, len(raw), *(cut % (len(raw) + 1) for cut in cuts)})
-    return [raw[a:b] for a, b in zip(borders, borders[1:], strict=False)]
+    return [raw[a:b] for a, b in pairwise(borders)]
 
 
 def run(parts: list[bytes], stop: list[str]) -> tuple[list[str], Stopper]:
@@ -57,3 +64,62 @@ def test_invalid_bytes_become_replacement_characters_at_the_end() -> None:
 def test_the_longer_of_two_stops_at_one_place_is_named() -> None:
     _, stopper = run([b"xxSTOPNOW"], ["STOP", "STOPNOW"])
     assert stopper.stopped == "STOPNOW"
+
+
+def run_parameters(parts: list[bytes], **parameters: object) -> tuple[str, Stopper]:
+    stopper = Stopper.of(parts.__getitem__, resolve(parameters))
+    text = "".join(stopper.feed(index) for index in range(len(parts)))
+    return text + stopper.flush(), stopper
+
+
+@settings(deadline=None)
+@given(st.text("ab1é日 ", max_size=25), st.lists(st.integers(0, 200)), st.booleans())
+def test_an_expression_stops_at_the_first_character_with_which_it_matches(
+    text: str, cuts: list[int], include: bool
+) -> None:
+    """However the text is cut into tokens; checked against searching every prefix."""
+    got, stopper = run_parameters(pieces(text.encode(), cuts), stop_regex=r"\d+b|a[^b]+é", include_stop=include)
+    prefixes = (re.search(r"\d+b|a[^b]+é", text[:end]) for end in range(len(text) + 1))
+    first = next((match for match in prefixes if match), None)
+    if first is None:
+        assert got == text
+        assert stopper.stopped is None
+    else:
+        assert got == text[: first.end() if include else first.start()]
+        assert stopper.stopped == r"\d+b|a[^b]+é"
+
+
+@given(st.text("abé日x", max_size=40), st.lists(st.integers(0, 200)), STOPS.filter(bool))
+def test_stop_strings_mean_the_same_beside_an_expression(text: str, cuts: list[int], stop: list[str]) -> None:
+    """An expression that never matches changes nothing but where, of two stops in one token, the text ends."""
+    parts = pieces(text.encode(), [*range(len(text.encode()) + 1), *cuts])
+    alone, first = run_parameters(parts, stop=stop)
+    beside, second = run_parameters(parts, stop=stop, stop_regex="never")
+    assert alone == beside
+    assert (first.stopped is None) == (second.stopped is None)
+
+
+def test_what_an_expression_may_still_match_waits() -> None:
+    stopper = Stopper.of([b"So: ", b"ANS", b"WER", b"s", b" ANSWER", b": 4"].__getitem__,
+                         resolve({"stop_regex": r"ANSWER:\s"}))  # fmt: skip
+    assert [stopper.feed(index) for index in range(6)] == ["So: ", "", "", "ANSWERs", " ", ""]
+    assert stopper.stopped == r"ANSWER:\s"
+    assert stopper.flush() == ""
+
+
+def test_a_stop_can_be_left_in_the_text() -> None:
+    assert run_parameters([b"one t", b"wo three"], stop="two", include_stop=True)[0] == "one two"
+    assert run_parameters([b"one t", b"wo three"], stop="two")[0] == "one "
+
+
+def test_an_expression_that_explodes_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="too long") as caught:
+        run_parameters([b"a" * 60 + b"!"], stop_regex=r"(a|aa|b?a)+$(?<=b)")
+    assert caught.value.field == "stop_regex"
+
+
+@pytest.mark.parametrize("pattern", ["(", "a*", "x|", "[z-a]"])
+def test_expressions_that_cannot_work_are_refused_at_once(pattern: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        resolve({"stop_regex": pattern})
+    assert caught.value.field == "stop_regex"
