@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,7 +27,7 @@ class Generation:
     """The generated ids (a final end token included), why they ended, and the token or text that ended them."""
 
     token_ids: list[int]
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "deadline"]
     stop_reason: str | int | None = None
 
 
@@ -74,11 +76,14 @@ def generate(
     """Continue `prompt_ids`; `on_token` is told each token as it comes.
 
     `parameters` are decoding parameters by name (those of `n` sequences are drawn by calling with each `sequence`).
-    `tokenizer` is needed for what is given as text: a schema or grammar of the answer.
+    `tokenizer` is needed for what is given as text: a schema or grammar of the answer, bad words.
     Raises `InvalidRequest` for a prompt that is empty or does not fit, and for wrong parameters.
     """
     config = model.config
-    effective = resolve(parameters or {}, vocab_size=config.vocab_size)
+    effective = resolve(
+        parameters or {}, vocab_size=config.vocab_size, end_token_ids=config.end_token_ids, vocabulary=tokenizer
+    )
+    deadline = math.inf if effective["timeout_s"] is None else time.monotonic() + effective["timeout_s"]
     check_prompt(prompt_ids, config)
     tokens, limit = list(prompt_ids), token_limit(len(prompt_ids), effective, config)
     row = Row(effective, tokens, len(prompt_ids), sequence, config.end_token_ids)
@@ -106,6 +111,8 @@ def generate(
             return Generation(generated, "stop")
         if len(generated) == limit:
             return Generation(generated, "length")
+        if time.monotonic() >= deadline:
+            return Generation(generated, "deadline")
         state = read(model, cache, [Work(0, len(tokens) - 1, [token_id])])
 
 

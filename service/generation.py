@@ -180,10 +180,11 @@ class Generation:
         return Delta(output, text, token)
 
     def _stopper(self, prompt_index: int) -> Stopper:
-        return Stopper(self.plan.model.answer_bytes, self.plan.parameters[prompt_index]["stop"])
+        return Stopper.of(self.plan.model.answer_bytes, self.plan.parameters[prompt_index])
 
     def _stop_checks(self, prompt_index: int) -> Callable[[int], StopCheck] | None:
-        if not self.plan.parameters[prompt_index]["stop"]:
+        parameters = self.plan.parameters[prompt_index]
+        if not parameters["stop"] and not parameters["stop_regex"]:
             return None
         return lambda index: _StopStrings(self._stopper(prompt_index))
 

@@ -32,11 +32,11 @@ def settle_temperature_zero(effective: Effective, given: Collection[str], table:
     """
     if effective["temperature"] != 0:
         return
-    for name in ("mirostat", "dynamic_temperature_range"):
+    for name in ("mirostat", "dynamic_temperature_range", "xtc_probability"):
         if effective[name] != table[name].off:
             if name in given:
                 raise InvalidRequest(
-                    f"{name} has no effect at temperature 0, where the most likely token is always taken",
+                    f"{name} can't act at temperature 0, where nothing is left to chance",
                     field=name,
                     hint=f"raise temperature or leave {name} out",
                 )

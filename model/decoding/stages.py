@@ -79,13 +79,13 @@ Observe = Callable[[str, Candidates], None]
 def plan(row: Row) -> tuple[Stage, ...]:
     """The stages that the row's parameters ask for, in the row's order.
 
-    A greedy row leaves out temperature, and what never removes the most likely token unless something else may.
+    A greedy row leaves out temperature, and what never removes the most likely token unless `typical_p` may.
     """
     wanted = in_force(row.parameters)
     stages = [STAGES[name] for name in row.parameters["order"] if name in wanted]
     if row.greedy:
         stages = [stage for stage in stages if stage.name != "temperature"]
-        if all(stage.keeps_best or stage.name not in ("typical_p", "xtc") for stage in stages):
+        if STAGES["typical_p"] not in stages:
             stages = [stage for stage in stages if not stage.keeps_best]
     return tuple(stages)
 

@@ -1,37 +1,56 @@
-"""Incremental detokenising and stop strings, on bytes.
+"""Incremental detokenising, stop strings and stop expressions.
 
-Text is released only when it can no longer change: a multi-byte character or a stop string never leaks in halves.
+Text is released only when it can no longer change: a multi-byte character, a stop string, or what a regular expression
+may still match, never leaks in halves.
 """
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import regex
+
+from model.errors import InvalidRequest
+
+TokenBytes = Callable[[int], bytes]
+SEARCH_SECONDS = 0.25
 
 
 class Stopper:
     """Turns the tokens of one sequence into text and watches for stop strings.
 
     `token_bytes(token_id)` gives a token's bytes (empty for control tokens). Call `feed` for each token in order and
-    `flush` once at the end. `stopped` is the stop string that was found, or None; the text ends before it.
+    `flush` once at the end. `stopped` is the stop string that was found, or None; the text ends before it, or with
+    it if `include` is set.
     """
 
-    def __init__(self, token_bytes: Callable[[int], bytes], stop: Sequence[str] = ()) -> None:
+    def __init__(self, token_bytes: TokenBytes, stop: Sequence[str] = (), *, include: bool = False) -> None:
         self._token_bytes = token_bytes
         self._stops = [(text, text.encode("utf-8")) for text in stop]
+        self._include = include
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = b""
         self.stopped: str | None = None
 
+    @staticmethod
+    def of(token_bytes: TokenBytes, parameters: Mapping[str, Any]) -> Stopper:
+        """For a request's effective parameters `stop`, `stop_regex` and `include_stop`."""
+        stop, patterns, include = parameters["stop"], parameters["stop_regex"], parameters["include_stop"]
+        if patterns:
+            return PatternStopper(token_bytes, stop, patterns, include=include)
+        return Stopper(token_bytes, stop, include=include)
+
     def feed(self, token_id: int) -> str:
-        """The text that this token makes certain; empty once a stop string was found."""
+        """The text that this token makes certain; empty once a stop was found."""
         if self.stopped is not None:
             return ""
         self._held += self._token_bytes(token_id)
-        found = [(at, text) for text, raw in self._stops if (at := self._held.find(raw)) >= 0]
+        found = [(at, text, raw) for text, raw in self._stops if (at := self._held.find(raw)) >= 0]
         if found:
-            at, self.stopped = min(found, key=lambda match: (match[0], -len(match[1])))
-            released, self._held = self._held[:at], b""
+            at, self.stopped, raw = min(found, key=lambda match: (match[0], -len(match[1])))
+            released, self._held = self._held[: at + (len(raw) if self._include else 0)], b""
             return self._decoder.decode(released, final=True)
         keep = self._held_back()
         released, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
@@ -52,3 +71,57 @@ class Stopper:
             if any(raw.startswith(tail) for _, raw in self._stops):
                 return size
         return 0
+
+
+class PatternStopper(Stopper):
+    """Watches for regular expressions, and stop strings, character by character.
+
+    The text stops at the first character with which one of them matches, however the characters were cut into
+    tokens; `stopped` is the expression, or the stop string, as it was given. An expression that takes too long
+    raises `InvalidRequest`.
+    """
+
+    def __init__(
+        self, token_bytes: TokenBytes, stop: Sequence[str], patterns: Sequence[str], *, include: bool = False
+    ) -> None:
+        super().__init__(token_bytes, (), include=include)
+        self._patterns = [(text, regex.compile(regex.escape(text))) for text in stop]
+        self._patterns += [(text, regex.compile(text)) for text in patterns]
+        self._text = ""
+        self._sent = 0
+
+    def feed(self, token_id: int) -> str:
+        """The text that this token makes certain; empty once a stop was found."""
+        return "" if self.stopped is not None else self._add(self._decoder.decode(self._token_bytes(token_id)))
+
+    def flush(self) -> str:
+        """What was held back, once nothing more will come."""
+        if self.stopped is not None:
+            return ""
+        released = self._add(self._decoder.decode(b"", final=True))
+        return released if self.stopped is not None else released + self._release(len(self._text))
+
+    def _add(self, characters: str) -> str:
+        for character in characters:
+            self._text += character
+            found = [(text, match) for text, pattern in self._patterns if (match := self._search(pattern)) is not None]
+            if found:
+                self.stopped, match = min(found, key=lambda each: (each[1].start(), -each[1].end()))
+                return self._release(match.end() if self._include else match.start())
+        partial = [self._search(pattern, partial=True) for _, pattern in self._patterns]
+        return self._release(min((match.start() for match in partial if match is not None), default=len(self._text)))
+
+    def _search(self, pattern: Any, partial: bool = False) -> Any:
+        """A match in the text not yet sent, which what was sent before may lead up to."""
+        try:
+            return pattern.search(self._text, self._sent, partial=partial, timeout=SEARCH_SECONDS)
+        except TimeoutError:
+            raise InvalidRequest(
+                f"stop_regex {pattern.pattern!r} takes too long to search for",
+                field="stop_regex",
+                hint="avoid nested repetitions such as (a+)+",
+            ) from None
+
+    def _release(self, end: int) -> str:
+        released, self._sent = self._text[self._sent : end], max(end, self._sent)
+        return released
