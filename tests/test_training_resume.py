@@ -125,7 +125,7 @@ def test_killed_at_any_instant_it_resumes_to_the_same_bytes(
     kind: str, run: Run, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     whole: Whole = request.getfixturevalue(kind)
-    points = sorted(random.Random(kind).sample(range(1, whole.calls), 8 if kind == "pretrained" else 4))
+    points = sorted(random.Random(kind).sample(range(1, whole.calls), 5 if kind == "pretrained" else 3))
     for point in points:
         out = tmp_path / f"killed-{point}"
         killed = run(*whole.command, "--out", out, kill_at=point)

@@ -130,6 +130,7 @@ def test_the_default_recipe_suits_a_small_text(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_the_verdict_overfits_as_in_the_book(tmp_path: Path, data_directory: Path) -> None:
     """Two of the ten epochs of the book's run: by step 20 its losses are 5.7 (training) and 6.6 (validation)."""
     out = tmp_path / "run"
