@@ -32,8 +32,8 @@ class LoadedModel:
 
     @property
     def context_length(self) -> int:
-        """Tokens of prompt and answer together."""
-        return self.checkpoint.config.context_length
+        """Tokens of prompt and answer together: the checkpoint's, or fewer where memory is short."""
+        return self.engine.config.context_length
 
     @property
     def dtype(self) -> str:

