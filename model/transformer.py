@@ -162,7 +162,7 @@ class Decoder(nn.Module):
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self.tie()
         self._frequencies: Tensor | None = None
-        # Set by `model.invariance.calibrate`: its verdict, row counts whose products agree bit for bit, queries per tile.
+        # Set by `model.invariance.calibrate`: its verdict, row counts that agree bit for bit, queries per tile.
         self.invariant: bool | None = None
         self.row_sizes: tuple[int, ...] = ()
         self.query_tile: int | None = None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import hypothesis
 import pytest
 import torch
 import uvicorn
@@ -25,6 +26,10 @@ from service.server import Server, bind
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# How long one example takes says more about what else the machine does than about the code.
+hypothesis.settings.register_profile("topkapi", deadline=None)
+hypothesis.settings.load_profile("topkapi")
 
 
 @pytest.fixture(scope="session")
