@@ -169,8 +169,11 @@ def _source(field: str, value: Any) -> str:
         return matcher.grammar_from_lark("start: " + " | ".join(json.dumps(text) for text in value))
     if field == "grammar":
         return matcher.grammar_from_lark(value)
+    if value is False:
+        raise _refused(field, "the schema is false, which nothing fulfils", "send an object, or true for any JSON")
+    schema = {"type": "object"} if field == "json_object" else {} if value is True else value
     try:
-        schema = json.dumps({"type": "object"} if field == "json_object" else value, allow_nan=False)
+        schema = json.dumps(schema, allow_nan=False)
         return matcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": WHITE_SPACE})
     except (ValueError, TypeError, RecursionError) as error:
         raise _refused(field, str(error)) from None
