@@ -17,7 +17,7 @@ STRATEGIES: list[dict[str, Any]] = [
     {"dynamic_temperature_range": 0.4}, {"no_repeat_ngram_size": 2}, {"n": 3}, {"stop": ["e"]},
     {"regex": "[a-z ]{4,12}"}, {"logit_bias": {"5": 4.0}}, {"epsilon_cutoff": 0.002}, {"top_a": 0.2},
 ]  # fmt: skip
-WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "went", "away", "to", "see", "the", "wide", "world", "of", "old", "books"]
+WORDS = tuple("the cat sat on a mat and then it went away to see the wide world of old books".split(" "))
 
 
 def mixed_requests() -> list[tuple[str, dict[str, Any]]]:
@@ -59,9 +59,11 @@ def test_two_hundred_requests_alone_and_under_load(served) -> None:
     alone = [ask(served.client, request) for request in requests]
     shuffled = list(enumerate(requests))
     random.Random(11).shuffle(shuffled)
-    with httpx.Client(base_url=served.url, timeout=120, limits=httpx.Limits(max_connections=32)) as client:
-        with ThreadPoolExecutor(32) as pool:
-            answers = pool.map(lambda item: (item[0], ask(client, item[1])), shuffled)
-            together = dict(answers)
+    limits = httpx.Limits(max_connections=32)
+    with (
+        httpx.Client(base_url=served.url, timeout=120, limits=limits) as client,
+        ThreadPoolExecutor(32) as pool,
+    ):
+        together = dict(pool.map(lambda item: (item[0], ask(client, item[1])), shuffled))
     different = [index for index in range(REQUESTS) if together[index] != alone[index]]
     assert not different, [(requests[index], alone[index], together[index]) for index in different[:1]]
