@@ -17,7 +17,8 @@ STRATEGIES: list[dict[str, Any]] = [
     {"dynamic_temperature_range": 0.4}, {"no_repeat_ngram_size": 2}, {"n": 3}, {"stop": ["e"]},
     {"regex": "[a-z ]{4,12}"}, {"logit_bias": {"5": 4.0}}, {"epsilon_cutoff": 0.002}, {"top_a": 0.2},
 ]  # fmt: skip
-WORDS = tuple(["the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "went", "away", "to", "see", "the", "wide", "world", "of", "old", "books"])
+SENTENCE = "the cat sat on a mat and then it went away to see the wide world of old books"
+WORDS = SENTENCE.split()
 
 
 def mixed_requests() -> list[tuple[str, dict[str, Any]]]:
