@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,11 +33,7 @@ class Row:
     end_token_ids: Sequence[int] = field(default_factory=tuple)
     surprise_bounds: list[float] = field(default_factory=list)
     constraint: Constraint | None = None
-
-    def __post_init__(self) -> None:
-        self._history = _History()
-        self._counts = {"context": _Counts(), "answer": _Counts()}
-        self.plan: Any = None
+    plan: Any = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def position(self) -> int:
@@ -63,11 +60,23 @@ class Row:
 
     def context_counts(self, last: int = 0) -> tuple[Ids, Ids]:
         """Token ids and how often each occurs among the `last` tokens (0: all) of prompt and answer."""
-        return self._counts["context"].update(self.tokens, max(0, len(self.tokens) - last) if last else 0)
+        return self._context_counts.update(self.tokens, max(0, len(self.tokens) - last) if last else 0)
 
     def answer_counts(self) -> tuple[Ids, Ids]:
         """Token ids and how often each was generated."""
-        return self._counts["answer"].update(self.tokens, self.prompt_length)
+        return self._answer_counts.update(self.tokens, self.prompt_length)
+
+    @cached_property
+    def _history(self) -> _History:
+        return _History()
+
+    @cached_property
+    def _context_counts(self) -> _Counts:
+        return _Counts()
+
+    @cached_property
+    def _answer_counts(self) -> _Counts:
+        return _Counts()
 
 
 class _History:
