@@ -109,13 +109,14 @@ def test_a_conversation_streams_and_survives_a_reload(page) -> None:
 def test_stop_ends_the_answer_in_the_engine(page, studio) -> None:
     choose(page, "writer")
     set_number(page, "Temperature", "0")
-    set_number(page, "Maximum tokens", "1000")
+    set_number(page, "Maximum tokens", "16000")
     send(page, "Go on")
     status(page, r"^\d+ tokens")
     assert studio.models.get("writer").engine.running == 1
     page.click("#message .stop-button")
     studio.wait_until_idle(2.0)
     page.wait_for_selector("#message .submit-button")
+    status(page, "stopped")
     length = len(turns(page)[1])
     time.sleep(0.5)
     assert len(turns(page)[1]) == length > 0
@@ -128,10 +129,12 @@ def test_closing_the_page_ends_the_answer(browser, studio) -> None:
     page = context.new_page()
     page.goto(studio.url)
     page.wait_for_selector("#message textarea")
+    choose(page, "writer")
     set_number(page, "Temperature", "0")
-    set_number(page, "Maximum tokens", "1000")
+    set_number(page, "Maximum tokens", "16000")
     send(page, "Go on")
     status(page, r"^\d+ tokens")
+    assert studio.models.get("writer").engine.running == 1
     context.close()
     studio.wait_until_idle(5.0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -30,6 +31,8 @@ BASE_PLACEHOLDER = (
     "its own."
 )
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+SECONDS_BETWEEN_UPDATES = 0.08
+CHARACTERS_PER_SECOND = 50_000
 REASONS = {
     "stop": "ended by itself",
     "length": "cut off at the token limit",
@@ -86,7 +89,9 @@ def chat_tab(models: Models, page: gr.Blocks) -> None:
     stored = gr.BrowserState([], storage_key="topkapi-conversation", secret="topkapi")
     changes = [
         *(answer.then(_ready, None, message, queue=False, **QUIET) for answer in answers),
-        message.stop(_ready, None, message, queue=False, cancels=answers, **QUIET),
+        message.stop(_ready, None, message, queue=False, cancels=answers, **QUIET).then(
+            _stopped, status, status, queue=False, **QUIET
+        ),
         conversation.undo(_take_back, conversation, [message, conversation], queue=False, **QUIET),
         conversation.clear(lambda: "", None, status, queue=False, **QUIET),
     ]
@@ -138,6 +143,10 @@ def _ready() -> Any:
     return gr.Textbox(submit_btn=True, stop_btn=False)
 
 
+def _stopped(facts: str) -> str:
+    return f"{facts} · {REASONS['cancelled']}"
+
+
 def _answer(models: Models, controls: Controls) -> Callable[..., AsyncIterator[tuple[Any, ...]]]:
     async def answer(turns: list[Turn], name: str, system: str, *values: Any) -> AsyncIterator[tuple[Any, ...]]:
         if not turns or turns[-1]["role"] != "user":
@@ -147,8 +156,11 @@ def _answer(models: Models, controls: Controls) -> Callable[..., AsyncIterator[t
             prepared = await asyncio.to_thread(_prepare, model, turns, system, controls.parameters(model, values))
             async with Generation(prepared) as generation:
                 output = generation.outputs[0]
-                async for delta in generation.deltas():
-                    if delta.text:
+                shown = time.monotonic()
+                async for _ in generation.deltas():
+                    # The page draws the whole conversation anew each time: a token at a time would choke it.
+                    if time.monotonic() - shown > SECONDS_BETWEEN_UPDATES + len(output.text) / CHARACTERS_PER_SECOND:
+                        shown = time.monotonic()
                         yield [*turns, _turn("assistant", output.text)], gr.skip(), _facts(generation)
                 yield [*turns, _turn("assistant", output.text)], gr.skip(), _facts(generation)
         except TopkapiError as error:
