@@ -85,7 +85,7 @@ class Generation:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.deterministic = True
-        self.cached_tokens = 0
+        self.cached_tokens = self.guessed_tokens = self.accepted_tokens = 0
         self.order: tuple[str, ...] = tuple(plan.parameters[0]["order"] or DEFAULT_ORDER)
         self._timings: list[Timings] = []
         self._count = int(plan.parameters[0]["n"])
@@ -135,6 +135,8 @@ class Generation:
             elif isinstance(event, Completed):
                 self._timings.append(event.timings)
                 self.cached_tokens += event.cached_tokens
+                self.guessed_tokens += event.guessed_tokens
+                self.accepted_tokens += event.accepted_tokens
                 self.deterministic = self.deterministic and event.deterministic
 
     async def finish(self) -> None:

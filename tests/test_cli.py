@@ -228,7 +228,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(base: str) -> None:
     )  # fmt: skip
     os.close(follower)
 
-    def read_until(wanted: bytes, seconds: float = 30) -> bytes:
+    def read_until(wanted: bytes, seconds: float = 100) -> bytes:
         seen, end = b"", time.monotonic() + seconds
         while wanted not in seen:
             assert time.monotonic() < end, seen[-500:]

@@ -143,15 +143,16 @@ PROMPTS = st.lists(st.integers(1, VOCABULARY - 1), min_size=1, max_size=CONTEXT 
     lambda length: ([1, 2, 3, 4, 5] * 5)[:length]  # long shared prefixes
 )
 GENERATE = st.builds(
-    lambda prompt, seed, greedy, n, most, ignore, priority: GenerateJob(
+    lambda prompt, seed, greedy, n, most, ignore, priority, lookup: GenerateJob(
         prompt,
         resolve({
             "seed": seed, "temperature": 0.0 if greedy else 1.0, "n": n, "max_tokens": most, "ignore_end_token": ignore,
+            "prompt_lookup": lookup,
         }),
         priority=priority,
     ),
-    PROMPTS, st.integers(0, 9), st.booleans(), st.integers(1, 4), st.none() | st.integers(0, 6), st.booleans(),
-    st.integers(0, 2),
+    PROMPTS, st.integers(0, 9), st.booleans(), st.integers(1, 4), st.none() | st.integers(0, 16), st.booleans(),
+    st.integers(0, 2), st.sampled_from([0, 1, 8]),
 )  # fmt: skip
 SCORE = st.builds(
     lambda tokens, window, priority: ScoreJob(tokens, window=window, priority=priority),

@@ -74,10 +74,16 @@ def mixed_jobs() -> list[Any]:
         wanted = {
             "seed": index, "max_tokens": 3 + index % 9, "temperature": (index % 4) / 2, "top_k": index % 5 * 7,
             "top_p": 0.9 if index % 2 else 1.0, "min_p": 0.02 * (index % 3), "n": 1 + (index % 11 == 0) * 2,
-            "repetition_penalty": 1.0 + (index % 6 == 0) * 0.3, "logprobs": 2,
+            "repetition_penalty": 1.0 + (index % 6 == 0) * 0.3, "logprobs": 2, "prompt_lookup": index % 7 * 2,
         }  # fmt: skip
         jobs.append(GenerateJob(prompt, resolve(wanted), priority=index % 2))
     return jobs
+
+
+def without_guessing(job: Any) -> Any:
+    if isinstance(job, ScoreJob):
+        return job
+    return GenerateJob(job.prompt, {**job.parameters, "prompt_lookup": 0}, priority=job.priority)
 
 
 def run(network: DecoderNetwork, jobs: list[Any], step_tokens: int, steps_between: int = 0) -> list[list[Any]]:
@@ -95,7 +101,7 @@ def run(network: DecoderNetwork, jobs: list[Any], step_tokens: int, steps_betwee
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_alone_and_in_every_company_bit_for_bit(dtype: torch.dtype) -> None:
     model, jobs = network_of(dtype), mixed_jobs()
-    single = [run(DecoderNetwork(model, 1), [job], 256)[0] for job in jobs]
+    single = [run(DecoderNetwork(model, 1), [without_guessing(job)], 256)[0] for job in jobs]
     assert run(DecoderNetwork(model, 64), jobs, 256) == single, "64 neighbours"
     assert run(DecoderNetwork(model, 8), jobs, 33) == single, "uneven chunks, prefix hits, waiting"
     assert run(DecoderNetwork(model, 3), jobs, 20, steps_between=2) == single, "preemption by later arrivals"
@@ -161,3 +167,19 @@ def test_attention_in_tiles_is_attention() -> None:
     model.query_tile = TILE
     assert rows_agree(model)
     torch.testing.assert_close(read(model, SlotCache(model), [Work(0, 0, text, wanted=90)]), whole)
+
+
+def test_repeating_text_is_guessed_and_takes_fewer_steps() -> None:
+    network = DecoderNetwork(network_of(torch.float32), 1)
+    wanted = {"temperature": 0, "max_tokens": 80, "ignore_end_token": True}
+    engines, outcomes = [], []
+    for lookup in (0, 16):
+        engine, collector = Engine(network.model, name="test", network=network), Collector()
+        engine.submit(GenerateJob([7, 8, 9] * 4, resolve(wanted | {"prompt_lookup": lookup})), collector)
+        while engine.step():
+            pass
+        engines.append(engine)
+        outcomes.append(collector.outcome())
+    assert outcomes[0] == outcomes[1]
+    assert engines[1].counters.accepted_tokens > 20
+    assert engines[1].counters.steps <= engines[0].counters.steps - engines[1].counters.accepted_tokens

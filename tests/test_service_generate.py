@@ -36,6 +36,8 @@ def test_an_answer_has_the_documented_shape(served) -> None:
     assert answer["usage"] == {
         "prompt_tokens": len(served.models.get().checkpoint.tokenizer.encode(PROMPT)),
         "cached_tokens": 0,
+        "guessed_tokens": 0,
+        "accepted_tokens": 0,
         "completion_tokens": 4,
         "total_tokens": answer["usage"]["prompt_tokens"] + 4,
     }

@@ -236,6 +236,11 @@ PARAMETERS: tuple[Parameter, ...] = (
         "llama.cpp (samplers)", aliases=("samplers", "sampler_order", "sampler_priority"),
     ),
     Parameter(
+        "prompt_lookup", "integer", 0, 0,
+        "Guess up to so many tokens at a time from what followed the last ones before; the answer is the same, sooner.",
+        "Saxena 2023; Leviathan et al. 2022", minimum=0, maximum=32, slider=(0, 32, 1),
+    ),
+    Parameter(
         "seed", "integer", None, None,
         "The same request with the same seed gives the same tokens; by default one is drawn and reported.",
         "DESIGN: noise is a function", minimum=0, maximum=2**53 - 1,

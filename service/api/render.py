@@ -35,6 +35,8 @@ def token_event(generation: Generation, delta: Delta) -> dict[str, Any]:
     }
     if generation.parameters["logprobs"] is not None:
         data["logprobs"] = [] if token is None else [token_logprobs(generation.plan.model, token)]
+    if generation.parameters["trace"]:
+        data["trace"] = [] if token is None else [token_trace(generation.plan.model, token)]
     return data
 
 
@@ -46,7 +48,8 @@ def generate_response(generation: Generation, identifier: str, created: int) -> 
         "model": generation.plan.model.name,
         "created": created,
         "outputs": [_output(generation, output) for output in generation.outputs],
-        "usage": usage(generation.prompt_tokens, generation.cached_tokens, generation.completion_tokens),
+        "usage": usage(generation.prompt_tokens, generation.cached_tokens, generation.completion_tokens)
+        | {"guessed_tokens": generation.guessed_tokens, "accepted_tokens": generation.accepted_tokens},
         "timings": {
             "queue_s": round(timings.queue_s, 6),
             "prefill_s": round(timings.prefill_s, 6),
@@ -90,6 +93,15 @@ def candidate(model: LoadedModel, token_id: int, logprob: float) -> dict[str, An
     return {"token_id": token_id, "text": model.token_text(token_id), "logprob": finite(logprob)}
 
 
+def token_trace(model: LoadedModel, token: Token) -> dict[str, Any]:
+    """How one token was decided."""
+    assert token.trace is not None
+    trace = token.trace.as_dict()
+    for other in trace["runners_up"]:
+        other["text"] = model.token_text(other["token_id"])
+    return {"token_id": token.token_id, "text": model.token_text(token.token_id), **trace}
+
+
 def score_result(
     model: LoadedModel, item: Item, scores: Scores, score: TextScore, per_token: bool, top: int
 ) -> dict[str, Any]:
@@ -127,6 +139,8 @@ def _output(generation: Generation, output: Output) -> dict[str, Any]:
         result["stop_reason"] = output.stop_reason
     if generation.parameters["logprobs"] is not None:
         result["logprobs"] = [token_logprobs(generation.plan.model, token) for token in output.tokens]
+    if generation.parameters["trace"]:
+        result["trace"] = [token_trace(generation.plan.model, token) for token in output.tokens]
     return result
 
 

@@ -114,6 +114,40 @@ class TokenLogprobs(BaseModel):
     top: list[Candidate]
 
 
+class StageTrace(BaseModel):
+    """What a stage did: candidates left, the probability it removed, and the entropy (nats) after it."""
+
+    stage: str
+    kept: int
+    cut: float
+    entropy: float
+
+
+class RunnerUp(BaseModel):
+    """Another token that could have been chosen, with its probability before and after the stages."""
+
+    token_id: int
+    text: str
+    raw_probability: float
+    probability: float
+
+
+class TokenTrace(BaseModel):
+    """How one token was decided. `noise` is the Gumbel noise of a sampled token, `entropy` (nats) the network's."""
+
+    token_id: int
+    text: str
+    how: Literal["sampled", "greedy", "forced"]
+    candidates: int
+    entropy: float
+    stages: list[StageTrace]
+    rank: int
+    raw_probability: float
+    probability: float
+    noise: float | None
+    runners_up: list[RunnerUp]
+
+
 class Output(BaseModel):
     """One continuation. Its text holds no control token and ends before a stop string; `token_ids` are complete."""
 
@@ -124,13 +158,17 @@ class Output(BaseModel):
     finish_reason: Literal["stop", "length", "deadline", "cancelled", "error"]
     stop_reason: str | int | None = None
     logprobs: list[TokenLogprobs] | None = None
+    trace: list[TokenTrace] | None = None
 
 
 class Usage(BaseModel):
-    """Token counts. `cached_tokens` are those prompt tokens that were not computed again."""
+    """Token counts. `cached_tokens` of the prompt were not computed again; of `guessed_tokens` read ahead
+    (see `prompt_lookup`), `accepted_tokens` were right."""
 
     prompt_tokens: int
     cached_tokens: int = 0
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int
 

@@ -44,6 +44,8 @@ class Counters:
     read_tokens: int = 0
     generated_tokens: int = 0
     cached_tokens: int = 0
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
     failed_steps: int = 0
     network_seconds: float = 0.0
     step_seconds: float = 0.0
@@ -217,7 +219,7 @@ class Engine:
                     self._run([share])
             return
         self.counters.network_seconds += time.perf_counter() - began
-        choosing: list[tuple[Continuation, Tensor]] = []
+        choosing: list[tuple[Continuation, Tensor, list[int]]] = []
         parts = torch.split(logits, [work.wanted for work in works])
         for share, part in zip(shares, parts, strict=True):
             sequence = share.sequence
@@ -226,9 +228,28 @@ class Engine:
             if isinstance(sequence, ScoredText):
                 self._attempt(sequence, partial(sequence.take, part))
             elif isinstance(sequence, Continuation) and len(part):
-                choosing.append((sequence, part))
-        if choosing:
-            self._choose([sequence for sequence, _ in choosing], torch.cat([part for _, part in choosing]))
+                choosing.append((sequence, part, share.guesses))
+        self._choose_in_turn(choosing)
+
+    def _choose_in_turn(self, choosing: list[tuple[Continuation, Tensor, list[int]]]) -> None:
+        """Choose from each sequence's logits `[1 + guesses, V]` for as long as its guesses are what is chosen."""
+        depth = 0
+        while choosing:
+            logits = torch.stack([part[depth] for _, part, _ in choosing])
+            self._choose([sequence for sequence, _, _ in choosing], logits)
+            going_on = []
+            for sequence, part, guesses in choosing:
+                right = not sequence.owner.over and depth < len(guesses) and sequence.tokens[-1] == guesses[depth]
+                if right:
+                    # The guess was read in this step already.
+                    sequence.computed += 1
+                if right and not sequence.done:
+                    going_on.append((sequence, part, guesses))
+                else:
+                    sequence.learn(len(guesses), depth + right)
+                    self.counters.guessed_tokens += len(guesses)
+                    self.counters.accepted_tokens += depth + right
+            choosing, depth = going_on, depth + 1
 
     def _choose(self, sequences: list[Continuation], logits: Tensor) -> None:
         try:
@@ -287,8 +308,8 @@ def _work(share: Share) -> Work:
     sequence = share.sequence
     assert sequence.slot is not None, "a running sequence has a slot"
     end = sequence.computed + share.count
-    tokens = sequence.tokens[sequence.computed : end]
-    return Work(sequence.slot, sequence.computed, tokens, sequence.wanted(share.count))
+    tokens = [*sequence.tokens[sequence.computed : end], *share.guesses]
+    return Work(sequence.slot, sequence.computed, tokens, sequence.wanted(share.count) + len(share.guesses))
 
 
 def _length(job: Job) -> int:

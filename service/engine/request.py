@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from model.decoding.grammar import Constraint
+from model.decoding.trace import TokenTrace
 from model.errors import TopkapiError
 from model.scoring import Scores
 
@@ -70,7 +71,7 @@ class Token:
 
     `raw_logprob` is the network's own log-probability in nats; `logprob` the one after every decoding stage, from
     which the token was drawn (0.0 for greedy); `rank` is 1 for the network's most likely token. The four are filled
-    only where the job asked for log-probabilities.
+    only where the job asked for log-probabilities, `trace` only where it asked for a trace.
     """
 
     index: int
@@ -79,6 +80,7 @@ class Token:
     raw_logprob: float | None = None
     rank: int | None = None
     top: tuple[Candidate, ...] = ()
+    trace: TokenTrace | None = None
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,17 @@ class Timings:
 
 @dataclass(frozen=True)
 class Completed:
-    """The job is over. `scores` is set for a scoring job, `cached_tokens` counts prompt tokens not computed again."""
+    """The job is over. `scores` is set for a scoring job, `cached_tokens` counts prompt tokens not computed again.
+
+    Of `guessed_tokens` that were read ahead, `accepted_tokens` were what would have been chosen.
+    """
 
     timings: Timings = field(default_factory=Timings)
     scores: Scores | None = None
     cached_tokens: int = 0
     deterministic: bool = True
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from service.engine.sequences import Sequence
+from service.engine.sequences import Continuation, Sequence
 from service.engine.slots import Grant, SlotPool
 
 
 @dataclass(frozen=True)
 class Share:
-    """`sequence` reads its next `count` tokens in this step."""
+    """`sequence` reads its next `count` tokens in this step, and `guesses` after them."""
 
     sequence: Sequence
     count: int
+    guesses: list[int] = field(default_factory=list)
 
 
 class Scheduler:
@@ -62,6 +63,11 @@ class Scheduler:
             if count:
                 shares.append(Share(sequence, count))
                 left -= count
+        # Guesses take only what nobody else wants.
+        for share in shares:
+            if isinstance(share.sequence, Continuation):
+                share.guesses.extend(share.sequence.guess(left))
+                left -= len(share.guesses)
         return shares
 
     def _admit(self) -> None:

@@ -28,6 +28,7 @@ from service.engine.request import (
     Timings,
     Token,
 )
+from service.engine.speculation import PromptLookup
 
 
 @dataclass(eq=False)
@@ -39,6 +40,8 @@ class Submitted:
     deterministic: bool
     cancelled: bool = False
     cached_tokens: int = 0
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
     sequences: list[Sequence] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     queued_at: float = field(default_factory=time.monotonic)
@@ -68,7 +71,16 @@ class Submitted:
         if self.over or not all(sequence.done for sequence in self.sequences):
             return
         scores = next((s.scores for s in self.sequences if isinstance(s, ScoredText)), None)
-        self.events.append(Completed(self._timings(), scores, self.cached_tokens, self.deterministic))
+        self.events.append(
+            Completed(
+                self._timings(),
+                scores,
+                self.cached_tokens,
+                self.deterministic,
+                guessed_tokens=self.guessed_tokens,
+                accepted_tokens=self.accepted_tokens,
+            )
+        )
         self.over = True
 
     def _timings(self) -> Timings:
@@ -122,6 +134,22 @@ class Continuation(Sequence):
         self.row = Row(job.parameters, self.tokens, len(job.prompt), index, config.end_token_ids)
         self.row.constraint = job.constraint(index) if job.constraint else None
         self.stop_check = job.stop_check(index) if job.stop_check else None
+        most = int(job.parameters["prompt_lookup"])
+        self.lookup = PromptLookup(most) if most else None
+
+    def guess(self, room: int) -> list[int]:
+        """Up to `room` tokens that may be chosen after the next one; only where the next one is all that is pending."""
+        if self.lookup is None or self.pending != 1 or len(self.tokens) == len(self.job.prompt):
+            return []
+        left = self.limit - (len(self.tokens) - len(self.job.prompt)) - 1
+        return self.lookup.guess(self.row.history(), min(room, left))
+
+    def learn(self, guessed: int, accepted: int) -> None:
+        """Take in how many of the last guesses were right."""
+        if self.lookup is not None:
+            self.lookup.learn(guessed, accepted)
+        self.owner.guessed_tokens += guessed
+        self.owner.accepted_tokens += accepted
 
     @property
     def ready(self) -> bool:
@@ -143,7 +171,7 @@ class Continuation(Sequence):
             self.owner.prefilled_at = time.monotonic()
         self.tokens.append(token_id)
         top = tuple(Candidate(*pair) for pair in choice.top)
-        event = Token(self.index, token_id, choice.logprob, choice.raw_logprob, choice.rank, top)
+        event = Token(self.index, token_id, choice.logprob, choice.raw_logprob, choice.rank, top, choice.trace)
         self.owner.events += [replace(event, index=self.index + copy) for copy in range(self.copies)]
         constraint = self.row.constraint
         if constraint is not None:
