@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.decoding.parameters import BY_NAME, PARAMETERS, from_generation_config, resolve
+from model.decoding import documentation
+from model.decoding.parameters import (
+    BY_NAME,
+    CONSTRAINTS,
+    DEFAULT_ORDER,
+    PARAMETERS,
+    from_generation_config,
+    in_force,
+    resolve,
+)
 from model.errors import InvalidRequest
 
 
@@ -30,11 +41,36 @@ from model.errors import InvalidRequest
         ({"min_tokens": 5, "max_tokens": 4}, "min_tokens", "above max_tokens"),
         ({"ignore_end_token": 1}, "ignore_end_token", "true or false"),
         ({"seed": -1}, "seed", "at least 0"),
+        ({"bad_words": [""]}, "bad_words", "none of them empty"),
+        ({"bad_words": [[3, "a"]]}, "bad_words", "whole number"),
+        ({"bad_words": [[3, 50]]}, "bad_words", "vocabulary"),
+        ({"bad_words": ["text"]}, "bad_words", "no tokenizer"),
+        ({"dry_multiplier": 1}, "dry_breakers", "no tokenizer"),
+        ({"allowed_token_ids": []}, "allowed_token_ids", "empty"),
+        ({"allowed_token_ids": [3, 4], "banned_token_ids": [4, 3]}, "banned_token_ids", "every token"),
+        ({"allowed_token_ids": [3], "bad_words": [[3]]}, "bad_words", "every token"),
+        ({"banned_token_ids": list(range(50))}, "banned_token_ids", "every token"),
+        ({"allowed_token_ids": [0, 7], "min_tokens": 2, "stop_token_ids": [7]}, "min_tokens", "no other one"),
+        ({"order": ["top_k", "nonsense"]}, "order", "not a stage"),
+        ({"order": ["top_k", "top_k"]}, "order", "twice"),
+        ({"order": ["temperature"], "top_k": 5}, "order", "leaves out 'top_k'"),
+        ({"order": ["top_k", "min_tokens"]}, "order", "settled first"),
+        ({"mirostat": 1}, "mirostat", "2 .version 2. or 0"),
+        ({"mirostat": 2, "top_k": 5}, "top_k", "can't be combined"),
+        ({"mirostat": 2, "xtc_probability": 0.1}, "xtc_probability", "can't be combined"),
+        ({"mirostat": 2, "temperature": 0}, "mirostat", "temperature 0"),
+        ({"dynamic_temperature_range": 1, "temperature": 0}, "dynamic_temperature_range", "temperature 0"),
+        ({"xtc_probability": 1, "temperature": 0}, "xtc_probability", "temperature 0"),
+        ({"mirostat_tau": 3}, "mirostat_tau", "no effect without mirostat"),
+        ({"dry_base": 3}, "dry_base", "no effect without dry_multiplier"),
+        ({"repetition_range": 3}, "repetition_range", "no effect without repetition_penalty"),
+        ({"include_stop": True}, "include_stop", "no effect"),
+        ({"timeout_s": 0}, "timeout_s", "above 0"),
     ],
 )
 def test_bad_values_are_refused_by_name(request_: dict, field: str, says: str) -> None:
     with pytest.raises(InvalidRequest, match=says) as caught:
-        resolve(request_, vocab_size=50)
+        resolve(request_, vocab_size=50, end_token_ids=[0])
     assert caught.value.field == field
 
 
@@ -82,3 +118,62 @@ def test_any_values_resolve_or_are_refused(request_: dict) -> None:
         assert error.field in BY_NAME
     else:
         assert resolve(effective, vocab_size=100) == effective
+
+
+def test_what_only_the_checkpoint_asks_for_gives_way() -> None:
+    checkpoint = from_generation_config({"top_k": 50, "top_p": 0.9, "temperature": 0.6})
+    effective = resolve({"mirostat": 2}, checkpoint)
+    assert (effective["top_k"], effective["top_p"], effective["temperature"]) == (0, 1.0, 0.6)
+    assert resolve(effective) == effective
+    effective = resolve({"repetition_penalty": 1.0}, {"repetition_penalty": 1.2, "repetition_range": 64})
+    assert effective["repetition_range"] == 0
+
+
+def test_the_order_in_force_is_complete_and_can_be_sent_again() -> None:
+    assert resolve({})["order"] == list(DEFAULT_ORDER)
+    effective = resolve({"order": ["top_p", "temperature"], "top_p": 0.9, "temperature": 0.5, "min_tokens": 3})
+    assert effective["order"] == [*CONSTRAINTS, "top_p", "temperature"]
+    assert resolve(effective) == effective
+
+
+def test_every_stage_is_in_the_table_and_every_default_is_off_or_needed() -> None:
+    stages = {parameter.stage for parameter in PARAMETERS if parameter.stage}
+    assert stages == set(DEFAULT_ORDER)
+    assert in_force(resolve({})) == set()
+    for parameter in PARAMETERS:
+        assert parameter.needs is None or BY_NAME[parameter.needs].stage == parameter.stage
+
+
+def test_no_two_parameters_share_a_name() -> None:
+    names = [name for parameter in PARAMETERS for name in (parameter.name, *parameter.aliases)]
+    assert len(names) == len(set(names))
+
+
+def test_texts_become_the_sequences_that_can_spell_them(tiny_tokenizer) -> None:
+    effective = resolve({"bad_words": ["the", [1, 2]], "dry_multiplier": 1}, vocabulary=tiny_tokenizer)
+    words = effective["bad_words"]
+    assert words == ["the", [1, 2]], "the echo is what was sent"
+    assert set(words.sequences) == {tuple(tiny_tokenizer.encode("the")), tuple(tiny_tokenizer.encode(" the")), (1, 2)}
+    assert resolve(effective)["bad_words"].sequences == words.sequences
+    breakers = set(effective["dry_breakers"].sequences)
+    holding = {(i,) for i in range(512) if any(b in tiny_tokenizer.token_bytes(i) for b in (b"\n", b":", b'"', b"*"))}
+    assert breakers == holding
+    assert json.loads(json.dumps(effective)) == effective | {"logit_bias": {}}
+
+
+def test_a_breaker_across_tokens_is_found(tiny_tokenizer) -> None:
+    effective = resolve({"dry_multiplier": 1, "dry_breakers": ["zqx"]}, vocabulary=tiny_tokenizer)
+    sequences = effective["dry_breakers"].sequences
+    assert tuple(tiny_tokenizer.encode("zqx")) in sequences
+    for sequence in sequences:
+        assert b"zqx" in b"".join(map(tiny_tokenizer.token_bytes, sequence))
+
+
+def test_the_documentation_is_current_and_complete() -> None:
+    """`python -m model.decoding.documentation` writes it."""
+    text = documentation.page()
+    assert documentation.PAGE.read_text(encoding="utf-8") == text
+    for parameter in PARAMETERS:
+        assert text.count(f"| `{parameter.name}` | ") >= 1
+    for stage in DEFAULT_ORDER:
+        assert f"| `{stage}` | " in text

@@ -43,7 +43,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "timeout_s", "number", None, None,
         "Seconds after which the answer ends as it stands, with finish reason `deadline`.",
-        "DESIGN: stop, deadline", above=0, aliases=("timeout", "t_max_predict_ms", "max_time"),
+        "Topkapi", above=0, aliases=("timeout", "max_time"),
     ),
     Parameter(
         "temperature", "number", 1.0, 1.0,
@@ -243,7 +243,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "seed", "integer", None, None,
         "The same request with the same seed gives the same tokens; by default one is drawn and reported.",
-        "DESIGN: noise is a function", minimum=0, maximum=2**53 - 1,
+        "Topkapi", minimum=0, maximum=2**53 - 1,
     ),
     Parameter(
         "n", "integer", 1, 1,
@@ -283,7 +283,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "trace", "boolean", False, False,
         "Report how each token was decided: stages, candidates, entropy, rank, probabilities, runners-up, noise.",
-        "DESIGN: trace",
+        "Topkapi",
     ),
 )  # fmt: skip
 

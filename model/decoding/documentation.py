@@ -1,0 +1,127 @@
+"""docs/decoding.md, made from the parameter table: `python -m model.decoding.documentation` writes it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+from model.decoding.parameters import CONSTRAINTS, DEFAULT_ORDER, PARAMETERS, Parameter
+from model.decoding.stages import STAGES
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "decoding.md"
+
+INTRODUCTION = """\
+# Decoding
+
+Every parameter of `POST /generate`, of the command line and of the studio, made from the table in
+`model/decoding/parameters.py` by `python -m model.decoding.documentation`. A value left out is the checkpoint's own
+(`generation_config.json`), else the default below; every answer says which were in force.
+
+No parameter is ever silently ignored. A name that does not exist, a value out of range, a parameter that could not act
+and a combination that contradicts itself are refused with an error that names the field. *Other names* are those of
+other systems; `/generate` refuses them and says what they are called here.
+"""
+
+ORDER = """\
+## Stages and their order
+
+The network's logits pass the stages in this order, each only if one of its parameters is in force. `order` names
+another one. The constraints always come first, for after a truncation they could leave nothing to choose; a stage that
+is in force but missing from `order`, an unknown name and a name given twice are refused. Answers repeat the order.
+
+| | stage | what it keeps or does |
+|---|---|---|
+"""
+
+RULES = """\
+## What goes with what
+
+- **Temperature 0** takes the most likely token that is left, the first of equal ones, and needs no seed. Truncations
+  that never remove the most likely token (all but `typical_p`) are accepted and cannot change the outcome. What is made
+  of chance (`mirostat`, `dynamic_temperature_range`, `xtc_probability`) is refused.
+- **Mirostat** decides itself where to cut: any other truncation in the same request is refused, and one that is only
+  the checkpoint's default is switched off. Its bound starts at twice `mirostat_tau` bits.
+- **Ties.** Tokens with equal logits are treated alike: where a cut falls among them, all of them stay.
+- **Probabilities** that a stage looks at are those of what the stages before it left.
+- **Penalties.** `repetition_penalty`, `no_repeat_ngram_size`, `bad_words` and DRY look at prompt and answer,
+  `presence_penalty` and `frequency_penalty` at the answer alone.
+- **`bad_words` and `dry_breakers`** are texts or lists of token ids. A bad word is banned as it is spelt at the start
+  of a text and after a space. A breaker breaks a passage in every token that holds it.
+- **Stops.** `stop` and `stop_regex` look at the text, `stop_token_ids` and the end tokens at the ids; the answer's
+  `finish_reason` and `stop_reason` say which it was. `min_tokens` holds back the end and stop tokens, not stop texts.
+
+## Determinism
+
+The token is `argmax(logit + noise)` in float64 over what the stages left. The noise is standard Gumbel noise made from
+a hash of the seed, the sequence's index within the request, the position in the answer and the token id. So it draws
+from exactly the distribution that the stages leave, and a sample depends on nothing else: not on what else the server
+does, on the order of arrival, on a restart or on tokens guessed ahead. A request without a seed gets one, and its
+answer reports it. The stages compute each row's numbers by operations whose result does not depend on the rows beside
+it; that is tested bit for bit, for every stage, alone and among others.
+
+`logprobs` reports the network's own log-probability (`raw_logprob`) and that in the distribution the token was drawn
+from (`logprob`, 0 for temperature 0). `trace` reports for each token what every stage left and cut, the entropy, the
+rank, the runners-up and the noise that decided.
+"""
+
+
+def sections() -> Iterator[tuple[str, list[Parameter]]]:
+    """The parameters by what they are about."""
+    of_logits = set(DEFAULT_ORDER[len(CONSTRAINTS) : DEFAULT_ORDER.index("temperature")])
+    yield "The answer as a whole", [p for p in PARAMETERS if p.stage is None]
+    yield "What may be chosen", [p for p in PARAMETERS if p.stage in CONSTRAINTS]
+    yield "Single tokens: bias and penalties", [p for p in PARAMETERS if p.stage in of_logits]
+    rest = [p for p in PARAMETERS if p.stage not in of_logits | {None} and p.stage not in CONSTRAINTS]
+    yield "The shape of the distribution: temperature and truncation", rest
+
+
+def page() -> str:
+    """The whole page."""
+    lines = [INTRODUCTION]
+    for title, parameters in sections():
+        lines += [f"## {title}\n", "| parameter | value | default | meaning | follows | other names |"]
+        lines += ["|---|---|---|---|---|---|", *map(_row, parameters), ""]
+    stages = [
+        f"| {number} | `{name}` | {inspect.getdoc(STAGES[name].apply)} |"
+        for number, name in enumerate(DEFAULT_ORDER, start=1)
+    ]
+    return "\n".join([*lines, ORDER + "\n".join(stages), "", RULES])
+
+
+def _row(parameter: Parameter) -> str:
+    meaning = parameter.meaning + (f" Needs `{parameter.needs}`." if parameter.needs else "")
+    aliases = ", ".join(f"`{alias}`" for alias in parameter.aliases)
+    cells = (f"`{parameter.name}`", _value(parameter), _shown(parameter.default), meaning, parameter.source, aliases)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _value(parameter: Parameter) -> str:
+    kind = {
+        "integer": "whole number", "number": "number", "boolean": "true or false", "strings": "text or texts",
+        "integers": "token ids", "integer_to_number": "token id to number", "words": "texts or lists of token ids",
+        "text": "text", "schema": "JSON schema or true",
+    }[parameter.kind]  # fmt: skip
+    low = parameter.minimum if parameter.above is None else parameter.above
+    if low is not None:
+        start = "above" if parameter.above is not None else "from"
+        kind += f", {start} {low:g}" + ("" if parameter.maximum is None else f" to {_number(parameter.maximum)}")
+    if isinstance(parameter.off, int | float) and not isinstance(parameter.off, bool):
+        kind += f"; {parameter.off:g} is off"
+    return kind
+
+
+def _number(value: float) -> str:
+    return "2^53 - 1" if value == 2**53 - 1 else f"{value:g}"
+
+
+def _shown(value: object) -> str:
+    if value in (None, [], {}):
+        return ""
+    if isinstance(value, list):
+        return " ".join(f"`{item!r}`" for item in value)
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
