@@ -30,9 +30,8 @@ def browser() -> Iterator:
 @pytest.fixture(scope="module")
 def studio(serve: Callable, tiny_checkpoint: Callable[..., Path]) -> Iterator:
     chat = tiny_checkpoint("talker", context=1024)
-    base = tiny_checkpoint(
-        "writer", chat=False, seed=1, generation={"temperature": 0.5, "top_k": 30, "do_sample": True}
-    )
+    own = {"temperature": 0.5, "top_k": 30, "do_sample": True}
+    base = tiny_checkpoint("writer", chat=False, seed=1, context=16384, generation=own)
     with serve(chat, base, studio=True) as running:
         yield running
 
@@ -74,6 +73,9 @@ def choose(page, name: str) -> None:
     page.click("#checkpoint input")
     page.get_by_role("option", name=name).click()
     status(page, f"^{name}")
+    # The controls follow a moment later; a number typed before that would be overwritten.
+    maximum = page.get_by_label("number input for Maximum tokens")
+    playwright.expect(maximum).to_have_attribute("max", "16383")
 
 
 def set_number(page, label: str, value: str) -> None:
