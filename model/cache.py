@@ -108,7 +108,8 @@ def block_attention(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, que
     `[B, K, M, N]`, marks the keys a row does not see. Returns `[B, K, M, D]`. `query_tile` computes that many rows at
     a time, where products of other sizes do not agree.
     """
-    rows, tile = q.shape[2], query_tile or max(q.shape[2], LEAST_ROWS)
+    rows = q.shape[2]
+    tile = query_tile or _attended_rows(rows)
     if rows != tile:
         missing = -rows % tile
         q = torch.nn.functional.pad(q, (0, 0, 0, missing))
@@ -220,6 +221,11 @@ class _Reading:
             result = result.view(slots, kv_heads, group_size, count, size).permute(0, 3, 1, 2, 4)
             mixed[group.rows] = result.reshape(slots, count, heads, size)
         return mixed.transpose(0, 1).unsqueeze(0).to(v.dtype)
+
+
+def _attended_rows(rows: int) -> int:
+    """Row count to attend with: threads share rows evenly then, and none is left with fewer than `LEAST_ROWS`."""
+    return _round_up(rows, 64) if rows > 64 else max(LEAST_ROWS, 1 << (rows - 1).bit_length())
 
 
 def _round_up(value: int, multiple: int) -> int:
