@@ -1,7 +1,8 @@
 """What choosing the next tokens costs: `python benchmarks/sampling.py [--rows 32] [--vocabulary 50257] [--threads 1]`.
 
 Prints milliseconds per step for batches of one strategy each and for a batch of all of them, on logits shaped like a
-language model's (a few likely tokens, a long tail), the fastest and the median of many steps.
+language model's (a few likely tokens, a long tail): the fastest and the median of many steps, and the median of the
+CPU time of the one thread, which says more on a busy machine.
 """
 
 from __future__ import annotations
@@ -52,16 +53,17 @@ def language_like(rows: int, vocabulary: int) -> torch.Tensor:
     return torch.stack([row[torch.randperm(vocabulary, generator=generator)] for row in logits])
 
 
-def milliseconds(logits: torch.Tensor, rows: list[Row], steps: int) -> tuple[float, float]:
-    """Fastest and median step, each row growing by its token as in an engine."""
-    times = []
+def milliseconds(logits: torch.Tensor, rows: list[Row], steps: int) -> tuple[float, float, float]:
+    """Fastest and median step, and the median of the thread's own CPU time; rows grow as in an engine."""
+    times, busy = [], []
     for _ in range(steps):
-        start = time.perf_counter()
+        start, start_busy = time.perf_counter(), time.thread_time()
         choices = choose(logits, rows)
         times.append((time.perf_counter() - start) * 1000)
+        busy.append((time.thread_time() - start_busy) * 1000)
         for row, choice in zip(rows, choices, strict=True):
             row.tokens.append(choice.token_id)
-    return min(times), statistics.median(times)
+    return min(times), statistics.median(times), statistics.median(busy)
 
 
 def main() -> None:
@@ -71,6 +73,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--context", type=int, default=512, help="tokens each row has before the first step")
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--only", help="measure just the batch of this name")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     logits = language_like(arguments.rows, arguments.vocabulary)
@@ -82,12 +85,15 @@ def main() -> None:
             for at in range(arguments.rows)
         ]
 
-    print(f"{arguments.rows} rows of {arguments.vocabulary}, {arguments.threads} threads: ms per step, fastest, median")
+    print(f"{arguments.rows} rows of {arguments.vocabulary}, {arguments.threads} threads: ms per step")
+    print(f"{'':26s} fastest  median  median CPU")
     batches = {"all eight": list(EIGHT.values())} | {name: [request] for name, request in (EIGHT | OTHERS).items()}
     with torch.inference_mode():
         for name, requests in batches.items():
-            fastest, median = milliseconds(logits, rows(requests), arguments.steps)
-            print(f"{name:26s} {fastest:7.2f} {median:7.2f}", flush=True)
+            if arguments.only not in (None, name):
+                continue
+            fastest, median, busy = milliseconds(logits, rows(requests), arguments.steps)
+            print(f"{name:26s} {fastest:7.2f} {median:7.2f} {busy:11.2f}", flush=True)
 
 
 if __name__ == "__main__":

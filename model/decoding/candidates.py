@@ -24,6 +24,8 @@ NOT_CHOSEN = float("-inf")
 LOWEST = torch.finfo(torch.float32).min
 PIECES = 64
 PIECE = 128
+# Sets this narrow are cheaper to mark than to pack together again.
+NARROW = 256
 
 
 class Candidates:
@@ -129,10 +131,14 @@ class Candidates:
     def at_least(self, floor: Tensor) -> Candidates:
         """The tokens whose logit is at least `floor [B]`; the most likely one always stays."""
         lowest = torch.minimum(floor.to(torch.float32), self.best.cpu()).clamp(min=LOWEST)
+        if self.ids is not None and self.logits.shape[-1] <= NARROW:
+            return self.where(self.logits >= lowest.unsqueeze(-1))
         return self._take(*find(self.logits, lowest))
 
     def where(self, keep: Tensor) -> Candidates:
         """The tokens of a truncated set for which `keep [B, K]` is true."""
+        if keep.shape[-1] <= NARROW:
+            return Candidates(torch.where(keep, self.logits, NOT_CHOSEN), self.vocab_size, self.ids)
         flat = np.flatnonzero(keep.numpy() & (self.logits > NOT_CHOSEN).numpy())
         return self._take(flat // keep.shape[-1], flat)
 
@@ -147,8 +153,10 @@ class Candidates:
 
     def get(self, flat: Flat) -> Floats:
         """The logits at flattened positions."""
-        index = torch.as_tensor(flat, device=self.logits.device)
-        found: Floats = self.logits.reshape(-1)[index].cpu().numpy()
+        if self.logits.device.type == "cpu":
+            found: Floats = self.logits.numpy().reshape(-1)[flat]
+        else:
+            found = self.logits.view(-1)[torch.as_tensor(flat, device=self.logits.device)].cpu().numpy()
         return found
 
     def locate(self, rows: Flat, token_ids: Flat) -> tuple[Flat, Flat]:
@@ -181,28 +189,31 @@ class Candidates:
         lengths = (self.ids < self.vocab_size).sum(dim=-1).tolist()
         return [row[:length] for row, length in zip(self.ids.numpy(), lengths, strict=True)]
 
-    def outstanding(
-        self, rows: Sequence[int], masks: Sequence[NDArray[np.bool_]], floors: Sequence[float]
-    ) -> Candidates:
-        """Of each of these rows, the tokens that its mask marks or whose logit is at least its floor."""
+    def row(self, index: int) -> Candidates:
+        """One of the rows."""
+        ids = None if self.ids is None else self.ids[index : index + 1]
+        return Candidates(self.logits[index : index + 1], self.vocab_size, ids, owned=False)
+
+    def outstanding(self, masks: Sequence[NDArray[np.bool_]], floors: Sequence[float]) -> Candidates:
+        """The tokens that their row's mask marks, or whose logit is at least their row's floor."""
         logits, width = self.logits.numpy(), self.logits.shape[-1]
         found = [
-            np.flatnonzero(masks[row] | (logits[row, : len(masks[row])] >= np.float32(floor)))
-            for row, floor in zip(rows, floors, strict=True)
+            np.flatnonzero(mask | (row[: len(mask)] >= np.float32(floor)))
+            for row, mask, floor in zip(logits, masks, floors, strict=True)
         ]
-        flat = np.concatenate([columns + row * width for row, columns in zip(rows, found, strict=True)])
-        return self._take(np.repeat(np.arange(len(rows)), [len(columns) for columns in found]), flat, len(rows))
+        rows = np.repeat(np.arange(len(found)), [len(columns) for columns in found])
+        return self._take(rows, np.concatenate(found) + rows * width)
 
-    def _take(self, rows: Flat, flat: Flat, height: int | None = None) -> Candidates:
-        """The tokens at flattened positions `flat` as a truncated set; `rows`, ascending, is each one's row in it."""
-        height, width = height or len(self.logits), self.logits.shape[-1]
+    def _take(self, rows: Flat, flat: Flat) -> Candidates:
+        """The tokens at flattened positions `flat`, which ascend, of rows `rows`, as a truncated set."""
+        height, width = self.logits.shape
         counts = np.bincount(rows, minlength=height)
         place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
         target = rows * max(1, int(counts.max())) + place
         logits = np.full((height, max(1, int(counts.max()))), NOT_CHOSEN, dtype=np.float32)
         ids = np.full(logits.shape, self.vocab_size, dtype=np.int64)
         logits.ravel()[target] = self.get(flat)
-        columns = flat % width
+        columns = flat - rows * width
         ids.ravel()[target] = columns if self.ids is None else self.ids.numpy().ravel()[flat]
         return Candidates(torch.from_numpy(logits), self.vocab_size, torch.from_numpy(ids))
 

@@ -12,17 +12,11 @@ import torch
 from torch import Tensor
 
 from model.decoding.candidates import NOT_CHOSEN, Candidates
-from model.decoding.noise import gumbel_of_keys, loud_tokens, row_keys
+from model.decoding.drawing import draw
 from model.decoding.stages import Row, apply, grouped, select
 from model.decoding.trace import TokenTrace, Tracer
 from model.decoding.truncation import observe_surprise
 from model.errors import EngineError
-
-# More tokens than these few are not given noise one by one: only those whose noise or whose logit stands out can win.
-FEW = 256
-LOUD = 5.5
-MARGIN = 2.0
-SAMPLE = 16
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,7 @@ def choose(logits: Tensor, rows: Sequence[Row]) -> list[Choice]:
             hint="the checkpoint is damaged or overflows in its dtype",
         )  # fmt: skip
     choices: list[Choice] = [Choice(-1)] * len(rows)
-    narrow: list[tuple[list[int], Candidates, Tracer | None]] = []
+    drawn: list[tuple[list[int], Candidates, Tracer | None]] = []
     for stages, indexes in grouped(logits, rows):
         group, candidates = [rows[index] for index in indexes], select(logits, indexes)
         tracer = Tracer(candidates, group) if any(row.parameters["trace"] for row in group) else None
@@ -77,15 +71,12 @@ def choose(logits: Tensor, rows: Sequence[Row]) -> list[Choice]:
             )  # fmt: skip
         if group[0].greedy:
             _settle(choices, rows, indexes, candidates, tracer, _most_likely(candidates))
-        elif candidates.ids is None or candidates.logits.shape[-1] > FEW:
-            _settle(choices, rows, indexes, candidates, tracer, draw(candidates, group))
         else:
-            narrow.append((indexes, candidates, tracer))
-    if narrow:
-        # Rows with few candidates are drawn from at once.
-        together = Candidates.together([candidates for _, candidates, _ in narrow])
-        token_ids = iter(draw(together, [rows[index] for indexes, _, _ in narrow for index in indexes]))
-        for indexes, candidates, tracer in narrow:
+            drawn.append((indexes, candidates, tracer))
+    if drawn:
+        order = [rows[index] for indexes, _, _ in drawn for index in indexes]
+        token_ids = iter(draw([candidates for _, candidates, _ in drawn], order))
+        for indexes, candidates, tracer in drawn:
             _settle(choices, rows, indexes, candidates, tracer, list(islice(token_ids, len(indexes))))
     for index, row in enumerate(rows):
         if row.sequential:
@@ -116,9 +107,9 @@ def _settle(
 
 def _most_likely(candidates: Candidates) -> list[int]:
     """The first of the tokens with the largest logit, of each row."""
-    top = candidates.at_least(candidates.best.cpu()).ids
-    assert top is not None
-    first: list[int] = top[:, 0].tolist()
+    top = candidates.at_least(candidates.best.cpu())
+    assert top.ids is not None
+    first: list[int] = top.ids.gather(-1, top.logits.argmax(dim=-1, keepdim=True)).squeeze(-1).tolist()
     return first
 
 
@@ -154,53 +145,3 @@ def _explained(choices: list[Choice], logits: Tensor, rows: Sequence[Row]) -> li
             top=tuple(zip(top_ids[at, : counts[at]].tolist(), best, strict=True)),
         )
     return choices
-
-
-def draw(candidates: Candidates, rows: Sequence[Row]) -> list[int]:
-    """The tokens with the largest sum of logit and noise, in float64."""
-    keys = row_keys(rows)
-    if candidates.ids is None and candidates.logits.device.type != "cpu":
-        whole = candidates.logits
-        noise = gumbel_of_keys(keys.to(whole.device), torch.arange(whole.shape[-1], device=whole.device))
-        drawn = (whole.double() + noise).argmax(dim=-1)
-    elif candidates.ids is not None and candidates.logits.shape[-1] <= FEW:
-        drawn, _ = _loudest(candidates, keys)
-    else:
-        drawn = _draw_from_many(candidates, keys)
-    token_ids: list[int] = drawn.tolist()
-    return token_ids
-
-
-def _loudest(candidates: Candidates, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Token and sum of logit and noise of the winner of each row of a truncated set."""
-    assert candidates.ids is not None
-    sums = candidates.logits.double() + gumbel_of_keys(keys, candidates.ids)
-    best, column = sums.max(dim=-1)
-    return candidates.ids.gather(-1, column.unsqueeze(-1)).squeeze(-1), best
-
-
-def _draw_from_many(candidates: Candidates, keys: Tensor) -> Tensor:
-    """As if every token had been given its noise, though few are.
-
-    A token with neither noise above `LOUD` nor a logit above `reach - LOUD` cannot have a sum above `reach`. So where
-    the best sum of the others is above it, it is the best of all; else `reach` is lowered until it is. It starts
-    where the winner nearly always lies, a little below the log of the sum of exponentiated logits, here estimated
-    from every sixteenth token.
-    """
-    logits, best = candidates.logits, candidates.best.double()
-    body = torch.minimum(logits[:, ::SAMPLE], candidates.best.unsqueeze(-1) - 3.0).logsumexp(dim=-1).double()
-    reach = torch.logaddexp(best, body + math.log(SAMPLE)) - MARGIN
-    loud = loud_tokens(keys, candidates.vocab_size, None if candidates.ids is None else candidates.token_ids(), LOUD)
-    chosen = torch.zeros(len(logits), dtype=torch.int64)
-    waiting = list(range(len(logits)))
-    while waiting:
-        picked = candidates.outstanding(waiting, loud, (reach[waiting] - LOUD).tolist())
-        token_ids, sums = _loudest(picked, keys[waiting])
-        # A hair's breadth for the float32 comparison of logits.
-        certain = (sums > reach[waiting] + 1e-3).tolist()
-        for row, token_id, sure in zip(waiting, token_ids.tolist(), certain, strict=True):
-            if sure:
-                chosen[row] = token_id
-        waiting = [row for row, sure in zip(waiting, certain, strict=True) if not sure]
-        reach[waiting] -= 2 * MARGIN
-    return chosen

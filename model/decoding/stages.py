@@ -99,9 +99,10 @@ def grouped(logits: Tensor, rows: Sequence[Row]) -> Iterator[tuple[tuple[Stage, 
     groups: dict[tuple[tuple[Stage, ...], bool], list[int]] = {}
     for index, row in enumerate(rows):
         if row.plan is None:
-            row.plan = plan(row)
-        stages = row.plan
-        if any(stage.needed is not None for stage in stages):
+            stages = plan(row)
+            row.plan = stages, any(stage.needed is not None for stage in stages)
+        stages, depends = row.plan
+        if depends:
             stages = tuple(stage for stage in stages if stage.needed is None or stage.needed(row))
         groups.setdefault((stages, row.greedy), []).append(index)
     for (stages, _), indexes in groups.items():
