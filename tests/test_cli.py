@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -228,12 +229,16 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(base: str) -> None:
     )  # fmt: skip
     os.close(follower)
 
-    def read_until(wanted: bytes, seconds: float = 100) -> bytes:
-        seen, end = b"", time.monotonic() + seconds
-        while wanted not in seen:
-            assert time.monotonic() < end, seen[-500:]
-            seen += os.read(leader, 65536)
-        return seen
+    unread = b""
+
+    def read_until(wanted: bytes) -> None:
+        """Read up to and including `wanted`; what came with it is kept for the next call."""
+        nonlocal unread
+        while wanted not in unread:
+            readable, _, _ = select.select([leader], [], [], 60)
+            assert readable, unread[-500:]
+            unread += os.read(leader, 65536)
+        unread = unread.split(wanted, 1)[1]
 
     read_until(b"> ")
     os.write(leader, b"begin\n")
