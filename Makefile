@@ -23,7 +23,7 @@ help:  ## show this list
 install: $(DONE)  ## set up .venv from the lock file (the targets below do it when needed)
 
 # An environment whose install was interrupted, or whose interpreter is gone, is made anew.
-# setuptools comes from the lock, so that building topkapi itself needs no second, unpinned environment.
+# The lock is complete, so pip has nothing to resolve; setuptools is in it, so that building topkapi itself needs no second, unpinned environment.
 $(DONE): pyproject.toml $(LOCK) $(if $(wildcard $(BIN)/python),,rebuild)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo 'error: Topkapi needs Python 3.11 or later, and "$(PYTHON)" is' "$$($(PYTHON) --version 2>&1)"; \
@@ -32,8 +32,8 @@ $(DONE): pyproject.toml $(LOCK) $(if $(wildcard $(BIN)/python),,rebuild)
 	@mkdir -p $(VENV) && touch $(BEGUN)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --no-deps "$$(grep '^torch==' $(LOCK))" $(TORCH_ARGS)
-	@echo 'Installing about 100 packages from $(LOCK); this takes a minute or two'
-	$(PIP) install --quiet -r $(LOCK)
+	@echo 'Installing about 150 packages from $(LOCK); this takes a minute or two'
+	$(PIP) install --quiet --no-deps -r $(LOCK)
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@rm $(BEGUN) && touch $@
 
