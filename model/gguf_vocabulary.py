@@ -82,7 +82,9 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> tuple[Tokenizer, dict[str, A
     else:
         definition = _sentencepiece(metadata, entries, types, added)
     ids = {"bos": named("bos"), "eos": named("eos"), "pad": named("padding")}
-    config = {f"{name}_token": entries[i] for name, i in ids.items() if i is not None}
+    config: dict[str, Any] = {f"{name}_token": entries[i] for name, i in ids.items() if i is not None}
+    # SentencePiece vocabularies have it even where the file does not say so.
+    config["add_bos_token"] = bool(metadata.get("tokenizer.ggml.add_bos_token", kind == "llama"))
     generation: dict[str, Any] = {}
     if ids["bos"] is not None:
         generation["bos_token_id"] = ids["bos"]

@@ -2,7 +2,8 @@
 
 Byte-level BPE runs on tiktoken where that gives the same ids (see `model.bpe`), everything else on `tokenizers`.
 `encode` treats text as text: the spelling of a control token inside it becomes ordinary tokens, so that text can
-never forge a turn. Nothing is added to a text, no token for its beginning either.
+never forge a turn. Nothing is added to a text, no token for its beginning either; `adds_begin_token` says whether the
+checkpoint's own tools put one there.
 """
 
 import json
@@ -25,6 +26,7 @@ from model.tokenizer_check import SAMPLE
 from model.tokenizer_definition import (
     END_OF_TEXT,
     added_token,
+    adds_begin_token,
     read_definition,
     renamed_definition,
     token_content,
@@ -88,6 +90,7 @@ class Tokenizer:
         self.begin_token_id: int | None = special_ids.get("bos")
         self.end_token_id: int | None = special_ids.get("eos")
         self.pad_token_id: int | None = special_ids.get("pad")
+        self.adds_begin_token = adds_begin_token(self._definition, self._config, named["bos"], self.begin_token_id)
         control = {content for content, entry in added.items() if entry.get("special")}
         control |= {content for content in named.values() if content in ids}
         extra = self._config.get("additional_special_tokens") or self._config.get("extra_special_tokens") or []

@@ -68,6 +68,23 @@ def token_content(token: object) -> str | None:
     return token if isinstance(token, str) else None
 
 
+def adds_begin_token(
+    definition: Mapping[str, Any], config: Mapping[str, Any], spelling: str | None, token_id: int | None
+) -> bool:
+    """Whether transformers and llama.cpp put the begin token before a text.
+
+    Said by `add_bos_token` in `tokenizer_config.json`, else by the template that `tokenizer.json` puts around a text.
+    """
+    if token_id is None:
+        return False
+    if isinstance(config.get("add_bos_token"), bool):
+        return bool(config["add_bos_token"])
+    processor = definition.get("post_processor") or {}
+    steps = processor.get("processors") if processor.get("type") == "Sequence" else [processor]
+    templates = (step.get("single") or [{}] for step in steps or [] if step.get("type") == "TemplateProcessing")
+    return any((template[0].get("SpecialToken") or {}).get("id") == spelling for template in templates)
+
+
 def read_definition(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The contents of `tokenizer.json` and `tokenizer_config.json`, or of GPT-2's older `vocab.json` and `merges.txt`.
 

@@ -303,6 +303,7 @@ def test_sentencepiece_vocabularies(prefix: bool, tmp_path: Path) -> None:
     assert tokenizer.token_bytes(3 + 10) == b"\n"
     assert tokenizer.decode(tokenizer.encode("the\n")) == (" the\n" if prefix else "the\n")
     assert (tokenizer.begin_token_id, tokenizer.end_token_id) == (1, 2)
+    assert tokenizer.adds_begin_token
     assert generation == {"bos_token_id": 1, "eos_token_id": [2]}
     assert template is None
 

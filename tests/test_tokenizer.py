@@ -200,6 +200,21 @@ def test_post_processors_add_nothing() -> None:
     assert Tokenizer(json.loads(backend.to_str())).encode("Hello") == backend.encode("Hello").ids[1:]
 
 
+def test_whether_a_checkpoints_own_tools_begin_a_text_with_a_token() -> None:
+    definition = foreign(PRE_TOKENIZERS["llama3"])
+    backend = tokenizers.Tokenizer.from_str(json.dumps(definition))
+    backend.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    with_template = json.loads(backend.to_str())
+    named = {"bos_token": "<|endoftext|>"}
+    assert Tokenizer(with_template, named).adds_begin_token
+    assert not Tokenizer(with_template).adds_begin_token
+    assert not Tokenizer(with_template, named | {"add_bos_token": False}).adds_begin_token
+    assert not Tokenizer(definition, named).adds_begin_token
+    assert Tokenizer(definition, named | {"add_bos_token": True}).adds_begin_token
+
+
 def test_added_tokens_that_are_not_special_belong_to_ordinary_text() -> None:
     definition = foreign(PRE_TOKENIZERS["qwen2"], added=("<think>", "    "))
     ours, theirs = Tokenizer(definition), reference(definition)
