@@ -29,6 +29,7 @@ from service.engine.request import Deliver, GenerateJob, Job
 from service.engine.scheduler import Scheduler, Share
 from service.engine.sequences import Continuation, ScoredText, Sequence, Submitted, sequences_of
 from service.engine.slots import Grant
+from service.engine.view import SlotView, slot_views
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,10 @@ class Engine:
     def waiting(self) -> int:
         """Jobs queued."""
         return len(self._arriving) + sum(job.started_at is None for job in list(self._jobs))
+
+    def slots(self) -> list[SlotView]:
+        """What each cache slot holds at this moment. Safe from any thread."""
+        return slot_views(self.network.slots, list(self._scheduler.running))
 
     def start(self) -> None:
         self._thread.start()
