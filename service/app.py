@@ -6,8 +6,10 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
-from service.api import errors, native
+from service.api import native
 from service.api.body import BodyLimit
+from service.api.errors import NATIVE
+from service.api.registration import register, set_up
 from service.models import Models
 from service.settings import Settings
 from service.version import VERSION
@@ -27,13 +29,13 @@ def create_app(models: Models, settings: Settings) -> FastAPI:
         version=VERSION,
         redoc_url=None,
     )
-    errors.install(app)
+    set_up(app, ignore_unknown_fields=settings.ignore_unknown_fields)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"]
         )
-    app.include_router(native.router(models))
+    register(app, NATIVE, native.router(models))
     if settings.studio and len(models):
         from service.ui.studio import mount_studio
 

@@ -88,6 +88,12 @@ def _add_serve(commands: Any) -> None:
     serve.add_argument(
         "--access-log", action=argparse.BooleanOptionalAction, default=None, help="log every request [no]"
     )
+    serve.add_argument(
+        "--ignore-unknown-fields",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="leave unknown fields of requests out, naming them in X-Ignored-Parameters, instead of refusing [no]",
+    )
     _add_compute_flags(serve)
     serve.set_defaults(handler=_serve)
 

@@ -18,7 +18,17 @@ from service.models import Models, default_checkpoints
 from service.settings import Settings
 from service.version import VERSION
 
-FLAGS = ("host", "port", "dtype", "threads", "max_queue", "cors_origins", "studio", "access_log")
+FLAGS = (
+    "host",
+    "port",
+    "dtype",
+    "threads",
+    "max_queue",
+    "cors_origins",
+    "studio",
+    "access_log",
+    "ignore_unknown_fields",
+)
 GRACE_SECONDS = 1
 """How long open connections may take to end after a signal, once their engines have been told to stop."""
 

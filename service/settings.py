@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     """Origins whose web pages may call the API, separated by commas; none by default."""
 
+    ignore_unknown_fields: bool = False
+    """Whether fields that would be refused as unknown are left out instead, and named in X-Ignored-Parameters."""
+
     access_log: bool = False
     """Whether every request is logged."""
 

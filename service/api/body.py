@@ -4,14 +4,40 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.errors import BodyTooLarge, MalformedBody, UnsupportedMediaType, error_response
+from service.api.dialect import CHOSEN, Dialect, dialect_of
+from service.api.errors import (
+    BodyTooLarge,
+    InapplicableField,
+    MalformedBody,
+    UnsupportedMediaType,
+    error_response,
+    field_name,
+    location_of,
+)
+
+Handle = Callable[[Request], Coroutine[Any, Any, Response]]
+
+IGNORED = "X-Ignored-Parameters"
+"""The header in which a lenient server names the fields it left out."""
+
+
+@dataclass(frozen=True)
+class Sharer:
+    """Another dialect's route on the same path and method: what it reads, it is told by one of `fields`."""
+
+    dialect: Dialect
+    fields: tuple[str, ...]
+    route: JSONRoute
 
 
 class JSONRoute(APIRoute):
@@ -21,18 +47,63 @@ class JSONRoute(APIRoute):
     visitor's own machine: a browser sends such a body only after asking, and the answer is no.
     """
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's handler, on a request whose JSON has been read already."""
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.sharers: list[Sharer] = []
+        super().__init__(*arguments, **options)
+
+    def get_route_handler(self) -> Handle:
+        """FastAPI's handler, on a request whose JSON has been read already, or that of the route sharing its path."""
         handle = super().get_route_handler()
         if self.body_field is None:
             return handle
 
         async def strict(request: Request) -> Response:
-            request = _StrictRequest(request.scope, request.receive)
-            await request.json()
+            if not isinstance(request, _StrictRequest):
+                request = _StrictRequest(request.scope, request.receive)
+            document = await request.json()
+            for sharer in self.sharers:
+                if any(name in document for name in sharer.fields):
+                    request.scope.update({CHOSEN: sharer.dialect, "route": sharer.route})
+                    return await sharer.route.get_route_handler()(request)
+            if request.app.state.ignore_unknown_fields:
+                return await _leniently(handle, request, document)
             return await handle(request)
 
         return strict
+
+
+async def _leniently(handle: Handle, request: Request, document: dict[str, Any]) -> Response:
+    """Answer a request without the fields that would be refused as unknown or inapplicable, and say which."""
+    ignored: list[str] = []
+    while True:
+        try:
+            response = await handle(request)
+        except RequestValidationError as error:
+            unknown = [each["loc"][1:] for each in error.errors() if each["type"] == "extra_forbidden"]
+            if not unknown or not all(_remove(document, location) for location in unknown):
+                raise
+            ignored += map(field_name, unknown)
+        except InapplicableField as error:
+            assert error.field is not None, "an inapplicable field has a name"
+            if not _remove(document, location_of(error.field)):
+                raise
+            ignored.append(error.field)
+        else:
+            if ignored:
+                response.headers[IGNORED] = ", ".join(quote(name, safe="[].") for name in ignored)
+            return response
+
+
+def _remove(document: Any, location: Sequence[str | int]) -> bool:
+    """Take what is at `location` out of the document; whether it was there."""
+    *parents, last = location
+    try:
+        for part in parents:
+            document = document[part]
+        del document[last]
+    except (KeyError, IndexError, TypeError):
+        return False
+    return True
 
 
 class BodyLimit:
@@ -49,7 +120,7 @@ class BodyLimit:
             return
         declared = dict(scope["headers"]).get(b"content-length", b"")
         if declared.isdigit() and int(declared) > self._limit:
-            await error_response(BodyTooLarge(self._limit))(scope, receive, send)
+            await error_response(BodyTooLarge(self._limit), dialect_of(scope))(scope, receive, send)
             return
         received = 0
 

@@ -1,8 +1,9 @@
-"""Errors as HTTP responses: `{"error": {"type", "message", "field"?, "hint"?}}`, whatever went wrong."""
+"""Errors as HTTP responses: `{"error": {"type", "message", "field"?, "hint"?}}`, or as the route's dialect has them."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
@@ -13,6 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from model.errors import InvalidRequest, Overloaded, TopkapiError
+from service.api.dialect import Dialect, dialect_of
 
 INTERNAL = TopkapiError("the server met an unexpected error", hint="its log has the details; please report it")
 
@@ -56,6 +58,16 @@ class BodyTooLarge(InvalidRequest):
         super().__init__(f"the body is larger than {limit:,} bytes", hint=hint)
 
 
+class InapplicableField(InvalidRequest):
+    """A field that the route does not have or that can't act here: refused, or left out by a lenient server.
+
+    `field` says where it is, as `a.b[0].c`. Nothing has been done yet when it is raised.
+    """
+
+    def __init__(self, message: str, *, field: str, hint: str | None = None) -> None:
+        super().__init__(message, field=field, hint=hint)
+
+
 class ClientGone(TopkapiError):
     """The client closed the connection; nobody reads the answer."""
 
@@ -64,7 +76,7 @@ class ClientGone(TopkapiError):
 
 
 def error_body(error: TopkapiError) -> dict[str, Any]:
-    """The JSON object that reports `error`."""
+    """The JSON object that reports `error` on the native routes."""
     content = {"type": error.kind, "message": error.message}
     if error.field is not None:
         content["field"] = error.field
@@ -73,32 +85,37 @@ def error_body(error: TopkapiError) -> dict[str, Any]:
     return {"error": content}
 
 
-def error_response(error: TopkapiError, headers: dict[str, str] | None = None) -> JSONResponse:
-    """The response that reports `error`, with Retry-After where waiting helps."""
+NATIVE = Dialect("native", lambda error: (error.status, error_body(error)))
+
+
+def error_response(error: TopkapiError, dialect: Dialect, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The response that reports `error` in a dialect, with Retry-After where waiting helps."""
     headers = dict(headers or {})
     if isinstance(error, Overloaded):
         headers["Retry-After"] = str(error.retry_after)
-    return JSONResponse(error_body(error), error.status, headers)
+    status, body = dialect.render(error)
+    return JSONResponse(body, status, headers)
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of `app` answer in the shape above."""
+    """Make every error of `app` answer in the shape of the dialect that its request belongs to."""
 
-    async def topkapi_error(_: Request, error: Exception) -> JSONResponse:
+    async def topkapi_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, TopkapiError)
-        return error_response(error)
+        return error_response(error, dialect_of(request.scope))
 
     async def validation_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return error_response(from_validation(error.errors(), _known_fields(request)))
+        refused = from_validation(error.errors(), known_fields(request))
+        return error_response(refused, dialect_of(request.scope))
 
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         headers = dict(error.headers or {})
-        return error_response(from_status(error, request), headers)
+        return error_response(from_status(error, request), dialect_of(request.scope), headers)
 
-    async def unexpected(_: Request, error: Exception) -> JSONResponse:
-        return error_response(INTERNAL)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        return error_response(INTERNAL, dialect_of(request.scope))
 
     app.add_exception_handler(TopkapiError, topkapi_error)
     app.add_exception_handler(RequestValidationError, validation_error)
@@ -133,7 +150,7 @@ def from_validation(errors: Sequence[Any], known_fields: Sequence[str] = ()) -> 
     location = list(first["loc"])
     if location and location[0] == "body":
         location = location[1:]
-    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    name = field_name(location)
     if first["type"] == "extra_forbidden":
         return unknown_field(name, known_fields if len(location) == 1 else ())
     if not name:
@@ -144,17 +161,28 @@ def from_validation(errors: Sequence[Any], known_fields: Sequence[str] = ()) -> 
     return InvalidRequest(f"{name}: {message[:1].lower()}{message[1:]}", field=name)
 
 
-def unknown_field(name: str, known_fields: Sequence[str]) -> InvalidRequest:
+def field_name(location: Sequence[str | int]) -> str:
+    """A place in a body as `a.b[0].c`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+
+
+def location_of(name: str) -> list[str | int]:
+    """The parts of a place in a body, from `a.b[0].c`."""
+    return [int(part[1:-1]) if part[0] == "[" else part for part in re.findall(r"[^.[\]]+|\[\d+\]", name)]
+
+
+def unknown_field(name: str, known_fields: Sequence[str]) -> InapplicableField:
     """A field that the route does not have, with the one that was probably meant."""
     near = difflib.get_close_matches(name, known_fields, n=1)
     if near:
         hint = f"did you mean {near[0]}?"
     else:
         hint = f"known fields: {', '.join(known_fields)}" if known_fields else "leave it out"
-    return InvalidRequest(f"unknown field {name}", field=name, hint=hint)
+    return InapplicableField(f"unknown field {name}", field=name, hint=hint)
 
 
-def _known_fields(request: Request) -> Sequence[str]:
+def known_fields(request: Request) -> Sequence[str]:
+    """The fields of the body that the request's route reads."""
     route = request.scope.get("route")
     body = getattr(route, "body_field", None)
     model = getattr(getattr(body, "field_info", None), "annotation", None)

@@ -85,6 +85,7 @@ class _BehindTheAPI:
             (each for route, each in self._app.openapi()["paths"].items() if compile_path(route)[0].match(path)), {}
         )
         allowed = ", ".join(sorted(operation.upper() for operation in operations))
+        dialect = self._app.state.dialects.of(scope)
         if allowed:
-            return error_response(method_not_allowed(method, path, allowed), {"Allow": allowed})
-        return error_response(not_found(method, path))
+            return error_response(method_not_allowed(method, path, allowed), dialect, {"Allow": allowed})
+        return error_response(not_found(method, path), dialect)
