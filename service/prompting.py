@@ -48,6 +48,24 @@ def text_tokens(model: LoadedModel, text: object, field: str) -> list[int]:
     return model.checkpoint.tokenizer.encode(text)
 
 
+def raw_tokens(model: LoadedModel, text: object, field: str) -> list[int]:
+    """The token ids of a text whose author places control tokens, as TGI and llama.cpp read their prompts.
+
+    A control token spelled out in it is that token, and the checkpoint's begin token comes first where its own tools
+    put one. Raises `InvalidRequest` naming `field` where it is empty or no text.
+    """
+    if not isinstance(text, str):
+        raise InvalidRequest(f"{field} must be a text, not {_kind(text)}", field=field)
+    if not text:
+        raise InvalidRequest(f"{field} is empty", field=field, hint="send a text of at least one character")
+    tokenizer = model.checkpoint.tokenizer
+    token_ids = tokenizer.encode_with_control(text)
+    begin = tokenizer.begin_token_id
+    if begin is not None and tokenizer.adds_begin_token and token_ids[:1] != [begin]:
+        return [begin, *token_ids]
+    return token_ids
+
+
 def checked_ids(model: LoadedModel, token_ids: object, field: str) -> list[int]:
     """`token_ids` if it is a list of the vocabulary's ids. Raises `InvalidRequest` naming the position otherwise."""
     if not isinstance(token_ids, list):

@@ -37,7 +37,7 @@ def test_openapi_describes_every_route_and_parameter(served) -> None:
             number = described["anyOf"][0]
             assert (number.get("minimum"), number.get("maximum")) == (parameter.minimum, parameter.maximum)
     statuses = set(schema["paths"]["/generate"]["post"]["responses"])
-    assert statuses == {"200", "400", "404", "413", "415", "422", "429", "500"}
+    assert statuses >= {"200", "400", "404", "413", "415", "422", "429", "500"}
 
 
 def test_every_reference_in_openapi_resolves(served) -> None:
