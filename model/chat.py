@@ -7,12 +7,14 @@ still whole after rendering was placed by the template. The character is removed
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import jinja2
+import jinja2.meta
 
 from model.chat_templates import BUILT_IN_TEMPLATES
 from model.errors import CheckpointError, InvalidRequest, TopkapiError
@@ -27,7 +29,9 @@ _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 
 _ABSENT = {"tools": None, "documents": None}
 """Variables that transformers always defines, so that templates ask whether they are none."""
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
+"""`role` and `content`; `tool_calls` of an assistant, `tool_call_id` and `name` of a tool's answer. `tool_calls` hold
+`{"type": "function", "id", "function": {"name", "arguments"}}` with the arguments as an object."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,10 @@ class ChatTemplate:
         self.source = source
         self.name = name
         try:
-            self._template = template_environment().from_string(source)
+            environment = template_environment()
+            self._template = environment.from_string(source)
+            self.takes_tools = "tools" in jinja2.meta.find_undeclared_variables(environment.parse(source))
+            """Whether the template looks at `tools`."""
         except jinja2.TemplateError as error:
             raise CheckpointError(f"the chat template is not valid Jinja: {error}") from error
         self._marks_spans = re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", source) is not None
@@ -87,7 +94,7 @@ class ChatTemplate:
         return cls(source, next((name for name, built_in in BUILT_IN_TEMPLATES.items() if built_in == source), None))
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: object) -> str:
-        """The conversation as text. `variables` are seen by the template and trusted.
+        """The conversation as text. `variables`, `tools` among them, are seen by the template and trusted.
 
         Raises InvalidRequest when the messages are malformed or the template refuses them.
         """
@@ -100,29 +107,43 @@ class ChatTemplate:
         tokenizer: Tokenizer,
         *,
         add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: object,
     ) -> EncodedChat:
         """The conversation as token ids, in which only the template can have placed control tokens.
 
-        The ids of a conversation up to and with the generation prompt begin the ids of the conversation with the
-        answer, so that training sees exactly what serving sees. Raises InvalidRequest as `render` does, and
+        `tools` are JSON schemas of functions, as in OpenAI's API; other `variables` are trusted. The ids of a
+        conversation up to and with the generation prompt begin the ids of the conversation with the answer, so that
+        training sees exactly what serving sees. Raises InvalidRequest as `render` does, and
         CheckpointError when `add_generation_prompt` is false and the template does not show what the assistant said.
         """
         _check_messages(messages)
         variables = {**_special_tokens(tokenizer), **variables}
-        contents = "".join(message["content"] for message in messages)
-        mark, begin, end = _unused_characters(3, contents + self.source + "".join(tokenizer.control_tokens))
-        marked = [{**message, "content": _broken(message["content"], tokenizer, mark)} for message in messages]
-        text = self._render(marked, add_generation_prompt, {**variables, SPAN_MARKS: (begin, end)})
-        if mark in "".join(message["content"] for message in marked):
-            plain = self._render(messages, add_generation_prompt, variables)
+        said = "".join(_texts([*messages, tools]))
+        mark, begin, end = _unused_characters(3, said + self.source + "".join(tokenizer.control_tokens))
+
+        def broken(text: str) -> str:
+            return _broken(text, tokenizer, mark)
+
+        def broken_in_calls(text: str) -> str:
+            # Templates look fields up and compare words like `function`; a word alone spells no control token.
+            return text if text.isidentifier() else broken(text)
+
+        marked = [
+            {**_mapped(message, broken_in_calls), "role": message["role"], "content": broken(message["content"])}
+            for message in messages
+        ]
+        marked_variables = {**variables, "tools": _mapped(tools, broken_in_calls)}
+        text = self._render(marked, add_generation_prompt, {**marked_variables, SPAN_MARKS: (begin, end)})
+        if mark in "".join(_texts([*marked, marked_variables["tools"]])):
+            plain = self._render(messages, add_generation_prompt, {**variables, "tools": tools})
             if plain != re.sub(f"[{mark}{begin}{end}]", "", text):
                 raise InvalidRequest(
                     "a message contains the spelling of a control token where the chat template looks into its text",
                     field="messages",
                     hint="remove the control token's spelling from the message",
                 )
-        text, spans = self._spans(text, marked, tokenizer, variables, (begin, end), add_generation_prompt)
+        text, spans = self._spans(text, marked, tokenizer, marked_variables, (begin, end), add_generation_prompt)
 
         borders = sorted({0, len(text), *(border for span in spans for border in span)})
         cuts = list(pairwise(borders))
@@ -203,6 +224,27 @@ class ChatTemplate:
                 )
             spans.append((len(before), len(before) + _answer_length(after[len(before) :], tokenizer)))
         return text, spans
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a JSON value, names of fields too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            yield from (str(name), *_texts(each))
+    elif isinstance(value, Sequence):
+        for each in value:
+            yield from _texts(each)
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """A JSON value with `change` made to every text in it, names of fields too."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {change(str(name)): _mapped(each, change) for name, each in value.items()}
+    return [_mapped(each, change) for each in value] if isinstance(value, Sequence) else value
 
 
 def _answer_length(text: str, tokenizer: Tokenizer) -> int:
@@ -306,7 +348,7 @@ def _check_messages(messages: object) -> None:
                 kind = type(message[key]).__name__
                 raise InvalidRequest(f"{field}.{key} must be a string, not {kind}", field=f"{field}.{key}", hint=_SHAPE)
         for key in message:
-            if key not in ("role", "content"):
+            if key not in ("role", "content", "tool_calls", "tool_call_id", "name"):
                 raise InvalidRequest(f"{field} has an unknown key {key!r}", field=f"{field}.{key}", hint=_SHAPE)
         if not _ROLE.fullmatch(message["role"]):
             raise InvalidRequest(
