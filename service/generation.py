@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,15 +80,41 @@ def plan(model: LoadedModel, prompts: Sequence[list[int]], parameters: Mapping[s
     return Plan(model, prompts, each, constraint)
 
 
-class Generation:
-    """Runs a plan. An async context manager: leaving it cancels what is still running."""
+@dataclass(frozen=True)
+class Latencies:
+    """Seconds between two tokens of one output, over all outputs: mean, median, 95th percentile and the longest."""
 
-    def __init__(self, plan: Plan) -> None:
+    mean: float
+    p50: float
+    p95: float
+    max: float
+
+    @classmethod
+    def of(cls, gaps: Sequence[float]) -> Latencies | None:
+        """Those of the gaps between tokens; None without any. Percentiles by the nearest rank."""
+        if not gaps:
+            return None
+        ordered = sorted(gaps)
+        p50, p95 = (ordered[math.ceil(share * len(ordered)) - 1] for share in (0.5, 0.95))
+        return cls(math.fsum(ordered) / len(ordered), p50, p95, ordered[-1])
+
+
+class Generation:
+    """Runs a plan. An async context manager: leaving it cancels what is still running.
+
+    Where requests wait or compete for room, those of higher `priority` go first.
+    """
+
+    def __init__(self, plan: Plan, priority: int = 0) -> None:
         self.plan = plan
         self.deterministic = True
         self.cached_tokens = self.guessed_tokens = self.accepted_tokens = 0
         self.order: tuple[str, ...] = tuple(plan.parameters[0]["order"] or DEFAULT_ORDER)
+        self.first_token_s: float | None = None
+        """Seconds from the start to the first token of any output."""
         self._timings: list[Timings] = []
+        self._last_token: dict[int, float] = {}
+        self._gaps: list[float] = []
         self._count = int(plan.parameters[0]["n"])
         self.outputs = [
             Output(prompt_index * self._count + index, prompt_index)
@@ -98,7 +125,14 @@ class Generation:
         timeout = plan.parameters[0]["timeout_s"]
         deadline = None if timeout is None else time.monotonic() + timeout
         jobs = [
-            GenerateJob(prompt, parameters, self._stop_checks(prompt_index), deadline, constraint=plan.constraint)
+            GenerateJob(
+                prompt,
+                parameters,
+                self._stop_checks(prompt_index),
+                deadline=deadline,
+                priority=priority,
+                constraint=plan.constraint,
+            )
             for prompt_index, (prompt, parameters) in enumerate(zip(plan.prompts, plan.parameters, strict=True))
         ]
         self._group = JobGroup(plan.model, jobs)
@@ -126,6 +160,7 @@ class Generation:
             if isinstance(event, Token):
                 output = self._output(prompt_index, event.index)
                 output.tokens.append(event)
+                self._note(output.index, self._group.elapsed)
                 yield self._add(output, self._stoppers[output.index].feed(event.token_id), event)
             elif isinstance(event, Finished):
                 output = self._output(prompt_index, event.index)
@@ -173,6 +208,18 @@ class Generation:
         """Generated tokens per second of decoding; None before there is anything to measure."""
         seconds = self.timings.decode_s
         return self.completion_tokens / seconds if seconds > 0 and self.completion_tokens else None
+
+    @property
+    def latencies(self) -> Latencies | None:
+        """How long tokens took after the one before; None until an output has two."""
+        return Latencies.of(self._gaps)
+
+    def _note(self, output: int, elapsed: float) -> None:
+        if self.first_token_s is None:
+            self.first_token_s = elapsed
+        if output in self._last_token:
+            self._gaps.append(elapsed - self._last_token[output])
+        self._last_token[output] = elapsed
 
     def _output(self, prompt_index: int, index: int) -> Output:
         return self.outputs[prompt_index * self._count + index]

@@ -29,8 +29,10 @@ class JobGroup:
         self._jobs = jobs
         self._handles: dict[int, Handle] = {}
         self._submitted = 0
-        self._queue: asyncio.Queue[tuple[int, list[Event]]] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[int, list[Event], float]] = asyncio.Queue()
         self._started = 0.0
+        self.elapsed = 0.0
+        """Seconds from `start` to when the engine handed out the event that came last."""
         self._last_token: dict[tuple[int, int], float] = {}
 
     async def __aenter__(self) -> JobGroup:
@@ -56,7 +58,8 @@ class JobGroup:
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
         """(number of the job, event) until every job is over. Raises the error of a job that failed."""
         while self._handles:
-            number, events = await self._queue.get()
+            number, events, at = await self._queue.get()
+            self.elapsed = at - self._started
             for event in events:
                 self._record(number, event)
                 if isinstance(event, Failed):
@@ -82,14 +85,16 @@ class JobGroup:
 
     def _receiver(self, number: int, loop: asyncio.AbstractEventLoop) -> Deliver:
         def deliver(events: list[Event]) -> None:
+            # Noted here, on the engine's thread: when the event loop gets to it says more about the event loop.
+            at = time.monotonic()
             # A closed loop means that the server is going down and nobody is left to read.
             with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._queue.put_nowait, (number, events))
+                loop.call_soon_threadsafe(self._queue.put_nowait, (number, events, at))
 
         return deliver
 
     def _record(self, number: int, event: Event) -> None:
-        metrics, now = self._model.metrics, time.monotonic()
+        metrics, now = self._model.metrics, self._started + self.elapsed
         if isinstance(event, Token):
             metrics.generated.inc()
             last = self._last_token.get((number, event.index))

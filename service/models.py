@@ -54,7 +54,7 @@ class Models:
 
     def __init__(self, settings: Settings) -> None:
         self.metrics = Metrics()
-        self._settings = settings
+        self.settings = settings
         self._models: dict[str, LoadedModel] = {}
 
     def __iter__(self) -> Iterator[LoadedModel]:
@@ -74,13 +74,13 @@ class Models:
         Raises `CheckpointError` for what cannot be loaded and `SettingsError` for a name that is taken.
         """
         name, path = split_location(location)
-        checkpoint = load_checkpoint(path, dtype=DTYPES[self._settings.dtype])
+        checkpoint = load_checkpoint(path, dtype=DTYPES[self.settings.dtype])
         name = name or name_of(path)
         if name in self._models:
             raise SettingsError(
                 f"two checkpoints are named {name!r}", hint=f"give one of them another name: other={path}"
             )
-        engine = Engine(checkpoint.model, name=name, max_queue=self._settings.max_queue)
+        engine = Engine(checkpoint.model, name=name, max_queue=self.settings.max_queue)
         engine.start()
         metrics = ModelMetrics(self.metrics, name, lambda: engine.running, lambda: engine.waiting)
         control_ids = frozenset(checkpoint.tokenizer.control_tokens.values())

@@ -45,6 +45,12 @@ class Settings(BaseSettings):
     ignore_unknown_fields: bool = False
     """Whether fields that would be refused as unknown are left out instead, and named in X-Ignored-Parameters."""
 
+    stream_grace: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 15.0
+    """Seconds for which a stream goes on after its connection was lost and may be resumed; 0 ends it at once."""
+
+    stream_bytes: Annotated[int, Field(ge=0)] = 64 * 2**20
+    """Most bytes of events kept so that streams can be resumed."""
+
     access_log: bool = False
     """Whether every request is logged."""
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -95,25 +96,32 @@ def test_sixteen_neighbours_change_nothing(served) -> None:
         assert answer["outputs"] == alone and answer["deterministic"] is True
 
 
+@pytest.fixture(scope="module")
+def hasty(serve, tiny_checkpoint) -> Iterator:
+    """A server that keeps no stream for a client that may come back."""
+    with serve(tiny_checkpoint("base", chat=False, context=2048), stream_grace=0) as running:
+        yield running
+
+
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_frees_the_engine(served, stream) -> None:
+def test_a_client_that_leaves_frees_the_engine(hasty, stream) -> None:
     async def leave() -> None:
-        async with httpx.AsyncClient(base_url=served.url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=hasty.url, timeout=60) as client:
             work = stream_tokens(client, [], "a", **SLOW) if stream else client.post("/generate", json=SLOW)
             request = asyncio.ensure_future(work)
             await asyncio.sleep(0.3)
-            assert served.models.get("base").engine.running == 1
+            assert hasty.models.get("base").engine.running == 1
             request.cancel()
             await asyncio.gather(request, return_exceptions=True)
 
-    served.wait_until_idle()
+    hasty.wait_until_idle()
     asyncio.run(leave())
-    served.wait_until_idle(1.0)
+    hasty.wait_until_idle(1.0)
 
 
 def test_a_waiting_client_that_leaves_is_forgotten(serve, tiny_checkpoint, monkeypatch) -> None:
     monkeypatch.setattr("service.models.Engine", functools.partial(Engine, max_running=1))
-    with serve(tiny_checkpoint("base", context=2048)) as served:
+    with serve(tiny_checkpoint("base", context=2048), stream_grace=0) as served:
 
         async def leave() -> None:
             async with httpx.AsyncClient(base_url=served.url, timeout=60) as client:

@@ -68,6 +68,9 @@ BAD_GENERATE = [
     ({"prompt": "a", "logit_bias": {"1": 101}}, "logit_bias", "at most 100"),
     ({"prompt": "a", "ignore_end_token": 1}, "ignore_end_token", "true or false"),
     ({"prompt": "a", "stream": "yes"}, "stream", "boolean"),
+    ({"prompt": "a", "priority": 101}, "priority", "less than or equal to 100"),
+    ({"prompt": "a", "priority": -101}, "priority", "greater than or equal to -100"),
+    ({"prompt": "a", "priority": 0.5}, "priority", "integer"),
     ({"prompt": "a", "model": 5}, "model", "string"),
 ]
 
@@ -181,7 +184,7 @@ def test_a_body_above_the_limit_is_refused_declared_or_not(serve, tiny_checkpoin
 
 def test_a_full_queue_is_refused_at_once_with_retry_after(serve, tiny_checkpoint, monkeypatch) -> None:
     monkeypatch.setattr("service.models.Engine", functools.partial(Engine, max_running=1))
-    with serve(tiny_checkpoint("full", context=2048), max_queue=1) as served:
+    with serve(tiny_checkpoint("full", context=2048), max_queue=1, stream_grace=0) as served:
         slow = {"prompt": "a", "ignore_end_token": True, "stream": True}
         with (
             served.client.stream("POST", "/generate", json=slow) as first,
@@ -207,7 +210,7 @@ def test_a_failed_step_fails_its_own_request_only(serve, tiny_checkpoint) -> Non
         assert error["type"] == "engine_error" and error["hint"]
         refused(served.post("/score", text="a b c"), 500)
         with served.client.stream("POST", "/generate", json={"prompt": "a", "stream": True}) as response:
-            assert response.read().decode().startswith("event: error\ndata: {")
+            assert response.read().decode().split("\n", 1)[1].startswith("event: error\ndata: {")
         with torch.no_grad():
             weight.copy_(whole)
         assert served.post("/generate", prompt="a", max_tokens=1).status_code == 200

@@ -1,14 +1,18 @@
 """POST /generate through a real socket: what comes back, streamed or whole, is what the engine chose."""
 
+import asyncio
+import functools
 import json
 import re
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from model.decoding.parameters import PARAMETERS, resolve
 from model.generation import generate
 from service.api.schemas import GenerateResponse
+from service.engine.engine import Engine
 
 NAMES = ("chat", "base")
 PROMPT = "The value of the expression is"
@@ -25,7 +29,7 @@ def events(served, **body) -> Iterator[tuple[str, dict]]:
             elif line.startswith("data: "):
                 yield name, json.loads(line.removeprefix("data: "))
             else:
-                assert line == ""
+                assert line == "" or line.startswith("id: ")
 
 
 def test_an_answer_has_the_documented_shape(served) -> None:
@@ -173,3 +177,43 @@ def test_model_chooses_the_checkpoint(served) -> None:
     assert [answer["model"] for answer in answers.values()] == list(NAMES)
     assert answers["chat"]["outputs"][0]["token_ids"] != answers["base"]["outputs"][0]["token_ids"]
     assert served.answer("/generate", prompt=PROMPT, max_tokens=1)["model"] == "chat"
+
+
+def test_timings_cover_the_way_to_the_first_token_and_between_tokens(served) -> None:
+    for body in ({"prompt": PROMPT}, {"prompt": [PROMPT, "Names are"], "n": 2}):
+        timings = served.answer("/generate", max_tokens=20, seed=1, **body)["timings"]
+        between = timings["token_s"]
+        assert 0 < timings["first_token_s"] <= timings["queue_s"] + timings["prefill_s"] + 0.5
+        assert 0 < between["p50"] <= between["p95"] <= between["max"]
+        assert 0 < between["mean"] <= between["max"]
+        assert 19 * between["mean"] == pytest.approx(timings["decode_s"], rel=0.5)
+    single = served.answer("/generate", prompt=PROMPT, max_tokens=1)["timings"]
+    assert single["first_token_s"] > 0 and single["token_s"] is None
+    assert served.answer("/generate", prompt=PROMPT, max_tokens=0)["timings"]["first_token_s"] is None
+
+
+def test_a_request_of_higher_priority_goes_first_and_changes_no_other(serve, tiny_checkpoint, monkeypatch) -> None:
+    monkeypatch.setattr("service.models.Engine", functools.partial(Engine, max_running=1))
+    long = {"prompt": "a", "seed": 1, "max_tokens": 1500, "ignore_end_token": True}
+    with serve(tiny_checkpoint("urgent", context=2048)) as served:
+
+        async def race() -> list[str]:
+            order = []
+            async with httpx.AsyncClient(base_url=served.url, timeout=60) as client:
+
+                async def ask(name: str, **body: object) -> dict:
+                    answer = await client.post("/generate", json=body)
+                    order.append(name)
+                    return answer.json()
+
+                first = asyncio.create_task(ask("long", **long))
+                while not served.models.get().engine.running:
+                    await asyncio.sleep(0.01)
+                later = asyncio.create_task(ask("later", prompt="b", max_tokens=2))
+                await asyncio.sleep(0.05)
+                await ask("urgent", prompt="c", max_tokens=2, priority=1)
+                await later
+                assert (await first)["outputs"] == served.answer("/generate", **long)["outputs"]
+            return order
+
+        assert asyncio.run(race()) == ["urgent", "long", "later"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from dataclasses import asdict
 from typing import Any
 
 from model.scoring import Scores
@@ -19,9 +20,10 @@ def new_id(kind: str) -> str:
     return f"{kind}-{uuid.uuid4().hex}"
 
 
-def server_sent_event(name: str, data: dict[str, Any]) -> bytes:
+def server_sent_event(name: str, data: dict[str, Any], identifier: str | None = None) -> bytes:
     """One event. JSON escapes line breaks, so the data is always a single line."""
-    return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False, allow_nan=False)}\n\n".encode()
+    begin = "" if identifier is None else f"id: {identifier}\n"
+    return f"{begin}event: {name}\ndata: {json.dumps(data, ensure_ascii=False, allow_nan=False)}\n\n".encode()
 
 
 def token_event(generation: Generation, delta: Delta) -> dict[str, Any]:
@@ -42,7 +44,7 @@ def token_event(generation: Generation, delta: Delta) -> dict[str, Any]:
 
 def generate_response(generation: Generation, identifier: str, created: int) -> dict[str, Any]:
     """The whole answer of `/generate`, also the last event of a stream."""
-    timings, tokens_per_s = generation.timings, generation.tokens_per_s
+    timings, tokens_per_s, latencies = generation.timings, generation.tokens_per_s, generation.latencies
     return {
         "id": identifier,
         "model": generation.plan.model.name,
@@ -55,6 +57,8 @@ def generate_response(generation: Generation, identifier: str, created: int) -> 
             "prefill_s": round(timings.prefill_s, 6),
             "decode_s": round(timings.decode_s, 6),
             "tokens_per_s": None if tokens_per_s is None else round(tokens_per_s, 3),
+            "first_token_s": None if generation.first_token_s is None else round(generation.first_token_s, 6),
+            "token_s": None if latencies is None else {name: round(s, 6) for name, s in asdict(latencies).items()},
         },
         "parameters": generation.parameters,
         "order": list(generation.order),

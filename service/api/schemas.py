@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from fastapi import Header
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 
 from model.decoding.parameters import PARAMETERS, Parameter
@@ -22,6 +23,17 @@ TextOrIds = Annotated[Any, WithJsonSchema(_TEXT_OR_IDS)]
 Texts = Annotated[Any, WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]})]
 IdLists = Annotated[Any, WithJsonSchema({"anyOf": [_TOKEN_IDS, {"type": "array", "items": _TOKEN_IDS, "minItems": 1}]})]
 ModelName = Annotated[str | None, Field(description="A loaded checkpoint's name; the first one by default.")]
+
+Priority = Annotated[
+    int, Field(ge=-100, le=100, description="Where requests compete for room, those of higher priority go first.")
+]
+LastEventId = Annotated[
+    str | None,
+    Header(
+        alias="Last-Event-ID",
+        description="Go on with a stream after the event of this id. The body must be the one that began the stream.",
+    ),
+]
 
 
 class Strict(BaseModel):
@@ -44,6 +56,7 @@ class GenerateFields(Strict):
     messages: Annotated[list[Message] | None, Field(description="A conversation, for chat checkpoints.")] = None
     model: ModelName = None
     stream: Annotated[bool, Field(description="Answer by server-sent events as the tokens come.")] = False
+    priority: Priority = 0
 
     def parameters(self) -> dict[str, Any]:
         """The decoding parameters that the caller set."""
@@ -173,13 +186,28 @@ class Usage(BaseModel):
     total_tokens: int
 
 
+class TokenSeconds(BaseModel):
+    """Seconds from one token of an output to its next: mean, median, 95th percentile and the longest."""
+
+    mean: float
+    p50: float
+    p95: float
+    max: float
+
+
 class TimingsBody(BaseModel):
-    """Seconds; of several prompts, the longest. `tokens_per_s` counts generated tokens over `decode_s`."""
+    """Seconds; of several prompts, the longest. `tokens_per_s` counts generated tokens over `decode_s`.
+
+    `first_token_s` is from the request's start to its first token (null without any), `token_s` from one token to the
+    next (null where no output has two).
+    """
 
     queue_s: float
     prefill_s: float
     decode_s: float
     tokens_per_s: float | None
+    first_token_s: float | None
+    token_s: TokenSeconds | None
 
 
 class GenerateResponse(BaseModel):
@@ -339,3 +367,27 @@ class ErrorBody(BaseModel):
     """Every error's body."""
 
     error: ErrorContent
+
+
+def errors(meanings: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+    """What a route may answer besides success, by status, for the description."""
+    return {status: {"model": ErrorBody, "description": meaning} for status, meaning in meanings.items()}
+
+
+ERRORS = errors(
+    {
+        400: "The body is not valid JSON",
+        404: "The checkpoint is not loaded",
+        413: "The body is too large",
+        415: "The body is not declared as JSON",
+        422: "A field is wrong; `field` names it",
+        429: "The queue is full; wait Retry-After seconds",
+        500: "A step of the engine failed",
+    }
+)
+"""What every route that computes may answer besides 200."""
+
+
+def given(body: Strict, *names: str) -> list[str]:
+    """Which of these fields the body has."""
+    return [name for name in names if getattr(body, name) is not None]
