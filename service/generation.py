@@ -112,7 +112,8 @@ class Generation:
         self.order: tuple[str, ...] = tuple(plan.parameters[0]["order"] or DEFAULT_ORDER)
         self.first_token_s: float | None = None
         """Seconds from the start to the first token of any output."""
-        self._timings: list[Timings] = []
+        self.completed: dict[int, Completed] = {}
+        """How the engine did each prompt, by its index, once it is done."""
         self._last_token: dict[int, float] = {}
         self._gaps: list[float] = []
         self._count = int(plan.parameters[0]["n"])
@@ -168,7 +169,7 @@ class Generation:
                 if rest := self._stoppers[output.index].flush():
                     yield self._add(output, rest, None)
             elif isinstance(event, Completed):
-                self._timings.append(event.timings)
+                self.completed[prompt_index] = event
                 self.cached_tokens += event.cached_tokens
                 self.guessed_tokens += event.guessed_tokens
                 self.accepted_tokens += event.accepted_tokens
@@ -197,10 +198,11 @@ class Generation:
     @property
     def timings(self) -> Timings:
         """The longest of each among the prompts, which are computed side by side."""
+        all_timings = [each.timings for each in self.completed.values()]
         return Timings(
-            max((each.queue_s for each in self._timings), default=0.0),
-            max((each.prefill_s for each in self._timings), default=0.0),
-            max((each.decode_s for each in self._timings), default=0.0),
+            max((each.queue_s for each in all_timings), default=0.0),
+            max((each.prefill_s for each in all_timings), default=0.0),
+            max((each.decode_s for each in all_timings), default=0.0),
         )
 
     @property
