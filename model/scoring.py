@@ -15,7 +15,7 @@ from model.transformer import Decoder
 
 @dataclass
 class Scores:
-    """Of each token but the first: natural log-probability, rank (1 is the most likely), entropy in nats, and the
+    """Of each scored token (all but the first, where nothing else is said): natural log-probability, rank (1 is the most likely), entropy in nats, and the
     most likely alternatives as `(token id, log-probability)`, most likely first."""
 
     logprobs: list[float] = field(default_factory=list)
@@ -38,12 +38,15 @@ class Window:
     end: int
 
 
-def windows(length: int, config: ModelConfig, window: int | None = None, stride: int | None = None) -> list[Window]:
-    """Cut `length` tokens into windows so that each token but the first is scored exactly once.
+def windows(
+    length: int, config: ModelConfig, window: int | None = None, stride: int | None = None, first: int = 1
+) -> list[Window]:
+    """Cut `length` tokens into windows so that each token from `first` on is scored exactly once.
 
     `window` (default: the context length) tokens are read at a time; each following window starts `stride` (default:
     half a window) further on, so a token has at least `window - stride` tokens of context once the text is longer.
-    Raises `InvalidRequest` for sizes that cannot work.
+    Where the windows lie does not depend on `first`; those that end before it are left out. Raises `InvalidRequest`
+    for sizes that cannot work.
     """
     size = config.context_length if window is None else window
     step = max(1, size // 2) if stride is None else stride
@@ -55,7 +58,8 @@ def windows(length: int, config: ModelConfig, window: int | None = None, stride:
     start, scored_to = 0, 1
     while scored_to < length:
         end = min(start + size, length)
-        result.append(Window(start, scored_to, end))
+        if end > first:
+            result.append(Window(start, max(scored_to, first), end))
         start, scored_to = start + step, end
     return result
 
@@ -73,25 +77,31 @@ def check_text(token_ids: list[int], config: ModelConfig) -> None:
 
 @torch.inference_mode()
 def score_steps(
-    model: Decoder, token_ids: list[int], *, window: int | None = None, stride: int | None = None, top: int = 0
+    model: Decoder,
+    token_ids: list[int],
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    top: int = 0,
+    first: int = 1,
 ) -> Iterator[Scores]:
-    """Score in steps of at most one chunk of tokens, yielding the result so far after each.
+    """Score the tokens from `first` on in steps of at most one chunk of tokens, yielding the result so far after each.
 
     Every window is read from its start in chunks of fixed size, as a prompt is.
     """
     check_text(token_ids, model.config)
     scores = Scores()
-    for part in windows(len(token_ids), model.config, window, stride):
+    for part in windows(len(token_ids), model.config, window, stride, first):
         cache = SlotCache(model, capacity=part.end - part.start)
         for start in range(part.start, part.end, PREFILL_CHUNK):
             end = min(start + PREFILL_CHUNK, part.end)
             # State i predicts token i + 1.
-            first, last = max(start, part.first - 1), min(end, part.end - 1)
-            work = Work(0, start - part.start, token_ids[start:end], wanted=max(0, end - first))
+            begin, last = max(start, part.first - 1), min(end, part.end - 1)
+            work = Work(0, start - part.start, token_ids[start:end], wanted=max(0, end - begin))
             states = read(model, cache, [work])
-            for at in range(first, last, LOGIT_ROWS):
+            for at in range(begin, last, LOGIT_ROWS):
                 until = min(at + LOGIT_ROWS, last)
-                logits = wanted_logits(model, states[at - first : until - first])
+                logits = wanted_logits(model, states[at - begin : until - begin])
                 add_scores(scores, logits, token_ids[at + 1 : until + 1], top)
             yield scores
 
@@ -103,17 +113,18 @@ def score(
     window: int | None = None,
     stride: int | None = None,
     top: int = 0,
+    first: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
-    """Log-probability of each token after the first, given those before it (within its window).
+    """Log-probability of each token from `first` on, given those before it (within its window).
 
     `progress(scored, total)` is called after each step. Raises `InvalidRequest` for an empty text, ids outside the
     vocabulary, or a window and stride that cannot work.
     """
     scores = Scores()
-    for scores in score_steps(model, token_ids, window=window, stride=stride, top=top):
+    for scores in score_steps(model, token_ids, window=window, stride=stride, top=top, first=first):
         if progress is not None:
-            progress(len(scores.logprobs), len(token_ids) - 1)
+            progress(len(scores.logprobs), len(token_ids) - first)
     return scores
 
 

@@ -167,6 +167,8 @@ class Engine:
             check_prompt(job.prompt, self.config)
         else:
             check_text(list(job.token_ids), self.config)
+            if not 1 <= job.first <= len(job.token_ids):
+                raise InvalidRequest(f"nothing can be scored from position {job.first} on", field="first")
 
     def _loop(self) -> None:
         while True:

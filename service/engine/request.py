@@ -44,7 +44,10 @@ class GenerateJob:
 
 @dataclass(frozen=True)
 class ScoreJob:
-    """Log-probabilities of `token_ids`, in strided windows where they are longer than `window` tokens."""
+    """Log-probabilities of `token_ids` from position `first` on, in strided windows above `window` tokens.
+
+    The tokens before `first` are context only: as of a prompt, what of them is cached is not read again.
+    """
 
     token_ids: Sequence[int]
     window: int | None = None
@@ -52,6 +55,7 @@ class ScoreJob:
     top: int = 0
     deadline: float | None = None
     priority: int = 0
+    first: int = 1
 
 
 Job = GenerateJob | ScoreJob

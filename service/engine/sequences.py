@@ -196,7 +196,7 @@ class ScoredText(Sequence):
 
     def __init__(self, owner: Submitted, job: ScoreJob, config: ModelConfig) -> None:
         self.job, self.scores = job, Scores()
-        self.windows = windows(len(job.token_ids), config, job.window, job.stride)
+        self.windows = windows(len(job.token_ids), config, job.window, job.stride, job.first)
         self.at = 0
         super().__init__(owner, 0, [])
         self._enter()
@@ -204,7 +204,7 @@ class ScoredText(Sequence):
     @property
     def reusable(self) -> int:
         # State i gives the probabilities of token i + 1; what is scored already (before a preemption) stays so.
-        return len(self.scores.logprobs) - self.windows[self.at].start
+        return self.job.first - 1 + len(self.scores.logprobs) - self.windows[self.at].start
 
     def wanted(self, count: int) -> int:
         return max(0, min(count, self.computed + count - self.reusable))
@@ -216,7 +216,7 @@ class ScoredText(Sequence):
         targets = list(self.job.token_ids[first + 1 : min(first + 1 + len(logits), window.end)])
         if targets:
             add_scores(self.scores, logits[: len(targets)], targets, self.job.top)
-            self.owner.events.append(ScoreProgress(len(self.scores.logprobs), len(self.job.token_ids) - 1))
+            self.owner.events.append(ScoreProgress(len(self.scores.logprobs), len(self.job.token_ids) - self.job.first))
         if self.pending == 0:
             self.at += 1
             if self.at < len(self.windows):
