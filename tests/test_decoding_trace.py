@@ -88,6 +88,12 @@ def test_how_a_token_came_about() -> None:
     assert how(top_k=1) == ("forced", None)
 
 
+def test_as_many_others_are_named_as_log_probabilities_were_asked_for() -> None:
+    rows = [row(1, trace=True, logprobs=count) for count in (None, 2, 9)]
+    traces = [choice.trace for choice in choose(LOGITS[:1].repeat(3, 1), rows)]
+    assert [len(trace.runners_up) for trace in traces if trace is not None] == [5, 5, 9]
+
+
 def test_rows_with_and_without_trace_share_a_batch() -> None:
     rows = [row(seed, top_p=0.8, trace=seed % 2 == 0) for seed in range(len(LOGITS))]
     choices = choose(LOGITS, rows)

@@ -14,6 +14,7 @@ from model.decoding.noise import gumbel_of_keys, row_keys
 from model.decoding.rows import Row
 
 RUNNERS_UP = 5
+"""How many other tokens a trace names, or more where more log-probabilities are asked for."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,9 @@ class Tracer:
         raw, final = self._raw[place], self._last[place]
         left = int((final > NOT_CHOSEN).sum())
         how: Literal["sampled", "greedy", "forced"] = "greedy" if row.greedy else "forced" if left == 1 else "sampled"
-        order = final.topk(min(RUNNERS_UP + 1, left)).indices.tolist()
-        others = [other for other in order if other != token_id][:RUNNERS_UP]
+        count = max(RUNNERS_UP, row.parameters["logprobs"] or 0)
+        order = final.topk(min(count + 1, left)).indices.tolist()
+        others = [other for other in order if other != token_id][:count]
         return TokenTrace(
             how=how,
             candidates=int((raw > NOT_CHOSEN).sum()),
