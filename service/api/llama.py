@@ -1,0 +1,187 @@
+"""llama.cpp's own routes for text: `/completion` with its streams, and the errors of its clients."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from model.decoding.aliases import translated
+from model.errors import InvalidRequest, TopkapiError
+from service.api import llama_schemas as schemas
+from service.api.body import JSONRoute
+from service.api.dialect import Dialect, with_hint
+from service.api.errors import INTERNAL, InapplicableField
+from service.api.llama_parameters import parameters_of, settings_of
+from service.api.llama_render import Renderer, server_sent_event
+from service.api.llama_state import add_state
+from service.api.llama_tokens import add_tokens
+from service.api.streaming import STREAM, EventStream, unless_disconnected
+from service.generation import Generation, Plan, plan
+from service.models import LoadedModel, Models
+from service.prompting import checked_ids, raw_tokens
+
+_KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "unavailable_error",
+          501: "not_supported_error", 503: "unavailable_error"}  # fmt: skip
+
+
+class ContextExceeded(InvalidRequest):
+    """The prompt leaves no room in the context."""
+
+    kind = "exceed_context_size_error"
+
+    def __init__(self, tokens: int, context: int, field: str) -> None:
+        message = f"the request ({tokens} tokens) exceeds the available context size ({context} tokens)"
+        super().__init__(message, field=field, hint=f"shorten it to at most {context - 1} tokens")
+        self.tokens, self.context = tokens, context
+
+
+def _error(error: TopkapiError) -> tuple[int, dict[str, Any]]:
+    # llama.cpp says 400 of a wrong field.
+    status = 400 if error.status == 422 else error.status
+    kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
+    content = {"code": status, "message": with_hint(error), "type": kind}
+    if isinstance(error, ContextExceeded):
+        content |= {"type": error.kind, "n_prompt_tokens": error.tokens, "n_ctx": error.context}
+    return status, {"error": content}
+
+
+LLAMA = Dialect("llama.cpp", _error, fields={"/tokenize": ("content", "prompt"), "/detokenize": ("tokens",)})
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": schemas.LlamaError, "description": meaning}
+    for status, meaning in {
+        400: "The body is not valid JSON, or a field is wrong",
+        404: "The checkpoint is not loaded",
+        413: "The body is too large",
+        415: "The body is not declared as JSON",
+        429: "The queue is full; wait Retry-After seconds",
+        500: "A step of the engine failed",
+        503: "Every slot is in use",
+    }.items()
+}
+_POST_ERRORS = {status: meaning for status, meaning in ERRORS.items() if status != 503}
+
+
+def router(models: Models) -> APIRouter:
+    """llama.cpp's routes over the loaded checkpoints."""
+    routes = APIRouter(route_class=JSONRoute, tags=["llama.cpp"])
+
+    async def complete(request: Request, body: schemas.LlamaRequest) -> Response:
+        model = models.get(body.model)
+        settings = settings_of(body)
+        settings["return_tokens"] = bool(body.return_tokens)
+        slot = 0 if body.id_slot is None or body.id_slot < 0 else body.id_slot
+        if slot >= model.engine.max_running:
+            message = f"id_slot is {slot}, but there are the slots 0 to {model.engine.max_running - 1}"
+            raise InvalidRequest(message, field="id_slot", hint="leave it out, or send -1")
+        generation = Generation(await asyncio.to_thread(_plan, model, body, settings))
+        renderer = Renderer(generation, settings, slot, body.response_fields or ())
+        if body.stream:
+            generation.start()
+            return EventStream(generation, _events(generation, renderer))
+        async with generation:
+            await unless_disconnected(request, generation.finish())
+        answers = [renderer.completion(output) for output in generation.outputs]
+        return JSONResponse(answers[0] if len(answers) == 1 else answers)
+
+    answered = schemas.LlamaCompletion | list[schemas.LlamaCompletion]
+    for path in ("/completion", "/completions"):
+        routes.add_api_route(
+            path,
+            complete,
+            methods=["POST"],
+            summary="llama.cpp: continue a prompt",
+            responses={**_POST_ERRORS, 200: {"model": answered, "content": STREAM}},
+            response_model=None,
+            name=path.strip("/"),
+        )
+    add_tokens(routes, models, _POST_ERRORS)
+    add_state(routes, models, ERRORS)
+    return routes
+
+
+def _plan(model: LoadedModel, body: schemas.LlamaRequest, settings: dict[str, Any]) -> Plan:
+    prompts = _prompts(model, body.prompt)
+    for position, prompt in enumerate(prompts):
+        if len(prompt) >= model.context_length:
+            field = "prompt" if len(prompts) == 1 else f"prompt[{position}]"
+            raise ContextExceeded(len(prompt), model.context_length, field)
+    with translated(parameters_of(model, body, settings)) as parameters:
+        return plan(model, prompts, parameters)
+
+
+def _prompts(model: LoadedModel, prompt: Any) -> list[list[int]]:
+    """The token ids of each prompt: a list is several, unless it holds a token id itself."""
+    if isinstance(prompt, list) and not any(_is_id(part) for part in prompt):
+        if not prompt:
+            raise InvalidRequest("prompt is empty", field="prompt", hint="send a text or at least one token id")
+        return [_one(model, part, f"prompt[{position}]") for position, part in enumerate(prompt)]
+    return [_one(model, prompt, "prompt")]
+
+
+def _one(model: LoadedModel, prompt: Any, field: str) -> list[int]:
+    if isinstance(prompt, dict):
+        return _of_object(model, prompt, field)
+    if isinstance(prompt, str):
+        return raw_tokens(model, prompt, field)
+    if not isinstance(prompt, list):
+        raise InvalidRequest(
+            f"{field} must be a text, a list of token ids and texts, or an object with prompt_string", field=field
+        )
+    if not any(isinstance(part, str) for part in prompt):
+        return checked_ids(model, prompt, field)
+    return _mixed(model, prompt, field)
+
+
+def _mixed(model: LoadedModel, parts: Sequence[Any], field: str) -> list[int]:
+    token_ids: list[int] = []
+    for position, part in enumerate(parts):
+        place = f"{field}[{position}]"
+        if isinstance(part, str) and position == 0:
+            token_ids += raw_tokens(model, part, place)
+        elif isinstance(part, str):
+            token_ids += model.checkpoint.tokenizer.encode_with_control(part)
+        else:
+            try:
+                token_ids += checked_ids(model, [part], field)
+            except InvalidRequest as error:
+                error.message = error.message.replace(f"{field}[0]", place, 1)
+                error.field = place
+                raise
+    return token_ids
+
+
+def _of_object(model: LoadedModel, prompt: dict[str, Any], field: str) -> list[int]:
+    for name in prompt:
+        if name != "prompt_string":
+            message = (
+                f"{field}.{name}: only text is read here" if name == "multimodal_data" else f"unknown field {name}"
+            )
+            raise InapplicableField(message, field=f"{field}.{name}", hint="send prompt_string alone")
+    return raw_tokens(model, prompt.get("prompt_string"), f"{field}.prompt_string")
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+async def _events(generation: Generation, renderer: Renderer) -> AsyncIterator[bytes]:
+    """A chunk per token, and each output's whole answer at the end, with the text that was held back for a stop."""
+    rest: dict[int, str] = {}
+    try:
+        async for delta in generation.deltas():
+            if delta.token is None:
+                rest[delta.output.index] = delta.text
+            else:
+                yield server_sent_event(renderer.chunk(delta, delta.token))
+        for output in generation.outputs:
+            yield server_sent_event(renderer.completion(output, rest.get(output.index, "")))
+    except TopkapiError as error:
+        yield server_sent_event(_error(error)[1])
+    except Exception:
+        yield server_sent_event(_error(INTERNAL)[1])
+        raise
