@@ -15,8 +15,8 @@ from model.transformer import Decoder
 
 @dataclass
 class Scores:
-    """Of each scored token (all but the first, where nothing else is said): natural log-probability, rank (1 is the most likely), entropy in nats, and the
-    most likely alternatives as `(token id, log-probability)`, most likely first."""
+    """Of each scored token (all but the first, if nothing else is said): natural log-probability, rank (1 is the most
+    likely), entropy in nats, and the most likely alternatives as `(token id, log-probability)`, most likely first."""
 
     logprobs: list[float] = field(default_factory=list)
     ranks: list[int] = field(default_factory=list)

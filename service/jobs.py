@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 
 from model.errors import Overloaded
@@ -15,20 +16,29 @@ from service.models import LoadedModel
 AT_ONCE = 32
 """Jobs of one request that may be in the engine's hands together, so that a long list leaves room for others."""
 
+RETRY_SECONDS = 0.02
+"""Between two looks at a queue that is full of other requests."""
+
 
 class JobGroup:
     """The jobs of one request: submitted in order, and cancelled together if the request ends before they do.
 
     `start` submits the first jobs; `Overloaded` and `InvalidRequest` surface there, before a response has begun. The
-    rest follow as earlier ones finish. As an async context manager it starts on entry and, however it is left, what
-    is still running is cancelled within a step.
+    rest follow as earlier ones finish; a job that `after` maps to another one waits until that is over, so that it can
+    start from what the other left in the cache. As an async context manager it starts on entry and, however it is left,
+    what is still running is cancelled within a step.
     """
 
-    def __init__(self, model: LoadedModel, jobs: Sequence[Job]) -> None:
+    def __init__(self, model: LoadedModel, jobs: Sequence[Job], after: Mapping[int, int] | None = None) -> None:
         self._model = model
         self._jobs = jobs
         self._handles: dict[int, Handle] = {}
-        self._submitted = 0
+        after = after or {}
+        self._ready = deque(number for number in range(len(jobs)) if number not in after)
+        self._begun = False
+        self._followers: dict[int, list[int]] = {}
+        for number, leader in after.items():
+            self._followers.setdefault(leader, []).append(number)
         self._queue: asyncio.Queue[tuple[int, list[Event], float]] = asyncio.Queue()
         self._started = 0.0
         self.elapsed = 0.0
@@ -51,13 +61,19 @@ class JobGroup:
 
     def cancel(self) -> None:
         """Cancel the jobs that are not over."""
-        self._submitted = len(self._jobs)
+        self._ready.clear()
+        self._followers.clear()
         for handle in self._handles.values():
             handle.cancel()
 
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
         """(number of the job, event) until every job is over. Raises the error of a job that failed."""
-        while self._handles:
+        while self._handles or self._ready:
+            if not self._handles:
+                # Others took the room in the queue between two jobs; what has begun is not refused any more.
+                await asyncio.sleep(RETRY_SECONDS)
+                self._submit()
+                continue
             number, events, at = await self._queue.get()
             self.elapsed = at - self._started
             for event in events:
@@ -66,22 +82,24 @@ class JobGroup:
                     raise event.error
                 if isinstance(event, Completed):
                     del self._handles[number]
+                    self._ready.extendleft(reversed(self._followers.pop(number, [])))
                     self._submit()
                 yield number, event
 
     def _submit(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._submitted < len(self._jobs) and len(self._handles) < AT_ONCE:
-            number = self._submitted
+        while self._ready and len(self._handles) < AT_ONCE:
+            number = self._ready[0]
             try:
                 handle = self._model.engine.submit(self._jobs[number], self._receiver(number, loop))
             except Overloaded:
-                if self._handles:
+                if self._begun:
                     # The queue has no room now; one of this request's own jobs will make some.
                     return
                 raise
+            self._ready.popleft()
             self._handles[number] = handle
-            self._submitted += 1
+            self._begun = True
 
     def _receiver(self, number: int, loop: asyncio.AbstractEventLoop) -> Deliver:
         def deliver(events: list[Event]) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal
 
 from model.errors import EngineError, InvalidRequest
 from model.scoring import Scores, check_text, windows
 from service.engine.request import Completed, ScoreJob, ScoreProgress
+from service.engine.slots import LEAST_COPIED
 from service.jobs import JobGroup
 from service.models import LoadedModel
 
@@ -35,6 +38,8 @@ class TextScore:
     scored_tokens: int
     bytes: int
     nll: float
+    nll_per_token: float | None
+    nll_per_byte: float | None
     perplexity: float | None
     bits_per_byte: float | None
     greedy_match: bool
@@ -52,6 +57,74 @@ def check_items(model: LoadedModel, items: Sequence[Item], window: int | None, s
         windows(len(item.token_ids), model.checkpoint.config, window, stride)
 
 
+class Scoring:
+    """Scores items. An async context manager: leaving it cancels what is still running.
+
+    What items have in common before their completions (the prompt of several choices) is read once.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        items: Sequence[Item],
+        window: int | None = None,
+        stride: int | None = None,
+        top: int = 0,
+        priority: int = 0,
+    ) -> None:
+        self.cached_tokens = 0
+        self.deterministic = True
+        self._items = items
+        self._found: dict[int, Scores] = {}
+        jobs = [ScoreJob(item.token_ids, window, stride, top, priority=priority, first=item.first) for item in items]
+        self._group = JobGroup(model, jobs, _leaders(items))
+
+    async def __aenter__(self) -> Scoring:
+        self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    def start(self) -> None:
+        """Submit the items. Raises `Overloaded` when the queue is full. Needs a running event loop."""
+        self._group.start()
+
+    def cancel(self) -> None:
+        """End what is running within a step."""
+        self._group.cancel()
+
+    async def progress(self) -> AsyncIterator[tuple[int, int]]:
+        """(tokens scored, tokens to score) of all items after each step, until all are done."""
+        scored = [0] * len(self._items)
+        total = sum(map(_count, self._items))
+        done = 0
+        async for number, event in self._group.events():
+            if isinstance(event, ScoreProgress):
+                done += event.scored - scored[number]
+                scored[number] = event.scored
+                yield done, total
+            elif isinstance(event, Completed):
+                if event.scores is None or len(event.scores.logprobs) != _count(self._items[number]):
+                    raise EngineError("scoring was cancelled before its end", hint="send the request again")
+                self._found[number] = event.scores
+                self.cached_tokens += event.cached_tokens
+                self.deterministic = self.deterministic and event.deterministic
+
+    async def finish(self) -> list[Scores]:
+        """Run to the end; what `scores` gives then."""
+        async for _ in self.progress():
+            pass
+        return self.scores
+
+    @property
+    def scores(self) -> list[Scores]:
+        """Of each item, in order, the log-probabilities of its tokens from its `first` on; once all are done."""
+        return [self._found[number] for number in range(len(self._items))]
+
+
 async def score_items(
     model: LoadedModel,
     items: Sequence[Item],
@@ -60,24 +133,34 @@ async def score_items(
     top: int = 0,
     progress: Progress | None = None,
 ) -> list[Scores]:
-    """The log-probabilities of each item's tokens but the first, in order.
+    """The log-probabilities of each item's tokens from its `first` on, in order.
 
     `progress(scored, total)` is told how many tokens of all items are done.
     """
-    jobs = [ScoreJob(item.token_ids, window, stride, top) for item in items]
-    found: dict[int, Scores] = {}
-    scored = [0] * len(items)
-    total = sum(len(item.token_ids) - 1 for item in items)
-    async with JobGroup(model, jobs) as group:
-        async for number, event in group.events():
-            if isinstance(event, ScoreProgress) and progress is not None:
-                scored[number] = event.scored
-                progress(sum(scored), total)
-            elif isinstance(event, Completed):
-                if event.scores is None:
-                    raise EngineError("scoring was cancelled: the server is stopping", hint="try again in a moment")
-                found[number] = event.scores
-    return [found[number] for number in range(len(items))]
+    async with Scoring(model, items, window, stride, top) as scoring:
+        async for scored, total in scoring.progress():
+            if progress is not None:
+                progress(scored, total)
+        return scoring.scores
+
+
+def _count(item: Item) -> int:
+    return len(item.token_ids) - item.first
+
+
+def _leaders(items: Sequence[Item]) -> dict[int, int]:
+    """For each item whose prompt is that of an earlier one, that one's number.
+
+    They would all read the prompt if they began together. Below a few tokens that costs less than waiting.
+    """
+    first: dict[tuple[int, ...], int] = {}
+    leaders = {}
+    for number, item in enumerate(items):
+        if item.first > LEAST_COPIED:
+            leader = first.setdefault(tuple(item.token_ids[: item.first]), number)
+            if leader != number:
+                leaders[number] = leader
+    return leaders
 
 
 def summarise(model: LoadedModel, item: Item, scores: Scores) -> TextScore:
@@ -85,20 +168,23 @@ def summarise(model: LoadedModel, item: Item, scores: Scores) -> TextScore:
 
     `bytes` are those of the text, or of the completion alone. Raises `EngineError` where the network gave no number.
     """
-    logprobs = [finite(logprob) for logprob in scores.logprobs[item.first - 1 :]]
+    logprobs = [finite(logprob) for logprob in scores.logprobs]
     nll = 0.0 - math.fsum(logprobs)
     own_tokens = item.token_ids[item.first :] if item.is_completion else item.token_ids
     size = sum(len(model.checkpoint.tokenizer.token_bytes(token_id)) for token_id in own_tokens)
     mean = nll / len(logprobs) if logprobs else None
+    per_byte = nll / size if logprobs and size else None
     return TextScore(
         tokens=len(item.token_ids),
         scored_tokens=len(logprobs),
         bytes=size,
         nll=nll,
+        nll_per_token=mean,
+        nll_per_byte=per_byte,
         # Beyond this, exp overflows: the text is impossible under the network.
         perplexity=math.exp(mean) if mean is not None and mean < 700 else None,
-        bits_per_byte=nll / math.log(2) / size if logprobs and size else None,
-        greedy_match=all(rank == 1 for rank in scores.ranks[item.first - 1 :]),
+        bits_per_byte=None if per_byte is None else per_byte / math.log(2),
+        greedy_match=all(rank == 1 for rank in scores.ranks),
     )
 
 
@@ -109,13 +195,22 @@ def finite(logprob: float) -> float:
     return max(logprob, IMPOSSIBLE)
 
 
-def best_choice(scores: Sequence[TextScore]) -> int:
-    """The choice with the lowest negative log-likelihood per byte; the first of equals.
+Normalization = Literal["byte", "token", "none"]
 
-    Per byte, so that neither a long choice nor one of many tokens is at a disadvantage (lm-evaluation-harness calls
-    the same ranking `acc_norm`).
+
+def ranking(scores: Sequence[TextScore], normalization: Normalization) -> list[int]:
+    """The choices from the likeliest to the least likely; of equals, the first one first.
+
+    What is compared is the negative log-likelihood per byte, so that neither a long choice nor one of many tokens is
+    at a disadvantage (lm-evaluation-harness: `acc_norm`), per token, or as it is (`acc`).
     """
-    return min(range(len(scores)), key=lambda index: scores[index].nll / max(scores[index].bytes, 1))
+
+    def cost(index: int) -> float:
+        score = scores[index]
+        size = {"byte": score.bytes, "token": score.scored_tokens, "none": 1}[normalization]
+        return score.nll / max(size, 1)
+
+    return sorted(range(len(scores)), key=cost)
 
 
 def require_one(given: Sequence[str], allowed: str) -> str:

@@ -1,4 +1,4 @@
-"""Scoring a completion after its prompt: the same numbers as scoring the whole text, without reading the prompt twice."""
+"""Scoring a completion after its prompt: the numbers are the whole text's, and the prompt is read once."""
 
 from __future__ import annotations
 

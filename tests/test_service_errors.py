@@ -98,6 +98,10 @@ BAD_SCORE = [
     ({"text": "a", "stride": 0}, "stride", "at least 1"),
     ({"text": "a", "top": -1}, "top", "greater than or equal to 0"),
     ({"text": "a", "windw": 8}, "windw", "unknown field"),
+    ({"text": "a", "normalize": "byte"}, "normalize", "ranks choices"),
+    ({"prompt": "a", "choices": ["b"], "normalize": "word"}, "normalize", "'byte', 'token' or 'none'"),
+    ({"text": "a", "priority": 101}, "priority", "less than or equal to 100"),
+    ({"text": "a", "stream": 1}, "stream", "boolean"),
 ]
 
 BAD_BODIES = [

@@ -1,11 +1,12 @@
 """POST /score, /tokenize and /detokenize: the numbers are those of the network, in the units that are documented."""
 
+import json
 import math
 
 import pytest
 
 from model.scoring import score
-from service.api.schemas import ScoreResponse
+from service.api.score_schemas import ScoreResponse
 
 TEXT = "A list is a mutable sequence.\nIts items may be of any type, naïve or not."
 
@@ -82,10 +83,82 @@ def test_greedy_match_says_that_greedy_decoding_would_write_the_completion(serve
     assert [result["greedy_match"] for result in served.answer("/score", pairs=pairs)["results"]] == [True, False]
 
 
-def test_choices_are_ranked_by_bits_per_byte(served) -> None:
-    answer = served.answer("/score", prompt="A list is", choices=[" mutable", " a sequence", " of any type"])
-    bits = [result["bits_per_byte"] for result in answer["results"]]
-    assert answer["choice"] == bits.index(min(bits))
+def test_choices_are_ranked_by_what_the_request_says(served) -> None:
+    choices = [" mutable", " a sequence", " of any type", " it", " of", "x" * 40, " any any any any any"]
+    keys = {"byte": "nll_per_byte", "token": "nll_per_token", "none": "nll"}
+    rankings = []
+    for normalize, key in keys.items():
+        answer = served.answer("/score", prompt="A list is", choices=choices, normalize=normalize)
+        assert ScoreResponse.model_validate(answer).model_dump(exclude_unset=True) == answer
+        costs = [result[key] for result in answer["results"]]
+        assert answer["ranking"] == sorted(range(len(choices)), key=costs.__getitem__)
+        assert answer["choice"] == answer["ranking"][0]
+        for result in answer["results"]:
+            assert result["nll_per_token"] == pytest.approx(result["nll"] / result["scored_tokens"])
+            assert result["nll_per_byte"] == pytest.approx(result["nll"] / result["bytes"])
+            assert result["nll_per_byte"] == pytest.approx(result["bits_per_byte"] * math.log(2))
+        rankings.append(answer["ranking"])
+    assert len({tuple(ranking) for ranking in rankings}) > 1, "it makes a difference"
+    default = served.answer("/score", prompt="A list is", choices=choices)
+    assert default["ranking"] == rankings[0]
+    same = served.answer("/score", prompt="A list is", choices=[" it", " it"])
+    assert same["ranking"] == [0, 1]
+
+
+def test_the_prompt_of_choices_is_read_once(served) -> None:
+    """What the engine did not read again is counted, and the numbers are those of pairs scored one by one."""
+    prompt = "The items of a list may be of any type, and a list of lists is a list, too. " * 2
+    length = len(served.models.get().checkpoint.tokenizer.encode(prompt))
+    choices = [" A", " No list", " Every list of them", " B"]
+    together = served.answer("/score", prompt=prompt, choices=choices)
+    assert together["usage"]["cached_tokens"] >= (len(choices) - 1) * (length - 1)
+    assert together["usage"]["prompt_tokens"] == sum(result["tokens"] for result in together["results"])
+    served.answer("/score", text="Something else, so that nothing is left of it. " * 6)
+    for choice, result in zip(choices, together["results"], strict=True):
+        assert served.answer("/score", pairs=[{"prompt": prompt, "completion": choice}])["results"] == [result]
+    assert together["deterministic"] is True
+
+
+def test_progress_streams_and_ends_with_the_whole_answer(served) -> None:
+    body = {"text": [TEXT * 30, TEXT], "model": "base", "per_token": False}
+    with served.client.stream("POST", "/score", json=body | {"stream": True}) as response:
+        events = [event.split("\n") for event in response.read().decode().strip().split("\n\n")]
+    parsed = [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for _, name, data in events]
+    assert all(identifier.startswith("id: score-") for identifier, _, _ in events)
+    *progress, (last, done) = parsed
+    assert last == "done" and {name for name, _ in progress} == {"progress"}
+    scored = [data["scored"] for _, data in progress]
+    assert scored == sorted(scored) and len({data["total"] for _, data in progress}) == 1
+    assert scored[-1] == progress[-1][1]["total"] == sum(result["scored_tokens"] for result in done["results"])
+    assert done["results"] == served.answer("/score", **body)["results"]
+    identifier = events[-1][0].removeprefix("id: ")
+    name, _, count = identifier.rpartition(":")
+    again = served.client.get(f"/streams/{name}", headers={"Last-Event-ID": f"{name}:{int(count) - 1}"})
+    assert json.loads(again.text.split("\ndata: ")[1]) == done
+
+
+def test_a_log_probability_of_minus_infinity_is_sent_as_a_number(served, monkeypatch) -> None:
+    """The network rules a token out: JSON has no infinity, and the sums stay finite."""
+    ids = served.models.get().checkpoint.tokenizer.encode("A list is")
+    impossible = ids[1]
+    network = served.models.get().engine.network
+    run = network.run
+
+    def without(works):
+        logits = run(works).clone()
+        logits[:, impossible] = -math.inf
+        return logits
+
+    monkeypatch.setattr(network, "run", without)
+    (result,) = served.answer("/score", token_ids=ids, top=512)["results"]
+    first, second, *_ = result["per_token"][1:]
+    assert first["logprob"] == -9999.0 and first["rank"] == 512 and math.isfinite(first["entropy"])
+    assert first["top"][-1] == {"token_id": impossible, "text": first["text"], "logprob": -9999.0}
+    assert second["logprob"] > -100
+    assert result["nll"] == pytest.approx(-sum(each["logprob"] for each in result["per_token"][1:]))
+    assert result["perplexity"] is None
+    generated = served.post("/generate", prompt=ids, max_tokens=1, logprobs=512, temperature=0)
+    assert generated.status_code == 200 and "Infinity" not in generated.text and "NaN" not in generated.text
 
 
 def test_a_text_of_one_token_has_nothing_to_score(served) -> None:

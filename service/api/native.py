@@ -24,7 +24,7 @@ def router(models: Models) -> APIRouter:
     routes = APIRouter(route_class=JSONRoute)
     streams = Streams(models.settings.stream_grace, models.settings.stream_bytes)
     add_generate(routes, models, streams)
-    add_score(routes, models)
+    add_score(routes, models, streams)
     add_streams(routes, streams)
     add_tokens(routes, models)
 

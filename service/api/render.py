@@ -115,6 +115,8 @@ def score_result(
         "scored_tokens": score.scored_tokens,
         "bytes": score.bytes,
         "nll": score.nll,
+        "nll_per_token": score.nll_per_token,
+        "nll_per_byte": score.nll_per_byte,
         "perplexity": score.perplexity,
         "bits_per_byte": score.bits_per_byte,
     }
@@ -149,13 +151,13 @@ def _output(generation: Generation, output: Output) -> dict[str, Any]:
 
 
 def _scored(model: LoadedModel, item: Item, scores: Scores, position: int, top: int) -> dict[str, Any]:
-    known = position > 0
+    known, at = position >= item.first, position - item.first
     result = piece(model, item.token_ids[position]) | {
-        "logprob": finite(scores.logprobs[position - 1]) if known else None,
-        "rank": scores.ranks[position - 1] if known else None,
-        "entropy": scores.entropies[position - 1] if known else None,
+        "logprob": finite(scores.logprobs[at]) if known else None,
+        "rank": scores.ranks[at] if known else None,
+        "entropy": scores.entropies[at] if known else None,
     }
     if top:
-        tops = scores.tops[position - 1] if known else []
+        tops = scores.tops[at] if known else []
         result["top"] = [candidate(model, token_id, logprob) for token_id, logprob in tops]
     return result

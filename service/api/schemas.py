@@ -13,15 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 
 from model.decoding.parameters import PARAMETERS, Parameter
 
-_TOKEN_IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
-_TEXT: dict[str, Any] = {"type": "string", "minLength": 1}
-_TEXT_OR_IDS: dict[str, Any] = {"anyOf": [_TEXT, _TOKEN_IDS]}
-_PROMPT: dict[str, Any] = {"anyOf": [_TEXT, _TOKEN_IDS, {"type": "array", "items": _TEXT_OR_IDS, "minItems": 1}]}
+TOKEN_IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+TEXT: dict[str, Any] = {"type": "string", "minLength": 1}
+TEXT_OR_IDS: dict[str, Any] = {"anyOf": [TEXT, TOKEN_IDS]}
+_PROMPT: dict[str, Any] = {"anyOf": [TEXT, TOKEN_IDS, {"type": "array", "items": TEXT_OR_IDS, "minItems": 1}]}
 
 Prompt = Annotated[Any, WithJsonSchema(_PROMPT)]
-TextOrIds = Annotated[Any, WithJsonSchema(_TEXT_OR_IDS)]
-Texts = Annotated[Any, WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]})]
-IdLists = Annotated[Any, WithJsonSchema({"anyOf": [_TOKEN_IDS, {"type": "array", "items": _TOKEN_IDS, "minItems": 1}]})]
+TextOrIds = Annotated[Any, WithJsonSchema(TEXT_OR_IDS)]
 ModelName = Annotated[str | None, Field(description="A loaded checkpoint's name; the first one by default.")]
 
 Priority = Annotated[
@@ -72,11 +70,11 @@ def parameter_schema(parameter: Parameter) -> dict[str, Any]:
         "integer": number,
         "number": number,
         "boolean": {"type": "boolean"},
-        "text": _TEXT,
+        "text": TEXT,
         "schema": {"anyOf": [{"type": "object"}, {"type": "boolean"}]},
-        "strings": {"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]},
+        "strings": {"anyOf": [TEXT, {"type": "array", "items": TEXT}]},
         "integers": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-        "words": {"anyOf": [_TEXT, {"type": "array", "items": _TEXT_OR_IDS}]},
+        "words": {"anyOf": [TEXT, {"type": "array", "items": TEXT_OR_IDS}]},
         "integer_to_number": {
             "type": "object",
             "propertyNames": {"pattern": "^[0-9]+$"},
@@ -224,66 +222,6 @@ class GenerateResponse(BaseModel):
     deterministic: bool
 
 
-class Pair(Strict):
-    """A completion to score after a prompt. Each is a text or token ids, and they are tokenised apart."""
-
-    prompt: TextOrIds
-    completion: TextOrIds
-
-
-class ScoreRequest(Strict):
-    """The body of `POST /score`: exactly one of `text`, `token_ids`, `pairs` and `prompt` with `choices`."""
-
-    text: Annotated[Texts, Field(description="A text or several.")] = None
-    token_ids: Annotated[IdLists, Field(description="Token ids, or several lists of them.")] = None
-    pairs: Annotated[list[Pair] | None, Field(description="Completions to score, each after its prompt.")] = None
-    prompt: Annotated[TextOrIds, Field(description="What the choices continue.")] = None
-    choices: Annotated[list[TextOrIds] | None, Field(description="Continuations to rank.")] = None
-    model: ModelName = None
-    window: Annotated[int | None, Field(description="Tokens read at a time; the context length by default.")] = None
-    stride: Annotated[int | None, Field(description="Tokens between windows; half a window by default.")] = None
-    top: Annotated[int, Field(ge=0, le=1000, description="Most likely alternatives to report per token.")] = 0
-    per_token: Annotated[bool, Field(description="Whether to report every token.")] = True
-
-
-class ScoredToken(BaseModel):
-    """One token. `logprob`, `rank` and `entropy` (nats) are null for the first, which nothing precedes."""
-
-    token_id: int
-    text: str
-    bytes: list[int]
-    logprob: float | None
-    rank: int | None
-    entropy: float | None
-    top: list[Candidate] | None = None
-
-
-class ScoreResult(BaseModel):
-    """The scores of one text, or of one completion. `nll` is in nats over the scored tokens.
-
-    `perplexity` and `bits_per_byte` are null where nothing could be scored (a text of one token).
-    """
-
-    tokens: int
-    scored_tokens: int
-    bytes: int
-    nll: float
-    perplexity: float | None
-    bits_per_byte: float | None
-    greedy_match: bool | None = None
-    per_token: list[ScoredToken] | None = None
-
-
-class ScoreResponse(BaseModel):
-    """The answer of `POST /score`. `choice` is the index of the choice with the lowest bits per byte."""
-
-    id: str
-    model: str
-    results: list[ScoreResult]
-    choice: int | None = None
-    usage: Usage
-
-
 class TokenizeRequest(Strict):
     """The body of `POST /tokenize`: exactly one of `text` and `messages`."""
 
@@ -312,7 +250,7 @@ class TokenizeResponse(BaseModel):
 class DetokenizeRequest(Strict):
     """The body of `POST /detokenize`."""
 
-    token_ids: Annotated[Any, WithJsonSchema(_TOKEN_IDS)]
+    token_ids: Annotated[Any, WithJsonSchema(TOKEN_IDS)]
     model: ModelName = None
 
 

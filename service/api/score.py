@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -10,49 +12,84 @@ from fastapi.responses import JSONResponse, Response
 
 from model.errors import InvalidRequest
 from service import scoring
-from service.api import render, schemas
-from service.api.streaming import unless_disconnected
+from service.api import render, schemas, score_schemas
+from service.api.streaming import STREAM, unless_disconnected
+from service.api.streams import Events, Streams, fingerprint, resumed
 from service.models import LoadedModel, Models
 from service.prompting import checked_ids, text_tokens, tokens_of
 
+SECONDS_BETWEEN_PROGRESS = 0.1
 
-def add_score(routes: APIRouter, models: Models) -> None:
+
+def add_score(routes: APIRouter, models: Models, streams: Streams) -> None:
     """The route, over the loaded checkpoints."""
 
     @routes.post(
         "/score",
         tags=["text"],
-        summary="Log-probabilities and perplexity of texts",
-        responses={**schemas.ERRORS, 200: {"model": schemas.ScoreResponse}},
+        summary="Log-probabilities and perplexity of texts; choices ranked",
+        responses={
+            **schemas.ERRORS,
+            200: {"model": score_schemas.ScoreResponse, "content": STREAM, "description": "The scores"},
+        },
         response_model=None,
     )
-    async def score(request: Request, body: schemas.ScoreRequest) -> Response:
+    async def score(
+        request: Request, body: score_schemas.ScoreRequest, last_event_id: schemas.LastEventId = None
+    ) -> Response:
+        if last_event_id is not None:
+            return await resumed(streams, request, body.stream, last_event_id)
         model = models.get(body.model)
         items = await asyncio.to_thread(_items, model, body)
-        found = await unless_disconnected(
-            request, scoring.score_items(model, items, body.window, body.stride, body.top)
-        )
+        work = scoring.Scoring(model, items, body.window, body.stride, body.top, body.priority)
+        identifier = render.new_id("score")
 
-        def respond() -> JSONResponse:
-            summaries = [scoring.summarise(model, *pair) for pair in zip(items, found, strict=True)]
-            results = [
-                render.score_result(model, item, scores, summary, body.per_token, body.top)
-                for item, scores, summary in zip(items, found, summaries, strict=True)
-            ]
-            content: dict[str, Any] = {"id": render.new_id("score"), "model": model.name, "results": results}
-            if body.choices is not None:
-                content["choice"] = scoring.best_choice(summaries)
-            return JSONResponse(content | {"usage": render.usage(sum(len(item.token_ids) for item in items))})
+        def answer() -> dict[str, Any]:
+            return {"id": identifier, **_answer(model, body, items, work)}
 
-        return await asyncio.to_thread(respond)
+        if body.stream:
+            same = fingerprint(await request.json())
+            work.start()
+            return streams.begin(identifier, same, _events(work, answer), work.cancel)
+        async with work:
+            await unless_disconnected(request, work.finish())
+        return await asyncio.to_thread(lambda: JSONResponse(answer()))
 
 
-def _items(model: LoadedModel, body: schemas.ScoreRequest) -> list[scoring.Item]:
+def _answer(
+    model: LoadedModel, body: score_schemas.ScoreRequest, items: list[scoring.Item], work: scoring.Scoring
+) -> dict[str, Any]:
+    scores = work.scores
+    summaries = [scoring.summarise(model, *pair) for pair in zip(items, scores, strict=True)]
+    results = [
+        render.score_result(model, item, own, summary, body.per_token, body.top)
+        for item, own, summary in zip(items, scores, summaries, strict=True)
+    ]
+    content: dict[str, Any] = {"model": model.name, "results": results}
+    if body.choices is not None:
+        ranking = scoring.ranking(summaries, body.normalize or "byte")
+        content |= {"choice": ranking[0], "ranking": ranking}
+    usage = render.usage(sum(len(item.token_ids) for item in items), work.cached_tokens)
+    return content | {"usage": usage, "deterministic": work.deterministic}
+
+
+async def _events(work: scoring.Scoring, answer: Callable[[], dict[str, Any]]) -> Events:
+    told = 0.0
+    async for scored, total in work.progress():
+        if scored == total or time.monotonic() - told > SECONDS_BETWEEN_PROGRESS:
+            told = time.monotonic()
+            yield "progress", {"scored": scored, "total": total}
+    yield "done", await asyncio.to_thread(answer)
+
+
+def _items(model: LoadedModel, body: score_schemas.ScoreRequest) -> list[scoring.Item]:
     given = schemas.given(body, "text", "token_ids", "pairs", "choices")
     kind = scoring.require_one(given, "text, token_ids, pairs, and prompt with choices")
     if (body.prompt is None) == (kind == "choices"):
         message = "choices need a prompt" if kind == "choices" else f"prompt goes with choices, not with {kind}"
         raise InvalidRequest(message, field="prompt", hint="send prompt and choices together, or pairs")
+    if body.normalize is not None and kind != "choices":
+        raise InvalidRequest(f"normalize ranks choices, and there are none with {kind}", field="normalize")
     if kind == "pairs":
         pairs = [(pair.prompt, f"pairs[{n}].prompt", pair.completion, f"pairs[{n}].completion")
                  for n, pair in enumerate(body.pairs or [])]  # fmt: skip
@@ -72,7 +109,7 @@ def _items(model: LoadedModel, body: schemas.ScoreRequest) -> list[scoring.Item]
     return items
 
 
-def _texts(model: LoadedModel, body: schemas.ScoreRequest, kind: str) -> list[list[int]]:
+def _texts(model: LoadedModel, body: score_schemas.ScoreRequest, kind: str) -> list[list[int]]:
     if kind == "text":
         texts = body.text if isinstance(body.text, list) else None
         if texts is None:

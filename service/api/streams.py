@@ -135,15 +135,18 @@ class Stream:
             async for name, data in events:
                 self._append(name, data)
         except TopkapiError as error:
+            # Of several jobs one has failed; the others still run.
+            self.cancel()
             self._append("error", error_body(error))
         except Exception as error:
+            self.cancel()
             # The response has begun, so no error handler can answer any more.
             logger.error("the stream %s failed", self.identifier, exc_info=error)
             self._append("error", error_body(INTERNAL))
         finally:
-            self.over = True
             # What was computed need not be held as long as its events are.
             self.cancel = _nothing
+            self.over = True
             self._wake()
 
     def _append(self, name: str, data: dict[str, Any]) -> None:

@@ -1,0 +1,84 @@
+"""What `POST /score` reads and answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, WithJsonSchema
+
+from service.api.schemas import TEXT, TOKEN_IDS, Candidate, ModelName, Priority, Strict, TextOrIds, Usage
+
+Texts = Annotated[Any, WithJsonSchema({"anyOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1}]})]
+IdLists = Annotated[Any, WithJsonSchema({"anyOf": [TOKEN_IDS, {"type": "array", "items": TOKEN_IDS, "minItems": 1}]})]
+
+
+class Pair(Strict):
+    """A completion to score after a prompt. Each is a text or token ids, and they are tokenised apart."""
+
+    prompt: TextOrIds
+    completion: TextOrIds
+
+
+class ScoreRequest(Strict):
+    """The body of `POST /score`: exactly one of `text`, `token_ids`, `pairs` and `prompt` with `choices`."""
+
+    text: Annotated[Texts, Field(description="A text or several.")] = None
+    token_ids: Annotated[IdLists, Field(description="Token ids, or several lists of them.")] = None
+    pairs: Annotated[list[Pair] | None, Field(description="Completions to score, each after its prompt.")] = None
+    prompt: Annotated[TextOrIds, Field(description="What the choices continue.")] = None
+    choices: Annotated[list[TextOrIds] | None, Field(description="Continuations to rank.")] = None
+    model: ModelName = None
+    window: Annotated[int | None, Field(description="Tokens read at a time; the context length by default.")] = None
+    stride: Annotated[int | None, Field(description="Tokens between windows; half a window by default.")] = None
+    top: Annotated[int, Field(ge=0, le=1000, description="Most likely alternatives to report per token.")] = 0
+    per_token: Annotated[bool, Field(description="Whether to report every token.")] = True
+    normalize: Annotated[
+        Literal["byte", "token", "none"] | None,
+        Field(
+            description="What choices are ranked by: their log-likelihood per byte (default), per token, or as it is."
+        ),
+    ] = None
+    stream: Annotated[bool, Field(description="Tell the progress by server-sent events.")] = False
+    priority: Priority = 0
+
+
+class ScoredToken(BaseModel):
+    """One token. `logprob`, `rank` and `entropy` (nats) are null for the first, which nothing precedes."""
+
+    token_id: int
+    text: str
+    bytes: list[int]
+    logprob: float | None
+    rank: int | None
+    entropy: float | None
+    top: list[Candidate] | None = None
+
+
+class ScoreResult(BaseModel):
+    """The scores of one text, or of one completion. `nll` is in nats over the scored tokens.
+
+    What is per something, and `perplexity`, is null where nothing could be scored (a text of one token).
+    """
+
+    tokens: int
+    scored_tokens: int
+    bytes: int
+    nll: float
+    nll_per_token: float | None
+    nll_per_byte: float | None
+    perplexity: float | None
+    bits_per_byte: float | None
+    greedy_match: bool | None = None
+    per_token: list[ScoredToken] | None = None
+
+
+class ScoreResponse(BaseModel):
+    """The answer of `POST /score`. `ranking` holds the indices of the choices, the likeliest first: `choice`."""
+
+    id: str
+    model: str
+    results: list[ScoreResult]
+    choice: int | None = None
+    ranking: list[int] | None = None
+    usage: Usage
+    deterministic: bool
