@@ -22,6 +22,7 @@ from model.chat import ChatTemplate
 from model.config import ModelConfig
 from model.errors import CheckpointError
 from model.files import recover_directory, sha256, write_directory
+from model.quantize import quantize
 from model.tensors import from_hugging_face, read_safetensors, to_hugging_face
 from model.tokenizer import Tokenizer
 from model.transformer import Decoder
@@ -52,9 +53,9 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Load a checkpoint directory or a GGUF file for inference.
 
-    Matrices are held in `dtype` (None: as stored, float16 becoming float32 on the CPU, where it is slow), vectors in
-    float32. `verify` compares every file with the digests in `topkapi.json`. Raises `CheckpointError` naming the
-    file for what is missing, unreadable, truncated, altered or not supported.
+    Matrices are held in `dtype` (None: as stored, float16 becoming float32 on the CPU, where it is slow; `torch.int8`:
+    see `model.quantize`), vectors in float32. `verify` compares every file with the digests in `topkapi.json`. Raises
+    `CheckpointError` naming the file for what is missing, unreadable, truncated, altered or not supported.
     """
     try:
         return _load(Path(path), dtype, torch.device(device), verify)
@@ -95,9 +96,11 @@ def _load(path: Path, dtype: torch.dtype | None, device: torch.device, verify: b
             hint="the two files belong to different models",
         )
     config = config.with_end_tokens(_end_tokens(config, tokenizer, chat, generation))
-    if dtype is None and raw_config.get("dtype", raw_config.get("torch_dtype")) == "float16":
-        dtype = torch.float32
-    model = _build(config, from_hugging_face(config, tensors), path, dtype, device)
+    stored = raw_config.get("dtype", raw_config.get("torch_dtype"))
+    held = torch.float32 if dtype in (None, torch.int8) and stored == "float16" else dtype
+    model = _build(config, from_hugging_face(config, tensors), path, None if held == torch.int8 else held, device)
+    if dtype == torch.int8:
+        quantize(model)
     return Checkpoint(path.resolve().name, path, config, model, tokenizer, chat, generation, details)
 
 

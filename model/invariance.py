@@ -7,7 +7,7 @@ those, padding with rows of zeros. A matrix for which no useful set agrees is co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -34,10 +34,15 @@ def calibrate(model: Decoder) -> bool:
 
 
 def _calibrate(model: Decoder) -> bool:
+    rounding = [module for module in _one_of_each_shape(model) if not (module.product and module.product.exact)]
+    if not rounding:
+        # Sums of integers: every row count agrees, none needs padding.
+        return _attention_agrees(model)
     agreed = set(ROW_SIZES)
-    for module in _one_of_each_shape(model):
+    for module in rounding:
         tried = [size for size in ROW_SIZES if module is not model.lm_head or size <= LOGIT_ROWS]
-        sizes = agreeing_sizes(module.weight.shape, module.compute_dtype or module.weight.dtype, model.device, tried)
+        make_product = module.make_product or plain_product
+        sizes = agreeing_sizes(module.weight.shape, module.input_dtype, model.device, tried, make_product)
         if sizes and min(sizes) <= TILE and max(sizes) == tried[-1]:
             agreed &= {*sizes, *ROW_SIZES[len(tried) :]}
         else:
@@ -47,18 +52,31 @@ def _calibrate(model: Decoder) -> bool:
     if not agreed:
         return False
     model.row_sizes = tuple(sorted(agreed))
+    return _attention_agrees(model)
+
+
+def _attention_agrees(model: Decoder) -> bool:
     if rows_agree(model):
         return True
     model.query_tile = TILE
     return rows_agree(model)
 
 
+def plain_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """The product with a matrix that lies in memory as rows."""
+    return lambda rows: functional.linear(rows, weight, bias)
+
+
 def agreeing_sizes(
-    shape: torch.Size, dtype: torch.dtype, device: torch.device, tried: Sequence[int] = ROW_SIZES
+    shape: torch.Size,
+    dtype: torch.dtype,
+    device: torch.device,
+    tried: Sequence[int] = ROW_SIZES,
+    make_product: Callable[[Tensor, Tensor | None], Callable[[Tensor], Tensor]] = plain_product,
 ) -> list[int]:
     """The widest set of the row counts `tried` with which a product gives each row the same bits, wherever it stands.
 
-    The product is with a matrix of `shape` (outputs, inputs) in `dtype`.
+    The product is with a matrix of `shape` (outputs, inputs) in `dtype`, as `make_product` makes it.
     Every exact result of the trial is zero: each term has its opposite elsewhere in the sum. What comes out is the
     error of rounding alone, so two orders of adding can't look alike, not even in bfloat16.
     """
@@ -71,10 +89,11 @@ def agreeing_sizes(
     rows, matrix = torch.zeros(tried[-1], inputs), torch.zeros(outputs, inputs)
     rows[:, : 2 * half], matrix[:, : 2 * half] = values, torch.cat((factors, -factors), dim=1)
     rows, matrix = rows[:, order].to(device, dtype), matrix[:, order].to(device, dtype)
+    product = make_product(matrix, None)
     groups: list[tuple[list[int], Tensor]] = []
     for size in reversed(tried):
-        result = functional.linear(rows[:size], matrix)
-        if not torch.equal(functional.linear(rows[:size].flip(0), matrix).flip(0), result):
+        result = product(rows[:size])
+        if not torch.equal(product(rows[:size].flip(0)).flip(0), result):
             continue
         for sizes, reference in groups:
             if torch.equal(reference[:size], result):
@@ -121,4 +140,4 @@ def rows_agree(model: Decoder) -> bool:
 
 def _one_of_each_shape(model: Decoder) -> list[Linear]:
     linears = [module for module in model.modules() if isinstance(module, Linear)]
-    return list({(module.weight.shape, module.weight.dtype): module for module in linears}.values())
+    return list({(module.weight.shape, module.held_in): module for module in linears}.values())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.config import ModelConfig
-from model.linear import Linear
+from model.linear import Linear, stacked
 
 
 class Attend(Protocol):
@@ -90,14 +90,27 @@ class SelfAttention(nn.Module):
         self.o_proj = Linear(query, config.hidden_size, bias=config.output_bias)
         self.q_norm = Norm(config.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = Norm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.qkv_proj: Linear | None = None
+        self.sizes = (query, key, key)
+
+    def stack(self) -> None:
+        """Make the three projections of the input one, for inference and for good."""
+        if self.qkv_proj is None:
+            self.qkv_proj = stacked([self.q_proj, self.k_proj, self.v_proj])
+            del self.q_proj, self.k_proj, self.v_proj
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.qkv_proj is not None:
+            q, k, v = self.qkv_proj(x).split(self.sizes, dim=-1)
+            return q, k, v
+        # One cast serves the three products.
+        x = x.to(self.q_proj.input_dtype)
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, attend: Attend) -> Tensor:
         batch, length, _ = x.shape
-        # One cast serves the three products.
-        x = x.to(self.q_proj.compute_dtype or self.q_proj.weight.dtype)
-        q = self.q_proj(x).view(batch, length, -1, self.head_dim)
-        k = self.k_proj(x).view(batch, length, -1, self.head_dim)
-        v = self.v_proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
+        q, k, v = (each.view(batch, length, -1, self.head_dim) for each in self._project(x))
+        v = v.transpose(1, 2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = q.transpose(1, 2), k.transpose(1, 2)
@@ -117,13 +130,23 @@ class FeedForward(nn.Module):
         self.gate_proj = Linear(hidden, inner, bias=bias) if config.gated_mlp else None
         self.up_proj = Linear(hidden, inner, bias=bias)
         self.down_proj = Linear(inner, hidden, bias=bias)
+        self.gate_up_proj: Linear | None = None
+
+    def stack(self) -> None:
+        """Make the two projections of a gated input one, for inference and for good."""
+        if self.gate_proj is not None and self.gate_up_proj is None:
+            self.gate_up_proj = stacked([self.gate_proj, self.up_proj])
+            del self.gate_proj, self.up_proj
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self.up_proj.compute_dtype or self.up_proj.weight.dtype)
-        if self.gate_proj is None:
-            inner = functional.gelu(self.up_proj(x), approximate="tanh")
-        else:
+        if self.gate_up_proj is not None:
+            gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+            inner = functional.silu(gate) * up
+        elif self.gate_proj is not None:
+            x = x.to(self.up_proj.input_dtype)
             inner = functional.silu(self.gate_proj(x)) * self.up_proj(x)
+        else:
+            inner = functional.gelu(self.up_proj(x), approximate="tanh")
         down: Tensor = self.down_proj(inner)
         return down
 
@@ -182,6 +205,12 @@ class Decoder(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.embed_tokens.weight.device
+
+    @property
+    def held_in(self) -> str:
+        """The precision that the layers' matrices are held in: `float32`, `bfloat16`, `int8`."""
+        block = cast(Block, self.layers[0])
+        return block.mlp.down_proj.held_in
 
     def hidden(self, tokens: Tensor, positions: Tensor, attend: Attend = causal_attention) -> Tensor:
         """`tokens`, `positions [B, T]` int64 -> the last layer's normalised state `[B, T, hidden_size]` float32."""

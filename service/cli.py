@@ -62,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_score(commands)
     _add_chat(commands)
+    _add_bench(commands)
     from training.cli import register
 
     register(commands)
@@ -149,8 +150,25 @@ def _add_chat(commands: Any) -> None:
     chat.set_defaults(handler=_chat)
 
 
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="measure how fast a checkpoint is served",
+        description="Measure decoding, prefill and what a step costs outside the network, through the path that every "
+        "request takes. Figures are medians of the repeats, with the least and the greatest.",
+    )
+    bench.add_argument("checkpoint", nargs="?", help="directory or .gguf file (default: GPT-2's shape, random weights)")
+    bench.add_argument("--streams", type=int, metavar="N", help="requests at once [32]")
+    bench.add_argument("--tokens", type=int, metavar="N", help="tokens that each generates [64]")
+    bench.add_argument("--prompt-tokens", type=int, metavar="N", help="tokens of each prompt [128]")
+    bench.add_argument("--repeats", type=int, metavar="N", help="how often everything is measured [5]")
+    bench.add_argument("--json", action="store_true", help="print the figures as JSON")
+    _add_compute_flags(bench)
+    bench.set_defaults(handler=_bench)
+
+
 def _add_compute_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="precision [auto: as stored]")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "int8"), help="precision [auto: as stored]")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads [chosen by PyTorch]")
 
 
@@ -170,6 +188,12 @@ def _score(arguments: argparse.Namespace) -> int:
     from service.terminal import score
 
     return score(arguments)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from service.bench import bench
+
+    return bench(arguments)
 
 
 def _chat(arguments: argparse.Namespace) -> int:

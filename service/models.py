@@ -12,11 +12,17 @@ import torch
 
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.errors import SettingsError, UnknownModel
+from model.packing import pack
 from service.engine.engine import Engine
 from service.metrics import Metrics, ModelMetrics
 from service.settings import DtypeName, Settings
 
-DTYPES: dict[DtypeName, torch.dtype | None] = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES: dict[DtypeName, torch.dtype | None] = {
+    "auto": None,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.int8,
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class LoadedModel:
     @property
     def dtype(self) -> str:
         """What the matrices are held in."""
-        return str(self.checkpoint.model.embed_tokens.weight.dtype).removeprefix("torch.")
+        return self.checkpoint.model.held_in
 
     def token_text(self, token_id: int) -> str:
         """The bytes of one token as text; a part of a character shows as U+FFFD."""
@@ -80,11 +86,16 @@ class Models:
             raise SettingsError(
                 f"two checkpoints are named {name!r}", hint=f"give one of them another name: other={path}"
             )
+        return self.add(name, checkpoint, math.floor(path.stat().st_mtime))
+
+    def add(self, name: str, checkpoint: Checkpoint, created: int = 0) -> LoadedModel:
+        """Start an engine for a checkpoint that is in memory already. Its matrices become unfit for training."""
+        pack(checkpoint.model)
         engine = Engine(checkpoint.model, name=name, max_queue=self.settings.max_queue)
         engine.start()
         metrics = ModelMetrics(self.metrics, name, lambda: engine.running, lambda: engine.waiting)
         control_ids = frozenset(checkpoint.tokenizer.control_tokens.values())
-        loaded = LoadedModel(name, checkpoint, engine, metrics, math.floor(path.stat().st_mtime), control_ids)
+        loaded = LoadedModel(name, checkpoint, engine, metrics, created, control_ids)
         self._models[name] = loaded
         return loaded
 

@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.errors import SettingsError
 
-DtypeName = Literal["auto", "float32", "bfloat16"]
+DtypeName = Literal["auto", "float32", "bfloat16", "int8"]
 
 
 class Settings(BaseSettings):
@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     """Directory whose checkpoints are served when the command names none."""
 
     dtype: DtypeName = "auto"
-    """Precision of the matrices: `auto` keeps what the checkpoint stores."""
+    """Precision of the matrices: `auto` keeps what is stored, `int8` is the fastest (see docs/LOG.md)."""
 
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads for the network's arithmetic; PyTorch's own choice where not given."""
