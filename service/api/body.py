@@ -23,6 +23,7 @@ from service.api.errors import (
     error_response,
     field_name,
     location_of,
+    place_of,
 )
 
 Handle = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -79,7 +80,8 @@ async def _leniently(handle: Handle, request: Request, document: dict[str, Any])
         try:
             response = await handle(request)
         except RequestValidationError as error:
-            unknown = [each["loc"][1:] for each in error.errors() if each["type"] == "extra_forbidden"]
+            errors = [each for each in error.errors() if each["type"] == "extra_forbidden"]
+            unknown = [place_of(each["loc"], document) for each in errors]
             if not unknown or not all(_remove(document, location) for location in unknown):
                 raise
             ignored += map(field_name, unknown)

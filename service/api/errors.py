@@ -16,6 +16,9 @@ from starlette.exceptions import HTTPException
 from model.errors import InvalidRequest, Overloaded, TopkapiError
 from service.api.dialect import Dialect, dialect_of
 
+MOST_LISTED = 60
+"""Fields that a hint names; more would hide it."""
+
 INTERNAL = TopkapiError("the server met an unexpected error", hint="its log has the details; please report it")
 
 
@@ -106,7 +109,7 @@ def install(app: FastAPI) -> None:
 
     async def validation_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        refused = from_validation(error.errors(), known_fields(request))
+        refused = from_validation(error.errors(), error.body, known_fields(request))
         return error_response(refused, dialect_of(request.scope))
 
     async def http_error(request: Request, error: Exception) -> JSONResponse:
@@ -144,12 +147,18 @@ def method_not_allowed(method: str, path: str, allowed: str) -> MethodNotAllowed
     return MethodNotAllowed(f"{path} does not answer {method}", hint=f"use {allowed}" if allowed else None)
 
 
-def from_validation(errors: Sequence[Any], known_fields: Sequence[str] = ()) -> InvalidRequest:
-    """The first of pydantic's complaints about a body, naming the field."""
-    first = errors[0]
-    location = list(first["loc"])
-    if location and location[0] == "body":
-        location = location[1:]
+def from_validation(errors: Sequence[Any], body: Any, known_fields: Sequence[str] = ()) -> InvalidRequest:
+    """The first of pydantic's complaints about a body, naming the field.
+
+    Of what it says about the alternatives of one field, that which got furthest counts.
+    """
+    places = [place_of(each["loc"], body) for each in errors]
+    field = places[0][:1]
+    depth = max(len(place) for place in places if place[:1] == field)
+    chosen = [
+        (place, each) for place, each in zip(places, errors, strict=True) if place[:1] == field and len(place) == depth
+    ]
+    location, first = chosen[0]
     name = field_name(location)
     if first["type"] == "extra_forbidden":
         return unknown_field(name, known_fields if len(location) == 1 else ())
@@ -157,8 +166,24 @@ def from_validation(errors: Sequence[Any], known_fields: Sequence[str] = ()) -> 
         return InvalidRequest("the body must be a JSON object", hint='send an object such as {"prompt": "Once"}')
     if first["type"] == "missing":
         return InvalidRequest(f"{name} is missing", field=name)
-    message = first["msg"].removeprefix("Value error, ")
-    return InvalidRequest(f"{name}: {message[:1].lower()}{message[1:]}", field=name)
+    said = (each["msg"].removeprefix("Value error, ") for place, each in chosen if place == location)
+    message = ", or ".join(dict.fromkeys(f"{text[:1].lower()}{text[1:]}" for text in said))
+    return InvalidRequest(f"{name}: {message}", field=name)
+
+
+def place_of(location: Sequence[str | int], body: Any) -> list[str | int]:
+    """Where in `body` pydantic's `location` is: it also names the alternatives of a field, which nobody sent."""
+    place: list[str | int] = []
+    at = body
+    parts = list(location[1:]) if location[:1] == ("body",) else list(location)
+    for number, part in enumerate(parts):
+        inside = part in at if isinstance(at, dict) else isinstance(at, list) and part in range(len(at))
+        if inside:
+            at = at[part]
+        # A field that is missing is not there, but its name is meant all the same.
+        if inside or (isinstance(at, dict) and number == len(parts) - 1):
+            place.append(part)
+    return place
 
 
 def field_name(location: Sequence[str | int]) -> str:
@@ -176,6 +201,8 @@ def unknown_field(name: str, known_fields: Sequence[str]) -> InapplicableField:
     near = difflib.get_close_matches(name, known_fields, n=1)
     if near:
         hint = f"did you mean {near[0]}?"
+    elif len(known_fields) > MOST_LISTED:
+        hint = "leave it out; the fields are listed at /docs"
     else:
         hint = f"known fields: {', '.join(known_fields)}" if known_fields else "leave it out"
     return InapplicableField(f"unknown field {name}", field=name, hint=hint)

@@ -54,6 +54,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             # Under a name of its own, which no request has, until it is merged.
             name = f"{first.path}#{sharer.dialect.name}"
             sharer.route.path_format = name
+            sharer.route.unique_id = f"{sharer.dialect.name}_{first.unique_id}"
             shared.setdefault(first.path, []).append(name)
             sharers.append(sharer.route)
     document = get_openapi(

@@ -1,0 +1,45 @@
+"""A text as one vector: the mean of the network's final states over its tokens, of length 1.
+
+A language model is not trained for this, and an embedding model of its size does better; but the vectors of texts
+about one thing are nearer to each other than to those of others, and no second network is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from model.cache import PREFILL_CHUNK, SlotCache, Work, read
+from model.errors import EngineError, InvalidRequest
+from model.transformer import Decoder
+
+
+def check_embeddable(token_ids: Sequence[int], context_length: int, field: str) -> None:
+    """Raise `InvalidRequest` naming `field` for a text that does not fit the context."""
+    if len(token_ids) > context_length:
+        raise InvalidRequest(
+            f"{field} has {len(token_ids)} tokens, and the context holds {context_length}",
+            field=field,
+            hint="cut the text into parts",
+        )
+
+
+@torch.inference_mode()
+def embed(model: Decoder, token_ids: Sequence[int]) -> list[float]:
+    """The vector `[hidden_size]` of a text, the mean of its tokens' normalised last states scaled to length 1.
+
+    The text is read in chunks of fixed size, as a prompt is, in a cache of its own: the same text gives the same bits
+    whatever else the network is used for. Raises `EngineError` where the network gives no direction.
+    """
+    cache = SlotCache(model, capacity=len(token_ids))
+    total = torch.zeros(model.config.hidden_size, dtype=torch.float64)
+    for start in range(0, len(token_ids), PREFILL_CHUNK):
+        chunk = token_ids[start : start + PREFILL_CHUNK]
+        states = read(model, cache, [Work(0, start, chunk, wanted=len(chunk))])
+        total += states.double().sum(dim=0).cpu()
+    length = float(total.norm())
+    if not 0 < length < float("inf"):
+        raise EngineError("the network's states have no mean direction", hint="the checkpoint is damaged")
+    vector: list[float] = (total / length).float().tolist()
+    return vector

@@ -1,0 +1,20 @@
+"""OpenAI's API, with vLLM's additions: completions, chat, responses, embeddings, models, and what lm-eval asks for."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from service.api.body import JSONRoute
+from service.api.openai import chat, completions, embeddings, listing, responses
+from service.api.openai.errors import DIALECT
+from service.models import Models
+
+__all__ = ["DIALECT", "router"]
+
+
+def router(models: Models) -> APIRouter:
+    """OpenAI's routes over the loaded checkpoints."""
+    routes = APIRouter(route_class=JSONRoute, tags=["OpenAI"])
+    for module in (completions, chat, responses, embeddings, listing):
+        module.add_routes(routes, models)
+    return routes

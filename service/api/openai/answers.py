@@ -1,0 +1,104 @@
+"""What OpenAI's answers have in common: plans, ends, counts, and streams of chunks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from model.decoding.aliases import translated
+from model.errors import TopkapiError
+from service.api.errors import INTERNAL
+from service.api.openai.errors import ServerStopping, render
+from service.api.openai.fields import CommonFields
+from service.generation import Generation, Output, Plan, plan
+from service.models import LoadedModel
+from service.version import VERSION
+
+FINGERPRINT = f"topkapi-{VERSION}"
+DONE = b"data: [DONE]\n\n"
+
+
+class PromptTokensDetails(BaseModel):
+    """Of the prompt's tokens, those that were not computed again."""
+
+    cached_tokens: int
+
+
+class Usage(BaseModel):
+    """Token counts."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None = None
+
+
+def planned(model: LoadedModel, prompts: Sequence[list[int]], given: Mapping[str, Any]) -> Plan:
+    """A checked request of parameters under any of their names. Raises `InvalidRequest` in those names."""
+    with translated(given) as parameters:
+        return plan(model, prompts, parameters)
+
+
+def started(body: CommonFields, plan: Plan) -> Generation:
+    """The generation of a plan, not yet started. vLLM's priorities count downwards, the engine's upwards."""
+    return Generation(plan, priority=-(body.priority or 0))
+
+
+def finish_reason(output: Output) -> str:
+    """Why an output ended, in OpenAI's words. Raises `ServerStopping` for one that the server broke off."""
+    if output.finish_reason in ("cancelled", "error"):
+        raise ServerStopping("the server is stopping", hint="try again in a moment")
+    return "stop" if output.finish_reason == "stop" else "length"
+
+
+def stop_reason(model: LoadedModel, output: Output) -> str | int | None:
+    """As in vLLM: the stop text or stop token that ended an output, nothing for one that ended by itself."""
+    reason = output.stop_reason
+    return None if reason in model.checkpoint.config.end_token_ids else reason
+
+
+def usage(generation: Generation) -> dict[str, Any]:
+    """Token counts of a generation so far."""
+    return counts(generation.prompt_tokens, generation.completion_tokens, generation.cached_tokens)
+
+
+def counts(prompt: int, completion: int, cached: int) -> dict[str, Any]:
+    """Token counts."""
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def reproducible(generation: Generation) -> dict[str, Any]:
+    """What it takes to get the same answer again: the seed, drawn or given, and whether it is enough."""
+    return {
+        "system_fingerprint": FINGERPRINT,
+        "seed": generation.parameters["seed"],
+        "deterministic": generation.deterministic,
+    }
+
+
+def data_event(data: Mapping[str, Any], name: str | None = None) -> bytes:
+    """One server-sent event. JSON escapes line breaks, so the data is always a single line."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False)
+    return (f"event: {name}\n" if name else "").encode() + f"data: {text}\n\n".encode()
+
+
+async def chunk_events(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
+    """Chunks as events up to `[DONE]`; an error in mid-stream is the last event instead."""
+    try:
+        async for chunk in chunks:
+            yield data_event(chunk)
+        yield DONE
+    except TopkapiError as error:
+        yield data_event(render(error)[1])
+    except Exception:
+        # The response has begun, so the error handler can't answer any more.
+        yield data_event(render(INTERNAL)[1])
+        raise

@@ -1,0 +1,253 @@
+"""`POST /v1/chat/completions`: answer a conversation, with tools where the checkpoint's template knows them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, Discriminator, Field
+
+from model.errors import InvalidRequest
+from service import scoring
+from service.api import render
+from service.api.errors import InapplicableField
+from service.api.openai import answers
+from service.api.openai.conversation import ChatMessage, Tool, ToolChoice, conversation, encoded
+from service.api.openai.errors import ERRORS
+from service.api.openai.fields import CommonFields, StreamOptions, body
+from service.api.openai.formats import ResponseFormat, as_parameters
+from service.api.openai.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
+from service.api.openai.tools import Calling, ChatWriter, calling
+from service.api.streaming import STREAM, EventStream, unless_disconnected
+from service.generation import Generation, Output, Plan
+from service.models import LoadedModel, Models
+
+
+class ChatFields(CommonFields):
+    """The fields of `POST /v1/chat/completions` beside the decoding parameters."""
+
+    HARMLESS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **CommonFields.HARMLESS,
+        "store": (False,), "modalities": (), "audio": (), "prediction": (), "web_search_options": (),
+        "reasoning_effort": ("none",), "verbosity": (), "functions": (), "function_call": (), "moderation": (),
+    }  # fmt: skip
+    REASONS: ClassVar[Mapping[str, str]] = {
+        "store": "nothing is stored here", "modalities": "answers are text",
+        "audio": "answers are text", "web_search_options": "nothing is looked up",
+        "functions": "it was replaced by tools", "function_call": "it was replaced by tool_choice",
+        "reasoning_effort": "these checkpoints do not think first",
+    }  # fmt: skip
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, description="The conversation.")]
+    stream_options: StreamOptions | None = None
+    logprobs: Annotated[bool | None, Field(description="Report each token's log-probability.")] = None
+    top_logprobs: Annotated[
+        int | None, Field(ge=0, le=1000, description="Report so many most likely tokens at each place too.")
+    ] = None
+    response_format: Annotated[ResponseFormat, Discriminator("type")] | None = None
+    tools: Annotated[list[Tool] | None, Field(description="Functions that the answer may call.")] = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    prompt_logprobs: Annotated[int | None, Field(ge=0, le=1000, description="As on /v1/completions.")] = None
+    return_token_ids: Annotated[bool | None, Field(description="As in vLLM: tell the token ids too.")] = None
+
+
+if TYPE_CHECKING:
+
+    class ChatRequest(ChatFields):
+        """The body of `POST /v1/chat/completions`."""
+
+else:
+    ChatRequest = body(
+        ChatFields, "ChatRequest", "The body of `POST /v1/chat/completions`, with any decoding parameter."
+    )
+
+
+class AnswerFunction(BaseModel):
+    """The function that is called, with its arguments as JSON."""
+
+    name: str
+    arguments: str
+
+
+class AnswerCall(BaseModel):
+    """A call in an answer."""
+
+    id: str
+    type: Literal["function"]
+    function: AnswerFunction
+
+
+class AnswerMessage(BaseModel):
+    """The assistant's turn: text, calls, or both."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None = None
+    tool_calls: list[AnswerCall] | None = None
+
+
+class ChatChoice(BaseModel):
+    """One answer. `stop_reason` is the stop text or stop token that ended it, as in vLLM."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length", "tool_calls"]
+    stop_reason: str | int | None = None
+    token_ids: list[int] | None = None
+
+
+class ChatResponse(BaseModel):
+    """The answer of `POST /v1/chat/completions`; `seed` and `deterministic` say how to get it again."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: answers.Usage
+    system_fingerprint: str
+    seed: int
+    deterministic: bool
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: list[dict[str, Any] | None] | None = None
+
+
+def add_routes(routes: APIRouter, models: Models) -> None:
+    """Add the route."""
+
+    @routes.post(
+        "/v1/chat/completions",
+        summary="Answer a conversation",
+        responses={**ERRORS, 200: {"model": ChatResponse, "content": STREAM, "description": "The answer"}},
+        response_model=None,
+    )
+    async def chat(request: Request, body: ChatRequest) -> Response:
+        model = models.get(body.model)
+        plan, tools = await asyncio.to_thread(_checked, model, body)
+        identifier, created = render.new_id("chatcmpl"), render.timestamp()
+        told: dict[str, Any] = {"prompt_token_ids": list(plan.prompts[0])} if body.return_token_ids else {}
+        if body.prompt_logprobs is not None:
+            items = [scoring.Item(plan.prompts[0])]
+            work = scoring.score_items(model, items, top=body.prompt_logprobs)
+            (scores,) = await unless_disconnected(request, work)
+            told["prompt_logprobs"] = prompt_logprobs(model, plan.prompts[0], scores)
+        generation = answers.started(body, plan)
+        if body.stream:
+            generation.start()
+            chunks = _chunks(body, tools, generation, identifier, created, told)
+            return EventStream(generation, answers.chunk_events(chunks))
+        async with generation:
+            await unless_disconnected(request, generation.finish())
+        return JSONResponse(await asyncio.to_thread(_response, body, tools, generation, identifier, created) | told)
+
+
+def _checked(model: LoadedModel, body: ChatRequest) -> tuple[Plan, Calling | None]:
+    """The plan of a request, and how its answers may call tools."""
+    body.refuse_inapplicable()
+    if body.stream_options is not None and not body.stream:
+        raise InapplicableField("stream_options go with stream", field="stream_options", hint="set stream to true")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InapplicableField(
+            "top_logprobs go with logprobs", field="top_logprobs", hint="set logprobs to true, or leave them out"
+        )
+    if body.stream and body.prompt_logprobs is not None:
+        raise InvalidRequest("prompt_logprobs can't be streamed", field="prompt_logprobs", hint="leave out stream")
+    tools = calling(model, body.tools, body.tool_choice, body.parallel_tool_calls)
+    given = body.decoding()
+    given.pop("logprobs", None)
+    if body.logprobs:
+        given["logprobs"] = body.top_logprobs or 0
+    structure = as_parameters(body.response_format)
+    if structure and body.structured_outputs is not None:
+        raise InvalidRequest("structured_outputs and response_format exclude each other", field="structured_outputs")
+    given |= structure
+    if tools is not None:
+        given = tools.added_to(given)
+    prompt = encoded(model, conversation(body.messages), body.tools if tools else None)
+    return answers.planned(model, [prompt], given), tools
+
+
+def _finish_reason(output: Output, writer: ChatWriter) -> str:
+    reason = answers.finish_reason(output)
+    return "tool_calls" if reason == "stop" and writer.called else reason
+
+
+def _response(
+    body: ChatRequest, tools: Calling | None, generation: Generation, identifier: str, created: int
+) -> dict[str, Any]:
+    model = generation.plan.model
+    choices = []
+    for output in generation.outputs:
+        writer = ChatWriter(tools)
+        choice = {
+            "index": output.index,
+            "message": writer.message(output.text),
+            "logprobs": chat_logprobs(model, output.tokens) if body.logprobs else None,
+            "finish_reason": _finish_reason(output, writer),
+            "stop_reason": answers.stop_reason(model, output),
+        }
+        if body.return_token_ids:
+            choice["token_ids"] = [token.token_id for token in output.tokens]
+        choices.append(choice)
+    head = {"id": identifier, "object": "chat.completion", "created": created, "model": model.name}
+    return head | {"choices": choices, "usage": answers.usage(generation)} | answers.reproducible(generation)
+
+
+async def _chunks(
+    body: ChatRequest,
+    tools: Calling | None,
+    generation: Generation,
+    identifier: str,
+    created: int,
+    told: dict[str, Any],
+) -> AsyncIterator[dict[str, Any]]:
+    """The chunks of a stream: who speaks, what each step adds, how each answer ended, and the counts."""
+    model = generation.plan.model
+    count_tokens = body.stream_options is not None and bool(body.stream_options.include_usage)
+    head = {
+        "id": identifier, "object": "chat.completion.chunk", "created": created, "model": model.name,
+        "system_fingerprint": answers.FINGERPRINT,
+    }  # fmt: skip
+    writers = [ChatWriter(tools) for _ in generation.outputs]
+    ended: set[int] = set()
+
+    def chunk(output: Output, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
+        choice = {"index": output.index, "delta": delta, "logprobs": None, "finish_reason": None} | more
+        return head | {"choices": [choice]} | ({"usage": None} if count_tokens else {})
+
+    def endings() -> list[dict[str, Any]]:
+        chunks = []
+        for output in generation.outputs:
+            if output.finish_reason is None or output.index in ended:
+                continue
+            ended.add(output.index)
+            writer = writers[output.index]
+            chunks += [chunk(output, delta) for delta in writer.flush()]
+            reason = _finish_reason(output, writer)
+            chunks.append(chunk(output, {}, finish_reason=reason, stop_reason=answers.stop_reason(model, output)))
+        return chunks
+
+    for output in generation.outputs:
+        yield chunk(output, {"role": "assistant", "content": ""}) | told
+    async for delta in generation.deltas():
+        more: dict[str, Any] = {}
+        tokens = [] if delta.token is None else [delta.token]
+        if body.logprobs and tokens:
+            more["logprobs"] = chat_logprobs(model, tokens)
+        if body.return_token_ids:
+            more["token_ids"] = [token.token_id for token in tokens]
+        deltas = writers[delta.output.index].feed(delta.text)
+        # What belongs to the token goes with the first piece that it adds, or alone.
+        for position, piece in enumerate(deltas or ([{"content": ""}] if more else [])):
+            yield chunk(delta.output, piece, **(more if position == 0 else {}))
+        for ending in endings():
+            yield ending
+    for ending in endings():
+        yield ending
+    if count_tokens:
+        yield head | {"choices": [], "usage": answers.usage(generation)} | answers.reproducible(generation)

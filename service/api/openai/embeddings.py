@@ -1,0 +1,100 @@
+"""`POST /v1/embeddings`: texts as vectors, the mean of the network's final states over their tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import struct
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, Field, WithJsonSchema
+
+from model.embedding import check_embeddable
+from model.errors import InvalidRequest
+from service.api.openai.errors import ERRORS
+from service.api.openai.fields import Refusing
+from service.api.schemas import ModelName, Prompt
+from service.api.streaming import unless_disconnected
+from service.embedding import embedded
+from service.models import LoadedModel, Models
+from service.prompting import prompt_tokens
+
+MOST_TEXTS = 2048
+
+
+class EmbeddingsRequest(Refusing):
+    """The body of `POST /v1/embeddings`."""
+
+    HARMLESS: ClassVar[Mapping[str, tuple[Any, ...]]] = {"dimensions": ()}
+    REASONS: ClassVar[Mapping[str, str]] = {"dimensions": "a vector has as many numbers as the network is wide"}
+
+    input: Annotated[Prompt, Field(description="A text, a list of token ids, or a list of either.")]
+    model: ModelName = None
+    encoding_format: Literal["float", "base64"] | None = None
+    user: Annotated[str | None, Field(description="A label; without effect.")] = None
+    dimensions: Annotated[Any, WithJsonSchema({"type": "null"})] = None
+
+
+class Embedding(BaseModel):
+    """One text's vector: numbers, or the base64 of little-endian float32."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingsUsage(BaseModel):
+    """Token counts."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsResponse(BaseModel):
+    """The answer of `POST /v1/embeddings`, in the order of the input."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingsUsage
+
+
+def add_routes(routes: APIRouter, models: Models) -> None:
+    """Add the route."""
+
+    @routes.post(
+        "/v1/embeddings",
+        summary="Texts as vectors",
+        responses={**ERRORS, 200: {"model": EmbeddingsResponse}},
+        response_model=None,
+    )
+    async def embeddings(request: Request, body: EmbeddingsRequest) -> Response:
+        model = models.get(body.model)
+        texts = await asyncio.to_thread(_checked, model, body)
+        vectors = await unless_disconnected(request, embedded(model, texts))
+        data = [
+            {"object": "embedding", "index": index, "embedding": _written(vector, body.encoding_format)}
+            for index, vector in enumerate(vectors)
+        ]
+        count = sum(map(len, texts))
+        usage = {"prompt_tokens": count, "total_tokens": count}
+        return JSONResponse({"object": "list", "data": data, "model": model.name, "usage": usage})
+
+
+def _checked(model: LoadedModel, body: EmbeddingsRequest) -> list[list[int]]:
+    body.refuse_inapplicable()
+    texts = prompt_tokens(model, body.input, "input")
+    if len(texts) > MOST_TEXTS:
+        raise InvalidRequest(f"input has {len(texts)} texts, and {MOST_TEXTS} is the most", field="input")
+    for index, token_ids in enumerate(texts):
+        check_embeddable(token_ids, model.context_length, f"input[{index}]" if len(texts) > 1 else "input")
+    return texts
+
+
+def _written(vector: list[float], encoding: str | None) -> list[float] | str:
+    if encoding != "base64":
+        return vector
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode("ascii")

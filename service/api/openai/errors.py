@@ -1,0 +1,59 @@
+"""Errors as OpenAI's clients read them: `{"error": {"message", "type", "param", "code"}}`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from model.errors import TopkapiError
+from service.api.dialect import Dialect, with_hint
+
+CODES = {"unknown_model": "model_not_found"}
+TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+class OpenAIErrorContent(BaseModel):
+    """What went wrong; `param` names the field at fault."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIError(BaseModel):
+    """Every error's body on OpenAI's routes."""
+
+    error: OpenAIErrorContent
+
+
+class ServerStopping(TopkapiError):
+    """The server ended the answer because it is going down."""
+
+    status = 503
+    kind = "server_stopping"
+
+
+def render(error: TopkapiError) -> tuple[int, dict[str, Any]]:
+    """Status and body for `error`. What is wrong with a request is a 400, as their clients expect."""
+    status = 400 if error.status == 422 else error.status
+    kind = "server_error" if status >= 500 else TYPES.get(status, "invalid_request_error")
+    code = None if error.kind == "invalid_request" else CODES.get(error.kind, error.kind)
+    return status, {"error": {"message": with_hint(error), "type": kind, "param": error.field, "code": code}}
+
+
+DIALECT = Dialect("openai", render, prefixes=("/v1/",))
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": OpenAIError, "description": meaning}
+    for status, meaning in {
+        400: "The body is not JSON, or a field is wrong; `param` names it",
+        404: "The checkpoint is not loaded",
+        413: "The body is too large",
+        415: "The body is not declared as JSON",
+        429: "The queue is full; wait Retry-After seconds",
+        500: "A step of the engine failed",
+        503: "The server is stopping",
+    }.items()
+}

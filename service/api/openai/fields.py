@@ -1,0 +1,132 @@
+"""The fields that OpenAI's bodies have in common: theirs, vLLM's, and every decoding parameter of the table.
+
+A decoding parameter may be sent under its own name or under any alias of the table. What cannot apply here is
+declared with the values that ask for nothing, and refused by name with any other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, WithJsonSchema, create_model
+
+from model.decoding.aliases import BY_ALIAS, own_name
+from model.decoding.parameters import PARAMETERS
+from model.errors import InvalidRequest
+from service.api.errors import InapplicableField
+from service.api.schemas import ModelName, Strict, parameter_schema
+
+EXPANDED = ("structured_outputs",)
+"""Aliases of the table whose values have a shape of their own here."""
+
+Label = Annotated[str | None, Field(description="A label for the caller's own records; without effect.")]
+
+
+class StreamOptions(Strict):
+    """What a stream tells beside the answer."""
+
+    include_usage: Annotated[bool | None, Field(description="Send token counts in a last chunk.")] = None
+    include_obfuscation: Annotated[bool | None, WithJsonSchema({"enum": [False, None]})] = None
+
+
+class StructuredOutputs(Strict):
+    """vLLM's way to ask for a form of the answer: exactly one of these."""
+
+    json_: Annotated[dict[str, Any] | bool | str | None, Field(alias="json")] = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+
+class Refusing(Strict):
+    """A body with fields that are known but cannot apply here."""
+
+    HARMLESS: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Those fields, with the values that ask for nothing."""
+
+    REASONS: ClassVar[Mapping[str, str]] = {}
+    """Why, where it can be said better than that there is no such thing here."""
+
+    def refuse_inapplicable(self) -> None:
+        """Raise `InapplicableField` for a field that cannot apply here and asks for something."""
+        for name, harmless in self.HARMLESS.items():
+            value = getattr(self, name, None)
+            if value is not None and not any(type(value) is type(each) and value == each for each in harmless):
+                reason = self.REASONS.get(name, "there is no such thing on this server")
+                raise InapplicableField(f"{name} can't be used: {reason}", field=name, hint=f"leave {name} out")
+
+
+class CommonFields(Refusing):
+    """What every route that generates takes beside the decoding parameters."""
+
+    HARMLESS: ClassVar[Mapping[str, tuple[Any, ...]]] = {"service_tier": ("auto", "default")}
+
+    model: ModelName = None
+    stream: Annotated[bool | None, Field(description="Answer by server-sent events as the tokens come.")] = None
+    user: Label = None
+    safety_identifier: Label = None
+    prompt_cache_key: Label = None
+    metadata: Annotated[dict[str, str] | None, Field(description="Labels; without effect.")] = None
+    priority: Annotated[
+        int | None, Field(ge=-100, le=100, description="As in vLLM, requests of lower priority numbers go first.")
+    ] = None
+    structured_outputs: StructuredOutputs | None = None
+
+    def decoding(self) -> dict[str, Any]:
+        """The decoding parameters that the caller set, under the names that were used.
+
+        Raises `InvalidRequest` for structures that contradict each other.
+        """
+        own = {*CommonFields.model_fields, *EXPANDED, *self.HARMLESS}
+        given = {name: getattr(self, name) for name in self.model_fields_set if own_name(name) and name not in own}
+        if self.structured_outputs is not None:
+            given |= expanded(self.structured_outputs)
+        return given
+
+
+def expanded(structured: StructuredOutputs) -> dict[str, Any]:
+    """`structured_outputs` as parameters of the table."""
+    given = {name: value for name in StructuredOutputs.model_fields if (value := getattr(structured, name)) is not None}
+    if len(given) != 1:
+        raise InvalidRequest(
+            "structured_outputs must have exactly one of json, regex, choice, grammar and json_object",
+            field="structured_outputs",
+        )
+    if "json_" not in given:
+        return given
+    schema = given["json_"]
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except ValueError as error:
+            message = f"structured_outputs.json is not valid JSON: {error}"
+            raise InvalidRequest(message, field="structured_outputs.json") from None
+    return {"json_schema": schema}
+
+
+def body(base: type[CommonFields], name: str, meaning: str, leave_out: Collection[str] = ()) -> Any:
+    """The body `name`: `base` with what can't apply, and the decoding parameters that it does not define itself.
+
+    Those in `leave_out` are no fields of it.
+    """
+    fields: dict[str, Any] = {}
+    for parameter in PARAMETERS:
+        for each in (parameter.name, *parameter.aliases):
+            if each not in {*base.model_fields, *base.HARMLESS, *EXPANDED, *leave_out}:
+                schema = parameter_schema(parameter)
+                if each != parameter.name:
+                    schema = {**schema, "description": f"Another name of `{parameter.name}`."}
+                fields[each] = (Annotated[Any, WithJsonSchema(schema)], None)
+    for each, harmless in base.HARMLESS.items():
+        schema = {"enum": [None, *harmless], "description": "Accepted where it asks for nothing, else refused."}
+        fields[each] = (Annotated[Any, WithJsonSchema(schema)], None)
+    return create_model(name, __base__=base, __doc__=meaning, **fields)
+
+
+def with_default(given: dict[str, Any], name: str, default: Any) -> dict[str, Any]:
+    """`given` with a default for parameter `name`, unless it is there under one of its names."""
+    names = (name, *(alias for alias, own in BY_ALIAS.items() if own == name))
+    return given if any(given.get(each) is not None for each in names) else given | {name: default}

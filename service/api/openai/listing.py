@@ -1,0 +1,78 @@
+"""`/v1/models`, and `/tokenizer_info`, from which lm-evaluation-harness learns a checkpoint's control tokens."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
+
+from service.api.openai.errors import ERRORS
+from service.models import LoadedModel, Models
+
+UNKNOWN: dict[int | str, dict[str, Any]] = {404: ERRORS[404]}
+
+
+class ModelEntry(BaseModel):
+    """A loaded checkpoint; `max_model_len` is its context, as vLLM tells it."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int
+
+
+class ModelList(BaseModel):
+    """The answer of `GET /v1/models`."""
+
+    object: Literal["list"]
+    data: list[ModelEntry]
+
+
+class TokenizerInfo(BaseModel):
+    """Spellings of the control tokens that begin, end and pad a text, and the chat template's source."""
+
+    eos_token: str | None
+    bos_token: str | None
+    pad_token: str | None
+    chat_template: str | None
+
+
+def add_routes(routes: APIRouter, models: Models) -> None:
+    """Add the routes."""
+
+    @routes.get("/v1/models", summary="The loaded checkpoints", response_model=ModelList)
+    async def list_models() -> Response:
+        return JSONResponse({"object": "list", "data": [_entry(model) for model in models]})
+
+    @routes.get("/v1/models/{name:path}", summary="One loaded checkpoint", response_model=ModelEntry, responses=UNKNOWN)
+    async def get_model(name: str) -> Response:
+        return JSONResponse(_entry(models.get(name)))
+
+    @routes.get(
+        "/tokenizer_info", summary="A checkpoint's control tokens", response_model=TokenizerInfo, responses=UNKNOWN
+    )
+    async def tokenizer_info(
+        model: Annotated[str | None, Query(description="A loaded checkpoint's name; the first one by default.")] = None,
+    ) -> Response:
+        checkpoint = models.get(model).checkpoint
+        tokenizer = checkpoint.tokenizer
+        ids = {"eos": tokenizer.end_token_id, "bos": tokenizer.begin_token_id, "pad": tokenizer.pad_token_id}
+        content = {
+            f"{name}_token": None if token_id is None else tokenizer.decode([token_id])
+            for name, token_id in ids.items()
+        }
+        template = None if checkpoint.chat is None else checkpoint.chat.source
+        return JSONResponse(content | {"chat_template": template})
+
+
+def _entry(model: LoadedModel) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "topkapi",
+        "max_model_len": model.context_length,
+    }

@@ -1,0 +1,266 @@
+"""`POST /v1/responses`: the part of OpenAI's responses that keeps no state. Text in, text out, streamed or whole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, Discriminator, Field
+
+from model.errors import InvalidRequest, TopkapiError
+from service.api import render
+from service.api.errors import INTERNAL
+from service.api.openai import answers
+from service.api.openai.conversation import ChatMessage, TextPart, conversation, encoded
+from service.api.openai.errors import ERRORS
+from service.api.openai.errors import render as render_error
+from service.api.openai.fields import CommonFields, StreamOptions, body, with_default
+from service.api.openai.formats import FlatFormat, TextFormat, as_parameters
+from service.api.schemas import Strict
+from service.api.streaming import STREAM, EventStream, unless_disconnected
+from service.generation import Generation, Output, Plan
+from service.models import LoadedModel, Models
+
+
+class InputMessage(Strict):
+    """One item of the input: a turn of the conversation. `id` and `status` of earlier answers are not looked at."""
+
+    type: Literal["message"] | None = None
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    id: str | None = None
+    status: str | None = None
+
+
+class TextOptions(Strict):
+    """The form of the answer."""
+
+    format: Annotated[FlatFormat, Discriminator("type")] | None = None
+    verbosity: None = None
+
+
+class ResponseFields(CommonFields):
+    """The fields of `POST /v1/responses` beside the decoding parameters."""
+
+    HARMLESS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **CommonFields.HARMLESS,
+        "store": (False,), "background": (False,), "truncation": ("disabled",), "tools": ([],),
+        "tool_choice": ("auto", "none"), "parallel_tool_calls": (True, False), "include": ([],),
+        "previous_response_id": (), "conversation": (), "prompt": (), "reasoning": (), "max_tool_calls": (),
+        "top_logprobs": (0,), "context_management": (),
+    }  # fmt: skip
+    REASONS: ClassVar[Mapping[str, str]] = {
+        "store": "nothing is stored here", "background": "nothing is stored here",
+        "previous_response_id": "nothing is stored here; send the whole conversation as input",
+        "conversation": "nothing is stored here; send the whole conversation as input",
+        "prompt": "nothing is stored here", "tools": "/v1/chat/completions has tools",
+        "truncation": "an input that is too long is refused", "reasoning": "these checkpoints do not think first",
+        "top_logprobs": "/v1/chat/completions has log-probabilities",
+    }  # fmt: skip
+
+    input: Annotated[str | list[InputMessage], Field(min_length=1, description="A text, or a conversation.")]
+    instructions: Annotated[str | None, Field(description="A system message before the input.")] = None
+    max_output_tokens: Annotated[int | None, Field(ge=0, description="Most tokens to generate.")] = None
+    text: TextOptions | None = None
+    stream_options: StreamOptions | None = None
+
+
+if TYPE_CHECKING:
+
+    class ResponsesRequest(ResponseFields):
+        """The body of `POST /v1/responses`."""
+
+else:
+    ResponsesRequest = body(
+        ResponseFields, "ResponsesRequest", "The body of `POST /v1/responses`, with any decoding parameter.",
+        leave_out=("logprobs", "n"),
+    )  # fmt: skip
+
+
+class OutputText(BaseModel):
+    """The text of an answer."""
+
+    type: Literal["output_text"]
+    text: str
+    annotations: list[Any]
+    logprobs: list[Any]
+
+
+class OutputMessage(BaseModel):
+    """The answer."""
+
+    type: Literal["message"]
+    id: str
+    role: Literal["assistant"]
+    status: Literal["in_progress", "completed", "incomplete"]
+    content: list[OutputText]
+
+
+class ResponsesResponse(BaseModel):
+    """The answer of `POST /v1/responses`, of which these fields depend on the answer; the others repeat the request."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    model: str
+    output: list[OutputMessage]
+    usage: dict[str, Any] | None
+
+
+def add_routes(routes: APIRouter, models: Models) -> None:
+    """Add the route."""
+
+    @routes.post(
+        "/v1/responses",
+        summary="Answer an input, keeping no state",
+        responses={**ERRORS, 200: {"model": ResponsesResponse, "content": STREAM, "description": "The answer"}},
+        response_model=None,
+    )
+    async def responses(request: Request, body: ResponsesRequest) -> Response:
+        plan = await asyncio.to_thread(_checked, models.get(body.model), body)
+        generation = answers.started(body, plan)
+        writer = ResponseWriter(body, generation)
+        if body.stream:
+            generation.start()
+            return EventStream(generation, _events(writer))
+        async with generation:
+            await unless_disconnected(request, generation.finish())
+        return JSONResponse(writer.ended())
+
+
+def _checked(model: LoadedModel, body: ResponsesRequest) -> Plan:
+    body.refuse_inapplicable()
+    given = body.decoding()
+    if body.max_output_tokens is not None:
+        given = with_default(given, "max_tokens", body.max_output_tokens)
+    structure = as_parameters(body.text.format if body.text else None)
+    if structure and body.structured_outputs is not None:
+        raise InvalidRequest("structured_outputs and text.format exclude each other", field="structured_outputs")
+    items = [InputMessage(role="user", content=body.input)] if isinstance(body.input, str) else body.input
+    messages = [ChatMessage(role=item.role, content=item.content) for item in items]
+    if body.instructions is not None:
+        messages.insert(0, ChatMessage(role="system", content=body.instructions))
+    try:
+        turns = conversation(messages)
+        prompt = encoded(model, turns)
+    except InvalidRequest as error:
+        # The conversation was sent as input, and begins with the instructions if there are any.
+        error.field = "input"
+        raise
+    return answers.planned(model, [prompt], given | structure)
+
+
+class ResponseWriter:
+    """The response object at every stage of an answer."""
+
+    def __init__(self, body: ResponsesRequest, generation: Generation) -> None:
+        self.generation = generation
+        self.message_id = render.new_id("msg")
+        self._body = body
+        self._id, self._created = render.new_id("resp"), render.timestamp()
+
+    @property
+    def output(self) -> Output:
+        """The one answer."""
+        return self.generation.outputs[0]
+
+    def begun(self) -> dict[str, Any]:
+        """The response before anything was written."""
+        return self._response("in_progress", [])
+
+    def ended(self) -> dict[str, Any]:
+        """The response at its end. Raises `ServerStopping` if the server broke it off."""
+        complete = answers.finish_reason(self.output) == "stop"
+        response = self._response("completed" if complete else "incomplete", [self.item()])
+        if not complete:
+            deadline = self.output.finish_reason == "deadline"
+            response["incomplete_details"] = {"reason": "deadline" if deadline else "max_output_tokens"}
+        tokens = answers.usage(self.generation)
+        response["usage"] = {
+            "input_tokens": tokens["prompt_tokens"],
+            "input_tokens_details": tokens["prompt_tokens_details"],
+            "output_tokens": tokens["completion_tokens"],
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": tokens["total_tokens"],
+        }
+        return response | answers.reproducible(self.generation)
+
+    def failed(self, error: TopkapiError) -> dict[str, Any]:
+        """The response that an error ended."""
+        told = render_error(error)[1]["error"]
+        content = {"code": told["code"] or told["type"], "message": told["message"]}
+        return self._response("failed", []) | {"error": content}
+
+    def item(self, status: str | None = None) -> dict[str, Any]:
+        """The answer as it is, or as it is about to begin."""
+        reason = self.output.finish_reason
+        status = status or ("completed" if reason == "stop" else "incomplete")
+        content = [] if status == "in_progress" else [self.part(self.output.text)]
+        return {"type": "message", "id": self.message_id, "role": "assistant", "status": status, "content": content}
+
+    def part(self, text: str) -> dict[str, Any]:
+        """The answer's text."""
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+    def _response(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
+        body, parameters = self._body, self.generation.parameters
+        form = body.text.format if body.text and body.text.format else TextFormat(type="text")
+        return {
+            "id": self._id,
+            "object": "response",
+            "created_at": self._created,
+            "status": status,
+            "error": None,
+            "incomplete_details": None,
+            "instructions": body.instructions,
+            "max_output_tokens": body.max_output_tokens,
+            "model": self.generation.plan.model.name,
+            "output": output,
+            "parallel_tool_calls": True,
+            "previous_response_id": None,
+            "store": False,
+            "temperature": parameters["temperature"],
+            "text": {"format": form.model_dump(by_alias=True, exclude_none=True)},
+            "tool_choice": "auto",
+            "tools": [],
+            "top_p": parameters["top_p"],
+            "truncation": "disabled",
+            "usage": None,
+            "user": body.user,
+            "metadata": body.metadata or {},
+        }
+
+
+async def _events(writer: ResponseWriter) -> AsyncIterator[bytes]:
+    """The events of a stream, numbered, each with its type as its name."""
+    number = 0
+
+    def event(kind: str, **data: Any) -> bytes:
+        nonlocal number
+        number += 1
+        return answers.data_event({"type": kind, "sequence_number": number - 1, **data}, kind)
+
+    at = {"item_id": writer.message_id, "output_index": 0, "content_index": 0}
+    try:
+        yield event("response.created", response=writer.begun())
+        yield event("response.in_progress", response=writer.begun())
+        yield event("response.output_item.added", output_index=0, item=writer.item("in_progress"))
+        yield event("response.content_part.added", **at, part=writer.part(""))
+        async for delta in writer.generation.deltas():
+            if delta.text:
+                yield event("response.output_text.delta", **at, delta=delta.text, logprobs=[])
+        response = writer.ended()
+        yield event("response.output_text.done", **at, text=writer.output.text, logprobs=[])
+        yield event("response.content_part.done", **at, part=writer.part(writer.output.text))
+        yield event("response.output_item.done", output_index=0, item=writer.item())
+        yield event(f"response.{response['status']}", response=response)
+    except TopkapiError as error:
+        yield event("response.failed", response=writer.failed(error))
+    except Exception:
+        # The response has begun, so the error handler can't answer any more.
+        yield event("response.failed", response=writer.failed(INTERNAL))
+        raise

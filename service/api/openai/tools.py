@@ -1,0 +1,140 @@
+"""Calling tools from a chat: what the request allows, and the answer's text as content and calls."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from model.decoding.parameters import PARAMETERS
+from model.errors import InvalidRequest
+from model.tool_calls import CallBegan, Event, Said, ToolCallForm, ToolCallReader
+from service.api.openai.conversation import NamedTool, Tool, ToolChoice
+from service.models import LoadedModel
+
+STRUCTURES = tuple(parameter.name for parameter in PARAMETERS if parameter.stage == "grammar")
+
+
+@dataclass(frozen=True)
+class Calling:
+    """How answers may call tools: `must` that they do, and nothing but that; `several` calls or one."""
+
+    form: ToolCallForm
+    functions: Sequence[dict[str, Any]]
+    must: bool
+    named: bool
+    several: bool
+
+    @property
+    def names(self) -> list[str]:
+        """The functions that may be called."""
+        return [function["name"] for function in self.functions]
+
+    def added_to(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The decoding parameters of a request, with those that make it call as it must."""
+        if self.must:
+            other = next((name for name in STRUCTURES if given.get(name)), None)
+            if other is not None:
+                message = f"{other} and tool_choice exclude each other: an answer that must be a call has that form"
+                raise InvalidRequest(message, field="tool_choice", hint='set tool_choice to "auto"')
+            return given | {"grammar": self.form.grammar(self.functions, several=self.several)}
+        closing = self.form.suffix.strip()
+        if not self.several and closing:
+            stop = given.get("stop") or []
+            return given | {"stop": [*([stop] if isinstance(stop, str) else stop), closing]}
+        return given
+
+
+def calling(
+    model: LoadedModel, tools: list[Tool] | None, choice: ToolChoice | None, parallel: bool | None
+) -> Calling | None:
+    """What a request's fields allow; None where no tool may be called.
+
+    Raises `InvalidRequest` for a choice without tools, a name that is none of theirs or given twice, and for a
+    checkpoint whose template knows no tools.
+    """
+    if not tools:
+        for name, value in (("tool_choice", choice), ("parallel_tool_calls", parallel)):
+            if value not in (None, "none", "auto") and not (name == "parallel_tool_calls"):
+                raise InvalidRequest(f"{name} goes with tools", field=name, hint="send tools, or leave it out")
+        return None
+    functions = [tool.function.model_dump(exclude_none=True) for tool in tools]
+    names = [function["name"] for function in functions]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            field = f"tools[{index}].function.name"
+            raise InvalidRequest(f"{field}: there are two tools named {name!r}", field=field)
+    if choice == "none":
+        return None
+    checkpoint = model.checkpoint
+    if checkpoint.chat is None:
+        raise InvalidRequest(f"{model.name} is a base checkpoint and takes no tools", field="tools")
+    form = ToolCallForm.of(checkpoint.chat, checkpoint.tokenizer)
+    named = isinstance(choice, NamedTool)
+    if isinstance(choice, NamedTool):
+        if choice.function.name not in names:
+            raise InvalidRequest(
+                f"tool_choice names {choice.function.name!r}, which is none of the tools",
+                field="tool_choice.function.name",
+                hint=f"the tools are: {', '.join(names)}",
+            )
+        functions = [function for function in functions if function["name"] == choice.function.name]
+    several = parallel is not False and not named and form.separator is not None
+    return Calling(form, functions, named or choice == "required", named, several)
+
+
+class ChatWriter:
+    """Turns the text of one answer into a message, or piece by piece into the deltas of a stream."""
+
+    def __init__(self, calling: Calling | None) -> None:
+        self._calling = calling
+        self._reader = None if calling is None else ToolCallReader(calling.form, calling.names)
+
+    @property
+    def called(self) -> bool:
+        """Whether the answer ended by calling tools of its own accord; a named one had no choice."""
+        return self._reader is not None and self._reader.calls > 0 and not (self._calling and self._calling.named)
+
+    def feed(self, text: str) -> list[dict[str, Any]]:
+        """The deltas of a further piece of text."""
+        if self._reader is None:
+            return [{"content": text}] if text else []
+        return self._deltas(self._reader.feed(text))
+
+    def flush(self) -> list[dict[str, Any]]:
+        """The deltas of what was held back, once the answer has ended."""
+        return [] if self._reader is None else self._deltas(self._reader.flush())
+
+    def message(self, text: str) -> dict[str, Any]:
+        """The whole message that answers with `text`."""
+        content: list[str] = []
+        calls: list[dict[str, Any]] = []
+        for delta in [*self.feed(text), *self.flush()]:
+            content.append(delta.get("content", ""))
+            for call in delta.get("tool_calls", []):
+                if "id" in call:
+                    calls.append({"id": call["id"], "type": "function", "function": dict(call["function"])})
+                else:
+                    calls[-1]["function"]["arguments"] += call["function"]["arguments"]
+        said = "".join(content)
+        message: dict[str, Any] = {"role": "assistant", "content": said, "refusal": None}
+        if calls:
+            message |= {"content": said or None, "tool_calls": calls}
+        return message
+
+    def _deltas(self, events: Iterable[Event]) -> list[dict[str, Any]]:
+        assert self._reader is not None
+        deltas: list[dict[str, Any]] = []
+        for event in events:
+            if isinstance(event, Said):
+                deltas.append({"content": event.text})
+                continue
+            call: dict[str, Any] = {"index": self._reader.calls - 1}
+            if isinstance(event, CallBegan):
+                call |= {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function"}
+                call["function"] = {"name": event.name, "arguments": ""}
+            else:
+                call["function"] = {"arguments": event.text}
+            deltas.append({"tool_calls": [call]})
+        return deltas
