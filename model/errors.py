@@ -52,6 +52,13 @@ class EngineError(TopkapiError):
     kind = "engine_error"
 
 
+class Cancelled(EngineError):
+    """The work was ended from outside before it was done: a checkpoint unloaded, a stream ended, a server stopped."""
+
+    status = 503
+    kind = "cancelled"
+
+
 class CheckpointError(TopkapiError):
     """A checkpoint is missing, truncated, altered or of a kind that is not supported."""
 

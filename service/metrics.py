@@ -55,6 +55,7 @@ class ModelMetrics:
     """The metrics of one loaded checkpoint."""
 
     def __init__(self, metrics: Metrics, name: str, running: Callable[[], int], waiting: Callable[[], int]) -> None:
+        self._gauges = (metrics.running, metrics.waiting)
         metrics.running.labels(name).set_function(running)
         metrics.waiting.labels(name).set_function(waiting)
         self.prompt = metrics.prompt.labels(name)
@@ -70,3 +71,8 @@ class ModelMetrics:
     def finished(self, reason: str) -> None:
         """Count a finished sequence."""
         self._success.labels(self._name, reason).inc()
+
+    def forget(self) -> None:
+        """Report no more what the checkpoint is doing, and hold on to it no longer. What it has done stays counted."""
+        for gauge in self._gauges:
+            gauge.remove(self._name)

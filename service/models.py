@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,13 +57,28 @@ class LoadedModel:
         return b"" if token_id in self.control_ids else self.checkpoint.tokenizer.token_bytes(token_id)
 
 
+class Conflict(SettingsError):
+    """A name is taken, or another checkpoint is being loaded at the moment."""
+
+    status = 409
+    kind = "conflict"
+
+
 class Models:
-    """The checkpoints a process serves, by name, the default one first."""
+    """The checkpoints a process serves, by name, the default one first.
+
+    They may be loaded and unloaded while others serve, from any thread, one at a time.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.metrics = Metrics()
         self.settings = settings
+        self.loading: str | None = None
+        """The name of the checkpoint that is being loaded."""
+        # Replaced whole, never changed, so that whoever iterates over it is not disturbed.
         self._models: dict[str, LoadedModel] = {}
+        self._aliases: dict[str, str] = {}
+        self._changing = threading.Lock()
 
     def __iter__(self) -> Iterator[LoadedModel]:
         return iter(self._models.values())
@@ -77,16 +94,92 @@ class Models:
     def load(self, location: str) -> LoadedModel:
         """Load `PATH` or `NAME=PATH` and start its engine.
 
-        Raises `CheckpointError` for what cannot be loaded and `SettingsError` for a name that is taken.
+        Raises `CheckpointError` for what cannot be loaded and `Conflict` for a name that is taken.
         """
         name, path = split_location(location)
-        checkpoint = load_checkpoint(path, dtype=DTYPES[self.settings.dtype])
-        name = name or name_of(path)
-        if name in self._models:
-            raise SettingsError(
-                f"two checkpoints are named {name!r}", hint=f"give one of them another name: other={path}"
-            )
-        return self.add(name, checkpoint, math.floor(path.stat().st_mtime))
+        return self.load_as(name or name_of(path), path)
+
+    def load_as(
+        self, name: str, path: Path, *, aliases: Sequence[str] = (), default: bool = False, replace: bool = False
+    ) -> LoadedModel:
+        """Load the checkpoint at `path` and start its engine; with `default` it answers requests that name none.
+
+        With `replace` it takes the place of the one with its name, whose running requests end as cancelled once the
+        new one can answer. Raises as `load` does.
+        """
+        with self._alone():
+            if (owner := self._owner(name)) and not (replace and owner == name):
+                raise self._taken(name)
+            self._check_aliases(name, aliases)
+            self.loading = name
+            try:
+                checkpoint = load_checkpoint(path, dtype=DTYPES[self.settings.dtype])
+                before = self._models.get(name)
+                loaded = self.add(name, checkpoint, math.floor(path.stat().st_mtime))
+            finally:
+                self.loading = None
+            if default:
+                self._models = {name: loaded} | self._models
+            if aliases or before is None:
+                self._name_also(name, aliases)
+        if before is not None:
+            before.engine.close()
+        return loaded
+
+    def unload(self, name: str) -> None:
+        """Let go of a checkpoint; its running requests end as cancelled. Raises `UnknownModel`."""
+        with self._alone():
+            loaded = self.get(name)
+            self._models = {each: model for each, model in self._models.items() if model is not loaded}
+            self._name_also(loaded.name, ())
+        loaded.engine.close()
+        loaded.metrics.forget()
+
+    def change(self, name: str, *, aliases: Sequence[str] | None = None, default: bool = False) -> LoadedModel:
+        """Give a checkpoint other aliases than it had, or make it the default one.
+
+        Raises `UnknownModel`, and `Conflict` for an alias that is taken.
+        """
+        with self._alone():
+            loaded = self.get(name)
+            if aliases is not None:
+                self._check_aliases(loaded.name, aliases)
+                self._name_also(loaded.name, aliases)
+            if default:
+                self._models = {loaded.name: loaded} | self._models
+        return loaded
+
+    def aliases(self, name: str) -> list[str]:
+        """The other names of a checkpoint."""
+        return [alias for alias, target in self._aliases.items() if target == name]
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._changing.acquire(blocking=False):
+            busy = f"{self.loading} is being loaded" if self.loading else "another change is under way"
+            raise Conflict(f"{busy}, and checkpoints change one at a time", hint="try again when it is done")
+        try:
+            yield
+        finally:
+            self._changing.release()
+
+    def _owner(self, name: str) -> str | None:
+        return name if name in self._models else self._aliases.get(name)
+
+    def _check_aliases(self, name: str, aliases: Sequence[str]) -> None:
+        for position, alias in enumerate(aliases):
+            if self._owner(alias) not in (None, name):
+                raise self._taken(alias)
+            if alias == name or alias in aliases[:position]:
+                raise Conflict(f"the name {alias!r} is given twice", field="aliases", hint="give it once")
+
+    def _taken(self, name: str) -> Conflict:
+        hint = "give this one another name (NAME=PATH on the command line), or unload the other one first"
+        return Conflict(f"a checkpoint named {name!r} is loaded already", field="name", hint=hint)
+
+    def _name_also(self, name: str, aliases: Sequence[str]) -> None:
+        others = {alias: target for alias, target in self._aliases.items() if target != name}
+        self._aliases = others | dict.fromkeys(aliases, name)
 
     def add(self, name: str, checkpoint: Checkpoint, created: int = 0) -> LoadedModel:
         """Start an engine for a checkpoint that is in memory already. Its matrices become unfit for training."""
@@ -96,18 +189,20 @@ class Models:
         metrics = ModelMetrics(self.metrics, name, lambda: engine.running, lambda: engine.waiting)
         control_ids = frozenset(checkpoint.tokenizer.control_tokens.values())
         loaded = LoadedModel(name, checkpoint, engine, metrics, created, control_ids)
-        self._models[name] = loaded
+        self._models = self._models | {name: loaded}
         return loaded
 
     def get(self, name: str | None = None) -> LoadedModel:
-        """The checkpoint called `name`, or the first one. Raises `UnknownModel` listing the loaded ones."""
-        if name is None and self._models:
-            return next(iter(self._models.values()))
-        if name is None or name not in self._models:
-            loaded = ", ".join(self._models) or "none"
+        """The checkpoint of that name or alias, or the first one. Raises `UnknownModel` listing the loaded ones."""
+        models = self._models
+        if name is None and models:
+            return next(iter(models.values()))
+        found = models.get(name or "") or models.get(self._aliases.get(name or "", ""))
+        if found is None:
+            loaded = ", ".join([*models, *self._aliases]) or "none"
             asked = "no checkpoint is loaded" if name is None else f"no checkpoint named {name!r} is loaded"
             raise UnknownModel(asked, field="model", hint=f"loaded: {loaded}")
-        return self._models[name]
+        return found
 
     def close(self, timeout: float = 1.0) -> None:
         """Stop every engine; running requests end as cancelled."""
@@ -156,12 +251,24 @@ def default_checkpoints(settings: Settings) -> list[str]:
 
 
 def _checkpoints_in(place: Path) -> list[Path]:
-    if (place / "config.json").is_file():
-        return [place]
-    if not place.is_dir():
-        return []
-    # Sorted first, so that of two names for one checkpoint (a run's best and last) always the same is kept.
-    entries = sorted(path for path in place.iterdir() if not path.name.startswith("."))
-    found = {path.resolve(): path for path in reversed(entries)}
-    checkpoints = [path for path in found.values() if (path / "config.json").is_file() or path.suffix == ".gguf"]
+    try:
+        if (place / "config.json").is_file():
+            return [place]
+        if not place.is_dir():
+            return []
+        # Sorted first, so that of two names for one checkpoint (a run's best and last) always the same is kept.
+        entries = sorted(path for path in place.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        hint = "let this user read it, or name checkpoints: topkapi serve PATH"
+        raise SettingsError(f"{place} cannot be read: {error.strerror}", field="checkpoints", hint=hint) from None
+    found = {os.path.realpath(path): path for path in reversed(entries)}
+    checkpoints = [path for path in found.values() if path.suffix == ".gguf" or _has_config(path)]
     return sorted(checkpoints, key=lambda path: ("chat" not in path.name, path.name))
+
+
+def _has_config(path: Path) -> bool:
+    try:
+        return (path / "config.json").is_file()
+    except OSError:
+        # A directory beside the checkpoints that nobody may look into is none of them.
+        return False

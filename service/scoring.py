@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
-from model.errors import EngineError, InvalidRequest
+from model.errors import Cancelled, EngineError, InvalidRequest
 from model.scoring import Scores, check_text, windows
 from service.engine.request import Completed, ScoreJob, ScoreProgress
 from service.engine.slots import LEAST_COPIED
@@ -108,7 +108,7 @@ class Scoring:
                 yield done, total
             elif isinstance(event, Completed):
                 if event.scores is None or len(event.scores.logprobs) != _count(self._items[number]):
-                    raise EngineError("scoring was cancelled before its end", hint="send the request again")
+                    raise Cancelled("scoring was cancelled before its end", hint="send the request again")
                 self._found[number] = event.scores
                 self.cached_tokens += event.cached_tokens
                 self.deterministic = self.deterministic and event.deterministic

@@ -12,7 +12,7 @@ import torch
 import uvicorn
 
 from model.errors import SettingsError
-from service.api.native import describe
+from service.api.checkpoints import describe
 from service.app import create_app
 from service.models import Models, default_checkpoints
 from service.settings import Settings
@@ -61,8 +61,7 @@ def load(settings: Settings, locations: list[str]) -> Models:
         torch.set_num_threads(settings.threads)
     models = Models(settings)
     for location in locations or default_checkpoints(settings):
-        loaded = models.load(location)
-        print(f"  {summary(describe(loaded, default=False))}", flush=True)
+        print(f"  {summary(describe(models, models.load(location)))}", flush=True)
     return models
 
 

@@ -27,6 +27,9 @@ class Settings(BaseSettings):
     checkpoints: Path | None = None
     """Directory whose checkpoints are served when the command names none."""
 
+    model_directory: Path | None = None
+    """Directory from which requests may load checkpoints; without one, no request can load or unload any."""
+
     dtype: DtypeName = "auto"
     """Precision of the matrices: `auto` keeps what is stored, `int8` is the fastest (see docs/LOG.md)."""
 

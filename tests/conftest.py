@@ -93,11 +93,11 @@ class Served:
     models: Models
     client: httpx.Client
 
-    def post(self, path: str, **body: object) -> httpx.Response:
+    def post(self, path: str, /, **body: object) -> httpx.Response:
         """POST a JSON body."""
         return self.client.post(path, json=body)
 
-    def answer(self, path: str, **body: object) -> dict:
+    def answer(self, path: str, /, **body: object) -> dict:
         """POST a JSON body and expect success."""
         response = self.post(path, **body)
         assert response.status_code == 200, response.text

@@ -52,7 +52,7 @@ def server(serve: Callable, tiny_checkpoint: Callable[..., Path], tmp_path_facto
     directory = tmp_path_factory.mktemp("served")
     for name, options in (("topkapi-chat", {"seed": 0}), ("topkapi-base", {"seed": 1, "chat": False})):
         shutil.move(tiny_checkpoint(name, context=512, **options), directory / name)
-    with serve(directory / "topkapi-chat", directory / "topkapi-base") as running:
+    with serve(directory / "topkapi-chat", directory / "topkapi-base", model_directory=directory) as running:
         yield running
 
 

