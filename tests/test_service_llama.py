@@ -32,7 +32,7 @@ def complete(served, **body) -> dict:
 
 def test_an_answer_has_the_documented_shape(served) -> None:
     for path in ("/completion", "/completions"):
-        answer = served.answer(path, prompt=PROMPT, n_predict=5)
+        answer = served.answer(path, prompt=PROMPT, n_predict=5, ignore_eos=True)
         assert llama_schemas.LlamaCompletion.model_validate(answer).model_dump(exclude_unset=True) == answer
         assert (answer["stop"], answer["stop_type"], answer["stopping_word"]) == (True, "limit", "")
         assert (answer["tokens"], answer["tokens_predicted"], answer["truncated"]) == ([], 5, False)

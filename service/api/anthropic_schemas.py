@@ -1,0 +1,187 @@
+"""What Anthropic's routes read and answer, for validation and for /openapi.json."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from service.api.schemas import Strict
+
+StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
+
+
+class AnthropicCacheControl(Strict):
+    """A wish to reuse what has been read. Every prefix is reused here anyway, for as long as there is room."""
+
+    type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] | None = None
+
+
+CacheControl = AnthropicCacheControl | None
+
+
+class AnthropicText(Strict):
+    """A text."""
+
+    type: Literal["text"]
+    text: str
+    cache_control: CacheControl = None
+    citations: None = None
+
+
+class AnthropicToolUse(Strict):
+    """A call that the assistant made."""
+
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any]
+    cache_control: CacheControl = None
+
+
+class AnthropicToolResult(Strict):
+    """What a tool answered. An error is told to the checkpoint by the word `Error:` before it."""
+
+    type: Literal["tool_result"]
+    tool_use_id: str
+    content: str | list[AnthropicText] | None = None
+    is_error: bool | None = None
+    cache_control: CacheControl = None
+
+
+AnthropicBlock = Annotated[AnthropicText | AnthropicToolUse | AnthropicToolResult, Field(discriminator="type")]
+
+
+class AnthropicTurn(Strict):
+    """One turn. Turns of one role in a row are one; a last turn of the assistant is how its answer begins."""
+
+    role: Literal["user", "assistant"]
+    content: str | list[AnthropicBlock]
+
+
+class AnthropicTool(Strict):
+    """A tool that may be called, with the JSON schema of its input."""
+
+    type: Literal["custom"] | None = None
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
+    description: str | None = None
+    input_schema: dict[str, Any]
+    cache_control: CacheControl = None
+
+
+class AnthropicToolChoice(Strict):
+    """Whether tools may be called (`auto`), one must be (`any`), which one (`tool` with its `name`), or none."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class AnthropicThinking(Strict):
+    """Thinking can only be left out."""
+
+    type: Literal["disabled"]
+
+
+class AnthropicFormat(Strict):
+    """The JSON schema that the answer follows."""
+
+    type: Literal["json_schema"]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class AnthropicOutput(Strict):
+    """The form of the answer."""
+
+    format: AnthropicFormat | None = None
+
+
+class AnthropicMetadata(Strict):
+    """Who asks. Nothing is done with it."""
+
+    user_id: str | None = None
+
+
+class AnthropicCountRequest(Strict):
+    """The body of `POST /v1/messages/count_tokens`."""
+
+    model: Annotated[str, Field(description="A loaded checkpoint's name.")]
+    messages: Annotated[list[AnthropicTurn], Field(min_length=1)]
+    system: str | list[AnthropicText] | None = None
+    tools: list[AnthropicTool] | None = None
+    tool_choice: AnthropicToolChoice | None = None
+    thinking: AnthropicThinking | None = None
+    cache_control: CacheControl = None
+    output_config: AnthropicOutput | None = None
+
+
+class AnthropicRequest(AnthropicCountRequest):
+    """The body of `POST /v1/messages`."""
+
+    max_tokens: Annotated[int, Field(ge=0)]
+    stop_sequences: list[str] | None = None
+    stream: bool | None = None
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    metadata: AnthropicMetadata | None = None
+    service_tier: Annotated[Literal["auto", "standard_only"] | None, Field(description="There is one.")] = None
+
+
+class AnthropicTextAnswer(BaseModel):
+    """A text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class AnthropicCall(BaseModel):
+    """A call of a tool."""
+
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+class AnthropicUsage(BaseModel):
+    """Tokens. What was read from the cache is not among `input_tokens`."""
+
+    input_tokens: int
+    cache_creation_input_tokens: int
+    cache_read_input_tokens: int
+    output_tokens: int
+
+
+class AnthropicMessage(BaseModel):
+    """The answer of `POST /v1/messages`."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[AnthropicTextAnswer | AnthropicCall]
+    stop_reason: StopReason
+    stop_sequence: str | None
+    usage: AnthropicUsage
+
+
+class AnthropicCount(BaseModel):
+    """The answer of `POST /v1/messages/count_tokens`."""
+
+    input_tokens: int
+
+
+class AnthropicErrorContent(BaseModel):
+    """What went wrong."""
+
+    type: str
+    message: str
+
+
+class AnthropicError(BaseModel):
+    """Every error's body."""
+
+    type: Literal["error"]
+    error: AnthropicErrorContent
