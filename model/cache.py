@@ -32,13 +32,27 @@ LEAST_ROWS = 4
 
 @dataclass(frozen=True)
 class Work:
-    """Read `token_ids` as positions `start, start + 1, ...` of the sequence in `slot`; the last `wanted` states are
-    asked for."""
+    """Read `token_ids` as positions `start, start + 1, ...` of the sequence in `slot`.
+
+    The logits of the last `wanted` are asked for, and with `layers` also those of these earlier layers (0 is the
+    embedding); of the last `states`, the final states.
+    """
 
     slot: int
     start: int
     token_ids: Sequence[int]
     wanted: int = 1
+    states: int = 0
+    layers: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a work asked for: `logits [wanted, V]`, `states [states, C]`, `early [J, wanted, V]` of J `layers`."""
+
+    logits: Tensor
+    states: Tensor
+    early: Tensor
 
 
 class SlotCache:
@@ -64,9 +78,9 @@ class SlotCache:
         """Memory that one token of one sequence takes."""
         return config.num_layers * 2 * config.num_kv_heads * config.head_dim * torch.float32.itemsize
 
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Give slot `target` the first `length` tokens of slot `source`."""
-        self._store[:, :, target, :, :length] = self._store[:, :, source, :, :length]
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        """Give slot `target` the tokens from `start` to before `end` of slot `source`."""
+        self._store[:, :, target, :, start:end] = self._store[:, :, source, :, start:end]
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, each `[slots, K, capacity, D]`."""
@@ -81,13 +95,38 @@ def read(model: Decoder, cache: SlotCache, works: Sequence[Work]) -> Tensor:
     Returns the wanted final states, `[sum of wanted, hidden_size]` float32, in the order of `works`.
     """
     reading = _Reading(cache, works, model)
+    return _run(model, reading, works)[reading.wanted]
+
+
+@torch.inference_mode()
+def outputs(model: Decoder, cache: SlotCache, works: Sequence[Work]) -> list[Output]:
+    """Run the network over all the new tokens of `works`, one work per slot at most; what each asked for."""
+    reading = _Reading(cache, works, model)
+    layers: dict[int, Tensor] = {layer: torch.empty(0) for work in works for layer in work.layers}
+    hidden = _run(model, reading, works, layers)
+    parts = torch.split(wanted_logits(model, hidden[reading.wanted]), [work.wanted for work in works])
+    found, end = [], 0
+    for work, logits in zip(works, parts, strict=True):
+        end += len(work.token_ids)
+        # As in DoLa's own code, the output matrix is applied to the earlier state as it is, without the final norm.
+        early = [wanted_logits(model, layers[layer][end - work.wanted : end]) for layer in work.layers if work.wanted]
+        found.append(Output(logits, hidden[end - work.states : end], torch.stack(early) if early else logits[:0]))
+    return found
+
+
+def _run(model: Decoder, reading: _Reading, works: Sequence[Work], layers: dict[int, Tensor] | None = None) -> Tensor:
+    """The final states of all rows read, `[padded rows, hidden_size]`; those below `layers` are filled in there."""
     padded = model.padded_rows(reading.rows)
     tokens = torch.zeros(1, padded, dtype=torch.int64)
     tokens[0, : reading.rows] = torch.tensor([token_id for work in works for token_id in work.token_ids])
     positions = torch.zeros(1, padded, dtype=torch.int64, device=model.device)
     positions[0, : reading.rows] = reading.positions
-    hidden = model.hidden(tokens.to(model.device), positions, reading.attend)[0]
-    return hidden[reading.wanted]
+
+    def observe(layer: int, state: Tensor) -> None:
+        if layers is not None and layer in layers:
+            layers[layer] = state[0]
+
+    return model.hidden(tokens.to(model.device), positions, reading.attend, observe if layers else None)[0]
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from model.cache import PREFILL_CHUNK, SlotCache, Work, read, wanted_logits
 from model.config import ModelConfig
 from model.decoding.choosing import choose
 from model.decoding.grammar import Constraint, compile_constraint
-from model.decoding.parameters import grammar_parameter, resolve
+from model.decoding.parameters import BY_NAME, grammar_parameter, resolve
 from model.decoding.stages import Row
 from model.decoding.stopping import Stopper
 from model.errors import InvalidRequest
@@ -31,21 +31,20 @@ class Generation:
     stop_reason: str | int | None = None
 
 
-def check_prompt(prompt: Sequence[int], config: ModelConfig) -> None:
-    """Raise `InvalidRequest` for a prompt the network cannot continue."""
+def check_prompt(prompt: Sequence[int], config: ModelConfig, field: str = "prompt") -> None:
+    """Raise `InvalidRequest` for a prompt (in `field`) the network cannot continue."""
+    name = f"the {field.replace('_', ' ')}"
     if not prompt:
-        raise InvalidRequest("the prompt is empty", field="prompt", hint="give at least one token to continue from")
+        raise InvalidRequest(f"{name} is empty", field=field, hint="give at least one token to continue from")
     if len(prompt) >= config.context_length:
         raise InvalidRequest(
-            f"the prompt has {len(prompt)} tokens, the context holds {config.context_length} and the answer needs room",
-            field="prompt",
+            f"{name} has {len(prompt)} tokens, the context holds {config.context_length} and the answer needs room",
+            field=field,
             hint=f"shorten the prompt to at most {config.context_length - 1} tokens",
         )
     wrong = next((token_id for token_id in prompt if not 0 <= token_id < config.vocab_size), None)
     if wrong is not None:
-        raise InvalidRequest(
-            f"token id {wrong} is not in the vocabulary (0 to {config.vocab_size - 1})", field="prompt"
-        )
+        raise InvalidRequest(f"token id {wrong} is not in the vocabulary (0 to {config.vocab_size - 1})", field=field)
 
 
 def token_limit(prompt_length: int, parameters: Mapping[str, Any], config: ModelConfig) -> int:
@@ -83,6 +82,11 @@ def generate(
     effective = resolve(
         parameters or {}, vocab_size=config.vocab_size, end_token_ids=config.end_token_ids, vocabulary=tokenizer
     )
+    for name in ("num_beams", "penalty_alpha", "guidance_scale", "dola_layers"):
+        if effective[name] != BY_NAME[name].off:
+            raise InvalidRequest(
+                f"{name} needs several sequences or states side by side", field=name, hint="ask a server: topkapi serve"
+            )
     deadline = math.inf if effective["timeout_s"] is None else time.monotonic() + effective["timeout_s"]
     check_prompt(prompt_ids, config)
     tokens, limit = list(prompt_ids), token_limit(len(prompt_ids), effective, config)

@@ -7,7 +7,7 @@ transformers computes them. The residual stream and every norm are float32 whate
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -212,8 +212,18 @@ class Decoder(nn.Module):
         block = cast(Block, self.layers[0])
         return block.mlp.down_proj.held_in
 
-    def hidden(self, tokens: Tensor, positions: Tensor, attend: Attend = causal_attention) -> Tensor:
-        """`tokens`, `positions [B, T]` int64 -> the last layer's normalised state `[B, T, hidden_size]` float32."""
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        attend: Attend = causal_attention,
+        observe: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """`tokens`, `positions [B, T]` int64 -> the last layer's normalised state `[B, T, hidden_size]` float32.
+
+        `observe(layer, state)` is told the state `[B, T, hidden_size]` below each layer; that below the first is the
+        embedding.
+        """
         x = self.embed_tokens(tokens).float()
         rotary = None
         if self.embed_positions is not None:
@@ -222,7 +232,9 @@ class Decoder(nn.Module):
             rotary = self._rotary(positions)
         if self.training and self.config.dropout:
             x = functional.dropout(x, self.config.dropout)
-        for block in self.layers:
+        for layer, block in enumerate(self.layers):
+            if observe is not None:
+                observe(layer, x)
             x = block(x, rotary, attend)
         state: Tensor = self.norm(x)
         return state

@@ -29,8 +29,10 @@ def _options(parameter: Parameter) -> dict[str, Any]:
         return {"action": "store_true", "help": description}
     if parameter.kind in ("strings", "words"):
         return {"action": "append", "metavar": "TEXT", "help": f"{description} May be given again."}
-    if parameter.kind == "text":
+    if parameter.kind in ("text", "prompt"):
         return {"metavar": "TEXT", "help": description}
+    if parameter.kind == "layers":
+        return {"type": _layers, "metavar": "LAYERS", "help": f"{description} Numbers are separated by commas."}
     if parameter.kind == "schema":
         return {"type": _json, "metavar": "JSON", "help": description}
     if parameter.kind == "integers":
@@ -47,6 +49,13 @@ def _json(text: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from None
+
+
+def _layers(text: str) -> str | list[int]:
+    try:
+        return text if text in ("low", "high") else [int(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not low, high or numbers such as 0,2,4") from None
 
 
 def _pair(text: str) -> tuple[int, float]:

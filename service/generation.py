@@ -28,6 +28,7 @@ class Plan:
     prompts: Sequence[list[int]]
     parameters: Sequence[dict[str, Any]]
     constraint: Callable[[int], Constraint] | None = None
+    negative: Sequence[int] = ()
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Output:
     tokens: list[Token] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,10 @@ def plan(model: LoadedModel, prompts: Sequence[list[int]], parameters: Mapping[s
         end_token_ids=config.end_token_ids,
         vocabulary=model.checkpoint.tokenizer,
     )
+    negative = effective["negative_prompt"] or []
+    negative = model.checkpoint.tokenizer.encode(negative) if isinstance(negative, str) else negative
+    if negative:
+        check_prompt(negative, config, "negative_prompt")
     each = []
     for position, prompt in enumerate(prompts):
         try:
@@ -77,7 +83,7 @@ def plan(model: LoadedModel, prompts: Sequence[list[int]], parameters: Mapping[s
         each.append(effective | {"max_tokens": token_limit(len(prompt), effective, config)})
     checkpoint = model.checkpoint
     constraint = compile_constraint(effective, checkpoint.tokenizer, config.vocab_size, config.end_token_ids)
-    return Plan(model, prompts, each, constraint)
+    return Plan(model, prompts, each, constraint, negative)
 
 
 @dataclass(frozen=True)
@@ -133,6 +139,7 @@ class Generation:
                 deadline=deadline,
                 priority=priority,
                 constraint=plan.constraint,
+                negative=plan.negative,
             )
             for prompt_index, (prompt, parameters) in enumerate(zip(plan.prompts, plan.parameters, strict=True))
         ]
@@ -166,6 +173,7 @@ class Generation:
             elif isinstance(event, Finished):
                 output = self._output(prompt_index, event.index)
                 output.finish_reason, output.stop_reason = event.reason, event.stop_reason
+                output.score = event.score
                 if rest := self._stoppers[output.index].flush():
                     yield self._add(output, rest, None)
             elif isinstance(event, Completed):
@@ -249,3 +257,6 @@ class _StopStrings:
     def __call__(self, token_id: int) -> str | None:
         self._stopper.feed(token_id)
         return self._stopper.stopped
+
+    def copy(self) -> _StopStrings:
+        return _StopStrings(self._stopper.copy())

@@ -122,7 +122,7 @@ def test_log_probabilities_of_a_prompt_are_equal_cold_and_after_a_prefix_hit() -
     whole = wanted_logits(model, read(model, cold, [Work(0, 0, text, wanted=60)]))
     warm = SlotCache(model, 2)
     read(model, warm, [Work(0, 0, text[:145])])
-    warm.copy(0, 1, 140)
+    warm.copy(0, 1, 0, 140)
     read(model, warm, [Work(0, 145, tokens(50, 3))])
     assert torch.equal(wanted_logits(model, read(model, warm, [Work(1, 140, text[140:], wanted=60)])), whole)
 

@@ -66,6 +66,24 @@ from model.errors import InvalidRequest
         ({"repetition_range": 3}, "repetition_range", "no effect without repetition_penalty"),
         ({"include_stop": True}, "include_stop", "no effect"),
         ({"timeout_s": 0}, "timeout_s", "above 0"),
+        ({"n": 3, "best_of": 2}, "best_of", "below n"),
+        ({"best_of": 2, "temperature": 0}, "best_of", "temperature 0"),
+        ({"num_beams": 2, "n": 3}, "n", "above num_beams"),
+        ({"num_beams": 4, "num_beam_groups": 3}, "num_beam_groups", "equal groups"),
+        ({"num_beams": 4, "diversity_penalty": 1}, "diversity_penalty", "without num_beam_groups"),
+        ({"length_penalty": 2}, "length_penalty", "without num_beams"),
+        ({"early_stopping": True}, "early_stopping", "without num_beams"),
+        ({"num_beams": 2, "mirostat": 2}, "mirostat", "can't be combined with num_beams"),
+        ({"num_beams": 2, "prompt_lookup": 2}, "prompt_lookup", "can't be combined with num_beams"),
+        ({"num_beams": 2, "best_of": 2}, "best_of", "can't be combined with num_beams"),
+        ({"num_beams": 2, "penalty_alpha": 0.5, "top_k": 4}, "penalty_alpha", "can't be combined with num_beams"),
+        ({"guidance_scale": 2, "penalty_alpha": 0.5, "top_k": 4}, "guidance_scale", "combined with penalty_alpha"),
+        ({"penalty_alpha": 0.5}, "top_k", "nothing to choose from"),
+        ({"negative_prompt": "no"}, "negative_prompt", "without guidance_scale"),
+        ({"negative_prompt": [99], "guidance_scale": 2}, "negative_prompt", "vocabulary"),
+        ({"negative_prompt": "", "guidance_scale": 2}, "negative_prompt", "not an empty one"),
+        ({"dola_layers": "middle"}, "dola_layers", "low"),
+        ({"dola_layers": []}, "dola_layers", "low"),
     ],
 )
 def test_bad_values_are_refused_by_name(request_: dict, field: str, says: str) -> None:
@@ -92,6 +110,7 @@ def test_defaults_of_the_table_are_in_range() -> None:
             main = {} if parameter.needs is None else {parameter.needs: BY_NAME[parameter.needs].slider[1]}
             for end in parameter.slider[:2]:
                 request = main | {parameter.name: end}
+                request |= {"top_k": 4} if parameter.name == "penalty_alpha" else {}
                 resolve(request | ({"dry_breakers": []} if request.get("dry_multiplier") else {}))
 
 

@@ -16,6 +16,7 @@ PROMPT = "The value of the expression is"
 PEAKED: Request = {"logit_bias": {"5": 7.0, "6": 7.0, "7": 5.0}}
 LOOPING: Request = {"logit_bias": {"5": 12.0, "6": 11.0}}
 DRY: Request = {**LOOPING, "dry_multiplier": 4.0, "dry_breakers": []}
+BEAMS: Request = {"num_beams": 4, "n": 4, "temperature": 0}
 
 # The request without the parameter, and what is added to it.
 EXAMPLES: dict[str, tuple[Request, Request]] = {
@@ -57,10 +58,20 @@ EXAMPLES: dict[str, tuple[Request, Request]] = {
     "regex": ({}, {"regex": "[0-9]{3}"}),
     "choice": ({}, {"choice": ["yes", "no"]}),
     "grammar": ({}, {"grammar": 'start: "a" | "b"'}),
+    "guidance_scale": ({}, {"guidance_scale": 8.0}),
+    "negative_prompt": ({"guidance_scale": 8.0}, {"negative_prompt": "something quite different"}),
+    "dola_layers": ({"logprobs": 1}, {"dola_layers": "low"}),
+    "num_beams": ({}, {"num_beams": 3}),
+    "num_beam_groups": (BEAMS, {"num_beam_groups": 2}),
+    "diversity_penalty": (BEAMS | {"num_beam_groups": 2}, {"diversity_penalty": 9.0}),
+    "length_penalty": (BEAMS, {"length_penalty": -2.0}),
+    "early_stopping": (BEAMS | {"logit_bias": LOOPING["logit_bias"] | {"end": 11.5}}, {"early_stopping": True}),
+    "penalty_alpha": (PEAKED | {"top_k": 4}, {"penalty_alpha": 0.9}),
     "order": (PEAKED | {"temperature": 2.0, "top_p": 0.5}, {"order": ["logit_bias", "top_p", "temperature"]}),
     "prompt_lookup": (LOOPING, {"prompt_lookup": 8}),
     "seed": ({}, {"seed": 2}),
     "n": ({}, {"n": 2}),
+    "best_of": ({}, {"best_of": 5}),
     "stop": ({}, {"stop": "e"}),
     "stop_regex": ({}, {"stop_regex": "[a-m]"}),
     "include_stop": ({"stop_regex": "[a-m]"}, {"include_stop": True}),
@@ -84,8 +95,9 @@ def test_the_parameter_changes_an_answer(served, name: str) -> None:
     assert name in added
     ends = served.models.get().checkpoint.config.end_token_ids
     without = {"prompt": PROMPT, "seed": 1, "max_tokens": 24, **without}
-    if "end" in without.get("logit_bias", {}):
-        without["logit_bias"] = {str(end): without["logit_bias"]["end"] for end in ends}
+    bias = without.get("logit_bias", {})
+    if "end" in bias:
+        bias |= dict.fromkeys(map(str, ends), bias.pop("end"))
     before, again = (outcome(served.answer("/generate", **without)) for _ in range(2))
     before["usage"].pop("cached_tokens")
     again["usage"].pop("cached_tokens")

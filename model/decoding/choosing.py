@@ -43,20 +43,32 @@ class UnusableLogits(EngineError):
         self.rows = tuple(rows)
 
 
-def choose(logits: Tensor, rows: Sequence[Row]) -> list[Choice]:
+def check_logits(logits: Tensor) -> None:
+    """Raise `UnusableLogits` for rows of `logits [B, V]` that hold NaN or infinity."""
+    best = logits.amax(dim=-1).cpu()
+    if not bool((best < math.inf).all()):
+        raise UnusableLogits(
+            "the network produced NaN or infinite logits",
+            (~(best < math.inf)).nonzero().view(-1).tolist(),
+            hint="the checkpoint is damaged or overflows in its dtype",
+        )
+
+
+def nothing_left(rows: Sequence[int]) -> UnusableLogits:
+    """The parameters rule every token of these rows out."""
+    hint = "loosen the parameters that rule tokens out"
+    return UnusableLogits("no token is left to choose", rows, hint=hint)
+
+
+def choose(logits: Tensor, rows: Sequence[Row], found: Sequence[int] | None = None) -> list[Choice]:
     """Choose one token per row from the network's `logits [B, V]`.
 
-    The token is `argmax(log-probability + gumbel(seed, sequence, position, token))`, greedy rows without the noise.
+    The token is `argmax(log-probability + gumbel(seed, sequence, position, token))`, greedy rows without the noise;
+    or the one that a search has `found [B]`, which is then only explained.
     Raises `UnusableLogits` naming the rows whose logits hold NaN or infinity or lose every token to the parameters.
     """
     logits = logits.detach().float().contiguous()
-    best = logits.amax(dim=-1).cpu()
-    if not bool((best < math.inf).all()):
-        wrong = (~(best < math.inf)).nonzero().view(-1).tolist()
-        raise UnusableLogits(
-            "the network produced NaN or infinite logits", wrong,
-            hint="the checkpoint is damaged or overflows in its dtype",
-        )  # fmt: skip
+    check_logits(logits)
     choices: list[Choice] = [Choice(-1)] * len(rows)
     drawn: list[tuple[list[int], Candidates, Tracer | None]] = []
     for stages, indexes in grouped(logits, rows):
@@ -65,11 +77,10 @@ def choose(logits: Tensor, rows: Sequence[Row]) -> list[Choice]:
         candidates = apply(candidates, stages, group, tracer.observe if tracer else None)
         empty = candidates.best.cpu() == NOT_CHOSEN
         if bool(empty.any()):
-            raise UnusableLogits(
-                "no token is left to choose", [indexes[at] for at in empty.nonzero().view(-1).tolist()],
-                hint="loosen the parameters that rule tokens out",
-            )  # fmt: skip
-        if group[0].greedy:
+            raise nothing_left([indexes[at] for at in empty.nonzero().view(-1).tolist()])
+        if found is not None:
+            _settle(choices, rows, indexes, candidates, tracer, [found[index] for index in indexes])
+        elif group[0].greedy:
             _settle(choices, rows, indexes, candidates, tracer, _most_likely(candidates))
         else:
             drawn.append((indexes, candidates, tracer))
@@ -99,7 +110,8 @@ def _settle(
         choices[index] = Choice(token_id)
     if any(rows[index].parameters["logprobs"] is not None or rows[index].sequential for index in indexes):
         for index, final in zip(indexes, _log_probabilities(candidates, token_ids), strict=True):
-            choices[index] = replace(choices[index], logprob=0.0 if rows[index].greedy else final)
+            certain = rows[index].greedy and not rows[index].searching
+            choices[index] = replace(choices[index], logprob=0.0 if certain else final)
     if tracer is not None:
         for at, trace in tracer.traces(token_ids).items():
             choices[indexes[at]] = replace(choices[indexes[at]], trace=trace)

@@ -41,6 +41,50 @@ def settle_temperature_zero(effective: Effective, given: Collection[str], table:
                     hint=f"raise temperature or leave {name} out",
                 )
             effective[name] = table[name].off
+    if (effective["best_of"] or 0) > effective["n"]:
+        raise InvalidRequest(
+            "best_of can't act at temperature 0, where every continuation is the same",
+            field="best_of",
+            hint="raise temperature, or leave best_of out",
+        )
+
+
+def settle_search(effective: Effective, given: Collection[str], table: Table) -> None:
+    """Beam and contrastive search: what they need, and what has no place in them."""
+    beams, contrastive = effective["num_beams"] > 1, effective["penalty_alpha"] > 0
+    if effective["best_of"] is not None and effective["best_of"] < effective["n"]:
+        raise InvalidRequest(
+            f"best_of ({effective['best_of']}) is below n ({effective['n']})", field="best_of", hint="raise best_of"
+        )
+    if not (beams or contrastive):
+        return
+    search = "num_beams" if beams else "penalty_alpha"
+    apart = ["mirostat", "prompt_lookup", "best_of", *(["penalty_alpha"] if beams else []), "guidance_scale"]
+    for name in apart:
+        if effective[name] not in (table[name].off, None):
+            if name in given:
+                raise InvalidRequest(
+                    f"{name} can't be combined with {search}", field=name, hint=f"leave {name} or {search} out"
+                )
+            effective[name] = table[name].off
+    if contrastive and effective["top_k"] < 2:
+        raise InvalidRequest(
+            "penalty_alpha chooses among the top_k likeliest tokens, and top_k leaves it nothing to choose from",
+            field="top_k",
+            hint="set top_k to 2 or more (4 is usual)",
+        )
+    if beams and effective["n"] > effective["num_beams"]:
+        raise InvalidRequest(
+            f"n ({effective['n']}) is above num_beams ({effective['num_beams']})",
+            field="n",
+            hint="a beam search ends with as many answers as it has beams: lower n or raise num_beams",
+        )
+    if beams and effective["num_beams"] % effective["num_beam_groups"]:
+        raise InvalidRequest(
+            f"num_beams ({effective['num_beams']}) can't be split into {effective['num_beam_groups']} equal groups",
+            field="num_beam_groups",
+            hint="let num_beam_groups divide num_beams",
+        )
 
 
 def settle_mirostat(effective: Effective, given: Collection[str], table: Table) -> None:
@@ -160,6 +204,8 @@ def check_tokens(effective: Effective, vocab_size: int | None, end_token_ids: Se
     if vocab_size is not None:
         for name in ("logit_bias", "stop_token_ids", "allowed_token_ids", "banned_token_ids"):
             _in_vocabulary(name, effective[name] or (), vocab_size)
+        if not isinstance(effective["negative_prompt"], str):
+            _in_vocabulary("negative_prompt", effective["negative_prompt"] or (), vocab_size)
         for name in ("bad_words", "dry_breakers"):
             words = effective[name]
             for sequence in (words.sequences or ()) if isinstance(words, Words) else ():

@@ -15,7 +15,7 @@ INTRODUCTION = """\
 # Decoding
 
 Every parameter of `POST /generate`, of the command line and of the studio, made from the table in
-`model/decoding/parameters.py` by `python -m model.decoding.documentation`. A value left out is the checkpoint's own
+`model/decoding/table.py` by `python -m model.decoding.documentation`. A value left out is the checkpoint's own
 (`generation_config.json`), else the default below; every answer says which were in force.
 
 No parameter is ever silently ignored. A name that does not exist, a value out of range, a parameter that could not act
@@ -48,6 +48,17 @@ RULES = """\
   `presence_penalty` and `frequency_penalty` at the answer alone.
 - **`bad_words` and `dry_breakers`** are texts or lists of token ids. A bad word is banned as it is spelt at the start
   of a text and after a space. A breaker breaks a passage in every token that holds it.
+- **Beam search** runs among the other requests, in as many places as it has beams. At temperature 0 it keeps the
+  likeliest continuations; above, it draws them without replacement. Log-probabilities are those after all stages. It
+  answers with the `n` best complete beams, best first, each with its `score`; a stream gets the tokens that all
+  possible answers share as soon as they do. `mirostat`, `prompt_lookup`, `best_of` and guidance are refused beside it.
+- **Contrastive search** (`penalty_alpha` with `top_k` of 2 or more) leaves nothing to chance: temperature only shapes
+  the probabilities, and `n` answers are the same. It reads `top_k` tokens for each one it writes.
+- **Guidance** reads the negative prompt beside the prompt, in a place of its own, and scores tokens by
+  log p(negative) + scale * (log p(prompt) - log p(negative)) before any other stage.
+- **DoLa** scores tokens by the last layer against the earlier one that differs most, among tokens at least a tenth as
+  likely as the likeliest, before any other stage. All families can; it was made for networks of many layers.
+- **`best_of`** ranks by the network's own log-probability per token. Nothing can be streamed before all are complete.
 - **Stops.** `stop` and `stop_regex` look at the text, `stop_token_ids` and the end tokens at the ids; the answer's
   `finish_reason` and `stop_reason` say which it was. `min_tokens` holds back the end and stop tokens, not stop texts.
 
@@ -66,11 +77,19 @@ rank, the runners-up and the noise that decided.
 """
 
 
+SEARCH = (
+    "num_beams", "num_beam_groups", "diversity_penalty", "length_penalty", "early_stopping", "penalty_alpha",
+)  # fmt: skip
+CONTRASTS = ("dola", "guidance")
+
+
 def sections() -> Iterator[tuple[str, list[Parameter]]]:
     """The parameters by what they are about."""
     of_logits = set(DEFAULT_ORDER[len(CONSTRAINTS) : DEFAULT_ORDER.index("temperature")])
-    yield "The answer as a whole", [p for p in PARAMETERS if p.stage is None]
-    yield "What may be chosen", [p for p in PARAMETERS if p.stage in CONSTRAINTS]
+    yield "The answer as a whole", [p for p in PARAMETERS if p.stage is None and p.name not in SEARCH]
+    yield "Searching instead of drawing", [p for p in PARAMETERS if p.name in SEARCH]
+    yield "Scores against other scores", [p for p in PARAMETERS if p.stage in CONTRASTS]
+    yield "What may be chosen", [p for p in PARAMETERS if p.stage in CONSTRAINTS and p.stage not in CONTRASTS]
     yield "Single tokens: bias and penalties", [p for p in PARAMETERS if p.stage in of_logits]
     rest = [p for p in PARAMETERS if p.stage not in of_logits | {None} and p.stage not in CONSTRAINTS]
     yield "The shape of the distribution: temperature and truncation", rest
@@ -100,7 +119,8 @@ def _value(parameter: Parameter) -> str:
     kind = {
         "integer": "whole number", "number": "number", "boolean": "true or false", "strings": "text or texts",
         "integers": "token ids", "integer_to_number": "token id to number", "words": "texts or lists of token ids",
-        "text": "text", "schema": "JSON schema or true",
+        "text": "text", "schema": "JSON schema or true", "prompt": "text or token ids",
+        "layers": "`low`, `high` or layer numbers",
     }[parameter.kind]  # fmt: skip
     low = parameter.minimum if parameter.above is None else parameter.above
     if low is not None:

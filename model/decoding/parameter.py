@@ -10,7 +10,10 @@ from typing import Any, Literal
 from model.decoding.words import Words
 from model.errors import InvalidRequest
 
-Kind = Literal["integer", "number", "boolean", "strings", "integers", "integer_to_number", "words", "text", "schema"]
+Kind = Literal[
+    "integer", "number", "boolean", "strings", "integers", "integer_to_number", "words", "text", "schema", "prompt",
+    "layers",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,10 @@ def check(parameter: Parameter, value: Any) -> Any:
         return _words(name, value)
     if kind == "text":
         return _text(name, value)
+    if kind == "prompt":
+        return [_integer(name, item) for item in value] if isinstance(value, list | tuple) else _text(name, value)
+    if kind == "layers":
+        return _layers(name, value)
     if kind == "schema":
         if not isinstance(value, Mapping | bool):
             raise InvalidRequest(f"{name} must be a JSON schema: an object, or true for any JSON", field=name)
@@ -97,6 +104,14 @@ def _text(name: str, value: Any) -> str:
     except UnicodeEncodeError:
         raise InvalidRequest(f"{name} holds a lone surrogate, which is not valid Unicode", field=name) from None
     return value
+
+
+def _layers(name: str, value: Any) -> str | list[int]:
+    if value in ("low", "high"):
+        return str(value)
+    if not isinstance(value, list | tuple) or not value:
+        raise InvalidRequest(f'{name} must be "low", "high" or a list of layer numbers', field=name)
+    return sorted({_integer(name, item) for item in value})
 
 
 def _words(name: str, value: Any) -> Words:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 if TYPE_CHECKING:
     from model.decoding.grammar import Constraint
@@ -23,7 +24,8 @@ class Row:
     `sequence` is the index within the request (n > 1); `end_token_ids` cannot be chosen before `min_tokens`. Tokens
     are appended to `tokens`, or taken back from its end; what the row remembers follows. A row of mirostat needs its
     tokens chosen one after another (`sequential`), for each choice moves the bound of the next. `constraint` is told
-    of each token that is appended, by whoever appends it.
+    of each token that is appended, by whoever appends it. At each step whoever runs the network gives a row of guidance
+    the logits after its negative prompt, `guide [V]`, and a row of DoLa those of the earlier layers, `early [J, V]`.
     """
 
     parameters: Mapping[str, Any]
@@ -33,6 +35,8 @@ class Row:
     end_token_ids: Sequence[int] = field(default_factory=tuple)
     surprise_bounds: list[float] = field(default_factory=list)
     constraint: Constraint | None = None
+    guide: Tensor | None = field(default=None, repr=False, compare=False)
+    early: Tensor | None = field(default=None, repr=False, compare=False)
     plan: Any = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -52,6 +56,11 @@ class Row:
     def sequential(self) -> bool:
         """Whether a token can only be chosen once those before it have been."""
         return bool(self.parameters["mirostat"])
+
+    @property
+    def searching(self) -> bool:
+        """Whether a search takes the tokens, not a draw."""
+        return bool(self.parameters["num_beams"] > 1 or self.parameters["penalty_alpha"] > 0)
 
     def history(self, last: int = 0) -> Ids:
         """The `last` tokens (0: all) as an array `[n]`."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.decoding import constraints, penalties, truncation
+from model.decoding import constraints, contrast, penalties, truncation
 from model.decoding.candidates import NOT_CHOSEN, Candidates
 from model.decoding.parameters import CONSTRAINTS, DEFAULT_ORDER, PARAMETERS, in_force
 from model.decoding.rows import Row
@@ -48,6 +48,8 @@ class Stage:
 STAGES: Mapping[str, Stage] = {
     stage.name: stage
     for stage in (
+        Stage("dola", contrast.dola),
+        Stage("guidance", contrast.guidance),
         Stage("grammar", constraints.grammar, needed=constraints.follows_grammar),
         Stage("min_tokens", constraints.min_tokens, needed=constraints.before_min_tokens),
         Stage("banned_token_ids", constraints.banned_token_ids),
@@ -79,13 +81,16 @@ Observe = Callable[[str, Candidates], None]
 def plan(row: Row) -> tuple[Stage, ...]:
     """The stages that the row's parameters ask for, in the row's order.
 
-    A greedy row leaves out temperature, and what never removes the most likely token unless `typical_p` may.
+    A greedy row leaves out temperature, and what never removes the most likely token unless `typical_p` may; a search
+    looks at more than the most likely one, and contrastive search takes the `top_k` itself.
     """
     wanted = in_force(row.parameters)
     stages = [STAGES[name] for name in row.parameters["order"] if name in wanted]
+    if row.parameters["penalty_alpha"] > 0:
+        stages = [stage for stage in stages if stage.name != "top_k"]
     if row.greedy:
         stages = [stage for stage in stages if stage.name != "temperature"]
-        if STAGES["typical_p"] not in stages:
+        if STAGES["typical_p"] not in stages and not row.searching:
             stages = [stage for stage in stages if not stage.keeps_best]
     return tuple(stages)
 

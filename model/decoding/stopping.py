@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 import regex
 
@@ -41,6 +42,13 @@ class Stopper:
         if patterns:
             return PatternStopper(token_bytes, stop, patterns, include=include)
         return Stopper(token_bytes, stop, include=include)
+
+    def copy(self) -> Self:
+        """The same place in the text, to go on from independently."""
+        other = copy(self)
+        other._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        other._decoder.setstate(self._decoder.getstate())
+        return other
 
     def feed(self, token_id: int) -> str:
         """The text that this token makes certain; empty once a stop was found."""

@@ -40,11 +40,12 @@ class RunnerUp:
 class TokenTrace:
     """The decision for one token. Entropies are in nats; `rank` is 1 for the network's most likely token.
 
-    `how` is `greedy` at temperature 0, `forced` where one candidate was left, else `sampled`; `noise` is the Gumbel
-    noise that was added to the chosen token's logit (None unless sampled). `runners_up` are the likeliest others.
+    `how` is `searched` in a beam or contrastive search, `greedy` at temperature 0, `forced` where one candidate was
+    left, else `sampled`; `noise` is the Gumbel noise that was added to the chosen token's logit (None unless sampled).
+    `runners_up` are the likeliest others; `guessed` says that the token was read ahead and turned out right.
     """
 
-    how: Literal["sampled", "greedy", "forced"]
+    how: Literal["searched", "sampled", "greedy", "forced"]
     candidates: int
     entropy: float
     stages: tuple[StageTrace, ...]
@@ -53,6 +54,7 @@ class TokenTrace:
     probability: float
     noise: float | None
     runners_up: tuple[RunnerUp, ...]
+    guessed: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""
@@ -85,7 +87,7 @@ class Tracer:
     def _trace(self, place: int, row: Row, token_id: int, noise: float) -> TokenTrace:
         raw, final = self._raw[place], self._last[place]
         left = int((final > NOT_CHOSEN).sum())
-        how: Literal["sampled", "greedy", "forced"] = "greedy" if row.greedy else "forced" if left == 1 else "sampled"
+        how = _how(row, left)
         count = max(RUNNERS_UP, row.parameters["logprobs"] or 0)
         order = final.topk(min(count + 1, left)).indices.tolist()
         others = [other for other in order if other != token_id][:count]
@@ -96,7 +98,7 @@ class Tracer:
             stages=tuple(self._stages[place]),
             rank=int((raw > raw[token_id]).sum()) + 1,
             raw_probability=float(raw[token_id].exp()),
-            probability=1.0 if row.greedy else float(final[token_id].exp()),
+            probability=1.0 if how == "greedy" else float(final[token_id].exp()),
             noise=noise if how == "sampled" else None,
             runners_up=tuple(RunnerUp(other, float(raw[other].exp()), float(final[other].exp())) for other in others),
         )
@@ -105,6 +107,12 @@ class Tracer:
         """Log-probabilities over the whole vocabulary, float64 `[V]` of each watched row."""
         whole = candidates.dense()
         return [whole[at].cpu().double().log_softmax(dim=-1) for at in self._rows]
+
+
+def _how(row: Row, left: int) -> Literal["searched", "sampled", "greedy", "forced"]:
+    if row.searching:
+        return "searched"
+    return "greedy" if row.greedy else "forced" if left == 1 else "sampled"
 
 
 def _entropy(log_probabilities: Tensor) -> float:

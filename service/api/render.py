@@ -143,6 +143,8 @@ def _output(generation: Generation, output: Output) -> dict[str, Any]:
     }
     if output.stop_reason is not None:
         result["stop_reason"] = output.stop_reason
+    if output.score is not None:
+        result["score"] = output.score
     if generation.parameters["logprobs"] is not None:
         result["logprobs"] = [token_logprobs(generation.plan.model, token) for token in output.tokens]
     if generation.parameters["trace"]:

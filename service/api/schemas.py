@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 from model.decoding.parameters import PARAMETERS, Parameter
 
 TOKEN_IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_NUMBER: dict[str, Any] = {"type": "integer", "minimum": 0}
 TEXT: dict[str, Any] = {"type": "string", "minLength": 1}
 TEXT_OR_IDS: dict[str, Any] = {"anyOf": [TEXT, TOKEN_IDS]}
 _PROMPT: dict[str, Any] = {"anyOf": [TEXT, TOKEN_IDS, {"type": "array", "items": TEXT_OR_IDS, "minItems": 1}]}
@@ -74,6 +75,8 @@ def parameter_schema(parameter: Parameter) -> dict[str, Any]:
         "schema": {"anyOf": [{"type": "object"}, {"type": "boolean"}]},
         "strings": {"anyOf": [TEXT, {"type": "array", "items": TEXT}]},
         "integers": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        "prompt": TEXT_OR_IDS,
+        "layers": {"anyOf": [{"enum": ["low", "high"]}, {"type": "array", "items": _NUMBER, "minItems": 1}]},
         "words": {"anyOf": [TEXT, {"type": "array", "items": TEXT_OR_IDS}]},
         "integer_to_number": {
             "type": "object",
@@ -168,6 +171,7 @@ class Output(BaseModel):
     token_ids: list[int]
     finish_reason: Literal["stop", "length", "deadline", "cancelled", "error"]
     stop_reason: str | int | None = None
+    score: float | None = None
     logprobs: list[TokenLogprobs] | None = None
     trace: list[TokenTrace] | None = None
 

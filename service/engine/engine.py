@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -27,11 +28,15 @@ from model.transformer import Decoder
 from service.engine.network import DecoderNetwork, Network
 from service.engine.request import Deliver, GenerateJob, Job
 from service.engine.scheduler import Scheduler, Share
-from service.engine.sequences import Continuation, ScoredText, Sequence, Submitted, sequences_of
+from service.engine.search import sequences_of
+from service.engine.sequences import Continuation, Sequence, layers_of
 from service.engine.slots import Grant
+from service.engine.submitted import Submitted
 from service.engine.view import SlotView, slot_views
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 # Fewer rows at once leave the matrix units idle, more delay the sequences that generate beside a long prompt.
 STEP_TOKENS = 256
@@ -115,6 +120,16 @@ class Engine:
         submitted = Submitted(job, deliver, self.network.deterministic)
         self._check(job)
         submitted.sequences = sequences_of(submitted, self.config)
+        together = max(len(sequence.gang) for sequence in submitted.sequences)
+        if together > self.network.slots:
+            assert isinstance(job, GenerateJob)
+            field = {True: "num_beams", False: "guidance_scale"}[job.parameters["num_beams"] > 1]
+            field = "top_k" if job.parameters["penalty_alpha"] > 0 else field
+            raise InvalidRequest(
+                f"{field} needs {together} sequences side by side, and there is room for {self.network.slots}",
+                field=field,
+                hint="ask for fewer" if self.network.slots > 1 else "the server's memory holds one sequence at a time",
+            )
         with self._changed:
             if self._closing:
                 raise Cancelled(f"the model {self.name!r} is being unloaded", hint="try again with a loaded model")
@@ -165,6 +180,9 @@ class Engine:
             if field is not None and job.constraint is None:
                 raise InvalidRequest(f"{field} must be compiled into the job's constraint first", field=field)
             check_prompt(job.prompt, self.config)
+            if job.negative:
+                check_prompt(job.negative, self.config, "negative_prompt")
+            layers_of(job, self.config)
         else:
             check_text(list(job.token_ids), self.config)
             if not 1 <= job.first <= len(job.token_ids):
@@ -188,8 +206,8 @@ class Engine:
         if sequence.owner.started_at is None:
             sequence.owner.started_at = time.monotonic()
         if grant.copy_from is not None:
-            self.network.copy(grant.copy_from, grant.slot, grant.cached)
-        if sequence.index == 0:
+            self.network.copy(grant.copy_from, grant.slot, 0, grant.cached)
+        if sequence is sequence.owner.sequences[0]:
             sequence.owner.cached_tokens = grant.cached
         self.counters.cached_tokens += grant.cached
 
@@ -202,10 +220,8 @@ class Engine:
                 submitted.close("deadline")
             else:
                 for sequence in submitted.sequences:
-                    if isinstance(sequence, Continuation) and sequence.limit == 0 and not sequence.done:
-                        sequence.finish("length")
-                    elif isinstance(sequence, ScoredText) and not sequence.windows and not sequence.done:
-                        sequence.finish("stop")
+                    if not sequence.done and sequence.over_at_once is not None:
+                        sequence.finish(sequence.over_at_once)
                 submitted.complete_if_done()
         self._scheduler.drop_done()
 
@@ -214,78 +230,81 @@ class Engine:
         began = time.perf_counter()
         works = [_work(share) for share in shares]
         try:
-            logits = self.network.run(works)
+            outputs = self.network.run(works)
         except Exception as error:
             self.counters.failed_steps += 1
             self._scheduler.pool.forget()
             if len(shares) == 1:
-                self._fail(shares[0].sequence, error)
+                self._fail(shares[0].sequence.owner, error)
                 return
             for share in shares:
                 if not share.sequence.done:
                     self._run([share])
             return
         self.counters.network_seconds += time.perf_counter() - began
-        choosing: list[tuple[Continuation, Tensor, list[int]]] = []
-        parts = torch.split(logits, [work.wanted for work in works])
-        for share, part in zip(shares, parts, strict=True):
+        choosing: list[Continuation] = []
+        for share, output in zip(shares, outputs, strict=True):
             sequence = share.sequence
             sequence.computed += share.count
             self.counters.read_tokens += share.count
-            if isinstance(sequence, ScoredText):
-                self._attempt(sequence, partial(sequence.take, part))
-            elif isinstance(sequence, Continuation) and len(part):
-                choosing.append((sequence, part, share.guesses))
+            ready = self._attempt(sequence.owner, partial(sequence.receive, output, share.guesses))
+            if isinstance(ready, Continuation):
+                choosing.append(ready)
+            elif ready is not None:
+                self._attempt(ready.owner, partial(ready.advance, self.network.copy))
+                self.counters.generated_tokens += 1
         self._choose_in_turn(choosing)
 
-    def _choose_in_turn(self, choosing: list[tuple[Continuation, Tensor, list[int]]]) -> None:
-        """Choose from each sequence's logits `[1 + guesses, V]` for as long as its guesses are what is chosen."""
+    def _choose_in_turn(self, choosing: list[Continuation]) -> None:
+        """Choose from each sequence's logits for as long as its guesses are what is chosen."""
         depth = 0
         while choosing:
-            logits = torch.stack([part[depth] for _, part, _ in choosing])
-            self._choose([sequence for sequence, _, _ in choosing], logits)
+            logits = torch.stack([sequence.logits(depth) for sequence in choosing])
+            self._choose(choosing, logits, guessed=depth > 0)
             going_on = []
-            for sequence, part, guesses in choosing:
+            for sequence in choosing:
+                guesses = sequence.guesses
                 right = not sequence.owner.over and depth < len(guesses) and sequence.tokens[-1] == guesses[depth]
                 if right:
                     # The guess was read in this step already.
                     sequence.computed += 1
                 if right and not sequence.done:
-                    going_on.append((sequence, part, guesses))
+                    going_on.append(sequence)
                 else:
-                    sequence.learn(len(guesses), depth + right)
                     self.counters.guessed_tokens += len(guesses)
                     self.counters.accepted_tokens += depth + right
+                    sequence.learn(depth + right)
             choosing, depth = going_on, depth + 1
 
-    def _choose(self, sequences: list[Continuation], logits: Tensor) -> None:
+    def _choose(self, sequences: list[Continuation], logits: Tensor, guessed: bool) -> None:
         try:
             choices = choose(logits, [sequence.row for sequence in sequences])
         except Exception as error:
             if len(sequences) == 1:
-                self._fail(sequences[0], error)
+                self._fail(sequences[0].owner, error)
                 return
             for index, sequence in enumerate(sequences):
-                self._choose([sequence], logits[index : index + 1])
+                self._choose([sequence], logits[index : index + 1], guessed)
             return
         self.counters.generated_tokens += len(choices)
         for sequence, choice in zip(sequences, choices, strict=True):
-            self._attempt(sequence, partial(sequence.take, choice))
+            self._attempt(sequence.owner, partial(sequence.take, choice, guessed))
 
-    def _attempt(self, sequence: Sequence, action: Callable[[], None]) -> None:
+    def _attempt(self, owner: Submitted, action: Callable[[], Result]) -> Result | None:
         try:
-            action()
+            return action()
         except Exception as error:
-            self._fail(sequence, error)
+            self._fail(owner, error)
+            return None
 
-    def _fail(self, sequence: Sequence, error: Exception) -> None:
-        if sequence.owner.over:
+    def _fail(self, owner: Submitted, error: Exception) -> None:
+        if owner.over:
             return
         if not isinstance(error, TopkapiError):
             logger.error("a step of %s failed", self.name, exc_info=error)
             message = f"the step failed: {type(error).__name__}: {error}"
             error = EngineError(message, hint="the server's log has more")
-        sequence.owner.fail(error)
+        owner.fail(error)
 
     def _settle(self) -> None:
         """Hand out the step's events and let go of what is over."""
@@ -316,8 +335,10 @@ def _work(share: Share) -> Work:
     assert sequence.slot is not None, "a running sequence has a slot"
     end = sequence.computed + share.count
     tokens = [*sequence.tokens[sequence.computed : end], *share.guesses]
-    return Work(sequence.slot, sequence.computed, tokens, sequence.wanted(share.count) + len(share.guesses))
+    wanted = sequence.wanted(share.count) + len(share.guesses)
+    layers = sequence.layers if wanted else ()
+    return Work(sequence.slot, sequence.computed, tokens, wanted, sequence.states(share.count), layers)
 
 
 def _length(job: Job) -> int:
-    return len(job.prompt) if isinstance(job, GenerateJob) else len(job.token_ids)
+    return len(job.prompt) + len(job.negative) if isinstance(job, GenerateJob) else len(job.token_ids)

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
-from model.cache import SlotCache, Work, read, wanted_logits
+from model.cache import Output, SlotCache, Work, outputs
 from model.invariance import calibrate
 from model.transformer import Decoder
 
@@ -21,12 +20,12 @@ class Network(Protocol):
     capacity: int
     deterministic: bool
 
-    def run(self, works: Sequence[Work]) -> Tensor:
-        """Read every work's tokens; logits of the wanted ones, `[sum of wanted, vocab_size]`."""
+    def run(self, works: Sequence[Work]) -> list[Output]:
+        """Read every work's tokens; what each asked for."""
         ...
 
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Give slot `target` the first `length` tokens of slot `source`."""
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        """Give slot `target` the tokens from `start` to before `end` of slot `source`."""
         ...
 
 
@@ -46,11 +45,11 @@ class DecoderNetwork:
         self.deterministic = calibrate(model)
         self._cache = SlotCache(model, self.slots, self.capacity)
 
-    def run(self, works: Sequence[Work]) -> Tensor:
-        return wanted_logits(self.model, read(self.model, self._cache, works))
+    def run(self, works: Sequence[Work]) -> list[Output]:
+        return outputs(self.model, self._cache, works)
 
-    def copy(self, source: int, target: int, length: int) -> None:
-        self._cache.copy(source, target, length)
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        self._cache.copy(source, target, start, end)
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -24,6 +24,10 @@ class StopCheck(Protocol):
 
     def __call__(self, token_id: int) -> str | int | None: ...
 
+    def copy(self) -> StopCheck:
+        """The same place in the sequence, to go on from independently (a search has many ways to go on)."""
+        ...
+
 
 @dataclass(frozen=True)
 class GenerateJob:
@@ -31,7 +35,8 @@ class GenerateJob:
 
     `parameters` are effective ones, from `model.decoding.parameters.resolve`. `stop_check(index)` makes the stop
     check of sequence `index`; it is how stop strings reach an engine that knows no text. `constraint(index)` makes its
-    constraint, where the parameters ask for structured output. `deadline` is in `time.monotonic()` seconds.
+    constraint, where the parameters ask for structured output. `negative` are the tokens of the negative prompt (empty:
+    the prompt's last token). `deadline` is in `time.monotonic()` seconds.
     """
 
     prompt: Sequence[int]
@@ -40,6 +45,7 @@ class GenerateJob:
     deadline: float | None = None
     priority: int = 0
     constraint: Callable[[int], Constraint] | None = None
+    negative: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -89,11 +95,15 @@ class Token:
 
 @dataclass(frozen=True)
 class Finished:
-    """Sequence `index` ended. `stop_reason` is the stop string or the token id that ended it, if one did."""
+    """Sequence `index` ended. `stop_reason` is the stop string or the token id that ended it, if one did.
+
+    `score` is what a beam search ranked it by: log-probability / length ^ length penalty, in nats.
+    """
 
     index: int
     reason: FinishReason
     stop_reason: str | int | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True)

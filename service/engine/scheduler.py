@@ -10,7 +10,7 @@ import bisect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from service.engine.sequences import Continuation, Sequence
+from service.engine.sequences import Sequence
 from service.engine.slots import Grant, SlotPool
 
 
@@ -65,32 +65,35 @@ class Scheduler:
                 left -= count
         # Guesses take only what nobody else wants.
         for share in shares:
-            if isinstance(share.sequence, Continuation):
-                share.guesses.extend(share.sequence.guess(left))
-                left -= len(share.guesses)
+            share.guesses.extend(share.sequence.guess(left))
+            left -= len(share.guesses)
         return shares
 
     def _admit(self) -> None:
-        for sequence in list(self.waiting):
-            if not sequence.ready:
+        for first in list(self.waiting):
+            gang = first.gang
+            if first is not next(iter(gang)) or not first.ready:
                 continue
-            if not self.pool.free and not self._preempt_for(sequence):
-                return
-            grant = self.pool.acquire(sequence, sequence.reusable)
-            assert grant is not None, "a slot is free"
-            sequence.slot, sequence.computed = grant.slot, grant.cached
-            self.waiting.remove(sequence)
-            self.running.append(sequence)
-            self._admitted(sequence, grant)
+            while self.pool.free < len(gang):
+                if not self._preempt_for(first):
+                    return
+            for sequence in gang:
+                grant = self.pool.acquire(sequence, sequence.reusable)
+                assert grant is not None, "a slot is free"
+                sequence.slot, sequence.computed = grant.slot, grant.cached
+                self.waiting.remove(sequence)
+                self.running.append(sequence)
+                self._admitted(sequence, grant)
 
     def _preempt_for(self, sequence: Sequence) -> bool:
-        """Take the slot of a running sequence of lower priority; it waits again and loses nothing but time."""
+        """Take the slots of a running gang of lower priority; it waits again and loses nothing but time."""
         victim = max(self.running, key=self._rank)
         if victim.owner.job.priority >= sequence.owner.job.priority:
             return False
-        self.running.remove(victim)
-        self._release(victim)
-        self._queue(victim)
+        for member in victim.gang:
+            self.running.remove(member)
+            self._release(member)
+            self._queue(member)
         return True
 
     def _release(self, sequence: Sequence) -> None:

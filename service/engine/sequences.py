@@ -3,91 +3,33 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import Protocol
 
 from torch import Tensor
 
+from model.cache import Output
 from model.config import ModelConfig
 from model.decoding.choosing import Choice
+from model.decoding.contrast import exit_layers
+from model.decoding.grammar import Constraint
 from model.decoding.stages import Row
-from model.errors import TopkapiError
 from model.generation import ends_sequence, token_limit
 from model.scoring import Scores, add_scores, windows
 from service.engine.request import (
     Candidate,
-    Completed,
-    Deliver,
     Event,
-    Failed,
     Finished,
     FinishReason,
     GenerateJob,
-    Job,
     ScoreJob,
     ScoreProgress,
-    Timings,
+    StopCheck,
     Token,
 )
 from service.engine.speculation import PromptLookup
-
-
-@dataclass(eq=False)
-class Submitted:
-    """A job in the engine's hands, and the caller's handle to it. Events collect until the step is over."""
-
-    job: Job
-    deliver: Deliver
-    deterministic: bool
-    cancelled: bool = False
-    cached_tokens: int = 0
-    guessed_tokens: int = 0
-    accepted_tokens: int = 0
-    sequences: list[Sequence] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-    queued_at: float = field(default_factory=time.monotonic)
-    started_at: float | None = None
-    prefilled_at: float | None = None
-    over: bool = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-    def close(self, reason: FinishReason) -> None:
-        """End every open sequence with `reason`."""
-        for sequence in self.sequences:
-            if not sequence.done:
-                sequence.finish(reason)
-        self.complete_if_done()
-
-    def fail(self, error: TopkapiError) -> None:
-        """End the job with an error."""
-        for sequence in self.sequences:
-            sequence.done = True
-        self.events.append(Failed(error))
-        self.over = True
-
-    def complete_if_done(self) -> None:
-        """Add the last event once every sequence is done."""
-        if self.over or not all(sequence.done for sequence in self.sequences):
-            return
-        scores = next((s.scores for s in self.sequences if isinstance(s, ScoredText)), None)
-        self.events.append(
-            Completed(
-                self._timings(),
-                scores,
-                self.cached_tokens,
-                self.deterministic,
-                guessed_tokens=self.guessed_tokens,
-                accepted_tokens=self.accepted_tokens,
-            )
-        )
-        self.over = True
-
-    def _timings(self) -> Timings:
-        now = time.monotonic()
-        started = self.started_at or now
-        prefilled = self.prefilled_at or now
-        return Timings(started - self.queued_at, prefilled - started, now - prefilled)
+from service.engine.submitted import Submitted, ranked
 
 
 class Sequence:
@@ -98,11 +40,24 @@ class Sequence:
         self.computed = 0
         self.slot: int | None = None
         self.done = False
+        self.scores: Scores | None = None
+        # Events that wait until it is known whether they are reported at all.
+        self.held: list[Event] = []
 
     @property
     def pending(self) -> int:
         """Tokens still to be read."""
         return len(self.tokens) - self.computed
+
+    @property
+    def over_at_once(self) -> FinishReason | None:
+        """Why there is nothing to do, if there is not."""
+        return None
+
+    @property
+    def gang(self) -> Collection[Sequence]:
+        """The sequences that can only go on together, this one among them: all of them have a slot, or none."""
+        return (self,)
 
     @property
     def ready(self) -> bool:
@@ -112,10 +67,30 @@ class Sequence:
     @property
     def reusable(self) -> int:
         """How many of its first tokens may come from the cache without being read."""
-        raise NotImplementedError
+        return len(self.tokens) - 1
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The earlier layers whose logits are needed where logits are."""
+        return ()
 
     def wanted(self, count: int) -> int:
         """Of how many of the next `count` tokens, counted from the last, logits are needed."""
+        return 1 if count == self.pending else 0
+
+    def states(self, count: int) -> int:
+        """Of how many of the next `count` tokens, counted from the last, final states are needed."""
+        return 0
+
+    def guess(self, room: int) -> list[int]:
+        """Up to `room` tokens that may come after the next one, to be read with it."""
+        return []
+
+    def receive(self, output: Output, guesses: list[int]) -> Continuation | Choosing | None:
+        """Take in what the network said of the tokens it just read (`computed` counts them already, but no guesses).
+
+        Returns what can now be gone on with, if something can.
+        """
         raise NotImplementedError
 
     def finish(self, reason: FinishReason, stop_reason: str | int | None = None) -> None:
@@ -124,32 +99,63 @@ class Sequence:
         self.owner.events.append(Finished(self.index, reason, stop_reason))
 
 
+class Choosing(Protocol):
+    """Sequences whose next tokens are chosen together once all of them have been read."""
+
+    owner: Submitted
+
+    def advance(self, copy: Callable[[int, int, int, int], None]) -> None:
+        """Choose; `copy(source slot, target slot, start, end)` moves what is in the cache."""
+        ...
+
+
 class Continuation(Sequence):
     """Sequence `index` of a generating job. With greedy decoding one stands for all `n` (`copies`)."""
 
     def __init__(self, owner: Submitted, job: GenerateJob, index: int, config: ModelConfig, copies: int = 1) -> None:
         super().__init__(owner, index, list(job.prompt))
         self.job, self.config, self.copies = job, config, copies
-        self.limit = token_limit(len(job.prompt), job.parameters, config)
-        self.row = Row(job.parameters, self.tokens, len(job.prompt), index, config.end_token_ids)
+        self.limit = limit_of(job, config)
+        parameters = job.parameters
+        if ranked(job) and parameters["logprobs"] is None:
+            parameters = {**parameters, "logprobs": 0}
+        self.row = Row(parameters, self.tokens, len(job.prompt), index, config.end_token_ids)
         self.row.constraint = job.constraint(index) if job.constraint else None
         self.stop_check = job.stop_check(index) if job.stop_check else None
         most = int(job.parameters["prompt_lookup"])
         self.lookup = PromptLookup(most) if most else None
+        self.guide = Guide(self, list(job.negative or job.prompt[-1:])) if guided(job) else None
+        # Events of a job that answers with its best continuations wait until these are known.
+        self.output: Output | None = None
+        self.guesses: list[int] = []
+
+    @property
+    def events(self) -> list[Event]:
+        """Where the events of this sequence go."""
+        return self.held if ranked(self.job) else self.owner.events
+
+    @property
+    def over_at_once(self) -> FinishReason | None:
+        return "length" if self.limit == 0 else None
+
+    @property
+    def gang(self) -> Collection[Sequence]:
+        return (self,) if self.guide is None else (self, self.guide)
 
     def guess(self, room: int) -> list[int]:
-        """Up to `room` tokens that may be chosen after the next one; only where the next one is all that is pending."""
+        """Only where the next token is all that is pending."""
         if self.lookup is None or self.pending != 1 or len(self.tokens) == len(self.job.prompt):
             return []
         left = self.limit - (len(self.tokens) - len(self.job.prompt)) - 1
         return self.lookup.guess(self.row.history(), min(room, left))
 
-    def learn(self, guessed: int, accepted: int) -> None:
+    def learn(self, accepted: int) -> None:
         """Take in how many of the last guesses were right."""
         if self.lookup is not None:
-            self.lookup.learn(guessed, accepted)
-        self.owner.guessed_tokens += guessed
+            self.lookup.learn(len(self.guesses), accepted)
+        self.owner.guessed_tokens += len(self.guesses)
         self.owner.accepted_tokens += accepted
+        self.output = None
 
     @property
     def ready(self) -> bool:
@@ -158,65 +164,97 @@ class Continuation(Sequence):
         return self is first or first.done or first.computed >= len(self.job.prompt)
 
     @property
-    def reusable(self) -> int:
-        return len(self.tokens) - 1
+    def layers(self) -> tuple[int, ...]:
+        return layers_of(self.job, self.config)
 
-    def wanted(self, count: int) -> int:
-        return 1 if count == self.pending else 0
+    def receive(self, output: Output, guesses: list[int]) -> Continuation | None:
+        if not len(output.logits):
+            return None
+        self.output, self.guesses = output, guesses
+        return self if self.guide is None or self.guide.output is not None else None
 
-    def take(self, choice: Choice) -> None:
+    def logits(self, depth: int) -> Tensor:
+        """The logits `[V]` to choose from after `depth` right guesses; the row is told what else its stages need."""
+        assert self.output is not None
+        if self.guide is not None:
+            assert self.guide.output is not None
+            self.row.guide, self.guide.output = self.guide.output.logits[-1], None
+        if len(self.output.early):
+            self.row.early = self.output.early[:, depth]
+        return self.output.logits[depth]
+
+    def take(self, choice: Choice, guessed: bool = False) -> None:
         """Append the chosen token and see whether it ends the sequence."""
         token_id = choice.token_id
         if self.owner.prefilled_at is None:
             self.owner.prefilled_at = time.monotonic()
         self.tokens.append(token_id)
-        top = tuple(Candidate(*pair) for pair in choice.top)
-        event = Token(self.index, token_id, choice.logprob, choice.raw_logprob, choice.rank, top, choice.trace)
-        self.owner.events += [replace(event, index=self.index + copy) for copy in range(self.copies)]
-        constraint = self.row.constraint
-        if constraint is not None:
-            constraint.advance(token_id)
-        stopped = self.stop_check(token_id) if self.stop_check else None
-        if stopped is not None:
-            self.finish("stop", stopped)
-        elif ends_sequence(token_id, self.job.parameters, self.config):
-            self.finish("stop", token_id)
-        elif constraint is not None and constraint.finished:
-            self.finish("stop")
-        elif len(self.tokens) - len(self.job.prompt) == self.limit:
-            self.finish("length")
+        if self.guide is not None:
+            self.guide.tokens.append(token_id)
+        event = token_event(self.index, choice, guessed)
+        self.events.extend(replace(event, index=self.index + copy) for copy in range(self.copies))
+        generated = len(self.tokens) - len(self.job.prompt)
+        end = end_of(token_id, generated == self.limit, self.job, self.config, self.row.constraint, self.stop_check)
+        if end is not None:
+            self.finish(*end)
 
     def finish(self, reason: FinishReason, stop_reason: str | int | None = None) -> None:
         self.done = True
-        self.owner.events += [Finished(self.index + copy, reason, stop_reason) for copy in range(self.copies)]
+        if self.guide is not None:
+            self.guide.done = True
+        self.events.extend(Finished(self.index + copy, reason, stop_reason) for copy in range(self.copies))
+
+
+class Guide(Sequence):
+    """The negative prompt of a continuation, followed by the same tokens as the prompt."""
+
+    def __init__(self, main: Continuation, tokens: list[int]) -> None:
+        super().__init__(main.owner, main.index, tokens)
+        self.main = main
+        self.output: Output | None = None
+
+    @property
+    def gang(self) -> Collection[Sequence]:
+        return self.main.gang
+
+    def receive(self, output: Output, guesses: list[int]) -> Continuation | None:
+        if not len(output.logits):
+            return None
+        self.output = output
+        return None if self.main.output is None else self.main
 
 
 class ScoredText(Sequence):
     """The text of a scoring job, read window by window."""
 
     def __init__(self, owner: Submitted, job: ScoreJob, config: ModelConfig) -> None:
-        self.job, self.scores = job, Scores()
+        self.job, self.found = job, Scores()
         self.windows = windows(len(job.token_ids), config, job.window, job.stride, job.first)
         self.at = 0
         super().__init__(owner, 0, [])
+        self.scores = self.found
         self._enter()
+
+    @property
+    def over_at_once(self) -> FinishReason | None:
+        return None if self.windows else "stop"
 
     @property
     def reusable(self) -> int:
         # State i gives the probabilities of token i + 1; what is scored already (before a preemption) stays so.
-        return self.job.first - 1 + len(self.scores.logprobs) - self.windows[self.at].start
+        return self.job.first - 1 + len(self.found.logprobs) - self.windows[self.at].start
 
     def wanted(self, count: int) -> int:
         return max(0, min(count, self.computed + count - self.reusable))
 
-    def take(self, logits: Tensor) -> None:
-        """Score what the logits of the tokens read last are about; go on to the next window at a window's end."""
-        window = self.windows[self.at]
+    def receive(self, output: Output, guesses: list[int]) -> None:
+        """Score what the logits are about; go on to the next window at a window's end."""
+        window, logits = self.windows[self.at], output.logits
         first = window.start + self.computed - len(logits)
         targets = list(self.job.token_ids[first + 1 : min(first + 1 + len(logits), window.end)])
         if targets:
-            add_scores(self.scores, logits[: len(targets)], targets, self.job.top)
-            self.owner.events.append(ScoreProgress(len(self.scores.logprobs), len(self.job.token_ids) - self.job.first))
+            add_scores(self.found, logits[: len(targets)], targets, self.job.top)
+            self.owner.events.append(ScoreProgress(len(self.found.logprobs), len(self.job.token_ids) - self.job.first))
         if self.pending == 0:
             self.at += 1
             if self.at < len(self.windows):
@@ -232,12 +270,45 @@ class ScoredText(Sequence):
         self.computed = 0
 
 
-def sequences_of(owner: Submitted, config: ModelConfig) -> list[Sequence]:
-    """The sequences a job is made of."""
-    job = owner.job
-    if isinstance(job, ScoreJob):
-        return [ScoredText(owner, job, config)]
-    count = int(job.parameters["n"])
-    if job.parameters["temperature"] == 0:
-        return [Continuation(owner, job, 0, config, copies=count)]
-    return [Continuation(owner, job, index, config) for index in range(count)]
+def limit_of(job: GenerateJob, config: ModelConfig) -> int:
+    """Most tokens that may be generated, beside the longer of the two prompts."""
+    return token_limit(max(len(job.prompt), len(job.negative) if guided(job) else 0), job.parameters, config)
+
+
+def guided(job: GenerateJob) -> bool:
+    """Whether the job moves away from a negative prompt."""
+    return bool(job.parameters["guidance_scale"] != 1)
+
+
+def layers_of(job: GenerateJob, config: ModelConfig) -> tuple[int, ...]:
+    """The earlier layers that DoLa compares with."""
+    wanted = job.parameters["dola_layers"]
+    return () if wanted is None else exit_layers(wanted, config.num_layers, config.tie_embeddings)
+
+
+def token_event(index: int, choice: Choice, guessed: bool = False) -> Token:
+    """A chosen token as an event."""
+    top = tuple(Candidate(*pair) for pair in choice.top)
+    trace = replace(choice.trace, guessed=True) if choice.trace is not None and guessed else choice.trace
+    return Token(index, choice.token_id, choice.logprob, choice.raw_logprob, choice.rank, top, trace)
+
+
+def end_of(
+    token_id: int,
+    at_limit: bool,
+    job: GenerateJob,
+    config: ModelConfig,
+    constraint: Constraint | None,
+    stop_check: StopCheck | None,
+) -> tuple[FinishReason, str | int | None] | None:
+    """Tell constraint and stop check of a token; why the sequence ends with it, if it does."""
+    if constraint is not None:
+        constraint.advance(token_id)
+    stopped = stop_check(token_id) if stop_check else None
+    if stopped is not None:
+        return "stop", stopped
+    if ends_sequence(token_id, job.parameters, config):
+        return "stop", token_id
+    if constraint is not None and constraint.finished:
+        return "stop", None
+    return ("length", None) if at_limit else None

@@ -1,0 +1,72 @@
+"""Searching for an answer instead of drawing one: what beam search and contrastive search compute at each token.
+
+Beam search as transformers runs it, groups as in Vijayakumar et al. 2016, contrastive search as in Su et al. 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.decoding.candidates import NOT_CHOSEN
+from model.decoding.noise import gumbel_of_keys, row_keys
+from model.decoding.rows import Row
+from model.decoding.stages import process
+
+
+@dataclass(frozen=True)
+class Extension:
+    """Beam number `beam` goes on with `token_id`; `score` is the sum of its log-probabilities then."""
+
+    beam: int
+    token_id: int
+    score: float
+
+
+def extensions(
+    logits: Tensor, rows: Sequence[Row], scores: Sequence[float], count: int, penalties: Mapping[int, float]
+) -> list[Extension]:
+    """The up to `count` best ways in which beams with `scores [B]` and `logits [B, V]` can go on, best first.
+
+    The network's log-probabilities pass the decoding stages, less the `penalties` of single tokens, and are not
+    normalised again, as in transformers: what a constraint leaves is ranked by what the network thinks of it. Above
+    temperature 0 the ways are drawn without replacement, by noise of beam, position and token (Kool et al. 2019), in
+    the order of drawing.
+    """
+    gains = process(logits.float().log_softmax(dim=-1), rows).double().cpu()
+    for token_id, penalty in penalties.items():
+        gains[:, token_id] -= penalty
+    sums = gains + torch.tensor(scores, dtype=torch.float64).unsqueeze(-1)
+    ranked = sums if rows[0].greedy else sums + gumbel_of_keys(row_keys(rows), torch.arange(sums.shape[-1]))
+    best = ranked.flatten().topk(min(count, ranked.numel())).indices
+    best = best[sums.flatten()[best] > NOT_CHOSEN]
+    return [
+        Extension(at // sums.shape[-1], at % sums.shape[-1], score)
+        for at, score in zip(best.tolist(), sums.flatten()[best].tolist(), strict=True)
+    ]
+
+
+def likeliest(logits: Tensor, row: Row, count: int) -> tuple[list[int], Tensor]:
+    """The up to `count` likeliest tokens after all decoding stages and their probabilities `[count]` float64."""
+    probabilities = process(logits, [row])[0].double().softmax(dim=-1).cpu()
+    values, token_ids = probabilities.topk(min(count, len(probabilities)))
+    possible = values > 0
+    return token_ids[possible].tolist(), values[possible]
+
+
+def least_alike(probabilities: Tensor, states: Tensor, context: Tensor, alpha: float) -> int:
+    """Which candidate has the best (1 - alpha) * probability - alpha * likeness (Su et al. 2022, equation 5).
+
+    `probabilities [K]`, final states of the candidates `states [K, C]` and of the text so far `context [N, C]`; the
+    likeness is the largest cosine with a state of the text.
+    """
+    likeness = (unit(states) @ unit(context).T).amax(dim=-1).double().cpu()
+    return int(((1 - alpha) * probabilities - alpha * likeness).argmax())
+
+
+def unit(states: Tensor) -> Tensor:
+    """`states [N, C]` scaled to length 1."""
+    return torch.nn.functional.normalize(states.float(), dim=-1)
