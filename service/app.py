@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
-from service.api import anthropic, llama, native, openai, tgi
+from service.api import anthropic, llama, native, openai, sglang, tgi
 from service.api.body import BodyLimit
 from service.api.errors import NATIVE
 from service.api.registration import register, set_up
@@ -37,6 +37,7 @@ def create_app(models: Models, settings: Settings) -> FastAPI:
         )
     register(app, NATIVE, native.router(models))
     register(app, tgi.TGI, tgi.router(models))
+    register(app, sglang.SGLANG, sglang.router(models))
     # Before OpenAI's, whose prefix is part of its own.
     register(app, anthropic.ANTHROPIC, anthropic.router(models))
     register(app, openai.DIALECT, openai.router(models))

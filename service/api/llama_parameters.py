@@ -8,7 +8,6 @@ from typing import Any
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from model.errors import InvalidRequest
-from service.api.errors import InapplicableField
 from service.api.llama_schemas import LlamaRequest
 from service.models import LoadedModel
 
@@ -80,7 +79,7 @@ def parameters_of(model: LoadedModel, body: LlamaRequest, settings: Mapping[str,
         "temperature": max(settings["temperature"], 0.0),
         "logit_bias": bias,
         "banned_token_ids": banned,
-        "grammar": _lark(body.grammar),
+        "grammar": lark_of(body.grammar),
         "json_schema": body.json_schema,
         "logprobs": settings["n_probs"] or None,
         "trace": bool(settings["n_probs"] and settings["post_sampling_probs"]),
@@ -184,15 +183,15 @@ def _biases(model: LoadedModel, given: Any) -> tuple[dict[int, float], list[int]
     return bias, banned
 
 
-def _lark(grammar: str | None) -> str | None:
-    """A GBNF grammar in Lark's notation. Raises `InvalidRequest` where it is no such grammar."""
+def lark_of(grammar: str | None, field: str = "grammar") -> str | None:
+    """A GBNF grammar in Lark's notation. Raises `InvalidRequest` naming `field` where it is no such grammar."""
     if not grammar or grammar.startswith("%llguidance"):
         return grammar or None
     try:
         return gbnf_to_lark(grammar)
     except RecursionError:
-        raise InapplicableField("grammar is nested too deeply", field="grammar", hint="use rules of its own") from None
+        raise InvalidRequest(f"{field} is nested too deeply", field=field, hint="use rules of its own") from None
     except Exception as error:  # the converter raises bare Exception for what it cannot read
         reason = str(error).replace("\n", " ")
         hint = "send GBNF with a rule named root, or Lark after a first line %llguidance {}"
-        raise InvalidRequest(f"grammar is not valid GBNF: {reason}", field="grammar", hint=hint) from None
+        raise InvalidRequest(f"{field} is not valid GBNF: {reason}", field=field, hint=hint) from None

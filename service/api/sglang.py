@@ -1,0 +1,246 @@
+"""SGLang's own body at `/generate`: `text` or `input_ids` with `sampling_params`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, Field
+
+from model.decoding.aliases import translated
+from model.errors import EngineError, InvalidRequest, Overloaded, TopkapiError
+from service.api.body import JSONRoute
+from service.api.dialect import Dialect, with_hint
+from service.api.errors import INTERNAL
+from service.api.llama_parameters import lark_of
+from service.api.render import new_id
+from service.api.schemas import Strict
+from service.api.streaming import STREAM, EventStream, unless_disconnected
+from service.engine.request import Candidate, Token
+from service.generation import Generation, Output, Plan, plan
+from service.models import LoadedModel, Models
+from service.prompting import prompt_tokens, raw_tokens
+from service.scoring import finite, require_one
+
+
+class SGLangParameters(Strict):
+    """SGLang's sampling parameters. What is left out takes the checkpoint's own defaults, as there."""
+
+    max_new_tokens: Annotated[int, Field(ge=0)] = 128
+    min_new_tokens: Annotated[int, Field(ge=0)] | None = None
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int | None, Field(ge=-1, description="-1 keeps all.")] = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    stop_regex: str | list[str] | None = None
+    no_stop_trim: Annotated[bool | None, Field(description="Leave the stop text in the answer.")] = None
+    ignore_eos: bool | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    sampling_seed: Annotated[int, Field(ge=0, le=2**53 - 1)] | None = None
+    json_schema: Annotated[str | None, Field(description="A JSON schema, as text.")] = None
+    regex: str | None = None
+    ebnf: Annotated[str | None, Field(description="A grammar in GBNF with a rule named root.")] = None
+    skip_special_tokens: Annotated[Literal[True] | None, Field(description="Texts hold no control tokens.")] = None
+    spaces_between_special_tokens: Annotated[Literal[True] | None, Field(description="Texts hold none of them.")] = None
+
+
+class SGLangRequest(Strict):
+    """The body of `POST /generate` with `text` or `input_ids`."""
+
+    text: Annotated[str | list[str] | None, Field(description="A prompt, or several.")] = None
+    input_ids: Annotated[
+        list[int] | list[list[int]] | None, Field(description="A prompt as token ids, or several.")
+    ] = None
+    sampling_params: SGLangParameters | None = None
+    stream: bool | None = None
+    return_logprob: bool | None = None
+    top_logprobs_num: Annotated[int | None, Field(ge=0, le=1000)] = None
+    logprob_start_len: Annotated[Literal[-1] | None, Field(description="Prompts are scored by /score.")] = None
+    return_text_in_logprobs: bool | None = None
+    rid: Annotated[str | None, Field(description="A name for the request.")] = None
+
+
+class SGLangAnswer(BaseModel):
+    """One answer; of several, a list."""
+
+    text: str
+    output_ids: list[int]
+    meta_info: dict[str, Any]
+
+
+class SGLangErrorContent(BaseModel):
+    """What went wrong."""
+
+    message: str
+
+
+class SGLangError(BaseModel):
+    """Every error's body."""
+
+    error: SGLangErrorContent
+
+
+def _error(error: TopkapiError) -> tuple[int, dict[str, Any]]:
+    # A wrong field is 400 in this dialect, and a full queue 503.
+    status = 503 if isinstance(error, Overloaded) else 400 if error.status == 422 else error.status
+    return status, {"error": {"message": with_hint(error)}}
+
+
+SGLANG = Dialect("sglang", _error, fields={"/generate": ("text", "input_ids")})
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": SGLangError, "description": meaning}
+    for status, meaning in {
+        400: "The body is not valid JSON, or a field is wrong",
+        404: "No checkpoint is loaded",
+        500: "A step of the engine failed",
+        503: "The queue is full; wait Retry-After seconds",
+    }.items()
+}
+
+
+def router(models: Models) -> APIRouter:
+    """SGLang's route. Its requests name no checkpoint: the default one answers."""
+    routes = APIRouter(route_class=JSONRoute, tags=["SGLang"])
+
+    @routes.post(
+        "/generate",
+        summary="SGLang: continue text",
+        responses={**ERRORS, 200: {"model": SGLangAnswer | list[SGLangAnswer], "content": STREAM}},
+        response_model=None,
+    )
+    async def generate(request: Request, body: SGLangRequest) -> Response:
+        generation = Generation(await asyncio.to_thread(_plan, models.get(), body))
+        answers = _Answers(generation, body)
+        if body.stream:
+            generation.start()
+            return EventStream(generation, answers.events())
+        async with generation:
+            await unless_disconnected(request, generation.finish())
+        whole = [answers.of(output) for output in generation.outputs]
+        listed = isinstance(body.text, list) or _is_listed(body.input_ids) or len(whole) > 1
+        return JSONResponse(whole if listed else whole[0])
+
+    return routes
+
+
+def _is_listed(token_ids: Any) -> bool:
+    return isinstance(token_ids, list) and bool(token_ids) and isinstance(token_ids[0], list)
+
+
+def _plan(model: LoadedModel, body: SGLangRequest) -> Plan:
+    given = [name for name in ("text", "input_ids") if getattr(body, name) is not None]
+    if require_one(given, "text and input_ids") == "input_ids":
+        prompts = prompt_tokens(model, body.input_ids, "input_ids")
+    elif isinstance(body.text, list):
+        if not body.text:
+            raise InvalidRequest("text is empty", field="text", hint="send at least one text")
+        prompts = [raw_tokens(model, text, f"text[{position}]") for position, text in enumerate(body.text)]
+    else:
+        prompts = [raw_tokens(model, body.text, "text")]
+    asked = body.sampling_params or SGLangParameters()
+    inert = ("skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim", "sampling_seed", "ebnf")
+    parameters = asked.model_dump(exclude=set(inert))
+    parameters |= {
+        "top_k": 0 if asked.top_k == -1 else asked.top_k,
+        "include_stop": asked.no_stop_trim or None,
+        "seed": asked.sampling_seed,
+        "grammar": lark_of(asked.ebnf, "ebnf"),
+        "json_schema": _schema(asked.json_schema),
+    }
+    if body.return_logprob:
+        parameters["logprobs"] = body.top_logprobs_num or 0
+    with translated(parameters) as own:
+        return plan(model, prompts, own)
+
+
+def _schema(text: str | None) -> Any:
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest(f"json_schema is not JSON: {error}", field="sampling_params.json_schema") from None
+
+
+class _Answers:
+    """The answers of one generation, as far as they have come."""
+
+    def __init__(self, generation: Generation, body: SGLangRequest) -> None:
+        self._generation = generation
+        self._body = body
+        self._id = body.rid or new_id("sglang")
+        self._started = time.monotonic()
+
+    def of(self, output: Output) -> dict[str, Any]:
+        """One answer; in a stream, all of it so far."""
+        done = self._generation.completed.get(output.prompt_index)
+        about: dict[str, Any] = {
+            "id": self._id if len(self._generation.outputs) == 1 else f"{self._id}_{output.index}",
+            "finish_reason": _finish_reason(output),
+            "prompt_tokens": len(self._generation.plan.prompts[output.prompt_index]),
+            "completion_tokens": len(output.tokens),
+            "cached_tokens": 0 if done is None else done.cached_tokens,
+            "e2e_latency": time.monotonic() - self._started,
+        }
+        if self._body.return_logprob:
+            about["output_token_logprobs"] = [
+                self._logprob(token.raw_logprob, token.token_id) for token in output.tokens
+            ]
+            if self._body.top_logprobs_num:
+                about["output_top_logprobs"] = [self._tops(token) for token in output.tokens]
+        return {
+            "text": output.text,
+            "output_ids": [token.token_id for token in output.tokens],
+            "meta_info": about,
+        }
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """The events of a stream. Each holds its whole answer so far, as SGLang sends it."""
+        indexed = len(self._generation.outputs) > 1
+        try:
+            async for delta in self._generation.deltas():
+                if delta.token is not None:
+                    yield self._event(delta.output, indexed)
+            for output in self._generation.outputs:
+                yield self._event(output, indexed)
+            yield b"data: [DONE]\n\n"
+        except TopkapiError as error:
+            yield _sent(_error(error)[1])
+        except Exception:
+            yield _sent(_error(INTERNAL)[1])
+            raise
+
+    def _event(self, output: Output, indexed: bool) -> bytes:
+        return _sent(self.of(output) | ({"index": output.index} if indexed else {}))
+
+    def _tops(self, token: Token) -> list[list[Any]]:
+        top: tuple[Candidate, ...] = token.top
+        return [self._logprob(each.logprob, each.token_id) for each in top]
+
+    def _logprob(self, logprob: float | None, token_id: int) -> list[Any]:
+        assert logprob is not None
+        text = self._generation.plan.model.token_text(token_id) if self._body.return_text_in_logprobs else None
+        return [finite(logprob), token_id, text]
+
+
+def _finish_reason(output: Output) -> dict[str, Any] | None:
+    if output.finish_reason is None:
+        return None
+    if output.finish_reason == "length":
+        return {"type": "length", "length": len(output.tokens)}
+    if output.finish_reason == "stop":
+        return {"type": "stop", "matched": output.stop_reason}
+    raise EngineError("the answer was cancelled: the server is stopping", hint="try again in a moment")
+
+
+def _sent(data: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(data, ensure_ascii=False, allow_nan=False)}\n\n".encode()
