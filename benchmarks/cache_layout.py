@@ -22,28 +22,36 @@ def main() -> None:
     torch.manual_seed(0)
     print("sequences  tokens  slots ms  pages ms  gathering  pages / slots")
     for sequences in (1, 8, 32):
-        slots = torch.randn(2, sequences, KV_HEADS, CAPACITY, HEAD_DIM)
-        pool = torch.randn(2, sequences * CAPACITY // KEY_BLOCK, KV_HEADS, KEY_BLOCK, HEAD_DIM)
-        order = torch.randperm(pool.shape[1])
+        keys = torch.randn(sequences, KV_HEADS, CAPACITY // KEY_BLOCK, HEAD_DIM, KEY_BLOCK)
+        values = torch.randn(sequences, KV_HEADS, CAPACITY, HEAD_DIM)
+        pages = sequences * CAPACITY // KEY_BLOCK
+        key_pool = torch.randn(pages, KV_HEADS, HEAD_DIM, KEY_BLOCK)
+        value_pool = torch.randn(pages, KV_HEADS, KEY_BLOCK, HEAD_DIM)
+        order = torch.randperm(pages)
         q = torch.randn(sequences, KV_HEADS, GROUP, HEAD_DIM)
         for length in (128, 512, 1024):
             table = order[: sequences * length // KEY_BLOCK]
             hidden = torch.zeros(sequences, 1, 1, length, dtype=torch.bool)
 
             def gather(
-                table: torch.Tensor = table, length: int = length, pool: torch.Tensor = pool
-            ) -> list[torch.Tensor]:
-                blocks = [side.index_select(0, table).unflatten(0, (-1, length // KEY_BLOCK)) for side in pool]
-                return [part.transpose(1, 2).reshape(-1, KV_HEADS, length, HEAD_DIM) for part in blocks]
+                table: torch.Tensor = table,
+                length: int = length,
+                key_pool: torch.Tensor = key_pool,
+                value_pool: torch.Tensor = value_pool,
+            ) -> tuple[torch.Tensor, torch.Tensor]:
+                found = [pool.index_select(0, table).unflatten(0, (-1, length // KEY_BLOCK)) for pool in
+                         (key_pool, value_pool)]  # fmt: skip
+                blocks = [part.transpose(1, 2).contiguous() for part in found]
+                return blocks[0], blocks[1].flatten(2, 3)
 
             times: dict[str, list[float]] = {"slots": [], "pages": [], "gather": []}
             for _ in range(15):
                 began = time.perf_counter()
-                block_attention(q, slots[0][:, :, :length], slots[1][:, :, :length], hidden)
+                block_attention(q, keys, values[:, :, :length], hidden)
                 done = time.perf_counter()
-                keys, values = gather()
+                paged_keys, paged_values = gather()
                 gathered = time.perf_counter()
-                block_attention(q, keys, values, hidden)
+                block_attention(q, paged_keys, paged_values, hidden)
                 times["slots"].append(done - began)
                 times["gather"].append(gathered - done)
                 times["pages"].append(time.perf_counter() - done)

@@ -58,20 +58,18 @@ class Output:
 class SlotCache:
     """Keys and values of up to `slots` sequences of up to `capacity` tokens (default: the context length), float32.
 
-    On a CPU, memory is taken only for what has been written.
+    Keys lie in blocks, within a block one row per component, as products with few queries read them fastest (see
+    docs/LOG.md). On a CPU, memory is taken only for what has been written.
     """
 
     def __init__(self, model: Decoder, slots: int = 1, capacity: int | None = None) -> None:
         config = model.config
         self.slots = slots
         self.capacity = capacity or config.context_length
-        padded = _round_up(self.capacity, KEY_BLOCK)
-        shape = (config.num_layers, 2, slots, config.num_kv_heads, padded, config.head_dim)
-        if model.device.type == "cpu":
-            # calloc: pages that were never written take no memory, and read as zeros.
-            self._store = torch.from_numpy(numpy.zeros(shape, dtype=numpy.float32))
-        else:
-            self._store = torch.zeros(shape, device=model.device)
+        blocks = -(-self.capacity // KEY_BLOCK)
+        before = (config.num_layers, slots, config.num_kv_heads)
+        self._keys = _zeros((*before, blocks, config.head_dim, KEY_BLOCK), model.device)
+        self._values = _zeros((*before, blocks * KEY_BLOCK, config.head_dim), model.device)
 
     @staticmethod
     def token_bytes(config: ModelConfig) -> int:
@@ -79,13 +77,20 @@ class SlotCache:
         return config.num_layers * 2 * config.num_kv_heads * config.head_dim * torch.float32.itemsize
 
     def copy(self, source: int, target: int, start: int, end: int) -> None:
-        """Give slot `target` the tokens from `start` to before `end` of slot `source`."""
-        self._store[:, :, target, :, start:end] = self._store[:, :, source, :, start:end]
+        """Give slot `target` the tokens from `start` to before `end` of slot `source`; before that they are alike."""
+        self._values[:, target, :, start:end] = self._values[:, source, :, start:end]
+        # Whole blocks: before `start` the slots are alike, and what lies behind `end` is masked until it is written.
+        blocks = slice(start // KEY_BLOCK, -(-end // KEY_BLOCK))
+        self._keys[:, target, :, blocks] = self._keys[:, source, :, blocks]
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer, each `[slots, K, capacity, D]`."""
-        both = self._store[index]
-        return both[0], both[1]
+        """A layer's keys `[slots, K, blocks, D, KEY_BLOCK]` and values `[slots, K, capacity, D]`."""
+        return self._keys[index], self._values[index]
+
+    def write(self, layer: int, slots: Tensor, positions: Tensor, k: Tensor, v: Tensor) -> None:
+        """Put `k`, `v [R, K, D]` at `positions [R]` of `slots [R]`."""
+        self._keys[layer][slots, :, positions // KEY_BLOCK, :, positions % KEY_BLOCK] = k
+        self._values[layer][slots, :, positions] = v
 
 
 @torch.inference_mode()
@@ -143,35 +148,37 @@ def wanted_logits(model: Decoder, hidden: Tensor) -> Tensor:
 def block_attention(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, query_tile: int | None = None) -> Tensor:
     """Attention whose result for a query row depends on that row, its keys and values, and nothing else.
 
-    `q [B, K, M, D]`, `keys` and `values [B, K, N, D]` float32 with N a multiple of `KEY_BLOCK`; `hidden`, broadcast to
-    `[B, K, M, N]`, marks the keys a row does not see. Returns `[B, K, M, D]`. `query_tile` computes that many rows at
-    a time, where products of other sizes do not agree.
+    `q [B, K, M, D]`, `keys [B, K, blocks, D, KEY_BLOCK]`, `values [B, K, N, D]` float32 with N a multiple of 16;
+    `hidden`, broadcast to `[B, K, M, N]`, marks the keys a row does not see. Returns `[B, K, M, D]`. `query_tile`
+    computes that many rows at a time, where products of other sizes do not agree.
     """
     rows = q.shape[2]
     tile = query_tile or _attended_rows(rows)
-    if rows != tile:
-        missing = -rows % tile
-        q = torch.nn.functional.pad(q, (0, 0, 0, missing))
-        hidden = torch.nn.functional.pad(hidden.expand(-1, -1, rows, -1), (0, 0, 0, missing))
+    q = torch.nn.functional.pad(q * q.shape[-1] ** -0.5, (0, 0, 0, -rows % tile))
     tiles = [
-        _tile_attention(q[:, :, start : start + tile], keys, values, hidden[:, :, start : start + tile])
-        for start in range(0, q.shape[2], tile)
+        _tile_attention(q[:, :, start : start + tile], keys, values, hidden, start, min(tile, rows - start))
+        for start in range(0, rows, tile)
     ]
-    return (tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=2))[:, :, :rows]
+    return tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=2)
 
 
-def _tile_attention(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
-    scores = torch.matmul(q * q.shape[-1] ** -0.5, keys.transpose(-1, -2)).masked_fill_(hidden, float("-inf"))
-    weights = scores.sub_(scores.amax(dim=-1, keepdim=True)).exp_()
-    blocks = weights.view(*weights.shape[:-1], -1, KEY_BLOCK)
-    totals = blocks.sum(dim=-1)
+def _tile_attention(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, start: int, rows: int) -> Tensor:
+    """The first `rows` of a tile of queries; the products need them all, nothing else does."""
+    length = values.shape[2]
+    spans = [(at, min(at + KEY_BLOCK, length)) for at in range(0, length, KEY_BLOCK)]
+    weights = q.new_zeros(*q.shape[:-1], len(spans) * KEY_BLOCK)
+    for index, (at, end) in enumerate(spans):
+        weights[..., at:end] = torch.matmul(q, keys[:, :, index, :, : end - at])
+    own = weights[:, :, :rows, :length]
+    own.masked_fill_(hidden if hidden.shape[2] == 1 else hidden[:, :, start : start + rows], float("-inf"))
+    own.sub_(own.amax(dim=-1, keepdim=True)).exp_()
+    totals = weights[:, :, :rows].view(*own.shape[:-1], -1, KEY_BLOCK).sum(dim=-1)
     total = totals[..., 0]
-    mixed = torch.matmul(blocks[..., 0, :], values[:, :, :KEY_BLOCK])
-    for index in range(1, blocks.shape[-2]):
+    mixed = torch.matmul(weights[..., : spans[0][1]], values[:, :, : spans[0][1]])
+    for index, (at, end) in enumerate(spans[1:], 1):
         total = total + totals[..., index]
-        start = index * KEY_BLOCK
-        mixed += torch.matmul(blocks[..., index, :], values[:, :, start : start + KEY_BLOCK])
-    return mixed.div_(total.unsqueeze(-1))
+        mixed += torch.matmul(weights[..., at:end], values[:, :, at:end])
+    return mixed[:, :, :rows].div_(total.unsqueeze(-1))
 
 
 @dataclass(frozen=True)
@@ -190,7 +197,7 @@ class _Reading:
     """One pass: where its rows belong, and attention over the cache for them."""
 
     def __init__(self, cache: SlotCache, works: Sequence[Work], model: Decoder) -> None:
-        self.cache, self.query_tile = cache, model.query_tile
+        self.cache, self.query_tile, self.key_step = cache, model.query_tile, model.key_step
         device = self.device = model.device
         lengths = [len(work.token_ids) for work in works]
         self.rows = sum(lengths)
@@ -223,14 +230,14 @@ class _Reading:
 
     def _chunk(self, work: Work, first: int) -> _Group:
         count, end = len(work.token_ids), work.start + len(work.token_ids)
-        length = _round_up(end, KEY_BLOCK)
+        length = _round_up(end, self.key_step)
         sees = torch.arange(work.start, end, device=self.device).unsqueeze(-1)
         hidden = torch.arange(length, device=self.device) > sees
         rows = torch.arange(first, first + count, device=self.device).unsqueeze(0)
         return _Group(work.slot, work.slot, rows, length, hidden.view(1, 1, 1, count, length))
 
     def _run(self, run: list[tuple[int, int, int]]) -> _Group:
-        length = _round_up(max(start for _, _, start in run) + 1, KEY_BLOCK)
+        length = _round_up(max(start for _, _, start in run) + 1, self.key_step)
         sees = torch.tensor([start for _, _, start in run], device=self.device).view(-1, 1)
         hidden = torch.arange(length, device=self.device) > sees
         rows = torch.tensor([[first] for _, first, _ in run], device=self.device)
@@ -238,9 +245,9 @@ class _Reading:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See `model.transformer.Attend`; B = 1 and T = the rows of the pass, padded."""
+        new_keys, new_values = (each[0, :, : self.rows].transpose(0, 1).float() for each in (k, v))
+        self.cache.write(layer, self.slots, self.positions, new_keys, new_values)
         keys, values = self.cache.layer(layer)
-        keys[self.slots, :, self.positions] = k[0, :, : self.rows].transpose(0, 1).float()
-        values[self.slots, :, self.positions] = v[0, :, : self.rows].transpose(0, 1).float()
         heads, kv_heads, size = q.shape[1], k.shape[1], q.shape[3]
         group_size = heads // kv_heads
         queries = q[0].transpose(0, 1).float()
@@ -252,7 +259,7 @@ class _Reading:
             span = slice(group.first_slot, group.last_slot + 1)
             result = block_attention(
                 part.reshape(slots, kv_heads, group_size * count, size),
-                keys[span, :, : group.length],
+                keys[span],
                 values[span, :, : group.length],
                 hidden,
                 self.query_tile,
@@ -265,6 +272,13 @@ class _Reading:
 def _attended_rows(rows: int) -> int:
     """Row count to attend with: threads share rows evenly then, and none is left with fewer than `LEAST_ROWS`."""
     return _round_up(rows, 64) if rows > 64 else max(LEAST_ROWS, 1 << (rows - 1).bit_length())
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    if device.type == "cpu":
+        # calloc: pages that were never written take no memory, and read as zeros.
+        return torch.from_numpy(numpy.zeros(shape, dtype=numpy.float32))
+    return torch.zeros(shape, device=device)
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -91,10 +91,9 @@ def stacked(linears: list[Linear]) -> Linear:
     device, bias = linears[0].weight.device, linears[0].bias is not None
     with torch.device("meta"):
         result = Linear(linears[0].weight.shape[1], 0, bias=bias)
-    with torch.no_grad():
-        result.weight = nn.Parameter(torch.cat([linear.weight for linear in linears]), requires_grad=False)
-        if bias:
-            biases = [linear.bias for linear in linears if linear.bias is not None]
-            result.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
+    result.weight = nn.Parameter(torch.cat([linear.weight.detach() for linear in linears]), requires_grad=False)
+    if bias:
+        biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+        result.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
     assert result.weight.device == device, "matrices that are used together lie together"
     return result

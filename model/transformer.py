@@ -17,6 +17,9 @@ from torch.nn import functional
 from model.config import ModelConfig
 from model.linear import Linear, stacked
 
+# What the number of keys at hand is rounded up to, where that changes no bits: fewer than 16 take other code paths.
+KEY_STEP = 16
+
 
 class Attend(Protocol):
     """Attention handed to the network by its caller.
@@ -185,10 +188,12 @@ class Decoder(nn.Module):
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self.tie()
         self._frequencies: Tensor | None = None
-        # Set by `model.invariance.calibrate`: its verdict, row counts that agree bit for bit, queries per tile.
+        # Set by `model.invariance.calibrate`: its verdict, row counts that agree bit for bit, queries per tile, and
+        # what the number of keys at hand is rounded up to.
         self.invariant: bool | None = None
         self.row_sizes: tuple[int, ...] = ()
         self.query_tile: int | None = None
+        self.key_step = KEY_STEP
 
     def padded_rows(self, rows: int) -> int:
         """The row count to compute `rows` rows with, so that each row's bits are those of every other count."""
