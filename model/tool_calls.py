@@ -151,13 +151,13 @@ class ToolCallReader:
         held, self._held = self._held, ""
         if self._state == "call":
             yield from self._whole(held)
-        elif self._state == "text" and held:
+        elif self._state == "text" and (held := held.rstrip() if self.calls else held):
             yield Said(held)
 
     def _text(self) -> Iterator[Event]:
         at = self._held.find(self._prefix)
         if at >= 0:
-            said, self._held = self._held[:at], self._held[at + len(self._prefix) :]
+            said, self._held = self._held[:at].rstrip(), self._held[at + len(self._prefix) :]
             self._state = "call"
         else:
             keep = next(
@@ -168,7 +168,7 @@ class ToolCallReader:
             # White space before a call goes with it, so it waits until text follows.
             said = self._held[: len(self._held) - keep].rstrip()
             self._held = self._held[len(said) :]
-        if said.strip():
+        if said:
             yield Said(said)
 
     def _call(self) -> Iterator[Event]:

@@ -41,8 +41,10 @@ class CompletionFields(CommonFields):
     """The fields of `POST /v1/completions` beside the decoding parameters."""
 
     HARMLESS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "suffix": ("",), **({} if "best_of" in BY_NAME else {"best_of": (1,)}),
-    }  # fmt: skip
+        **CommonFields.HARMLESS,
+        "suffix": ("",),
+        **({} if "best_of" in BY_NAME else {"best_of": (1,)}),
+    }
     REASONS: ClassVar[Mapping[str, str]] = {"suffix": "these checkpoints only continue a text, they fill no gaps"}
 
     prompt: Annotated[Prompt, Field(description="A text, a list of token ids, or a list of either.")]
@@ -193,7 +195,7 @@ def _response(completion: Completion, generation: Generation, identifier: str, c
             writer = CompletionLogprobsWriter(completion.model, completion.top)
             logprobs = writer.write(completion.echoed_tokens(output), spelled=True)
             for name, values in writer.write(of_answer(output.tokens)).items():
-                logprobs[name] = values and [*logprobs[name], *values]
+                logprobs[name] = None if values is None else [*logprobs[name], *values]
         choice = completion.choice(output, completion.echoed(output) + output.text, logprobs) | completion.ended(output)
         if completion.body.return_token_ids:
             choice["token_ids"] = [token.token_id for token in output.tokens]
