@@ -187,7 +187,8 @@ BESIDE = ("num_beams", "penalty_alpha", "guidance_scale", "dola_layers", "best_o
 SEARCHES = st.sampled_from([
     {"num_beams": 2, "n": 2, "temperature": 0}, {"num_beams": 3, "temperature": 0, "length_penalty": 0.5},
     {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0, "n": 3, "temperature": 0},
-    {"num_beams": 2, "early_stopping": True}, {"penalty_alpha": 0.4, "top_k": 3}, {"best_of": 3, "n": 2},
+    {"num_beams": 2, "early_stopping": True, "repetition_penalty": 1.3}, {"penalty_alpha": 0.4, "top_k": 3},
+    {"best_of": 3, "n": 2},
     {"guidance_scale": 1.7, "negative_prompt": [4, 2]}, {"guidance_scale": 0.5, "n": 2}, {"dola_layers": "low"},
     {"dola_layers": [0, 1], "prompt_lookup": 4},
 ])  # fmt: skip

@@ -14,7 +14,6 @@ import torch
 import transformers
 from torch import Tensor
 
-from model.cache import Output, Work
 from model.config import ModelConfig
 from model.decoding.choosing import choose
 from model.decoding.contrast import contrasted, exit_layers
@@ -27,7 +26,7 @@ from model.transformer import Decoder
 from service.engine.engine import Engine
 from service.engine.network import DecoderNetwork
 from service.engine.request import Completed, Event, Failed, Finished, GenerateJob, Token
-from tests.tiny import tiny_config, tiny_model
+from tests.tiny import tiny_model
 
 PROMPT = [5, 17, 33, 8, 17, 33]
 END = 1
@@ -164,50 +163,14 @@ def test_diverse_beam_search_is_the_papers(groups: int, width: int, penalty: flo
     assert scores(events) == pytest.approx([score for score, _ in expected], rel=1e-5)
 
 
-def test_beam_sampling_draws_without_replacement() -> None:
-    """One token, two beams: the better of two tokens drawn without replacement, as enumerated (Plackett-Luce)."""
-    probabilities = [0.4, 0.3, 0.2, 0.1]
-    engine = Engine(
-        Decoder(tiny_config(vocab_size=4)), name="fixed", network=FixedNetwork(torch.tensor(probabilities).log())
-    )
-    expected: Counter[int] = Counter()
-    for first, second in itertools.permutations(range(4), 2):
-        chance = probabilities[first] * probabilities[second] / (1 - probabilities[first])
-        expected[min(first, second)] += chance  # the tokens are numbered from the likeliest
-    draws = 4000
-    counts: Counter[int] = Counter()
-    for seed in range(draws):
-        (events,) = run(engine, job([2], num_beams=2, max_tokens=1, seed=seed, ignore_end_token=True))
-        counts[answers(events)[0][0]] += 1
-    chi_square = sum((counts[token] - draws * chance) ** 2 / (draws * chance) for token, chance in expected.items())
-    assert chi_square < 16.3, counts  # p = 0.001 at 3 degrees of freedom
-
-
-class FixedNetwork:
-    """Always the same logits."""
-
-    deterministic = True
-    slots, capacity = 4, 64
-
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = logits
-
-    def run(self, works: Sequence[Work]) -> list[Output]:
-        nothing = torch.zeros(0, 1)
-        return [Output(self.logits.expand(work.wanted, -1).clone(), nothing, nothing) for work in works]
-
-    def copy(self, source: int, target: int, start: int, end: int) -> None:
-        pass
-
-
-@pytest.mark.parametrize(("alpha", "top_k", "temperature"), [(0.6, 4, 0), (0.1, 8, 0), (0.9, 3, 0.5), (0.4, 5, 1.3)])
-def test_contrastive_search_is_the_papers(reference, alpha: float, top_k: int, temperature: float) -> None:
+@pytest.mark.parametrize(("alpha", "top_k"), [(0.6, 4), (0.1, 8), (0.9, 3), (0.4, 5)])
+def test_contrastive_search_is_the_papers(reference, alpha: float, top_k: int) -> None:
     theirs, ours = reference
     tokens = list(PROMPT)
     for _ in range(10):
         with torch.no_grad():
             before = theirs(torch.tensor([tokens]), output_hidden_states=True)
-            probabilities = (before.logits[0, -1] / (temperature or 1.0)).softmax(-1)
+            probabilities = before.logits[0, -1].softmax(-1)
             best, candidates = probabilities.topk(top_k)
             scored = []
             for probability, candidate in zip(best.tolist(), candidates.tolist(), strict=True):
@@ -216,7 +179,7 @@ def test_contrastive_search_is_the_papers(reference, alpha: float, top_k: int, t
                 scored.append(((1 - alpha) * probability - alpha * likeness, candidate))
         tokens.append(max(scored)[1])
     (events,) = run(engine_of(ours, step_tokens=5), job(
-        PROMPT, temperature=temperature, penalty_alpha=alpha, top_k=top_k, max_tokens=10, ignore_end_token=True, n=2
+        PROMPT, penalty_alpha=alpha, top_k=top_k, max_tokens=10, ignore_end_token=True, n=2
     ))  # fmt: skip
     assert answers(events) == [tokens[len(PROMPT) :]] * 2
 
@@ -405,7 +368,7 @@ def test_a_search_among_others_gets_what_it_gets_alone(reference) -> None:
     shared = {"max_tokens": 12, "ignore_end_token": True, "logprobs": 1}
     jobs = [
         job(PROMPT, temperature=0, num_beams=4, n=2, **shared),
-        job(PROMPT[1:], temperature=0.8, num_beams=3, **shared),
+        job(PROMPT[1:], num_beams=3, min_tokens=4, **shared),
         job(PROMPT[::-1], penalty_alpha=0.6, top_k=4, **shared),
         job(PROMPT, [3, 9], guidance_scale=2, **shared),
         job(PROMPT, dola_layers="low", prompt_lookup=3, **shared),

@@ -78,6 +78,9 @@ from model.errors import InvalidRequest
         ({"num_beams": 2, "best_of": 2}, "best_of", "can't be combined with num_beams"),
         ({"num_beams": 2, "penalty_alpha": 0.5, "top_k": 4}, "penalty_alpha", "can't be combined with num_beams"),
         ({"guidance_scale": 2, "penalty_alpha": 0.5, "top_k": 4}, "guidance_scale", "combined with penalty_alpha"),
+        ({"num_beams": 2, "temperature": 0.7}, "temperature", "can't be combined with num_beams"),
+        ({"num_beams": 2, "top_p": 0.7}, "top_p", "can't be combined with num_beams"),
+        ({"penalty_alpha": 0.5, "top_k": 4, "min_p": 0.1}, "min_p", "can't be combined with penalty_alpha"),
         ({"penalty_alpha": 0.5}, "top_k", "nothing to choose from"),
         ({"negative_prompt": "no"}, "negative_prompt", "without guidance_scale"),
         ({"negative_prompt": [99], "guidance_scale": 2}, "negative_prompt", "vocabulary"),
@@ -146,6 +149,16 @@ def test_what_only_the_checkpoint_asks_for_gives_way() -> None:
     assert resolve(effective) == effective
     effective = resolve({"repetition_penalty": 1.0}, {"repetition_penalty": 1.2, "repetition_range": 64})
     assert effective["repetition_range"] == 0
+
+
+def test_a_search_is_at_temperature_zero_whatever_the_checkpoint_says() -> None:
+    checkpoint = from_generation_config({"top_k": 50, "top_p": 0.9, "temperature": 0.6})
+    beams = resolve({"num_beams": 3}, checkpoint)
+    assert (beams["temperature"], beams["top_k"], beams["top_p"]) == (0.0, 0, 1.0)
+    contrastive = resolve({"penalty_alpha": 0.6, "top_k": 4}, checkpoint)
+    assert (contrastive["temperature"], contrastive["top_k"], contrastive["top_p"]) == (0.0, 4, 1.0)
+    assert resolve(beams) == beams
+    assert resolve(contrastive) == contrastive
 
 
 def test_the_order_in_force_is_complete_and_can_be_sent_again() -> None:

@@ -16,6 +16,9 @@ STRATEGIES: list[dict[str, Any]] = [
     {"xtc_probability": 0.5, "xtc_threshold": 0.02}, {"dry_multiplier": 0.8}, {"mirostat": 2}, {"top_n_sigma": 1.5},
     {"dynamic_temperature_range": 0.4}, {"no_repeat_ngram_size": 2}, {"n": 3}, {"stop": ["e"]},
     {"regex": "[a-z ]{4,12}"}, {"logit_bias": {"5": 4.0}}, {"epsilon_cutoff": 0.002}, {"top_a": 0.2},
+    {"num_beams": 3, "n": 2}, {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0, "n": 4},
+    {"penalty_alpha": 0.6, "top_k": 4}, {"guidance_scale": 1.8, "negative_prompt": "the old world"},
+    {"dola_layers": "low", "temperature": 0.8}, {"n": 2, "best_of": 4}, {"prompt_lookup": 6, "temperature": 0.3},
 ]  # fmt: skip
 SENTENCE = "the cat sat on a mat and then it went away to see the wide world of old books"
 WORDS = SENTENCE.split()

@@ -50,7 +50,7 @@ def settle_temperature_zero(effective: Effective, given: Collection[str], table:
 
 
 def settle_search(effective: Effective, given: Collection[str], table: Table) -> None:
-    """Beam and contrastive search: what they need, and what has no place in them."""
+    """Beam and contrastive search: what they need, and what has no place in them. Both are at temperature 0."""
     beams, contrastive = effective["num_beams"] > 1, effective["penalty_alpha"] > 0
     if effective["best_of"] is not None and effective["best_of"] < effective["n"]:
         raise InvalidRequest(
@@ -59,14 +59,23 @@ def settle_search(effective: Effective, given: Collection[str], table: Table) ->
     if not (beams or contrastive):
         return
     search = "num_beams" if beams else "penalty_alpha"
-    apart = ["mirostat", "prompt_lookup", "best_of", *(["penalty_alpha"] if beams else []), "guidance_scale"]
-    for name in apart:
+    apart = {*TRUNCATIONS, "dynamic_temperature_range", "mirostat", "prompt_lookup", "best_of", "guidance_scale"}
+    apart |= {"penalty_alpha"} if beams else set()
+    for name in sorted(apart - (set() if beams else {"top_k"})):
         if effective[name] not in (table[name].off, None):
             if name in given:
                 raise InvalidRequest(
                     f"{name} can't be combined with {search}", field=name, hint=f"leave {name} or {search} out"
                 )
             effective[name] = table[name].off
+    if effective["temperature"] != 0:
+        if "temperature" in given:
+            raise InvalidRequest(
+                f"temperature can't be combined with {search}: a search leaves nothing to chance",
+                field="temperature",
+                hint=f"leave temperature out or set it to 0, or leave {search} out to sample",
+            )
+        effective["temperature"] = 0.0
     if contrastive and effective["top_k"] < 2:
         raise InvalidRequest(
             "penalty_alpha chooses among the top_k likeliest tokens, and top_k leaves it nothing to choose from",

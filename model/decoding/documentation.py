@@ -48,12 +48,12 @@ RULES = """\
   `presence_penalty` and `frequency_penalty` at the answer alone.
 - **`bad_words` and `dry_breakers`** are texts or lists of token ids. A bad word is banned as it is spelt at the start
   of a text and after a space. A breaker breaks a passage in every token that holds it.
-- **Beam search** runs among the other requests, in as many places as it has beams. At temperature 0 it keeps the
-  likeliest continuations; above, it draws them without replacement. Log-probabilities are those after all stages. It
-  answers with the `n` best complete beams, best first, each with its `score`; a stream gets the tokens that all
-  possible answers share as soon as they do. `mirostat`, `prompt_lookup`, `best_of` and guidance are refused beside it.
-- **Contrastive search** (`penalty_alpha` with `top_k` of 2 or more) leaves nothing to chance: temperature only shapes
-  the probabilities, and `n` answers are the same. It reads `top_k` tokens for each one it writes.
+- **Searches** (`num_beams`, `penalty_alpha`) leave nothing to chance: they are at temperature 0, and what belongs to
+  sampling is refused beside them, as are `prompt_lookup`, `best_of` and guidance. They run among the other requests.
+- **Beam search** takes as many places as it has beams. It answers with the `n` best complete beams, best first, each
+  with its `score`; a stream gets the tokens that all possible answers share as soon as they do.
+- **Contrastive search** (`penalty_alpha` with `top_k` of 2 or more) reads `top_k` tokens for each one it writes; its
+  `n` answers are the same.
 - **Guidance** reads the negative prompt beside the prompt, in a place of its own, and scores tokens by
   log p(negative) + scale * (log p(prompt) - log p(negative)) before any other stage.
 - **DoLa** scores tokens by the last layer against the earlier one that differs most, among tokens at least a tenth as

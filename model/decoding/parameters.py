@@ -68,9 +68,9 @@ def resolve(
         effective[parameter.name] = None if value is None else check(parameter, value)
     if effective["seed"] is None:
         effective["seed"] = secrets.randbits(32)
+    settle_search(effective, given, BY_NAME)
     settle_temperature_zero(effective, given, BY_NAME)
     settle_mirostat(effective, given, BY_NAME)
-    settle_search(effective, given, BY_NAME)
     settle_unneeded(effective, given, BY_NAME)
     refuse_contradictions(effective)
     refuse_structures(effective, BY_NAME)

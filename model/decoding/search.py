@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from model.decoding.candidates import NOT_CHOSEN
-from model.decoding.noise import gumbel_of_keys, row_keys
 from model.decoding.rows import Row
 from model.decoding.stages import process
 
@@ -32,21 +31,16 @@ def extensions(
     """The up to `count` best ways in which beams with `scores [B]` and `logits [B, V]` can go on, best first.
 
     The network's log-probabilities pass the decoding stages, less the `penalties` of single tokens, and are not
-    normalised again, as in transformers: what a constraint leaves is ranked by what the network thinks of it. Above
-    temperature 0 the ways are drawn without replacement, by noise of beam, position and token (Kool et al. 2019), in
-    the order of drawing.
+    normalised again, as in transformers: what a constraint leaves is ranked by what the network thinks of it.
     """
     gains = process(logits.float().log_softmax(dim=-1), rows).double().cpu()
     for token_id, penalty in penalties.items():
         gains[:, token_id] -= penalty
-    sums = gains + torch.tensor(scores, dtype=torch.float64).unsqueeze(-1)
-    ranked = sums if rows[0].greedy else sums + gumbel_of_keys(row_keys(rows), torch.arange(sums.shape[-1]))
-    best = ranked.flatten().topk(min(count, ranked.numel())).indices
-    best = best[sums.flatten()[best] > NOT_CHOSEN]
-    return [
-        Extension(at // sums.shape[-1], at % sums.shape[-1], score)
-        for at, score in zip(best.tolist(), sums.flatten()[best].tolist(), strict=True)
-    ]
+    sums = (gains + torch.tensor(scores, dtype=torch.float64).unsqueeze(-1)).flatten()
+    values, places = sums.topk(min(count, len(sums)))
+    possible = values > NOT_CHOSEN
+    found = zip(places[possible].tolist(), values[possible].tolist(), strict=True)
+    return [Extension(place // logits.shape[-1], place % logits.shape[-1], score) for place, score in found]
 
 
 def likeliest(logits: Tensor, row: Row, count: int) -> tuple[list[int], Tensor]:

@@ -81,16 +81,13 @@ Observe = Callable[[str, Candidates], None]
 def plan(row: Row) -> tuple[Stage, ...]:
     """The stages that the row's parameters ask for, in the row's order.
 
-    A greedy row leaves out temperature, and what never removes the most likely token unless `typical_p` may; a search
-    looks at more than the most likely one, and contrastive search takes the `top_k` itself.
+    A greedy row leaves out temperature, and what never removes the most likely token unless `typical_p` may.
     """
     wanted = in_force(row.parameters)
     stages = [STAGES[name] for name in row.parameters["order"] if name in wanted]
-    if row.parameters["penalty_alpha"] > 0:
-        stages = [stage for stage in stages if stage.name != "top_k"]
     if row.greedy:
         stages = [stage for stage in stages if stage.name != "temperature"]
-        if STAGES["typical_p"] not in stages and not row.searching:
+        if STAGES["typical_p"] not in stages:
             stages = [stage for stage in stages if not stage.keeps_best]
     return tuple(stages)
 

@@ -187,9 +187,9 @@ class BeamSearch(Search):
         if self.owner.prefilled_at is None:
             self.owner.prefilled_at = time.monotonic()
         taken: Counter[int] = Counter()
-        for place, group in enumerate(self.groups):
+        for group in self.groups:
             if group.beams:
-                self._extend(group, place, taken)
+                self._extend(group, taken)
         beams = [beam for group in self.groups for beam in group.beams]
         if not beams:
             self._conclude()
@@ -204,16 +204,13 @@ class BeamSearch(Search):
             group.complete += [self._hypothesis(beam, reason, None) for beam in group.beams]
         self._conclude()
 
-    def _extend(self, group: BeamGroup, place: int, taken: Counter[int]) -> None:
+    def _extend(self, group: BeamGroup, taken: Counter[int]) -> None:
         """One token more for each beam of a group; `taken` counts the tokens that earlier groups took just now."""
         parameters = self.job.parameters
         rows = []
-        for rank, beam in enumerate(group.beams):
-            row = beam.branch.row
-            row.sequence, row.constraint = place * group.width + rank, beam.constraint
+        for beam in group.beams:
             # Two groups may start from one branch, so each has a row of its own.
-            rows.append(replace(row))
-            rows[-1].early = row.early
+            rows.append(replace(beam.branch.row, constraint=beam.constraint))
         outputs = [beam.branch.output for beam in group.beams]
         logits = torch.stack([output.logits[-1] for output in outputs if output is not None])
         check_logits(logits)
@@ -247,7 +244,6 @@ class BeamSearch(Search):
                 group.complete.append(self._hypothesis(beam, *end))
             if len(kept) == group.width:
                 break
-        kept.sort(key=attrgetter("score"), reverse=True)
         group.complete = sorted(group.complete, key=attrgetter("score"), reverse=True)[: group.width]
         group.beams = [] if self._settled(group, kept) else kept
         taken.update(beam.tokens[-1].token_id for beam in group.beams)
