@@ -1,4 +1,4 @@
-"""The trace of a request, recomputed by plain arithmetic from the log-probabilities that `/score` gives of every token."""
+"""The trace of a request, recomputed by plain arithmetic from what `/score` says of every token."""
 
 from __future__ import annotations
 
