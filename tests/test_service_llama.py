@@ -356,5 +356,29 @@ def test_the_template_applied(served) -> None:
     assert served.post("/apply-template", messages=messages, model="base").status_code == 400
 
 
+def test_tools_in_the_template(served) -> None:
+    messages, tool = [{"role": "user", "content": "hi"}], {"type": "function", "function": {"name": "now"}}
+    assert served.answer("/apply-template", messages=messages, tools=[])["prompt"]
+    response = served.post("/apply-template", messages=messages, tools=[tool])
+    assert response.status_code == 400 and "takes no tools" in response.json()["error"]["message"]
+
+
+def test_vectors(served) -> None:
+    openai = served.answer("/v1/embeddings", input=[PROMPT, "The sea"])["data"]
+    for path, name in (("/embedding", "content"), ("/embeddings", "input")):
+        vectors = served.answer(path, **{name: [PROMPT, "The sea"]})
+        assert [vector["embedding"] for vector in vectors] == [[each["embedding"]] for each in openai]
+        assert served.answer(path, **{name: PROMPT}) == vectors[:1]
+    for body in ({}, {"content": LONG}, {"content": []}, {"content": "a", "embd_normalize": 0}):
+        assert served.post("/embedding", **body).json()["error"]["code"] == 400
+
+
+def test_openais_chat_without_its_version(served) -> None:
+    body = {"model": "chat", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "temperature": 0}
+    same, other = served.answer("/v1/chat/completions", **body), served.answer("/chat/completions", **body)
+    assert other["choices"] == same["choices"]
+    assert served.post("/chat/completions", messages=5).json()["error"]["type"] == "invalid_request_error"
+
+
 def test_health(served) -> None:
     assert served.client.get("/v1/health").json() == {"status": "ok"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -14,15 +14,17 @@ from model.errors import InvalidRequest, TopkapiError
 from service.api import llama_schemas as schemas
 from service.api.body import JSONRoute
 from service.api.dialect import Dialect, with_hint
-from service.api.errors import INTERNAL, InapplicableField
+from service.api.errors import INTERNAL
+from service.api.llama_embeddings import add_embeddings
 from service.api.llama_parameters import parameters_of, settings_of
+from service.api.llama_prompts import read_prompts
 from service.api.llama_render import Renderer, server_sent_event
 from service.api.llama_state import add_state
 from service.api.llama_tokens import add_tokens
+from service.api.openai import chat
 from service.api.streaming import STREAM, EventStream, unless_disconnected
 from service.generation import Generation, Plan, plan
 from service.models import LoadedModel, Models
-from service.prompting import checked_ids, raw_tokens
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "unavailable_error",
           501: "not_supported_error", 503: "unavailable_error"}  # fmt: skip
@@ -101,72 +103,35 @@ def router(models: Models) -> APIRouter:
         )
     add_tokens(routes, models, _POST_ERRORS)
     add_state(routes, models, ERRORS)
+    add_embeddings(routes, models, _POST_ERRORS)
+    add_unversioned(routes, models)
     return routes
 
 
+def add_unversioned(routes: APIRouter, models: Models) -> None:
+    """OpenAI's chat without `/v1`, as llama.cpp has it. Its other routes have other meanings there, or none."""
+    versioned = APIRouter(route_class=JSONRoute)
+    chat.add_routes(versioned, models)
+    for route in versioned.routes:
+        assert isinstance(route, JSONRoute)
+        routes.add_api_route(
+            route.path.removeprefix("/v1"),
+            route.endpoint,
+            methods=["POST"],
+            summary="llama.cpp: OpenAI's chat without /v1",
+            responses={**route.responses, **ERRORS, 503: route.responses.get(503, {})},
+            response_model=None,
+        )
+
+
 def _plan(model: LoadedModel, body: schemas.LlamaRequest, settings: dict[str, Any]) -> Plan:
-    prompts = _prompts(model, body.prompt)
+    prompts = read_prompts(model, body.prompt)
     for position, prompt in enumerate(prompts):
         if len(prompt) >= model.context_length:
             field = "prompt" if len(prompts) == 1 else f"prompt[{position}]"
             raise ContextExceeded(len(prompt), model.context_length, field)
     with translated(parameters_of(model, body, settings)) as parameters:
         return plan(model, prompts, parameters)
-
-
-def _prompts(model: LoadedModel, prompt: Any) -> list[list[int]]:
-    """The token ids of each prompt: a list is several, unless it holds a token id itself."""
-    if isinstance(prompt, list) and not any(_is_id(part) for part in prompt):
-        if not prompt:
-            raise InvalidRequest("prompt is empty", field="prompt", hint="send a text or at least one token id")
-        return [_one(model, part, f"prompt[{position}]") for position, part in enumerate(prompt)]
-    return [_one(model, prompt, "prompt")]
-
-
-def _one(model: LoadedModel, prompt: Any, field: str) -> list[int]:
-    if isinstance(prompt, dict):
-        return _of_object(model, prompt, field)
-    if isinstance(prompt, str):
-        return raw_tokens(model, prompt, field)
-    if not isinstance(prompt, list):
-        raise InvalidRequest(
-            f"{field} must be a text, a list of token ids and texts, or an object with prompt_string", field=field
-        )
-    if not any(isinstance(part, str) for part in prompt):
-        return checked_ids(model, prompt, field)
-    return _mixed(model, prompt, field)
-
-
-def _mixed(model: LoadedModel, parts: Sequence[Any], field: str) -> list[int]:
-    token_ids: list[int] = []
-    for position, part in enumerate(parts):
-        place = f"{field}[{position}]"
-        if isinstance(part, str) and position == 0:
-            token_ids += raw_tokens(model, part, place)
-        elif isinstance(part, str):
-            token_ids += model.checkpoint.tokenizer.encode_with_control(part)
-        else:
-            try:
-                token_ids += checked_ids(model, [part], field)
-            except InvalidRequest as error:
-                error.message = error.message.replace(f"{field}[0]", place, 1)
-                error.field = place
-                raise
-    return token_ids
-
-
-def _of_object(model: LoadedModel, prompt: dict[str, Any], field: str) -> list[int]:
-    for name in prompt:
-        if name != "prompt_string":
-            message = (
-                f"{field}.{name}: only text is read here" if name == "multimodal_data" else f"unknown field {name}"
-            )
-            raise InapplicableField(message, field=f"{field}.{name}", hint="send prompt_string alone")
-    return raw_tokens(model, prompt.get("prompt_string"), f"{field}.prompt_string")
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 async def _events(generation: Generation, renderer: Renderer) -> AsyncIterator[bytes]:

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema
 
-from service.api.schemas import Message, ModelName, Strict
+from service.api.openai.conversation import ChatMessage, Tool
+from service.api.schemas import ModelName, Strict
 
 _TEXT: dict[str, Any] = {"type": "string"}
 _MIXED: dict[str, Any] = {
@@ -204,7 +205,8 @@ class LlamaDetokenizeResponse(BaseModel):
 class LlamaTemplateRequest(Strict):
     """The body of `POST /apply-template`."""
 
-    messages: list[Message]
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    tools: list[Tool] | None = None
     add_generation_prompt: Annotated[bool | None, Field(description="End where the answer begins; yes by default.")] = (
         None
     )
@@ -215,6 +217,22 @@ class LlamaPrompt(BaseModel):
     """The answer of `POST /apply-template`."""
 
     prompt: str
+
+
+class LlamaEmbeddingRequest(Strict):
+    """The body of `POST /embedding`, which calls its texts `content`, and of `POST /embeddings`."""
+
+    content: Annotated[Prompt, Field(description="A text, tokens and texts mixed, or a list of either.")] = None
+    input: Annotated[Prompt, Field(description="The same.")] = None
+    embd_normalize: Annotated[Literal[2] | None, Field(description="Vectors have the Euclidean length 1.")] = None
+    model: ModelName = None
+
+
+class LlamaEmbedding(BaseModel):
+    """One text's vector, the only one of its list."""
+
+    index: int
+    embedding: list[list[float]]
 
 
 class LlamaNextToken(BaseModel):

@@ -10,8 +10,10 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from model.errors import InvalidRequest, TopkapiError
+from model.tool_calls import ToolCallForm
 from service.api import llama_schemas as schemas
 from service.api.llama_parameters import DEFAULTS, SAMPLERS
+from service.api.openai.conversation import conversation
 from service.engine.request import GenerateJob
 from service.engine.view import SlotView
 from service.models import LoadedModel, Models
@@ -119,5 +121,9 @@ def _rendered(model: LoadedModel, body: schemas.LlamaTemplateRequest) -> str:
         raise InvalidRequest(message, field="messages", hint="choose a chat checkpoint with model")
     named = {"bos_token": tokenizer.begin_token_id, "eos_token": tokenizer.end_token_id}
     spelled = {name: tokenizer.decode([token_id]) for name, token_id in named.items() if token_id is not None}
-    messages = [message.model_dump() for message in body.messages]
-    return chat.render(messages, add_generation_prompt=body.add_generation_prompt is not False, **spelled)
+    tools: list[dict[str, Any]] | None = None
+    if body.tools:
+        ToolCallForm.of(chat, tokenizer)
+        tools = [tool.model_dump(exclude_none=True) for tool in body.tools]
+    ends_open = body.add_generation_prompt is not False
+    return chat.render(conversation(body.messages), add_generation_prompt=ends_open, tools=tools, **spelled)

@@ -1,0 +1,47 @@
+"""llama.cpp's own routes for vectors, which answer a plain list."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from model.embedding import check_embeddable
+from service.api import llama_schemas as schemas
+from service.api.llama_prompts import read_prompts
+from service.api.streaming import unless_disconnected
+from service.embedding import embedded
+from service.models import LoadedModel, Models
+from service.scoring import require_one
+
+
+def add_embeddings(routes: APIRouter, models: Models, errors: Mapping[int | str, dict[str, Any]]) -> None:
+    """`/embedding` and `/embeddings`, over the loaded checkpoints."""
+
+    async def embed(request: Request, body: schemas.LlamaEmbeddingRequest) -> Response:
+        model = models.get(body.model)
+        texts = await asyncio.to_thread(_texts, model, body)
+        vectors = await unless_disconnected(request, embedded(model, texts))
+        return JSONResponse([{"index": index, "embedding": [vector]} for index, vector in enumerate(vectors)])
+
+    for path in ("/embedding", "/embeddings"):
+        routes.add_api_route(
+            path,
+            embed,
+            methods=["POST"],
+            summary="llama.cpp: texts as vectors",
+            responses={**errors, 200: {"model": list[schemas.LlamaEmbedding]}},
+            response_model=None,
+            name=path.strip("/"),
+        )
+
+
+def _texts(model: LoadedModel, body: schemas.LlamaEmbeddingRequest) -> list[list[int]]:
+    field = require_one([name for name in ("content", "input") if getattr(body, name) is not None], "content and input")
+    texts = read_prompts(model, getattr(body, field), field)
+    for position, token_ids in enumerate(texts):
+        check_embeddable(token_ids, model.context_length, f"{field}[{position}]" if len(texts) > 1 else field)
+    return texts
