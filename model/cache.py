@@ -137,12 +137,13 @@ def _run(model: Decoder, reading: _Reading, works: Sequence[Work], layers: dict[
 @torch.inference_mode()
 def wanted_logits(model: Decoder, hidden: Tensor) -> Tensor:
     """Logits `[R, vocab_size]` of `hidden [R, hidden_size]`, with the row counts that keep every row's bits."""
+    if not len(hidden):
+        return hidden.new_empty(0, model.config.vocab_size)
     parts = []
     for part in torch.split(hidden, LOGIT_ROWS):
-        padded = torch.zeros(model.padded_rows(len(part)), hidden.shape[1], device=hidden.device)
-        padded[: len(part)] = part
-        parts.append(model.logits(padded)[: len(part)])
-    return torch.cat(parts)
+        missing = model.padded_rows(len(part)) - len(part)
+        parts.append(model.logits(torch.nn.functional.pad(part, (0, 0, 0, missing)))[: len(part)])
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def block_attention(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, query_tile: int | None = None) -> Tensor:

@@ -44,7 +44,7 @@ def can_pack(weight: Tensor) -> bool:
 def pack(model: Decoder) -> None:
     """Hold every matrix of `model` for serving, where this machine has a form for that and it has none yet."""
     linears = [module for module in model.modules() if isinstance(module, Linear) and module.product is None]
-    if all(can_pack(linear.weight) for linear in linears):
+    if linears and all(can_pack(linear.weight) for linear in linears):
         hold(model, PackedProduct)
 
 

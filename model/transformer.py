@@ -137,7 +137,7 @@ class FeedForward(nn.Module):
 
     def stack(self) -> None:
         """Make the two projections of a gated input one, for inference and for good."""
-        if self.gate_proj is not None and self.gate_up_proj is None:
+        if self.gate_up_proj is None and self.gate_proj is not None:
             self.gate_up_proj = stacked([self.gate_proj, self.up_proj])
             del self.gate_proj, self.up_proj
 

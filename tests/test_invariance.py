@@ -13,6 +13,8 @@ from model.decoding.parameters import resolve
 from model.generation import generate
 from model.invariance import TILE, agreeing_sizes, calibrate, rows_agree
 from model.linear import Linear
+from model.packing import pack
+from model.quantize import quantize
 from model.transformer import Decoder, causal_attention
 from service.engine.engine import Engine
 from service.engine.network import DecoderNetwork
@@ -22,12 +24,21 @@ from tests.tiny import tiny_model
 CONTEXT = 400
 
 
-def network_of(dtype: torch.dtype, family: str = "qwen3") -> Decoder:
+FORMS = ["float32", "bfloat16", "float32 packed", "bfloat16 packed", "int8"]
+
+
+def network_of(form: str, family: str = "qwen3") -> Decoder:
+    """A random network with its matrices as parameters, packed as for serving, or as int8."""
     model = tiny_model(family, context_length=CONTEXT, hidden_size=64, head_dim=16, intermediate_size=192)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.data = parameter.data.to(dtype)
+    if form.startswith("bfloat16"):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 2:
+                    parameter.data = parameter.data.bfloat16()
+    if form == "int8":
+        quantize(model)
+    elif form.endswith("packed"):
+        pack(model)
     return model
 
 
@@ -36,10 +47,10 @@ def tokens(count: int, seed: int = 0) -> list[int]:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_cached_reading_is_the_network(family: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_cached_reading_is_the_network(family: str, form: str) -> None:
     """Reading through the cache computes what plain causal attention computes, up to rounding."""
-    model, text = network_of(dtype, family), tokens(300)
+    model, text = network_of(form, family), tokens(300)
     assert calibrate(model)
     cache = SlotCache(model, slots=2)
     cuts = [text[at : at + 70] for at in range(0, 300, 70)]
@@ -47,7 +58,7 @@ def test_cached_reading_is_the_network(family: str, dtype: torch.dtype) -> None:
     with torch.no_grad():
         plain = model.hidden(torch.tensor([text]), torch.arange(300)[None], causal_attention)[0]
     difference = (torch.cat(parts) - plain).abs().max()
-    assert difference < (1e-4 if dtype == torch.float32 else 0.2)
+    assert difference < (1e-4 if form.startswith("float32") else 0.2)
 
 
 class Collector(list[Event]):
@@ -98,9 +109,9 @@ def run(network: DecoderNetwork, jobs: list[Any], step_tokens: int, steps_betwee
     return [collector.outcome() for collector in collectors]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_alone_and_in_every_company_bit_for_bit(dtype: torch.dtype) -> None:
-    model, jobs = network_of(dtype), mixed_jobs()
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "bfloat16"])
+def test_alone_and_in_every_company_bit_for_bit(form: str) -> None:
+    model, jobs = network_of(form), mixed_jobs()
     single = [run(DecoderNetwork(model, 1), [without_guessing(job)], 256)[0] for job in jobs]
     assert run(DecoderNetwork(model, 64), jobs, 256) == single, "64 neighbours"
     assert run(DecoderNetwork(model, 8), jobs, 33) == single, "uneven chunks, prefix hits, waiting"
@@ -109,14 +120,14 @@ def test_alone_and_in_every_company_bit_for_bit(dtype: torch.dtype) -> None:
 
 
 def test_generate_and_the_engine_agree() -> None:
-    network = DecoderNetwork(network_of(torch.float32), 4)
+    network = DecoderNetwork(network_of("float32"), 4)
     wanted = {"seed": 4, "max_tokens": 25, "temperature": 0.9}
     got = run(network, [GenerateJob(tokens(30, 5), resolve(wanted))], 256)[0]
     assert [token.token_id for token in got] == generate(network.model, tokens(30, 5), wanted).token_ids
 
 
 def test_log_probabilities_of_a_prompt_are_equal_cold_and_after_a_prefix_hit() -> None:
-    model, text = network_of(torch.float32), tokens(200)
+    model, text = network_of("float32"), tokens(200)
     assert calibrate(model)
     cold = SlotCache(model, 1)
     whole = wanted_logits(model, read(model, cold, [Work(0, 0, text, wanted=60)]))
@@ -143,7 +154,7 @@ def test_row_counts_that_disagree_are_found(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_tiles_make_any_product_invariant(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a machine's products never agree, fixed tiles do, with the same values up to rounding."""
-    model = network_of(torch.float32)
+    model = network_of("float32")
     plain = model(torch.tensor([tokens(50)]), torch.arange(50)[None])
     linear = torch.nn.functional.linear
 
@@ -160,7 +171,7 @@ def test_tiles_make_any_product_invariant(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_attention_in_tiles_is_attention() -> None:
-    model = network_of(torch.float32)
+    model = network_of("float32")
     assert calibrate(model)
     text = tokens(90)
     whole = read(model, SlotCache(model), [Work(0, 0, text, wanted=90)])
@@ -170,7 +181,7 @@ def test_attention_in_tiles_is_attention() -> None:
 
 
 def test_repeating_text_is_guessed_and_takes_fewer_steps() -> None:
-    network = DecoderNetwork(network_of(torch.float32), 1)
+    network = DecoderNetwork(network_of("float32"), 1)
     wanted = {"temperature": 0, "max_tokens": 80, "ignore_end_token": True}
     engines, outcomes = [], []
     for lookup in (0, 16):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -59,7 +61,18 @@ def ask(client: httpx.Client, request: tuple[str, dict[str, Any]]) -> Any:
 
 @pytest.mark.timeout(300)
 def test_two_hundred_requests_alone_and_under_load(served) -> None:
-    requests = mixed_requests()
+    compare(served, mixed_requests())
+
+
+@pytest.mark.timeout(300)
+def test_the_same_in_int8(serve: Callable, tiny_checkpoint: Callable[..., Path]) -> None:
+    chat, base = tiny_checkpoint("chat"), tiny_checkpoint("base", chat=False, seed=1, context=2048)
+    with serve(chat, base, dtype="int8") as small:
+        compare(small, mixed_requests()[::2])
+
+
+def compare(served: Any, requests: list[tuple[str, dict[str, Any]]]) -> None:
+    """Every request gets the same answer alone and among 32 at once."""
     alone = [ask(served.client, request) for request in requests]
     shuffled = list(enumerate(requests))
     random.Random(11).shuffle(shuffled)
@@ -69,5 +82,5 @@ def test_two_hundred_requests_alone_and_under_load(served) -> None:
         ThreadPoolExecutor(32) as pool,
     ):
         together = dict(pool.map(lambda item: (item[0], ask(client, item[1])), shuffled))
-    different = [index for index in range(REQUESTS) if together[index] != alone[index]]
+    different = [index for index in range(len(requests)) if together[index] != alone[index]]
     assert not different, [(requests[index], alone[index], together[index]) for index in different[:1]]
