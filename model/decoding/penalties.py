@@ -15,6 +15,7 @@ from model.decoding.rows import Ids, Row
 Values = Mapping[str, Tensor]
 Floats = NDArray[np.float32]
 
+FLOAT32 = np.finfo(np.float32)
 # Beyond this the DRY penalty would overflow; llama.cpp stops there as well.
 LOG_OF_LARGEST = 88.0
 
@@ -32,9 +33,12 @@ def repetition_penalty(candidates: Candidates, values: Values, rows: Sequence[Ro
     seen = [row.context_counts(row.parameters["repetition_range"])[0] for row in rows]
     where, token_ids = flatten(seen)
     flat, present = candidates.locate(where, token_ids)
-    penalty = values["repetition_penalty"].numpy().astype(np.float32)[where[present]]
+    # An extreme penalty makes an extreme logit, not an infinite one, which would leave nothing to compare.
+    penalty = values["repetition_penalty"].numpy().clip(FLOAT32.tiny, FLOAT32.max).astype(np.float32)[where[present]]
     logits = candidates.get(flat)
-    return candidates.put(flat, np.where(logits > 0, logits / penalty, logits * penalty))
+    with np.errstate(over="ignore"):
+        changed = np.where(logits > 0, logits / penalty, logits * penalty)
+    return candidates.put(flat, np.where(np.isfinite(logits), changed.clip(FLOAT32.min, FLOAT32.max), logits))
 
 
 def count_penalties(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
