@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from model.decoding.aliases import translated
-from model.errors import EngineError, Overloaded, TopkapiError
+from model.errors import Cancelled, Overloaded, TopkapiError
 from model.tool_calls import CallBegan, Event, Said, ToolCallReader
 from service.api import anthropic_schemas as schemas
 from service.api.anthropic_conversation import Reading, read
@@ -45,6 +45,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         413: "The body is too large",
         415: "The body is not declared as JSON",
         500: "A step of the engine failed",
+        503: "The checkpoint is being unloaded",
         529: "The queue is full; wait Retry-After seconds",
     }.items()
 }
@@ -156,7 +157,7 @@ class _Answer:
             full = len(output.tokens) < self._body.max_tokens
             reason = "model_context_window_exceeded" if full else "max_tokens"
         elif output.finish_reason != "stop":
-            raise EngineError("the answer was cancelled: the server is stopping", hint="try again in a moment")
+            raise Cancelled("the answer was cancelled before its end", hint="send the request again")
         elif self._reader is not None and self._reader.calls:
             reason = "tool_use"
         elif isinstance(output.stop_reason, str) and output.stop_reason in (self._body.stop_sequences or ()):

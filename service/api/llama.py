@@ -62,10 +62,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         415: "The body is not declared as JSON",
         429: "The queue is full; wait Retry-After seconds",
         500: "A step of the engine failed",
-        503: "Every slot is in use",
+        503: "The checkpoint is being unloaded, or every slot is in use",
     }.items()
 }
-_POST_ERRORS = {status: meaning for status, meaning in ERRORS.items() if status != 503}
 
 
 def router(models: Models) -> APIRouter:
@@ -97,13 +96,13 @@ def router(models: Models) -> APIRouter:
             complete,
             methods=["POST"],
             summary="llama.cpp: continue a prompt",
-            responses={**_POST_ERRORS, 200: {"model": answered, "content": STREAM}},
+            responses={**ERRORS, 200: {"model": answered, "content": STREAM}},
             response_model=None,
             name=path.strip("/"),
         )
-    add_tokens(routes, models, _POST_ERRORS)
+    add_tokens(routes, models, ERRORS)
     add_state(routes, models, ERRORS)
-    add_embeddings(routes, models, _POST_ERRORS)
+    add_embeddings(routes, models, ERRORS)
     add_unversioned(routes, models)
     return routes
 
@@ -119,7 +118,7 @@ def add_unversioned(routes: APIRouter, models: Models) -> None:
             route.endpoint,
             methods=["POST"],
             summary="llama.cpp: OpenAI's chat without /v1",
-            responses={**route.responses, **ERRORS, 503: route.responses.get(503, {})},
+            responses={**route.responses, **ERRORS},
             response_model=None,
         )
 

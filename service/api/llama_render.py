@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model.errors import EngineError
+from model.errors import Cancelled
 from service.api.llama_parameters import generation_settings
 from service.engine.request import Token
 from service.generation import Delta, Generation, Output
@@ -135,7 +135,7 @@ def _stop_type(output: Output) -> str:
         return "limit"
     if output.finish_reason == "stop":
         return "word" if isinstance(output.stop_reason, str) else "eos"
-    raise EngineError("the answer was cancelled: the server is stopping", hint="try again in a moment")
+    raise Cancelled("the answer was cancelled before its end", hint="send the request again")
 
 
 def _speed(kind: str, count: int, milliseconds: float) -> dict[str, Any]:

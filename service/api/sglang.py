@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from model.decoding.aliases import translated
-from model.errors import EngineError, InvalidRequest, Overloaded, TopkapiError
+from model.errors import Cancelled, InvalidRequest, Overloaded, TopkapiError
 from service.api.body import JSONRoute
 from service.api.dialect import Dialect, with_hint
 from service.api.errors import INTERNAL
@@ -103,8 +103,10 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     for status, meaning in {
         400: "The body is not valid JSON, or a field is wrong",
         404: "No checkpoint is loaded",
+        413: "The body is too large",
+        415: "The body is not declared as JSON",
         500: "A step of the engine failed",
-        503: "The queue is full; wait Retry-After seconds",
+        503: "The queue is full, wait Retry-After seconds; or the checkpoint is being unloaded",
     }.items()
 }
 
@@ -239,7 +241,7 @@ def _finish_reason(output: Output) -> dict[str, Any] | None:
         return {"type": "length", "length": len(output.tokens)}
     if output.finish_reason == "stop":
         return {"type": "stop", "matched": output.stop_reason}
-    raise EngineError("the answer was cancelled: the server is stopping", hint="try again in a moment")
+    raise Cancelled("the answer was cancelled before its end", hint="send the request again")
 
 
 def _sent(data: dict[str, Any]) -> bytes:

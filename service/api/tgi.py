@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from model.decoding.aliases import translated
-from model.errors import EngineError, InvalidRequest, Overloaded, TopkapiError
+from model.errors import Cancelled, EngineError, InvalidRequest, Overloaded, TopkapiError
 from service.api import tgi_schemas as schemas
 from service.api.body import JSONRoute
 from service.api.dialect import Dialect, with_hint
@@ -271,7 +271,7 @@ def _finish_reason(output: Output) -> str:
         return "length"
     if output.finish_reason == "stop":
         return "stop_sequence" if isinstance(output.stop_reason, str) else "eos_token"
-    raise EngineError("the answer was cancelled: the server is stopping", hint="try again in a moment")
+    raise Cancelled("the answer was cancelled before its end", hint="send the request again")
 
 
 def _event(data: Mapping[str, Any]) -> bytes:
