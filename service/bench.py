@@ -200,7 +200,7 @@ def bench(arguments: argparse.Namespace) -> int:
              if (value := getattr(arguments, name)) is not None}  # fmt: skip
     shape = Shape(**given)
     _at_least(shape)
-    settings = Settings.read(dtype=arguments.dtype, threads=arguments.threads)
+    settings = Settings.read(dtype=arguments.dtype, threads=arguments.threads, draft=arguments.draft)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     models = Models(settings)

@@ -96,6 +96,7 @@ def _add_serve(commands: Any) -> None:
         help="leave unknown fields of requests out, naming them in X-Ignored-Parameters, instead of refusing [no]",
     )
     _add_compute_flags(serve)
+    _add_draft_flag(serve)
     serve.set_defaults(handler=_serve)
 
 
@@ -113,6 +114,7 @@ def _add_generate(commands: Any) -> None:
     generate.add_argument("--system", help="system message for --chat")
     generate.add_argument("--json", action="store_true", help="print the whole result as JSON, as POST /generate does")
     _add_compute_flags(generate)
+    _add_draft_flag(generate)
     add_parameter_flags(generate)
     generate.set_defaults(handler=_generate)
 
@@ -146,6 +148,7 @@ def _add_chat(commands: Any) -> None:
     chat.add_argument("checkpoint", nargs="?", help=CHECKPOINT_HELP)
     chat.add_argument("--system", help="system message")
     _add_compute_flags(chat)
+    _add_draft_flag(chat)
     add_parameter_flags(chat)
     chat.set_defaults(handler=_chat)
 
@@ -164,12 +167,21 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument("--repeats", type=int, metavar="N", help="how often everything is measured [5]")
     bench.add_argument("--json", action="store_true", help="print the figures as JSON")
     _add_compute_flags(bench)
+    _add_draft_flag(bench)
     bench.set_defaults(handler=_bench)
 
 
 def _add_compute_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "int8"), help="precision [auto: as stored]")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads [chosen by PyTorch]")
+
+
+def _add_draft_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--draft",
+        metavar="PATH",
+        help="smaller checkpoint with the same vocabulary that guesses ahead: the same answers, sooner [none]",
+    )
 
 
 def _serve(arguments: argparse.Namespace) -> int:

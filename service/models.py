@@ -15,6 +15,7 @@ import torch
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.errors import SettingsError, UnknownModel
 from model.packing import pack
+from model.tokenizer import Tokenizer
 from service.engine.engine import Engine
 from service.metrics import Metrics, ModelMetrics
 from service.settings import DtypeName, Settings
@@ -79,6 +80,7 @@ class Models:
         self._models: dict[str, LoadedModel] = {}
         self._aliases: dict[str, str] = {}
         self._changing = threading.Lock()
+        self._draft: Checkpoint | None = None
 
     def __iter__(self) -> Iterator[LoadedModel]:
         return iter(self._models.values())
@@ -184,13 +186,36 @@ class Models:
     def add(self, name: str, checkpoint: Checkpoint, created: int = 0) -> LoadedModel:
         """Start an engine for a checkpoint that is in memory already. Its matrices become unfit for training."""
         pack(checkpoint.model)
-        engine = Engine(checkpoint.model, name=name, max_queue=self.settings.max_queue)
+        draft = self._draft_for(name, checkpoint)
+        engine = Engine(
+            checkpoint.model, name=name, max_queue=self.settings.max_queue, draft=None if draft is None else draft.model
+        )
         engine.start()
         metrics = ModelMetrics(self.metrics, name, lambda: engine.running, lambda: engine.waiting)
         control_ids = frozenset(checkpoint.tokenizer.control_tokens.values())
         loaded = LoadedModel(name, checkpoint, engine, metrics, created, control_ids)
         self._models = self._models | {name: loaded}
         return loaded
+
+    def _draft_for(self, name: str, checkpoint: Checkpoint) -> Checkpoint | None:
+        """The draft checkpoint of the settings, for checkpoints with its vocabulary.
+
+        Raises `SettingsError` where not even the first checkpoint has it.
+        """
+        if self.settings.draft is None:
+            return None
+        if self._draft is None:
+            self._draft = load_checkpoint(self.settings.draft.expanduser(), dtype=DTYPES[self.settings.dtype])
+            pack(self._draft.model)
+        if _same_vocabulary(self._draft.tokenizer, checkpoint.tokenizer):
+            return self._draft
+        if not self._models:
+            raise SettingsError(
+                f"the draft checkpoint {self.settings.draft} has another vocabulary than {name}",
+                field="draft",
+                hint="name one with the same tokenizer, for example an earlier or a smaller one trained beside it",
+            )
+        return None
 
     def get(self, name: str | None = None) -> LoadedModel:
         """The checkpoint of that name or alias, or the first one. Raises `UnknownModel` listing the loaded ones."""
@@ -208,6 +233,12 @@ class Models:
         """Stop every engine; running requests end as cancelled."""
         for loaded in self._models.values():
             loaded.engine.close(timeout)
+
+
+def _same_vocabulary(first: Tokenizer, second: Tokenizer) -> bool:
+    if (first.vocab_size, first.control_tokens) != (second.vocab_size, second.control_tokens):
+        return False
+    return all(first.token_bytes(token_id) == second.token_bytes(token_id) for token_id in range(first.vocab_size))
 
 
 def split_location(location: str) -> tuple[str | None, Path]:

@@ -23,6 +23,7 @@ FLAGS = (
     "port",
     "dtype",
     "threads",
+    "draft",
     "max_queue",
     "cors_origins",
     "studio",

@@ -33,6 +33,9 @@ class Settings(BaseSettings):
     dtype: DtypeName = "auto"
     """Precision of the matrices: `auto` keeps what is stored, `int8` is the fastest (see docs/LOG.md)."""
 
+    draft: Path | None = None
+    """Smaller checkpoint with the same vocabulary that guesses ahead: the same answers, sooner."""
+
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads for the network's arithmetic; PyTorch's own choice where not given."""
 

@@ -139,7 +139,7 @@ def _answer(model: LoadedModel, messages: list[Message], text: str, parameters: 
 @contextlib.contextmanager
 def loaded(arguments: argparse.Namespace) -> Iterator[LoadedModel]:
     """The checkpoint a command asks for, its engine running while the block does."""
-    settings = Settings.read(dtype=arguments.dtype, threads=arguments.threads)
+    settings = Settings.read(dtype=arguments.dtype, threads=arguments.threads, draft=getattr(arguments, "draft", None))
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     models = Models(settings)

@@ -88,7 +88,11 @@ def outcome(answer: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in answer.items() if name not in told}
 
 
-@pytest.mark.parametrize("name", [parameter.name for parameter in PARAMETERS])
+# Needs a draft checkpoint: see test_speculation.py, where it changes what is guessed.
+ELSEWHERE = {"draft_tokens"}
+
+
+@pytest.mark.parametrize("name", [parameter.name for parameter in PARAMETERS if parameter.name not in ELSEWHERE])
 def test_the_parameter_changes_an_answer(served, name: str) -> None:
     assert name in EXAMPLES, f"{name} is new in the table: add a request whose answer it changes"
     without, added = copy.deepcopy(EXAMPLES[name])

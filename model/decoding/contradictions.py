@@ -59,7 +59,8 @@ def settle_search(effective: Effective, given: Collection[str], table: Table) ->
     if not (beams or contrastive):
         return
     search = "num_beams" if beams else "penalty_alpha"
-    apart = {*TRUNCATIONS, "dynamic_temperature_range", "mirostat", "prompt_lookup", "best_of", "guidance_scale"}
+    apart = {*TRUNCATIONS, "dynamic_temperature_range", "mirostat", "prompt_lookup", "draft_tokens", "best_of"}
+    apart |= {"guidance_scale"}
     apart |= {"penalty_alpha"} if beams else set()
     for name in sorted(apart - (set() if beams else {"top_k"})):
         if effective[name] not in (table[name].off, None):

@@ -270,6 +270,12 @@ PARAMETERS: tuple[Parameter, ...] = (
         "Saxena 2023; Leviathan et al. 2022", minimum=0, maximum=32, slider=(0, 32, 1),
     ),
     Parameter(
+        "draft_tokens", "integer", None, 0,
+        "Let the server's draft checkpoint guess up to so many tokens at a time; the answer is the same, sooner. By "
+        "default 4 where there is one; 0 does without.",
+        "Leviathan et al. 2022", minimum=0, maximum=32, aliases=("num_assistant_tokens", "speculative.n_max"),
+    ),
+    Parameter(
         "seed", "integer", None, None,
         "The same request with the same seed gives the same tokens; by default one is drawn and reported.",
         "Topkapi", minimum=0, maximum=2**53 - 1,

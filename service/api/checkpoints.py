@@ -49,7 +49,8 @@ class ChangeRequest(schemas.Strict):
 
 
 class ModelDetails(BaseModel):
-    """A loaded checkpoint. `chat` says whether it takes messages; `defaults` are its own decoding parameters."""
+    """A loaded checkpoint. `chat` says whether it takes messages, `draft` whether a smaller one guesses ahead for it;
+    `defaults` are its own decoding parameters."""
 
     name: str
     aliases: list[str]
@@ -60,6 +61,7 @@ class ModelDetails(BaseModel):
     vocab_size: int
     dtype: str
     chat: bool
+    draft: bool
     defaults: dict[str, Any]
     created: int
     running: int
@@ -176,6 +178,7 @@ def describe(models: Models, model: LoadedModel) -> dict[str, Any]:
         "vocab_size": checkpoint.tokenizer.vocab_size,
         "dtype": model.dtype,
         "chat": checkpoint.chat is not None,
+        "draft": model.engine.drafter is not None,
         "defaults": from_generation_config(checkpoint.generation),
         "created": model.created,
         "running": model.engine.running,

@@ -21,6 +21,7 @@ from model.cache import Work
 from model.config import ModelConfig
 from model.decoding.choosing import choose
 from model.decoding.parameters import BY_NAME, grammar_parameter
+from model.decoding.speculation import DRAFT_TOKENS, Drafter
 from model.errors import Cancelled, EngineError, InvalidRequest, Overloaded, TopkapiError
 from model.generation import check_prompt
 from model.scoring import check_text
@@ -62,7 +63,7 @@ class Engine:
 
     Up to `max_running` sequences are computed together; `max_queue` more jobs, of `max_queued_tokens` prompt tokens
     together (None: 64 contexts), may wait. What exceeds that is refused with `Overloaded`. `step_tokens` is the budget
-    of one step.
+    of one step. `draft` is a smaller network with the same vocabulary that guesses ahead.
     """
 
     def __init__(
@@ -75,10 +76,14 @@ class Engine:
         max_queued_tokens: int | None = None,
         step_tokens: int = STEP_TOKENS,
         network: Network | None = None,
+        draft: Decoder | Network | None = None,
     ) -> None:
         self.model, self.name = model, name
         self.max_running, self.max_queue = max_running, max_queue
         self.network: Network = network or DecoderNetwork(model, max_running)
+        if isinstance(draft, Decoder):
+            draft = DecoderNetwork(draft, self.network.slots)
+        self.drafter = None if draft is None else Drafter(draft, step_tokens)
         self.config: ModelConfig = replace(model.config, context_length=self.network.capacity)
         self.max_queued_tokens = max_queued_tokens or 64 * self.config.context_length
         self.counters = Counters()
@@ -117,8 +122,10 @@ class Engine:
         Raises `InvalidRequest` for a job that could never run, `Overloaded` when the queue is full, `EngineError`
         when the engine is closed.
         """
-        submitted = Submitted(job, deliver, self.network.deterministic)
         self._check(job)
+        if isinstance(job, GenerateJob) and job.parameters["draft_tokens"] is None and self.drafter is not None:
+            job = replace(job, parameters={**job.parameters, "draft_tokens": DRAFT_TOKENS})
+        submitted = Submitted(job, deliver, self.network.deterministic)
         submitted.sequences = sequences_of(submitted, self.config)
         together = max(len(sequence.gang) for sequence in submitted.sequences)
         if together > self.network.slots:
@@ -163,6 +170,8 @@ class Engine:
             self._scheduler.add(submitted.sequences)
         self._end_what_must()
         shares = self._scheduler.plan()
+        if self.drafter is not None and shares:
+            self._draft(self.drafter, shares)
         if shares:
             self._run(shares)
             self.counters.steps += 1
@@ -183,6 +192,12 @@ class Engine:
             if job.negative:
                 check_prompt(job.negative, self.config, "negative_prompt")
             layers_of(job, self.config)
+            if job.parameters["draft_tokens"] and self.drafter is None:
+                raise InvalidRequest(
+                    f"draft_tokens needs a draft checkpoint, and {self.name} was loaded without one",
+                    field="draft_tokens",
+                    hint="start the server with --draft PATH, or leave draft_tokens out",
+                )
         else:
             check_text(list(job.token_ids), self.config)
             if not 1 <= job.first <= len(job.token_ids):
@@ -224,6 +239,22 @@ class Engine:
                         sequence.finish(sequence.over_at_once)
                 submitted.complete_if_done()
         self._scheduler.drop_done()
+
+    def _draft(self, drafter: Drafter, shares: list[Share]) -> None:
+        """Let the draft network guess for sequences that have found nothing to guess themselves."""
+        began = time.perf_counter()
+        left = self._scheduler.budget - sum(share.count + len(share.guesses) for share in shares)
+        drafts = []
+        for share in shares:
+            if isinstance(share.sequence, Continuation) and not share.guesses:
+                draft = share.sequence.drafted(left)
+                if draft is not None:
+                    left -= draft.length
+                    drafts.append((share, draft))
+        drafter.guess(draft for _, draft in drafts)
+        for share, draft in drafts:
+            share.guesses.extend(draft.guesses)
+        self.counters.network_seconds += time.perf_counter() - began
 
     def _run(self, shares: list[Share]) -> None:
         """Read every share, then choose; a failure is traced to the jobs that cause it by running them alone."""

@@ -14,6 +14,7 @@ from model.config import ModelConfig
 from model.decoding.choosing import Choice
 from model.decoding.contrast import exit_layers
 from model.decoding.grammar import Constraint
+from model.decoding.speculation import Draft, Pace, looked_up
 from model.decoding.stages import Row
 from model.generation import ends_sequence, token_limit
 from model.scoring import Scores, add_scores, windows
@@ -28,7 +29,6 @@ from service.engine.request import (
     StopCheck,
     Token,
 )
-from service.engine.speculation import PromptLookup
 from service.engine.submitted import Submitted, ranked
 
 
@@ -122,8 +122,10 @@ class Continuation(Sequence):
         self.row = Row(parameters, self.tokens, len(job.prompt), index, config.end_token_ids)
         self.row.constraint = job.constraint(index) if job.constraint else None
         self.stop_check = job.stop_check(index) if job.stop_check else None
-        most = int(job.parameters["prompt_lookup"])
-        self.lookup = PromptLookup(most) if most else None
+        lookup, draft = job.parameters["prompt_lookup"], job.parameters["draft_tokens"]
+        self.lookup = Pace(int(lookup)) if lookup else None
+        self.draft = Pace(int(draft)) if draft else None
+        self.paced: Pace | None = None
         self.guide = Guide(self, list(job.negative or job.prompt[-1:])) if guided(job) else None
         # Events of a job that answers with its best continuations wait until these are known.
         self.output: Output | None = None
@@ -143,16 +145,30 @@ class Continuation(Sequence):
         return (self,) if self.guide is None else (self, self.guide)
 
     def guess(self, room: int) -> list[int]:
-        """Only where the next token is all that is pending."""
-        if self.lookup is None or self.pending != 1 or len(self.tokens) == len(self.job.prompt):
+        room = self._guessable(room)
+        if self.lookup is None or not room:
             return []
-        left = self.limit - (len(self.tokens) - len(self.job.prompt)) - 1
-        return self.lookup.guess(self.row.history(), min(room, left))
+        guesses = looked_up(self.row.history(), self.lookup.length(room))
+        self.paced = self.lookup if guesses else None
+        return guesses
+
+    def drafted(self, room: int) -> Draft | None:
+        """What a draft network should guess, up to `room` tokens."""
+        length = self.draft.length(self._guessable(room)) if self.draft is not None else 0
+        if not length or self.slot is None or self.layers or self.guide is not None:
+            return None
+        self.paced = self.draft
+        return Draft(self.slot, self.row, length)
+
+    def _guessable(self, room: int) -> int:
+        """How many tokens may be guessed: some only where the next one is all that is pending."""
+        generated = len(self.tokens) - len(self.job.prompt)
+        return 0 if self.pending != 1 or not generated else min(room, self.limit - generated - 1)
 
     def learn(self, accepted: int) -> None:
         """Take in how many of the last guesses were right."""
-        if self.lookup is not None:
-            self.lookup.learn(len(self.guesses), accepted)
+        if self.paced is not None:
+            self.paced.learn(len(self.guesses), accepted)
         self.owner.guessed_tokens += len(self.guesses)
         self.owner.accepted_tokens += accepted
         self.output = None
