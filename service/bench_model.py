@@ -16,9 +16,9 @@ from model.tokenizer_definition import END_OF_TEXT, added_token, byte_level_defi
 from model.transformer import Decoder, initialise
 
 VOCABULARY = 50_257
-# Random logits spread this much have about the entropy of GPT-2's on text, 3 nats: cutting a flat distribution costs
+# Random logits spread this much have about the entropy of GPT-2's on text, 3.5 nats: cutting a flat distribution costs
 # more than cutting any that a trained network makes.
-LOGIT_DEVIATION = 4.0
+LOGIT_DEVIATION = 4.5
 
 
 def random_checkpoint(dtype: torch.dtype | None = None) -> Checkpoint:
