@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -145,9 +146,10 @@ def test_a_log_probability_of_minus_infinity_is_sent_as_a_number(served, monkeyp
     run = network.run
 
     def without(works):
-        logits = run(works).clone()
-        logits[:, impossible] = -math.inf
-        return logits
+        outputs = [replace(output, logits=output.logits.clone()) for output in run(works)]
+        for output in outputs:
+            output.logits[:, impossible] = -math.inf
+        return outputs
 
     monkeypatch.setattr(network, "run", without)
     (result,) = served.answer("/score", token_ids=ids, top=512)["results"]

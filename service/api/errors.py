@@ -115,6 +115,8 @@ def install(app: FastAPI) -> None:
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         headers = dict(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = _allowed(error, request)
         return error_response(from_status(error, request), dialect_of(request.scope), headers)
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
@@ -131,10 +133,18 @@ def from_status(error: HTTPException, request: Request) -> TopkapiError:
     if error.status_code == HTTPStatus.NOT_FOUND:
         return not_found(request.method, request.url.path)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        return method_not_allowed(request.method, request.url.path, (error.headers or {}).get("Allow", ""))
+        return method_not_allowed(request.method, request.url.path, _allowed(error, request))
     refused = InvalidRequest(str(error.detail))
     refused.status, refused.kind = error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     return refused
+
+
+def _allowed(error: HTTPException, request: Request) -> str:
+    """The methods of all routes on the request's path; the framework names only those of the first."""
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    routes = (route for route in request.app.state.api_routes if route.path_regex.match(path))
+    methods = {method for route in routes for method in route.methods}
+    return ", ".join(sorted(methods)) or (error.headers or {}).get("Allow", "")
 
 
 def not_found(method: str, path: str) -> NotFound:
@@ -173,6 +183,8 @@ def from_validation(errors: Sequence[Any], body: Any, known_fields: Sequence[str
 
 def place_of(location: Sequence[str | int], body: Any) -> list[str | int]:
     """Where in `body` pydantic's `location` is: it also names the alternatives of a field, which nobody sent."""
+    if location[:1] and location[0] in ("query", "path", "header"):
+        return list(location[1:])
     place: list[str | int] = []
     at = body
     parts = list(location[1:]) if location[:1] == ("body",) else list(location)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from service.api import render, schemas
-from service.api.streaming import STREAM, unless_disconnected
+from service.api.streaming import unless_disconnected
 from service.api.streams import Events, Streams, fingerprint, resumed
 from service.generation import Generation, Plan, plan
 from service.models import LoadedModel, Models
@@ -25,7 +25,11 @@ def add_generate(routes: APIRouter, models: Models, streams: Streams) -> None:
         summary="Continue a prompt, or answer a conversation",
         responses={
             **schemas.ERRORS,
-            200: {"model": schemas.GenerateResponse, "content": STREAM, "description": "The answer"},
+            200: {
+                "model": schemas.GenerateResponse,
+                "content": schemas.stream_of(**schemas.GENERATE_EVENTS),
+                "description": "The answer",
+            },
         },
         response_model=None,
     )

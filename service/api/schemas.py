@@ -19,6 +19,9 @@ TEXT: dict[str, Any] = {"type": "string", "minLength": 1}
 TEXT_OR_IDS: dict[str, Any] = {"anyOf": [TEXT, TOKEN_IDS]}
 _PROMPT: dict[str, Any] = {"anyOf": [TEXT, TOKEN_IDS, {"type": "array", "items": TEXT_OR_IDS, "minItems": 1}]}
 
+NOT_EMPTY: dict[str, Any] = {"minItems": 1}
+"""For the description only: the refusal of an empty list says more than the schema's would."""
+
 Prompt = Annotated[Any, WithJsonSchema(_PROMPT)]
 TextOrIds = Annotated[Any, WithJsonSchema(TEXT_OR_IDS)]
 ModelName = Annotated[str | None, Field(description="A loaded checkpoint's name; the first one by default.")]
@@ -33,6 +36,27 @@ LastEventId = Annotated[
         description="Go on with a stream after the event of this id. The body must be the one that began the stream.",
     ),
 ]
+
+
+def one_of(*shapes: tuple[str, ...], others: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The schema of bodies that have the fields of one shape, and of the other shapes (and `others`) none.
+
+    A name with a question mark may be there or not; null counts as absent.
+    """
+    names = dict.fromkeys([*(name.rstrip("?") for shape in shapes for name in shape), *others])
+    return {
+        "oneOf": [
+            {
+                "required": [name for name in shape if not name.endswith("?")],
+                "properties": {
+                    name: {"not": {"type": "null"}} if name in shape else {"type": "null"}
+                    for name in names
+                    if f"{name}?" not in shape
+                },
+            }
+            for shape in shapes
+        ]
+    }
 
 
 class Strict(BaseModel):
@@ -51,8 +75,12 @@ class Message(Strict):
 class GenerateFields(Strict):
     """The fields of `POST /generate` beside the decoding parameters: exactly one of `prompt` and `messages`."""
 
-    prompt: Annotated[Prompt, Field(description="A text, a list of token ids, or a list of either.")] = None
-    messages: Annotated[list[Message] | None, Field(description="A conversation, for chat checkpoints.")] = None
+    model_config = ConfigDict(json_schema_extra=one_of(("prompt",), ("messages",)))
+
+    prompt: Annotated[Prompt | None, Field(description="A text, a list of token ids, or a list of either.")] = None
+    messages: Annotated[
+        list[Message] | None, Field(description="A conversation, for chat checkpoints.", json_schema_extra=NOT_EMPTY)
+    ] = None
     model: ModelName = None
     stream: Annotated[bool, Field(description="Answer by server-sent events as the tokens come.")] = False
     priority: Priority = 0
@@ -212,6 +240,17 @@ class TimingsBody(BaseModel):
     token_s: TokenSeconds | None
 
 
+class TokenEvent(BaseModel):
+    """The data of a `token` event: what one step adds to an output. See `Output`."""
+
+    index: int
+    prompt_index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    trace: list[TokenTrace] | None = None
+
+
 class GenerateResponse(BaseModel):
     """The answer of `POST /generate`: outputs prompt by prompt, and every parameter that was in force."""
 
@@ -229,8 +268,10 @@ class GenerateResponse(BaseModel):
 class TokenizeRequest(Strict):
     """The body of `POST /tokenize`: exactly one of `text` and `messages`."""
 
+    model_config = ConfigDict(json_schema_extra=one_of(("text",), ("messages",)))
+
     text: str | None = None
-    messages: list[Message] | None = None
+    messages: Annotated[list[Message] | None, Field(json_schema_extra=NOT_EMPTY)] = None
     model: ModelName = None
 
 
@@ -294,6 +335,8 @@ def errors(meanings: dict[int, str]) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorBody, "description": meaning} for status, meaning in meanings.items()}
 
 
+GENERATE_EVENTS: dict[str, type[BaseModel]] = {"token": TokenEvent, "done": GenerateResponse, "error": ErrorBody}
+
 ERRORS = errors(
     {
         400: "The body is not valid JSON",
@@ -307,6 +350,39 @@ ERRORS = errors(
     }
 )
 """What every route that computes may answer besides 200."""
+
+
+def stream_of(**events: type[BaseModel]) -> dict[str, Any]:
+    """How a route's documentation says that it may answer by these server-sent events, whose data is JSON."""
+    schemas = [
+        {
+            "type": "object",
+            "properties": {
+                "id": {"type": "string"},
+                "event": {"const": name},
+                "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": _inline(model)},
+            },
+            "required": ["id", "event", "data"],
+        }
+        for name, model in events.items()
+    ]
+    return {"text/event-stream": {"schema": {"oneOf": schemas}}}
+
+
+def _inline(model: type[BaseModel]) -> dict[str, Any]:
+    """The model's schema in one piece: within a content schema, the description's names mean nothing to many readers."""
+    schema = model.model_json_schema(mode="serialization")
+    parts = schema.pop("$defs", {})
+
+    def resolved(node: Any) -> Any:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                return resolved(parts[node["$ref"].rpartition("/")[2]])
+            return {key: resolved(value) for key, value in node.items()}
+        return [resolved(each) for each in node] if isinstance(node, list) else node
+
+    whole: dict[str, Any] = resolved(schema)
+    return whole
 
 
 def given(body: Strict, *names: str) -> list[str]:

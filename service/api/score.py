@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from model.errors import InvalidRequest
 from service import scoring
 from service.api import render, schemas, score_schemas
-from service.api.streaming import STREAM, unless_disconnected
+from service.api.streaming import unless_disconnected
 from service.api.streams import Events, Streams, fingerprint, resumed
 from service.models import LoadedModel, Models
 from service.prompting import checked_ids, text_tokens, tokens_of
@@ -30,7 +30,11 @@ def add_score(routes: APIRouter, models: Models, streams: Streams) -> None:
         summary="Log-probabilities and perplexity of texts; choices ranked",
         responses={
             **schemas.ERRORS,
-            200: {"model": score_schemas.ScoreResponse, "content": STREAM, "description": "The scores"},
+            200: {
+                "model": score_schemas.ScoreResponse,
+                "content": schemas.stream_of(**score_schemas.SCORE_EVENTS),
+                "description": "The scores",
+            },
         },
         response_model=None,
     )

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from service.api.schemas import TEXT, TOKEN_IDS, Candidate, ModelName, Priority, Strict, TextOrIds, Usage
+from service.api.schemas import (
+    NOT_EMPTY,
+    TEXT,
+    TOKEN_IDS,
+    Candidate,
+    ErrorBody,
+    ModelName,
+    Priority,
+    Strict,
+    TextOrIds,
+    Usage,
+    one_of,
+)
 
 Texts = Annotated[Any, WithJsonSchema({"anyOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1}]})]
 IdLists = Annotated[Any, WithJsonSchema({"anyOf": [TOKEN_IDS, {"type": "array", "items": TOKEN_IDS, "minItems": 1}]})]
@@ -22,14 +34,29 @@ class Pair(Strict):
 class ScoreRequest(Strict):
     """The body of `POST /score`: exactly one of `text`, `token_ids`, `pairs` and `prompt` with `choices`."""
 
-    text: Annotated[Texts, Field(description="A text or several.")] = None
-    token_ids: Annotated[IdLists, Field(description="Token ids, or several lists of them.")] = None
-    pairs: Annotated[list[Pair] | None, Field(description="Completions to score, each after its prompt.")] = None
-    prompt: Annotated[TextOrIds, Field(description="What the choices continue.")] = None
-    choices: Annotated[list[TextOrIds] | None, Field(description="Continuations to rank.")] = None
+    model_config = ConfigDict(
+        json_schema_extra=one_of(("text",), ("token_ids",), ("pairs",), ("prompt", "choices", "normalize?"))
+    )
+
+    text: Annotated[Texts | None, Field(description="A text or several.")] = None
+    token_ids: Annotated[IdLists | None, Field(description="Token ids, or several lists of them.")] = None
+    pairs: Annotated[
+        list[Pair] | None,
+        Field(description="Completions to score, each after its prompt.", json_schema_extra=NOT_EMPTY),
+    ] = None
+    prompt: Annotated[TextOrIds | None, Field(description="What the choices continue.")] = None
+    choices: Annotated[
+        list[TextOrIds] | None, Field(description="Continuations to rank.", json_schema_extra=NOT_EMPTY)
+    ] = None
     model: ModelName = None
-    window: Annotated[int | None, Field(description="Tokens read at a time; the context length by default.")] = None
-    stride: Annotated[int | None, Field(description="Tokens between windows; half a window by default.")] = None
+    window: Annotated[
+        int | None,
+        Field(description="Tokens read at a time; the context length by default.", json_schema_extra={"minimum": 2}),
+    ] = None
+    stride: Annotated[
+        int | None,
+        Field(description="Tokens between windows; half a window by default.", json_schema_extra={"minimum": 1}),
+    ] = None
     top: Annotated[int, Field(ge=0, le=1000, description="Most likely alternatives to report per token.")] = 0
     per_token: Annotated[bool, Field(description="Whether to report every token.")] = True
     normalize: Annotated[
@@ -82,3 +109,13 @@ class ScoreResponse(BaseModel):
     ranking: list[int] | None = None
     usage: Usage
     deterministic: bool
+
+
+class ScoreProgress(BaseModel):
+    """The data of a `progress` event: tokens scored, of all that are to be."""
+
+    scored: int
+    total: int
+
+
+SCORE_EVENTS: dict[str, type[BaseModel]] = {"progress": ScoreProgress, "done": ScoreResponse, "error": ErrorBody}

@@ -15,8 +15,13 @@ from service.generation import Generation
 
 Result = TypeVar("Result")
 
-STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
-"""How a route's documentation says that it may answer by server-sent events."""
+_EVENT = {
+    "type": "object",
+    "properties": {"id": {"type": "string"}, "event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
+STREAM: dict[str, Any] = {"text/event-stream": {"schema": _EVENT}}
+"""How a route's documentation says that it may answer by server-sent events: the schema is that of one event."""
 
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 

@@ -296,7 +296,10 @@ def add_streams(routes: APIRouter, streams: Streams) -> None:
         tags=["text"],
         summary="Go on with a stream after its connection was lost",
         description="The events after the one that the header names; without it, the stream from its beginning.",
-        responses={**refused, 200: {"content": STREAM, "description": "The events"}},
+        responses={
+            **refused,
+            200: {"content": STREAM, "description": "The events of the answer, as it would send them"},
+        },
         response_class=Response,
     )
     async def read(id: str, last_event_id: schemas.LastEventId = None) -> Response:
