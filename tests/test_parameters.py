@@ -24,7 +24,11 @@ from model.errors import InvalidRequest
 @pytest.mark.parametrize(
     ("request_", "field", "says"),
     [
-        ({"top_k": -1}, "top_k", "0 means off"),
+        ({"top_k": -1}, "top_k", r"at least 0 \(0 means off\), not -1$"),
+        ({"top_p": 1.5}, "top_p", r"at most 1 \(1 means off\), not 1.5$"),
+        ({"temperature": -1}, "temperature", r"at least 0, not -1$"),
+        ({"n": 0}, "n", r"at least 1, not 0$"),
+        ({"repetition_penalty": 0}, "repetition_penalty", r"above 0, not 0$"),
         ({"temperature": -0.1}, "temperature", "at least 0"),
         ({"temperature": float("nan")}, "temperature", "finite"),
         ({"temperature": True}, "temperature", "finite number"),

@@ -129,12 +129,16 @@ def _words(name: str, value: Any) -> Words:
 def _in_range(parameter: Parameter, value: float) -> float:
     name = parameter.name
     shown = f"{value:g}" if abs(value) < 2**53 else str(value)
-    has_off = isinstance(parameter.off, int | float) and not isinstance(parameter.off, bool)
-    off = f" ({parameter.off:g} means off)" if has_off else ""
+
+    def refused(relation: str, bound: float) -> InvalidRequest:
+        # Worth a word only where the bound itself switches a stage off; temperature 1 or one answer does no such thing.
+        off = f" ({bound:g} means off)" if parameter.stage is not None and parameter.off == bound else ""
+        return InvalidRequest(f"{name} must be {relation} {bound:g}{off}, not {shown}", field=name)
+
     if parameter.minimum is not None and value < parameter.minimum:
-        raise InvalidRequest(f"{name} must be at least {parameter.minimum:g}{off}, not {shown}", field=name)
+        raise refused("at least", parameter.minimum)
     if parameter.maximum is not None and value > parameter.maximum:
-        raise InvalidRequest(f"{name} must be at most {parameter.maximum:g}{off}, not {shown}", field=name)
+        raise refused("at most", parameter.maximum)
     if parameter.above is not None and value <= parameter.above:
-        raise InvalidRequest(f"{name} must be above {parameter.above:g}{off}, not {shown}", field=name)
+        raise refused("above", parameter.above)
     return value

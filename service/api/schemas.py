@@ -370,7 +370,7 @@ def stream_of(**events: type[BaseModel]) -> dict[str, Any]:
 
 
 def _inline(model: type[BaseModel]) -> dict[str, Any]:
-    """The model's schema in one piece: within a content schema, the description's names mean nothing to many readers."""
+    """The model's schema in one piece: within a content schema, names of the description mean nothing to readers."""
     schema = model.model_json_schema(mode="serialization")
     parts = schema.pop("$defs", {})
 
