@@ -26,6 +26,9 @@ PREFILL_CHUNK = 256
 KEY_BLOCK = 128
 # Most rows that go through the output matrix at a time: with a large vocabulary they are most of the memory.
 LOGIT_ROWS = 64
+# Numbers of keys and values that are read in vain sooner than that sequences of different lengths attend apart: reading
+# them takes as long as calling everything once more.
+SPLIT_NUMBERS = 100_000
 # Products with fewer rows than this take other code paths (a matrix times a vector), which round differently.
 LEAST_ROWS = 4
 
@@ -220,14 +223,7 @@ class _Reading:
                         if len(work.token_ids) == 1)  # fmt: skip
         self.groups = [self._chunk(work, first) for work, first in zip(works, firsts, strict=True)
                        if len(work.token_ids) > 1]  # fmt: skip
-        run: list[tuple[int, int, int]] = []
-        for item in single:
-            if run and item[0] != run[-1][0] + 1:
-                self.groups.append(self._run(run))
-                run = []
-            run.append(item)
-        if run:
-            self.groups.append(self._run(run))
+        self.groups += [self._run(run) for run in _runs(single, model.config)]
 
     def _chunk(self, work: Work, first: int) -> _Group:
         count, end = len(work.token_ids), work.start + len(work.token_ids)
@@ -268,6 +264,24 @@ class _Reading:
             result = result.view(slots, kv_heads, group_size, count, size).permute(0, 3, 1, 2, 4)
             mixed[group.rows] = result.reshape(slots, count, heads, size)
         return mixed.transpose(0, 1).unsqueeze(0).to(v.dtype)
+
+
+def _runs(single: list[tuple[int, int, int]], config: ModelConfig) -> list[list[tuple[int, int, int]]]:
+    """`(slot, row, position)` of single tokens, sorted, in groups of consecutive slots of about the same length."""
+    runs: list[list[tuple[int, int, int]]] = []
+    longest = taken = 0
+    for item in single:
+        keys = item[2] + 1
+        if runs and item[0] == runs[-1][-1][0] + 1:
+            # Everybody in a group reads as many keys as its longest sequence has.
+            more = max(longest, keys) * (len(runs[-1]) + 1) - taken - keys
+            if more * config.num_kv_heads * config.head_dim <= SPLIT_NUMBERS:
+                runs[-1].append(item)
+                longest, taken = max(longest, keys), max(longest, keys) * len(runs[-1])
+                continue
+        runs.append([item])
+        longest = taken = keys
+    return runs
 
 
 def _attended_rows(rows: int) -> int:
