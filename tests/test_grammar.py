@@ -17,7 +17,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from model.decoding import grammar
 from model.decoding.grammar import Constraint, compile_constraint
 from model.decoding.parameters import resolve
-from model.errors import EngineError, InvalidRequest
+from model.errors import EngineError, InvalidRequest, Overloaded
 from model.generation import Generation, generate
 from model.tokenizer import Tokenizer
 from service.engine.engine import Engine
@@ -474,6 +474,33 @@ def test_what_takes_too_long_to_compile_is_refused(monkeypatch: pytest.MonkeyPat
     with pytest.raises(InvalidRequest, match="longer than 0.05 s") as caught:
         compiled({"json_schema": {"allOf": patterns}})
     assert caught.value.field == "json_schema"
+
+
+def test_only_so_many_compile_at_once_even_past_their_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that can't be interrupted are bounded; whoever comes when all are busy is told to come again."""
+    monkeypatch.setattr(grammar, "_COMPILING", threading.BoundedSemaphore(grammar.MOST_COMPILING))
+    monkeypatch.setattr(grammar, "COMPILE_SECONDS", 0.01)
+    monkeypatch.setattr(grammar, "WAIT_SECONDS", 0.05)
+    go_on = threading.Event()
+    compile_one = grammar._trie
+
+    def never(*arguments: Any) -> Any:
+        go_on.wait(20)
+        return compile_one(*arguments)
+
+    monkeypatch.setattr(grammar, "_trie", never)
+    before = threading.active_count()
+    for _ in range(grammar.MOST_COMPILING):
+        with pytest.raises(InvalidRequest, match=r"longer than 0.01 s"):
+            compiled({"regex": "a+"})
+    for _ in range(20):
+        with pytest.raises(Overloaded, match="other grammars are being compiled"):
+            compiled({"regex": "a+"})
+    assert threading.active_count() <= before + grammar.MOST_COMPILING
+    go_on.set()
+    monkeypatch.setattr(grammar, "COMPILE_SECONDS", 20)
+    monkeypatch.setattr(grammar, "WAIT_SECONDS", 20)
+    assert spell(compiled({"regex": "a+"}), "aa")
 
 
 def test_a_dead_end_that_shows_late_fails_by_name() -> None:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.decoding.parameters import grammar_parameter
-from model.errors import EngineError, InvalidRequest
+from model.errors import EngineError, InvalidRequest, Overloaded
 from model.tokenizer import Tokenizer
 
 # Between the elements of JSON: small models given more freedom go on with blanks for ever.
@@ -36,8 +36,12 @@ WHITE_SPACE = r"[ ]|\n[ ]{0,16}"
 LONGEST_TEXT = 65_536
 STACK_BYTES = 128 * 1024 * 1024
 COMPILE_SECONDS = 10.0
+MOST_COMPILING = 4
+WAIT_SECONDS = 1.0
+"""Most compile in milliseconds, so a place among those that may compile at once is soon free, or not for long."""
 
 _STACK_SIZE = threading.Lock()
+_COMPILING = threading.BoundedSemaphore(MOST_COMPILING)
 _LITERAL = re.compile(r'//[^\n]*|#[^\n]*|"(?:\\.|[^"\\])*"|/(?:\\.|[^/\\])+/')
 
 Mask = NDArray[np.bool_]
@@ -244,21 +248,31 @@ class _Vocabulary:
 def _within_limits(field: str, compiled: Callable[[], Constraint]) -> Constraint:
     """`compiled()` on a thread with a deep stack, for at most `COMPILE_SECONDS`.
 
-    llguidance can't be interrupted: past the limit the thread is left behind, without the interpreter's lock.
+    llguidance can't be interrupted: past the limit the thread is left behind, without the interpreter's lock, and
+    counts among those that compile until it comes to its end. Raises `Overloaded` where these are as many as may be.
     """
     results: list[Constraint | BaseException] = []
+    places = _COMPILING
 
     def work() -> None:
         try:
             results.append(compiled())
         except BaseException as error:  # a panic in llguidance is not an Exception
             results.append(error)
+        finally:
+            places.release()
 
+    if not places.acquire(timeout=WAIT_SECONDS):
+        hint = "try again in a moment"
+        raise Overloaded(f"{MOST_COMPILING} other grammars are being compiled", retry_after=5, hint=hint)
     thread = threading.Thread(target=work, name="compile-grammar", daemon=True)
     with _STACK_SIZE:
         before = threading.stack_size(STACK_BYTES)
         try:
             thread.start()
+        except RuntimeError:
+            places.release()
+            raise
         finally:
             threading.stack_size(before)
     thread.join(COMPILE_SECONDS)
