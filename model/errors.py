@@ -28,6 +28,17 @@ class InvalidRequest(TopkapiError):
     kind = "invalid_request"
 
 
+class ContextExceeded(InvalidRequest):
+    """A prompt of `tokens` leaves no room for an answer in a context of `context_length` tokens."""
+
+    def __init__(
+        self, message: str, *, tokens: int, context_length: int, field: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, field=field, hint=hint)
+        self.tokens = tokens
+        self.context_length = context_length
+
+
 class UnknownModel(TopkapiError):
     """The request names a checkpoint that is not loaded."""
 

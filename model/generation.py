@@ -17,7 +17,7 @@ from model.decoding.grammar import Constraint, compile_constraint
 from model.decoding.parameters import BY_NAME, grammar_parameter, resolve
 from model.decoding.stages import Row
 from model.decoding.stopping import Stopper
-from model.errors import InvalidRequest
+from model.errors import ContextExceeded, InvalidRequest
 from model.tokenizer import Tokenizer
 from model.transformer import Decoder
 
@@ -37,10 +37,12 @@ def check_prompt(prompt: Sequence[int], config: ModelConfig, field: str = "promp
     if not prompt:
         raise InvalidRequest(f"{name} is empty", field=field, hint="give at least one token to continue from")
     if len(prompt) >= config.context_length:
-        raise InvalidRequest(
+        raise ContextExceeded(
             f"{name} has {len(prompt)} tokens, the context holds {config.context_length} and the answer needs room",
             field=field,
             hint=f"shorten the prompt to at most {config.context_length - 1} tokens",
+            tokens=len(prompt),
+            context_length=config.context_length,
         )
     wrong = next((token_id for token_id in prompt if not 0 <= token_id < config.vocab_size), None)
     if wrong is not None:

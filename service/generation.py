@@ -77,8 +77,8 @@ def plan(model: LoadedModel, prompts: Sequence[list[int]], parameters: Mapping[s
             check_prompt(prompt, config)
         except InvalidRequest as error:
             if len(prompts) > 1:
-                field = f"prompt[{position}]"
-                raise InvalidRequest(f"{field}: {error.message}", field=field, hint=error.hint) from None
+                error.field = f"prompt[{position}]"
+                error.message = f"{error.field}: {error.message}"
             raise
         each.append(effective | {"max_tokens": token_limit(len(prompt), effective, config)})
     checkpoint = model.checkpoint

@@ -313,6 +313,14 @@ def test_slots_and_props(served, monkeypatch) -> None:
     assert (response.status_code, response.json()["error"]["type"]) == (503, "unavailable_error")
 
 
+def test_models_are_listed_without_a_version_too(served) -> None:
+    listed = served.client.get("/models").json()
+    assert listed["object"] == "list"
+    assert (
+        [entry["id"] for entry in listed["data"]] == [model["name"] for model in listed["models"]] == ["chat", "base"]
+    )
+
+
 def test_tokens_under_every_name(served) -> None:
     tokenizer = served.models.get().checkpoint.tokenizer
     text = "What is 媽 🤗<|im_end|>"
@@ -377,6 +385,8 @@ def test_openais_chat_without_its_version(served) -> None:
     body = {"model": "chat", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "temperature": 0}
     same, other = served.answer("/v1/chat/completions", **body), served.answer("/chat/completions", **body)
     assert other["choices"] == same["choices"]
+    long = served.post("/chat/completions", messages=[{"role": "user", "content": LONG}]).json()["error"]
+    assert (long["type"], long["n_ctx"]) == ("exceed_context_size_error", 128) and long["n_prompt_tokens"] > 300
     assert served.post("/chat/completions", messages=5).json()["error"]["type"] == "invalid_request_error"
 
 

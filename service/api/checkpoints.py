@@ -68,11 +68,25 @@ class ModelDetails(BaseModel):
     waiting: int
 
 
+class ListedModel(BaseModel):
+    """A loaded checkpoint as OpenAI's and llama.cpp's clients list it."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
 class ModelsResponse(BaseModel):
-    """The answer of `GET /models`; the first one answers requests that name none. `loading` names one under way."""
+    """The answer of `GET /models`; the first one answers requests that name none. `loading` names one under way.
+
+    `data` says less of the same checkpoints, for clients that know no `/v1`.
+    """
 
     models: list[ModelDetails]
     loading: str | None
+    object: Literal["list"]
+    data: list[ListedModel]
 
 
 NAMED = schemas.errors({404: "The checkpoint is not loaded", 422: "The name is not valid"})
@@ -106,7 +120,12 @@ def add_checkpoints(routes: APIRouter, models: Models) -> None:
 
     @routes.get("/models", tags=["server"], summary="The loaded checkpoints", response_model=ModelsResponse)
     async def list_models() -> Response:
-        return JSONResponse({"models": [describe(models, model) for model in models], "loading": models.loading})
+        loaded = list(models)
+        data = [
+            {"id": model.name, "object": "model", "created": model.created, "owned_by": "topkapi"} for model in loaded
+        ]
+        described = [describe(models, model) for model in loaded]
+        return JSONResponse({"models": described, "loading": models.loading, "object": "list", "data": data})
 
     @routes.get(
         "/models/{name}",

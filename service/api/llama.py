@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from model.decoding.aliases import translated
-from model.errors import InvalidRequest, TopkapiError
+from model.errors import ContextExceeded, InvalidRequest, TopkapiError
 from service.api import llama_schemas as schemas
 from service.api.body import JSONRoute
 from service.api.dialect import Dialect, with_hint
@@ -30,24 +30,17 @@ _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_
           501: "not_supported_error", 503: "unavailable_error"}  # fmt: skip
 
 
-class ContextExceeded(InvalidRequest):
-    """The prompt leaves no room in the context."""
-
-    kind = "exceed_context_size_error"
-
-    def __init__(self, tokens: int, context: int, field: str) -> None:
-        message = f"the request ({tokens} tokens) exceeds the available context size ({context} tokens)"
-        super().__init__(message, field=field, hint=f"shorten it to at most {context - 1} tokens")
-        self.tokens, self.context = tokens, context
-
-
 def _error(error: TopkapiError) -> tuple[int, dict[str, Any]]:
     # llama.cpp says 400 of a wrong field.
     status = 400 if error.status == 422 else error.status
     kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
     content = {"code": status, "message": with_hint(error), "type": kind}
     if isinstance(error, ContextExceeded):
-        content |= {"type": error.kind, "n_prompt_tokens": error.tokens, "n_ctx": error.context}
+        message = (
+            f"the request ({error.tokens} tokens) exceeds the available context size ({error.context_length} tokens)"
+        )
+        content |= {"message": message, "type": "exceed_context_size_error"}
+        content |= {"n_prompt_tokens": error.tokens, "n_ctx": error.context_length}
     return status, {"error": content}
 
 
@@ -125,10 +118,6 @@ def add_unversioned(routes: APIRouter, models: Models) -> None:
 
 def _plan(model: LoadedModel, body: schemas.LlamaRequest, settings: dict[str, Any]) -> Plan:
     prompts = read_prompts(model, body.prompt)
-    for position, prompt in enumerate(prompts):
-        if len(prompt) >= model.context_length:
-            field = "prompt" if len(prompts) == 1 else f"prompt[{position}]"
-            raise ContextExceeded(len(prompt), model.context_length, field)
     with translated(parameters_of(model, body, settings)) as parameters:
         return plan(model, prompts, parameters)
 
