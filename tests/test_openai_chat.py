@@ -172,6 +172,7 @@ BAD = [
     ({"messages": USER, "response_format": {"type": "xml"}}, "response_format", "json_schema"),
     ({"messages": USER, "response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing"),
     ({"messages": USER, "model": "base"}, "messages", "without a chat template"),
+    ({"messages": [{"role": "user", "content": "hello " * 300}]}, "messages", "context holds 128"),
 ]
 
 

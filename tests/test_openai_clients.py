@@ -3,8 +3,10 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from model.chat import ChatTemplate
 from model.checkpoint import load_checkpoint, save_checkpoint
 from tests.openai_cases import TOOL_TEMPLATE, USER, WEATHER
 
+README = Path(__file__).resolve().parent.parent / "README.md"
 ENDLESS = {"extra_body": {"ignore_eos": True}}
 
 
@@ -136,6 +139,28 @@ def test_an_error_in_mid_stream_reaches_the_openai_client(client, server, broken
     server.wait_until_idle()
 
 
+def test_a_response_that_fails_in_mid_stream_says_so(client, server, broken) -> None:
+    events = []
+    for event in client.responses.create(model="tiny", input="hi", stream=True, **ENDLESS):
+        events.append(event)
+        if len(events) == 6:
+            broken()
+    assert events[-1].type == "response.failed" and "out of luck" in events[-1].response.error.message
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+
+
+def test_an_answer_that_the_server_breaks_off_is_not_passed_off_as_whole(serve, tiny_checkpoint) -> None:
+    with (
+        serve(tiny_checkpoint("going", context=2048)) as served,
+        openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        stream = client.completions.create(model="going", prompt="a", max_tokens=2000, stream=True, **ENDLESS)
+        with pytest.raises(openai.APIError, match="the server is stopping"):
+            for number, _ in enumerate(stream):
+                if number == 3:
+                    served.models.close()
+
+
 def test_a_stream_that_is_left_frees_the_engine(client, server) -> None:
     stream = client.completions.create(model="tiny", prompt="a", max_tokens=2000, stream=True, **ENDLESS)
     next(iter(stream))
@@ -162,6 +187,13 @@ def test_the_async_openai_client(server) -> None:
 
     asyncio.run(work())
     server.wait_until_idle()
+
+
+def test_the_readmes_example(server) -> None:
+    (example,) = re.findall(r"^```python\n(from openai .*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    script = example.replace("http://127.0.0.1:8000", server.url).replace("topkapi-chat", "tiny")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
 
 
 def test_langchain(server) -> None:

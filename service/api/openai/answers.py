@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from model.decoding.aliases import translated
-from model.errors import TopkapiError
+from model.errors import InvalidRequest, TopkapiError
 from service.api.errors import INTERNAL
 from service.api.openai.errors import ServerStopping, render
 from service.api.openai.fields import CommonFields
@@ -36,10 +36,18 @@ class Usage(BaseModel):
     prompt_tokens_details: PromptTokensDetails | None = None
 
 
-def planned(model: LoadedModel, prompts: Sequence[list[int]], given: Mapping[str, Any]) -> Plan:
-    """A checked request of parameters under any of their names. Raises `InvalidRequest` in those names."""
-    with translated(given) as parameters:
-        return plan(model, prompts, parameters)
+def planned(model: LoadedModel, prompts: Sequence[list[int]], given: Mapping[str, Any], source: str = "prompt") -> Plan:
+    """A checked request of parameters under any of their names, and of prompts made from the field `source`.
+
+    Raises `InvalidRequest` in those names.
+    """
+    try:
+        with translated(given) as parameters:
+            return plan(model, prompts, parameters)
+    except InvalidRequest as error:
+        if error.field == "prompt":
+            error.field = source
+        raise
 
 
 def started(body: CommonFields, plan: Plan) -> Generation:

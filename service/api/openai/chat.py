@@ -169,7 +169,7 @@ def _checked(model: LoadedModel, body: ChatRequest) -> tuple[Plan, Calling | Non
     if tools is not None:
         given = tools.added_to(given)
     prompt = encoded(model, conversation(body.messages), body.tools if tools else None)
-    return answers.planned(model, [prompt], given), tools
+    return answers.planned(model, [prompt], given, "messages"), tools
 
 
 def _finish_reason(output: Output, writer: ChatWriter) -> str:

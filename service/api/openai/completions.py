@@ -11,7 +11,6 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
-from model.decoding.parameters import BY_NAME
 from model.errors import InvalidRequest
 from model.scoring import Scores
 from service import scoring
@@ -40,11 +39,7 @@ MAX_TOKENS = 16
 class CompletionFields(CommonFields):
     """The fields of `POST /v1/completions` beside the decoding parameters."""
 
-    HARMLESS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        **CommonFields.HARMLESS,
-        "suffix": ("",),
-        **({} if "best_of" in BY_NAME else {"best_of": (1,)}),
-    }
+    HARMLESS: ClassVar[Mapping[str, tuple[Any, ...]]] = {**CommonFields.HARMLESS, "suffix": ("",)}
     REASONS: ClassVar[Mapping[str, str]] = {"suffix": "these checkpoints only continue a text, they fill no gaps"}
 
     prompt: Annotated[Prompt, Field(description="A text, a list of token ids, or a list of either.")]

@@ -151,7 +151,7 @@ def _checked(model: LoadedModel, body: ResponsesRequest) -> Plan:
         # The conversation was sent as input, and begins with the instructions if there are any.
         error.field = "input"
         raise
-    return answers.planned(model, [prompt], given | structure)
+    return answers.planned(model, [prompt], given | structure, "input")
 
 
 class ResponseWriter:
