@@ -96,11 +96,13 @@ def test_http_examples(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> 
 
     requests = [block for block in blocks(HTTP) if block.startswith("curl")]
     with serving(tiny_checkpoint("tiny-chat")) as port:
-        generate, stream, score, models = map(ask, requests)
+        generate, stream, beams, traced, score, models = map(ask, requests)
     answer = json.loads(generate)
     assert answer["outputs"][0]["finish_reason"] in ("stop", "length")
     assert answer["parameters"]["top_k"] == 50
     assert re.search(r"^event: done$", stream, re.MULTILINE)
+    assert len(json.loads(beams)["outputs"]) == 2
+    assert [stage["stage"] for stage in json.loads(traced)["outputs"][0]["trace"][0]["stages"]] == ["min_p"]
     assert json.loads(score)["results"][0]["perplexity"] > 1
     assert [model["name"] for model in json.loads(models)["models"]] == ["tiny-chat"]
 
