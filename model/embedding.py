@@ -11,17 +11,19 @@ from collections.abc import Sequence
 import torch
 
 from model.cache import PREFILL_CHUNK, SlotCache, Work, read
-from model.errors import EngineError, InvalidRequest
+from model.errors import ContextExceeded, EngineError
 from model.transformer import Decoder
 
 
 def check_embeddable(token_ids: Sequence[int], context_length: int, field: str) -> None:
-    """Raise `InvalidRequest` naming `field` for a text that does not fit the context."""
+    """Raise `ContextExceeded` naming `field` for a text that does not fit the context."""
     if len(token_ids) > context_length:
-        raise InvalidRequest(
+        raise ContextExceeded(
             f"{field} has {len(token_ids)} tokens, and the context holds {context_length}",
             field=field,
             hint="cut the text into parts",
+            tokens=len(token_ids),
+            context_length=context_length,
         )
 
 

@@ -162,6 +162,7 @@ BAD = [
     ({"messages": USER, "logprobs": 2}, "logprobs", "boolean"),
     ({"messages": USER, "tools": [WEATHER]}, "tools", "takes no tools"),
     ({"messages": USER, "tool_choice": "required"}, "tool_choice", "goes with tools"),
+    ({"messages": USER, "parallel_tool_calls": True}, "parallel_tool_calls", "goes with tools"),
     ({"messages": USER, "functions": []}, "functions", "replaced by tools"),
     ({"messages": USER, "audio": {}}, "audio", "answers are text"),
     ({"messages": USER, "modalities": ["audio"]}, "modalities", "answers are text"),
@@ -202,9 +203,19 @@ def test_what_is_wrong_with_tools_is_named(with_tools, body, param, words) -> No
     assert error["param"] == param and words in error["message"]
 
 
+def test_a_lenient_server_leaves_out_what_other_servers_know(serve, tiny_checkpoint) -> None:
+    part = {"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}
+    body = {"messages": [{"role": "user", "content": [part], "name": "Bo"}], "max_tokens": 1, "reasoning_effort": "low"}
+    with serve(tiny_checkpoint("lenient"), ignore_unknown_fields=True) as served:
+        response = served.post(PATH, **body)
+        assert response.status_code == 200, response.text
+        ignored = response.headers["x-ignored-parameters"].split(", ")
+        assert sorted(ignored) == ["messages[0].content[0].cache_control", "messages[0].name", "reasoning_effort"]
+
+
 def test_the_defaults_that_ask_for_nothing_are_accepted(served) -> None:
     harmless = {
-        "store": False, "service_tier": "auto", "user": "me", "metadata": {"a": "b"}, "parallel_tool_calls": True,
+        "store": False, "service_tier": "auto", "user": "me", "metadata": {"a": "b"},
         "tool_choice": "none", "tools": None, "reasoning_effort": None, "prompt_cache_key": "x", "n": 1,
     }  # fmt: skip
     assert served.post(PATH, messages=USER, max_tokens=1, **harmless).status_code == 200

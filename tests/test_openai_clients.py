@@ -21,6 +21,7 @@ from model.checkpoint import load_checkpoint, save_checkpoint
 from tests.openai_cases import TOOL_TEMPLATE, USER, WEATHER
 
 README = Path(__file__).resolve().parent.parent / "README.md"
+LONG = [{"role": "user", "content": "hello " * 2500}]
 ENDLESS = {"extra_body": {"ignore_eos": True}}
 
 
@@ -123,6 +124,9 @@ def test_the_openai_client_understands_what_is_wrong(client) -> None:
     with pytest.raises(openai.NotFoundError) as unknown:
         client.chat.completions.create(model="gpt-5", messages=USER)
     assert unknown.value.code == "model_not_found" and "tiny" in unknown.value.message
+    with pytest.raises(openai.BadRequestError) as long:
+        client.chat.completions.create(model="tiny", messages=LONG)
+    assert (long.value.code, long.value.param) == ("context_length_exceeded", "messages")
     with pytest.raises(openai.BadRequestError, match="fill no gaps"):
         client.completions.create(model="tiny", prompt="a", suffix="b")
 
@@ -228,6 +232,8 @@ def test_litellm(server, monkeypatch) -> None:
     assert text == answer.choices[0].message.content
     with pytest.raises(litellm.BadRequestError, match="at least 0"):
         litellm.completion(messages=USER, temperature=-1, **at)
+    with pytest.raises(litellm.ContextWindowExceededError):
+        litellm.completion(messages=LONG, **at)
     assert len(litellm.embedding(input=["a"], encoding_format="float", **at).data) == 1
 
 

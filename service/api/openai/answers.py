@@ -10,11 +10,13 @@ from pydantic import BaseModel
 
 from model.decoding.aliases import translated
 from model.errors import InvalidRequest, TopkapiError
+from model.scoring import Scores
 from service.api.errors import INTERNAL
 from service.api.openai.errors import ServerStopping, render
 from service.api.openai.fields import CommonFields
 from service.generation import Generation, Output, Plan, plan
 from service.models import LoadedModel
+from service.scoring import Item, Scoring
 from service.version import VERSION
 
 FINGERPRINT = f"topkapi-{VERSION}"
@@ -51,8 +53,19 @@ def planned(model: LoadedModel, prompts: Sequence[list[int]], given: Mapping[str
 
 
 def started(body: CommonFields, plan: Plan) -> Generation:
-    """The generation of a plan, not yet started. vLLM's priorities count downwards, the engine's upwards."""
-    return Generation(plan, priority=-(body.priority or 0))
+    """The generation of a plan, not yet started."""
+    return Generation(plan, priority=_priority(body))
+
+
+async def scored(body: CommonFields, model: LoadedModel, prompts: Sequence[list[int]], top: int) -> list[Scores]:
+    """The log-probabilities of prompts, with so many most likely tokens at each place."""
+    async with Scoring(model, [Item(token_ids) for token_ids in prompts], top=top, priority=_priority(body)) as scoring:
+        return await scoring.finish()
+
+
+def _priority(body: CommonFields) -> int:
+    """vLLM's priorities count downwards, the engine's upwards."""
+    return -(body.priority or 0)
 
 
 def finish_reason(output: Output) -> str:

@@ -11,7 +11,6 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Discriminator, Field
 
 from model.errors import InvalidRequest
-from service import scoring
 from service.api import render
 from service.api.errors import InapplicableField
 from service.api.openai import answers
@@ -132,8 +131,7 @@ def add_routes(routes: APIRouter, models: Models) -> None:
         identifier, created = render.new_id("chatcmpl"), render.timestamp()
         told: dict[str, Any] = {"prompt_token_ids": list(plan.prompts[0])} if body.return_token_ids else {}
         if body.prompt_logprobs is not None:
-            items = [scoring.Item(plan.prompts[0])]
-            work = scoring.score_items(model, items, top=body.prompt_logprobs)
+            work = answers.scored(body, model, plan.prompts, body.prompt_logprobs)
             (scores,) = await unless_disconnected(request, work)
             told["prompt_logprobs"] = prompt_logprobs(model, plan.prompts[0], scores)
         generation = answers.started(body, plan)

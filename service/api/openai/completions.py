@@ -13,7 +13,6 @@ from pydantic import BaseModel, Field
 
 from model.errors import InvalidRequest
 from model.scoring import Scores
-from service import scoring
 from service.api import render
 from service.api.errors import InapplicableField
 from service.api.openai import answers
@@ -148,9 +147,8 @@ def add_routes(routes: APIRouter, models: Models) -> None:
         completion = await asyncio.to_thread(_checked, models.get(body.model), body)
         identifier, created = render.new_id("cmpl"), render.timestamp()
         if completion.scored_top is not None:
-            items = [scoring.Item(token_ids) for token_ids in completion.prompts]
-            scored = scoring.score_items(completion.model, items, top=completion.scored_top)
-            completion.scores = await unless_disconnected(request, scored)
+            work = answers.scored(body, completion.model, completion.prompts, completion.scored_top)
+            completion.scores = await unless_disconnected(request, work)
         generation = answers.started(body, completion.plan)
         if body.stream:
             generation.start()

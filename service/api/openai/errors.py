@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from model.errors import TopkapiError
+from model.errors import ContextExceeded, TopkapiError
 from service.api.dialect import Dialect, with_hint
 
 CODES = {"unknown_model": "model_not_found"}
@@ -40,7 +40,12 @@ def render(error: TopkapiError) -> tuple[int, dict[str, Any]]:
     status = 400 if error.status == 422 else error.status
     kind = "server_error" if status >= 500 else TYPES.get(status, "invalid_request_error")
     code = None if error.kind == "invalid_request" else CODES.get(error.kind, error.kind)
-    return status, {"error": {"message": with_hint(error), "type": kind, "param": error.field, "code": code}}
+    message = with_hint(error)
+    if isinstance(error, ContextExceeded):
+        # Clients that shorten a conversation by themselves look for this code or for these words.
+        code = "context_length_exceeded"
+        message = f"This model's maximum context length is {error.context_length} tokens: {message}"
+    return status, {"error": {"message": message, "type": kind, "param": error.field, "code": code}}
 
 
 DIALECT = Dialect("openai", render, prefixes=("/v1/",))

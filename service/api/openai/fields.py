@@ -81,7 +81,8 @@ class CommonFields(Refusing):
         Raises `InvalidRequest` for structures that contradict each other.
         """
         own = {*CommonFields.model_fields, *EXPANDED, *self.HARMLESS}
-        given = {name: getattr(self, name) for name in self.model_fields_set if own_name(name) and name not in own}
+        sent = (name for name in type(self).model_fields if name in self.model_fields_set)
+        given = {name: getattr(self, name) for name in sent if own_name(name) and name not in own}
         if self.structured_outputs is not None:
             given |= expanded(self.structured_outputs)
         return given

@@ -10,6 +10,7 @@ from typing import Any
 from model.decoding.parameters import PARAMETERS
 from model.errors import InvalidRequest
 from model.tool_calls import CallBegan, Event, Said, ToolCallForm, ToolCallReader
+from service.api.errors import InapplicableField
 from service.api.openai.conversation import NamedTool, Tool, ToolChoice
 from service.models import LoadedModel
 
@@ -55,9 +56,10 @@ def calling(
     checkpoint whose template knows no tools.
     """
     if not tools:
-        for name, value in (("tool_choice", choice), ("parallel_tool_calls", parallel)):
-            if value not in (None, "none", "auto") and not (name == "parallel_tool_calls"):
-                raise InvalidRequest(f"{name} goes with tools", field=name, hint="send tools, or leave it out")
+        pointless = {"tool_choice": choice not in (None, "none", "auto"), "parallel_tool_calls": parallel is not None}
+        for name, asked in pointless.items():
+            if asked:
+                raise InapplicableField(f"{name} goes with tools", field=name, hint="send tools, or leave it out")
         return None
     functions = [tool.function.model_dump(exclude_none=True) for tool in tools]
     names = [function["name"] for function in functions]
