@@ -9,6 +9,7 @@ from fastapi_offline import FastAPIOffline
 from service.api import anthropic, llama, native, openai, sglang, tgi
 from service.api.body import BodyLimit
 from service.api.errors import NATIVE
+from service.api.prefix import UnderPrefix
 from service.api.registration import register, set_up
 from service.models import Models
 from service.settings import Settings
@@ -45,5 +46,8 @@ def create_app(models: Models, settings: Settings) -> FastAPI:
     if settings.studio and len(models):
         from service.ui.studio import mount_studio
 
-        mount_studio(app, models)
+        mount_studio(app, models, settings.root_path)
+    if settings.root_path:
+        # Outermost, so that whatever looks at the path finds it in one form.
+        app.add_middleware(UnderPrefix, prefix=settings.root_path)
     return app

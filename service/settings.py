@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +27,9 @@ class Settings(BaseSettings):
 
     checkpoints: Path | None = None
     """Directory whose checkpoints are served when the command names none."""
+
+    root_path: str | None = None
+    """Path under which a reverse proxy serves this server, such as /topkapi; it may strip it or leave it on."""
 
     model_directory: Path | None = None
     """Directory from which requests may load checkpoints; without one, no request can load or unload any."""
@@ -62,6 +66,14 @@ class Settings(BaseSettings):
 
     studio: bool = True
     """Whether the browser studio is served at `/`."""
+
+    @field_validator("root_path")
+    @classmethod
+    def _path(cls, path: str | None) -> str | None:
+        path = path.rstrip("/") if path else None
+        if path and not re.fullmatch(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+", path):
+            raise ValueError("must be a path such as /topkapi")
+        return path
 
     @field_validator("cors_origins", mode="before")
     @classmethod

@@ -35,12 +35,13 @@ def build_studio(models: Models) -> gr.Blocks:
     return studio
 
 
-def mount_studio(app: FastAPI, models: Models) -> None:
-    """Serve the studio at `/`, behind every route that `app` has."""
+def mount_studio(app: FastAPI, models: Models, root_path: str | None = None) -> None:
+    """Serve the studio at `/`, behind every route that `app` has; `root_path` is where a proxy serves all of it."""
     gr.mount_gradio_app(
         app,
         build_studio(models),
         path="/",
+        root_path=root_path,
         theme=gr.themes.Base(primary_hue="teal", neutral_hue="stone", font=FONT, font_mono=MONOSPACE),
         css_paths=[STYLE],
         head=f"<script>{SCRIPT.read_text('utf-8')}</script>",
@@ -80,7 +81,7 @@ class _BehindTheAPI:
         await self._studio(scope, receive, answer)
 
     def _refusal(self, scope: Scope) -> ASGIApp:
-        path, method = scope["path"], scope["method"]
+        path, method = scope["path"].removeprefix(scope.get("root_path", "")), scope["method"]
         operations: dict[str, Any] = next(
             (each for route, each in self._app.openapi()["paths"].items() if compile_path(route)[0].match(path)), {}
         )
