@@ -244,6 +244,8 @@ BAD = [
     ({"prompt": "a", "min_keep": 3}, "min_keep"),
     ({"prompt": "a", "n_indent": 3}, "n_indent"),
     ({"prompt": "a", "lora": [{"id": 0, "scale": 1.0}]}, "lora"),
+    ({"prompt": "a", "backend_sampling": True}, "backend_sampling"),
+    ({"prompt": "a", "n_indent": False}, "n_indent"),
     ({"prompt": "a", "id_slot": 10_000}, "id_slot"),
     ({"prompt": "a", "stop": [""]}, "stop"),
 ]
@@ -256,6 +258,14 @@ def test_bad_requests_are_refused_in_llama_cpps_shape(served, body, words) -> No
     error = llama_schemas.LlamaError.model_validate(response.json()).error
     assert error.code == 400 and words in error.message and "\n" not in error.message
     assert error.type == ("exceed_context_size_error" if "exceeds" in words else "invalid_request_error")
+
+
+def test_what_asks_for_nothing_is_accepted(served) -> None:
+    nothing = {"min_keep": 0, "n_indent": 0, "n_discard": 0, "n_cache_reuse": 0, "return_progress": False, "lora": []}
+    indifferent = {"cache_prompt": False, "id_slot": 0, "n_keep": 5, "grammar": "", "xtc_threshold": 0.2, "stop": []}
+    answer = complete(served, **nothing, **indifferent)
+    assert answer["tokens"] == complete(served)["tokens"]
+    assert answer["generation_settings"]["n_keep"] == 5
 
 
 def test_other_errors(served, monkeypatch) -> None:

@@ -24,6 +24,7 @@ class Reading:
 
 def read(model: LoadedModel, body: schemas.AnthropicCountRequest) -> Reading:
     """Read a request. Raises `InvalidRequest` where the checkpoint or its template cannot take it."""
+    body.refuse_inapplicable()
     messages = _merged([turn for index, each in enumerate(body.messages) for turn in _turns(each, index)])
     if body.system:
         messages.insert(0, {"role": "system", "content": _joined(body.system)})

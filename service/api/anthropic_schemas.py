@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, WithJsonSchema
 
+from service.api.openai.fields import Refusing
 from service.api.schemas import Strict
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
@@ -78,12 +80,6 @@ class AnthropicToolChoice(Strict):
     disable_parallel_tool_use: bool | None = None
 
 
-class AnthropicThinking(Strict):
-    """Thinking can only be left out."""
-
-    type: Literal["disabled"]
-
-
 class AnthropicFormat(Strict):
     """The JSON schema that the answer follows."""
 
@@ -103,15 +99,20 @@ class AnthropicMetadata(Strict):
     user_id: str | None = None
 
 
-class AnthropicCountRequest(Strict):
+class AnthropicCountRequest(Refusing):
     """The body of `POST /v1/messages/count_tokens`."""
+
+    HARMLESS: ClassVar[Mapping[str, tuple[Any, ...]]] = {"thinking": ({"type": "disabled"},)}
+    REASONS: ClassVar[Mapping[str, str]] = {"thinking": "these checkpoints do not think first"}
 
     model: Annotated[str, Field(description="A loaded checkpoint's name.")]
     messages: Annotated[list[AnthropicTurn], Field(min_length=1)]
     system: str | list[AnthropicText] | None = None
     tools: list[AnthropicTool] | None = None
     tool_choice: AnthropicToolChoice | None = None
-    thinking: AnthropicThinking | None = None
+    thinking: Annotated[
+        Any, WithJsonSchema({"type": ["object", "null"], "properties": {"type": {"const": "disabled"}}})
+    ] = None
     cache_control: CacheControl = None
     output_config: AnthropicOutput | None = None
 

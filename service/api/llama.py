@@ -65,6 +65,7 @@ def router(models: Models) -> APIRouter:
     routes = APIRouter(route_class=JSONRoute, tags=["llama.cpp"])
 
     async def complete(request: Request, body: schemas.LlamaRequest) -> Response:
+        body.refuse_inapplicable()
         model = models.get(body.model)
         settings = settings_of(body)
         settings["return_tokens"] = bool(body.return_tokens)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema
 
 from service.api.openai.conversation import ChatMessage, Tool
+from service.api.openai.fields import Refusing
 from service.api.schemas import ModelName, Strict
 
 _TEXT: dict[str, Any] = {"type": "string"}
@@ -40,11 +42,25 @@ LogitBias = Annotated[
         }
     ),
 ]
-Nothing = Annotated[list[Any], Field(max_length=0, description="No adapters can be applied.")]
+Zero = Annotated[Any, WithJsonSchema({"enum": [0, None]})]
+No = Annotated[Any, WithJsonSchema({"enum": [False, None]})]
+Nothing = Annotated[Any, WithJsonSchema({"type": ["array", "null"], "maxItems": 0})]
 
 
-class LlamaRequest(Strict):
+class LlamaRequest(Refusing):
     """The body of `POST /completion`, with llama.cpp's defaults. A null counts as absent."""
+
+    HARMLESS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "n_discard": (0,), "n_indent": (0,), "n_cache_reuse": (0,), "min_keep": (0,), "return_progress": (False,),
+        "backend_sampling": (False,), "lora": ([],),
+    }  # fmt: skip
+    REASONS: ClassVar[Mapping[str, str]] = {
+        "n_discard": "contexts are not shifted",
+        "n_indent": "no indentation can be demanded",
+        "n_cache_reuse": "only prefixes are reused",
+        "min_keep": "samplers keep one token at least, not more",
+        "lora": "no adapters are loaded",
+    }
 
     prompt: Annotated[Prompt, Field(description="A text, tokens and texts mixed, or a list of either.")]
     model: ModelName = None
@@ -100,12 +116,13 @@ class LlamaRequest(Strict):
     cache_prompt: Annotated[bool | None, Field(description="Reuse of prefixes never changes an answer.")] = None
     id_slot: Annotated[int | None, Field(ge=-1, description="A prefix is reused from whichever slot has it.")] = None
     n_keep: Annotated[int | None, Field(ge=-1, description="Nothing of a prompt is ever discarded.")] = None
-    n_discard: Annotated[Literal[0] | None, Field(description="Contexts are not shifted.")] = None
-    n_indent: Annotated[Literal[0] | None, Field(description="No indentation can be demanded.")] = None
-    n_cache_reuse: Annotated[Literal[0] | None, Field(description="Only prefixes are reused.")] = None
-    min_keep: Annotated[Literal[0] | None, Field(description="Samplers keep one token at least.")] = None
-    return_progress: Annotated[Literal[False] | None, Field(description="Reading is not reported.")] = None
-    lora: Nothing | None = None
+    n_discard: Zero = None
+    n_indent: Zero = None
+    n_cache_reuse: Zero = None
+    min_keep: Zero = None
+    return_progress: No = None
+    backend_sampling: No = None
+    lora: Nothing = None
 
 
 class LlamaProbability(BaseModel):
