@@ -225,3 +225,18 @@ def test_the_api_documentation_works_without_a_network(browser, studio) -> None:
 def test_nothing_can_be_uploaded(studio) -> None:
     response = studio.client.post("/gradio_api/upload", files={"files": ("a.txt", b"some text")})
     assert response.status_code >= 400
+
+
+def test_structure_and_searches_are_at_hand(page) -> None:
+    page.get_by_role("button", name="Texts and structure").click()
+    page.get_by_label("Choices").fill("maybe\nperhaps")
+    send(page, "Will it rain?")
+    status(page, r"^\d+ tokens")
+    assert turns(page)[-1] in ("maybe", "perhaps")
+    page.get_by_role("button", name=re.compile("^More")).first.click()
+    page.get_by_label("number input for Num beams").fill("3")
+    page.get_by_label("number input for Num beams").press("Tab")
+    send(page, "And tomorrow?")
+    page.wait_for_function("document.querySelectorAll('#conversation [data-testid=bot]').length == 2")
+    status(page, r"^\d+ tokens")
+    assert turns(page)[-1] in ("maybe", "perhaps")

@@ -11,7 +11,9 @@ from model.decoding.parameters import BY_NAME, PARAMETERS, Parameter, from_gener
 from service.models import LoadedModel
 
 COMMON = ("temperature", "top_k", "top_p", "min_p")
-"""What most people reach for first; other sliders lie in a folded section."""
+"""What most people reach for first; other controls lie in a folded section."""
+LINES = ("stop", "stop_regex", "bad_words", "choice")
+"""Lists of texts, written one per line."""
 
 
 class Controls:
@@ -32,12 +34,18 @@ class Controls:
             "", label=_label("seed"), placeholder="a new one for every answer", max_lines=1,
             info="Same text, same settings, same seed: same answer. The seed of an answer stands below it.",
         )  # fmt: skip
-        self._components["stop"] = gr.Textbox(
-            "", label="Stop texts", placeholder="one per line", lines=1, info=BY_NAME["stop"].meaning
-        )
+        self._components["stop"] = self._text(BY_NAME["stop"])
         with gr.Accordion("More", open=False):
             for parameter in (parameter for parameter in sliders if parameter.name not in COMMON):
                 self._components[parameter.name] = self._slider(parameter)
+        with gr.Accordion("Texts and structure", open=False):
+            for parameter in PARAMETERS:
+                if parameter.kind in ("text", "prompt") or parameter.name in LINES[1:]:
+                    self._components[parameter.name] = self._text(parameter)
+                elif parameter.kind == "boolean" and parameter.name != "trace":
+                    self._components[parameter.name] = gr.Checkbox(
+                        self.value(model, parameter.name), label=_label(parameter.name), info=parameter.meaning
+                    )
         self._reset = gr.Button("Reset to the checkpoint's defaults", size="sm", variant="secondary")
 
     @property
@@ -61,8 +69,9 @@ class Controls:
         if "seed" in given:
             seed = str(given["seed"]).strip()
             given["seed"] = int(seed) if seed.isdecimal() else seed
-        if "stop" in given:
-            given["stop"] = [line for line in str(given["stop"]).split("\n") if line]
+        for name in LINES:
+            if name in given:
+                given[name] = [line for line in str(given[name]).split("\n") if line]
         return given | {"max_tokens": int(values[list(self._components).index("max_tokens")])}
 
     def defaults(self, model: LoadedModel) -> list[Any]:
@@ -79,12 +88,16 @@ class Controls:
     @staticmethod
     def value(model: LoadedModel, name: str) -> Any:
         """What a control shows before anybody touches it: the checkpoint's default, else the table's."""
-        if name in ("seed", "stop"):
+        if name in ("seed", *LINES) or BY_NAME[name].kind in ("text", "prompt"):
             return ""
         own = from_generation_config(model.checkpoint.generation).get(name)
         if name == "max_tokens":
             return min(own or 256, model.context_length - 1)
         return BY_NAME[name].default if own is None else own
+
+    def _text(self, parameter: Parameter) -> gr.Textbox:
+        hint = "one per line" if parameter.name in LINES else None
+        return gr.Textbox("", label=_label(parameter.name), placeholder=hint, lines=1, info=parameter.meaning)
 
     def _slider(self, parameter: Parameter) -> gr.Slider:
         assert parameter.slider is not None
@@ -95,4 +108,5 @@ class Controls:
 
 def _label(name: str) -> str:
     special = {"top_k": "Top-k", "top_p": "Top-p", "min_p": "Min-p", "max_tokens": "Maximum tokens"}
+    special |= {"stop": "Stop texts", "stop_regex": "Stop expressions", "choice": "Choices", "json_object": "JSON object"}
     return special.get(name, name.replace("_", " ").capitalize())
