@@ -3,8 +3,8 @@
     python benchmarks/transformers_generate.py [CHECKPOINT] [--dtype DTYPE] [--streams N] [--tokens N] [--repeats N]
 
 Greedy, prompts of equal length, none ends early; a single stream and `--streams` at once (transformers: one batch).
-Prints tokens per second of each, and ours over theirs of each pair (median, least, greatest), by the clock and by the
-process's CPU time, which says more on a busy machine. Without a checkpoint directory, GPT-2's shape with random weights.
+Prints tokens per second of each, and ours over theirs of each pair (median, least, greatest), by the clock and by CPU
+time, which says more on a busy machine. Without a checkpoint directory, GPT-2's shape with random weights.
 `--dtype int8` compares with transformers in bfloat16.
 """
 
