@@ -4,9 +4,12 @@ import json
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from model.scoring import score
 from service.api.openai.completions import CompletionResponse
+from service.api.openai.logprobs import CompletionLogprobsWriter, Scored
 from tests.openai_cases import chunks, refused
 
 PATH = "/v1/completions"
@@ -85,6 +88,24 @@ def test_tokens_that_are_no_text_are_named_by_their_bytes(served) -> None:
     assert choice["text"] == "🦊"
     assert choice["logprobs"]["tokens"] == ["bytes:\\xf0", "bytes:\\x9f", "bytes:\\xa6", "bytes:\\x8a"]
     assert choice["logprobs"]["text_offset"] == [0, 0, 0, 0]
+
+
+@given(data=st.data())
+def test_offsets_are_places_in_the_text_whatever_the_tokens(served, data) -> None:
+    model = served.models.get()
+    ids = data.draw(st.lists(st.integers(0, 511), min_size=1, max_size=30))
+    cut = data.draw(st.integers(0, len(ids)))
+    tokens = [Scored(token_id, -1.0, ()) for token_id in ids]
+    writer = CompletionLogprobsWriter(model, 0)
+    parts = [writer.write(tokens[:cut], spelled=True), writer.write(tokens[cut:])]
+    decode = model.checkpoint.tokenizer.decode
+    text = decode(ids[:cut]) + decode(ids[cut:], skip_control=True)
+    named = [each for part in parts for each in zip(part["tokens"], part["text_offset"], strict=True)]
+    for token_id, (name, offset), place in zip(ids, named, range(len(ids)), strict=True):
+        shown = place < cut or token_id not in model.control_ids
+        assert not shown or name.startswith("bytes:") or text[offset:].startswith(name)
+    offsets = [offset for _, offset in named]
+    assert offsets == sorted(offsets) and offsets[0] == 0
 
 
 def test_minus_infinity_is_a_number(serve, tiny_checkpoint) -> None:

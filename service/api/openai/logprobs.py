@@ -79,10 +79,15 @@ def of_answer(tokens: Sequence[Token]) -> list[Scored]:
 def token_name(model: LoadedModel, token_id: int) -> str:
     """A token by its text, or by its bytes where they are no text."""
     raw = model.checkpoint.tokenizer.token_bytes(token_id)
+    text = _text(raw)
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw) if text is None else text
+
+
+def _text(raw: bytes) -> str | None:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+        return None
 
 
 @dataclass
@@ -108,10 +113,12 @@ class CompletionLogprobsWriter:
             self._offset += len(self._decoder.decode(b"", final=self._echoing))
         self._echoing = spelled
         for token in tokens:
-            offsets.append(self._offset)
             tokenizer = self.model.checkpoint.tokenizer
             raw = tokenizer.token_bytes(token.token_id) if spelled else self.model.answer_bytes(token.token_id)
-            self._offset += len(self._decoder.decode(raw))
+            begin, self._offset = self._offset, self._offset + len(self._decoder.decode(raw))
+            own = _text(raw)
+            # What is text by itself also ends a character that was left unfinished before it.
+            offsets.append(begin if own is None else self._offset - len(own))
         return {
             "tokens": [token_name(self.model, token.token_id) for token in tokens],
             "token_logprobs": [None if token.logprob is None else finite(token.logprob) for token in tokens],
