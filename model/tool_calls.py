@@ -66,9 +66,12 @@ class ToolCallForm:
             return ToolCallForm(prefix, arguments, suffix, None)
         second = _call_in(two, end)
         between = two[end : second[0]] if second is not None else ""
-        if second is None or not between.startswith(suffix) or not between.endswith(prefix) or not prefix:
+        # What stands before every call: the first one may come after a block of reasoning too.
+        size = next(size for size in range(len(between), -1, -1) if prefix.endswith(between[len(between) - size :]))
+        common = between[len(between) - size :].lstrip()
+        if not between.startswith(suffix) or not common or len(suffix) + len(common) > len(between):
             return ToolCallForm(prefix, arguments, suffix, None)
-        return ToolCallForm(prefix, arguments, suffix, between[len(suffix) : len(between) - len(prefix)])
+        return ToolCallForm(common, arguments, suffix, between[len(suffix) : len(between) - len(common)])
 
     def grammar(self, tools: Sequence[Mapping[str, Any]], *, several: bool) -> str:
         """A grammar, in Lark's notation, of one call of one of the functions `tools`, or of `several` calls."""

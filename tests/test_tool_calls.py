@@ -40,6 +40,15 @@ def test_the_form_is_found_by_asking_the_template(tiny_tokenizer) -> None:
     assert ToolCallForm.of(ChatTemplate(LLAMA_TEMPLATE), tiny_tokenizer) == BARE
 
 
+def test_what_stands_before_the_first_call_alone_is_no_part_of_the_form(tiny_tokenizer) -> None:
+    """As in Qwen3's template, which puts an empty block of reasoning before the last answer."""
+    reasoning = TOOL_TEMPLATE.replace(
+        "+ '\\n' + message.content }}", "+ '\\n<think>\\n\\n</think>\\n\\n' + message.content }}"
+    )
+    assert reasoning != TOOL_TEMPLATE
+    assert ToolCallForm.of(ChatTemplate(reasoning), tiny_tokenizer) == HERMES
+
+
 def test_a_template_without_tools_or_with_calls_in_another_form_is_refused(tiny_tokenizer) -> None:
     with pytest.raises(InvalidRequest, match="takes no tools"):
         ToolCallForm.of(ChatTemplate.built_in("chatml"), tiny_tokenizer)
