@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from model.errors import InvalidRequest
 from service.api.errors import InapplicableField
@@ -40,8 +40,38 @@ class ToolCall(Strict):
     index: int | None = None
 
 
+_NOTHING = {"type": "null"}
+_SAID = {"not": _NOTHING}
+_MESSAGES: dict[str, Any] = {
+    "anyOf": [
+        {
+            "required": ["content"],
+            "properties": {
+                "role": {"enum": ["system", "developer", "user"]},
+                **dict.fromkeys(("tool_calls", "tool_call_id", "name"), _NOTHING),
+                "content": _SAID,
+            },
+        },
+        {
+            "required": ["content"],
+            "properties": {"role": {"const": "tool"}, "tool_calls": _NOTHING, "content": _SAID},
+        },
+        {
+            "properties": {"role": {"const": "assistant"}, "name": _NOTHING, "tool_call_id": _NOTHING},
+            "anyOf": [
+                {"required": ["content"], "properties": {"content": _SAID}},
+                {"required": ["tool_calls"], "properties": {"tool_calls": {"type": "array", "minItems": 1}}},
+            ],
+        },
+    ]
+}
+"""What each role may say, for the description."""
+
+
 class ChatMessage(Strict):
     """One turn. `developer` is another word for `system`; several text parts are joined by line breaks."""
+
+    model_config = ConfigDict(json_schema_extra=_MESSAGES)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
@@ -86,9 +116,9 @@ class NamedTool(Strict):
 ToolChoice = Literal["none", "auto", "required"] | NamedTool
 
 
-def conversation(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """Messages as chat templates know them. Raises `InvalidRequest` naming the message that says nothing."""
-    return [_turn(message, f"messages[{index}]") for index, message in enumerate(messages)]
+def conversation(messages: Sequence[ChatMessage], field: str = "messages") -> list[dict[str, Any]]:
+    """The messages of `field` as chat templates know them. Raises `InvalidRequest` naming one that says nothing."""
+    return [_turn(message, f"{field}[{index}]") for index, message in enumerate(messages)]
 
 
 def encoded(model: LoadedModel, messages: Sequence[dict[str, Any]], tools: Sequence[Tool] | None = None) -> list[int]:

@@ -141,14 +141,12 @@ def _checked(model: LoadedModel, body: ResponsesRequest) -> Plan:
     if structure and body.structured_outputs is not None:
         raise InvalidRequest("structured_outputs and text.format exclude each other", field="structured_outputs")
     items = [InputMessage(role="user", content=body.input)] if isinstance(body.input, str) else body.input
-    messages = [ChatMessage(role=item.role, content=item.content) for item in items]
+    turns = conversation([ChatMessage(role=item.role, content=item.content) for item in items], "input")
     if body.instructions is not None:
-        messages.insert(0, ChatMessage(role="system", content=body.instructions))
+        turns.insert(0, {"role": "system", "content": body.instructions})
     try:
-        turns = conversation(messages)
         prompt = encoded(model, turns)
     except InvalidRequest as error:
-        # The conversation was sent as input, and begins with the instructions if there are any.
         error.field = "input"
         raise
     return answers.planned(model, [prompt], given | structure, "input")
