@@ -73,6 +73,7 @@ def checked_ids(model: LoadedModel, token_ids: object, field: str) -> list[int]:
     if not token_ids:
         raise InvalidRequest(f"{field} is empty", field=field, hint="send at least one token id")
     size = model.checkpoint.tokenizer.vocab_size
+    token_ids = [int(each) if isinstance(each, float) and each.is_integer() else each for each in token_ids]
     for position, token_id in enumerate(token_ids):
         at = f"{field}[{position}]"
         if isinstance(token_id, bool) or not isinstance(token_id, int):

@@ -18,6 +18,8 @@ def before_call(context: Any, case: Any, **options: Any) -> None:
     body = case.body
     if isinstance(body, dict) and isinstance(body.get("model"), str) and chance.random() < 0.9:
         case.body = body | {"model": chance.choice(NAMES)}
+    if case.headers and "Last-Event-ID" in case.headers and chance.random() < 0.9:
+        del case.headers["Last-Event-ID"]
     name = (case.path_parameters or {}).get("name")
     if isinstance(name, str) and case.method.upper() == "DELETE":
         case.path_parameters = case.path_parameters | {"name": f"{name}-none"}

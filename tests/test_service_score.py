@@ -54,6 +54,12 @@ def test_texts_and_token_ids_alone_or_in_lists(served) -> None:
     assert by_text["usage"]["prompt_tokens"] == sum(result["tokens"] for result in by_text["results"])
 
 
+def test_a_whole_number_may_have_a_point(served) -> None:
+    plain = served.answer("/score", token_ids=[5, 6, 7], top=2, window=4, stride=1, priority=1)
+    pointed = served.answer("/score", token_ids=[5.0, 6, 7.0], top=2.0, window=4.0, stride=1.0, priority=1.0)
+    assert pointed["results"] == plain["results"]
+
+
 def test_many_texts_are_scored_in_order_whatever_the_queue_holds(serve, tiny_checkpoint) -> None:
     texts = [f"Item {number} of a list." for number in range(60)]
     with serve(tiny_checkpoint("queued"), max_queue=2) as served:

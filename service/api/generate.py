@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from service.api import render, schemas
+from service.api.describing import stream_of
 from service.api.streaming import unless_disconnected
 from service.api.streams import Events, Streams, fingerprint, resumed
 from service.generation import Generation, Plan, plan
@@ -27,7 +28,7 @@ def add_generate(routes: APIRouter, models: Models, streams: Streams) -> None:
             **schemas.ERRORS,
             200: {
                 "model": schemas.GenerateResponse,
-                "content": schemas.stream_of(**schemas.GENERATE_EVENTS),
+                "content": stream_of(**schemas.GENERATE_EVENTS),
                 "description": "The answer",
             },
         },

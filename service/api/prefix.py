@@ -20,5 +20,5 @@ class UnderPrefix:
             path: str = scope["path"]
             if path != self._prefix and not path.startswith(f"{self._prefix}/"):
                 path = self._prefix + path
-            scope = scope | {"path": path, "raw_path": path.encode(), "root_path": self._prefix}
+            scope = {**scope, "path": path, "raw_path": path.encode(), "root_path": self._prefix}
         await self._app(scope, receive, send)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import Header
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
 
 from model.decoding.parameters import PARAMETERS, Parameter
+from service.api.describing import one_of
 
 TOKEN_IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 _NUMBER: dict[str, Any] = {"type": "integer", "minimum": 0}
@@ -26,8 +27,18 @@ Prompt = Annotated[Any, WithJsonSchema(_PROMPT)]
 TextOrIds = Annotated[Any, WithJsonSchema(TEXT_OR_IDS)]
 ModelName = Annotated[str | None, Field(description="A loaded checkpoint's name; the first one by default.")]
 
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
+"""Takes 1.0 for 1: JSON has one kind of number. It stands behind a field's bounds, which it would hide otherwise."""
+Integer = Annotated[int, WHOLE]
 Priority = Annotated[
-    int, Field(ge=-100, le=100, description="Where requests compete for room, those of higher priority go first.")
+    int,
+    Field(ge=-100, le=100, description="Where requests compete for room, those of higher priority go first."),
+    WHOLE,
 ]
 LastEventId = Annotated[
     str | None,
@@ -36,27 +47,6 @@ LastEventId = Annotated[
         description="Go on with a stream after the event of this id. The body must be the one that began the stream.",
     ),
 ]
-
-
-def one_of(*shapes: tuple[str, ...], others: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The schema of bodies that have the fields of one shape, and of the other shapes (and `others`) none.
-
-    A name with a question mark may be there or not; null counts as absent.
-    """
-    names = dict.fromkeys([*(name.rstrip("?") for shape in shapes for name in shape), *others])
-    return {
-        "oneOf": [
-            {
-                "required": [name for name in shape if not name.endswith("?")],
-                "properties": {
-                    name: {"not": {"type": "null"}} if name in shape else {"type": "null"}
-                    for name in names
-                    if f"{name}?" not in shape
-                },
-            }
-            for shape in shapes
-        ]
-    }
 
 
 class Strict(BaseModel):
@@ -350,39 +340,6 @@ ERRORS = errors(
     }
 )
 """What every route that computes may answer besides 200."""
-
-
-def stream_of(**events: type[BaseModel]) -> dict[str, Any]:
-    """How a route's documentation says that it may answer by these server-sent events, whose data is JSON."""
-    schemas = [
-        {
-            "type": "object",
-            "properties": {
-                "id": {"type": "string"},
-                "event": {"const": name},
-                "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": _inline(model)},
-            },
-            "required": ["id", "event", "data"],
-        }
-        for name, model in events.items()
-    ]
-    return {"text/event-stream": {"schema": {"oneOf": schemas}}}
-
-
-def _inline(model: type[BaseModel]) -> dict[str, Any]:
-    """The model's schema in one piece: within a content schema, names of the description mean nothing to readers."""
-    schema = model.model_json_schema(mode="serialization")
-    parts = schema.pop("$defs", {})
-
-    def resolved(node: Any) -> Any:
-        if isinstance(node, dict):
-            if "$ref" in node:
-                return resolved(parts[node["$ref"].rpartition("/")[2]])
-            return {key: resolved(value) for key, value in node.items()}
-        return [resolved(each) for each in node] if isinstance(node, list) else node
-
-    whole: dict[str, Any] = resolved(schema)
-    return whole
 
 
 def given(body: Strict, *names: str) -> list[str]:

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from model.errors import InvalidRequest
 from service import scoring
 from service.api import render, schemas, score_schemas
+from service.api.describing import stream_of
 from service.api.streaming import unless_disconnected
 from service.api.streams import Events, Streams, fingerprint, resumed
 from service.models import LoadedModel, Models
@@ -32,7 +33,7 @@ def add_score(routes: APIRouter, models: Models, streams: Streams) -> None:
             **schemas.ERRORS,
             200: {
                 "model": score_schemas.ScoreResponse,
-                "content": schemas.stream_of(**score_schemas.SCORE_EVENTS),
+                "content": stream_of(**score_schemas.SCORE_EVENTS),
                 "description": "The scores",
             },
         },

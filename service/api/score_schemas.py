@@ -6,18 +6,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from service.api.describing import one_of
 from service.api.schemas import (
     NOT_EMPTY,
     TEXT,
     TOKEN_IDS,
+    WHOLE,
     Candidate,
     ErrorBody,
+    Integer,
     ModelName,
     Priority,
     Strict,
     TextOrIds,
     Usage,
-    one_of,
 )
 
 Texts = Annotated[Any, WithJsonSchema({"anyOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1}]})]
@@ -50,14 +52,14 @@ class ScoreRequest(Strict):
     ] = None
     model: ModelName = None
     window: Annotated[
-        int | None,
+        Integer | None,
         Field(description="Tokens read at a time; the context length by default.", json_schema_extra={"minimum": 2}),
     ] = None
     stride: Annotated[
-        int | None,
+        Integer | None,
         Field(description="Tokens between windows; half a window by default.", json_schema_extra={"minimum": 1}),
     ] = None
-    top: Annotated[int, Field(ge=0, le=1000, description="Most likely alternatives to report per token.")] = 0
+    top: Annotated[int, Field(ge=0, le=1000, description="Most likely alternatives to report per token."), WHOLE] = 0
     per_token: Annotated[bool, Field(description="Whether to report every token.")] = True
     normalize: Annotated[
         Literal["byte", "token", "none"] | None,

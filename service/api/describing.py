@@ -1,0 +1,61 @@
+"""Parts of /openapi.json that the framework does not make: bodies of several shapes, and the events of streams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+
+def one_of(*shapes: tuple[str, ...], others: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The schema of bodies that have the fields of one shape, and of the other shapes (and `others`) none.
+
+    A name with a question mark may be there or not; null counts as absent.
+    """
+    names = dict.fromkeys([*(name.rstrip("?") for shape in shapes for name in shape), *others])
+    return {
+        "oneOf": [
+            {
+                "required": [name for name in shape if not name.endswith("?")],
+                "properties": {
+                    name: {"not": {"type": "null"}} if name in shape else {"type": "null"}
+                    for name in names
+                    if f"{name}?" not in shape
+                },
+            }
+            for shape in shapes
+        ]
+    }
+
+
+def stream_of(**events: type[BaseModel]) -> dict[str, Any]:
+    """How a route's documentation says that it may answer by these server-sent events, whose data is JSON."""
+    schemas = [
+        {
+            "type": "object",
+            "properties": {
+                "id": {"type": "string"},
+                "event": {"const": name},
+                "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": _inline(model)},
+            },
+            "required": ["id", "event", "data"],
+        }
+        for name, model in events.items()
+    ]
+    return {"text/event-stream": {"schema": {"oneOf": schemas}}}
+
+
+def _inline(model: type[BaseModel]) -> dict[str, Any]:
+    """The model's schema in one piece: within a content schema, names of the description mean nothing to readers."""
+    schema = model.model_json_schema(mode="serialization")
+    parts = schema.pop("$defs", {})
+
+    def resolved(node: Any) -> Any:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                return resolved(parts[node["$ref"].rpartition("/")[2]])
+            return {key: resolved(value) for key, value in node.items()}
+        return [resolved(each) for each in node] if isinstance(node, list) else node
+
+    whole: dict[str, Any] = resolved(schema)
+    return whole
