@@ -400,5 +400,8 @@ def test_openais_chat_without_its_version(served) -> None:
     assert served.post("/chat/completions", messages=5).json()["error"]["type"] == "invalid_request_error"
 
 
-def test_health(served) -> None:
+def test_health(served, serve) -> None:
     assert served.client.get("/v1/health").json() == {"status": "ok"}
+    with serve() as empty:
+        response = empty.client.get("/v1/health")
+        assert (response.status_code, response.json()["error"]["type"]) == (503, "unavailable_error")

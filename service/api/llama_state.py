@@ -20,11 +20,11 @@ from service.models import LoadedModel, Models
 from service.version import VERSION
 
 
-class NoFreeSlot(TopkapiError):
-    """Every slot is in use."""
+class NotReady(TopkapiError):
+    """Every slot is in use, or no checkpoint is loaded yet."""
 
     status = 503
-    kind = "no_free_slot"
+    kind = "not_ready"
 
 
 def add_state(routes: APIRouter, models: Models, errors: Mapping[int | str, dict[str, Any]]) -> None:
@@ -43,17 +43,24 @@ def add_state(routes: APIRouter, models: Models, errors: Mapping[int | str, dict
         "/slots",
         summary="llama.cpp: what each slot is doing",
         response_model=list[schemas.LlamaSlot],
-        responses={404: errors[404], 503: errors[503], 422: errors[400]},
+        responses={400: errors[400], 404: errors[404], 422: errors[400], 503: errors[503]},
     )
     async def slots(model: str | None = None, fail_on_no_slot: int = 0) -> Response:
         loaded = models.get(model)
         views = [_slot(loaded, view) for view in loaded.engine.slots()]
         if fail_on_no_slot and all(view["is_processing"] for view in views):
-            raise NoFreeSlot("no slot is available", hint="try again in a moment")
+            raise NotReady("no slot is available", hint="try again in a moment")
         return JSONResponse(views)
 
-    @routes.get("/v1/health", summary="llama.cpp: whether the server is ready", response_model=schemas.LlamaHealth)
+    @routes.get(
+        "/v1/health",
+        summary="llama.cpp: whether the server is ready",
+        response_model=schemas.LlamaHealth,
+        responses={503: errors[503]},
+    )
     async def health() -> Response:
+        if not len(models):
+            raise NotReady("no checkpoint is loaded yet", hint="try again in a moment")
         return JSONResponse({"status": "ok"})
 
     @routes.post(
