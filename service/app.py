@@ -18,7 +18,8 @@ from service.version import VERSION
 DESCRIPTION = """Text in, text out, and every number explained.
 
 `POST /generate` continues a prompt or answers a conversation; `POST /score` gives the log-probability of every token
-of a text. Errors are always `{"error": {"type", "message", "field"?, "hint"?}}`."""
+of a text. Clients of OpenAI, Anthropic, llama.cpp, text-generation-inference and SGLang find the routes they know, and
+errors in the shape they know; those of Topkapi's own are `{"error": {"type", "message", "field"?, "hint"?}}`."""
 
 
 def create_app(models: Models, settings: Settings) -> FastAPI:
