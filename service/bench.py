@@ -47,7 +47,7 @@ class Shape:
 
     streams: int = 32
     tokens: int = 64
-    prompt_tokens: int = 128
+    prompt_tokens: int = 64
     repeats: int = 5
 
 

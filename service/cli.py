@@ -28,6 +28,9 @@ CHECKPOINT_HELP = "checkpoint directory or .gguf file (default: the first of che
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. What the user can mend is told in a line or two, never a trace."""
+    # Threads that wait for each other by spinning take the cores from the event loop, from whatever else runs on the
+    # machine, and then from one another. Must be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = build_parser()
     parsed = parser.parse_args(arguments)
     if "handler" not in parsed:
@@ -81,6 +84,16 @@ def _add_serve(commands: Any) -> None:
     )
     serve.add_argument("--host", help="address to listen on; 0.0.0.0 for every interface [127.0.0.1]")
     serve.add_argument("--port", type=int, help="port to listen on; 0 for a free one [8000]")
+    serve.add_argument("--root-path", metavar="PATH", help="path under which a reverse proxy serves this server [none]")
+    serve.add_argument(
+        "--model-directory", metavar="DIR", help="directory from which requests may load checkpoints [none]"
+    )
+    serve.add_argument(
+        "--stream-grace",
+        type=float,
+        metavar="SECONDS",
+        help="how long a stream goes on without its connection and may be resumed [15]",
+    )
     serve.add_argument("--max-queue", type=int, metavar="N", help="requests that may wait per checkpoint [256]")
     serve.add_argument("--cors-origins", metavar="URL,…", help="origins whose web pages may call the API [none]")
     serve.add_argument(
@@ -163,7 +176,7 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument("checkpoint", nargs="?", help="directory or .gguf file (default: GPT-2's shape, random weights)")
     bench.add_argument("--streams", type=int, metavar="N", help="requests at once [32]")
     bench.add_argument("--tokens", type=int, metavar="N", help="tokens that each generates [64]")
-    bench.add_argument("--prompt-tokens", type=int, metavar="N", help="tokens of each prompt [128]")
+    bench.add_argument("--prompt-tokens", type=int, metavar="N", help="tokens of each prompt [64]")
     bench.add_argument("--repeats", type=int, metavar="N", help="how often everything is measured [5]")
     bench.add_argument("--json", action="store_true", help="print the figures as JSON")
     _add_compute_flags(bench)
