@@ -6,14 +6,17 @@ import argparse
 import asyncio
 import errno
 import socket
+from collections.abc import Awaitable, Callable
 from types import FrameType
 
 import torch
 import uvicorn
+from fastapi import FastAPI
 
 from model.errors import SettingsError
 from service.api.checkpoints import describe
 from service.app import create_app
+from service.gate import Gate
 from service.models import Models, default_checkpoints
 from service.settings import Settings
 from service.version import VERSION
@@ -24,6 +27,9 @@ FLAGS = (
     "dtype",
     "threads",
     "draft",
+    "root_path",
+    "model_directory",
+    "stream_grace",
     "max_queue",
     "cors_origins",
     "studio",
@@ -35,35 +41,44 @@ GRACE_SECONDS = 1
 
 
 def serve(arguments: argparse.Namespace) -> int:
-    """Serve until SIGINT or SIGTERM. Raises `SettingsError` and `CheckpointError` before anything listens."""
+    """Serve until SIGINT or SIGTERM. While checkpoints load, `/health` answers and `/ready` says not yet.
+
+    Raises `SettingsError` and `CheckpointError` for what can't be served.
+    """
     settings = Settings.read(**{name: getattr(arguments, name) for name in FLAGS})
     # The port is taken first: finding out that it is in use should not take as long as loading.
     listener = bind(settings.host, settings.port)
     with listener:
         print(f"Topkapi {VERSION}", flush=True)
-        models = load(settings, arguments.checkpoint)
+        models = Models(settings)
+        gate = Gate(models)
+        config = uvicorn.Config(
+            gate,
+            log_level="info" if settings.access_log else "warning",
+            access_log=settings.access_log,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+
+        def make() -> FastAPI:
+            load(models, arguments.checkpoint)
+            return create_app(models, settings)
+
+        server = Server(config, models, listener, lambda: gate.open(make))
         try:
-            app = create_app(models, settings)
-            config = uvicorn.Config(
-                app,
-                log_level="info" if settings.access_log else "warning",
-                access_log=settings.access_log,
-                timeout_graceful_shutdown=GRACE_SECONDS,
-            )
-            Server(config, models, listener).run(sockets=[listener])
+            server.run(sockets=[listener])
         finally:
             models.close()
+        if server.failure is not None:
+            raise server.failure
     return 0
 
 
-def load(settings: Settings, locations: list[str]) -> Models:
+def load(models: Models, locations: list[str]) -> None:
     """Load the named checkpoints, or the default ones, saying what each is."""
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    models = Models(settings)
-    for location in locations or default_checkpoints(settings):
+    if models.settings.threads is not None:
+        torch.set_num_threads(models.settings.threads)
+    for location in locations or default_checkpoints(models.settings):
         print(f"  {summary(describe(models, models.load(location)))}", flush=True)
-    return models
 
 
 def summary(details: dict[str, object]) -> str:
@@ -103,12 +118,25 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server; on a signal it first ends what the engines are doing, so that streams end properly."""
+    """uvicorn's server; on a signal it first ends what the engines are doing, so that streams end properly.
 
-    def __init__(self, config: uvicorn.Config, models: Models, listener: socket.socket) -> None:
+    Once it listens, `opening` is awaited and then said where it is ready; where that fails, the server ends and
+    `failure` is why.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        models: Models,
+        listener: socket.socket,
+        opening: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         super().__init__(config)
+        self.failure: Exception | None = None
         self._models = models
         self._listener = listener
+        self._opening = opening
+        self._opened: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A first signal ends the server as asked for, with exit code 0; a second one while it ends, at once."""
@@ -116,16 +144,27 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and say where."""
+        """Listen, and let `opening` go on meanwhile."""
         await super().startup(sockets)
-        if not self.started:
+        if self.started:
+            self._opened = asyncio.create_task(self._open())
+
+    async def _open(self) -> None:
+        try:
+            if self._opening is not None:
+                await self._opening()
+        except Exception as error:
+            self.failure = error
+            self.should_exit = True
             return
         host, port = self._listener.getsockname()[:2]
         shown = "127.0.0.1" if host == "0.0.0.0" else f"[{host}]" if ":" in host else host
-        url = f"http://{shown}:{port}"
+        url = f"http://{shown}:{port}{self._models.settings.root_path or ''}"
         print(f"Ready at {url} (API documentation: {url}/docs). Ctrl-C stops the server.", flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End running requests as cancelled, then the connections."""
+        if self._opened is not None:
+            self._opened.cancel()
         await asyncio.to_thread(self._models.close)
         await super().shutdown(sockets)
