@@ -24,6 +24,8 @@ expected-statuses = ["2xx", "400", "403", "404", "409", "422", "424", "429", "50
 """
 NEVER_ANSWERED = {"GET /streams/{id}", "DELETE /streams/{id}", "POST /models", "DELETE /models/{name}"}
 """Operations about something that only other requests bring about, or that no schema can name."""
+ALIASES = {"POST /chat/completions": "POST /v1/chat/completions", "POST /embeddings": "POST /embedding"}
+"""Of two paths for one thing, it is enough to get through to one."""
 
 
 @pytest.fixture(scope="module")
@@ -75,5 +77,8 @@ def test_every_operation_answers_as_described(server, tmp_path) -> None:
 def test_every_operation_answers_as_described_fifty_times(server, tmp_path) -> None:
     answers = run(server.url, tmp_path, "--phases", "examples,coverage,fuzzing,stateful", "--max-examples", "50")
     check(answers, server)
-    silent = {operation for operation, statuses in answers.items() if not any(status < 300 for status in statuses)}
-    assert silent <= NEVER_ANSWERED, "the test reaches what operations do, not only their refusals"
+    answered = {operation for operation, statuses in answers.items() if any(status < 300 for status in statuses)}
+    answered |= {operation for operation, same in ALIASES.items() if same in answered}
+    assert operations(server) - answered <= NEVER_ANSWERED, (
+        "the test reaches what operations do, not only their refusals"
+    )
