@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -146,6 +147,24 @@ def test_a_failing_step_fails_only_its_own_job(engine: Engine) -> None:
     assert isinstance(failure, Failed)
     assert "MemoryError" in failure.error.message
     assert good.tokens() == generate(engine.model, [1, 2], {"seed": 1, "max_tokens": 10}).token_ids
+
+
+def test_a_failed_job_leaves_nothing_for_others_to_start_from() -> None:
+    """Logits that are no numbers may come from what is in the cache; the next job reads its prompt itself."""
+    model = tiny_model()
+    engine = Engine(model, name="tiny", max_running=2)
+    run = engine.network.run
+    engine.network.run = lambda works: [replace(output, logits=output.logits * float("nan")) for output in run(works)]
+    failed, again = Receiver(), Receiver()
+    engine.submit(job(list(range(1, 40)), max_tokens=2), failed)
+    while engine.step():
+        pass
+    assert isinstance(failed.wait()[-1], Failed)
+    engine.network.run = run
+    engine.submit(job(list(range(1, 40)), max_tokens=2), again)
+    while engine.step():
+        pass
+    assert again.wait()[-1].cached_tokens == 0
 
 
 def test_a_failing_receiver_does_not_stop_the_loop(engine: Engine) -> None:

@@ -187,7 +187,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "json_schema", "schema", None, None,
         "The answer is JSON that fulfils this schema: an object, or true or {} for any JSON.",
-        "llguidance (JSON Schema 2020-12)", aliases=("guided_json", "structured_outputs"), stage="grammar",
+        "llguidance (JSON Schema 2020-12)", aliases=("guided_json",), stage="grammar",
     ),
     Parameter(
         "json_object", "boolean", False, False,

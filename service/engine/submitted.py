@@ -54,9 +54,9 @@ class Submitted:
         self.complete_if_done()
 
     def fail(self, error: TopkapiError) -> None:
-        """End the job with an error."""
+        """End the job with an error. What it left in the cache is not trusted with another job."""
         for sequence in self.sequences:
-            sequence.done = True
+            sequence.done, sequence.computed = True, 0
         self.events.append(Failed(error))
         self.over = True
 
