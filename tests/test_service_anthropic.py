@@ -219,6 +219,14 @@ def test_bad_requests_are_refused_in_anthropics_shape(served, changes, words) ->
     assert words in error.message and "\n" not in error.message
 
 
+def test_a_lenient_server_leaves_out_what_it_cannot_do(serve, tiny_checkpoint) -> None:
+    with serve(tiny_checkpoint("lenient"), ignore_unknown_fields=True) as served:
+        more = {"thinking": {"type": "enabled", "budget_tokens": 1024}, "container": "x"}
+        response = served.post("/v1/messages", model="lenient", max_tokens=2, messages=USER, **more)
+        assert response.status_code == 200
+        assert set(response.headers["X-Ignored-Parameters"].split(", ")) == {"thinking", "container"}
+
+
 def test_the_client_raises_its_own_errors(served, client, monkeypatch) -> None:
     with pytest.raises(anthropic.BadRequestError, match="context holds 128"):
         client.messages.create(model="chat", max_tokens=5, messages=[{"role": "user", "content": LONG}])

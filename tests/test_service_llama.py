@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -206,6 +207,13 @@ def test_probabilities_after_the_samplers(served) -> None:
         assert math.isclose(sum(each["prob"] for each in token["top_probs"]), 1, rel_tol=1e-6)
     greedy = complete(served, n_probs=8, temperature=0, post_sampling_probs=True)["completion_probabilities"]
     assert all([each["prob"] for each in token["top_probs"]] == [1.0] for token in greedy)
+
+
+def test_every_parameter_is_documented() -> None:
+    document = (Path(__file__).resolve().parent.parent / "docs" / "llama-cpp.md").read_text()
+    families = ("xtc_", "dry_", "mirostat")
+    names = [name for name in llama_schemas.LlamaRequest.model_fields if not name.startswith(families)]
+    assert [name for name in names if f"`{name}`" not in document] == []
 
 
 def test_only_the_named_fields(served) -> None:

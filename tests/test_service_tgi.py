@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from huggingface_hub import InferenceClient
 from text_generation import AsyncClient, Client
 from text_generation.errors import GenerationError, OverloadedError, ValidationError
 from text_generation.types import FinishReason, Grammar, GrammarType
@@ -150,6 +151,16 @@ def test_the_asynchronous_client(served) -> None:
     asyncio.run(both())
 
 
+def test_hugging_faces_client(served, client) -> None:
+    other = InferenceClient(served.url, timeout=60)
+    whole = client.generate(PROMPT, max_new_tokens=10)
+    answer = other.text_generation(PROMPT, max_new_tokens=10, details=True)
+    assert (answer.generated_text, answer.details.finish_reason) == (whole.generated_text, "length")
+    streamed = list(other.text_generation(PROMPT, max_new_tokens=10, stream=True, details=True))
+    assert streamed[-1].generated_text == whole.generated_text
+    assert whole.generated_text.startswith(other.text_generation(PROMPT, max_new_tokens=3))
+
+
 def test_each_of_many_clients_gets_its_own_answer(served) -> None:
     async def many() -> list[str]:
         client = AsyncClient(served.url, timeout=60)
@@ -209,7 +220,7 @@ def test_an_unknown_field_may_be_left_out(serve, tiny_checkpoint) -> None:
         parameters = {"watermark": True, "adapter_id": "x", "max_new_tokens": 2}
         response = served.post("/generate", inputs="a", parameters=parameters)
         assert response.status_code == 200
-        assert response.headers["X-Ignored-Parameters"] == "parameters.adapter_id, parameters.watermark"
+        assert response.headers["X-Ignored-Parameters"] == "parameters.watermark, parameters.adapter_id"
 
 
 def test_the_client_raises_tgis_errors(client, monkeypatch) -> None:

@@ -48,7 +48,9 @@ def read(model: LoadedModel, body: schemas.AnthropicCountRequest) -> Reading:
     else:
         tools = [{"type": "function", "function": function} for function in calling.functions]
         token_ids = chat.encode(messages, model.checkpoint.tokenizer, tools=tools).token_ids
-    return Reading(token_ids + (model.checkpoint.tokenizer.encode(begun) if begun else []), calling)
+    # Encoded as the middle of a text, where no vocabulary puts a space before it.
+    (_, going_on) = model.checkpoint.tokenizer.encode_parts([["\n"], [begun] if begun else []])
+    return Reading(token_ids + going_on, calling)
 
 
 def _calling(model: LoadedModel, body: schemas.AnthropicCountRequest) -> Calling | None:

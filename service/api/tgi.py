@@ -215,6 +215,9 @@ def _refuse(parameters: schemas.TGIParameters, streamed: bool) -> None:
     if parameters.watermark:
         hint = "leave it out, or set it to false"
         raise InapplicableField("watermark: texts are not watermarked here", field="parameters.watermark", hint=hint)
+    if parameters.adapter_id is not None:
+        message = "adapter_id: no adapters are loaded here"
+        raise InapplicableField(message, field="parameters.adapter_id", hint="leave it out")
     if streamed and (parameters.best_of or 1) > 1:
         message = "best_of: of several answers the best is only known at their end, so they can't be streamed"
         raise InvalidRequest(message, field="parameters.best_of", hint="set best_of to 1, or leave out stream")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, WithJsonSchema
 
 from service.api.schemas import Strict
 
@@ -21,6 +21,9 @@ class TGIGrammar(Strict):
 class TGIParameters(Strict):
     """TGI's parameters. Without `do_sample` or one that only sampling has, decoding is greedy."""
 
+    adapter_id: Annotated[Any, WithJsonSchema({"type": "null", "description": "Refused: no adapters are loaded."})] = (
+        None
+    )
     best_of: Annotated[int, Field(ge=1, le=128, description="Sample so many answers; the likeliest comes first.")] | (
         None
     ) = None
