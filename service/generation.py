@@ -182,6 +182,9 @@ class Generation:
                 self.guessed_tokens += event.guessed_tokens
                 self.accepted_tokens += event.accepted_tokens
                 self.deterministic = self.deterministic and event.deterministic
+        for output in self.outputs:
+            # Of many prompts, those that the engine was not given before all were cancelled.
+            output.finish_reason = output.finish_reason or "cancelled"
 
     async def finish(self) -> None:
         """Run to the end."""

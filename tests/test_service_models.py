@@ -26,14 +26,14 @@ from service.settings import Settings
 SLOW = {"prompt": "a", "ignore_end_token": True, "temperature": 0}
 
 
-@pytest.fixture
-def library(tmp_path, tiny_checkpoint) -> Path:
+@pytest.fixture(scope="module")
+def library(tmp_path_factory, tiny_checkpoint) -> Path:
     """A directory with two checkpoints, a link to one of them, a link that leads out of it, and something else."""
-    library = tmp_path / "library"
+    library = tmp_path_factory.mktemp("shelf") / "library"
     library.mkdir()
     for seed, name in enumerate(("first", "second")):
         shutil.copytree(tiny_checkpoint(name, seed=seed, context=2048), library / name)
-    shutil.copytree(library / "first", tmp_path / "outside")
+    shutil.copytree(library / "first", library.parent / "outside")
     (library / "linked").symlink_to("second")
     (library / "away").symlink_to("../outside")
     (library / "notes.txt").write_text("nothing to load")
@@ -43,6 +43,13 @@ def library(tmp_path, tiny_checkpoint) -> Path:
 @pytest.fixture
 def open_server(serve, library) -> Iterator:
     """A server of `first` that lets requests load what is in the library."""
+    with serve(library / "first", model_directory=library) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def refusing(serve, library) -> Iterator:
+    """The same for all tests in which nothing comes to be loaded."""
     with serve(library / "first", model_directory=library) as served:
         yield served
 
@@ -115,12 +122,12 @@ def test_a_newer_checkpoint_takes_the_place_of_a_loaded_one(open_server, library
 
 
 @pytest.mark.parametrize("path", ["../outside", "/etc", "away", "second/../../outside", "../library2", "../nothing"])
-def test_nothing_outside_the_directory_can_be_reached(open_server, path) -> None:
+def test_nothing_outside_the_directory_can_be_reached(refusing, path) -> None:
     """Nor can anybody learn what is there: what exists is refused as what does not."""
-    refused = error(open_server.post("/models", path=path), 403)
+    refused = error(refusing.post("/models", path=path), 403)
     assert (refused["type"], refused["field"]) == ("forbidden", "path")
     assert refused["message"] == "path leads out of the directory that checkpoints may be loaded from"
-    assert names(open_server) == ["first"]
+    assert names(refusing) == ["first"]
 
 
 @pytest.mark.parametrize(
@@ -141,10 +148,10 @@ def test_nothing_outside_the_directory_can_be_reached(open_server, path) -> None
         ({"path": "second", "nam": "a"}, "nam"),
     ],
 )
-def test_what_cannot_be_loaded_is_said_in_a_sentence(open_server, library, body, field) -> None:
-    refused = error(open_server.post("/models", **body), 422)
+def test_what_cannot_be_loaded_is_said_in_a_sentence(refusing, library, body, field) -> None:
+    refused = error(refusing.post("/models", **body), 422)
     assert refused["field"] == field and str(library) not in json.dumps(refused)
-    assert names(open_server) == ["first"] and open_server.client.get("/ready").status_code == 200
+    assert names(refusing) == ["first"] and refusing.client.get("/ready").status_code == 200
 
 
 def test_a_link_within_the_directory_is_followed(open_server) -> None:

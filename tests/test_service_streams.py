@@ -164,6 +164,15 @@ def test_a_stream_can_be_ended_without_waiting(kept) -> None:
     assert ask(kept, "DELETE", "/streams/gen-0").status == 404
 
 
+def test_of_many_prompts_those_not_begun_are_cancelled_too(kept) -> None:
+    reading = ask(kept, "POST", "/generate", SLOW | {"prompt": ["a"] * 80})
+    begin = reading.read(1000)
+    ask(kept, "DELETE", f"/streams/{last_id(complete(begin)).partition(':')[0]}").read()
+    _, done = contents(begin + reading.read())[-1]
+    assert [output["finish_reason"] for output in done["outputs"]] == ["cancelled"] * 80
+    kept.wait_until_idle(0.5)
+
+
 def refused(response: http.client.HTTPResponse, status: int) -> dict:
     assert response.status == status
     return json.load(response)["error"]
