@@ -220,6 +220,15 @@ def test_a_failed_step_fails_its_own_request_only(serve, tiny_checkpoint) -> Non
         assert served.post("/generate", prompt="a", max_tokens=1).status_code == 200
 
 
+def test_parameters_that_leave_no_token_are_the_requests_own_fault(served) -> None:
+    """Nobody can tell before: after its first token, no word of the grammar is allowed."""
+    tokenizer = served.models.get().checkpoint.tokenizer
+    allowed = [token_id for token_id in range(512) if tokenizer.token_bytes(token_id) in (b"a", b"b")]
+    error = refused(served.post("/generate", prompt="x", regex="ac", allowed_token_ids=allowed), 422)
+    assert error["type"] == "invalid_request" and "no token is left" in error["message"] and error["hint"]
+    assert served.post("/generate", prompt="x", max_tokens=1).status_code == 200
+
+
 def test_a_defect_answers_in_the_same_shape(serve, tiny_checkpoint, monkeypatch) -> None:
     with serve(tiny_checkpoint("defect")) as served:
         monkeypatch.setattr("service.api.render.generate_response", lambda *_: 1 / 0)

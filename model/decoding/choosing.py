@@ -43,6 +43,13 @@ class UnusableLogits(EngineError):
         self.rows = tuple(rows)
 
 
+class NothingLeft(UnusableLogits):
+    """The parameters rule every token out: their sender can mend that, so it is no failure of the server."""
+
+    status = 422
+    kind = "invalid_request"
+
+
 def check_logits(logits: Tensor) -> None:
     """Raise `UnusableLogits` for rows of `logits [B, V]` that hold NaN or infinity."""
     best = logits.amax(dim=-1).cpu()
@@ -54,10 +61,10 @@ def check_logits(logits: Tensor) -> None:
         )
 
 
-def nothing_left(rows: Sequence[int]) -> UnusableLogits:
+def nothing_left(rows: Sequence[int]) -> NothingLeft:
     """The parameters rule every token of these rows out."""
     hint = "loosen the parameters that rule tokens out"
-    return UnusableLogits("no token is left to choose", rows, hint=hint)
+    return NothingLeft("no token is left to choose", rows, hint=hint)
 
 
 def choose(logits: Tensor, rows: Sequence[Row], found: Sequence[int] | None = None) -> list[Choice]:
