@@ -19,7 +19,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model import cache
-from model.cache import KEY_BLOCK, LEAST_ROWS, SlotCache, Work, read
+from model.attention import KEY_BLOCK, LEAST_ROWS
+from model.cache import SlotCache, Work, read
 from model.config import ModelConfig
 from model.transformer import Decoder, initialise
 

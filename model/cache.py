@@ -17,20 +17,17 @@ import numpy
 import torch
 from torch import Tensor
 
+from model.attention import KEY_BLOCK, block_attention
 from model.config import ModelConfig
 from model.transformer import Decoder
 
 # Tokens of a prompt that are read at a time where no scheduler says otherwise.
 PREFILL_CHUNK = 256
-# Keys are weighed and summed in blocks of this many, in order. Unused ones are zeros, which change no sum.
-KEY_BLOCK = 128
 # Most rows that go through the output matrix at a time: with a large vocabulary they are most of the memory.
 LOGIT_ROWS = 64
 # Numbers of keys and values that are read in vain sooner than that sequences of different lengths attend apart: reading
 # them takes as long as calling everything once more.
 SPLIT_NUMBERS = 100_000
-# Products with fewer rows than this take other code paths (a matrix times a vector), which round differently.
-LEAST_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -56,6 +53,14 @@ class Output:
     logits: Tensor
     states: Tensor
     early: Tensor
+
+
+class Places:
+    """Where new tokens belong: `positions [R]` of `slots [R]`, and in which block of keys that is."""
+
+    def __init__(self, slots: Tensor, positions: Tensor) -> None:
+        self.slots, self.positions = slots, positions
+        self.blocks, self.offsets = positions // KEY_BLOCK, positions % KEY_BLOCK
 
 
 class SlotCache:
@@ -90,10 +95,10 @@ class SlotCache:
         """A layer's keys `[slots, K, blocks, D, KEY_BLOCK]` and values `[slots, K, capacity, D]`."""
         return self._keys[index], self._values[index]
 
-    def write(self, layer: int, slots: Tensor, positions: Tensor, k: Tensor, v: Tensor) -> None:
-        """Put `k`, `v [R, K, D]` at `positions [R]` of `slots [R]`."""
-        self._keys[layer][slots, :, positions // KEY_BLOCK, :, positions % KEY_BLOCK] = k
-        self._values[layer][slots, :, positions] = v
+    def write(self, layer: int, places: Places, k: Tensor, v: Tensor) -> None:
+        """Put `k`, `v [R, K, D]` at `places`."""
+        self._keys[layer][places.slots, :, places.blocks, :, places.offsets] = k
+        self._values[layer][places.slots, :, places.positions] = v
 
 
 @torch.inference_mode()
@@ -149,42 +154,6 @@ def wanted_logits(model: Decoder, hidden: Tensor) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def block_attention(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, query_tile: int | None = None) -> Tensor:
-    """Attention whose result for a query row depends on that row, its keys and values, and nothing else.
-
-    `q [B, K, M, D]`, `keys [B, K, blocks, D, KEY_BLOCK]`, `values [B, K, N, D]` float32 with N a multiple of 16;
-    `hidden`, broadcast to `[B, K, M, N]`, marks the keys a row does not see. Returns `[B, K, M, D]`. `query_tile`
-    computes that many rows at a time, where products of other sizes do not agree.
-    """
-    rows = q.shape[2]
-    tile = query_tile or _attended_rows(rows)
-    q = torch.nn.functional.pad(q * q.shape[-1] ** -0.5, (0, 0, 0, -rows % tile))
-    tiles = [
-        _tile_attention(q[:, :, start : start + tile], keys, values, hidden, start, min(tile, rows - start))
-        for start in range(0, rows, tile)
-    ]
-    return tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=2)
-
-
-def _tile_attention(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, start: int, rows: int) -> Tensor:
-    """The first `rows` of a tile of queries; the products need them all, nothing else does."""
-    length = values.shape[2]
-    spans = [(at, min(at + KEY_BLOCK, length)) for at in range(0, length, KEY_BLOCK)]
-    weights = q.new_zeros(*q.shape[:-1], len(spans) * KEY_BLOCK)
-    for index, (at, end) in enumerate(spans):
-        weights[..., at:end] = torch.matmul(q, keys[:, :, index, :, : end - at])
-    own = weights[:, :, :rows, :length]
-    own.masked_fill_(hidden if hidden.shape[2] == 1 else hidden[:, :, start : start + rows], float("-inf"))
-    own.sub_(own.amax(dim=-1, keepdim=True)).exp_()
-    totals = weights[:, :, :rows].view(*own.shape[:-1], -1, KEY_BLOCK).sum(dim=-1)
-    total = totals[..., 0]
-    mixed = torch.matmul(weights[..., : spans[0][1]], values[:, :, : spans[0][1]])
-    for index, (at, end) in enumerate(spans[1:], 1):
-        total = total + totals[..., index]
-        mixed += torch.matmul(weights[..., at:end], values[:, :, at:end])
-    return mixed[:, :, :rows].div_(total.unsqueeze(-1))
-
-
 @dataclass(frozen=True)
 class _Group:
     """Rows that attend together: numbers of the pass's `rows [slots, count]` for each of the slots from `first_slot` to
@@ -209,7 +178,8 @@ class _Reading:
         self.positions = torch.tensor(
             [work.start + offset for work in works for offset in range(len(work.token_ids))], device=device
         )
-        self.slots = torch.tensor([work.slot for work in works for _ in work.token_ids], device=device)
+        slots = torch.tensor([work.slot for work in works for _ in work.token_ids], device=device)
+        self.places = Places(slots, self.positions)
         self.wanted = torch.tensor(
             [
                 first + row
@@ -243,7 +213,7 @@ class _Reading:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See `model.transformer.Attend`; B = 1 and T = the rows of the pass, padded."""
         new_keys, new_values = (each[0, :, : self.rows].transpose(0, 1).float() for each in (k, v))
-        self.cache.write(layer, self.slots, self.positions, new_keys, new_values)
+        self.cache.write(layer, self.places, new_keys, new_values)
         keys, values = self.cache.layer(layer)
         heads, kv_heads, size = q.shape[1], k.shape[1], q.shape[3]
         group_size = heads // kv_heads
@@ -282,11 +252,6 @@ def _runs(single: list[tuple[int, int, int]], config: ModelConfig) -> list[list[
         runs.append([item])
         longest = taken = keys
     return runs
-
-
-def _attended_rows(rows: int) -> int:
-    """Row count to attend with: threads share rows evenly then, and none is left with fewer than `LEAST_ROWS`."""
-    return _round_up(rows, 64) if rows > 64 else max(LEAST_ROWS, 1 << (rows - 1).bit_length())
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.cache import KEY_BLOCK, LOGIT_ROWS, SlotCache, Work, read, wanted_logits
+from model.attention import KEY_BLOCK
+from model.cache import LOGIT_ROWS, SlotCache, Work, read, wanted_logits
 from model.linear import Linear
 from model.transformer import KEY_STEP, Decoder
 
