@@ -32,11 +32,13 @@ class Linear(nn.Module):
     """`x [..., inputs] -> [..., outputs]`.
 
     `compute_dtype` None computes in the weight's own dtype. Set to `torch.bfloat16` while the weight is float32, it
-    is mixed precision made explicit: float32 master weights, bfloat16 product, gradients in float32.
+    is mixed precision made explicit: float32 master weights, bfloat16 product, gradients in float32. `outlying` says
+    that a few inputs are far larger than the others, as they are behind a feed-forward's nonlinearity.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, bias: bool = False) -> None:
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = False, outlying: bool = False) -> None:
         super().__init__()
+        self.outlying = outlying
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
         self.compute_dtype: torch.dtype | None = None

@@ -7,6 +7,7 @@ the product. Here the blocks are made once (oneDNN's packed weights). Matrices t
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -45,11 +46,11 @@ def pack(model: Decoder) -> None:
     """Hold every matrix of `model` for serving, where this machine has a form for that and it has none yet."""
     linears = [module for module in model.modules() if isinstance(module, Linear) and module.product is None]
     if linears and all(can_pack(linear.weight) for linear in linears):
-        hold(model, PackedProduct)
+        hold(model, lambda linear: PackedProduct)
 
 
-def hold(model: Decoder, make_product: MakeProduct) -> None:
-    """Hold every matrix of `model` that is still a plain parameter as `make_product` makes it.
+def hold(model: Decoder, chosen: Callable[[Linear], MakeProduct]) -> None:
+    """Hold every matrix of `model` that is still a plain parameter as what is `chosen` for it makes it.
 
     The table of the embedding stays as it is, also where the output matrix is the same: rows are looked up in it.
     """
@@ -58,4 +59,4 @@ def hold(model: Decoder, make_product: MakeProduct) -> None:
             module.stack()
     for module in list(model.modules()):
         if isinstance(module, Linear) and module.product is None:
-            module.hold(make_product)
+            module.hold(chosen(module))

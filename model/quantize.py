@@ -6,13 +6,12 @@ Symmetric, by absolute maximum (LLM.int8(): Dettmers et al. 2022, without its ou
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from model.errors import CheckpointError
-from model.linear import MakeProduct
 from model.packing import hold
 from model.transformer import Decoder
 
@@ -23,20 +22,30 @@ CUDA_LEAST_ROWS = 32
 
 
 class Int8Product:
-    """`rows` float32 by a matrix of int8 with float32 scales; subclasses say how integers are multiplied."""
+    """`rows` float32 by a matrix of int8 with float32 scales; subclasses say how integers are multiplied.
+
+    With `two_bytes`, what the first byte of an input leaves over is quantised too: rows whose largest number dwarfs the
+    others lose little then, for twice the rows to multiply.
+    """
 
     input_dtype = torch.float32
     held_in = "int8"
     exact = True
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, two_bytes: bool = False) -> None:
+        self._two_bytes = two_bytes
         integers, scales = quantized(weight.float())
         self._scales, self._bias = scales.view(-1).contiguous(), bias
         self._pack(integers)
 
     def __call__(self, rows: Tensor) -> Tensor:
         integers, scales = quantized(rows)
-        product = self._multiply(integers).mul_(scales)
+        if self._two_bytes:
+            rest, rest_scales = quantized(rows - integers * scales)
+            high, low = self._multiply(torch.cat((integers, rest))).chunk(2)
+            product = high.mul_(scales).add_(low.mul_(rest_scales))
+        else:
+            product = self._multiply(integers).mul_(scales)
         return product if self._bias is None else product.add_(self._bias)
 
     def _pack(self, integers: Tensor) -> None:
@@ -112,11 +121,12 @@ def quantize(model: Decoder) -> None:
 
     Raises `CheckpointError` where this machine has no exact product of int8 matrices, or none of these sizes.
     """
-    hold(model, int8_product(model.device.type))
+    product = int8_product(model.device.type)
+    hold(model, lambda linear: partial(product, two_bytes=linear.outlying))
 
 
 @cache
-def int8_product(device: str) -> MakeProduct:
+def int8_product(device: str) -> type[Int8Product]:
     """The fastest int8 product that is exact on `device`, found by trial: some processors saturate while they add."""
     for product in (BlockedInt8, PlainInt8) if device == "cpu" else (PlainInt8,):
         try:

@@ -132,7 +132,7 @@ class FeedForward(nn.Module):
         hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         self.gate_proj = Linear(hidden, inner, bias=bias) if config.gated_mlp else None
         self.up_proj = Linear(hidden, inner, bias=bias)
-        self.down_proj = Linear(inner, hidden, bias=bias)
+        self.down_proj = Linear(inner, hidden, bias=bias, outlying=True)
         self.gate_up_proj: Linear | None = None
 
     def stack(self) -> None:

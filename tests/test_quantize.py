@@ -63,6 +63,17 @@ def test_the_product_is_that_of_the_integers(make_product: type[Int8Product], in
     assert relative < 0.02
 
 
+def test_two_bytes_keep_what_an_outlier_drowns() -> None:
+    weight, rows = normal(30, 64), normal(9, 64, seed=3)
+    rows[:, 5] = 500.0
+    exact = rows @ weight.t()
+    errors = [(BlockedInt8(weight, None, two_bytes=two)(rows) - exact).norm() for two in (False, True)]
+    # What is left with two bytes is the matrix's own rounding.
+    integers, scales = quantized(weight)
+    own = (rows @ (integers * scales).t() - exact).norm()
+    assert errors[1] < 1.05 * own < errors[0]
+
+
 def test_a_product_that_saturates_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def saturating(self: Int8Product, integers: Tensor) -> Tensor:
         return multiply(self, integers).clamp_(-1e6, 1e6)
