@@ -194,7 +194,7 @@ def test_timings_cover_the_way_to_the_first_token_and_between_tokens(served) -> 
 
 def test_a_request_of_higher_priority_goes_first_and_changes_no_other(serve, tiny_checkpoint, monkeypatch) -> None:
     monkeypatch.setattr("service.models.Engine", functools.partial(Engine, max_running=1))
-    long = {"prompt": "a", "seed": 1, "max_tokens": 1500, "ignore_end_token": True}
+    long = {"prompt": "a", "seed": 1, "max_tokens": 600, "ignore_end_token": True}
     with serve(tiny_checkpoint("urgent", context=2048)) as served:
 
         async def race() -> list[str]:
