@@ -51,6 +51,7 @@ test-all: lint  ## lint, then run the tests with the slow ones
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 
 format: install  ## apply ruff's fixes and format

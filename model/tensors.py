@@ -63,8 +63,7 @@ def to_hugging_face(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[st
     state = {name: tensor for name, tensor in state.items() if not (config.tie_embeddings and name == "lm_head.weight")}
     if config.family != "gpt2":
         return {
-            name if name == "lm_head.weight" else f"model.{name}": tensor.contiguous()
-            for name, tensor in state.items()
+            name if name == "lm_head.weight" else f"model.{name}": tensor.contiguous() for name, tensor in state.items()
         }
     result: dict[str, Tensor] = {}
     plain = {ours: theirs for theirs, ours in GPT2_NAMES.items()}

@@ -1,6 +1,5 @@
 """GGUF files load as the models they were made from, and damaged or foreign ones are named."""
 
-
 import json
 import sys
 from collections.abc import Callable

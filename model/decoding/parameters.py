@@ -27,6 +27,7 @@ __all__ = [
     "grammar_parameter", "in_force", "resolve", "unknown_parameter",
 ]  # fmt: skip
 
+
 def in_force(effective: Mapping[str, Any]) -> set[str]:
     """The stages that these effective parameters ask for."""
     return {
