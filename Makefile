@@ -6,6 +6,9 @@ TORCH_ARGS ?=
 # Extra arguments for what the target runs: make serve ARGS="--port 9000", make test ARGS="tests/test_house.py -v"
 ARGS ?=
 
+# Threads that wait for work give their core to those that have some; on a busy machine spinning ones starve everybody.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements.lock
