@@ -12,6 +12,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements.lock
+CODE := model service training tests benchmarks
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Both lie in the environment and go with it: the first says that an install began, the second that it ended well.
 BEGUN := $(VENV)/.begun
@@ -53,13 +54,13 @@ test-all: lint  ## lint, then run the tests with the slow ones
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: install  ## ruff and mypy
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check --quiet $(CODE)
 	$(BIN)/mypy
 
 format: install  ## apply ruff's fixes and format
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
 
 lock:  ## pin every dependency again (needs uv; ARGS=--upgrade takes newer versions)
 	@command -v uv >/dev/null || { echo 'error: make lock needs uv'; echo 'hint: $(PYTHON) -m pip install uv'; exit 2; }

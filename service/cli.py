@@ -17,7 +17,7 @@ from service.version import VERSION
 DESCRIPTION = "Train small language models, serve them over HTTP, and talk to them."
 EPILOG = """examples:
   topkapi serve                                   the default checkpoints at http://127.0.0.1:8000
-  topkapi serve runs/mine/checkpoints/best        a checkpoint of your own
+  topkapi serve runs/mine/best                    a checkpoint of your own
   topkapi chat                                    a conversation in the terminal
   topkapi generate "Once upon a time" --top-k 40  continue a text
   topkapi score book.txt                          perplexity of a file

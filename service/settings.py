@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -40,7 +41,7 @@ class Settings(BaseSettings):
     draft: Path | None = None
     """Smaller checkpoint with the same vocabulary that guesses ahead: the same answers, sooner."""
 
-    threads: Annotated[int, Field(ge=1)] | None = None
+    threads: Annotated[int, Field(ge=1, le=os.cpu_count() or 1)] | None = None
     """CPU threads for the network's arithmetic; PyTorch's own choice where not given."""
 
     max_queue: Annotated[int, Field(ge=1)] = 256
@@ -82,6 +83,21 @@ class Settings(BaseSettings):
             return tuple(origin.strip() for origin in origins.split(",") if origin.strip())
         return origins
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+                raise ValueError("an origin is a scheme and a host, such as https://example.org, or *")
+        return origins
+
+    @field_validator("model_directory")
+    @classmethod
+    def _is_directory(cls, directory: Path | None) -> Path | None:
+        if directory is not None and not directory.expanduser().is_dir():
+            raise ValueError("there is no such directory")
+        return directory
+
     @classmethod
     def read(cls, **flags: Any) -> Settings:
         """The settings in force: flags that were given, then the environment, then the defaults.
@@ -94,4 +110,5 @@ class Settings(BaseSettings):
             first = error.errors()[0]
             name = str(first["loc"][0])
             source = f"--{name.replace('_', '-')}" if flags.get(name) is not None else f"TOPKAPI_{name.upper()}"
-            raise SettingsError(f"{source}: {first['msg']}, not {first['input']!r}", field=name) from None
+            said = first["msg"].removeprefix("Value error, ")
+            raise SettingsError(f"{source}: {said}, not {first['input']!r}", field=name) from None

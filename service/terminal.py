@@ -37,7 +37,10 @@ def generate(arguments: argparse.Namespace) -> int:
             raise InvalidRequest("--system needs --chat", field="system", hint="add --chat")
         else:
             prompts = prompt_tokens(model, text)
-        generation = Generation(plan(model, prompts, given_parameters(arguments)))
+        parameters = given_parameters(arguments)
+        if not arguments.json:
+            _shown_only_in_json(parameters, "--json")
+        generation = Generation(plan(model, prompts, parameters))
         stream = not arguments.json and generation.parameters["n"] == 1
         interrupted = asyncio.run(_run(generation, stream))
         if arguments.json:
@@ -87,6 +90,7 @@ def chat(arguments: argparse.Namespace) -> int:
         import readline  # noqa: F401  (gives input() its line editing and history)
 
     parameters = given_parameters(arguments)
+    _shown_only_in_json(parameters, "topkapi generate --json")
     if parameters.get("n", 1) != 1:
         raise InvalidRequest("a conversation has one answer at a time", field="n", hint="leave --n out")
     with loaded(arguments) as model:
@@ -111,6 +115,12 @@ def chat(arguments: argparse.Namespace) -> int:
                 print("(a new conversation)")
             elif text.strip():
                 _answer(model, messages, text, parameters)
+
+
+def _shown_only_in_json(parameters: dict[str, Any], remedy: str) -> None:
+    for name in ("trace", "logprobs"):
+        if parameters.get(name) not in (None, False):
+            raise InvalidRequest(f"{name} is not part of plain text", field=name, hint=f"use {remedy}")
 
 
 def _answer(model: LoadedModel, messages: list[Message], text: str, parameters: dict[str, Any]) -> None:

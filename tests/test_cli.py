@@ -262,3 +262,22 @@ def test_a_closed_pipe_is_no_error(base: str) -> None:
     reader.stdout.close()
     errors = reader.stderr.read().decode()
     assert reader.wait(20) == 141 and errors == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "a", "--trace"], "trace is not part of plain text"),
+        (["generate", "a", "--threads", "100000"], "--threads"),
+        (["serve", "--port", "0", "--cors-origins", "example"], "--cors-origins: an origin is a scheme and a host"),
+    ],
+)
+def test_what_could_only_be_ignored_or_go_wrong_is_refused(
+    arguments: list[str], message: str, tiny_checkpoint, capsys: pytest.CaptureFixture
+) -> None:
+    checkpoint = str(tiny_checkpoint("refusing"))
+    where = ["-c", checkpoint] if arguments[0] == "generate" else [checkpoint]
+    assert main([*arguments, *where]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error

@@ -84,7 +84,7 @@ def test_the_verdict_is_the_books_network() -> None:
         (["bad.yaml"], "bad.yaml and flags: unknown field 'lr'", "learning_rate"),
         (["list.yaml"], "must be a list of 'field: value' lines", ""),
         (["broken.yaml"], "the recipe broken.yaml cannot be read", ""),
-        (["--resume", "gone"], "no training text", ""),
+        (["--resume", "gone"], "no training run in gone", ""),
         (["--data", "bad.yaml"], "bad.yaml is not a kind of file that can be read", "a recipe (.yaml) comes before"),
         (["--data", "text.txt", "--device", "tpu"], "device 'tpu' is not supported", "cpu, cuda or auto"),
         (["--data", "text.txt", "--tokenizer", "gone"], "gone holds no tokenizer.json", ""),

@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from model.errors import SettingsError
 from training.flags import add_flags, given_flags
 from training.recipe import (
     FinetuneRecipe,
@@ -100,6 +101,12 @@ def read_arguments(arguments: argparse.Namespace) -> tuple[TrainingRecipe, Path,
         fields, source, stem = read_yaml(path), f"{path.name} and flags", path.stem
     if arguments.resume:
         flags["out"] = arguments.resume
+        if not (Path(arguments.resume) / "config.yaml").is_file():
+            raise SettingsError(
+                f"there is no training run in {arguments.resume}",
+                field="resume",
+                hint="name the run's directory, the one with config.yaml in it",
+            )
     named = flags.get("out", fields.get("out"))
     if resume and named and arguments.recipe is None and (Path(named) / "config.yaml").is_file():
         fields = read_yaml(Path(named) / "config.yaml") | {"overwrite": False}

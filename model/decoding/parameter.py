@@ -48,7 +48,7 @@ def check(parameter: Parameter, value: Any) -> Any:
         return float(_in_range(parameter, _number(name, value)))
     if kind == "boolean":
         if not isinstance(value, bool):
-            raise InvalidRequest(f"{name} must be true or false, not {value!r}", field=name)
+            raise InvalidRequest(f"{name} must be true or false, not {_shown(value)}", field=name)
         return value
     if kind == "strings":
         items = [value] if isinstance(value, str) else value
@@ -79,10 +79,17 @@ def check(parameter: Parameter, value: Any) -> Any:
         raise InvalidRequest(f"{name} must map token ids to numbers", field=name) from None
 
 
+def _shown(value: Any) -> str:
+    """A value as a request would spell it."""
+    if isinstance(value, float) and abs(value) < 1e6:
+        return f"{value:g}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
 def _integer(name: str, value: Any) -> int:
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     if isinstance(value, bool) or not whole:
-        raise InvalidRequest(f"{name} must be a whole number, not {value!r}", field=name)
+        raise InvalidRequest(f"{name} must be a whole number, not {_shown(value)}", field=name)
     return int(value)
 
 
@@ -92,7 +99,7 @@ def _number(name: str, value: Any) -> float:
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise InvalidRequest(f"{name} must be a finite number, not {value!r}", field=name)
+        raise InvalidRequest(f"{name} must be a finite number, not {_shown(value)}", field=name)
     return number
 
 
@@ -128,12 +135,12 @@ def _words(name: str, value: Any) -> Words:
 
 def _in_range(parameter: Parameter, value: float) -> float:
     name = parameter.name
-    shown = f"{value:g}" if abs(value) < 2**53 else str(value)
+    shown = _shown(value)
 
     def refused(relation: str, bound: float) -> InvalidRequest:
         # Worth a word only where the bound itself switches a stage off; temperature 1 or one answer does no such thing.
         off = f" ({bound:g} means off)" if parameter.stage is not None and parameter.off == bound else ""
-        return InvalidRequest(f"{name} must be {relation} {bound:g}{off}, not {shown}", field=name)
+        return InvalidRequest(f"{name} must be {relation} {_shown(bound)}{off}, not {shown}", field=name)
 
     if parameter.minimum is not None and value < parameter.minimum:
         raise refused("at least", parameter.minimum)
