@@ -342,3 +342,23 @@ def test_scoring_through_the_engine_is_scoring() -> None:
     while engine.step():
         pass
     assert client.events[-1].scores == score(model, text, window=40, stride=11, top=2)
+
+
+def test_what_was_read_before_a_preemption_is_not_gone_on_with_after_it() -> None:
+    """The prompt is read before the longer negative one; then both lose their slots, and are read again."""
+    for wanted in ({"guidance_scale": 1.7}, {"num_beams": 2, "temperature": 0}, {"penalty_alpha": 0.4, "top_k": 2}):
+        for steps in range(1, 12):
+            engine = Engine(META, name="fake", network=HistoryNetwork(2), step_tokens=4)
+            parameters = resolve({"seed": 3, "max_tokens": 6, "ignore_end_token": True, **wanted})
+            low = Client(
+                GenerateJob([1, 2], parameters, negative=[4, 2, 5, 1, 3, 2, 4] * bool("guidance_scale" in wanted))
+            )
+            low.handle = engine.submit(low.job, low)
+            for _ in range(steps):
+                engine.step()
+            for seed in (1, 2):
+                high = GenerateJob([3] * 5, resolve({"seed": seed, "max_tokens": 3}), priority=1)
+                engine.submit(high, Client(high))
+            while engine.step():
+                pass
+            low.check(faults=False)

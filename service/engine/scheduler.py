@@ -99,7 +99,7 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         assert sequence.slot is not None, "a running sequence has a slot"
         self.pool.release(sequence.slot)
-        sequence.slot, sequence.computed = None, 0
+        sequence.slot, sequence.computed, sequence.output = None, 0, None
 
     def _queue(self, sequence: Sequence) -> None:
         bisect.insort(self.waiting, sequence, key=self._rank)

@@ -39,7 +39,6 @@ class Branch(Sequence):
     def __init__(self, search: Search, index: int) -> None:
         super().__init__(search.owner, index, list(search.job.prompt) if index == 0 else [])
         self.search = search
-        self.output: Output | None = None
         self.row = Row(search.job.parameters, self.tokens, len(search.job.prompt), index, search.config.end_token_ids)
 
     @property
@@ -201,6 +200,8 @@ class BeamSearch(Search):
 
     def finish(self, reason: FinishReason) -> None:
         for group in self.groups:
+            # Even an answer that is complete might not have been the best in the end.
+            group.complete = [replace(each, reason=reason, stop_reason=None) for each in group.complete]
             group.complete += [self._hypothesis(beam, reason, None) for beam in group.beams]
         self._conclude()
 

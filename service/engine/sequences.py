@@ -41,6 +41,8 @@ class Sequence:
         self.slot: int | None = None
         self.done = False
         self.scores: Scores | None = None
+        # What the network said after the last token, kept until it can be gone on with; gone with the slot.
+        self.output: Output | None = None
         # Events that wait until it is known whether they are reported at all.
         self.held: list[Event] = []
 
@@ -128,7 +130,6 @@ class Continuation(Sequence):
         self.paced: Pace | None = None
         self.guide = Guide(self, list(job.negative or job.prompt[-1:])) if guided(job) else None
         # Events of a job that answers with its best continuations wait until these are known.
-        self.output: Output | None = None
         self.guesses: list[int] = []
 
     @property
@@ -227,7 +228,6 @@ class Guide(Sequence):
     def __init__(self, main: Continuation, tokens: list[int]) -> None:
         super().__init__(main.owner, main.index, tokens)
         self.main = main
-        self.output: Output | None = None
 
     @property
     def gang(self) -> Collection[Sequence]:
