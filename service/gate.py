@@ -16,7 +16,7 @@ from service.version import VERSION
 
 
 class Gate:
-    """Until it is opened: `/health` answers 200, anything else 503. Then everything goes to the application."""
+    """Until it is opened everything is answered with 503. Then everything goes to the application."""
 
     def __init__(self, models: Models) -> None:
         self._models = models
@@ -64,9 +64,7 @@ class Gate:
     def _not_yet(self, path: str) -> JSONResponse:
         about = {"version": VERSION, "models": self._models.names, "loading": self._models.loading}
         path = path.removeprefix(self._models.settings.root_path or "")
-        if path == "/health":
-            return JSONResponse({"status": "ok", **about})
-        if path == "/ready":
+        if path in ("/health", "/ready"):
             return JSONResponse({"status": "loading", **about}, 503)
         error = {"type": "loading", "message": "the checkpoints are being loaded", "hint": "try again in a moment"}
         return JSONResponse({"error": error}, 503, {"Retry-After": "1"})

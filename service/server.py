@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import errno
+import os
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from types import FrameType
 
@@ -41,7 +43,7 @@ GRACE_SECONDS = 1
 
 
 def serve(arguments: argparse.Namespace) -> int:
-    """Serve until SIGINT or SIGTERM. While checkpoints load, `/health` answers and `/ready` says not yet.
+    """Serve until SIGINT or SIGTERM. While checkpoints load, `/health` and `/ready` say not yet.
 
     Raises `SettingsError` and `CheckpointError` for what can't be served.
     """
@@ -68,6 +70,10 @@ def serve(arguments: argparse.Namespace) -> int:
             server.run(sockets=[listener])
         finally:
             models.close()
+        if models.loading is not None:
+            # What loads can't be stopped half-way, and the interpreter can't be taken down around it.
+            sys.stdout.flush()
+            os._exit(0)
         if server.failure is not None:
             raise server.failure
     return 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -48,7 +51,7 @@ def test_it_is_alive_before_it_is_ready(tiny_checkpoint, studio) -> None:
 
     with starting(make) as (client, _, _):
         health = client.get("/health")
-        assert (health.status_code, health.json()["status"], health.json()["models"]) == (200, "ok", [])
+        assert (health.status_code, health.json()["status"], health.json()["models"]) == (503, "loading", [])
         ready = client.get("/ready")
         assert (ready.status_code, ready.json()["status"]) == (503, "loading")
         refused = client.post("/generate", json={"prompt": "a"})
@@ -63,6 +66,23 @@ def test_it_is_alive_before_it_is_ready(tiny_checkpoint, studio) -> None:
         assert client.post("/generate", json={"prompt": "a", "max_tokens": 1}).status_code == 200
         if studio:
             assert "gradio" in client.get("/").text
+
+
+def test_a_signal_while_it_loads_ends_the_process_cleanly(tiny_checkpoint) -> None:
+    slow = (
+        "import time, service.models as models; load = models.load_checkpoint\n"
+        "def later(*a, **k): time.sleep(60); return load(*a, **k)\n"
+        "models.load_checkpoint = later\n"
+        "from service.cli import main; import sys; sys.exit(main(['serve', '--port', '0', sys.argv[1]]))"
+    )
+    command = [sys.executable, "-c", slow, str(tiny_checkpoint("slow"))]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("Topkapi")
+    time.sleep(2)
+    process.send_signal(signal.SIGTERM)
+    rest = process.communicate(timeout=15)[0]
+    assert (process.returncode, rest) == (0, "")
 
 
 def test_what_cannot_be_loaded_ends_the_server_and_is_told() -> None:
