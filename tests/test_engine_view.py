@@ -47,7 +47,7 @@ def test_slots_may_be_looked_at_while_the_engine_works() -> None:
         parameters = resolve({"seed": seed, "n": 2, "max_tokens": 20, "ignore_end_token": True})
         engine.submit(GenerateJob([seed + 1, 2], parameters), deliver)
     seen = 0
-    while not over.is_set():
+    while not over.wait(timeout=0.0005):  # a pause, or this thread keeps the interpreter from the engine's
         views = engine.slots()
         assert len(views) == 4
         for view in views:
