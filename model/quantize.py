@@ -6,6 +6,7 @@ Symmetric, by absolute maximum (LLM.int8(): Dettmers et al. 2022, without its ou
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import cache, partial
 
 import torch
@@ -21,7 +22,7 @@ CUDA_MULTIPLE = 8
 CUDA_LEAST_ROWS = 32
 
 
-class Int8Product:
+class Int8Product(ABC):
     """`rows` float32 by a matrix of int8 with float32 scales; subclasses say how integers are multiplied.
 
     With `two_bytes`, what the first byte of an input leaves over is quantised too: rows whose largest number dwarfs the
@@ -48,12 +49,13 @@ class Int8Product:
             product = self._multiply(integers).mul_(scales)
         return product if self._bias is None else product.add_(self._bias)
 
+    @abstractmethod
     def _pack(self, integers: Tensor) -> None:
-        raise NotImplementedError
+        """Hold `integers [outputs, inputs]` the way that `_multiply` wants them."""
 
+    @abstractmethod
     def _multiply(self, integers: Tensor) -> Tensor:
         """`integers [M, inputs]` int8 times the matrix, times the matrix's scales, float32."""
-        raise NotImplementedError
 
 
 class BlockedInt8(Int8Product):

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 from model.decoding.grammar import Constraint, compile_constraint
@@ -16,7 +15,7 @@ from model.decoding.stopping import Stopper
 from model.errors import InvalidRequest
 from model.generation import check_prompt, token_limit
 from service.engine.request import Completed, Finished, FinishReason, GenerateJob, StopCheck, Timings, Token
-from service.jobs import JobGroup
+from service.jobs import JobGroup, Work
 from service.models import LoadedModel
 
 
@@ -105,8 +104,8 @@ class Latencies:
         return cls(math.fsum(ordered) / len(ordered), p50, p95, ordered[-1])
 
 
-class Generation:
-    """Runs a plan. An async context manager: leaving it cancels what is still running.
+class Generation(Work):
+    """Runs a plan.
 
     Where requests wait or compete for room, those of higher `priority` go first.
     """
@@ -144,23 +143,6 @@ class Generation:
             for prompt_index, (prompt, parameters) in enumerate(zip(plan.prompts, plan.parameters, strict=True))
         ]
         self._group = JobGroup(plan.model, jobs)
-
-    async def __aenter__(self) -> Generation:
-        self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.cancel()
-
-    def start(self) -> None:
-        """Submit the prompts. Raises `Overloaded` when the queue is full. Needs a running event loop."""
-        self._group.start()
-
-    def cancel(self) -> None:
-        """End what is running within a step; the outputs finish as cancelled."""
-        self._group.cancel()
 
     async def deltas(self) -> AsyncIterator[Delta]:
         """What each step adds, until every output is finished. Raises the error of a failed step."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Literal
 
 from model.errors import Cancelled, EngineError, InvalidRequest
 from model.scoring import Scores, check_text, windows
 from service.engine.request import Completed, ScoreJob, ScoreProgress
 from service.engine.slots import LEAST_COPIED
-from service.jobs import JobGroup
+from service.jobs import JobGroup, Work
 from service.models import LoadedModel
 
 IMPOSSIBLE = -9999.0
@@ -57,8 +56,8 @@ def check_items(model: LoadedModel, items: Sequence[Item], window: int | None, s
         windows(len(item.token_ids), model.checkpoint.config, window, stride)
 
 
-class Scoring:
-    """Scores items. An async context manager: leaving it cancels what is still running.
+class Scoring(Work):
+    """Scores items.
 
     What items have in common before their completions (the prompt of several choices) is read once.
     """
@@ -78,23 +77,6 @@ class Scoring:
         self._found: dict[int, Scores] = {}
         jobs = [ScoreJob(item.token_ids, window, stride, top, priority=priority, first=item.first) for item in items]
         self._group = JobGroup(model, jobs, _leaders(items))
-
-    async def __aenter__(self) -> Scoring:
-        self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.cancel()
-
-    def start(self) -> None:
-        """Submit the items. Raises `Overloaded` when the queue is full. Needs a running event loop."""
-        self._group.start()
-
-    def cancel(self) -> None:
-        """End what is running within a step."""
-        self._group.cancel()
 
     async def progress(self) -> AsyncIterator[tuple[int, int]]:
         """(tokens scored, tokens to score) of all items after each step, until all are done."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
@@ -71,7 +72,7 @@ class Branch(Sequence):
         self.search.finish(reason)
 
 
-class Search:
+class Search(ABC):
     """A job whose next tokens are chosen for several branches at once."""
 
     def __init__(self, owner: Submitted, job: GenerateJob, config: ModelConfig, width: int) -> None:
@@ -89,16 +90,16 @@ class Search:
         """Of how many of a branch's next `count` tokens final states are needed."""
         return 0
 
-    def read(self, branch: Branch, output: Output) -> None:
+    def read(self, branch: Branch, output: Output) -> None:  # noqa: B027 (not every search needs it)
         """Told of every output of a branch, those from the midst of the prompt too."""
 
+    @abstractmethod
     def advance(self, copy: Copy) -> None:
         """Choose from the outputs of all branches that were awaited."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, reason: FinishReason) -> None:
         """End with what there is."""
-        raise NotImplementedError
 
     def grow(self, children: list[tuple[Branch, int]], copy: Copy) -> list[Branch]:
         """Go on with these (branch, next token): the branch of each child. They are read next.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Protocol
@@ -32,7 +33,7 @@ from service.engine.request import (
 from service.engine.submitted import Submitted, ranked
 
 
-class Sequence:
+class Sequence(ABC):
     """A list of tokens of which the first `computed` are in cache slot `slot`; the engine's unit of work."""
 
     def __init__(self, owner: Submitted, index: int, tokens: list[int]) -> None:
@@ -88,12 +89,12 @@ class Sequence:
         """Up to `room` tokens that may come after the next one, to be read with it."""
         return []
 
+    @abstractmethod
     def receive(self, output: Output, guesses: list[int]) -> Continuation | Choosing | None:
         """Take in what the network said of the tokens it just read (`computed` counts them already, but no guesses).
 
         Returns what can now be gone on with, if something can.
         """
-        raise NotImplementedError
 
     def finish(self, reason: FinishReason, stop_reason: str | int | None = None) -> None:
         """End with `reason`."""
