@@ -1,7 +1,10 @@
 """A run that is killed at any instant and resumed ends with the same bytes as one that never was."""
 
+import functools
 import json
 import random
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -52,13 +55,15 @@ def text_file(tmp_path_factory: pytest.TempPathFactory, english: str) -> Path:
     return path
 
 
+# Runs that take a second: with dropout, evaluations, samples and saves at different steps.
+SCHEDULE = "--dropout 0.1 --threads 1 --sample-tokens 5 --batch-size 4 --max-steps 12 --evaluate-every 4 --save-every 3"
+SHAPE = "--family gpt2 --hidden-size 32 --intermediate-size 64 --num-layers 2 --num-heads 2 --context-length 32"
+SHAPE += " --vocab-size 300 --micro-batch-size 2 --evaluation-batches 2"
+
+
 @pytest.fixture(scope="module")
 def pretraining(text_file: Path) -> list[object]:
-    """Flags of a run that takes a second: with dropout, evaluations, samples and saves at different steps."""
-    flags = "--family gpt2 --hidden-size 32 --intermediate-size 64 --num-layers 2 --num-heads 2 --context-length 32"
-    flags += " --batch-size 4 --micro-batch-size 2 --max-steps 12 --evaluate-every 4 --evaluation-batches 2"
-    flags += " --save-every 3 --dropout 0.1 --sample-tokens 5 --vocab-size 300 --threads 1 --optimizer muon"
-    return ["pretrain", "--data", text_file, *flags.split(), "--cache", text_file.parent / "cache"]
+    return ["pretrain", "--data", text_file, *SCHEDULE.split(), *SHAPE.split(), "--cache", text_file.parent / "cache"]
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +71,7 @@ def finetuning(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Callab
     data = tmp_path_factory.mktemp("instructions") / "data.json"
     rows = [{"instruction": f"Say {n}.", "input": "", "output": " ".join(map(str, range(n)))} for n in range(1, 30)]
     data.write_text(json.dumps(rows))
-    flags = "--batch-size 4 --max-steps 10 --evaluate-every 3 --save-every 4 --dropout 0.1 --sample-tokens 4"
-    flags += " --threads 1"
-    return ["finetune", "--checkpoint", tiny_checkpoint("parent"), "--data", data, *flags.split()]
+    return ["finetune", "--checkpoint", tiny_checkpoint("parent"), "--data", data, *SCHEDULE.split()]
 
 
 def content(directory: Path) -> dict[str, bytes]:
@@ -91,11 +94,21 @@ def assert_same(directory: Path, expected: dict[str, bytes]) -> None:
 
 @dataclass
 class Whole:
-    """A command, what an uninterrupted run of it leaves, and how many system calls a kill can hit."""
+    """A command, what an uninterrupted run of it leaves, the file operations a kill can hit, and how long it took."""
 
     command: list[object]
     content: dict[str, bytes]
-    calls: int
+    calls: list[str]
+    seconds: float
+
+    def calls_of_saves(self, first: int, last: int) -> range:
+        """The numbers of all operations of the saves at the steps `first` to `last`, and of the pruning after them."""
+        touched = [
+            number
+            for number, call in enumerate(self.calls, start=1)
+            if any(f"step-{step}." in call or f"step-{step}/" in call for step in range(first, last + 1))
+        ]
+        return range(touched[0], touched[-1] + 1)
 
 
 def uninterrupted(run: Run, command: list[object], folder: Path) -> Whole:
@@ -107,38 +120,98 @@ def uninterrupted(run: Run, command: list[object], folder: Path) -> Whole:
     assert content(folder / "first") == expected
     records = [json.loads(line) for line in expected["metrics.jsonl"].decode().splitlines()]
     assert len({record["loss"] for record in records if "loss" in record}) >= 10, "something must be learned"
-    return Whole(command, expected, result["calls"])
+    return Whole(command, expected, result["calls"], result["seconds"])
 
 
 @pytest.fixture(scope="module")
-def pretrained(run: Run, pretraining: list[object], tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    return uninterrupted(run, pretraining, tmp_path_factory.mktemp("pretrained"))
+def wholes(
+    run: Run, pretraining: list[object], finetuning: list[object], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Whole]:
+    commands = {"pretrain": pretraining, "finetune": finetuning}
+
+    @functools.cache
+    def whole(command: str, optimizer: str) -> Whole:
+        flags = [*commands[command], "--optimizer", optimizer]
+        return uninterrupted(run, flags, tmp_path_factory.mktemp(f"{command}-{optimizer}"))
+
+    return whole
 
 
 @pytest.fixture(scope="module")
-def finetuned(run: Run, finetuning: list[object], tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    return uninterrupted(run, finetuning, tmp_path_factory.mktemp("finetuned"))
+def pretrained(wholes: Callable[[str, str], Whole]) -> Whole:
+    return wholes("pretrain", "muon")
 
 
-@pytest.mark.parametrize("kind", ["pretrained", "finetuned"])
+def assert_readable(out: Path) -> None:
+    """Whatever a kill left under a checkpoint's name can be loaded, and its digests agree; so can `best` and `last`."""
+    names = [path for path in out.glob("checkpoints/*") if not path.name.startswith(".")]
+    for path in [*names, *(out / name for name in ("best", "last") if (out / name).is_symlink())]:
+        load_checkpoint(path)
+
+
+def assert_killed_it_ends_the_same(run: Run, whole: Whole, out: Path, **kill: Any) -> None:
+    killed = run(*whole.command, "--out", out, **kill)
+    while killed["status"] == 0 and "kill_after" in kill:
+        # It was faster than the uninterrupted one.
+        shutil.rmtree(out)
+        kill["kill_after"] /= 2
+        killed = run(*whole.command, "--out", out, **kill)
+    assert killed["status"] in (-signal.SIGKILL, -signal.SIGXFSZ), f"{kill}: {killed['output']}"
+    assert_readable(out)
+    resumed = run(*whole.command, "--out", out, "--resume")
+    assert resumed["status"] == 0, f"{kill}: {resumed['output']}"
+    assert_same(out, whole.content)
+    shutil.rmtree(out)
+
+
+@pytest.mark.parametrize(("command", "optimizer"), [("pretrain", "muon"), ("finetune", "adamw")])
 def test_killed_at_any_instant_it_resumes_to_the_same_bytes(
-    kind: str, run: Run, tmp_path: Path, request: pytest.FixtureRequest
+    command: str, optimizer: str, run: Run, tmp_path: Path, wholes: Callable[[str, str], Whole]
 ) -> None:
-    whole: Whole = request.getfixturevalue(kind)
-    points = sorted(random.Random(kind).sample(range(1, whole.calls), 5 if kind == "pretrained" else 3))
-    for point in points:
-        out = tmp_path / f"killed-{point}"
-        killed = run(*whole.command, "--out", out, kill_at=point)
-        assert killed["status"] == -9, killed["output"]
-        resumed = run(*whole.command, "--out", out, "--resume")
-        assert resumed["status"] == 0, f"killed at call {point}: {resumed['output']}"
-        assert_same(out, whole.content)
+    whole, chance = wholes(command, optimizer), random.Random(command)
+    for point in sorted(chance.sample(range(1, len(whole.calls)), 3)):
+        assert_killed_it_ends_the_same(run, whole, tmp_path / "killed", kill_at=point)
+    # In the middle of writing a file of the second save.
+    torn = {"kill_at": whole.calls_of_saves(6, 6)[0], "torn": chance.randrange(10_000, 40_000)}
+    assert_killed_it_ends_the_same(run, whole, tmp_path / "torn", **torn)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_killed_at_many_random_instants(
+    command: str, optimizer: str, run: Run, tmp_path: Path, wholes: Callable[[str, str], Whole]
+) -> None:
+    whole, chance = wholes(command, optimizer), random.Random(command + optimizer)
+    for number in range(13):
+        # Anywhere from before the first step to the report; a moment of the clock, so that no two runs are hit alike.
+        after = chance.uniform(0, 0.8) * whole.seconds
+        assert_killed_it_ends_the_same(run, whole, tmp_path / f"killed-{number}", kill_after=after)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_killed_at_every_file_operation_of_a_save(
+    command: str, optimizer: str, run: Run, tmp_path: Path, wholes: Callable[[str, str], Whole]
+) -> None:
+    whole, chance = wholes(command, optimizer), random.Random(command + optimizer)
+    # A state with a checkpoint, the pruning after it, and a checkpoint that becomes the best.
+    calls = whole.calls_of_saves(6, 8)
+    assert len(calls) > 40
+    for point in calls:
+        assert_killed_it_ends_the_same(run, whole, tmp_path / f"killed-{point}", kill_at=point)
+    for number in range(4):
+        torn = {"kill_at": calls[0], "torn": chance.randrange(1, 40_000)}
+        assert_killed_it_ends_the_same(run, whole, tmp_path / f"torn-{number}", **torn)
 
 
 def test_killed_again_and_again_it_still_ends_the_same(run: Run, tmp_path: Path, pretrained: Whole) -> None:
     out = tmp_path / "killed"
     run(*pretrained.command, "--out", out, kill_at=30)
-    for call in range(40, pretrained.calls, 20):
+    for call in range(40, len(pretrained.calls), 30):
         result = run(*pretrained.command, "--out", out, "--resume", kill_at=call)
         if result["status"] == 0:
             break
@@ -163,7 +236,7 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(run: Run, tmp_path: Path, pretrained: Whole) -> None:
     out = tmp_path / "full"
-    assert run(*pretrained.command, "--out", out, kill_at=2 * pretrained.calls // 3)["status"] == -9
+    assert run(*pretrained.command, "--out", out, kill_at=2 * len(pretrained.calls) // 3)["status"] == -9
     (state,) = sorted((out / "state").glob("step-*"))[-1:]
     before = load_checkpoint(out / "checkpoints" / state.name)
     failed = run(*pretrained.command, "--out", out, "--resume", file_limit=40_000)
@@ -182,7 +255,7 @@ def test_resuming_with_another_recipe_or_other_data_is_refused(
     run: Run, tmp_path: Path, pretrained: Whole, text_file: Path
 ) -> None:
     out = tmp_path / "run"
-    run(*pretrained.command, "--out", out, kill_at=pretrained.calls // 2)
+    run(*pretrained.command, "--out", out, kill_at=len(pretrained.calls) // 2)
     refused = run(*pretrained.command, "--out", out, "--resume", "--learning-rate", "0.5")
     assert refused["status"] == 2
     assert "learning_rate = 0.001, not 0.5" in refused["output"]
