@@ -2,6 +2,7 @@
 
 import os
 import pydoc_data.topics
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,12 @@ ROOT = Path(__file__).resolve().parent.parent
 # How long one example takes says more about what else the machine does than about the code.
 hypothesis.settings.register_profile("topkapi", deadline=None)
 hypothesis.settings.load_profile("topkapi")
+
+
+@pytest.fixture(autouse=True)
+def the_same_seeds_every_time(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that name no seed get one from the test's name, so that what fails once fails always."""
+    monkeypatch.setattr("model.decoding.parameters.secrets.randbits", random.Random(request.node.nodeid).getrandbits)
 
 
 @pytest.fixture(scope="session")

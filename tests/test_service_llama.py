@@ -288,7 +288,7 @@ def test_other_errors(served, monkeypatch) -> None:
     monkeypatch.setattr(served.models.get().engine.network, "run", fails_after(0, run))
     assert refused(served.post("/completion", prompt="a")) == (500, "server_error")
     monkeypatch.setattr(served.models.get().engine.network, "run", fails_after(5, run))
-    *chunks, last = events(served, prompt=PROMPT, n_predict=50)
+    *chunks, last = events(served, prompt=PROMPT, n_predict=50, ignore_eos=True)
     assert chunks and last["error"]["code"] == 500
     served.wait_until_idle()
 

@@ -261,7 +261,7 @@ def test_a_failed_step_is_a_generation_error_even_in_mid_stream(served, client, 
     monkeypatch.setattr(served.models.get().engine.network, "run", fails_after(4, run))
     seen = 0
     with pytest.raises(GenerationError):
-        for _ in client.generate_stream(PROMPT, max_new_tokens=50):
+        for _ in client.generate_stream(PROMPT, max_new_tokens=50, do_sample=False):
             seen += 1
     assert seen > 0
     served.wait_until_idle()
