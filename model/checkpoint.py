@@ -1,12 +1,15 @@
 """Checkpoints: Hugging Face directories, written whole, verified when read; and GGUF files, read only.
 
 Beside the standard files lies `topkapi.json`: the format version, how the checkpoint was made, and the SHA-256 of
-every other file. Weights are safetensors; nothing is ever unpickled.
+every other file. Weights are safetensors; nothing is ever unpickled. An adapter's directory is a checkpoint, too: it
+names its base, and is merged into that while it is read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,10 +21,20 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model.adapter_files import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    adapter_settings,
+    adapter_tensors,
+    is_adapter,
+    read_adapter,
+    read_settings,
+)
 from model.chat import ChatTemplate
 from model.config import ModelConfig
 from model.errors import CheckpointError
 from model.files import recover_directory, sha256, write_directory
+from model.nf4 import NF4
 from model.quantize import quantize
 from model.tensors import from_hugging_face, read_safetensors, to_hugging_face
 from model.tokenizer import Tokenizer
@@ -50,15 +63,17 @@ def load_checkpoint(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     verify: bool = True,
+    base: str | Path | None = None,
 ) -> Checkpoint:
-    """Load a checkpoint directory or a GGUF file for inference.
+    """Load a checkpoint directory, an adapter's or a GGUF file for inference.
 
     Matrices are held in `dtype` (None: as stored, float16 becoming float32 on the CPU, where it is slow; `torch.int8`:
-    see `model.quantize`), vectors in float32. `verify` compares every file with the digests in `topkapi.json`. Raises
-    `CheckpointError` naming the file for what is missing, unreadable, truncated, altered or not supported.
+    see `model.quantize`), vectors in float32. `verify` compares every file with the digests in `topkapi.json`. An
+    adapter is merged into `base`, by default the checkpoint that it names. Raises `CheckpointError` naming the file for
+    what is missing, unreadable, truncated, altered or not supported.
     """
     try:
-        return _load(Path(path), dtype, torch.device(device), verify)
+        return _load(Path(path), dtype, torch.device(device), verify, None if base is None else Path(base))
     except OSError as error:
         raise CheckpointError(
             f"{error.filename or path} cannot be read: {error.strerror or error}",
@@ -66,10 +81,45 @@ def load_checkpoint(
         ) from error
 
 
-def _load(path: Path, dtype: torch.dtype | None, device: torch.device, verify: bool) -> Checkpoint:
+@dataclass
+class _Stored:
+    """A checkpoint as it is stored; `tensors`, by names of `Decoder`'s parameters, are read one by one."""
+
+    raw_config: dict[str, Any]
+    tensors: Iterator[tuple[str, Tensor]]
+    tokenizer: Tokenizer
+    chat: ChatTemplate | None
+    generation: dict[str, Any]
+    details: dict[str, Any]
+
+
+def _load(path: Path, dtype: torch.dtype | None, device: torch.device, verify: bool, base: Path | None) -> Checkpoint:
+    stored = _read(path, verify, base)
+    config, tokenizer = ModelConfig.from_hugging_face(stored.raw_config), stored.tokenizer
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} entries but the network only {config.vocab_size}",
+            hint="the two files belong to different models",
+        )
+    config = config.with_end_tokens(_end_tokens(config, tokenizer, stored.chat, stored.generation))
+    stored_as = stored.raw_config.get("dtype", stored.raw_config.get("torch_dtype"))
+    held = torch.float32 if dtype in (None, torch.int8) and stored_as == "float16" else dtype
+    model = _build(config, stored.tensors, path, None if held == torch.int8 else held, device)
+    if dtype == torch.int8:
+        quantize(model)
+    return Checkpoint(
+        path.resolve().name, path, config, model, tokenizer, stored.chat, stored.generation, stored.details
+    )
+
+
+def _read(path: Path, verify: bool, base: Path | None = None) -> _Stored:
     recover_directory(path)
     if not path.exists():
         raise CheckpointError(f"there is no checkpoint at {path}", hint="give a checkpoint directory or a .gguf file")
+    if is_adapter(path):
+        return _read_adapted(path, verify, base)
+    if base is not None:
+        raise CheckpointError(f"{path} is not an adapter", hint="give the directory that holds adapter_config.json")
     if path.is_file():
         if path.suffix != ".gguf":
             raise CheckpointError(f"{path} is a file but not .gguf", hint="give a checkpoint directory or a .gguf file")
@@ -78,6 +128,7 @@ def _load(path: Path, dtype: torch.dtype | None, device: torch.device, verify: b
         raw_config, tensors, tokenizer, template, generation = read_gguf(path)
         details: dict[str, Any] = {}
         chat = ChatTemplate(template, None) if template else None
+        config = ModelConfig.from_hugging_face(raw_config)
     else:
         raw_config = _read_json(path / "config.json", required=True)
         details = _read_json(path / "topkapi.json")
@@ -85,23 +136,59 @@ def _load(path: Path, dtype: torch.dtype | None, device: torch.device, verify: b
             _verify(path, details)
         generation = _read_json(path / "generation_config.json")
         # The family is checked before anything slow is read.
-        ModelConfig.from_hugging_face(raw_config)
+        config = ModelConfig.from_hugging_face(raw_config)
         tokenizer = Tokenizer.from_directory(path)
         chat = ChatTemplate.from_directory(path)
         tensors = read_safetensors(path)
-    config = ModelConfig.from_hugging_face(raw_config)
-    if tokenizer.vocab_size > config.vocab_size:
+    return _Stored(raw_config, from_hugging_face(config, tensors), tokenizer, chat, generation, details)
+
+
+def _read_adapted(path: Path, verify: bool, base: Path | None) -> _Stored:
+    details = _read_json(path / "topkapi.json")
+    if verify:
+        _verify(path, details)
+    named = read_settings(path).get("base_model_name_or_path")
+    if base is None:
+        base = Path(named or "")
+        if not named or not base.exists():
+            raise CheckpointError(
+                f"the adapter {path} was trained on {named or 'a base that it does not name'}, which is not there",
+                hint=f"give its base: topkapi merge BASE {path} --out DIRECTORY makes a whole checkpoint of the two",
+            )
+    stored = _read(base, verify)
+    tensors = stored.tensors
+    if details.get("base_held_in") == "nf4":
+        # What is served is what was trained and evaluated: the base as its 4-bit numbers were.
+        tensors = _as_nf4(tensors)
+    digest = (details.get("parent") or {}).get("sha256")
+    if digest is not None and digest != weights_digest(base):
         raise CheckpointError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} entries but the network only {config.vocab_size}",
-            hint="the two files belong to different models",
+            f"{base} is not what the adapter {path} was trained on: its weights have changed",
+            hint="bring the earlier base back, or train the adapter anew on this one",
         )
-    config = config.with_end_tokens(_end_tokens(config, tokenizer, chat, generation))
-    stored = raw_config.get("dtype", raw_config.get("torch_dtype"))
-    held = torch.float32 if dtype in (None, torch.int8) and stored == "float16" else dtype
-    model = _build(config, from_hugging_face(config, tensors), path, None if held == torch.int8 else held, device)
-    if dtype == torch.int8:
-        quantize(model)
-    return Checkpoint(path.resolve().name, path, config, model, tokenizer, chat, generation, details)
+    adapter = read_adapter(path, ModelConfig.from_hugging_face(stored.raw_config))
+    return _Stored(
+        stored.raw_config | {"vocab_size": adapter.vocabulary_size(stored.raw_config["vocab_size"])},
+        adapter.merged(tensors),
+        Tokenizer.from_directory(path) if (path / "tokenizer.json").is_file() else stored.tokenizer,
+        ChatTemplate.from_directory(path) or stored.chat,
+        _read_json(path / "generation_config.json") or stored.generation,
+        details,
+    )
+
+
+def _as_nf4(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors:
+        matrix = tensor.ndim == 2 and name.startswith("layers.")
+        yield name, NF4(tensor).matrix(tensor.dtype) if matrix else tensor
+
+
+def weights_digest(path: str | Path) -> str:
+    """SHA-256 of a checkpoint's weights: of its file, or over the digests of several."""
+    path = Path(path)
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    digests = [sha256(file) for file in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def save_checkpoint(
@@ -123,12 +210,52 @@ def save_checkpoint(
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in to_hugging_face(config, state).items()}
     stored = str(dtype or model.embed_tokens.weight.dtype).removeprefix("torch.")
+    config_json = config.to_hugging_face() | {"dtype": stored}
+    return _write(
+        directory, "model.safetensors", tensors, "config.json", config_json, tokenizer, chat, generation, details
+    )
+
+
+def save_adapter(
+    directory: str | Path,
+    *,
+    model: Decoder,
+    base: str | Path,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    tokenizer: Tokenizer,
+    chat: ChatTemplate | None,
+    generation: Mapping[str, Any],
+    details: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """Write the adapters of `model`, trained on the checkpoint `base`, so that PEFT opens them; see `model.adapter`.
+
+    `dtype` is what they are stored in. Raises `CheckpointError` as `save_checkpoint` does.
+    """
+    settings = adapter_settings(model, base=os.path.realpath(base), rank=rank, alpha=alpha, dropout=dropout)
+    tensors = {name: tensor.to(dtype) for name, tensor in adapter_tensors(model).items()}
+    return _write(directory, WEIGHTS_FILE, tensors, CONFIG_FILE, settings, tokenizer, chat, generation, details)
+
+
+def _write(
+    directory: str | Path,
+    weights_file: str,
+    tensors: dict[str, Tensor],
+    config_file: str,
+    config: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    chat: ChatTemplate | None,
+    generation: Mapping[str, Any],
+    details: Mapping[str, Any],
+) -> Path:
     with write_directory(directory) as partial:
         try:
-            save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+            save_file(tensors, partial / weights_file, metadata={"format": "pt"})
         except SafetensorError as error:
             raise OSError(None, str(error)) from error
-        _write_json(partial / "config.json", config.to_hugging_face() | {"dtype": stored})
+        _write_json(partial / config_file, config)
         _write_json(partial / "generation_config.json", dict(generation))
         tokenizer.save(partial, chat.source if chat else None)
         digests = {path.name: sha256(path) for path in sorted(partial.iterdir())}

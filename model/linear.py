@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from model.adapter import Adapter
 
 
 class Product(Protocol):
@@ -45,6 +48,8 @@ class Linear(nn.Module):
         self.tile: int | None = None
         self.product: Product | None = None
         self.make_product: MakeProduct | None = None
+        # Trained beside the matrix while that is frozen; see `model.adapter`.
+        self.adapter: Adapter | None = None
 
     @property
     def input_dtype(self) -> torch.dtype:
@@ -66,7 +71,15 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty_like(self.weight, device="meta"), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        product, x = self.product or self._plain, x.to(self.input_dtype)
+        x = x.to(self.input_dtype)
+        y = self._multiply(x)
+        if self.adapter is None:
+            return y
+        adapted: Tensor = self.adapter(x, y, self)
+        return adapted
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        product = self.product or self._plain
         if self.tile is None:
             return product(x.flatten(0, -2)).view(*x.shape[:-1], -1)
         rows = x.flatten(0, -2)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from torch.nn import functional
 
 from model.config import ModelConfig
 from model.linear import Linear, stacked
+
+if TYPE_CHECKING:
+    from model.adapter import TrainedRows
 
 # What the number of keys at hand is rounded up to, where that changes no bits: fewer than 16 take other code paths.
 KEY_STEP = 16
@@ -188,6 +191,8 @@ class Decoder(nn.Module):
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self.tie()
         self._frequencies: Tensor | None = None
+        # Rows of the embedding that train while its table is frozen; see `model.adapter`.
+        self.trained_rows: TrainedRows | None = None
         # Set by `model.invariance.calibrate`: its verdict, row counts that agree bit for bit, queries per tile, and
         # what the number of keys at hand is rounded up to.
         self.invariant: bool | None = None
@@ -230,6 +235,8 @@ class Decoder(nn.Module):
         embedding.
         """
         x = self.embed_tokens(tokens).float()
+        if self.trained_rows is not None:
+            x = self.trained_rows.embed(tokens, x)
         rotary = None
         if self.embed_positions is not None:
             x = x + self.embed_positions(positions).float()
@@ -247,6 +254,8 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token: `[..., hidden_size] -> [..., vocab_size]` float32."""
         scores: Tensor = self.lm_head(hidden)
+        if self.trained_rows is not None:
+            scores = self.trained_rows.score(hidden.to(self.lm_head.input_dtype), scores)
         return scores.float()
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend = causal_attention) -> Tensor:

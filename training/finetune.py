@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from model.chat import ChatTemplate
-from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_digest
 from model.config import ModelConfig
 from model.errors import DataError, SettingsError
 from model.files import sha256
@@ -22,10 +22,11 @@ from training.console import Console
 from training.data.instructions import Conversation, ExampleLoader, encode_conversations, read_conversations
 from training.data.shards import tokenizer_digest
 from training.data.windows import EVALUATION_EPOCH, permutation
+from training.lora import AdapterPlan
 from training.pretrain import DTYPES, build_optimizers, chat_template, plan, start_or_resume
 from training.recipe import FinetuneRecipe
 from training.run import RunDirectory
-from training.trainer import Standing, Training, prepare_torch
+from training.trainer import Standing, Training, prepare_torch, trained_parameters
 
 # What ChatML needs beyond a base tokenizer's vocabulary.
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
@@ -51,6 +52,11 @@ def finetune(
     tokenizer = _tokenizer(parent, chat, console)
     train, validation = _split(recipe, chat)
     model = _model(recipe, parent, tokenizer, chat)
+    adapters = AdapterPlan.of(recipe, model.config.family)
+    if adapters:
+        adapters.attach(model, _new_tokens(parent, tokenizer))
+    name, inherited = parent.name, parent.generation
+    del parent  # its weights are in `model` now
     longest = min(recipe.context_length or model.config.context_length, model.config.context_length)
     parts, dropped = [], []
     for part in (train, validation):
@@ -84,21 +90,22 @@ def finetune(
         console.message(f"{overlap} of {len(validation)} validation prompts also occur in training")
     model.to(device)
     set_compute_dtype(model, torch.bfloat16 if recipe.precision == "bf16" else None)
+    if adapters:
+        adapters.hold_base(model)
     schedule, every = plan(recipe, loaders[0].steps_per_epoch)
 
-    def save(path: Path, details: Any) -> None:
-        save_checkpoint(
-            path,
-            model=model,
-            tokenizer=tokenizer,
-            chat=chat,
-            generation={**parent.generation, "eos_token_id": list(model.config.end_token_ids)},
-            details=details,
-            dtype=DTYPES[recipe.checkpoint_dtype],
-        )
-
     source = Path(recipe.checkpoint)
-    weights = source / "model.safetensors" if source.is_dir() else source
+
+    def save(path: Path, details: Any) -> None:
+        generation = {**inherited, "eos_token_id": list(model.config.end_token_ids)}
+        dtype = DTYPES[recipe.checkpoint_dtype]
+        common: Any = {"tokenizer": tokenizer, "chat": chat, "generation": generation, "details": details}
+        if adapters:
+            adapters.save(path, model, source, dtype=dtype, **common)
+        else:
+            save_checkpoint(path, model=model, dtype=dtype, **common)
+
+    trained = sum(parameter.numel() for _, parameter in trained_parameters(model))
     training = Training(
         recipe=recipe,
         model=model,
@@ -118,16 +125,18 @@ def finetune(
             ),
             "data": _data_facts(recipe, parts, overlap),
             "tokenizer_sha256": tokenizer_digest(tokenizer),
-            "parent": {"name": parent.name, "sha256": sha256(weights) if weights.is_file() else None},
+            "parent": {"name": name, "sha256": weights_digest(source)},
             "parameters": model.config.parameter_count(),
+            "trained_parameters": trained,
         },
         command=command,
         evaluate_every=every,
         save_every=recipe.save_every or every,
     )
     start_or_resume(training, saved)
+    adapted = f", {trained:,} of adapters train" if adapters else ""
     console.message(
-        f"{model.config.parameter_count():,} parameters of {parent.name}; {len(parts[0]):,} training examples, "
+        f"{model.config.parameter_count():,} parameters of {name}{adapted}; {len(parts[0]):,} training examples, "
         f"{len(parts[1]):,} for validation; {schedule.total_steps:,} steps of {recipe.batch_size}"
     )
     return training.run()
@@ -162,6 +171,13 @@ def _model(recipe: FinetuneRecipe, parent: Checkpoint, tokenizer: Tokenizer, cha
                 # A new token starts as the average of all others: no worse than any, and it trains quickly.
                 parameter[len(old) :] = old.mean(0)
     return model
+
+
+def _new_tokens(parent: Checkpoint, tokenizer: Tokenizer) -> list[int]:
+    """The tokens that the parent's network has never seen: those added, and rows that its matrices lack."""
+    known = set(parent.tokenizer.control_tokens.values())
+    added = set(tokenizer.control_tokens.values()) - known
+    return sorted(added | set(range(parent.config.vocab_size, tokenizer.vocab_size)))
 
 
 def _split(recipe: FinetuneRecipe, chat: ChatTemplate) -> tuple[list[Conversation], list[Conversation]]:

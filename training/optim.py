@@ -13,7 +13,7 @@ OptimizerName = Literal["adamw", "muon"]
 
 
 class Optimizers:
-    """AdamW for everything, or Muon (Jordan et al. 2024) for the hidden matrices and AdamW for the rest.
+    """AdamW for all that trains, or Muon (Jordan et al. 2024) for the hidden matrices and AdamW for the rest.
 
     `decay` "matrices" leaves norms and biases out of the weight decay; "all" decays every parameter, as PyTorch's
     AdamW does when it is handed `model.parameters()`. Muon's updates are scaled to AdamW's size (Liu et al. 2025).
@@ -33,6 +33,8 @@ class Optimizers:
         self.names: dict[int, str] = {}
         matrices, decayed, plain = [], [], []
         for parameter_name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
             self.names[id(parameter)] = parameter_name
             hidden = parameter.ndim == 2 and ".layers." in f".{parameter_name}"
             if name == "muon" and hidden:

@@ -158,6 +158,22 @@ class FinetuneRecipe(TrainingRecipe):
         None, "longest example in tokens (default: the checkpoint's context)", group="model", ge=2
     )
 
+    method: Literal["full", "lora", "qlora", "dora"] = setting(
+        "full",
+        "what trains: all weights; or adapters beside frozen ones: LoRA, QLoRA (the frozen ones in 4 bits), DoRA",
+        group="adapter",
+    )
+    lora_rank: int | None = setting(None, "inner size of adapters (default: 16)", group="adapter", ge=1)
+    lora_alpha: float | None = setting(
+        None, "adapters are scaled by alpha / rank (default: twice the rank)", group="adapter", gt=0
+    )
+    lora_dropout: float | None = setting(
+        None, "dropout on what adapters read (default: 0)", group="adapter", ge=0, lt=1
+    )
+    lora_targets: list[str] = setting(
+        [], "matrices with adapters: q_proj, k_proj, v_proj, o_proj, gate_proj, … (default: all)", group="adapter"
+    )
+
     split: Literal["random", "file_order"] = setting(
         "random", "how validation examples are chosen; file_order: the last ones", group="data"
     )

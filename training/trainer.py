@@ -156,7 +156,7 @@ class Training:
             kind, _, rest = name.partition(":")
             (weights if kind == "model" else optimizer)[rest] = tensor
         with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
+            for name, parameter in trained_parameters(self.model):
                 parameter.copy_(weights[name])
         self.optimizers.load_state_tensors(optimizer)
         if self.standing.best_step is not None:
@@ -274,7 +274,7 @@ class Training:
         if standing.best_step != standing.step or not path.is_dir():
             self.save(path, self._details())
         self.directory.point("last", standing.step)
-        tensors = {f"model:{name}": parameter.detach().cpu() for name, parameter in self.model.named_parameters()}
+        tensors = {f"model:{name}": parameter.detach().cpu() for name, parameter in trained_parameters(self.model)}
         tensors |= {f"optimizer:{name}": tensor.cpu() for name, tensor in self.optimizers.state_tensors().items()}
         facts = {"standing": asdict(standing), "run": self.facts, "threads": torch.get_num_threads()}
         self.directory.save_state(standing.step, tensors, facts)
@@ -306,6 +306,11 @@ class Training:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that change: beside adapters the others are frozen, and come from the parent again."""
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 def prepare_torch(recipe: TrainingRecipe, threads: int | None = None) -> torch.device:
