@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from model.adapter_files import is_adapter
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.errors import SettingsError, UnknownModel
 from model.packing import pack
@@ -299,7 +300,7 @@ def _checkpoints_in(place: Path) -> list[Path]:
 
 def _has_config(path: Path) -> bool:
     try:
-        return (path / "config.json").is_file()
+        return (path / "config.json").is_file() or is_adapter(path)
     except OSError:
         # A directory beside the checkpoints that nobody may look into is none of them.
         return False

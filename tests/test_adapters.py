@@ -17,8 +17,12 @@ from model.tokenizer import Tokenizer
 from model.transformer import Decoder
 from tests.tiny import tiny_model
 
-peft = pytest.importorskip("peft", reason="needs peft, the oracle for its own format")
-transformers = pytest.importorskip("transformers")
+
+@pytest.fixture(scope="module")
+def peft() -> Any:
+    """The oracle for its own format; imported late, for it takes seconds."""
+    return pytest.importorskip("peft", reason="needs peft, the library whose format this is")
+
 
 TOKENS = torch.arange(3, 99, 4).view(2, 12)
 RANK, ALPHA = 3, 9.0
@@ -84,7 +88,11 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()
 
 
-def logits_of_peft(base: Path, adapter: Path, tokens: torch.Tensor = TOKENS, vocab_size: int = 304) -> torch.Tensor:
+def logits_of_peft(
+    peft: Any, base: Path, adapter: Path, tokens: torch.Tensor = TOKENS, vocab_size: int = 304
+) -> torch.Tensor:
+    import transformers
+
     theirs = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     if vocab_size != theirs.config.vocab_size:
         theirs.resize_token_embeddings(vocab_size)
@@ -96,7 +104,7 @@ def logits_of_peft(base: Path, adapter: Path, tokens: torch.Tensor = TOKENS, voc
 @pytest.mark.parametrize("decomposed", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
 def test_peft_computes_what_we_trained_and_so_does_the_merged_checkpoint(
-    family: Any, decomposed: bool, base: Callable[..., Path], tokenizer: Tokenizer
+    family: Any, decomposed: bool, base: Callable[..., Path], tokenizer: Tokenizer, peft: Any
 ) -> None:
     """Queries, keys and values of gpt2 are one matrix there; biases are not scaled by DoRA."""
     path = base(family)
@@ -104,7 +112,7 @@ def test_peft_computes_what_we_trained_and_so_does_the_merged_checkpoint(
     with torch.no_grad():
         ours = model(TOKENS, positions(TOKENS))
     adapter = stored(model, path, tokenizer)
-    assert_close(logits_of_peft(path, adapter), ours)
+    assert_close(logits_of_peft(peft, path, adapter), ours)
     merged = load_checkpoint(adapter)
     assert_close(merged.model(TOKENS, positions(TOKENS)), ours)
     untouched = load_checkpoint(path).model(TOKENS, positions(TOKENS))
@@ -113,7 +121,7 @@ def test_peft_computes_what_we_trained_and_so_does_the_merged_checkpoint(
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_rows_of_new_tokens_train_whole(tied: bool, base: Callable[..., Path], tokenizer: Tokenizer) -> None:
+def test_rows_of_new_tokens_train_whole(tied: bool, base: Callable[..., Path], tokenizer: Tokenizer, peft: Any) -> None:
     """Rows that the base has to spare and rows that it lacks, also in an output matrix of its own."""
     path = base(tie_embeddings=tied)
     small = load_checkpoint(path, dtype=torch.float32)
@@ -131,7 +139,7 @@ def test_rows_of_new_tokens_train_whole(tied: bool, base: Callable[..., Path], t
     with torch.no_grad():
         ours = model(tokens, positions(tokens))
     adapter = stored(model, path, tokenizer)
-    assert_close(logits_of_peft(path, adapter, tokens, 306), ours)
+    assert_close(logits_of_peft(peft, path, adapter, tokens, 306), ours)
     merged = load_checkpoint(adapter)
     assert merged.config.vocab_size == 306
     assert_close(merged.model(tokens, positions(tokens)), ours)
@@ -194,7 +202,11 @@ THEIRS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", THEIRS)
-def test_what_peft_wrote_is_merged_as_peft_computes_it(kind: str, base: Callable[..., Path], tmp_path: Path) -> None:
+def test_what_peft_wrote_is_merged_as_peft_computes_it(
+    kind: str, base: Callable[..., Path], tmp_path: Path, peft: Any
+) -> None:
+    import transformers
+
     family, changes, options = THEIRS[kind]
     path = base(family, **changes)
     torch.manual_seed(0)

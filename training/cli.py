@@ -1,4 +1,7 @@
-"""The training commands of `topkapi`: `tokenizer train`, `pretrain`, `finetune`. torch is imported when one runs."""
+"""The training commands of `topkapi`: `tokenizer train`, `pretrain`, `finetune`, `merge`.
+
+torch is imported when one runs.
+"""
 
 from __future__ import annotations
 
@@ -48,11 +51,32 @@ def register(subparsers: Any) -> None:
         add_flags(command, kind)
         command.set_defaults(handler=_train, training_kind=kind, training_command=name)
 
+    merge = subparsers.add_parser(
+        "merge",
+        help="make a checkpoint of its own from an adapter and its base",
+        description="Merge an adapter (Topkapi's, or LoRA or DoRA of PEFT) into the checkpoint it was trained on.",
+    )
+    merge.add_argument("checkpoint", type=Path, help="the base: checkpoint directory or .gguf file")
+    merge.add_argument("adapter", type=Path, help="directory that holds adapter_config.json")
+    merge.add_argument("--out", required=True, type=Path, help="directory for the merged checkpoint")
+    merge.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="how matrices are stored (default: as the base)"
+    )
+    merge.set_defaults(handler=_merge)
+
 
 def _train_tokenizer(arguments: argparse.Namespace) -> int:
     from training.tokenizer import train_tokenizer
 
     train_tokenizer(arguments.files, arguments.vocab_size, arguments.out, arguments.text_field, arguments.megabytes)
+    return 0
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from training.lora import merge
+
+    merge(arguments.checkpoint, arguments.adapter, arguments.out, arguments.dtype)
+    print(f"serve it with: topkapi serve {shlex.quote(str(arguments.out))}")
     return 0
 
 

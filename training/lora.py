@@ -13,7 +13,7 @@ from torch import nn
 
 from model.adapter import TARGETS, Adapter, attach, named_linears
 from model.chat import ChatTemplate
-from model.checkpoint import save_adapter
+from model.checkpoint import load_checkpoint, save_adapter, save_checkpoint
 from model.errors import SettingsError
 from model.linear import Linear
 from model.nf4 import NF4Product
@@ -132,3 +132,25 @@ class AdapterPlan:
             details={**details, "base_held_in": "nf4"} if self.quantised else details,
             dtype=dtype,
         )
+
+
+def merge(base: Path, adapter: Path, out: Path, dtype: str | None) -> None:
+    """Write a checkpoint of `base` with `adapter` in it to `out`, matrices as `dtype` (None: as the base's).
+
+    Raises `SettingsError` where something is at `out`, `CheckpointError` where the two do not fit.
+    """
+    if out.exists():
+        raise SettingsError(f"{out} is there already", field="out", hint="choose another --out")
+    held = None if dtype is None else getattr(torch, dtype)
+    # Merged in float32 and rounded once.
+    merged = load_checkpoint(adapter, dtype=None if held is None else torch.float32, base=base)
+    details = {name: value for name, value in merged.details.items() if name not in ("sha256", "base_held_in")}
+    save_checkpoint(
+        out,
+        model=merged.model,
+        tokenizer=merged.tokenizer,
+        chat=merged.chat,
+        generation=merged.generation,
+        details={**details, "merged_adapter": adapter.resolve().name},
+        dtype=held,
+    )
