@@ -104,6 +104,12 @@ def conversation_tokens(model: LoadedModel, messages: Sequence[Message]) -> list
     return checkpoint.chat.encode([dict(message) for message in messages], checkpoint.tokenizer).token_ids
 
 
+def continued_tokens(model: LoadedModel, begun: str) -> list[int]:
+    """The token ids of an answer's beginning that the caller says, to follow those of its conversation."""
+    # Encoded as the middle of a text, where no vocabulary puts a space before it.
+    return model.checkpoint.tokenizer.encode_parts([["\n"], [begun] if begun else []])[1]
+
+
 def fit_conversation(model: LoadedModel, messages: Sequence[Message], answer_tokens: int) -> tuple[list[Message], int]:
     """The newest part of a conversation that leaves room for an answer, and how many older messages it lost.
 

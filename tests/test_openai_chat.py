@@ -53,7 +53,7 @@ def test_a_stream_comes_in_openais_order(served) -> None:
     assert len({(part["id"], part["created"]) for part in parts}) == 1
     for choice in whole["choices"]:
         first, *middle, last = [p["choices"][0] for p in parts if p["choices"][0]["index"] == choice["index"]]
-        assert first["delta"] == {"role": "assistant", "content": ""}
+        assert first["delta"] == {"role": "assistant", "content": None}
         assert "".join(part["delta"]["content"] for part in middle) == choice["message"]["content"]
         assert (last["delta"], last["finish_reason"]) == ({}, choice["finish_reason"])
         joined = [entry for part in middle if part["logprobs"] for entry in part["logprobs"]["content"]]

@@ -186,6 +186,9 @@ def _source(field: str, value: Any) -> str:
 def _check_lark(text: str, end_spellings: Sequence[str]) -> None:
     """Refuse what llguidance reads but leaves to others to act on."""
     bare = _LITERAL.sub(" ", text)
+    if re.search(r"^\s*[\w-]+\s*::=", bare, re.MULTILINE):
+        hint = 'write rules as `start: "yes" | "no"`, or send it to a route of llama.cpp\'s or OpenAI\'s clients'
+        raise _refused("grammar", "it looks like llama.cpp's GBNF (rules with ::=), and is read as Lark here", hint)
     named = next((spelling for spelling in end_spellings if spelling in bare), None)
     if named is not None:
         hint = "leave it out: it is allowed by itself where the grammar may stop"

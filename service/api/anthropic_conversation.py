@@ -11,7 +11,7 @@ from model.tool_calls import ToolCallForm
 from service.api import anthropic_schemas as schemas
 from service.api.openai.tools import Calling
 from service.models import LoadedModel
-from service.prompting import conversation_tokens
+from service.prompting import continued_tokens, conversation_tokens
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,7 @@ def read(model: LoadedModel, body: schemas.AnthropicCountRequest) -> Reading:
     else:
         tools = [{"type": "function", "function": function} for function in calling.functions]
         token_ids = chat.encode(messages, model.checkpoint.tokenizer, tools=tools).token_ids
-    # Encoded as the middle of a text, where no vocabulary puts a space before it.
-    (_, going_on) = model.checkpoint.tokenizer.encode_parts([["\n"], [begun] if begun else []])
-    return Reading(token_ids + going_on, calling)
+    return Reading(token_ids + continued_tokens(model, begun), calling)
 
 
 def _calling(model: LoadedModel, body: schemas.AnthropicCountRequest) -> Calling | None:

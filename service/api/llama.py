@@ -22,6 +22,7 @@ from service.api.llama_render import Renderer, server_sent_event
 from service.api.llama_state import add_state
 from service.api.llama_tokens import add_tokens
 from service.api.openai import chat
+from service.api.openai.tools import calling
 from service.api.streaming import STREAM, EventStream, unless_disconnected
 from service.generation import Generation, Plan, plan
 from service.models import LoadedModel, Models
@@ -97,14 +98,19 @@ def router(models: Models) -> APIRouter:
     add_tokens(routes, models, ERRORS)
     add_state(routes, models, ERRORS)
     add_embeddings(routes, models, ERRORS)
+    for prefix, continues in (("", True), ("/v1", False)):
+        _add_count(routes, models, prefix, continues)
     add_unversioned(routes, models)
     return routes
 
 
 def add_unversioned(routes: APIRouter, models: Models) -> None:
-    """OpenAI's chat without `/v1`, as llama.cpp has it. Its other routes have other meanings there, or none."""
+    """OpenAI's chat without `/v1`, as llama.cpp has it. Its other routes have other meanings there, or none.
+
+    As there, an answer goes on with what the assistant said last.
+    """
     versioned = APIRouter(route_class=JSONRoute)
-    chat.add_routes(versioned, models)
+    chat.add_routes(versioned, models, continues=True)
     for route in versioned.routes:
         assert isinstance(route, JSONRoute)
         routes.add_api_route(
@@ -115,6 +121,23 @@ def add_unversioned(routes: APIRouter, models: Models) -> None:
             responses={**route.responses, **ERRORS},
             response_model=None,
         )
+
+
+def _add_count(routes: APIRouter, models: Models, prefix: str, continues: bool) -> None:
+    @routes.post(
+        f"{prefix}/chat/completions/input_tokens",
+        summary="llama.cpp: how many tokens a conversation has",
+        responses={**ERRORS, 200: {"model": schemas.LlamaCount}},
+        response_model=None,
+    )
+    async def count(body: chat.ChatRequest) -> Response:
+        return JSONResponse({"input_tokens": await asyncio.to_thread(_count, models.get(body.model), body, continues)})
+
+
+def _count(model: LoadedModel, body: chat.ChatRequest, continues: bool) -> int:
+    body.refuse_inapplicable()
+    tools = calling(model, body.tools, body.tool_choice, body.parallel_tool_calls)
+    return len(chat.prompt_of(model, body, tools, continues))
 
 
 def _plan(model: LoadedModel, body: schemas.LlamaRequest, settings: dict[str, Any]) -> Plan:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llguidance.gbnf_to_lark import gbnf_to_lark
-
 from model.errors import InvalidRequest
+from service.api.gbnf import lark_of
 from service.api.llama_schemas import LlamaRequest
 from service.models import LoadedModel
 
@@ -181,17 +180,3 @@ def _biases(model: LoadedModel, given: Any) -> tuple[dict[int, float], list[int]
             else:
                 bias[token_id] = number
     return bias, banned
-
-
-def lark_of(grammar: str | None, field: str = "grammar") -> str | None:
-    """A GBNF grammar in Lark's notation. Raises `InvalidRequest` naming `field` where it is no such grammar."""
-    if not grammar or grammar.startswith("%llguidance"):
-        return grammar or None
-    try:
-        return gbnf_to_lark(grammar)
-    except RecursionError:
-        raise InvalidRequest(f"{field} is nested too deeply", field=field, hint="use rules of its own") from None
-    except Exception as error:  # the converter raises bare Exception for what it cannot read
-        reason = str(error).replace("\n", " ")
-        hint = "send GBNF with a rule named root, or Lark after a first line %llguidance {}"
-        raise InvalidRequest(f"{field} is not valid GBNF: {reason}", field=field, hint=hint) from None

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from model.errors import Cancelled
 from service.api.llama_parameters import generation_settings
+from service.api.llama_timings import Stopwatch
 from service.engine.request import Token
 from service.generation import Delta, Generation, Output
 from service.models import LoadedModel
@@ -25,8 +24,7 @@ class Renderer:
         self._settings = settings
         self._slot = slot
         self._fields = fields
-        self._started = time.monotonic()
-        self._first: dict[int, float] = {}
+        self._stopwatch = Stopwatch(generation)
 
     def completion(self, output: Output, streamed: str | None = None) -> dict[str, Any]:
         """The whole answer of one output; at the end of a stream, with `streamed` as the text not sent yet."""
@@ -52,7 +50,7 @@ class Renderer:
             "stop_type": stop_type,
             "stopping_word": output.stop_reason if stop_type == "word" else "",
             "tokens_cached": total,
-            "timings": self._timings(output),
+            "timings": self._stopwatch.of(output),
         }
         if self._settings["n_probs"] and streamed is None:
             content["completion_probabilities"] = [self._probabilities(token) for token in output.tokens]
@@ -61,7 +59,7 @@ class Renderer:
     def chunk(self, delta: Delta, token: Token) -> dict[str, Any]:
         """What a stream says of one token."""
         output = delta.output
-        self._first.setdefault(output.index, time.monotonic())
+        self._stopwatch.token(output)
         content: dict[str, Any] = {
             "index": output.index,
             "content": delta.text,
@@ -74,23 +72,8 @@ class Renderer:
         if self._settings["n_probs"]:
             content["completion_probabilities"] = [self._probabilities(token)]
         if self._settings["timings_per_token"]:
-            content["timings"] = self._timings(output)
+            content["timings"] = self._stopwatch.of(output)
         return content
-
-    def _timings(self, output: Output) -> dict[str, Any]:
-        done = self._generation.completed.get(output.prompt_index)
-        if done is None:
-            # The engine reports at the end; until then, as seen from here.
-            first, cached = self._first[output.index], 0
-            prefill, decode = (first - self._started) * 1000, (time.monotonic() - first) * 1000
-        else:
-            cached, prefill, decode = done.cached_tokens, done.timings.prefill_s * 1000, done.timings.decode_s * 1000
-        prompt = len(self._generation.plan.prompts[output.prompt_index]) - cached
-        return {
-            "cache_n": cached,
-            **_speed("prompt", prompt, prefill),
-            **_speed("predicted", len(output.tokens), decode),
-        }
 
     def _probabilities(self, token: Token) -> dict[str, Any]:
         if self._settings["post_sampling_probs"]:
@@ -136,16 +119,6 @@ def _stop_type(output: Output) -> str:
     if output.finish_reason == "stop":
         return "word" if isinstance(output.stop_reason, str) else "eos"
     raise Cancelled("the answer was cancelled before its end", hint="send the request again")
-
-
-def _speed(kind: str, count: int, milliseconds: float) -> dict[str, Any]:
-    measured = count > 0 and milliseconds > 0 and math.isfinite(milliseconds)
-    return {
-        f"{kind}_n": count,
-        f"{kind}_ms": milliseconds,
-        f"{kind}_per_token_ms": milliseconds / count if measured else None,
-        f"{kind}_per_second": count / milliseconds * 1000 if measured else None,
-    }
 
 
 def _selected(content: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:

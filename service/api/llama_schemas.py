@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema
 
+from service.api.llama_timings import LlamaTimings
 from service.api.openai.conversation import ChatMessage, Tool
 from service.api.openai.fields import Refusing
 from service.api.schemas import ModelName, Strict
@@ -142,20 +143,6 @@ class LlamaProbabilities(LlamaProbability):
     top_probs: list[LlamaProbability] | None = None
 
 
-class LlamaTimings(BaseModel):
-    """Counts and milliseconds of reading the prompt and of writing."""
-
-    cache_n: int
-    prompt_n: int
-    prompt_ms: float
-    prompt_per_token_ms: float | None
-    prompt_per_second: float | None
-    predicted_n: int
-    predicted_ms: float
-    predicted_per_token_ms: float | None
-    predicted_per_second: float | None
-
-
 class LlamaCompletion(BaseModel):
     """The answer to one prompt; of several ones, a list. `response_fields` leaves only what it names."""
 
@@ -228,6 +215,12 @@ class LlamaTemplateRequest(Strict):
         None
     )
     model: ModelName = None
+
+
+class LlamaCount(BaseModel):
+    """The answer of `POST /chat/completions/input_tokens`."""
+
+    input_tokens: int
 
 
 class LlamaPrompt(BaseModel):

@@ -17,7 +17,7 @@ from model.errors import Cancelled, InvalidRequest, Overloaded, TopkapiError
 from service.api.body import JSONRoute
 from service.api.dialect import Dialect, with_hint
 from service.api.errors import INTERNAL
-from service.api.llama_parameters import lark_of
+from service.api.gbnf import lark_of
 from service.api.render import new_id
 from service.api.schemas import Strict
 from service.api.streaming import STREAM, EventStream, unless_disconnected

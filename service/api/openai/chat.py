@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, Discriminator, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field
 
 from model.errors import InvalidRequest
 from service.api import render
 from service.api.errors import InapplicableField
+from service.api.llama_timings import LlamaTimings, Stopwatch
 from service.api.openai import answers
 from service.api.openai.conversation import ChatMessage, Tool, ToolChoice, conversation, encoded
 from service.api.openai.errors import ERRORS
@@ -23,10 +24,24 @@ from service.api.openai.tools import Calling, ChatWriter, calling
 from service.api.streaming import STREAM, EventStream, unless_disconnected
 from service.generation import Generation, Output, Plan
 from service.models import LoadedModel, Models
+from service.prompting import continued_tokens
+
+_NULL = {"type": "null"}
+_TOGETHER: dict[str, Any] = {
+    "anyOf": [
+        {"properties": dict.fromkeys(("top_logprobs", "continue_final_message", "add_generation_prompt"), _NULL)},
+        {"required": ["logprobs", "top_logprobs"], "properties": {"logprobs": {"const": True}}},
+        {"required": ["continue_final_message"], "properties": {"add_generation_prompt": {"enum": [False, None]}}},
+        {"required": ["add_generation_prompt"], "properties": {"add_generation_prompt": {"const": True}}},
+    ]
+}
+"""Which fields go together, for the description."""
 
 
 class ChatFields(CommonFields):
     """The fields of `POST /v1/chat/completions` beside the decoding parameters."""
+
+    model_config = ConfigDict(json_schema_extra=_TOGETHER)
 
     HARMLESS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **CommonFields.HARMLESS,
@@ -52,6 +67,15 @@ class ChatFields(CommonFields):
     parallel_tool_calls: bool | None = None
     prompt_logprobs: Annotated[int | None, Field(ge=0, le=1000, description="As on /v1/completions.")] = None
     return_token_ids: Annotated[bool | None, Field(description="As in vLLM: tell the token ids too.")] = None
+    continue_final_message: Annotated[
+        bool | None, Field(description="As in vLLM: the answer goes on with the assistant's last message.")
+    ] = None
+    add_generation_prompt: Annotated[
+        bool | None, Field(description="As in vLLM: false where the last message is continued, else true.")
+    ] = None
+    timings_per_token: Annotated[bool | None, Field(description="As in llama.cpp: tell the timings too.")] = None
+    cache_prompt: Annotated[bool | None, Field(description="Reuse of prefixes never changes an answer.")] = None
+    id_slot: Annotated[int | None, Field(ge=-1, description="A prefix is reused from whichever slot has it.")] = None
 
 
 if TYPE_CHECKING:
@@ -114,10 +138,11 @@ class ChatResponse(BaseModel):
     deterministic: bool
     prompt_token_ids: list[int] | None = None
     prompt_logprobs: list[dict[str, Any] | None] | None = None
+    timings: LlamaTimings | None = None
 
 
-def add_routes(routes: APIRouter, models: Models) -> None:
-    """Add the route."""
+def add_routes(routes: APIRouter, models: Models, *, continues: bool = False) -> None:
+    """Add the route. With `continues`, an answer goes on with a last message of the assistant unless told otherwise."""
 
     @routes.post(
         "/v1/chat/completions",
@@ -127,7 +152,7 @@ def add_routes(routes: APIRouter, models: Models) -> None:
     )
     async def chat(request: Request, body: ChatRequest) -> Response:
         model = models.get(body.model)
-        plan, tools = await asyncio.to_thread(_checked, model, body)
+        plan, tools = await asyncio.to_thread(_checked, model, body, continues)
         identifier, created = render.new_id("chatcmpl"), render.timestamp()
         told: dict[str, Any] = {"prompt_token_ids": list(plan.prompts[0])} if body.return_token_ids else {}
         if body.prompt_logprobs is not None:
@@ -135,16 +160,19 @@ def add_routes(routes: APIRouter, models: Models) -> None:
             (scores,) = await unless_disconnected(request, work)
             told["prompt_logprobs"] = prompt_logprobs(model, plan.prompts[0], scores)
         generation = answers.started(body, plan)
+        stopwatch = Stopwatch(generation) if body.timings_per_token else None
         if body.stream:
             generation.start()
-            chunks = _chunks(body, tools, generation, identifier, created, told)
+            chunks = _chunks(body, tools, generation, identifier, created, told, stopwatch)
             return EventStream(generation, answers.chunk_events(chunks))
         async with generation:
             await unless_disconnected(request, generation.finish())
+        if stopwatch is not None:
+            told["timings"] = stopwatch.of(generation.outputs[0])
         return JSONResponse(await asyncio.to_thread(_response, body, tools, generation, identifier, created) | told)
 
 
-def _checked(model: LoadedModel, body: ChatRequest) -> tuple[Plan, Calling | None]:
+def _checked(model: LoadedModel, body: ChatRequest, continues: bool) -> tuple[Plan, Calling | None]:
     """The plan of a request, and how its answers may call tools."""
     body.refuse_inapplicable()
     if body.stream_options is not None and not body.stream:
@@ -166,8 +194,36 @@ def _checked(model: LoadedModel, body: ChatRequest) -> tuple[Plan, Calling | Non
     given |= structure
     if tools is not None:
         given = tools.added_to(given)
-    prompt = encoded(model, conversation(body.messages), body.tools if tools else None)
+    prompt = prompt_of(model, body, tools, continues)
     return answers.planned(model, [prompt], given, "messages"), tools
+
+
+def prompt_of(model: LoadedModel, body: ChatRequest, tools: Calling | None, continues: bool) -> list[int]:
+    """The token ids of a request's conversation up to where the answer goes on.
+
+    Raises `InvalidRequest` where the template refuses it, or where the assistant has said nothing to go on with.
+    """
+    turns = conversation(body.messages)
+    asked = body.continue_final_message
+    if asked and body.add_generation_prompt:
+        message = "continue_final_message and add_generation_prompt exclude each other"
+        raise InvalidRequest(message, field="add_generation_prompt", hint="set it to false")
+    if asked is None:
+        asked = continues and not body.add_generation_prompt and turns[-1]["role"] == "assistant"
+    if not asked:
+        if body.add_generation_prompt is False:
+            message = "without a generation prompt there is no answer, unless the last message is continued"
+            hint = "leave it out, or set continue_final_message to true"
+            raise InapplicableField(message, field="add_generation_prompt", hint=hint)
+        return encoded(model, turns, body.tools if tools else None)
+    last, *before = turns[::-1]
+    if last["role"] != "assistant" or last.get("tool_calls"):
+        message = "the last message is no text of the assistant that the answer could go on with"
+        raise InvalidRequest(message, field="messages", hint="leave continue_final_message out")
+    if before and before[0]["role"] == "assistant":
+        message = "the last two messages are the assistant's, so it is not clear what the answer goes on with"
+        raise InvalidRequest(message, field="messages", hint="make them one, or set add_generation_prompt to true")
+    return encoded(model, turns[:-1], body.tools if tools else None) + continued_tokens(model, last["content"])
 
 
 def _finish_reason(output: Output, writer: ChatWriter) -> str:
@@ -203,6 +259,7 @@ async def _chunks(
     identifier: str,
     created: int,
     told: dict[str, Any],
+    stopwatch: Stopwatch | None,
 ) -> AsyncIterator[dict[str, Any]]:
     """The chunks of a stream: who speaks, what each step adds, how each answer ended, and the counts."""
     model = generation.plan.model
@@ -216,7 +273,10 @@ async def _chunks(
 
     def chunk(output: Output, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
         choice = {"index": output.index, "delta": delta, "logprobs": None, "finish_reason": None} | more
-        return head | {"choices": [choice]} | ({"usage": None} if count_tokens else {})
+        return head | {"choices": [choice]} | ({"usage": None} if count_tokens else {}) | timings(output)
+
+    def timings(output: Output) -> dict[str, Any]:
+        return {} if stopwatch is None or not output.tokens else {"timings": stopwatch.of(output)}
 
     def endings() -> list[dict[str, Any]]:
         chunks = []
@@ -231,10 +291,12 @@ async def _chunks(
         return chunks
 
     for output in generation.outputs:
-        yield chunk(output, {"role": "assistant", "content": ""}) | told
+        yield chunk(output, {"role": "assistant", "content": None}) | told
     async for delta in generation.deltas():
         more: dict[str, Any] = {}
         tokens = [] if delta.token is None else [delta.token]
+        if stopwatch is not None:
+            stopwatch.token(delta.output)
         if body.logprobs and tokens:
             more["logprobs"] = chat_logprobs(model, tokens)
         if body.return_token_ids:
@@ -248,4 +310,5 @@ async def _chunks(
     for ending in endings():
         yield ending
     if count_tokens:
-        yield head | {"choices": [], "usage": answers.usage(generation)} | answers.reproducible(generation)
+        last = {"choices": [], "usage": answers.usage(generation)} | timings(generation.outputs[0])
+        yield head | last | answers.reproducible(generation)

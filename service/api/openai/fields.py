@@ -16,6 +16,7 @@ from model.decoding.aliases import BY_ALIAS, own_name
 from model.decoding.parameters import PARAMETERS
 from model.errors import InvalidRequest
 from service.api.errors import InapplicableField
+from service.api.gbnf import is_gbnf, lark_of
 from service.api.schemas import ModelName, Strict, parameter_schema
 
 EXPANDED = ("structured_outputs",)
@@ -85,7 +86,9 @@ class CommonFields(Refusing):
         given = {name: getattr(self, name) for name in sent if own_name(name) and name not in own}
         if self.structured_outputs is not None:
             given |= expanded(self.structured_outputs)
-        return given
+        # vLLM and llama.cpp take grammars in GBNF's notation, our own parameter in Lark's.
+        gbnf = [name for name, value in given.items() if own_name(name) == "grammar" and is_gbnf(value)]
+        return given | {name: lark_of(given[name], name) for name in gbnf}
 
 
 def expanded(structured: StructuredOutputs) -> dict[str, Any]:

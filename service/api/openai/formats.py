@@ -16,15 +16,16 @@ class TextFormat(Strict):
 
 
 class JSONObjectFormat(Strict):
-    """A JSON object."""
+    """A JSON object; with llama.cpp's `schema`, JSON that fulfils it."""
 
     type: Literal["json_object"]
+    schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
 
 
 class JSONSchema(Strict):
     """A schema. It is kept to whether `strict` or not."""
 
-    name: str
+    name: str | None = None
     description: str | None = None
     schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
     strict: bool | None = None
@@ -51,7 +52,5 @@ def as_parameters(form: ResponseFormat | FlatFormat | None) -> dict[str, Any]:
     """The decoding parameters that make an answer take this form. Without a schema, any JSON object will do."""
     if form is None or isinstance(form, TextFormat):
         return {}
-    if isinstance(form, JSONObjectFormat):
-        return {"json_object": True}
     schema = (form.json_schema if isinstance(form, JSONSchemaFormat) else form).schema_
     return {"json_object": True} if schema is None else {"json_schema": schema}
