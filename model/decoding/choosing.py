@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.decoding.candidates import NOT_CHOSEN, Candidates
+from model.decoding.candidates import NOT_CHOSEN, Candidates, maxima
 from model.decoding.drawing import draw
 from model.decoding.stages import Row, apply, grouped, select
 from model.decoding.trace import TokenTrace, Tracer
@@ -50,9 +50,9 @@ class NothingLeft(UnusableLogits):
     kind = "invalid_request"
 
 
-def check_logits(logits: Tensor) -> None:
-    """Raise `UnusableLogits` for rows of `logits [B, V]` that hold NaN or infinity."""
-    best = logits.amax(dim=-1).cpu()
+def check_logits(logits: Sequence[Tensor]) -> None:
+    """Raise `UnusableLogits` for rows of logits, a `[V]` each, that hold NaN or infinity."""
+    best = torch.cat([maxima(row.unsqueeze(0)) for row in logits]).cpu()
     if not bool((best < math.inf).all()):
         raise UnusableLogits(
             "the network produced NaN or infinite logits",
@@ -67,14 +67,14 @@ def nothing_left(rows: Sequence[int]) -> NothingLeft:
     return NothingLeft("no token is left to choose", rows, hint=hint)
 
 
-def choose(logits: Tensor, rows: Sequence[Row], found: Sequence[int] | None = None) -> list[Choice]:
-    """Choose one token per row from the network's `logits [B, V]`.
+def choose(logits: Tensor | Sequence[Tensor], rows: Sequence[Row], found: Sequence[int] | None = None) -> list[Choice]:
+    """Choose one token per row from the network's logits, `[B, V]` or a `[V]` for each row.
 
     The token is `argmax(log-probability + gumbel(seed, sequence, position, token))`, greedy rows without the noise;
     or the one that a search has `found [B]`, which is then only explained.
     Raises `UnusableLogits` naming the rows whose logits hold NaN or infinity or lose every token to the parameters.
     """
-    logits = logits.detach().float().contiguous()
+    logits = [row.detach().float().contiguous() for row in logits]
     check_logits(logits)
     choices: list[Choice] = [Choice(-1)] * len(rows)
     drawn: list[tuple[list[int], Candidates, Tracer | None]] = []
@@ -126,9 +126,13 @@ def _settle(
 
 def _most_likely(candidates: Candidates) -> list[int]:
     """The first of the tokens with the largest logit, of each row."""
+    first: list[int]
+    if candidates.ids is None and candidates.logits.device.type == "cpu":
+        first = candidates.logits.numpy().argmax(axis=-1).tolist()
+        return first
     top = candidates.at_least(candidates.best.cpu())
     assert top.ids is not None
-    first: list[int] = top.ids.gather(-1, top.logits.argmax(dim=-1, keepdim=True)).squeeze(-1).tolist()
+    first = top.ids.gather(-1, top.logits.argmax(dim=-1, keepdim=True)).squeeze(-1).tolist()
     return first
 
 
@@ -139,7 +143,7 @@ def _log_probabilities(candidates: Candidates, token_ids: Sequence[int]) -> list
     return result
 
 
-def _explained(choices: list[Choice], logits: Tensor, rows: Sequence[Row]) -> list[Choice]:
+def _explained(choices: list[Choice], logits: Sequence[Tensor], rows: Sequence[Row]) -> list[Choice]:
     """With what the network itself thought, for the rows that asked for log-probabilities; bare for the others."""
     wanted = [index for index, row in enumerate(rows) if row.parameters["logprobs"] is not None]
     for index, row in enumerate(rows):

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from model.cache import Output, Work
@@ -151,7 +150,7 @@ class Drafter:
             ]
             if not caught_up:
                 return
-            choices = choose(torch.stack([logits for _, logits in caught_up]), [draft.row for draft, _ in caught_up])
+            choices = choose([logits for _, logits in caught_up], [draft.row for draft, _ in caught_up])
             active = []
             for (draft, _), choice in zip(caught_up, choices, strict=True):
                 draft.guesses.append(choice.token_id)
