@@ -12,6 +12,7 @@ from model.decoding.parameters import resolve
 from model.generation import generate
 from service.api import llama_schemas
 from service.api.llama_parameters import DEFAULTS, SAMPLERS
+from service.slots import SlotView, slot_views
 from tests.test_service_errors import LONG
 from tests.test_service_tgi import fails_after
 
@@ -325,8 +326,8 @@ def test_slots_and_props(served, monkeypatch) -> None:
     assert served.client.get("/props?model=none").status_code == 404
     assert served.client.get("/slots?fail_on_no_slot=1").status_code == 200
     assert served.client.get("/slots?fail_on_no_slot=x").status_code == 400
-    views = [slot.__class__(slot.slot, job=object()) for slot in served.models.get().engine.slots()]
-    monkeypatch.setattr(served.models.get().engine, "slots", lambda: views)
+    views = [SlotView(slot.slot, job=object()) for slot in slot_views(served.models.get().engine)]
+    monkeypatch.setattr("service.api.llama_state.slot_views", lambda engine: views)
     response = served.client.get("/slots?fail_on_no_slot=1")
     assert (response.status_code, response.json()["error"]["type"]) == (503, "unavailable_error")
 

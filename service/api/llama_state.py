@@ -15,8 +15,8 @@ from service.api import llama_schemas as schemas
 from service.api.llama_parameters import DEFAULTS, SAMPLERS
 from service.api.openai.conversation import conversation
 from service.engine.request import GenerateJob
-from service.engine.view import SlotView
 from service.models import LoadedModel, Models
+from service.slots import SlotView, slot_views
 from service.version import VERSION
 
 
@@ -47,7 +47,7 @@ def add_state(routes: APIRouter, models: Models, errors: Mapping[int | str, dict
     )
     async def slots(model: str | None = None, fail_on_no_slot: int = 0) -> Response:
         loaded = models.get(model)
-        views = [_slot(loaded, view) for view in loaded.engine.slots()]
+        views = [_slot(loaded, view) for view in slot_views(loaded.engine)]
         if fail_on_no_slot and all(view["is_processing"] for view in views):
             raise NotReady("no slot is available", hint="try again in a moment")
         return JSONResponse(views)
@@ -91,7 +91,7 @@ def _props(model: LoadedModel) -> dict[str, Any]:
             "prompt": "",
             "next_token": _next_token(SlotView(0)),
         },
-        "total_slots": len(model.engine.slots()),
+        "total_slots": model.engine.network.slots,
         "model_alias": model.name,
         "model_path": str(model.checkpoint.path),
         "modalities": {"vision": False, "audio": False},

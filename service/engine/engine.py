@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from model.cache import Work
@@ -33,7 +32,6 @@ from service.engine.search import sequences_of
 from service.engine.sequences import Continuation, Sequence, layers_of
 from service.engine.slots import Grant
 from service.engine.submitted import Submitted
-from service.engine.view import SlotView, slot_views
 
 logger = logging.getLogger(__name__)
 
@@ -109,9 +107,9 @@ class Engine:
         """Jobs queued."""
         return len(self._arriving) + sum(job.started_at is None for job in list(self._jobs))
 
-    def slots(self) -> list[SlotView]:
-        """What each cache slot holds at this moment. Safe from any thread."""
-        return slot_views(self.network.slots, list(self._scheduler.running))
+    def sequences(self) -> list[Sequence]:
+        """The sequences that have a slot at this moment. Safe from any thread; the engine goes on changing them."""
+        return list(self._scheduler.running)
 
     def start(self) -> None:
         self._thread.start()
@@ -290,8 +288,7 @@ class Engine:
         """Choose from each sequence's logits for as long as its guesses are what is chosen."""
         depth = 0
         while choosing:
-            logits = torch.stack([sequence.logits(depth) for sequence in choosing])
-            self._choose(choosing, logits, guessed=depth > 0)
+            self._choose(choosing, [sequence.logits(depth) for sequence in choosing], guessed=depth > 0)
             going_on = []
             for sequence in choosing:
                 guesses = sequence.guesses
@@ -307,7 +304,7 @@ class Engine:
                     sequence.learn(depth + right)
             choosing, depth = going_on, depth + 1
 
-    def _choose(self, sequences: list[Continuation], logits: Tensor, guessed: bool) -> None:
+    def _choose(self, sequences: list[Continuation], logits: list[Tensor], guessed: bool) -> None:
         try:
             choices = choose(logits, [sequence.row for sequence in sequences])
         except Exception as error:
@@ -315,7 +312,7 @@ class Engine:
                 self._fail(sequences[0].owner, error)
                 return
             for index, sequence in enumerate(sequences):
-                self._choose([sequence], logits[index : index + 1], guessed)
+                self._choose([sequence], [logits[index]], guessed)
             return
         self.counters.generated_tokens += len(choices)
         for sequence, choice in zip(sequences, choices, strict=True):

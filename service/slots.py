@@ -1,10 +1,10 @@
-"""What an engine is doing, as a snapshot for whoever watches it from another thread."""
+"""What an engine's cache slots hold, as a snapshot for whoever watches it from another thread."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
+from service.engine.engine import Engine
 from service.engine.request import Job
 from service.engine.sequences import Continuation, Sequence
 
@@ -32,10 +32,10 @@ class SlotView:
         return self.job is not None
 
 
-def slot_views(slots: int, running: Iterable[Sequence]) -> list[SlotView]:
+def slot_views(engine: Engine) -> list[SlotView]:
     """Every slot in order. A sequence that the engine moves meanwhile shows where it was, or not at all."""
-    views = [SlotView(slot) for slot in range(slots)]
-    for sequence in running:
+    views = [SlotView(slot) for slot in range(engine.network.slots)]
+    for sequence in engine.sequences():
         slot = sequence.slot
         if slot is not None and not sequence.done:
             views[slot] = _view(slot, sequence)
