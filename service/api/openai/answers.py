@@ -111,12 +111,13 @@ def data_event(data: Mapping[str, Any], name: str | None = None) -> bytes:
     return (f"event: {name}\n" if name else "").encode() + f"data: {text}\n\n".encode()
 
 
-async def chunk_events(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
-    """Chunks as events up to `[DONE]`; an error in mid-stream is the last event instead."""
+async def chunk_events(chunks: AsyncIterator[dict[str, Any]], done: bool = True) -> AsyncIterator[bytes]:
+    """Chunks as events, up to `[DONE]` unless it is not wanted; an error in mid-stream is the last event instead."""
     try:
         async for chunk in chunks:
             yield data_event(chunk)
-        yield DONE
+        if done:
+            yield DONE
     except TopkapiError as error:
         yield data_event(render(error)[1])
     except Exception:

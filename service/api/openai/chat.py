@@ -20,6 +20,7 @@ from service.api.openai.errors import ERRORS
 from service.api.openai.fields import CommonFields, StreamOptions, body
 from service.api.openai.formats import ResponseFormat, as_parameters
 from service.api.openai.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
+from service.api.openai.tgi_client import as_it_reads, chosen, is_tgi_client
 from service.api.openai.tools import Calling, ChatWriter, calling
 from service.api.streaming import STREAM, EventStream, unless_disconnected
 from service.generation import Generation, Output, Plan
@@ -151,7 +152,7 @@ def add_routes(routes: APIRouter, models: Models, *, continues: bool = False) ->
         response_model=None,
     )
     async def chat(request: Request, body: ChatRequest) -> Response:
-        model = models.get(body.model)
+        model = chosen(models, body.model)
         plan, tools = await asyncio.to_thread(_checked, model, body, continues)
         identifier, created = render.new_id("chatcmpl"), render.timestamp()
         told: dict[str, Any] = {"prompt_token_ids": list(plan.prompts[0])} if body.return_token_ids else {}
@@ -164,6 +165,8 @@ def add_routes(routes: APIRouter, models: Models, *, continues: bool = False) ->
         if body.stream:
             generation.start()
             chunks = _chunks(body, tools, generation, identifier, created, told, stopwatch)
+            if is_tgi_client(body):
+                return EventStream(generation, answers.chunk_events(as_it_reads(chunks), done=False))
             return EventStream(generation, answers.chunk_events(chunks))
         async with generation:
             await unless_disconnected(request, generation.finish())

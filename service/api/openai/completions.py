@@ -26,6 +26,7 @@ from service.api.openai.logprobs import (
     of_prompt,
     prompt_logprobs,
 )
+from service.api.openai.tgi_client import chosen
 from service.api.schemas import Prompt
 from service.api.streaming import STREAM, EventStream, unless_disconnected
 from service.generation import Generation, Output, Plan
@@ -144,7 +145,7 @@ def add_routes(routes: APIRouter, models: Models) -> None:
         response_model=None,
     )
     async def completions(request: Request, body: CompletionRequest) -> Response:
-        completion = await asyncio.to_thread(_checked, models.get(body.model), body)
+        completion = await asyncio.to_thread(_checked, chosen(models, body.model), body)
         identifier, created = render.new_id("cmpl"), render.timestamp()
         if completion.scored_top is not None:
             work = answers.scored(body, completion.model, completion.prompts, completion.scored_top)

@@ -1,0 +1,51 @@
+"""What the client `text-generation` expects of OpenAI's chat: TGI's name for any checkpoint, and stricter chunks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from model.errors import UnknownModel
+from service.api.openai.fields import CommonFields
+from service.models import LoadedModel, Models
+
+TGI, HUB = "tgi", "dummy"
+"""What `text-generation` and `huggingface_hub` call whatever checkpoint is served."""
+
+_FIELDS = {
+    "model", "messages", "repetition_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs",
+    "max_tokens", "n", "presence_penalty", "stream", "seed", "temperature", "top_p", "tools", "tool_choice",
+}  # fmt: skip
+"""What the client sends, all of it, with nulls for what is not set."""
+
+
+def chosen(models: Models, name: str | None) -> LoadedModel:
+    """The checkpoint of that name; for a name of TGI's clients, which none has, the default one. Raises `UnknownModel`."""
+    try:
+        return models.get(name)
+    except UnknownModel:
+        if name in (TGI, HUB):
+            return models.get()
+        raise
+
+
+def is_tgi_client(body: CommonFields) -> bool:
+    """Whether a body is that client's: no other one spells out all of these fields, and that name."""
+    return body.model == TGI and body.model_fields_set == _FIELDS
+
+
+async def as_it_reads(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+    """The chunks of a stream with what it demands of each: the role, and tool calls one at a time, or none."""
+    identifiers: dict[tuple[int, int], str] = {}
+    async for chunk in chunks:
+        for choice in chunk["choices"]:
+            delta = choice["delta"]
+            calls: list[dict[str, Any]] = delta.get("tool_calls", [])
+            choice["delta"] = {"role": "assistant", "content": delta.get("content"), "tool_calls": None}
+            for call in calls:
+                place = choice["index"], call["index"]
+                identifiers.setdefault(place, call.get("id", ""))
+                function = {"name": call["function"].get("name"), "arguments": call["function"]["arguments"]}
+                said = {"index": call["index"], "id": identifiers[place], "type": "function", "function": function}
+                choice["delta"]["tool_calls"] = said
+        yield chunk
