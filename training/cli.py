@@ -1,4 +1,4 @@
-"""The training commands of `topkapi`: `tokenizer train`, `pretrain`, `finetune`, `merge`.
+"""The training commands of `topkapi`: `tokenizer train`, `pretrain`, `finetune`, `merge`, `evaluate`.
 
 torch is imported when one runs.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import SettingsError
+from training.evaluation.command import add_evaluate
 from training.flags import add_flags, given_flags
 from training.recipe import (
     FinetuneRecipe,
@@ -50,6 +51,7 @@ def register(subparsers: Any) -> None:
         )
         add_flags(command, kind)
         command.set_defaults(handler=_train, training_kind=kind, training_command=name)
+    add_evaluate(subparsers)
 
     merge = subparsers.add_parser(
         "merge",

@@ -54,8 +54,8 @@ def read_conversations(path: Path, *, input_heading: bool) -> list[Conversation]
     empty answers.
     """
     conversations = []
-    for origin, row in _rows(path):
-        for messages in _messages(row, origin, input_heading):
+    for origin, row in read_rows(path):
+        for messages in messages_of(row, origin, input_heading):
             _check(messages, origin)
             conversations.append(Conversation(messages, origin))
     if not conversations:
@@ -63,7 +63,8 @@ def read_conversations(path: Path, *, input_heading: bool) -> list[Conversation]
     return conversations
 
 
-def _rows(path: Path) -> Iterator[tuple[str, object]]:
+def read_rows(path: Path) -> Iterator[tuple[str, object]]:
+    """The JSON values of a file, each with its place for error messages. Raises `DataError` naming the line."""
     name = path.name.lower()
     if name.endswith((".jsonl", ".jsonl.bz2")):
         for number, line in read_lines(path):
@@ -85,7 +86,8 @@ def _rows(path: Path) -> Iterator[tuple[str, object]]:
         )
 
 
-def _messages(row: object, origin: str, input_heading: bool) -> Iterator[list[dict[str, str]]]:
+def messages_of(row: object, origin: str, input_heading: bool) -> Iterator[list[dict[str, str]]]:
+    """The conversations of one row, whichever form it has. Raises `DataError` naming `origin`."""
     if not isinstance(row, dict):
         raise DataError(f"{origin}: not an object", field="data", hint=_FORMATS)
     if isinstance(row.get("messages"), list):

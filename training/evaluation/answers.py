@@ -1,0 +1,135 @@
+"""Instruction tasks: answers are generated greedily, in a batch, and measured offline."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from model.chat import ChatTemplate
+from model.checkpoint import Checkpoint
+from model.errors import InvalidRequest, SettingsError
+from model.generation import Generation, generate_batch
+from model.tokenizer import Tokenizer
+from training.evaluation.judge import Judge
+from training.evaluation.measures import Measure, mean
+from training.evaluation.scoring_tasks import Outcome, Progress
+from training.evaluation.tasks import Instruction, Task, instructions
+from training.evaluation.text_measures import exact_match, repetition, rouge_l, token_f1
+
+# Scaffolding of a template shorter than this may well occur in an honest answer.
+_LEAST_LEAK = 6
+
+
+def answer_instructions(
+    checkpoint: Checkpoint, task: Task, progress: Progress, chat: ChatTemplate | None = None, judge: Judge | None = None
+) -> Outcome:
+    """Answer every instruction of a file through the chat template, as `finetune` renders it, and measure the answers.
+
+    Raises `SettingsError` for a checkpoint without a template where none is given.
+    """
+    template = chat or checkpoint.chat
+    if template is None:
+        raise SettingsError(
+            f"{checkpoint.name} has no chat template, so its prompts cannot be written",
+            field="chat_template",
+            hint="give --chat-template chatml, alpaca or a Jinja file",
+        )
+    rows = instructions(task, template.name == "alpaca")
+    prompts = [_prompt(row, template, checkpoint.tokenizer) for row in rows]
+    fitting = [number for number, ids in enumerate(prompts) if len(ids) < checkpoint.config.context_length]
+    # Prompts of like length share the cache better, and all slots end at about the same time.
+    order = sorted(fitting, key=lambda number: len(prompts[number]))
+    parameters = {"temperature": 0, "max_tokens": task.max_tokens}
+    generated: list[Generation | None] = [None] * len(rows)
+    ordered = generate_batch(checkpoint.model, [prompts[number] for number in order], parameters, progress=progress)
+    for number, generation in zip(order, ordered, strict=True):
+        generated[number] = generation
+    leaks = _leaks(template, checkpoint.tokenizer)
+    records = [_record(row, one, checkpoint, leaks) for row, one in zip(rows, generated, strict=True)]
+    if judge is not None:
+        for row, record, score in zip(rows, records, judge.scores(rows, records), strict=True):
+            record["judge"] = score if row else None
+    return Outcome(_measures(records), records, _notes(rows, records, judge))
+
+
+def _prompt(row: Instruction, template: ChatTemplate, tokenizer: Tokenizer) -> list[int]:
+    try:
+        return template.encode(row.messages, tokenizer, add_generation_prompt=True).token_ids
+    except InvalidRequest as error:
+        raise SettingsError(f"{row.origin}: {error.message}", field="chat_template", hint=error.hint) from None
+
+
+def _record(
+    row: Instruction, generation: Generation | None, checkpoint: Checkpoint, leaks: re.Pattern[str] | None
+) -> dict[str, Any]:
+    ids = [] if generation is None else list(generation.token_ids)
+    stopped = generation is not None and generation.finish_reason == "stop"
+    if stopped:
+        ids.pop()
+    answer = checkpoint.tokenizer.decode(ids).strip()
+    record: dict[str, Any] = {
+        "origin": row.origin,
+        "prompt": row.messages[-1]["content"],
+        "answer": answer,
+        "tokens": len(ids),
+        "finish_reason": "too long" if generation is None else generation.finish_reason,
+        "stopped": stopped,
+        "repetition": repetition(answer),
+        "leak": bool(leaks and leaks.search(answer)),
+    }
+    if row.reference is not None:
+        record |= {
+            "reference": row.reference,
+            "exact_match": exact_match(answer, row.reference),
+            "token_f1": token_f1(answer, row.reference),
+            "rouge_l": rouge_l(answer, row.reference),
+        }
+    if row.checks:
+        record["checks"] = {f"{at} {check.kind}": check.passes(answer) for at, check in enumerate(row.checks, start=1)}
+    return record
+
+
+def _measures(records: Sequence[dict[str, Any]]) -> list[Measure]:
+    def of(name: str, key: str, **options: Any) -> Measure:
+        return mean(name, [record.get(key) for record in records], **options)
+
+    kept = [all(record["checks"].values()) if "checks" in record else None for record in records]
+    measures = [
+        of("exact match", "exact_match", unit="%"),
+        of("token F1", "token_f1"),
+        of("ROUGE-L", "rouge_l"),
+        mean("checks kept", kept, unit="%"),
+        of("judge", "judge"),
+        of("stop rate", "stopped", unit="%"),
+        of("repetition", "repetition", unit="%", higher_is_better=False),
+        of("template leaks", "leak", unit="%", higher_is_better=False),
+        of("tokens per answer", "tokens"),
+    ]
+    return [measure for measure in measures if measure.items]
+
+
+def _notes(rows: Sequence[Instruction], records: Sequence[dict[str, Any]], judge: Judge | None) -> list[str]:
+    notes = []
+    if too_long := sum(record["finish_reason"] == "too long" for record in records):
+        notes.append(f"{too_long} prompts fill the context and were not answered: they count as empty answers")
+    if unknown := sorted({name for row in rows for name in row.left_out}):
+        notes.append(f"rules that are not checked: {', '.join(unknown)}")
+    if judge is not None and (failed := sum(record.get("judge") is None for record in records)):
+        notes.append(f"the judge gave no score for {failed} answers")
+    return notes
+
+
+def _leaks(template: ChatTemplate, tokenizer: Tokenizer) -> re.Pattern[str] | None:
+    """What only the template says: control tokens' spellings, and the lines it puts around messages."""
+    said = ("\ue0f0", "\ue0f1", "\ue0f2")
+    messages = [
+        {"role": role, "content": content} for role, content in zip(("user", "assistant", "user"), said, strict=True)
+    ]
+    try:
+        text = template.render(messages)
+    except InvalidRequest:
+        text = ""
+    lines = {line.strip() for line in re.split(f"[{''.join(said)}\n]", text)}
+    spellings = {line for line in lines if len(line) >= _LEAST_LEAK} | set(tokenizer.control_tokens)
+    return re.compile("|".join(map(re.escape, sorted(spellings)))) if spellings else None

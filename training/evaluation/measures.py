@@ -1,0 +1,97 @@
+"""Figures with what chance makes of them: bootstrap intervals, and paired differences between checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float64]
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The ratio of two sums over items (`totals [N]` by `counts [N]`), or e to its power (`exponential`).
+
+    A mean has counts of 1; an item that does not take part has a total and a count of 0. `comparable` holds whatever
+    must be equal for two checkpoints' figures to mean the same, for example a digest of the vocabulary.
+    """
+
+    name: str
+    totals: Numbers
+    counts: Numbers
+    higher_is_better: bool = True
+    exponential: bool = False
+    comparable: str = ""
+    unit: str = ""
+
+    @property
+    def value(self) -> float:
+        """The figure over all items; NaN where none takes part."""
+        return float(self._of(self.totals.sum(), self.counts.sum()))
+
+    @property
+    def items(self) -> int:
+        """How many items take part."""
+        return int((self.counts > 0).sum())
+
+    def resampled(self, seed: int = 0, resamples: int = RESAMPLES) -> Numbers:
+        """The figure over `resamples` samples of items, drawn with replacement (Efron 1979): `[resamples]`.
+
+        The draws depend on the number of items alone, so two measures over the same items are resampled alike.
+        """
+        random = np.random.default_rng(seed)
+        size = len(self.totals)
+        totals, counts = np.empty(resamples), np.empty(resamples)
+        for at in range(resamples):
+            chosen = random.integers(0, size, size)
+            totals[at], counts[at] = self.totals[chosen].sum(), self.counts[chosen].sum()
+        return np.asarray(self._of(totals, counts), dtype=np.float64)
+
+    def _of(self, totals: Any, counts: Any) -> Any:
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            ratio = np.divide(totals, counts)
+            return np.exp(ratio) if self.exponential else ratio
+
+
+def mean(name: str, values: Sequence[float | bool | None], **options: Any) -> Measure:
+    """The mean of `values`; None is an item that does not take part."""
+    totals = np.array([0.0 if value is None else float(value) for value in values])
+    counts = np.array([0.0 if value is None else 1.0 for value in values])
+    return Measure(name, totals, counts, **options)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure between the bounds of its 95 % bootstrap interval (percentiles)."""
+
+    value: float
+    low: float
+    high: float
+    samples: Numbers = field(repr=False, compare=False)
+
+
+def interval(measure: Measure) -> Interval:
+    """The figure with its interval."""
+    samples = measure.resampled()
+    return Interval(measure.value, *_bounds(samples), samples)
+
+
+def difference(first: Interval, second: Interval) -> Interval:
+    """`second - first`, paired: both were measured on the same items and are resampled alike."""
+    samples = second.samples - first.samples
+    return Interval(second.value - first.value, *_bounds(samples), samples)
+
+
+def _bounds(samples: Numbers) -> tuple[float, float]:
+    kept = samples[~np.isnan(samples)]
+    if not len(kept):
+        return float("nan"), float("nan")
+    low, high = np.quantile(kept, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
