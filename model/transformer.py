@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from model.config import ModelConfig
 from model.linear import Linear, stacked
@@ -191,6 +192,8 @@ class Decoder(nn.Module):
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self.tie()
         self._frequencies: Tensor | None = None
+        # Whether a layer's intermediate results are computed again for its gradient instead of kept.
+        self.recompute = False
         # Rows of the embedding that train while its table is frozen; see `model.adapter`.
         self.trained_rows: TrainedRows | None = None
         # Set by `model.invariance.calibrate`: its verdict, row counts that agree bit for bit, queries per tile, and
@@ -247,7 +250,10 @@ class Decoder(nn.Module):
         for layer, block in enumerate(self.layers):
             if observe is not None:
                 observe(layer, x)
-            x = block(x, rotary, attend)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, rotary, attend, use_reentrant=False)
+            else:
+                x = block(x, rotary, attend)
         state: Tensor = self.norm(x)
         return state
 

@@ -57,7 +57,7 @@ def test_the_served_checkpoint_has_the_loss_that_training_measured(
     examples, _ = encode_conversations(
         read_conversations(rows[1], input_heading=False), tuned.tokenizer, tuned.chat, longest=128
     )
-    batches = ExampleLoader(examples, batch_size=4, seed=0, pad_token_id=0).first(None)
+    batches = ExampleLoader(examples, batch_size=4, seed=0).first(None)
     measured = records(tmp_path / "run")
     best_loss = min(
         record["validation_loss"] for record in measured if record.get("validation_loss") and record["step"]

@@ -208,6 +208,17 @@ def test_an_epoch_visits_every_window_once_with_targets_one_ahead(
     assert torch.equal(again.batch(2 * steps - 1).tokens, loader.batch(2 * steps - 1).tokens)
 
 
+def test_no_document_of_a_window_sees_another() -> None:
+    """Of 9 the stream's documents end; each is read from the 9 before it."""
+    stream = np.array([1, 2, 9, 3, 9, 9, 4, 5, 6, 9, 7, 8, 9], dtype=np.uint16)
+    loader = WindowLoader(stream, context=6, stride=6, batch_size=2, seed=0, separator=9)
+    (batch,) = loader.first(None)
+    assert batch.tokens.tolist() == [stream[:12].tolist()]
+    assert batch.targets.tolist() == [stream[1:13].tolist()]
+    assert batch.texts == ((2, 2, 1, 1), (3, 3))
+    assert [part.tokens.tolist() for part in batch.split(1)] == [[stream[:6].tolist()], [stream[6:12].tolist()]]
+
+
 def test_orders_differ_between_epochs_and_seeds() -> None:
     orders = {tuple(permutation(seed, epoch, 50)) for seed in (0, 1) for epoch in (0, 1)}
     assert len(orders) == 4

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from model.chat import ChatTemplate
 from model.checkpoint import load_checkpoint, save_checkpoint
@@ -127,25 +126,16 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize(("weight", "trained"), [(0.0, [2, 2]), (1.0, [4, 2]), (0.25, [4, 2])])
-def test_padding_is_never_trained_and_the_end_always_is(weight: float, trained: list[int]) -> None:
-    loader = ExampleLoader(EXAMPLES, batch_size=2, seed=0, pad_token_id=END, prompt_loss_weight=weight)
+def test_examples_stand_side_by_side_and_the_end_is_always_trained(weight: float, trained: list[int]) -> None:
+    loader = ExampleLoader(EXAMPLES, batch_size=2, seed=0, prompt_loss_weight=weight)
     (batch,) = loader.first(None)
-    assert batch.tokens.tolist() == [[1, 2, 3, 4], [1, 2, END, END]]
-    assert (batch.targets != IGNORED).sum(1).tolist() == trained
-    assert batch.targets[0, 3] == END and batch.targets[1].tolist() == [2, END, IGNORED, IGNORED]
+    assert batch.tokens.tolist() == [[1, 2, 3, 4, 1, 2]]
+    assert (batch.size, batch.lengths) == (2, (4, 2))
+    assert [int((part.targets != IGNORED).sum()) for part in batch.split(1)] == trained
+    assert batch.targets[0, 3:].tolist() == [END, 2, END]
     assert batch.weights is not None
-    assert batch.weights[0].tolist() == [weight, weight, 1.0, 1.0]
+    assert batch.weights[0].tolist() == [weight, weight, 1.0, 1.0, 1.0, 1.0]
     assert batch.weight() == pytest.approx(2 + 2 * weight + 2)
-
-
-def test_batches_by_length_hold_similar_lengths_and_every_example_once() -> None:
-    examples = [Example([1] * length + [END], [True] * (length + 1), str(length)) for length in range(3, 43)]
-    loader = ExampleLoader(examples, batch_size=4, seed=5, pad_token_id=0, by_length=True)
-    batches = [loader.batch(step) for step in range(loader.steps_per_epoch)]
-    lengths = [(batch.targets != IGNORED).sum(1) for batch in batches]
-    assert sorted(torch.cat(lengths).tolist()) == list(range(3, 43))
-    assert all(int(part.max() - part.min()) == 3 for part in lengths)
-    assert [int(part.max()) for part in lengths] != sorted(int(part.max()) for part in lengths)
 
 
 @pytest.fixture

@@ -65,6 +65,66 @@ def test_chunks_and_micro_batches_change_nothing(
     assert evaluate(model, [batch], rows) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("family", ["qwen3", "gpt2"])
+@pytest.mark.parametrize("size", [None, 1, 2])
+def test_texts_side_by_side_train_as_they_do_alone(family: str, size: int | None) -> None:
+    from model.transformer import initialise
+
+    model = Decoder(tiny_config(family=family))
+    initialise(model, torch.Generator().manual_seed(1))
+    texts = [torch.randint(0, model.config.vocab_size, (1, length)) for length in (9, 2, 17, 5)]
+    alone = 0.0
+    for text in texts:
+        one = Batch(text[:, :-1], text[:, 1:])
+        alone += backward(model, one, divisor=29)
+    gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    model.zero_grad()
+    packed = Batch(
+        torch.cat([text[:, :-1] for text in texts], dim=1),
+        torch.cat([text[:, 1:] for text in texts], dim=1),
+        # The second and the third belong to one example.
+        texts=((8,), (1, 16), (4,)),
+    )
+    assert (packed.size, packed.weight()) == (3, 29)
+    assert backward(model, packed, divisor=29, micro_batch_size=size) == pytest.approx(alone, rel=1e-6)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-7)
+    assert evaluate(model, [packed], size) == pytest.approx(alone, rel=1e-6)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_recomputing_layers_changes_no_gradient(dropout: float, batch: Batch) -> None:
+    from model.transformer import initialise
+
+    model = Decoder(tiny_config(dropout=dropout))
+    initialise(model, torch.Generator().manual_seed(1))
+    found = []
+    for recompute in (False, True):
+        model.recompute = recompute
+        model.zero_grad()
+        torch.manual_seed(3)
+        loss = backward(model, batch, divisor=batch.weight())
+        found.append((loss, [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(kept, again) for kept, again in zip(found[0][1], found[1][1], strict=True))
+
+
+def test_z_loss_is_in_the_gradient_and_not_in_the_loss(model: Decoder, batch: Batch) -> None:
+    loss, gradients = plain(model, batch)
+    positions = torch.arange(batch.tokens.shape[1]).expand_as(batch.tokens)
+    trained = batch.targets != IGNORED
+    assert batch.weights is not None
+    squares = model(batch.tokens, positions).logsumexp(-1).square()
+    model.zero_grad()
+    (0.01 * (squares * batch.weights)[trained].sum() / batch.weight()).backward()
+    penalty = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    model.zero_grad()
+    assert backward(model, batch, divisor=batch.weight(), z_loss=0.01) == pytest.approx(loss, rel=1e-5)
+    for parameter, first, second in zip(model.parameters(), gradients, penalty, strict=True):
+        torch.testing.assert_close(parameter.grad, first + second, rtol=1e-4, atol=1e-6)
+        assert not torch.allclose(first + second, first, rtol=1e-4, atol=1e-6)
+
+
 def test_evaluating_leaves_the_random_state_and_the_mode_alone(batch: Batch) -> None:
     from model.transformer import initialise
 
@@ -119,6 +179,8 @@ def test_schedules() -> None:
     cosine = Schedule("cosine", 100, warmup=10, final=0.1)
     assert [cosine.factor(step) for step in (0, 4, 9, 10)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
     assert cosine.factor(55) == pytest.approx(0.55) and cosine.factor(100) == pytest.approx(0.1)
+    linear = Schedule("linear", 110, warmup=10, final=0.1)
+    assert [linear.factor(step) for step in (9, 10, 60, 110)] == pytest.approx([1.0, 1.0, 0.55, 0.1])
     wsd = Schedule("wsd", 100, warmup=10, final=0.0)
     assert [wsd.factor(step) for step in (10, 60, 80, 99)] == pytest.approx([1.0, 1.0, 0.5, 0.025])
     assert Schedule("constant", 100).factor(99) == 1.0

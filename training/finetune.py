@@ -67,15 +67,12 @@ def finetune(
         dropped += overlong
     if dropped:
         console.message(f"left out {len(dropped)} examples longer than {longest} tokens, the first: {dropped[0]}")
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else model.config.end_token_ids[0]
     loaders = [
         ExampleLoader(
             examples,
             batch_size=recipe.batch_size,
             seed=recipe.seed,
-            pad_token_id=pad,
             prompt_loss_weight=recipe.prompt_loss_weight,
-            by_length=recipe.bucket_by_length,
         )
         for examples in parts
     ]

@@ -1,4 +1,8 @@
-"""Cross-entropy of next tokens, computed in chunks so that float32 logits never exist for a whole batch."""
+"""Cross-entropy of next tokens, computed in chunks so that float32 logits never exist for a whole batch.
+
+Texts of different lengths are computed without padding: one after another in every matrix product, one by one in
+attention.
+"""
 
 from __future__ import annotations
 
@@ -19,26 +23,32 @@ Hidden = Callable[[Tensor, Tensor, Attend], Tensor]
 
 
 def backward(
-    model: Decoder, batch: Batch, *, divisor: float, micro_batch_size: int | None = None, hidden: Hidden | None = None
+    model: Decoder,
+    batch: Batch,
+    *,
+    divisor: float,
+    micro_batch_size: int | None = None,
+    hidden: Hidden | None = None,
+    z_loss: float = 0.0,
 ) -> float:
     """Add the gradients of the batch's loss to the parameters and return the loss.
 
     The loss is the weighted sum over trained targets in nats divided by `divisor`, so that the result does not
-    depend on `micro_batch_size`, the rows computed at once. The output layer is differentiated chunk by chunk right
-    after its forward pass; the network below gets the collected gradient in one pass. `hidden` replaces
-    `model.hidden`, for a compiled one.
+    depend on `micro_batch_size`, the windows or examples computed at once. The output layer is differentiated chunk by
+    chunk right after its forward pass; the network below gets the collected gradient in one pass. `hidden` replaces
+    `model.hidden`, for a compiled one. `z_loss` times the squared log of the softmax's denominator is added for every
+    target, in the gradient only (Chowdhery et al. 2022, PaLM).
     """
-    dropout = model.config.dropout if model.training else 0.0
-    attend = partial(causal_attention, dropout=dropout) if dropout else causal_attention
     total = 0.0
-    for part in batch.split(micro_batch_size or len(batch.tokens)):
-        state = (hidden or model.hidden)(*_inputs(model, part), attend)
+    for part in batch.split(micro_batch_size or batch.size):
+        state = (hidden or model.hidden)(*_inputs(model, part))
         flat = state.detach().flatten(0, 1)
         gradient = torch.zeros_like(flat)
         for rows, targets, weights in _chunks(model, part):
             leaf = flat[rows].requires_grad_()
-            loss = _loss(model, leaf, targets, weights) / divisor
-            torch.autograd.backward(loss)
+            loss, penalty = _loss(model, leaf, targets, weights, z_loss)
+            loss = loss / divisor
+            torch.autograd.backward(loss if penalty is None else loss + penalty / divisor)
             assert leaf.grad is not None, "the loss depends on the state"
             gradient[rows] = leaf.grad
             total += loss.item()
@@ -54,17 +64,31 @@ def evaluate(model: Decoder, batches: list[Batch], micro_batch_size: int | None 
     total = weight = 0.0
     for batch in batches:
         weight += batch.weight()
-        for part in batch.split(micro_batch_size or len(batch.tokens)):
-            flat = model.hidden(*_inputs(model, part), causal_attention).flatten(0, 1)
+        for part in batch.split(micro_batch_size or batch.size):
+            flat = model.hidden(*_inputs(model, part)).flatten(0, 1)
             for rows, targets, weights in _chunks(model, part):
-                total += _loss(model, flat[rows], targets, weights).item()
+                total += _loss(model, flat[rows], targets, weights)[0].item()
     model.train(training)
     return total / weight
 
 
-def _inputs(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:
-    tokens = batch.tokens.to(model.device)
-    return tokens, torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+def packed_attention(
+    layer: int, q: Tensor, k: Tensor, v: Tensor, *, lengths: tuple[int, ...], dropout: float = 0.0
+) -> Tensor:
+    """Causal attention within each of the texts of these `lengths`, which stand one after another (B = 1)."""
+    parts = (torch.split(each, list(lengths), dim=2) for each in (q, k, v))
+    return torch.cat([causal_attention(layer, *text, dropout=dropout) for text in zip(*parts, strict=True)], dim=2)
+
+
+def _inputs(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Attend]:
+    """Tokens, positions and attention of a batch."""
+    tokens, lengths = batch.tokens.to(model.device), batch.lengths
+    dropout = model.config.dropout if model.training else 0.0
+    if lengths is None:
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        return tokens, positions, partial(causal_attention, dropout=dropout) if dropout else causal_attention
+    positions = torch.cat([torch.arange(length) for length in lengths]).to(tokens.device).unsqueeze(0)
+    return tokens, positions, partial(packed_attention, lengths=lengths, dropout=dropout)
 
 
 def _chunks(model: Decoder, batch: Batch) -> list[tuple[Tensor | slice, Tensor, Tensor | None]]:
@@ -90,8 +114,15 @@ def _chunks(model: Decoder, batch: Batch) -> list[tuple[Tensor | slice, Tensor, 
     return chunks
 
 
-def _loss(model: Decoder, state: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+def _loss(
+    model: Decoder, state: Tensor, targets: Tensor, weights: Tensor | None, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor | None]:
+    """The loss of these states, summed, and with `z_loss` the penalty on the size of their logits."""
     logits = model.logits(state)
+    penalty = None
+    if z_loss:
+        squares = logits.logsumexp(dim=-1).square()
+        penalty = z_loss * (squares if weights is None else squares * weights).sum()
     if weights is None:
-        return functional.cross_entropy(logits, targets, reduction="sum")
-    return (functional.cross_entropy(logits, targets, reduction="none") * weights).sum()
+        return functional.cross_entropy(logits, targets, reduction="sum"), penalty
+    return (functional.cross_entropy(logits, targets, reduction="none") * weights).sum(), penalty

@@ -70,7 +70,7 @@ def pretrain(
     initialise(model, torch.Generator().manual_seed(recipe.seed), recipe.initialisation)
     model.to(device)
     set_compute_dtype(model, torch.bfloat16 if recipe.precision == "bf16" else None)
-    loader, validation = _loaders(recipe, data)
+    loader, validation = _loaders(recipe, data, tokenizer.end_token_id)
     schedule, every = plan(recipe, loader.steps_per_epoch)
 
     def sample(standing: Standing) -> Iterator[dict[str, Any]]:
@@ -149,7 +149,9 @@ def start_or_resume(training: Training, saved: tuple[dict[str, torch.Tensor], di
 def plan(recipe: TrainingRecipe, steps_per_epoch: int) -> tuple[Schedule, int]:
     """The schedule, and the updates between evaluations."""
     total = recipe.max_steps or max(1, math.ceil(recipe.epochs * steps_per_epoch))
-    schedule = Schedule(recipe.schedule, total, warmup_steps(recipe.warmup, total), recipe.final_learning_rate)
+    schedule = Schedule(
+        recipe.schedule, total, warmup_steps(recipe.warmup, total), recipe.final_learning_rate, recipe.decay_fraction
+    )
     return schedule, recipe.evaluate_every or max(1, total // 20)
 
 
@@ -231,13 +233,16 @@ def _tokenizer(
     return tokenizer
 
 
-def _loaders(recipe: PretrainRecipe, data: TokenData) -> tuple[WindowLoader, WindowLoader | None]:
+def _loaders(
+    recipe: PretrainRecipe, data: TokenData, separator: int | None
+) -> tuple[WindowLoader, WindowLoader | None]:
     context, stride = recipe.context_length, recipe.stride or recipe.context_length
     common: dict[str, Any] = {
         "context": context,
         "batch_size": recipe.batch_size,
         "seed": recipe.seed,
         "sources": ", ".join(recipe.data),
+        "separator": separator if recipe.document_mask else None,
     }
     loader = WindowLoader(data.train, stride=stride, **common)
     if not len(data.validation):

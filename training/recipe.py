@@ -60,8 +60,20 @@ class TrainingRecipe(BaseModel):
     beta1: float = setting(0.9, "AdamW's decay of the gradient's mean", group="optimisation", ge=0, lt=1)
     beta2: float = setting(0.95, "AdamW's decay of the gradient's square", group="optimisation", ge=0, lt=1)
     clip: float | None = setting(1.0, "largest gradient norm; none: unlimited", group="optimisation", gt=0)
-    schedule: Literal["constant", "cosine", "wsd"] = setting(
-        "cosine", "learning rate over time; wsd: constant, then linear decay over the last 40 %", group="optimisation"
+    z_loss: float = setting(
+        0.0,
+        "weight of the squared log of the softmax's denominator, which keeps logits small",
+        group="optimisation",
+        ge=0,
+    )
+    recompute: bool = setting(
+        False, "compute each layer again for its gradient: less memory, a third more time", group="optimisation"
+    )
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = setting(
+        "cosine", "learning rate over time; wsd: constant, then linear decay at the end", group="optimisation"
+    )
+    decay_fraction: float = setting(
+        0.4, "part of the run over which wsd's learning rate falls", group="optimisation", gt=0, le=1
     )
     warmup: float = setting(0.02, "linear warm-up: below 1 a part of the run, else steps", group="optimisation", ge=0)
     final_learning_rate: float = setting(
@@ -109,6 +121,9 @@ class PretrainRecipe(TrainingRecipe):
         "auto", "validation by whole documents, or the last characters of a single text", group="data"
     )
     stride: int | None = setting(None, "tokens between window starts (default: the context)", group="data", ge=1)
+    document_mask: bool = setting(
+        False, "no document in a window sees the one before it; pays for many short documents", group="data"
+    )
     cache: str = setting("~/.cache/topkapi", "where token shards are kept", group="data", free=True)
 
     tokenizer: str | None = setting(
@@ -189,9 +204,6 @@ class FinetuneRecipe(TrainingRecipe):
     )
     on_overlong: Literal["error", "drop"] = setting(
         "error", "what to do with examples longer than the context", group="data"
-    )
-    bucket_by_length: bool = setting(
-        False, "fill batches with examples of similar length: faster, slightly less random", group="data"
     )
 
     batch_size: int = setting(8, "examples per update", group="optimisation", ge=1)

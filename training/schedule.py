@@ -6,15 +6,16 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-ScheduleName = Literal["constant", "cosine", "wsd"]
+ScheduleName = Literal["constant", "linear", "cosine", "wsd"]
 
 
 @dataclass(frozen=True)
 class Schedule:
     """The factor by which every base learning rate is multiplied at each step.
 
-    `cosine` falls from 1 to `final` (Loshchilov & Hutter 2017); `wsd` stays at 1 and falls linearly over the last
-    `decay_fraction` of the steps (Hu et al. 2024, MiniCPM); `constant` stays at 1. `warmup` steps rise linearly first.
+    `cosine` and `linear` fall from 1 to `final` (Loshchilov & Hutter 2017); `wsd` stays at 1 and falls linearly over
+    the last `decay_fraction` of the steps (Hu et al. 2024, MiniCPM); `constant` stays at 1. `warmup` steps rise
+    linearly first.
     """
 
     name: ScheduleName
@@ -33,8 +34,9 @@ class Schedule:
             decay = max(1, round(self.decay_fraction * self.total_steps))
             left = (self.total_steps - step) / decay
             return self.final + (1 - self.final) * min(1.0, left)
-        progress = (step - self.warmup) / max(1, self.total_steps - self.warmup)
-        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        progress = min(1.0, (step - self.warmup) / max(1, self.total_steps - self.warmup))
+        left = 1 - progress if self.name == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+        return self.final + (1 - self.final) * left
 
 
 def warmup_steps(warmup: float, total_steps: int) -> int:

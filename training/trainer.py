@@ -115,6 +115,7 @@ class Training:
 
         Raises `Diverged` for a loss that is not a number and `Interrupted` after SIGINT or SIGTERM, once saved.
         """
+        self.model.recompute = self.recipe.recompute
         hidden = torch.compile(self.model.hidden) if self.recipe.compile else None
         standing, total = self.standing, self.schedule.total_steps
         self.console.start(total, standing.step)
@@ -177,6 +178,7 @@ class Training:
             divisor=batch.weight(),
             micro_batch_size=self.recipe.micro_batch_size,
             hidden=hidden,
+            z_loss=self.recipe.z_loss,
         )
         norm = nn.utils.clip_grad_norm_(self.optimizers.parameters(), self.recipe.clip or math.inf).item()
         if not math.isfinite(loss) or not math.isfinite(norm):

@@ -21,8 +21,6 @@ _FORMATS = (
     "rows are {instruction, input?, output}, {prompt, completion}, {question, answer}, "
     "{messages: [{role, content}, …]} or {instruction, instances: [{input, output}, …]}"
 )
-# How many batches' examples are sorted by length together.
-_BUCKET_BATCHES = 50
 
 
 @dataclass(frozen=True)
@@ -181,10 +179,10 @@ def encode_conversations(
 
 
 class ExampleLoader:
-    """Batches of examples, each padded to its longest, in an order that is a pure function of seed and step.
+    """Batches of examples without padding, in an order that is a pure function of seed and step.
 
-    `prompt_loss_weight` scales the loss of tokens that are not the answer's (0: they are not trained). With
-    `by_length` batches hold examples of similar length. What does not fill a batch is left out of an epoch.
+    `prompt_loss_weight` scales the loss of tokens that are not the answer's (0: they are not trained). What does not
+    fill a batch is left out of an epoch.
     """
 
     def __init__(
@@ -193,12 +191,10 @@ class ExampleLoader:
         *,
         batch_size: int,
         seed: int,
-        pad_token_id: int,
         prompt_loss_weight: float = 0.0,
-        by_length: bool = False,
     ) -> None:
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
-        self.pad_token_id, self.prompt_loss_weight, self.by_length = pad_token_id, prompt_loss_weight, by_length
+        self.prompt_loss_weight = prompt_loss_weight
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
     @property
@@ -209,7 +205,7 @@ class ExampleLoader:
         """The batch of update `step` (0-based, counted over all epochs)."""
         epoch, index = divmod(step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, self._epoch(epoch))
+            self._order = (epoch, permutation(self.seed, epoch, len(self.examples)))
         return self._collate(self._order[1][index * self.batch_size : (index + 1) * self.batch_size])
 
     def first(self, batches: int | None) -> list[Batch]:
@@ -221,31 +217,12 @@ class ExampleLoader:
             self._collate(order[start : start + self.batch_size]) for start in range(0, len(order), self.batch_size)
         ]
 
-    def _epoch(self, epoch: int) -> NDArray[np.int64]:
-        size = self.steps_per_epoch * self.batch_size
-        order = permutation(self.seed, epoch, len(self.examples))[:size]
-        if not self.by_length:
-            return order
-        pool = _BUCKET_BATCHES * self.batch_size
-        batches = []
-        for start in range(0, size, pool):
-            part = order[start : start + pool]
-            lengths = np.array([len(self.examples[index].token_ids) for index in part])
-            batches.append(part[np.argsort(lengths, kind="stable")].reshape(-1, self.batch_size))
-        rows = np.concatenate(batches)
-        return rows[permutation(self.seed, EVALUATION_EPOCH + 1 + epoch, len(rows))].ravel()
-
     def _collate(self, rows: NDArray[np.int64]) -> Batch:
         chosen = [self.examples[index] for index in rows.tolist()]
-        longest = max(len(example.token_ids) for example in chosen) - 1
-        tokens = torch.full((len(chosen), longest), self.pad_token_id)
-        targets = torch.full((len(chosen), longest), IGNORED)
-        weights = torch.zeros(len(chosen), longest)
-        for row, example in enumerate(chosen):
-            size = len(example.token_ids) - 1
-            ids, trained = torch.tensor(example.token_ids), torch.tensor(example.trained[1:])
-            tokens[row, :size] = ids[:-1]
-            weights[row, :size] = torch.where(trained, 1.0, self.prompt_loss_weight)
-            # Padding is told by position, not by value: the end token is a target like any other.
-            targets[row, :size] = torch.where(weights[row, :size] > 0, ids[1:], IGNORED)
-        return Batch(tokens, targets, weights)
+        ids = [torch.tensor(example.token_ids) for example in chosen]
+        trained = torch.cat([torch.tensor(example.trained[1:]) for example in chosen])
+        weights = torch.where(trained, 1.0, self.prompt_loss_weight)
+        targets = torch.where(weights > 0, torch.cat([each[1:] for each in ids]), IGNORED)
+        tokens = torch.cat([each[:-1] for each in ids])
+        texts = tuple((len(each) - 1,) for each in ids)
+        return Batch(tokens.unsqueeze(0), targets.unsqueeze(0), weights.unsqueeze(0), texts)

@@ -20,19 +20,39 @@ IGNORED = -100
 class Batch:
     """`tokens` and `targets [B, T]` int64; a target of `IGNORED` is not trained.
 
-    `weights [B, T]` float32 scales each target's loss (None: all 1). Rows shorter than T are padded at their end.
+    `weights [B, T]` float32 scales each target's loss (None: all 1). With `texts`, texts of any lengths stand one after
+    another in a single row (B = 1) without padding, and none may see another: the lengths of the texts of each window
+    or example, which stay together.
     """
 
     tokens: Tensor
     targets: Tensor
     weights: Tensor | None = None
+    texts: tuple[tuple[int, ...], ...] | None = None
 
-    def split(self, rows: int) -> Iterator[Batch]:
-        """The batch in parts of at most `rows` rows."""
-        for start in range(0, len(self.tokens), rows):
-            part = slice(start, start + rows)
-            weights = None if self.weights is None else self.weights[part]
-            yield Batch(self.tokens[part], self.targets[part], weights)
+    @property
+    def size(self) -> int:
+        """Windows or examples in the batch."""
+        return len(self.tokens) if self.texts is None else len(self.texts)
+
+    @property
+    def lengths(self) -> tuple[int, ...] | None:
+        """The lengths of all texts, in order."""
+        return None if self.texts is None else tuple(length for part in self.texts for length in part)
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """The batch in parts of at most `size` windows or examples."""
+        end = 0
+        for start in range(0, self.size, size):
+            if self.texts is None:
+                yield self._part((slice(start, start + size),), None)
+            else:
+                texts = self.texts[start : start + size]
+                begin, end = end, end + sum(map(sum, texts))
+                yield self._part((slice(None), slice(begin, end)), texts)
+
+    def _part(self, at: tuple[slice, ...], texts: tuple[tuple[int, ...], ...] | None) -> Batch:
+        return Batch(self.tokens[at], self.targets[at], None if self.weights is None else self.weights[at], texts)
 
     def weight(self) -> float:
         """The sum of the weights of all trained targets: what the loss is divided by."""
@@ -73,6 +93,8 @@ class WindowLoader:
     """Windows of `context` tokens that start every `stride` tokens of `stream`, shuffled anew in every epoch.
 
     Each window's targets are its tokens moved by one. What does not fill a batch at the end of an epoch is left out.
+    With `separator`, the token that ends a document, no document of a window sees another: a document is read from the
+    end of the one before, so that its first token, too, is predicted from nothing but that.
     Raises `DataError` naming `sources` when the stream does not fill one batch, or one window for `validation`.
     """
 
@@ -86,7 +108,9 @@ class WindowLoader:
         seed: int,
         sources: str = "the data",
         validation: bool = False,
+        separator: int | None = None,
     ) -> None:
+        self.separator = separator
         self.stream, self.context, self.stride, self.batch_size, self.seed = stream, context, stride, batch_size, seed
         self.windows = max(0, -(-(len(stream) - context) // stride))
         rows = 1 if validation else batch_size
@@ -121,4 +145,13 @@ class WindowLoader:
     def _gather(self, windows: NDArray[np.int64]) -> Batch:
         rows = np.stack([self.stream[at : at + self.context + 1] for at in (windows * self.stride).tolist()])
         tokens = torch.from_numpy(rows.astype(np.int64))
-        return Batch(tokens[:, :-1], tokens[:, 1:])
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        if self.separator is None:
+            return Batch(inputs, targets)
+        texts = tuple(self._lengths(row) for row in rows[:, :-1])
+        return Batch(inputs.reshape(1, -1), targets.reshape(1, -1), texts=texts)
+
+    def _lengths(self, window: NDArray[np.unsignedinteger[Any]]) -> tuple[int, ...]:
+        """The lengths of a window's documents."""
+        starts = np.flatnonzero(window[1:] == self.separator) + 1
+        return tuple(np.diff(starts, prepend=0, append=len(window)).tolist())
