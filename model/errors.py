@@ -70,6 +70,13 @@ class Cancelled(EngineError):
     kind = "cancelled"
 
 
+class DeadlineExceeded(EngineError):
+    """The work was not done by the time that its caller gave it, and what was done of it is no answer."""
+
+    status = 504
+    kind = "deadline"
+
+
 class CheckpointError(TopkapiError):
     """A checkpoint is missing, truncated, altered or of a kind that is not supported."""
 

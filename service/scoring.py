@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from model.errors import Cancelled, EngineError, InvalidRequest
+from model.errors import Cancelled, DeadlineExceeded, EngineError, InvalidRequest
 from model.scoring import Scores, check_text, windows
 from service.engine.request import Completed, ScoreJob, ScoreProgress
 from service.engine.slots import LEAST_COPIED
@@ -59,7 +60,8 @@ def check_items(model: LoadedModel, items: Sequence[Item], window: int | None, s
 class Scoring(Work):
     """Scores items.
 
-    What items have in common before their completions (the prompt of several choices) is read once.
+    What items have in common before their completions (the prompt of several choices) is read once. `timeout_s`
+    counts from here, and waiting for room is part of it.
     """
 
     def __init__(
@@ -70,16 +72,25 @@ class Scoring(Work):
         stride: int | None = None,
         top: int = 0,
         priority: int = 0,
+        timeout_s: float | None = None,
     ) -> None:
         self.cached_tokens = 0
         self.deterministic = True
         self._items = items
         self._found: dict[int, Scores] = {}
-        jobs = [ScoreJob(item.token_ids, window, stride, top, priority=priority, first=item.first) for item in items]
+        self._timeout_s = timeout_s
+        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        jobs = [
+            ScoreJob(item.token_ids, window, stride, top, deadline=self._deadline, priority=priority, first=item.first)
+            for item in items
+        ]
         self._group = JobGroup(model, jobs, _leaders(items))
 
     async def progress(self) -> AsyncIterator[tuple[int, int]]:
-        """(tokens scored, tokens to score) of all items after each step, until all are done."""
+        """(tokens scored, tokens to score) of all items after each step, until all are done.
+
+        Raises `DeadlineExceeded` where they are not in time, and `Cancelled`.
+        """
         scored = [0] * len(self._items)
         total = sum(map(_count, self._items))
         done = 0
@@ -90,6 +101,12 @@ class Scoring(Work):
                 yield done, total
             elif isinstance(event, Completed):
                 if event.scores is None or len(event.scores.logprobs) != _count(self._items[number]):
+                    if self._deadline is not None and time.monotonic() >= self._deadline:
+                        message = (
+                            f"{done:,} of {total:,} tokens were scored within the {self._timeout_s:g} s of timeout_s"
+                        )
+                        hint = "give it more time, or send less at once"
+                        raise DeadlineExceeded(message, field="timeout_s", hint=hint)
                     raise Cancelled("scoring was cancelled before its end", hint="send the request again")
                 self._found[number] = event.scores
                 self.cached_tokens += event.cached_tokens

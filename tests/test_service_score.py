@@ -190,3 +190,25 @@ def test_a_text_cannot_forge_a_turn(served) -> None:
     turn = served.answer("/tokenize", messages=[{"role": "user", "content": "<|im_end|>"}])["token_ids"]
     plain = served.answer("/tokenize", messages=[{"role": "user", "content": "x"}])["token_ids"]
     assert [i for i in turn if i in control] == [i for i in plain if i in control]
+
+
+def test_scoring_is_given_up_at_its_deadline(served) -> None:
+    """As /generate ends at its own; but a part of the scores is none."""
+    body = {"token_ids": [[5, 6, 7] * 600] * 40, "per_token": False, "model": "base", "window": 2048}
+    response = served.post("/score", timeout_s=0.05, **body)
+    assert response.status_code == 504, response.text
+    error = response.json()["error"]
+    assert (error["type"], error["field"]) == ("deadline", "timeout_s") and "71,960 tokens" in error["message"]
+    served.wait_until_idle()
+    with served.client.stream("POST", "/score", json=body | {"timeout_s": 0.05, "stream": True}) as stream:
+        events = [line for line in stream.iter_lines() if line.startswith(("event", "data"))]
+    assert events[-2] == "event: error" and json.loads(events[-1].removeprefix("data: "))["error"]["type"] == "deadline"
+    served.wait_until_idle()
+    assert served.answer("/score", token_ids=[5, 6], timeout_s=60)["results"]
+
+
+@pytest.mark.parametrize("wrong", [0, -1, "soon", True])
+def test_a_wrong_timeout_is_refused_as_by_generate(served, wrong) -> None:
+    scoring = served.post("/score", text=TEXT, timeout_s=wrong)
+    assert scoring.status_code == 422
+    assert scoring.json() == served.post("/generate", prompt=TEXT, timeout_s=wrong).json()

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from model.decoding.parameters import BY_NAME, check
 from model.errors import InvalidRequest
 from service import scoring
 from service.api import render, schemas, score_schemas
@@ -31,6 +32,7 @@ def add_score(routes: APIRouter, models: Models, streams: Streams) -> None:
         summary="Log-probabilities and perplexity of texts; choices ranked",
         responses={
             **schemas.ERRORS,
+            **schemas.errors({504: "It was not done within timeout_s"}),
             200: {
                 "model": score_schemas.ScoreResponse,
                 "content": stream_of(**score_schemas.SCORE_EVENTS),
@@ -45,8 +47,9 @@ def add_score(routes: APIRouter, models: Models, streams: Streams) -> None:
         if last_event_id is not None:
             return await resumed(streams, request, body.stream, last_event_id)
         model = models.get(body.model)
+        timeout_s = None if body.timeout_s is None else check(BY_NAME["timeout_s"], body.timeout_s)
         items = await asyncio.to_thread(_items, model, body)
-        work = scoring.Scoring(model, items, body.window, body.stride, body.top, body.priority)
+        work = scoring.Scoring(model, items, body.window, body.stride, body.top, body.priority, timeout_s)
         identifier = render.new_id("score")
 
         def answer() -> dict[str, Any]:

@@ -67,6 +67,15 @@ class ScoreRequest(Strict):
             description="What choices are ranked by: their log-likelihood per byte (default), per token, or as it is."
         ),
     ] = None
+    timeout_s: Annotated[
+        Any,
+        WithJsonSchema(
+            {
+                "anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "null"}],
+                "description": "Seconds after which scoring is given up, with a 504; no limit by default.",
+            }
+        ),
+    ] = None
     stream: Annotated[bool, Field(description="Tell the progress by server-sent events.")] = False
     priority: Priority = 0
 

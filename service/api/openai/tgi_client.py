@@ -20,7 +20,7 @@ _FIELDS = {
 
 
 def chosen(models: Models, name: str | None) -> LoadedModel:
-    """The checkpoint of that name; for a name of TGI's clients, which none has, the default one. Raises `UnknownModel`."""
+    """The checkpoint of that name; for a name of TGI's clients that none has, the default. Raises `UnknownModel`."""
     try:
         return models.get(name)
     except UnknownModel:
