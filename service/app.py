@@ -9,6 +9,7 @@ from fastapi_offline import FastAPIOffline
 from service.api import anthropic, llama, native, openai, sglang, tgi
 from service.api.body import BodyLimit
 from service.api.errors import NATIVE
+from service.api.keep_alive import KeepAlive
 from service.api.prefix import UnderPrefix
 from service.api.registration import register, set_up
 from service.models import Models
@@ -33,6 +34,8 @@ def create_app(models: Models, settings: Settings) -> FastAPI:
     )
     set_up(app, ignore_unknown_fields=settings.ignore_unknown_fields)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    if settings.stream_keep_alive:
+        app.add_middleware(KeepAlive, seconds=settings.stream_keep_alive)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"]

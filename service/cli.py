@@ -94,6 +94,12 @@ def _add_serve(commands: Any) -> None:
         metavar="SECONDS",
         help="how long a stream goes on without its connection and may be resumed [15]",
     )
+    serve.add_argument(
+        "--stream-keep-alive",
+        type=float,
+        metavar="SECONDS",
+        help="how long a stream may be silent before a comment says that it is still there [15]",
+    )
     serve.add_argument("--max-queue", type=int, metavar="N", help="requests that may wait per checkpoint [256]")
     serve.add_argument("--cors-origins", metavar="URL,…", help="origins whose web pages may call the API [none]")
     serve.add_argument(

@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     stream_grace: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 15.0
     """Seconds for which a stream goes on after its connection was lost and may be resumed; 0 ends it at once."""
 
+    stream_keep_alive: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 15.0
+    """Seconds without an event after which a stream says by a comment that it is still there; 0 never does."""
+
     stream_bytes: Annotated[int, Field(ge=0)] = 64 * 2**20
     """Most bytes of events kept so that streams can be resumed."""
 
