@@ -15,6 +15,7 @@ from model.errors import SettingsError
 from training.evaluation.command import add_evaluate
 from training.flags import add_flags, given_flags
 from training.recipe import (
+    DpoRecipe,
     FinetuneRecipe,
     PretrainRecipe,
     TrainingRecipe,
@@ -41,6 +42,7 @@ def register(subparsers: Any) -> None:
     for name, kind, summary in (
         ("pretrain", PretrainRecipe, "train a model from random weights on plain text"),
         ("finetune", FinetuneRecipe, "train a checkpoint on instructions or conversations"),
+        ("dpo", DpoRecipe, "train a checkpoint to prefer some answers to others"),
     ):
         command = subparsers.add_parser(
             name, help=summary, description=f"{summary.capitalize()}.", epilog=_EPILOG, allow_abbrev=False
@@ -102,10 +104,14 @@ def _train(arguments: argparse.Namespace) -> int:
         from training.pretrain import pretrain
 
         standing = pretrain(recipe, run, resume=resume, console=console, command=command)
+    elif isinstance(recipe, DpoRecipe):
+        from training.dpo import dpo
+
+        standing = dpo(recipe, run, resume=resume, console=console, command=command)
     else:
         from training.finetune import finetune
 
-        assert isinstance(recipe, FinetuneRecipe), "the two commands have these two kinds"
+        assert isinstance(recipe, FinetuneRecipe), "the commands have these kinds"
         standing = finetune(recipe, run, resume=resume, console=console, command=command)
     finish(run, standing, console)
     return 0

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,38 +20,82 @@ from model.linear import set_compute_dtype
 from model.tokenizer import Tokenizer
 from model.transformer import Decoder
 from training.console import Console
-from training.data.instructions import Conversation, ExampleLoader, encode_conversations, read_conversations
+from training.data.instructions import ExampleLoader, encode_conversations, read_conversations
 from training.data.shards import tokenizer_digest
-from training.data.windows import EVALUATION_EPOCH, permutation
+from training.data.windows import EVALUATION_EPOCH, Loader, permutation
 from training.lora import AdapterPlan
+from training.loss import NextToken, Objective
 from training.pretrain import DTYPES, build_optimizers, chat_template, plan, start_or_resume
-from training.recipe import FinetuneRecipe
+from training.recipe import FinetuneRecipe, TuningRecipe
 from training.run import RunDirectory
 from training.trainer import Standing, Training, prepare_torch, trained_parameters
 
 # What ChatML needs beyond a base tokenizer's vocabulary.
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 SAMPLES = 3
+Message = dict[str, str]
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What data are prepared with; examples are at most `longest` tokens long."""
+
+    tokenizer: Tokenizer
+    chat: ChatTemplate
+    longest: int
+    console: Console
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained on, and to what end. `loaders` and `counts` are those of training and of validation.
+
+    `samples` are prompts with their expected answers, `prompts` those of training and of validation as texts.
+    `begin(model, digest of the parent's weights)` is called before training, with the untrained network.
+    """
+
+    loaders: tuple[Loader, Loader]
+    counts: tuple[int, int]
+    kind: str
+    samples: list[tuple[list[Message], str | None]]
+    prompts: tuple[list[str], list[str]]
+    objective: Objective
+    begin: Callable[[Decoder, str], None] = lambda model, parent: None
+
+    def overlap(self) -> int:
+        """How many validation prompts occur word for word in training."""
+        seen = set(self.prompts[0])
+        return sum(prompt in seen for prompt in self.prompts[1])
 
 
 def finetune(
-    recipe: FinetuneRecipe, directory: RunDirectory, *, resume: bool, console: Console, command: str
+    recipe: TuningRecipe,
+    directory: RunDirectory,
+    *,
+    resume: bool,
+    console: Console,
+    command: str,
+    prepare: Callable[[Ingredients], Task] | None = None,
 ) -> Standing:
-    """Train a checkpoint on conversations as `recipe` says, in `directory`; continue there with `resume`.
+    """Train a checkpoint as `recipe` says, in `directory`; continue there with `resume`.
 
-    Raises `DataError` naming rows, `SettingsError`, `CheckpointError`, `Diverged` and `Interrupted`.
+    `prepare` makes the task, by default to answer as the assistant of conversations does. Raises `DataError` naming
+    rows, `SettingsError`, `CheckpointError`, `Diverged` and `Interrupted`.
     """
     if recipe.checkpoint is None:
         raise SettingsError("no checkpoint to start from", field="checkpoint", hint="give one with --checkpoint")
     if not recipe.data:
         hint = recipe.data_hint or "give .json or .jsonl files with --data"
         raise DataError("no training examples", field="data", hint=hint)
+    if prepare is None:
+        assert isinstance(recipe, FinetuneRecipe), "another kind of recipe comes with its own task"
+        prepare = partial(_conversations, recipe)
     saved = directory.load_state() if resume else None
     device = prepare_torch(recipe, saved[1]["threads"] if saved else None)
     parent = load_checkpoint(recipe.checkpoint, dtype=torch.float32)
     chat = chat_template(recipe.chat_template) or parent.chat or ChatTemplate.built_in("chatml")
     tokenizer = _tokenizer(parent, chat, console)
-    train, validation = _split(recipe, chat)
     model = _model(recipe, parent, tokenizer, chat)
     adapters = AdapterPlan.of(recipe, model.config.family)
     if adapters:
@@ -58,40 +103,24 @@ def finetune(
     name, inherited = parent.name, parent.generation
     del parent  # its weights are in `model` now
     longest = min(recipe.context_length or model.config.context_length, model.config.context_length)
-    parts, dropped = [], []
-    for part in (train, validation):
-        examples, overlong = encode_conversations(
-            part, tokenizer, chat, longest=longest, drop_overlong=recipe.on_overlong == "drop"
-        )
-        parts.append(examples)
-        dropped += overlong
-    if dropped:
-        console.message(f"left out {len(dropped)} examples longer than {longest} tokens, the first: {dropped[0]}")
-    loaders = [
-        ExampleLoader(
-            examples,
-            batch_size=recipe.batch_size,
-            seed=recipe.seed,
-            prompt_loss_weight=recipe.prompt_loss_weight,
-        )
-        for examples in parts
-    ]
-    if not loaders[0].steps_per_epoch:
+    task = prepare(Ingredients(tokenizer, chat, longest, console))
+    if not task.loaders[0].steps_per_epoch:
         raise DataError(
-            f"{len(parts[0])} training examples do not fill one batch of {recipe.batch_size}",
+            f"{task.counts[0]} training {task.kind} do not fill one batch of {recipe.batch_size}",
             field="data",
-            hint="give more examples or lower --batch-size",
+            hint=f"give more {task.kind} or lower --batch-size",
         )
-    overlap = _overlap(train, validation)
+    overlap = task.overlap()
     if overlap:
-        console.message(f"{overlap} of {len(validation)} validation prompts also occur in training")
+        console.message(f"{overlap} of {task.counts[1]} validation prompts also occur in training")
     model.to(device)
     set_compute_dtype(model, torch.bfloat16 if recipe.precision == "bf16" else None)
     if adapters:
         adapters.hold_base(model)
-    schedule, every = plan(recipe, loaders[0].steps_per_epoch)
-
+    schedule, every = plan(recipe, task.loaders[0].steps_per_epoch)
     source = Path(recipe.checkpoint)
+    digest = weights_digest(source)
+    task.begin(model, digest)
 
     def save(path: Path, details: Any) -> None:
         generation = {**inherited, "eos_token_id": list(model.config.end_token_ids)}
@@ -108,35 +137,73 @@ def finetune(
         model=model,
         optimizers=build_optimizers(recipe, model),
         schedule=schedule,
-        loader=loaders[0],
-        train_batches=loaders[0].first(recipe.evaluation_batches or 8),
-        validation_batches=loaders[1].first(recipe.evaluation_batches),
+        loader=task.loaders[0],
+        train_batches=task.loaders[0].first(recipe.evaluation_batches or 8),
+        validation_batches=task.loaders[1].first(recipe.evaluation_batches),
         directory=directory,
         console=console,
         save=save,
-        sample=_sampler(recipe, model, tokenizer, chat, validation or train),
+        sample=_sampler(recipe, model, tokenizer, chat, task.samples),
         facts={
-            "made_by": "topkapi finetune",
+            "made_by": f"topkapi {command.split()[1]}",
             "recipe": recipe.model_dump(
                 mode="json", exclude={"out", "overwrite", "data", "data_hint", "validation_data", "checkpoint"}
             ),
-            "data": _data_facts(recipe, parts, overlap),
+            "data": _data_facts(recipe, task, overlap),
             "tokenizer_sha256": tokenizer_digest(tokenizer),
-            "parent": {"name": name, "sha256": weights_digest(source)},
+            "parent": {"name": name, "sha256": digest},
             "parameters": model.config.parameter_count(),
             "trained_parameters": trained,
         },
         command=command,
         evaluate_every=every,
         save_every=recipe.save_every or every,
+        objective=task.objective,
     )
     start_or_resume(training, saved)
     adapted = f", {trained:,} of adapters train" if adapters else ""
     console.message(
-        f"{model.config.parameter_count():,} parameters of {name}{adapted}; {len(parts[0]):,} training examples, "
-        f"{len(parts[1]):,} for validation; {schedule.total_steps:,} steps of {recipe.batch_size}"
+        f"{model.config.parameter_count():,} parameters of {name}{adapted}; {task.counts[0]:,} training {task.kind}, "
+        f"{task.counts[1]:,} for validation; {schedule.total_steps:,} steps of {recipe.batch_size}"
     )
     return training.run()
+
+
+def _conversations(recipe: FinetuneRecipe, given: Ingredients) -> Task:
+    """The answers of the recipe's conversations."""
+    read = partial(read_conversations, input_heading=given.chat.name == "alpaca")
+    train, validation = split_data(recipe, read)
+    loaders, dropped = [], []
+    for part in (train, validation):
+        examples, overlong = encode_conversations(
+            part, given.tokenizer, given.chat, longest=given.longest, drop_overlong=recipe.on_overlong == "drop"
+        )
+        dropped += overlong
+        loaders.append(
+            ExampleLoader(
+                examples,
+                batch_size=recipe.batch_size,
+                seed=recipe.seed,
+                prompt_loss_weight=recipe.prompt_loss_weight,
+            )
+        )
+    report_dropped(dropped, given)
+    return Task(
+        loaders=(loaders[0], loaders[1]),
+        counts=(len(loaders[0].examples), len(loaders[1].examples)),
+        kind="examples",
+        samples=[(each.prompt(), each.messages[-1]["content"]) for each in validation or train],
+        prompts=([str(each.prompt()) for each in train], [str(each.prompt()) for each in validation]),
+        objective=NextToken(),
+    )
+
+
+def report_dropped(origins: list[str], given: Ingredients) -> None:
+    """Tell what was left out for being too long."""
+    if origins:
+        given.console.message(
+            f"left out {len(origins)} examples longer than {given.longest} tokens, the first: {origins[0]}"
+        )
 
 
 def _tokenizer(parent: Checkpoint, chat: ChatTemplate, console: Console) -> Tokenizer:
@@ -148,7 +215,7 @@ def _tokenizer(parent: Checkpoint, chat: ChatTemplate, console: Console) -> Toke
     return parent.tokenizer.with_control_tokens(missing)
 
 
-def _model(recipe: FinetuneRecipe, parent: Checkpoint, tokenizer: Tokenizer, chat: ChatTemplate) -> Decoder:
+def _model(recipe: TuningRecipe, parent: Checkpoint, tokenizer: Tokenizer, chat: ChatTemplate) -> Decoder:
     """The parent's network, trainable, with the recipe's dropout and a row for every token."""
     before = parent.config
     ends = tuple(dict.fromkeys((*chat.turn_end(tokenizer), *before.end_token_ids)))
@@ -177,11 +244,11 @@ def _new_tokens(parent: Checkpoint, tokenizer: Tokenizer) -> list[int]:
     return sorted(added | set(range(parent.config.vocab_size, tokenizer.vocab_size)))
 
 
-def _split(recipe: FinetuneRecipe, chat: ChatTemplate) -> tuple[list[Conversation], list[Conversation]]:
-    heading = chat.name == "alpaca"
-    data = _read(recipe.data, heading, recipe.data_hint)
+def split_data(recipe: TuningRecipe, read: Callable[[Path], list[Row]]) -> tuple[list[Row], list[Row]]:
+    """What `read` finds in the recipe's files, in a part to train on and one to validate on."""
+    data = _read(recipe.data, read, recipe.data_hint)
     if recipe.validation_data:
-        return data, _read(recipe.validation_data, heading, None)
+        return data, _read(recipe.validation_data, read, None)
     held_out = round(recipe.validation_fraction * len(data))
     if recipe.validation_fraction and not held_out:
         held_out = 1
@@ -202,40 +269,36 @@ def _split(recipe: FinetuneRecipe, chat: ChatTemplate) -> tuple[list[Conversatio
     return data[:train], data[train + recipe.test_examples :]
 
 
-def _read(names: list[str], heading: bool, hint: str | None) -> list[Conversation]:
-    conversations = []
+def _read(names: list[str], read: Callable[[Path], list[Row]], hint: str | None) -> list[Row]:
+    rows: list[Row] = []
     for name in names:
         path = Path(name).expanduser()
         if not path.is_file():
             raise DataError(f"no such file: {name}", field="data", hint=hint)
-        conversations += read_conversations(path, input_heading=heading)
-    return conversations
+        rows += read(path)
+    return rows
 
 
-def _overlap(train: list[Conversation], validation: list[Conversation]) -> int:
-    """How many validation prompts occur word for word in training."""
-    seen = {str(conversation.prompt()) for conversation in train}
-    return sum(str(conversation.prompt()) in seen for conversation in validation)
-
-
-def _data_facts(recipe: FinetuneRecipe, parts: list[Any], overlap: int) -> dict[str, Any]:
+def _data_facts(recipe: TuningRecipe, task: Task, overlap: int) -> dict[str, Any]:
     files = [Path(name).expanduser() for name in (*recipe.data, *recipe.validation_data)]
     return {
         "sources": {file.name: sha256(file) for file in files},
-        "train_examples": len(parts[0]),
-        "validation_examples": len(parts[1]),
+        "train_examples": task.counts[0],
+        "validation_examples": task.counts[1],
         "validation_prompts_in_training": overlap,
     }
 
 
 def _sampler(
-    recipe: FinetuneRecipe, model: Decoder, tokenizer: Tokenizer, chat: ChatTemplate, conversations: list[Conversation]
-) -> Any:
+    recipe: TuningRecipe,
+    model: Decoder,
+    tokenizer: Tokenizer,
+    chat: ChatTemplate,
+    examples: list[tuple[list[Message], str | None]],
+) -> Callable[[Standing], Iterator[dict[str, Any]]]:
     """Answers to the recipe's prompts, else to the first validation prompts that leave room for an answer."""
-    asked: list[tuple[list[dict[str, str]], str | None]] = [
-        ([{"role": "user", "content": prompt}], None) for prompt in recipe.sample_prompts
-    ] or [
-        (conversation.prompt(), conversation.messages[-1]["content"]) for conversation in conversations[: 8 * SAMPLES]
+    asked = [([{"role": "user", "content": prompt}], None) for prompt in recipe.sample_prompts] or examples[
+        : 8 * SAMPLES
     ]
     prompts: list[tuple[list[dict[str, str]], str | None, list[int]]] = []
     for messages, expected in asked:

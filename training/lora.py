@@ -20,7 +20,7 @@ from model.nf4 import NF4Product
 from model.tensors import PROJECTIONS
 from model.tokenizer import Tokenizer
 from model.transformer import Decoder
-from training.recipe import FinetuneRecipe
+from training.recipe import TuningRecipe
 
 METHODS_WITH_ADAPTERS = ("lora", "qlora", "dora")
 _RANK, _ALPHA_PER_RANK = 16, 2.0
@@ -40,7 +40,7 @@ class AdapterPlan:
     seed: int
 
     @classmethod
-    def of(cls, recipe: FinetuneRecipe, family: str) -> AdapterPlan | None:
+    def of(cls, recipe: TuningRecipe, family: str) -> AdapterPlan | None:
         """The recipe's plan for a network of `family`; None where all weights train.
 
         Raises `SettingsError` for adapter settings without adapters and for matrices that the family does not have.

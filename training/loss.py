@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +21,39 @@ from training.data.windows import IGNORED, Batch
 LOGITS_AT_ONCE = 1 << 24
 
 Hidden = Callable[[Tensor, Tensor, Attend], Tensor]
+
+
+class Objective(Protocol):
+    """What a run makes smaller. `divisor` is the weight of the whole batch, of which `batch` may be a part."""
+
+    def backward(
+        self,
+        model: Decoder,
+        batch: Batch,
+        *,
+        divisor: float,
+        micro_batch_size: int | None = None,
+        hidden: Hidden | None = None,
+        z_loss: float = 0.0,
+    ) -> float:
+        """Add the gradients of the batch's loss to the parameters and return the loss."""
+        ...
+
+    def evaluate(self, model: Decoder, batches: list[Batch], micro_batch_size: int | None) -> dict[str, float]:
+        """What is measured without training: `loss` and whatever else tells how the run goes."""
+        ...
+
+
+class NextToken:
+    """The cross-entropy of trained targets."""
+
+    def backward(self, model: Decoder, batch: Batch, *, divisor: float, **options: Any) -> float:
+        """See `Objective`."""
+        return backward(model, batch, divisor=divisor, **options)
+
+    def evaluate(self, model: Decoder, batches: list[Batch], micro_batch_size: int | None) -> dict[str, float]:
+        """See `Objective`."""
+        return {"loss": evaluate(model, batches, micro_batch_size)}
 
 
 def backward(
@@ -41,10 +75,10 @@ def backward(
     """
     total = 0.0
     for part in batch.split(micro_batch_size or batch.size):
-        state = (hidden or model.hidden)(*_inputs(model, part))
+        state = (hidden or model.hidden)(*inputs(model, part))
         flat = state.detach().flatten(0, 1)
         gradient = torch.zeros_like(flat)
-        for rows, targets, weights in _chunks(model, part):
+        for rows, targets, weights in chunks(model, part):
             leaf = flat[rows].requires_grad_()
             loss, penalty = _loss(model, leaf, targets, weights, z_loss)
             loss = loss / divisor
@@ -65,8 +99,8 @@ def evaluate(model: Decoder, batches: list[Batch], micro_batch_size: int | None 
     for batch in batches:
         weight += batch.weight()
         for part in batch.split(micro_batch_size or batch.size):
-            flat = model.hidden(*_inputs(model, part)).flatten(0, 1)
-            for rows, targets, weights in _chunks(model, part):
+            flat = model.hidden(*inputs(model, part)).flatten(0, 1)
+            for rows, targets, weights in chunks(model, part):
                 total += _loss(model, flat[rows], targets, weights)[0].item()
     model.train(training)
     return total / weight
@@ -80,8 +114,8 @@ def packed_attention(
     return torch.cat([causal_attention(layer, *text, dropout=dropout) for text in zip(*parts, strict=True)], dim=2)
 
 
-def _inputs(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Attend]:
-    """Tokens, positions and attention of a batch."""
+def inputs(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Attend]:
+    """Tokens and positions `[B, T]`, where the network is, and the attention for them."""
     tokens, lengths = batch.tokens.to(model.device), batch.lengths
     dropout = model.config.dropout if model.training else 0.0
     if lengths is None:
@@ -91,7 +125,7 @@ def _inputs(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Attend]:
     return tokens, positions, partial(packed_attention, lengths=lengths, dropout=dropout)
 
 
-def _chunks(model: Decoder, batch: Batch) -> list[tuple[Tensor | slice, Tensor, Tensor | None]]:
+def chunks(model: Decoder, batch: Batch) -> list[tuple[Tensor | slice, Tensor, Tensor | None]]:
     """Row numbers, targets and weights of the trained positions, a chunk at a time."""
     targets = batch.targets.flatten()
     weights = None if batch.weights is None else batch.weights.flatten()
@@ -101,17 +135,17 @@ def _chunks(model: Decoder, batch: Batch) -> list[tuple[Tensor | slice, Tensor, 
     size = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
     every = bool(trained.all())
     rows = torch.arange(len(targets)) if every else trained.nonzero().squeeze(1)
-    chunks: list[tuple[Tensor | slice, Tensor, Tensor | None]] = []
+    parts: list[tuple[Tensor | slice, Tensor, Tensor | None]] = []
     for start in range(0, len(rows), size):
         chosen = rows[start : start + size]
-        chunks.append(
+        parts.append(
             (
                 slice(start, start + len(chosen)) if every else chosen.to(model.device),
                 targets[chosen].to(model.device),
                 None if weights is None else weights[chosen].to(model.device),
             )
         )
-    return chunks
+    return parts
 
 
 def _loss(

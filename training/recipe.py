@@ -159,8 +159,8 @@ class PretrainRecipe(TrainingRecipe):
     )
 
 
-class FinetuneRecipe(TrainingRecipe):
-    """A checkpoint, on instructions and answers or whole conversations."""
+class TuningRecipe(TrainingRecipe):
+    """What has a checkpoint to start from."""
 
     checkpoint: str | None = setting(None, "checkpoint directory or .gguf file to start from", group="model")
     chat_template: str | None = setting(
@@ -199,17 +199,36 @@ class FinetuneRecipe(TrainingRecipe):
         group="data",
         ge=0,
     )
-    prompt_loss_weight: float = setting(
-        0.0, "weight of the prompt's loss: 0 masks it, 1 trains on it as on the answer", group="data", ge=0, le=1
-    )
     on_overlong: Literal["error", "drop"] = setting(
         "error", "what to do with examples longer than the context", group="data"
     )
-
     batch_size: int = setting(8, "examples per update", group="optimisation", ge=1)
+    sample_temperature: float = setting(0.0, "temperature of samples; 0 is greedy", group="evaluation", ge=0)
+
+
+class FinetuneRecipe(TuningRecipe):
+    """A checkpoint, on instructions and answers or whole conversations."""
+
+    prompt_loss_weight: float = setting(
+        0.0, "weight of the prompt's loss: 0 masks it, 1 trains on it as on the answer", group="data", ge=0, le=1
+    )
     epochs: float = setting(2, "passes over the training data", group="optimisation", gt=0)
     learning_rate: float = setting(1e-4, "peak learning rate of AdamW", group="optimisation", gt=0)
-    sample_temperature: float = setting(0.0, "temperature of samples; 0 is greedy", group="evaluation", ge=0)
+
+
+class DpoRecipe(TuningRecipe):
+    """A checkpoint, on pairs of a preferred and a rejected answer."""
+
+    beta: float = setting(
+        0.1, "how much moving away from the starting checkpoint costs; lower allows more", group="preference", gt=0
+    )
+    label_smoothing: float = setting(
+        0.0, "probability that a preference is the wrong way round (conservative DPO)", group="preference", ge=0, lt=0.5
+    )
+
+    batch_size: int = setting(8, "pairs per update", group="optimisation", ge=1)
+    epochs: float = setting(1, "passes over the training data", group="optimisation", gt=0)
+    learning_rate: float = setting(5e-6, "peak learning rate of AdamW", group="optimisation", gt=0)
 
 
 def resolve_recipe(name: str) -> Path:

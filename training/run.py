@@ -160,7 +160,7 @@ class RunDirectory:
         return sorted(int(path.name.removeprefix("step-")) for path in (self.path / folder).glob("step-*"))
 
     def _clear(self) -> None:
-        for name in ("checkpoints", "state", "plots", "tokenizer"):
+        for name in ("checkpoints", "state", "plots", "tokenizer", "reference"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         for name in (*_RECORDS, "timings.jsonl", "report.md", "best", "last", "config.yaml"):
             (self.path / name).unlink(missing_ok=True)

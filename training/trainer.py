@@ -19,7 +19,7 @@ from model.errors import SettingsError, TopkapiError
 from model.transformer import Decoder
 from training.console import Console, duration
 from training.data.windows import Batch, Loader
-from training.loss import backward, evaluate
+from training.loss import NextToken, Objective
 from training.optim import Optimizers
 from training.recipe import TrainingRecipe
 from training.run import RunDirectory
@@ -107,6 +107,7 @@ class Training:
     command: str
     evaluate_every: int = 1
     save_every: int = 1
+    objective: Objective = field(default_factory=NextToken)
     standing: Standing = field(default_factory=Standing)
     _stop: signal.Signals | None = None
 
@@ -172,7 +173,7 @@ class Training:
         # Dropout is a function of the seed and the step: nothing in between can disturb it, and nothing needs saving.
         torch.manual_seed(_mix(self.recipe.seed, standing.step))
         self.model.train()
-        loss = backward(
+        loss = self.objective.backward(
             self.model,
             batch,
             divisor=batch.weight(),
@@ -215,12 +216,11 @@ class Training:
 
     def _evaluate(self, speed: float | None, seconds: float) -> None:
         standing = self.standing
-        train = evaluate(self.model, self.train_batches, self.recipe.micro_batch_size)
-        validation = (
-            evaluate(self.model, self.validation_batches, self.recipe.micro_batch_size)
-            if self.validation_batches
-            else train
-        )
+        measured = self.objective.evaluate(self.model, self.train_batches, self.recipe.micro_batch_size)
+        train = measured["loss"]
+        if self.validation_batches:
+            measured = self.objective.evaluate(self.model, self.validation_batches, self.recipe.micro_batch_size)
+        validation = measured["loss"]
         if not math.isfinite(validation):
             raise Diverged(
                 f"the validation loss became {validation} at step {standing.step}", hint="lower --learning-rate"
@@ -234,14 +234,15 @@ class Training:
                 "epoch": standing.step / self.loader.steps_per_epoch,
                 "tokens": standing.tokens,
                 "train_loss": train,
-                "validation_loss": validation,
+                **{f"validation_{name}": value for name, value in measured.items()},
             },
         )
         rate = "" if speed is None else f"  {speed:,.0f} tokens/s after {duration(seconds)}"
         mark = "  *" if best else ""
+        others = "".join(f"  {name} {value:.3f}" for name, value in measured.items() if name != "loss")
         self.console.message(
             f"step {standing.step}  epoch {standing.step / self.loader.steps_per_epoch:.2f}  "
-            f"train {train:.3f}  validation {validation:.3f}{mark}{rate}"
+            f"train {train:.3f}  validation {validation:.3f}{others}{mark}{rate}"
         )
         if speed is not None:
             timing = {"step": standing.step, "seconds": round(seconds, 3), "tokens_per_s": round(speed, 1)}

@@ -54,15 +54,18 @@ def read_conversations(path: Path, *, input_heading: bool) -> list[Conversation]
     conversations = []
     for origin, row in read_rows(path):
         for messages in messages_of(row, origin, input_heading):
-            _check(messages, origin)
+            check_messages(messages, origin)
             conversations.append(Conversation(messages, origin))
     if not conversations:
         raise DataError(f"{path} holds no examples", field="data", hint=_FORMATS)
     return conversations
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, object]]:
-    """The JSON values of a file, each with its place for error messages. Raises `DataError` naming the line."""
+def read_rows(path: Path, formats: str = _FORMATS) -> Iterator[tuple[str, object]]:
+    """The JSON values of a file, each with its place for error messages. Raises `DataError` naming the line.
+
+    `formats` says what the rows are, as a hint.
+    """
     name = path.name.lower()
     if name.endswith((".jsonl", ".jsonl.bz2")):
         for number, line in read_lines(path):
@@ -74,7 +77,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, object]]:
         except ValueError as error:
             raise DataError(f"{path} is not valid JSON ({error})", field="data") from None
         if not isinstance(content, list):
-            raise DataError(f"{path} must hold a list of examples", field="data", hint=_FORMATS)
+            raise DataError(f"{path} must hold a list of examples", field="data", hint=formats)
         yield from ((f"{path}, row {number}", row) for number, row in enumerate(content, start=1))
     else:
         raise DataError(
@@ -127,7 +130,8 @@ def _text(row: object, name: str, origin: str) -> str:
     return value
 
 
-def _check(messages: Sequence[Mapping[str, str]], origin: str) -> None:
+def check_messages(messages: Sequence[Mapping[str, str]], origin: str) -> None:
+    """Raise `DataError` naming `origin` unless the last message is an answer and no answer is empty."""
     if not messages or messages[-1]["role"] != "assistant":
         raise DataError(f"{origin}: the last message must be the assistant's answer", field="data")
     if any(message["role"] == "assistant" and not message["content"].strip() for message in messages):
@@ -218,11 +222,15 @@ class ExampleLoader:
         ]
 
     def _collate(self, rows: NDArray[np.int64]) -> Batch:
-        chosen = [self.examples[index] for index in rows.tolist()]
-        ids = [torch.tensor(example.token_ids) for example in chosen]
-        trained = torch.cat([torch.tensor(example.trained[1:]) for example in chosen])
-        weights = torch.where(trained, 1.0, self.prompt_loss_weight)
-        targets = torch.where(weights > 0, torch.cat([each[1:] for each in ids]), IGNORED)
-        tokens = torch.cat([each[:-1] for each in ids])
-        texts = tuple((len(each) - 1,) for each in ids)
-        return Batch(tokens.unsqueeze(0), targets.unsqueeze(0), weights.unsqueeze(0), texts)
+        return collate([self.examples[index] for index in rows.tolist()], self.prompt_loss_weight)
+
+
+def collate(examples: Sequence[Example], prompt_loss_weight: float = 0.0) -> Batch:
+    """`examples` one after another; tokens that are no answer's weigh `prompt_loss_weight`."""
+    ids = [torch.tensor(example.token_ids) for example in examples]
+    trained = torch.cat([torch.tensor(example.trained[1:]) for example in examples])
+    weights = torch.where(trained, 1.0, prompt_loss_weight)
+    targets = torch.where(weights > 0, torch.cat([each[1:] for each in ids]), IGNORED)
+    tokens = torch.cat([each[:-1] for each in ids])
+    texts = tuple((len(each) - 1,) for each in ids)
+    return Batch(tokens.unsqueeze(0), targets.unsqueeze(0), weights.unsqueeze(0), texts)

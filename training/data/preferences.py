@@ -1,0 +1,190 @@
+"""Preference files in, pairs of a chosen and a rejected answer to the same prompt out, and batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.chat import ChatTemplate
+from model.errors import DataError
+from model.tokenizer import Tokenizer
+from training.data.instructions import (
+    Conversation,
+    Example,
+    check_messages,
+    collate,
+    encode_conversations,
+    read_rows,
+)
+from training.data.windows import EVALUATION_EPOCH, Batch, permutation
+
+_FORMATS = (
+    "rows are {prompt, chosen, rejected}, each a text or a list of messages {role, content}; without a prompt, chosen "
+    "and rejected are whole conversations that differ in their last answers"
+)
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two conversations that differ in their last answers; `origin` names the file and row for error messages."""
+
+    chosen: Conversation
+    rejected: Conversation
+    origin: str
+
+    def prompt(self) -> list[dict[str, str]]:
+        """The messages before the two answers."""
+        return self.chosen.prompt()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both conversations as token ids, of which only the last answers are trained."""
+
+    chosen: Example
+    rejected: Example
+
+
+@dataclass(frozen=True)
+class PairBatch(Batch):
+    """Pairs as texts that stay together, the chosen one first.
+
+    `reference [pairs, 2]` are the answers' log-probabilities before training.
+    """
+
+    reference: Tensor = field(default_factory=lambda: torch.zeros(0, 2))
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """The batch in parts of at most `size` pairs."""
+        for part, reference in zip(super().split(size), torch.split(self.reference, size), strict=True):
+            yield PairBatch(part.tokens, part.targets, None, part.texts, reference)
+
+    def weight(self) -> float:
+        """The number of pairs: what the loss is divided by."""
+        return float(self.size)
+
+
+def read_preferences(path: Path) -> list[Preference]:
+    """The pairs of a `.json` list, a `.jsonl` or a `.jsonl.bz2` file.
+
+    Raises `DataError` naming the row (from 1) or line for rows of no known form, answers that are empty, and pairs
+    whose answers are the same or whose prompts differ.
+    """
+    preferences = [_preference(row, origin) for origin, row in read_rows(path, _FORMATS)]
+    if not preferences:
+        raise DataError(f"{path} holds no pairs", field="data", hint=_FORMATS)
+    return preferences
+
+
+def _preference(row: object, origin: str) -> Preference:
+    if not isinstance(row, dict):
+        raise DataError(f"{origin}: not an object", field="data", hint=_FORMATS)
+    prompt = _messages(row["prompt"], "user", "prompt", origin) if "prompt" in row else []
+    both = []
+    for name in ("chosen", "rejected"):
+        if name not in row:
+            raise DataError(f"{origin}: no field {name!r}", field="data", hint=_FORMATS)
+        messages = prompt + _messages(row[name], "assistant", name, origin)
+        check_messages(messages, f"{origin}, {name}")
+        both.append(Conversation(messages, f"{origin}, {name}"))
+    chosen, rejected = both
+    if not chosen.prompt():
+        raise DataError(f"{origin}: there is no prompt", field="data", hint=_FORMATS)
+    if chosen.prompt() != rejected.prompt():
+        raise DataError(f"{origin}: chosen and rejected answer different prompts", field="data", hint=_FORMATS)
+    if chosen.messages == rejected.messages:
+        raise DataError(f"{origin}: chosen and rejected are the same", field="data", hint="take the row out")
+    return Preference(chosen, rejected, origin)
+
+
+def _messages(value: object, role: str, name: str, origin: str) -> list[dict[str, str]]:
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    messages = value if isinstance(value, list) else []
+    plain = [
+        {"role": message["role"], "content": message["content"]}
+        for message in messages
+        if isinstance(message, dict)
+        and isinstance(message.get("role"), str)
+        and isinstance(message.get("content"), str)
+    ]
+    if not plain or len(plain) < len(messages):
+        raise DataError(f"{origin}: {name!r} is neither a text nor a list of messages", field="data", hint=_FORMATS)
+    return plain
+
+
+def encode_preferences(
+    preferences: Iterable[Preference],
+    tokenizer: Tokenizer,
+    chat: ChatTemplate,
+    *,
+    longest: int,
+    drop_overlong: bool = False,
+) -> tuple[list[Pair], list[str]]:
+    """Pairs as the template renders them, and the origins of those left out, as `encode_conversations` does."""
+    preferences = list(preferences)
+    encoded: list[dict[str, Example]] = []
+    for conversations in ([each.chosen for each in preferences], [each.rejected for each in preferences]):
+        examples, _ = encode_conversations(conversations, tokenizer, chat, longest=longest, drop_overlong=drop_overlong)
+        encoded.append({example.origin: example for example in examples})
+    pairs, overlong = [], []
+    for preference in preferences:
+        found = [
+            part.get(each.origin) for part, each in zip(encoded, (preference.chosen, preference.rejected), strict=True)
+        ]
+        chosen, rejected = found
+        if chosen is None or rejected is None:
+            overlong.append(preference.origin)
+            continue
+        start = len(chat.encode(preference.prompt(), tokenizer, add_generation_prompt=True).token_ids)
+        pairs.append(Pair(_last_answer(chosen, start), _last_answer(rejected, start)))
+    return pairs, overlong
+
+
+def _last_answer(example: Example, start: int) -> Example:
+    """Earlier answers are the same in both, so they are no part of the preference."""
+    trained = [each and index >= start for index, each in enumerate(example.trained)]
+    return replace(example, trained=trained)
+
+
+class PairLoader:
+    """Batches of pairs in an order that is a pure function of seed and step; see `ExampleLoader`.
+
+    `reference [pairs, 2]` holds log-probabilities of the chosen and the rejected answers before training.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], *, batch_size: int, seed: int) -> None:
+        self.pairs, self.batch_size, self.seed = pairs, batch_size, seed
+        self.reference = torch.zeros(len(pairs), 2)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.pairs) // self.batch_size
+
+    def batch(self, step: int) -> Batch:
+        """The batch of update `step` (0-based, counted over all epochs)."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        order = permutation(self.seed, epoch, len(self.pairs))
+        return self._collate(order[index * self.batch_size : (index + 1) * self.batch_size])
+
+    def first(self, batches: int | None) -> list[Batch]:
+        """A fixed choice of batches to evaluate on (None: all, in order, the last one possibly smaller)."""
+        order = np.arange(len(self.pairs))
+        if batches is not None and batches * self.batch_size < len(order):
+            order = permutation(self.seed, EVALUATION_EPOCH, len(order))[: batches * self.batch_size]
+        return [
+            self._collate(order[start : start + self.batch_size]) for start in range(0, len(order), self.batch_size)
+        ]
+
+    def _collate(self, rows: NDArray[np.int64]) -> Batch:
+        pairs = [self.pairs[index] for index in rows.tolist()]
+        plain = collate([each for pair in pairs for each in (pair.chosen, pair.rejected)])
+        lengths = plain.lengths or ()
+        texts = tuple(zip(lengths[0::2], lengths[1::2], strict=True))
+        return PairBatch(plain.tokens, plain.targets, None, texts, self.reference[torch.from_numpy(rows)])

@@ -1,0 +1,189 @@
+"""`topkapi dpo`: direct preference optimisation (Rafailov et al. 2023).
+
+The loss of a pair is -log sigmoid(z), z = beta * (how much likelier the chosen answer became since the start, less how
+much the rejected one did, in log-probabilities). With label smoothing e (conservative DPO, Mitchell 2023) it is
+-(1 - e) log sigmoid(z) - e log sigmoid(-z). Log-probabilities before training are computed once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from model.errors import DataError, SettingsError
+from model.files import recover_directory, write_directory
+from model.transformer import Decoder
+from training.console import Console
+from training.data.preferences import PairBatch, PairLoader, encode_preferences, read_preferences
+from training.data.windows import Batch
+from training.finetune import Ingredients, Task, finetune, report_dropped, split_data
+from training.loss import Hidden, chunks, inputs
+from training.recipe import DpoRecipe
+from training.run import RunDirectory
+from training.trainer import Standing
+
+
+def dpo(recipe: DpoRecipe, directory: RunDirectory, *, resume: bool, console: Console, command: str) -> Standing:
+    """Train a checkpoint on preferences as `recipe` says, in `directory`; continue there with `resume`.
+
+    Raises as `finetune` does.
+    """
+    if recipe.z_loss:
+        raise SettingsError("the loss of preferences has no z-loss", field="z_loss", hint="leave out --z-loss")
+    prepare = partial(_prepare, recipe, directory)
+    return finetune(recipe, directory, resume=resume, console=console, command=command, prepare=prepare)
+
+
+def _prepare(recipe: DpoRecipe, directory: RunDirectory, given: Ingredients) -> Task:
+    train, validation = split_data(recipe, read_preferences)
+    loaders, dropped = [], []
+    for part in (train, validation):
+        pairs, overlong = encode_preferences(
+            part, given.tokenizer, given.chat, longest=given.longest, drop_overlong=recipe.on_overlong == "drop"
+        )
+        dropped += overlong
+        loaders.append(PairLoader(pairs, batch_size=recipe.batch_size, seed=recipe.seed))
+    report_dropped(dropped, given)
+
+    def begin(model: Decoder, parent: str) -> None:
+        reference = _reference(model, loaders, recipe.micro_batch_size, directory.path / "reference", parent)
+        for loader, values in zip(loaders, reference, strict=True):
+            loader.reference = values
+
+    return Task(
+        loaders=(loaders[0], loaders[1]),
+        counts=(len(loaders[0].pairs), len(loaders[1].pairs)),
+        kind="pairs",
+        samples=[(each.prompt(), each.chosen.messages[-1]["content"]) for each in validation or train],
+        prompts=([str(each.prompt()) for each in train], [str(each.prompt()) for each in validation]),
+        objective=Preferred(recipe.beta, recipe.label_smoothing),
+        begin=begin,
+    )
+
+
+@dataclass(frozen=True)
+class Preferred:
+    """DPO's objective over batches of pairs; beside the loss it measures how often the chosen answer is ahead
+    (`accuracy`) and by how much (`margin`, the mean of z)."""
+
+    beta: float
+    label_smoothing: float
+
+    def backward(
+        self,
+        model: Decoder,
+        batch: Batch,
+        *,
+        divisor: float,
+        micro_batch_size: int | None = None,
+        hidden: Hidden | None = None,
+        z_loss: float = 0.0,
+    ) -> float:
+        """Add the gradients of the pairs' mean loss to the parameters and return it; there is no z-loss.
+
+        The loss's gradient is that of a weighted sum of the answers' log-probabilities, so these are computed first,
+        without gradients, and then, chunk by chunk, once more.
+        """
+        total = 0.0
+        for part in batch.split(micro_batch_size or batch.size):
+            assert isinstance(part, PairBatch), "pairs come from a PairLoader"
+            state = (hidden or model.hidden)(*inputs(model, part))
+            flat = state.detach().flatten(0, 1)
+            with torch.no_grad():
+                answers = _answer_log_probabilities(model, flat, part)
+            leaf = answers.requires_grad_()
+            loss = dpo_loss(leaf, part.reference.to(leaf.device), self.beta, self.label_smoothing)[0].sum() / divisor
+            (weights,) = torch.autograd.grad(loss, leaf)
+            of_targets = weights.flatten().repeat_interleave(torch.tensor(part.lengths, device=leaf.device))
+            gradient = torch.zeros_like(flat)
+            for rows, targets, _ in chunks(model, part):
+                there = flat[rows].requires_grad_()
+                losses = functional.cross_entropy(model.logits(there), targets, reduction="none")
+                torch.autograd.backward((losses * -of_targets[rows]).sum())
+                assert there.grad is not None, "the loss depends on the state"
+                gradient[rows] = there.grad
+            state.backward(gradient.view_as(state))  # type: ignore[no-untyped-call]
+            total += loss.item()
+        return total
+
+    @torch.no_grad()
+    def evaluate(self, model: Decoder, batches: list[Batch], micro_batch_size: int | None) -> dict[str, float]:
+        """The mean `loss`, `accuracy` and `margin` over all pairs; the model is left in the mode it was in."""
+        losses, margins = [], []
+        for part, found in _evaluated(model, batches, micro_batch_size):
+            loss, margin = dpo_loss(found.cpu(), part.reference, self.beta, self.label_smoothing)
+            losses.append(loss)
+            margins.append(margin)
+        loss, margin = torch.cat(losses), torch.cat(margins)
+        accuracy = (margin > 0).float().mean().item()
+        return {"loss": loss.mean().item(), "accuracy": accuracy, "margin": margin.mean().item()}
+
+
+def dpo_loss(policy: Tensor, reference: Tensor, beta: float, label_smoothing: float) -> tuple[Tensor, Tensor]:
+    """Each pair's loss and z, `[P]`, from log-probabilities `[P, 2]` of the chosen and the rejected answer."""
+    chosen, rejected = (policy - reference).unbind(1)
+    margin = beta * (chosen - rejected)
+    loss = -(1 - label_smoothing) * functional.logsigmoid(margin) - label_smoothing * functional.logsigmoid(-margin)
+    return loss, margin
+
+
+def _answer_log_probabilities(model: Decoder, flat: Tensor, batch: PairBatch) -> Tensor:
+    """The log-probabilities of each pair's answers, `[P, 2]` float32, from the states `[T, hidden_size]`."""
+    losses = torch.zeros(batch.targets.numel(), device=flat.device)
+    for rows, targets, _ in chunks(model, batch):
+        losses[rows] = functional.cross_entropy(model.logits(flat[rows]), targets, reduction="none")
+    return -torch.stack([text.sum() for text in torch.split(losses, list(batch.lengths or ()))]).view(-1, 2)
+
+
+def _evaluated(
+    model: Decoder, batches: Sequence[Batch], micro_batch_size: int | None
+) -> Iterator[tuple[PairBatch, Tensor]]:
+    """Parts of the batches with their answers' log-probabilities, computed without dropout."""
+    training = model.training
+    model.eval()
+    for batch in batches:
+        for part in batch.split(micro_batch_size or batch.size):
+            assert isinstance(part, PairBatch), "pairs come from a PairLoader"
+            yield part, _answer_log_probabilities(model, model.hidden(*inputs(model, part)).flatten(0, 1), part)
+    model.train(training)
+
+
+@torch.no_grad()
+def _reference(
+    model: Decoder, loaders: Sequence[PairLoader], micro_batch_size: int | None, place: Path, parent: str
+) -> list[Tensor]:
+    """Log-probabilities `[pairs, 2]` of every loader's answers as the untrained `model` gives them.
+
+    They are kept in the directory `place`, so that a resumed run goes on with the same numbers.
+    """
+    examples = [each for loader in loaders for pair in loader.pairs for each in (pair.chosen, pair.rejected)]
+    told = [parent, *(f"{each.token_ids}{each.trained}" for each in examples)]
+    digest = hashlib.sha256("\n".join(told).encode()).hexdigest()
+    recover_directory(place)
+    file = place / "log-probabilities.safetensors"
+    if file.is_file():
+        with safe_open(file, framework="pt") as opened:
+            if opened.metadata() == {"digest": digest}:
+                return [opened.get_tensor(name) for name in ("train", "validation")]
+    found = []
+    for loader in loaders:
+        parts = [values.cpu() for _, values in _evaluated(model, loader.first(None), micro_batch_size)]
+        found.append(torch.cat([torch.zeros(0, 2), *parts]))
+    for values in found:
+        if not bool(values.isfinite().all()):
+            raise DataError("the checkpoint gives an answer no finite probability", field="checkpoint")
+    shutil.rmtree(place, ignore_errors=True)
+    with write_directory(place) as partial_place:
+        tensors = dict(zip(("train", "validation"), found, strict=True))
+        save_file(tensors, partial_place / file.name, metadata={"digest": digest})
+    return found
