@@ -225,9 +225,10 @@ class Models:
             return next(iter(models.values()))
         found = models.get(name or "") or models.get(self._aliases.get(name or "", ""))
         if found is None:
-            loaded = ", ".join([*models, *self._aliases]) or "none"
+            names = ", ".join([*models, *self._aliases])
             asked = "no checkpoint is loaded" if name is None else f"no checkpoint named {name!r} is loaded"
-            raise UnknownModel(asked, field="model", hint=f"loaded: {loaded}")
+            hint = f"loaded: {names}" if names else "load one with POST /models, or start the server with one"
+            raise UnknownModel(asked, field="model", hint=hint)
         return found
 
     def close(self, timeout: float = 1.0) -> None:

@@ -99,7 +99,19 @@ def chat_tab(models: Models, page: gr.Blocks) -> None:
         change.then(None, conversation, stored, js="(turns) => [turns]")
     page.load(lambda turns: turns or [], stored, conversation, queue=False, **QUIET)
 
-    def choose(name: str) -> list[Any]:
+    def begin() -> tuple[Any, list[str]]:
+        names = models.names
+        return gr.update(choices=names, value=next(iter(names), None)), names
+
+    def offer(before: list[str]) -> tuple[Any, list[str]]:
+        # An open list that shrinks breaks Gradio's page: what was unloaded stays until the page is loaded again.
+        names = list(dict.fromkeys([*before, *models.names]))
+        return (gr.update(choices=names) if names != before else gr.skip()), names
+
+    def choose(name: str | None) -> list[Any]:
+        if name not in models.names:
+            # Unloaded since: the answer to the next message says so.
+            return [gr.skip()] * (3 + len(controls.components))
         model = models.get(name)
         return [
             gr.update(visible=_talks(model)),
@@ -108,9 +120,15 @@ def chat_tab(models: Models, page: gr.Blocks) -> None:
             *controls.defaults(model),
         ]
 
-    def reset(name: str) -> list[Any]:
+    def reset(name: str | None) -> list[Any]:
+        if name not in models.names:
+            return [gr.skip()] * len(controls.components)
         return controls.defaults(models.get(name))
 
+    # Checkpoints come and go while the studio is open.
+    offered = gr.State(models.names)
+    page.load(begin, None, [choice, offered], queue=False, **QUIET)
+    choice.focus(offer, offered, [choice, offered], queue=False, **QUIET)
     choice.change(choose, choice, [system, conversation, status, *controls.components], queue=False, **QUIET)
     controls.reset.click(reset, choice, controls.components, queue=False, **QUIET)
 
