@@ -252,7 +252,7 @@ def table(result: dict[str, Any]) -> str:
     ]
     lines = [
         f"{result['model']}: {result['parameters'] / 1e6:.1f}M parameters ({result['dtype']}), {result['threads']} "
-        f"threads on {result['cores']} cores, load {result['load_average']:.1f}",
+        f"threads on {result['cores']} cores, which had {result['load_average']:.1f} busy programs in the last minute",
         f"{result['prompt_tokens']} prompt tokens, {result['tokens']} generated, {result['repeats']} repeats",
         f"{'':34s}{'median':>10s}{'least':>10s}{'greatest':>10s}",
     ]

@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from model.errors import TopkapiError
 from service.version import VERSION
@@ -54,9 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
 
 
+class Parser(argparse.ArgumentParser):
+    """Tells what is wrong in two lines; the usage of a command with eighty flags would hide it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and where the flags are explained, and exit with 2."""
+        self.exit(2, f"error: {message}\nhint: {self.prog} --help explains what can be given\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every command; each sets `handler`, which takes the parsed namespace and returns an exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "topkapi", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"topkapi {VERSION}")
@@ -164,7 +172,7 @@ def _add_chat(commands: Any) -> None:
         description="A conversation in the terminal. /reset begins anew, Ctrl-C stops an answer, Ctrl-D leaves. A "
         "base checkpoint, which knows no conversation, continues each text instead.",
     )
-    chat.add_argument("checkpoint", nargs="?", help=CHECKPOINT_HELP)
+    _add_checkpoint(chat, CHECKPOINT_HELP)
     chat.add_argument("--system", help="system message")
     _add_compute_flags(chat)
     _add_draft_flag(chat)
@@ -179,7 +187,7 @@ def _add_bench(commands: Any) -> None:
         description="Measure decoding, prefill and what a step costs outside the network, through the path that every "
         "request takes. Figures are medians of the repeats, with the least and the greatest.",
     )
-    bench.add_argument("checkpoint", nargs="?", help="directory or .gguf file (default: GPT-2's shape, random weights)")
+    _add_checkpoint(bench, "directory or .gguf file (default: GPT-2's shape, random weights)")
     bench.add_argument("--streams", type=int, metavar="N", help="requests at once [32]")
     bench.add_argument("--tokens", type=int, metavar="N", help="tokens that each generates [64]")
     bench.add_argument("--prompt-tokens", type=int, metavar="N", help="tokens of each prompt [64]")
@@ -188,6 +196,12 @@ def _add_bench(commands: Any) -> None:
     _add_compute_flags(bench)
     _add_draft_flag(bench)
     bench.set_defaults(handler=_bench)
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser, meaning: str) -> None:
+    """A checkpoint as the one argument, or by the flag that the other commands have."""
+    parser.add_argument("checkpoint", nargs="?", default=argparse.SUPPRESS, help=meaning)
+    parser.add_argument("-c", "--checkpoint", metavar="CHECKPOINT", help="the same as a flag")
 
 
 def _add_compute_flags(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -22,6 +23,12 @@ from service.generation import Generation, plan
 from service.models import LoadedModel, Models, default_checkpoints
 from service.prompting import Message, conversation_tokens, fit_conversation, prompt_tokens
 from service.settings import Settings
+
+HELP = """/reset   begin a new conversation
+/help    show this
+Ctrl-C   stop an answer
+Ctrl-D   leave
+How answers are chosen is set when the chat is started: topkapi chat --help"""
 
 USUAL_ANSWER = 256
 """Tokens of context kept free for an answer when a conversation grows too long."""
@@ -97,7 +104,7 @@ def chat(arguments: argparse.Namespace) -> int:
         talks = model.checkpoint.chat is not None
         if not talks and arguments.system is not None:
             raise InvalidRequest(f"{model.name} is a base checkpoint and takes no system message", field="system")
-        about = "/reset begins anew, Ctrl-C stops an answer, Ctrl-D leaves"
+        about = "/help lists the commands, /reset begins anew, Ctrl-C stops an answer, Ctrl-D leaves"
         print(f"{model.name}: {about}" if talks else f"{model.name} continues your text (a base checkpoint): {about}")
         plan(model, [[0]], parameters)
         messages: list[Message] = list(_system(arguments))
@@ -113,6 +120,10 @@ def chat(arguments: argparse.Namespace) -> int:
             if text.strip() == "/reset":
                 messages = list(_system(arguments))
                 print("(a new conversation)")
+            elif text.strip() == "/help":
+                print(HELP)
+            elif (word := text.split()[:1]) and re.fullmatch(r"/\w+", word[0]):
+                print(f"there is no command {word[0]}; /help lists those there are")
             elif text.strip():
                 _answer(model, messages, text, parameters)
 

@@ -281,3 +281,28 @@ def test_what_could_only_be_ignored_or_go_wrong_is_refused(
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
+
+
+def test_the_chat_has_the_flag_of_the_other_commands_and_a_help(chat: str, capsys, monkeypatch) -> None:
+    for given in (["-c", chat], [chat]):
+        lines = iter(["/help", "/nonsense of a text", "  ", "/reset"])
+
+        def read(prompt: str, lines=lines) -> str:
+            try:
+                return next(lines)
+            except StopIteration:
+                raise EOFError from None
+
+        monkeypatch.setattr("builtins.input", read)
+        assert main(["chat", *given]) == 0
+        printed = capsys.readouterr().out
+        assert "begin a new conversation" in printed and "no command /nonsense" in printed
+        assert printed.rstrip().endswith("(a new conversation)"), "neither went to the model"
+
+
+def test_what_the_command_line_does_not_know_is_told_in_two_lines(capsys) -> None:
+    for arguments in (["generate", "a", "--temperature", "warm"], ["generate", "a", "--tpo-k", "5"], ["nonsense"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        error, hint = capsys.readouterr().err.splitlines()
+        assert error.startswith("error: ") and "--help" in hint and hint.startswith("hint: topkapi")

@@ -43,7 +43,7 @@ BAD_GENERATE = [
     ({"messages": "hi"}, "messages", "list"),
     ({"messages": [{"role": "user"}]}, "messages[0].content", "missing"),
     ({"messages": [{"role": "robot", "content": "a"}]}, "messages[0].role", "assistant"),
-    ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "string"),
+    ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "must be a text"),
     ({"messages": [{"role": "user", "content": "a", "mood": "good"}]}, "messages[0].mood", "unknown field"),
     ({"messages": [{"role": "user", "content": LONG}]}, "prompt", "context holds 128"),
     ({"messages": USER, "model": "base"}, "messages", "without a chat template"),
@@ -67,11 +67,11 @@ BAD_GENERATE = [
     ({"prompt": "a", "logit_bias": {"one": 1}}, "logit_bias", "token ids"),
     ({"prompt": "a", "logit_bias": {"1": 101}}, "logit_bias", "at most 100"),
     ({"prompt": "a", "ignore_end_token": 1}, "ignore_end_token", "true or false"),
-    ({"prompt": "a", "stream": "yes"}, "stream", "boolean"),
-    ({"prompt": "a", "priority": 101}, "priority", "less than or equal to 100"),
-    ({"prompt": "a", "priority": -101}, "priority", "greater than or equal to -100"),
-    ({"prompt": "a", "priority": 0.5}, "priority", "integer"),
-    ({"prompt": "a", "model": 5}, "model", "string"),
+    ({"prompt": "a", "stream": "yes"}, "stream", "true or false"),
+    ({"prompt": "a", "priority": 101}, "priority", "at most 100"),
+    ({"prompt": "a", "priority": -101}, "priority", "at least -100"),
+    ({"prompt": "a", "priority": 0.5}, "priority", "whole number"),
+    ({"prompt": "a", "model": 5}, "model", "must be a text"),
 ]
 
 BAD_SCORE = [
@@ -96,12 +96,12 @@ BAD_SCORE = [
     ({"text": "a", "window": 129}, "window", "context length 128"),
     ({"text": "a", "window": 8, "stride": 8}, "stride", "below the window"),
     ({"text": "a", "stride": 0}, "stride", "at least 1"),
-    ({"text": "a", "top": -1}, "top", "greater than or equal to 0"),
+    ({"text": "a", "top": -1}, "top", "at least 0"),
     ({"text": "a", "windw": 8}, "windw", "unknown field"),
     ({"text": "a", "normalize": "byte"}, "normalize", "ranks choices"),
     ({"prompt": "a", "choices": ["b"], "normalize": "word"}, "normalize", "'byte', 'token' or 'none'"),
-    ({"text": "a", "priority": 101}, "priority", "less than or equal to 100"),
-    ({"text": "a", "stream": 1}, "stream", "boolean"),
+    ({"text": "a", "priority": 101}, "priority", "at most 100"),
+    ({"text": "a", "stream": 1}, "stream", "true or false"),
 ]
 
 BAD_BODIES = [
@@ -244,3 +244,20 @@ def test_a_request_line_that_is_no_http_does_not_stop_the_server(served) -> None
     assert connection.getresponse().status == 400
     connection.close()
     assert served.client.get("/health").json()["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "told"),
+    [
+        ("/generate", {"prompt": "a", "stream": "maybe"}, "stream: must be true or false"),
+        ("/generate", {"prompt": "a", "negative_prompt": ["a", "b"]}, "negative_prompt must be one text"),
+        ("/score", {"text": "a", "top": "x"}, "top: must be a whole number"),
+        ("/score", {"text": "a", "top": -1}, "top: must be at least 0"),
+        ("/score", {"text": "a", "normalize": "x"}, "normalize: must be 'byte', 'token' or 'none'"),
+        ("/models", {"path": ""}, "path: must have at least 1 characters"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": 5}]}, "content: must be a text, or a list"),
+        ("/v1/chat/completions", {"messages": "a"}, "messages: must be a list"),
+    ],
+)
+def test_what_may_be_sent_is_said_in_words(served, path, body, told) -> None:
+    assert told in served.post(path, **body).json()["error"]["message"]

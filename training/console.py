@@ -63,7 +63,7 @@ class Console:
         """Progress of something before training: a line now and then."""
         if done == total or time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES / 6:
             self._last_line = time.monotonic()
-            print(f"{what}: {done} of {total} files", flush=True)
+            print(f"{what}: {done} of {total} file{'s' * (total != 1)}", flush=True)
 
     def stop(self) -> None:
         """Take the progress bar away."""

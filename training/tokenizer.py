@@ -17,7 +17,7 @@ CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|reserved_
 def train_tokenizer(patterns: Sequence[str], vocab_size: int, out: Path, text_field: str, megabytes: int) -> None:
     """Train a vocabulary on files, folders or globs and write it to `out`."""
     files = find_files(patterns)
-    print(f"training a tokenizer of {vocab_size:,} entries on {len(files)} files", flush=True)
+    print(f"training a tokenizer of {vocab_size:,} entries on {len(files)} file{'s' * (len(files) != 1)}", flush=True)
     tokenizer = Tokenizer.train(training_texts(files, text_field, megabytes << 20), vocab_size, CONTROL_TOKENS)
     with write_directory(out) as partial:
         tokenizer.save(partial)

@@ -64,7 +64,11 @@ def check(parameter: Parameter, value: Any) -> Any:
     if kind == "text":
         return _text(name, value)
     if kind == "prompt":
-        return [_integer(name, item) for item in value] if isinstance(value, list | tuple) else _text(name, value)
+        if not isinstance(value, list | tuple):
+            return _text(name, value)
+        if any(isinstance(item, str | list | tuple) for item in value):
+            raise InvalidRequest(f"{name} must be one text, or one list of token ids", field=name)
+        return [_integer(name, item) for item in value]
     if kind == "layers":
         return _layers(name, value)
     if kind == "schema":
