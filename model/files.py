@@ -58,6 +58,14 @@ def write_directory(final: str | Path) -> Iterator[Path]:
     shutil.rmtree(previous, ignore_errors=True)
 
 
+def remove_directory(path: Path) -> None:
+    """Delete a directory so that nobody ever finds a part of it under its name."""
+    doomed = path.with_name(f".{path.name}.removed")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
 def recover_directory(final: Path) -> None:
     """Undo a replacement that was interrupted between its two renames."""
     previous = _previous(final)

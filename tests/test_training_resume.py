@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +171,8 @@ def test_killed_at_any_instant_it_resumes_to_the_same_bytes(
     whole, chance = wholes(command, optimizer), random.Random(command)
     for point in sorted(chance.sample(range(1, len(whole.calls)), 3)):
         assert_killed_it_ends_the_same(run, whole, tmp_path / "killed", kill_at=point)
-    # In the middle of writing a file of the second save.
+    # In the middle of writing a file of the second save, by a thread: what is left must be what the others leave.
+    whole = replace(whole, command=[*whole.command, "--asynchronous-saves"])
     torn = {"kill_at": whole.calls_of_saves(6, 6)[0], "torn": chance.randrange(10_000, 40_000)}
     assert_killed_it_ends_the_same(run, whole, tmp_path / "torn", **torn)
 
@@ -185,6 +186,8 @@ def test_killed_at_many_random_instants(
 ) -> None:
     whole, chance = wholes(command, optimizer), random.Random(command + optimizer)
     for number in range(13):
+        if number == 7:
+            whole = replace(whole, command=[*whole.command, "--asynchronous-saves"])
         # Anywhere from before the first step to the report; a moment of the clock, so that no two runs are hit alike.
         after = chance.uniform(0, 0.8) * whole.seconds
         assert_killed_it_ends_the_same(run, whole, tmp_path / f"killed-{number}", kill_after=after)
@@ -234,12 +237,15 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(
     assert_same(out, pretrained.content)
 
 
-def test_a_full_disk_leaves_the_earlier_checkpoint(run: Run, tmp_path: Path, pretrained: Whole) -> None:
+@pytest.mark.parametrize("flags", [[], ["--asynchronous-saves"]])
+def test_a_full_disk_leaves_the_earlier_checkpoint(
+    flags: list[object], run: Run, tmp_path: Path, pretrained: Whole
+) -> None:
     out = tmp_path / "full"
     assert run(*pretrained.command, "--out", out, kill_at=2 * len(pretrained.calls) // 3)["status"] == -9
     (state,) = sorted((out / "state").glob("step-*"))[-1:]
     before = load_checkpoint(out / "checkpoints" / state.name)
-    failed = run(*pretrained.command, "--out", out, "--resume", file_limit=40_000)
+    failed = run(*pretrained.command, "--out", out, "--resume", *flags, file_limit=40_000)
     assert failed["status"] == 2
     assert "could not write" in failed["output"] and "hint: free disk space" in failed["output"]
     assert "Traceback" not in failed["output"]

@@ -10,7 +10,7 @@ import torch
 from model.checkpoint import load_checkpoint
 from model.generation import generate
 from service.cli import main
-from training.trainer import Standing
+from training.standing import Standing
 
 TINY = ["--model", "tiny", "--hidden-size", "48", "--intermediate-size", "96", "--num-layers", "2", "--num-heads", "2"]
 TINY += ["--num-kv-heads", "1", "--head-dim", "24", "--context-length", "32", "--batch-size", "8"]
@@ -110,7 +110,7 @@ def test_a_loss_that_is_no_number_ends_the_run_naming_the_step(
     code, out = pretrain(RHYME * 60, *flags)
     error = capsys.readouterr().err
     assert code == 2
-    assert "error: the loss became" in error and "at step 2" in error and "lower --learning-rate" in error
+    assert "error: step 2: the loss became" in error and "lower --learning-rate" in error
     assert not (out / "checkpoints").exists()
 
 

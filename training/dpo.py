@@ -30,7 +30,7 @@ from training.finetune import Ingredients, Task, finetune, report_dropped, split
 from training.loss import Hidden, chunks, inputs
 from training.recipe import DpoRecipe
 from training.run import RunDirectory
-from training.trainer import Standing
+from training.standing import Standing
 
 
 def dpo(recipe: DpoRecipe, directory: RunDirectory, *, resume: bool, console: Console, command: str) -> Standing:

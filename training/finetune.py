@@ -26,9 +26,10 @@ from training.data.windows import EVALUATION_EPOCH, Loader, permutation
 from training.lora import AdapterPlan
 from training.loss import NextToken, Objective
 from training.pretrain import DTYPES, build_optimizers, chat_template, plan, start_or_resume
-from training.recipe import FinetuneRecipe, TuningRecipe
+from training.recipe import FinetuneRecipe, TuningRecipe, deciding_fields
 from training.run import RunDirectory
-from training.trainer import Standing, Training, prepare_torch, trained_parameters
+from training.standing import Standing
+from training.trainer import Training, prepare_torch, trained_parameters
 
 # What ChatML needs beyond a base tokenizer's vocabulary.
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
@@ -122,14 +123,14 @@ def finetune(
     digest = weights_digest(source)
     task.begin(model, digest)
 
-    def save(path: Path, details: Any) -> None:
+    def save(path: Path, network: Decoder, details: Any) -> None:
         generation = {**inherited, "eos_token_id": list(model.config.end_token_ids)}
         dtype = DTYPES[recipe.checkpoint_dtype]
         common: Any = {"tokenizer": tokenizer, "chat": chat, "generation": generation, "details": details}
         if adapters:
-            adapters.save(path, model, source, dtype=dtype, **common)
+            adapters.save(path, network, source, dtype=dtype, **common)
         else:
-            save_checkpoint(path, model=model, dtype=dtype, **common)
+            save_checkpoint(path, model=network, dtype=dtype, **common)
 
     trained = sum(parameter.numel() for _, parameter in trained_parameters(model))
     training = Training(
@@ -146,9 +147,7 @@ def finetune(
         sample=_sampler(recipe, model, tokenizer, chat, task.samples),
         facts={
             "made_by": f"topkapi {command.split()[1]}",
-            "recipe": recipe.model_dump(
-                mode="json", exclude={"out", "overwrite", "data", "data_hint", "validation_data", "checkpoint"}
-            ),
+            "recipe": deciding_fields(recipe),
             "data": _data_facts(recipe, task, overlap),
             "tokenizer_sha256": tokenizer_digest(tokenizer),
             "parent": {"name": name, "sha256": digest},
@@ -157,7 +156,7 @@ def finetune(
         },
         command=command,
         evaluate_every=every,
-        save_every=recipe.save_every or every,
+        text_of=tokenizer.decode,
         objective=task.objective,
     )
     start_or_resume(training, saved)

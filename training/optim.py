@@ -60,6 +60,11 @@ class Optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
             optimizer.step()
+        self.zero_gradients()
+
+    def zero_gradients(self) -> None:
+        """Drop the gradients without a step."""
+        for optimizer in self.all:
             optimizer.zero_grad(set_to_none=True)
 
     def parameters(self) -> Iterable[nn.Parameter]:

@@ -23,11 +23,12 @@ from training.data.shards import TokenData, prepare_tokens, tokenizer_digest
 from training.data.sources import find_files
 from training.data.windows import WindowLoader
 from training.optim import Optimizers
-from training.recipe import PretrainRecipe, TrainingRecipe
+from training.recipe import PretrainRecipe, TrainingRecipe, deciding_fields
 from training.run import RunDirectory
 from training.schedule import Schedule, warmup_steps
+from training.standing import Standing
 from training.tokenizer import tokenizer_for
-from training.trainer import Standing, Training, prepare_torch
+from training.trainer import Training, prepare_torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -87,10 +88,10 @@ def pretrain(
                 "finish_reason": result.finish_reason,
             }
 
-    def save(path: Path, details: Any) -> None:
+    def save(path: Path, network: Decoder, details: Any) -> None:
         save_checkpoint(
             path,
-            model=model,
+            model=network,
             tokenizer=tokenizer,
             chat=chat,
             generation={"eos_token_id": list(config.end_token_ids), "temperature": 0.8, "top_p": 0.95},
@@ -100,9 +101,7 @@ def pretrain(
 
     facts = {
         "made_by": "topkapi pretrain",
-        "recipe": recipe.model_dump(
-            mode="json", exclude={"out", "overwrite", "cache", "data", "data_hint", "validation_data"}
-        ),
+        "recipe": deciding_fields(recipe),
         "data": data.info,
         "tokenizer_sha256": tokenizer_digest(tokenizer),
         "parameters": config.parameter_count(),
@@ -122,7 +121,7 @@ def pretrain(
         facts=facts,
         command=command,
         evaluate_every=every,
-        save_every=recipe.save_every or every,
+        text_of=tokenizer.decode,
     )
     start_or_resume(training, saved)
     _announce(training, data, console)
@@ -244,7 +243,7 @@ def _loaders(
         "sources": ", ".join(recipe.data),
         "separator": separator if recipe.document_mask else None,
     }
-    loader = WindowLoader(data.train, stride=stride, **common)
+    loader = WindowLoader(data.train, stride=stride, documents=data.train_documents, **common)
     if not len(data.validation):
         return loader, None
     if recipe.validation_data:

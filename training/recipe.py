@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.errors import SettingsError
+from training.standing import Metric
 
 RECIPES = Path(__file__).parent / "recipes"
 R = TypeVar("R", bound="TrainingRecipe")
@@ -102,12 +103,35 @@ class TrainingRecipe(BaseModel):
     sample_tokens: int = setting(60, "longest sample", group="evaluation", ge=1)
     sample_temperature: float = setting(0.8, "temperature of samples; 0 is greedy", group="evaluation", ge=0)
 
+    on_divergence: Literal["stop", "return"] = setting(
+        "stop",
+        "a loss that is no number ends the run and one that leaps is named; return: go back to the last regular save "
+        "and leave that batch out",
+        group="optimisation",
+    )
+
     save_every: int | None = setting(
-        None, "updates between saves for resuming (default: at every evaluation)", group="saving", ge=1, free=True
+        None,
+        "updates between saves for resuming (default: at every evaluation, unless --save-minutes is given)",
+        group="saving",
+        ge=1,
+        free=True,
+    )
+    save_minutes: float | None = setting(
+        None,
+        "minutes between saves for resuming (default: they are counted in updates)",
+        group="saving",
+        gt=0,
+        free=True,
+    )
+    asynchronous_saves: bool = setting(
+        False, "write saves while training goes on; takes memory for a second copy", group="saving", free=True
     )
     keep: int = setting(
         1, "how many of the latest checkpoints to keep beside the best", group="saving", ge=1, free=True
     )
+    keep_best: int = setting(1, "how many of the best checkpoints to keep", group="saving", ge=1, free=True)
+    best_metric: Metric = setting("validation_loss", "which of the recorded numbers says what is best", group="saving")
     checkpoint_dtype: Literal["float32", "bfloat16"] = setting(
         "float32", "how checkpoints store matrices (a resume always continues in fp32)", group="saving", free=True
     )
@@ -282,3 +306,9 @@ def free_fields(kind: type[TrainingRecipe]) -> set[str]:
         for name, field in kind.model_fields.items()
         if isinstance(field.json_schema_extra, dict) and field.json_schema_extra["free"]
     }
+
+
+def deciding_fields(recipe: TrainingRecipe) -> dict[str, Any]:
+    """What decides the weights, for a checkpoint's `topkapi.json`; data and parent stand there by their digests."""
+    elsewhere = {"data", "validation_data", "checkpoint"}
+    return recipe.model_dump(mode="json", exclude=free_fields(type(recipe)) | elsewhere)

@@ -11,7 +11,7 @@ import numpy as np
 
 from training.console import Console
 from training.run import RunDirectory
-from training.trainer import Standing
+from training.standing import Standing
 
 
 def finish(run: RunDirectory, standing: Standing, console: Console) -> None:

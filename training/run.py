@@ -14,9 +14,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from safetensors import SafetensorError
@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.errors import CheckpointError, SettingsError
-from model.files import recover_directory, write_directory
+from model.files import recover_directory, remove_directory, write_directory
 from training.recipe import TrainingRecipe, free_fields
 
 _RECORDS = ("metrics.jsonl", "samples.jsonl")
@@ -100,33 +100,36 @@ class RunDirectory:
         """Where the checkpoint of `step` lies."""
         return self.path / "checkpoints" / f"step-{step}"
 
-    def save_state(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Write all that a resumed run needs, with the present lengths of the record files."""
-        lengths = {}
+    def lengths(self) -> dict[str, int]:
+        """How long the record files are at this moment."""
+        return {name: path.stat().st_size if (path := self.path / name).exists() else 0 for name in _RECORDS}
+
+    def save_state(
+        self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], lengths: Mapping[str, int]
+    ) -> None:
+        """Write all that a resumed run needs, with the `lengths` that the record files had at that step."""
         for name in _RECORDS:
-            path = self.path / name
-            if path.exists():
-                _flush(path)
-            lengths[name] = path.stat().st_size if path.exists() else 0
-        with write_directory(self.path / "state" / f"step-{step}") as partial:
+            if (self.path / name).exists():
+                _flush(self.path / name)
+        with write_directory(self._state(step)) as partial:
             try:
                 save_file(dict(tensors), partial / "tensors.safetensors")
             except SafetensorError as error:
                 raise OSError(None, str(error)) from error
-            content = {**facts, "lengths": lengths}
+            content = {**facts, "lengths": dict(lengths)}
             (partial / "state.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
-    def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The latest state, with the record files cut back to it; None where nothing was saved yet."""
+    def load_state(self, step: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The state of `step` (None: the latest), with the record files cut back to it; None where there is none."""
         for leftover in [*self.path.glob("checkpoints/.*.previous"), *self.path.glob("state/.*.previous")]:
             recover_directory(leftover.with_name(leftover.name.removeprefix(".").removesuffix(".previous")))
             shutil.rmtree(leftover, ignore_errors=True)
         for leftover in [*self.path.glob("checkpoints/.*"), *self.path.glob("state/.*")]:
             shutil.rmtree(leftover, ignore_errors=True)
-        steps = self._steps("state")
+        steps = [one for one in self.steps("state") if step is None or one == step]
         if not steps:
             return None
-        directory = self.path / "state" / f"step-{steps[-1]}"
+        directory = self._state(steps[-1])
         try:
             facts = json.loads((directory / "state.json").read_text("utf-8"))
             tensors = load_file(directory / "tensors.safetensors")
@@ -145,19 +148,20 @@ class RunDirectory:
         for name in (*_RECORDS, "timings.jsonl"):
             (self.path / name).unlink(missing_ok=True)
 
-    def prune(self, best: int | None, last: int, keep: int) -> None:
-        """Delete all checkpoints but the best and the `keep` latest ones up to `last`, and all states but the last."""
-        steps = [step for step in self._steps("checkpoints") if step <= last]
-        kept = {best, last, *steps[-keep:]}
-        for step in self._steps("checkpoints"):
-            if step not in kept:
-                shutil.rmtree(self.checkpoint(step))
-        for step in self._steps("state"):
-            if step != last:
-                shutil.rmtree(self.path / "state" / f"step-{step}")
+    def prune(self, kept: Iterable[int], last: int, keep: int, states: Iterable[int | None]) -> None:
+        """Delete all checkpoints but `kept` and the `keep` latest ones up to `last`, and all states but `states`."""
+        latest = [step for step in self.steps("checkpoints") if step <= last][-keep:]
+        for step in set(self.steps("checkpoints")) - {*kept, *latest}:
+            remove_directory(self.checkpoint(step))
+        for step in set(self.steps("state")) - set(states):
+            remove_directory(self._state(step))
 
-    def _steps(self, folder: str) -> list[int]:
+    def steps(self, folder: Literal["checkpoints", "state"]) -> list[int]:
+        """The steps of what lies in `folder`."""
         return sorted(int(path.name.removeprefix("step-")) for path in (self.path / folder).glob("step-*"))
+
+    def _state(self, step: int) -> Path:
+        return self.path / "state" / f"step-{step}"
 
     def _clear(self) -> None:
         for name in ("checkpoints", "state", "plots", "tokenizer", "reference"):

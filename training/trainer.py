@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,16 +22,10 @@ from training.loss import NextToken, Objective
 from training.optim import Optimizers
 from training.recipe import TrainingRecipe
 from training.run import RunDirectory
+from training.saving import Save, Saver, Snapshot
 from training.schedule import Schedule
-
-# Evaluations without a better validation loss, while the training loss still falls, after which it is overfitting.
-OVERFITTING_EVALUATIONS = 3
-
-
-class Diverged(TopkapiError):
-    """The loss is no longer a number."""
-
-    kind = "diverged"
+from training.standing import Standing
+from training.watching import MOST_RETURNS, QUIET_STEPS, Diverged, Leap, find_leap, observe
 
 
 class Interrupted(TopkapiError):
@@ -41,55 +34,23 @@ class Interrupted(TopkapiError):
     kind = "interrupted"
 
 
-@dataclass
-class Standing:
-    """How far a run has come: together with the tensors, all that decides how it goes on. Saved as JSON.
+@dataclass(frozen=True)
+class Update:
+    """What a step of training tells of itself; `factor` is the schedule's, `tokens` those trained."""
 
-    `step` counts finished updates, `tokens` trained targets. Losses are those of the latest evaluation.
-    """
-
-    step: int = 0
-    tokens: int = 0
-    train_loss: float | None = None
-    validation_loss: float | None = None
-    best_step: int | None = None
-    best_loss: float | None = None
-    best_train_loss: float | None = None
-    evaluations_since_best: int = 0
-    overfitting: bool = False
-    finished: str | None = None
-
-    def note(self, train_loss: float, validation_loss: float) -> bool:
-        """Take in an evaluation; whether it is the best so far. The untrained model is never the best."""
-        self.train_loss, self.validation_loss = train_loss, validation_loss
-        if self.step == 0:
-            return False
-        if self.best_loss is None or validation_loss < self.best_loss:
-            self.best_step, self.best_loss, self.best_train_loss = self.step, validation_loss, train_loss
-            self.evaluations_since_best, self.overfitting = 0, False
-            return True
-        self.evaluations_since_best += 1
-        assert self.best_train_loss is not None, "set with best_loss"
-        self.overfitting |= self.evaluations_since_best >= OVERFITTING_EVALUATIONS and train_loss < self.best_train_loss
-        return False
-
-    def verdict(self) -> str:
-        """The best evaluation in one line, and whether the run overfits since."""
-        if self.best_loss is None:
-            return "not evaluated"
-        line = f"best validation {self.best_loss:.3f} at step {self.best_step}"
-        if self.overfitting:
-            line += f"; overfitting since (validation {self.validation_loss:.3f}, training {self.train_loss:.3f})"
-        return line
+    loss: float
+    norm: float
+    factor: float
+    tokens: int
 
 
 @dataclass
 class Training:
     """Everything one run is made of.
 
-    `save(path, details)` writes a checkpoint, `sample(model, standing)` yields records with `prompt` and `text`,
+    `save(path, model, details)` writes a checkpoint, `sample(standing)` yields records with `prompt` and `text`,
     `facts` go into every checkpoint's `topkapi.json` and must not change when a run is resumed. `command` is how the
-    user resumes. Without validation batches the training batches take their place.
+    user resumes, `text_of` makes text of token ids. Without validation batches the training batches take their place.
     """
 
     recipe: TrainingRecipe
@@ -101,15 +62,34 @@ class Training:
     validation_batches: list[Batch]
     directory: RunDirectory
     console: Console
-    save: Callable[[Path, Mapping[str, Any]], None]
+    save: Save
     sample: Callable[[Standing], Iterator[dict[str, Any]]]
     facts: dict[str, Any]
     command: str
+    text_of: Callable[[list[int]], str]
     evaluate_every: int = 1
-    save_every: int = 1
     objective: Objective = field(default_factory=NextToken)
     standing: Standing = field(default_factory=Standing)
     _stop: signal.Signals | None = None
+
+    def __post_init__(self) -> None:
+        recipe = self.recipe
+        by_time = recipe.save_every is None and recipe.save_minutes is not None
+        if by_time and recipe.on_divergence == "return":
+            raise SettingsError(
+                "a run that returns to its saves needs them at the same steps whenever it is run, not by the clock",
+                field="save_minutes",
+                hint="give --save-every, too",
+            )
+        self.save_every = None if by_time else recipe.save_every or self.evaluate_every
+        self.saver = Saver(
+            directory=self.directory,
+            save=self.save,
+            every=self.save_every,
+            minutes=recipe.save_minutes,
+            keep=recipe.keep,
+            asynchronous=recipe.asynchronous_saves,
+        )
 
     def run(self) -> Standing:
         """Train to the end, or to where the run stops early, from wherever `standing` is.
@@ -118,40 +98,41 @@ class Training:
         """
         self.model.recompute = self.recipe.recompute
         hidden = torch.compile(self.model.hidden) if self.recipe.compile else None
-        standing, total = self.standing, self.schedule.total_steps
-        self.console.start(total, standing.step)
+        total = self.schedule.total_steps
+        self.console.start(total, self.standing.step)
         try:
             with self._signals():
-                if standing.step == 0:
+                if self.standing.step == 0:
                     self._boundary()
-                began, first = time.monotonic(), standing.step
-                tokens, updating = standing.tokens, 0.0
-                while standing.step < total and standing.finished is None:
+                began, first = time.monotonic(), self.standing.step
+                trained, updating = 0, 0.0
+                while self.standing.step < total and self.standing.finished is None:
                     started = time.monotonic()
-                    loss, norm, factor = self._update(hidden)
+                    update = self._update(hidden)
                     updating += time.monotonic() - started
-                    self.directory.append(
-                        "metrics.jsonl",
-                        {
-                            "step": standing.step,
-                            "tokens": standing.tokens,
-                            "loss": loss,
-                            "learning_rate": self.recipe.learning_rate * factor,
-                            "gradient_norm": norm,
-                        },
-                    )
+                    if update is None:
+                        # The steps since then count as work done, not as progress.
+                        first = min(first, self.standing.step)
+                        continue
+                    trained += update.tokens
+                    self._record(update)
                     elapsed = time.monotonic() - began
-                    speed = (standing.tokens - tokens) / updating
-                    left = (total - standing.step) * elapsed / (standing.step - first)
-                    self.console.advance(standing.step, f"loss {loss:.3f}  {speed:,.0f} tokens/s", left)
+                    speed = trained / updating
+                    left = (total - self.standing.step) * elapsed / max(1, self.standing.step - first)
+                    self.console.advance(self.standing.step, f"loss {update.loss:.3f}  {speed:,.0f} tokens/s", left)
                     self._boundary(speed, elapsed)
+                    self.saver.check()
         finally:
             self.console.stop()
-        return standing
+            self.saver.wait()
+        return self.standing
 
     def load_state(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
         """Take over what `RunDirectory.load_state` found."""
-        self.standing = Standing(**facts["standing"])
+        self.standing = standing = Standing(**facts["standing"])
+        if not standing.ranking and standing.best_loss is not None and standing.best_step is not None:
+            # A state of an earlier version, which knew one kind of best.
+            standing.ranking = [[standing.best_loss, standing.best_step]]
         weights: dict[str, torch.Tensor] = {}
         optimizer: dict[str, torch.Tensor] = {}
         for name, tensor in tensors.items():
@@ -161,15 +142,24 @@ class Training:
             for name, parameter in trained_parameters(self.model):
                 parameter.copy_(weights[name])
         self.optimizers.load_state_tensors(optimizer)
-        if self.standing.best_step is not None:
-            self.directory.point("best", self.standing.best_step)
-        self.directory.point("last", self.standing.step)
+        if standing.ranking:
+            self.directory.point("best", standing.best_steps()[0])
+        self.directory.point("last", standing.step)
         # What was written after that state is written again, and what a killed prune left is pruned.
-        self.directory.prune(self.standing.best_step, self.standing.step, self.recipe.keep)
+        states = {standing.step, self._anchor()}
+        self.directory.prune({*standing.best_steps(), standing.step}, standing.step, self.recipe.keep, states)
 
-    def _update(self, hidden: Any) -> tuple[float, float, float]:
+    def _anchor(self) -> int | None:
+        """The last regular save, which a run returns to when it diverges."""
+        if self.recipe.on_divergence == "stop" or self.save_every is None:
+            return None
+        return self.standing.step // self.save_every * self.save_every
+
+    def _update(self, hidden: Any) -> Update | None:
+        """One step of training; None when it diverged, was not taken, and the run has returned to a save."""
         standing = self.standing
-        batch = self.loader.batch(standing.step)
+        number = standing.batch_number()
+        batch = self.loader.batch(number)
         # Dropout is a function of the seed and the step: nothing in between can disturb it, and nothing needs saving.
         torch.manual_seed(_mix(self.recipe.seed, standing.step))
         self.model.train()
@@ -182,39 +172,108 @@ class Training:
             z_loss=self.recipe.z_loss,
         )
         norm = nn.utils.clip_grad_norm_(self.optimizers.parameters(), self.recipe.clip or math.inf).item()
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise Diverged(
-                f"the loss became {loss} at step {standing.step + 1} (gradient norm {norm})",
-                hint="lower --learning-rate, lengthen --warmup or set --clip"
-                + ("" if standing.best_step is None else f"; {self.directory.path / 'best'} is intact"),
-            )
+        leap = find_leap(
+            standing, loss, norm, loss_of=self._loss_of, batch=batch, origins=self.loader.origins, text_of=self.text_of
+        )
+        if leap is not None and self._leapt(leap):
+            return None
+        observe(standing, loss)
         factor = self.schedule.factor(standing.step)
         self.optimizers.step(factor)
         standing.step += 1
         standing.tokens += batch.token_count()
-        return loss, norm, factor
+        return Update(loss, norm, factor, batch.token_count())
+
+    def _loss_of(self, batch: Batch) -> float:
+        return self.objective.evaluate(self.model, [batch], None)["loss"]
+
+    def _record(self, update: Update) -> None:
+        self.directory.append(
+            "metrics.jsonl",
+            {
+                "step": self.standing.step,
+                "tokens": self.standing.tokens,
+                "loss": update.loss,
+                "learning_rate": self.recipe.learning_rate * update.factor,
+                "gradient_norm": update.norm,
+            },
+        )
+
+    def _leapt(self, leap: Leap) -> bool:
+        """Tell of a diverging step; whether the run returned to a save. Raises `Diverged` where it can't go on."""
+        standing = self.standing
+        spike, returns = leap.kind == "spike", self.recipe.on_divergence == "return"
+        quiet = standing.last_spike is not None and leap.step - standing.last_spike <= QUIET_STEPS
+        if spike and not returns and quiet:
+            return False
+        for line in (leap.headline(), *leap.causes()):
+            self.console.message(line)
+        if spike and not returns:
+            standing.last_spike = leap.step
+            self.directory.append("metrics.jsonl", {"event": leap.kind, **asdict(leap)})
+            return False
+        anchor = self._anchor()
+        if not returns or not anchor or len(self.standing.leaps) == MOST_RETURNS:
+            raise self._diverged(leap, anchor)
+        self._return(leap, anchor)
+        return True
+
+    def _diverged(self, leap: Leap, anchor: int | None) -> Diverged:
+        hint = "lower --learning-rate, lengthen --warmup or set --clip"
+        if self.standing.ranking:
+            hint += f"; {self.directory.path / 'best'} is intact"
+        message = leap.headline()
+        if self.recipe.on_divergence == "return":
+            message += (
+                "; nothing was saved before it that the run could return to"
+                if not anchor
+                else f", after {len(self.standing.leaps)} returns to step {anchor}"
+            )
+        elif anchor is None and self.standing.ranking:
+            hint += "; --on-divergence return would leave that batch out"
+        return Diverged(message, hint=hint)
+
+    def _return(self, leap: Leap, anchor: int) -> None:
+        """Go back to the save of step `anchor` and leave the batch out.
+
+        All that decides this is in that save or follows from it, so that a run killed since does the same again.
+        """
+        self.saver.wait()
+        skipped = [*self.standing.skipped, leap.batch]
+        leaps = [*self.standing.leaps, {"event": leap.kind, **asdict(leap), "returned_to": anchor}]
+        saved = self.directory.load_state(anchor)
+        assert saved is not None, "regular saves are kept until the next one"
+        self.optimizers.zero_gradients()
+        self.load_state(*saved)
+        self.standing.skipped, self.standing.leaps = skipped, leaps
+        for line in leaps:
+            self.directory.append("metrics.jsonl", line)
+        self.console.message(f"  returned to step {anchor}; batch {leap.batch} is left out from now on")
 
     def _boundary(self, speed: float | None = None, seconds: float = 0.0) -> None:
         """What is due between two updates, always in this order, so that a saved state has it all behind it."""
         standing, step = self.standing, self.standing.step
         last = step == self.schedule.total_steps
+        measured = None
         if step % self.evaluate_every == 0 or last:
-            self._evaluate(speed, seconds)
+            measured = self._evaluate(speed, seconds)
             last = last or standing.finished is not None
         if self._samples_due(last):
             self._sample()
-        saved = step and (last or step % self.save_every == 0)
-        if saved:
-            self._save()
-        if self._stop is not None and not last:
-            if not saved and step:
-                self._save()
+        best = measured is not None and standing.rank(self.recipe.best_metric, self.recipe.keep_best, measured)
+        stopping = self._stop is not None and not last
+        state = bool(step) and (last or stopping or self.saver.due(step))
+        if state or best:
+            self._save(state)
+        if stopping:
+            assert self._stop is not None, "that is what stopping means"
             raise Interrupted(
                 f"{self._stop.name}: stopped at step {step} of {self.schedule.total_steps}",
                 hint=f"continue with: {self.command}",
             )
 
-    def _evaluate(self, speed: float | None, seconds: float) -> None:
+    def _evaluate(self, speed: float | None, seconds: float) -> dict[str, float]:
+        """Evaluate, record and tell; returns what was measured on the validation data."""
         standing = self.standing
         measured = self.objective.evaluate(self.model, self.train_batches, self.recipe.micro_batch_size)
         train = measured["loss"]
@@ -249,12 +308,10 @@ class Training:
             self.directory.append("timings.jsonl", timing)
         if standing.overfitting and not overfitting:
             self.console.message(standing.verdict())
-        if best:
-            self.save(self.directory.checkpoint(standing.step), self._details())
-            self.directory.point("best", standing.step)
         patience = self.recipe.patience
         if patience is not None and standing.evaluations_since_best >= patience:
             standing.finished = f"no better validation loss in {patience} evaluations"
+        return measured
 
     def _samples_due(self, last: bool) -> bool:
         step, every = self.standing.step, self.recipe.sample_every
@@ -271,17 +328,29 @@ class Training:
             prompt, text = (" ".join(str(record[part]).split()) for part in ("prompt", "text"))
             self.console.message(f"  sample: {prompt} | {text}")
 
-    def _save(self) -> None:
-        standing = self.standing
-        path = self.directory.checkpoint(standing.step)
-        if standing.best_step != standing.step or not path.is_dir():
-            self.save(path, self._details())
-        self.directory.point("last", standing.step)
-        tensors = {f"model:{name}": parameter.detach().cpu() for name, parameter in trained_parameters(self.model)}
-        tensors |= {f"optimizer:{name}": tensor.cpu() for name, tensor in self.optimizers.state_tensors().items()}
+    def _save(self, state: bool) -> None:
+        """Save a checkpoint, with `state` also what a resumed run needs."""
+        standing, anchor = self.standing, self._anchor()
+        if not all(parameter.isfinite().all() for _, parameter in trained_parameters(self.model)):
+            raise Diverged(f"the weights are no numbers any more at step {standing.step}", hint="lower --learning-rate")
+        if state and anchor == standing.step:
+            standing.leaps = []
+        tensors = {f"model:{name}": parameter.detach() for name, parameter in trained_parameters(self.model)}
+        tensors |= {f"optimizer:{name}": tensor for name, tensor in self.optimizers.state_tensors().items()}
+        model, tensors = self.saver.copied(self.model, tensors if state else {})
         facts = {"standing": asdict(standing), "run": self.facts, "threads": torch.get_num_threads()}
-        self.directory.save_state(standing.step, tensors, facts)
-        self.directory.prune(standing.best_step, standing.step, self.recipe.keep)
+        self.saver.write(
+            Snapshot(
+                step=standing.step,
+                model=model,
+                details=self._details(),
+                best=standing.best_steps(),
+                tensors=tensors if state else None,
+                facts=facts,
+                lengths=self.directory.lengths(),
+                anchor=anchor,
+            )
+        )
 
     def _details(self) -> dict[str, Any]:
         standing = self.standing

@@ -207,10 +207,17 @@ class ExampleLoader:
 
     def batch(self, step: int) -> Batch:
         """The batch of update `step` (0-based, counted over all epochs)."""
+        return self._collate(self._rows(step))
+
+    def origins(self, step: int) -> list[str]:
+        """File and row of each example in that batch."""
+        return [self.examples[index].origin for index in self._rows(step).tolist()]
+
+    def _rows(self, step: int) -> NDArray[np.int64]:
         epoch, index = divmod(step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, permutation(self.seed, epoch, len(self.examples)))
-        return self._collate(self._order[1][index * self.batch_size : (index + 1) * self.batch_size])
+        return self._order[1][index * self.batch_size : (index + 1) * self.batch_size]
 
     def first(self, batches: int | None) -> list[Batch]:
         """A fixed choice of batches to evaluate on (None: all, in order, the last one possibly smaller)."""

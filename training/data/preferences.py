@@ -169,9 +169,16 @@ class PairLoader:
 
     def batch(self, step: int) -> Batch:
         """The batch of update `step` (0-based, counted over all epochs)."""
+        return self._collate(self._rows(step))
+
+    def origins(self, step: int) -> list[str]:
+        """File and row of each pair in that batch."""
+        return [self.pairs[index].chosen.origin for index in self._rows(step).tolist()]
+
+    def _rows(self, step: int) -> NDArray[np.int64]:
         epoch, index = divmod(step, self.steps_per_epoch)
         order = permutation(self.seed, epoch, len(self.pairs))
-        return self._collate(order[index * self.batch_size : (index + 1) * self.batch_size])
+        return order[index * self.batch_size : (index + 1) * self.batch_size]
 
     def first(self, batches: int | None) -> list[Batch]:
         """A fixed choice of batches to evaluate on (None: all, in order, the last one possibly smaller)."""

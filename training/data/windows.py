@@ -74,6 +74,10 @@ class Loader(Protocol):
         """The batch of update `step` (0-based, counted over all epochs)."""
         ...
 
+    def origins(self, step: int) -> list[str]:
+        """Where each row of that batch comes from, for messages."""
+        ...
+
     def first(self, batches: int | None) -> list[Batch]:
         """A fixed choice of batches to evaluate on (None: all, in order, the last one possibly smaller)."""
         ...
@@ -93,6 +97,7 @@ class WindowLoader:
     """Windows of `context` tokens that start every `stride` tokens of `stream`, shuffled anew in every epoch.
 
     Each window's targets are its tokens moved by one. What does not fill a batch at the end of an epoch is left out.
+    `documents` says where each document of the stream begins.
     With `separator`, the token that ends a document, no document of a window sees another: a document is read from the
     end of the one before, so that its first token, too, is predicted from nothing but that.
     Raises `DataError` naming `sources` when the stream does not fill one batch, or one window for `validation`.
@@ -109,8 +114,10 @@ class WindowLoader:
         sources: str = "the data",
         validation: bool = False,
         separator: int | None = None,
+        documents: NDArray[np.int64] | None = None,
     ) -> None:
         self.separator = separator
+        self.documents = np.zeros(1, np.int64) if documents is None else documents
         self.stream, self.context, self.stride, self.batch_size, self.seed = stream, context, stride, batch_size, seed
         self.windows = max(0, -(-(len(stream) - context) // stride))
         rows = 1 if validation else batch_size
@@ -131,10 +138,21 @@ class WindowLoader:
         return self.windows // self.batch_size
 
     def batch(self, step: int) -> Batch:
+        return self._gather(self._rows(step))
+
+    def origins(self, step: int) -> list[str]:
+        names = []
+        for start in (self._rows(step) * self.stride).tolist():
+            first, last = np.searchsorted(self.documents, [start, start + self.context], side="right").tolist()
+            documents = f"document {first}" if first == last else f"documents {first} to {last}"
+            names.append(f"{documents} of the training text, tokens {start:,} to {start + self.context:,}")
+        return names
+
+    def _rows(self, step: int) -> NDArray[np.int64]:
         epoch, index = divmod(step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, permutation(self.seed, epoch, self.windows))
-        return self._gather(self._order[1][index * self.batch_size : (index + 1) * self.batch_size])
+        return self._order[1][index * self.batch_size : (index + 1) * self.batch_size]
 
     def first(self, batches: int | None) -> list[Batch]:
         order = np.arange(self.windows)
