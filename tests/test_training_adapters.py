@@ -124,6 +124,18 @@ def test_adapters_on_an_adapted_checkpoint(
     assert load_checkpoint(second).details["parent"]["name"] == "step-6"
 
 
+def test_muon_recomputed_layers_and_stored_bfloat16_go_with_adapters(
+    tiny_checkpoint: Callable[..., Path], rows: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """With Muon nothing is left for AdamW."""
+    flags = ["--optimizer", "muon", "--recompute", "--checkpoint-dtype", "bfloat16"]
+    best = finetune(tiny_checkpoint("base"), rows, tmp_path / "run", "--method", "lora", *flags)
+    losses = [record["validation_loss"] for record in records(tmp_path / "run") if "validation_loss" in record]
+    assert losses[-1] < losses[0] - 0.1
+    with safe_open(best / "adapter_model.safetensors", framework="pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

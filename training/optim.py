@@ -45,7 +45,9 @@ class Optimizers:
                 plain.append(parameter)
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
         groups = [group for group in groups if group["params"]]
-        self.all: list[Optimizer] = [AdamW(groups, lr=learning_rate, betas=betas, fused=True)]
+        self.all: list[Optimizer] = []
+        if groups:
+            self.all.append(AdamW(groups, lr=learning_rate, betas=betas, fused=True))
         if matrices:
             self.all.append(
                 Muon(matrices, lr=muon_learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
