@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ from training.recipe import (
     resolve_recipe,
 )
 
+_RUNS: dict[str, tuple[type[TrainingRecipe], str]] = {
+    "pretrain": (PretrainRecipe, "train a model from random weights on plain text"),
+    "finetune": (FinetuneRecipe, "train a checkpoint on instructions or conversations"),
+    "dpo": (DpoRecipe, "train a checkpoint to prefer some answers to others"),
+}
 _EPILOG = "Flags override the recipe; give a recipe before flags that take several values."
 
 
@@ -39,11 +45,7 @@ def register(subparsers: Any) -> None:
     train.add_argument("--megabytes", type=int, default=256, help="text to train on, at most [256]")
     train.set_defaults(handler=_train_tokenizer)
 
-    for name, kind, summary in (
-        ("pretrain", PretrainRecipe, "train a model from random weights on plain text"),
-        ("finetune", FinetuneRecipe, "train a checkpoint on instructions or conversations"),
-        ("dpo", DpoRecipe, "train a checkpoint to prefer some answers to others"),
-    ):
+    for name, (kind, summary) in _RUNS.items():
         command = subparsers.add_parser(
             name, help=summary, description=f"{summary.capitalize()}.", epilog=_EPILOG, allow_abbrev=False
         )
@@ -53,6 +55,7 @@ def register(subparsers: Any) -> None:
         )
         add_flags(command, kind)
         command.set_defaults(handler=_train, training_kind=kind, training_command=name)
+    _add_plan(subparsers)
     add_evaluate(subparsers)
 
     merge = subparsers.add_parser(
@@ -67,6 +70,48 @@ def register(subparsers: Any) -> None:
         "--dtype", choices=("float32", "bfloat16"), help="how matrices are stored (default: as the base)"
     )
     merge.set_defaults(handler=_merge)
+
+
+def _add_plan(subparsers: Any) -> None:
+    command = subparsers.add_parser(
+        "plan",
+        help="say what a run will take, and what is wrong with its data",
+        description="Say what a run of pretrain or finetune will take in memory, time and money, from a few real "
+        "steps, and what is wrong with its data. Takes the recipe and the flags that the run will be given.",
+        epilog=_EPILOG,
+        allow_abbrev=False,
+    )
+    command.add_argument("recipe", nargs="?", help="recipe file (.yaml) or the name of an included one")
+    command.add_argument("--price-per-hour", type=float, metavar="X", help="what an hour of this machine costs")
+    command.add_argument("--memory", type=float, metavar="GB", help="memory that the run may take (default: all)")
+    command.add_argument("--json", action="store_true", help="print the plan as JSON")
+    command.add_argument(
+        "--run", choices=tuple(_RUNS), help="the command that the plan is for (default: told by the settings)"
+    )
+    add_flags(command, *(kind for kind, _ in _RUNS.values()))
+    command.set_defaults(handler=_plan, resume=None)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name in ("price_per_hour", "memory"):
+        value = getattr(arguments, name)
+        if value is not None and not value > 0:
+            raise SettingsError(f"--{name.replace('_', '-')} must be greater than 0, not {value:g}", field=name)
+    fields = {} if arguments.recipe is None else read_yaml(resolve_recipe(arguments.recipe))
+    known = {name for kind, _ in _RUNS.values() for name in kind.model_fields}
+    named = (fields.keys() | vars(arguments).keys() & known) - {"recipe"}
+    fitting = [name for name, (kind, _) in _RUNS.items() if named <= kind.model_fields.keys()]
+    run = arguments.run or next(iter(fitting), "finetune" if "checkpoint" in named else "pretrain")
+    kind = _RUNS[run][0]
+    if wrong := sorted((named & known) - kind.model_fields.keys()):
+        raise SettingsError(f"{wrong[0]} does not apply to {run}", field=wrong[0], hint="leave it out")
+    arguments.training_kind, arguments.training_command = kind, "plan"
+    recipe, _, _ = read_arguments(arguments)
+    from training.planning import run_plan
+
+    run_plan(_trainer_of(recipe), recipe, arguments.price_per_hour, arguments.memory, as_json=arguments.json)
+    return 0
 
 
 def _train_tokenizer(arguments: argparse.Namespace) -> int:
@@ -100,21 +145,24 @@ def _train(arguments: argparse.Namespace) -> int:
     else:
         run.start(recipe)
     command = f"topkapi {name} --resume {shlex.quote(str(directory))}"
+    standing = _trainer_of(recipe)(recipe, run, resume=resume, console=console, command=command)
+    finish(run, standing, console)
+    return 0
+
+
+def _trainer_of(recipe: TrainingRecipe) -> Callable[..., Any]:
+    """The function that trains what this kind of recipe describes."""
     if isinstance(recipe, PretrainRecipe):
         from training.pretrain import pretrain
 
-        standing = pretrain(recipe, run, resume=resume, console=console, command=command)
-    elif isinstance(recipe, DpoRecipe):
+        return pretrain
+    if isinstance(recipe, DpoRecipe):
         from training.dpo import dpo
 
-        standing = dpo(recipe, run, resume=resume, console=console, command=command)
-    else:
-        from training.finetune import finetune
+        return dpo
+    from training.finetune import finetune
 
-        assert isinstance(recipe, FinetuneRecipe), "the commands have these kinds"
-        standing = finetune(recipe, run, resume=resume, console=console, command=command)
-    finish(run, standing, console)
-    return 0
+    return finetune
 
 
 def read_arguments(arguments: argparse.Namespace) -> tuple[TrainingRecipe, Path, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 # Without a terminal, a line this often.
@@ -32,6 +33,11 @@ class Console:
             self._progress.console.print(text, markup=False, highlight=False)
         else:
             print(text, flush=True)
+
+    def warn(self, findings: Sequence[str]) -> None:
+        """Print what was found wrong, a line each."""
+        for finding in findings:
+            self.message(f"warning: {finding}")
 
     def start(self, total: int, done: int) -> None:
         """Begin to show progress over `total` steps."""

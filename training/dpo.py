@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -31,17 +32,27 @@ from training.loss import Hidden, chunks, inputs
 from training.recipe import DpoRecipe
 from training.run import RunDirectory
 from training.standing import Standing
+from training.trainer import Training
 
 
-def dpo(recipe: DpoRecipe, directory: RunDirectory, *, resume: bool, console: Console, command: str) -> Standing:
+def dpo(
+    recipe: DpoRecipe,
+    directory: RunDirectory,
+    *,
+    resume: bool,
+    console: Console,
+    command: str,
+    proceed: Callable[[Training], Standing] = Training.run,
+) -> Standing:
     """Train a checkpoint on preferences as `recipe` says, in `directory`; continue there with `resume`.
 
-    Raises as `finetune` does.
+    Takes `proceed` and raises as `finetune` does.
     """
     if recipe.z_loss:
         raise SettingsError("the loss of preferences has no z-loss", field="z_loss", hint="leave out --z-loss")
     prepare = partial(_prepare, recipe, directory)
-    return finetune(recipe, directory, resume=resume, console=console, command=command, prepare=prepare)
+    common: dict[str, Any] = {"resume": resume, "console": console, "command": command, "proceed": proceed}
+    return finetune(recipe, directory, prepare=prepare, **common)
 
 
 def _prepare(recipe: DpoRecipe, directory: RunDirectory, given: Ingredients) -> Task:

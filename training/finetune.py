@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from model.linear import set_compute_dtype
 from model.tokenizer import Tokenizer
 from model.transformer import Decoder
 from training.console import Console
+from training.data.inspection import conversation_findings, example_findings
 from training.data.instructions import ExampleLoader, encode_conversations, read_conversations
 from training.data.shards import tokenizer_digest
 from training.data.windows import EVALUATION_EPOCH, Loader, permutation
@@ -53,7 +54,8 @@ class Task:
     """What is trained on, and to what end. `loaders` and `counts` are those of training and of validation.
 
     `samples` are prompts with their expected answers, `prompts` those of training and of validation as texts.
-    `begin(model, digest of the parent's weights)` is called before training, with the untrained network.
+    `begin(model, digest of the parent's weights)` is called before training, with the untrained network. `findings` are
+    what is wrong with the rows.
     """
 
     loaders: tuple[Loader, Loader]
@@ -63,6 +65,7 @@ class Task:
     prompts: tuple[list[str], list[str]]
     objective: Objective
     begin: Callable[[Decoder, str], None] = lambda model, parent: None
+    findings: Sequence[str] = ()
 
     def overlap(self) -> int:
         """How many validation prompts occur word for word in training."""
@@ -78,11 +81,13 @@ def finetune(
     console: Console,
     command: str,
     prepare: Callable[[Ingredients], Task] | None = None,
+    proceed: Callable[[Training], Standing] = Training.run,
 ) -> Standing:
     """Train a checkpoint as `recipe` says, in `directory`; continue there with `resume`.
 
-    `prepare` makes the task, by default to answer as the assistant of conversations does. Raises `DataError` naming
-    rows, `SettingsError`, `CheckpointError`, `Diverged` and `Interrupted`.
+    `prepare` makes the task, by default to answer as the assistant of conversations does. `proceed` is what is done
+    once everything is ready, for whoever wants to try it out instead. Raises `DataError` naming rows, `SettingsError`,
+    `CheckpointError`, `Diverged` and `Interrupted`.
     """
     if recipe.checkpoint is None:
         raise SettingsError("no checkpoint to start from", field="checkpoint", hint="give one with --checkpoint")
@@ -112,8 +117,6 @@ def finetune(
             hint=f"give more {task.kind} or lower --batch-size",
         )
     overlap = task.overlap()
-    if overlap:
-        console.message(f"{overlap} of {task.counts[1]} validation prompts also occur in training")
     model.to(device)
     set_compute_dtype(model, torch.bfloat16 if recipe.precision == "bf16" else None)
     if adapters:
@@ -165,7 +168,8 @@ def finetune(
         f"{model.config.parameter_count():,} parameters of {name}{adapted}; {task.counts[0]:,} training {task.kind}, "
         f"{task.counts[1]:,} for validation; {schedule.total_steps:,} steps of {recipe.batch_size}"
     )
-    return training.run()
+    console.warn([*task.findings, *example_findings(*task.counts, task.kind, overlap, recipe.batch_size)])
+    return proceed(training)
 
 
 def _conversations(recipe: FinetuneRecipe, given: Ingredients) -> Task:
@@ -194,6 +198,7 @@ def _conversations(recipe: FinetuneRecipe, given: Ingredients) -> Task:
         samples=[(each.prompt(), each.messages[-1]["content"]) for each in validation or train],
         prompts=([str(each.prompt()) for each in train], [str(each.prompt()) for each in validation]),
         objective=NextToken(),
+        findings=conversation_findings(train, validation),
     )
 
 

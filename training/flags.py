@@ -11,10 +11,11 @@ from pydantic.fields import FieldInfo
 from training.recipe import TrainingRecipe
 
 
-def add_flags(parser: argparse.ArgumentParser, kind: type[TrainingRecipe]) -> None:
-    """One flag per field of `kind`, grouped; only flags that are given appear in the namespace."""
+def add_flags(parser: argparse.ArgumentParser, *kinds: type[TrainingRecipe]) -> None:
+    """One flag per field of the `kinds`, grouped; only flags that are given appear in the namespace."""
     groups: dict[str, Any] = {}
-    for name, field in kind.model_fields.items():
+    fields = {name: field for kind in reversed(kinds) for name, field in kind.model_fields.items()}
+    for name, field in fields.items():
         extra = field.json_schema_extra
         assert isinstance(extra, dict), "every field is made by setting()"
         group = str(extra["group"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from model.linear import set_compute_dtype
 from model.tokenizer import Tokenizer
 from model.transformer import Decoder, initialise
 from training.console import Console
+from training.data.inspection import token_findings
 from training.data.shards import TokenData, prepare_tokens, tokenizer_digest
 from training.data.sources import find_files
 from training.data.windows import WindowLoader
@@ -42,9 +43,17 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def pretrain(
-    recipe: PretrainRecipe, directory: RunDirectory, *, resume: bool, console: Console, command: str
+    recipe: PretrainRecipe,
+    directory: RunDirectory,
+    *,
+    resume: bool,
+    console: Console,
+    command: str,
+    proceed: Callable[[Training], Standing] = Training.run,
 ) -> Standing:
     """Train a network from random weights as `recipe` says, in `directory`; continue there with `resume`.
+
+    `proceed` is what is done once everything is ready, for whoever wants to try it out instead.
 
     Raises `DataError`, `SettingsError`, `CheckpointError` (disk), `Diverged` and `Interrupted`.
     """
@@ -125,7 +134,15 @@ def pretrain(
     )
     start_or_resume(training, saved)
     _announce(training, data, console)
-    return training.run()
+    findings = token_findings(
+        data,
+        tokenizer,
+        context=recipe.context_length,
+        stride=recipe.stride or recipe.context_length,
+        batch_size=recipe.batch_size,
+    )
+    console.warn(findings)
+    return proceed(training)
 
 
 def start_or_resume(training: Training, saved: tuple[dict[str, torch.Tensor], dict[str, Any]] | None) -> None:

@@ -1,0 +1,70 @@
+"""How much memory a process takes at most, and how much there is: resident memory on a CPU, allocations on a GPU."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_GROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+class PeakMemory:
+    """The most memory taken since `reset`, in bytes. Where the system cannot forget a peak (macOS), since the start."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def reset(self) -> None:
+        """Begin anew from what is taken now."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return
+        try:
+            _CLEAR.write_text("5")
+        except OSError:
+            pass
+
+    def bytes(self) -> int:
+        """The peak."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_reserved(self.device)
+        if (peak := _status("VmHWM")) is not None:
+            return peak
+        taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return taken if sys.platform == "darwin" else taken * 1024
+
+
+def memory_for_a_run(device: torch.device) -> int:
+    """Bytes that this process could take in all: what is free and what it has already, within its container's limit."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device)
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    available = _field(Path("/proc/meminfo"), "MemAvailable")
+    found = total if available is None else available + (_status("VmRSS") or 0)
+    for path in _GROUP_LIMITS:
+        try:
+            limit = path.read_text().strip()
+        except OSError:
+            continue
+        if limit.isdigit():
+            found = min(found, int(limit))
+    return found
+
+
+def _status(name: str) -> int | None:
+    return _field(_STATUS, name)
+
+
+def _field(path: Path, name: str) -> int | None:
+    try:
+        match = re.search(rf"^{name}:\s+(\d+) kB", path.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(match[1]) * 1024 if match else None
