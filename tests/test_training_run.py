@@ -46,7 +46,7 @@ def test_it_learns_a_rhyme_and_leaves_what_the_design_promises(
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     evaluations = [record for record in records if "validation_loss" in record]
     assert [record["step"] for record in evaluations] == [0, 20, 40, 60]
-    assert len(records) == 60 + 4
+    assert len(records) == 60 + 2 * 4
     assert evaluations[0]["validation_loss"] > 5 and evaluations[-1]["validation_loss"] < 0.5
 
     checkpoint = load_checkpoint(out / "best")

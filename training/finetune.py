@@ -160,6 +160,7 @@ def finetune(
         command=command,
         evaluate_every=every,
         text_of=tokenizer.decode,
+        held_out=task.loaders[1].stream,
         objective=task.objective,
     )
     start_or_resume(training, saved)
@@ -322,6 +323,7 @@ def _sampler(
                 "prompt": messages[-1]["content"],
                 "text": tokenizer.decode(result.token_ids, skip_control=True),
                 "finish_reason": result.finish_reason,
+                "token_ids": result.token_ids,
             }
             if expected is not None:
                 record["expected"] = expected

@@ -95,6 +95,7 @@ def pretrain(
                 "prompt": prompt,
                 "text": tokenizer.decode(result.token_ids, skip_control=True),
                 "finish_reason": result.finish_reason,
+                "token_ids": result.token_ids,
             }
 
     def save(path: Path, network: Decoder, details: Any) -> None:
@@ -131,6 +132,7 @@ def pretrain(
         command=command,
         evaluate_every=every,
         text_of=tokenizer.decode,
+        held_out=data.validation,
     )
     start_or_resume(training, saved)
     _announce(training, data, console)

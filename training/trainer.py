@@ -19,6 +19,7 @@ from model.transformer import Decoder
 from training.console import Console, duration
 from training.data.windows import Batch, Loader
 from training.loss import NextToken, Objective
+from training.memorisation import Copy, Tokens, longest_copy, memorises
 from training.optim import Optimizers
 from training.recipe import TrainingRecipe
 from training.run import RunDirectory
@@ -48,9 +49,10 @@ class Update:
 class Training:
     """Everything one run is made of.
 
-    `save(path, model, details)` writes a checkpoint, `sample(standing)` yields records with `prompt` and `text`,
-    `facts` go into every checkpoint's `topkapi.json` and must not change when a run is resumed. `command` is how the
-    user resumes, `text_of` makes text of token ids. Without validation batches the training batches take their place.
+    `save(path, model, details)` writes a checkpoint, `sample(standing)` yields records with `prompt`, `text` and
+    `token_ids`, `held_out` are the validation tokens. `facts` go into every checkpoint's `topkapi.json` and must not
+    change when a run is resumed. `command` is how the user resumes, `text_of` makes text of token ids. Without
+    validation batches the training batches take their place.
     """
 
     recipe: TrainingRecipe
@@ -67,6 +69,7 @@ class Training:
     facts: dict[str, Any]
     command: str
     text_of: Callable[[list[int]], str]
+    held_out: Tokens
     evaluate_every: int = 1
     objective: Objective = field(default_factory=NextToken)
     standing: Standing = field(default_factory=Standing)
@@ -322,11 +325,33 @@ class Training:
         return last or step % self.evaluate_every == 0
 
     def _sample(self) -> None:
+        standing = self.standing
         self.model.eval()
-        for record in self.sample(self.standing):
-            self.directory.append("samples.jsonl", {"step": self.standing.step, **record})
+        longest, elsewhere = Copy(), Copy()
+        passage: list[int] = []
+        for record in self.sample(standing):
+            ids = record.pop("token_ids")
+            found, other = longest_copy(ids, self.loader.stream), longest_copy(ids, self.held_out)
+            if found.length > longest.length:
+                longest, passage = found, ids[found.start : found.start + found.length]
+            elsewhere = max(elsewhere, other, key=lambda copy: copy.length)
+            copied = {"copied_from_training": found.length, "copied_from_validation": other.length}
+            self.directory.append("samples.jsonl", {"step": standing.step, **record, **copied})
             prompt, text = (" ".join(str(record[part]).split()) for part in ("prompt", "text"))
             self.console.message(f"  sample: {prompt} | {text}")
+        copied = {"copied_from_training": longest.length, "copied_from_validation": elsewhere.length}
+        self.directory.append("metrics.jsonl", {"step": standing.step, **copied})
+        standing.copied = longest.length
+        if longest.length:
+            self.console.message(
+                f"  longest copy: {longest.length} tokens of the training text, {elsewhere.length} of the validation "
+                f"text: {' '.join(self.text_of(passage).split())!r}"
+            )
+        if memorises(longest.length, elsewhere.length) and not standing.memorising:
+            standing.memorising = True
+            self.console.message(
+                f"memorising: a sample repeats {longest.length} tokens of the training text word for word"
+            )
 
     def _save(self, state: bool) -> None:
         """Save a checkpoint, with `state` also what a resumed run needs."""

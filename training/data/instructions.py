@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from model.errors import DataError, InvalidRequest
 from model.tokenizer import Tokenizer
 from training.data.sources import decode_utf8, parse_json, read_lines
 from training.data.windows import EVALUATION_EPOCH, IGNORED, Batch, permutation
+from training.memorisation import joined
 
 _FORMATS = (
     "rows are {instruction, input?, output}, {prompt, completion}, {question, answer}, "
@@ -204,6 +207,11 @@ class ExampleLoader:
     @property
     def steps_per_epoch(self) -> int:
         return len(self.examples) // self.batch_size
+
+    @cached_property
+    def stream(self) -> NDArray[np.unsignedinteger[Any]]:
+        """All its tokens one after another, to search in."""
+        return joined(example.token_ids for example in self.examples)
 
     def batch(self, step: int) -> Batch:
         """The batch of update `step` (0-based, counted over all epochs)."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from training.data.instructions import (
     read_rows,
 )
 from training.data.windows import EVALUATION_EPOCH, Batch, permutation
+from training.memorisation import joined
 
 _FORMATS = (
     "rows are {prompt, chosen, rejected}, each a text or a list of messages {role, content}; without a prompt, chosen "
@@ -166,6 +169,11 @@ class PairLoader:
     @property
     def steps_per_epoch(self) -> int:
         return len(self.pairs) // self.batch_size
+
+    @cached_property
+    def stream(self) -> NDArray[np.unsignedinteger[Any]]:
+        """All its tokens one after another, to search in."""
+        return joined(each.token_ids for pair in self.pairs for each in (pair.chosen, pair.rejected))
 
     def batch(self, step: int) -> Batch:
         """The batch of update `step` (0-based, counted over all epochs)."""

@@ -70,6 +70,11 @@ class Loader(Protocol):
     @property
     def steps_per_epoch(self) -> int: ...
 
+    @property
+    def stream(self) -> NDArray[np.unsignedinteger[Any]]:
+        """All its tokens one after another, to search in."""
+        ...
+
     def batch(self, step: int) -> Batch:
         """The batch of update `step` (0-based, counted over all epochs)."""
         ...
