@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from model.config import ModelConfig
 from training.console import Console, duration
 from training.data.windows import Batch, Loader
+from training.memorisation import Tokens
 from training.memory import PeakMemory, memory_for_a_run
 from training.recipe import TrainingRecipe
 from training.run import RunDirectory
@@ -119,6 +120,10 @@ class _Repeated(Loader):
     @property
     def steps_per_epoch(self) -> int:
         return 1
+
+    @property
+    def stream(self) -> Tokens:
+        return self._batch.tokens.numpy().astype("uint32").ravel()
 
     def batch(self, step: int) -> Batch:
         return self._batch
