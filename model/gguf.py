@@ -20,7 +20,7 @@ from model.tokenizer import Tokenizer
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2")
 
-_LLAMA_NAMES = {
+LLAMA_TENSORS = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
     "output": "lm_head",
@@ -36,7 +36,7 @@ _LLAMA_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_GPT2_NAMES = {
+GPT2_TENSORS = {
     "token_embd": "transformer.wte",
     "position_embd": "transformer.wpe",
     "output_norm": "transformer.ln_f",
@@ -49,7 +49,7 @@ _GPT2_NAMES = {
     "ffn_down": "mlp.c_proj",
 }
 _TENSOR_NAME = re.compile(r"(?:blk\.(\d+)\.)?([a-z_]+)\.(weight|bias)")
-_SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
 
 
 def read_gguf(
@@ -62,7 +62,7 @@ def read_gguf(
     any; and the content of a `generation_config.json`. Raises CheckpointError for what is missing, truncated or not
     supported, before the first tensor is read.
     """
-    package = _gguf_package()
+    package = gguf_package()
     path = Path(path)
     reader = _open(package, path)
     metadata = {name: field.contents() for name, field in reader.fields.items()}
@@ -87,18 +87,21 @@ def read_gguf(
         raise CheckpointError(
             f"{path} lacks or misstates {error}", hint="convert or download the model again"
         ) from error
-    for ending, name in _SAMPLING.items():
+    for ending, name in SAMPLING.items():
         if f"general.sampling.{ending}" in metadata:
             generation[name] = _decimal(metadata[f"general.sampling.{ending}"])
     template = metadata.get("tokenizer.chat_template")
     return config, _tensors(package, config, reader.tensors), tokenizer, template or None, generation
 
 
-def _gguf_package() -> ModuleType:
+def gguf_package(doing: str = "reading") -> ModuleType:
+    """The `gguf` package. Raises `CheckpointError` where it is not installed."""
     try:
         import gguf
     except ImportError:
-        raise CheckpointError("reading GGUF files needs the gguf package", hint="pip install 'topkapi[gguf]'") from None
+        raise CheckpointError(
+            f"{doing} GGUF files needs the gguf package", hint="pip install 'topkapi[gguf]'"
+        ) from None
     return gguf
 
 
@@ -252,7 +255,7 @@ def _tensors(
     package: ModuleType, config: Mapping[str, Any], stored: Sequence[Any]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     gpt2 = config["model_type"] == "gpt2"
-    names = _GPT2_NAMES if gpt2 else _LLAMA_NAMES
+    names = GPT2_TENSORS if gpt2 else LLAMA_TENSORS
     for tensor in stored:
         if tensor.name == "rope_freqs.weight":
             continue

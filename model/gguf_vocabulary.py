@@ -29,7 +29,8 @@ _QWEN2_NAMES = ("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "
 _CHATGLM_NAMES = ("chatglm-bpe", "glm4", "dbrx", "smaug-bpe")
 
 
-def _pre_tokenizer(name: str) -> dict[str, Any]:
+def pre_tokenizer(name: str) -> dict[str, Any]:
+    """How llama.cpp splits a text under this name, as `tokenizer.json` says it. Raises CheckpointError for others."""
     if name in _GPT2_NAMES:
         return split_gpt2()
     if name in _DIGITS_NAMES:
@@ -76,7 +77,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> tuple[Tokenizer, dict[str, A
     vocabulary = {entry: token_id for token_id, entry in enumerate(entries)}
     if kind == "gpt2":
         name = metadata.get("tokenizer.ggml.pre", "default")
-        definition = byte_level_definition(vocabulary, metadata["tokenizer.ggml.merges"], _pre_tokenizer(name), added)
+        definition = byte_level_definition(vocabulary, metadata["tokenizer.ggml.merges"], pre_tokenizer(name), added)
         # Vocabularies that tiktoken made find whole words first, as llama.cpp does for them.
         definition["model"]["ignore_merges"] = name in _LLAMA3_NAMES
     else:

@@ -135,6 +135,11 @@ class Tokenizer:
         """Whether ordinary text is encoded by tiktoken rather than by `tokenizers`."""
         return self._fast is not None
 
+    @property
+    def definition(self) -> Mapping[str, Any]:
+        """The content of its `tokenizer.json`."""
+        return self._definition
+
     # Encoding
 
     def encode(self, text: str) -> list[int]:

@@ -56,6 +56,7 @@ def register(subparsers: Any) -> None:
         add_flags(command, kind)
         command.set_defaults(handler=_train, training_kind=kind, training_command=name)
     _add_plan(subparsers)
+    _add_export(subparsers)
     add_evaluate(subparsers)
 
     merge = subparsers.add_parser(
@@ -111,6 +112,35 @@ def _plan(arguments: argparse.Namespace) -> int:
     from training.planning import run_plan
 
     run_plan(_trainer_of(recipe), recipe, arguments.price_per_hour, arguments.memory, as_json=arguments.json)
+    return 0
+
+
+def _add_export(subparsers: Any) -> None:
+    export = subparsers.add_parser("export", help="write a checkpoint in another format")
+    formats = export.add_subparsers(dest="format", required=True)
+    command = formats.add_parser(
+        "gguf",
+        help="a GGUF file, which llama.cpp loads",
+        description="Write a checkpoint as a GGUF file, its tokenizer and chat template inside, which llama.cpp loads.",
+    )
+    command.add_argument("checkpoint", help="checkpoint directory")
+    command.add_argument("out", type=Path, help="the file to write, ending in .gguf")
+    command.add_argument(
+        "--type", choices=("f32", "f16", "q8_0", "q4_0"), default="f16", help="how matrices are stored [f16]"
+    )
+    command.set_defaults(handler=_export)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from model.checkpoint import load_checkpoint
+    from model.gguf_export import export_gguf
+
+    export_gguf(load_checkpoint(arguments.checkpoint, dtype=torch.float32), arguments.out, arguments.type)
+    print(
+        f"{arguments.out}: {arguments.out.stat().st_size / 1e6:,.1f} MB; serve it with: topkapi serve {arguments.out}"
+    )
     return 0
 
 

@@ -1,0 +1,226 @@
+"""Checkpoints as GGUF files that llama.cpp loads: metadata, tensors, tokenizer and chat template.
+
+The inverse of `model.gguf`, under the conventions of llama.cpp's own converter: vectors and learned positions stay
+float32, llama's query and key rows are interleaved, gpt2's matrices lie as a plain product wants them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+import tokenizers
+import torch
+from numpy.typing import NDArray
+
+from model.checkpoint import Checkpoint
+from model.config import ModelConfig
+from model.errors import CheckpointError, InvalidRequest
+from model.gguf import GPT2_TENSORS, LLAMA_TENSORS, SAMPLING, gguf_package
+from model.gguf_vocabulary import pre_tokenizer
+from model.tensors import to_hugging_face
+from model.tokenizer_check import SAMPLE
+from model.transformer import rotary_frequencies
+
+GgufType = Literal["f32", "f16", "q8_0", "q4_0"]
+
+# What each type is called in a file, what its matrices are, and what the embedding and output matrices are: in four
+# bits those two cost the most accuracy for the least space.
+_TYPES: dict[GgufType, tuple[str, str, str]] = {
+    "f32": ("ALL_F32", "F32", "F32"),
+    "f16": ("MOSTLY_F16", "F16", "F16"),
+    "q8_0": ("MOSTLY_Q8_0", "Q8_0", "Q8_0"),
+    "q4_0": ("MOSTLY_Q4_0", "Q4_0", "Q8_0"),
+}
+# Names under which llama.cpp knows the ways to split a text before merging.
+_PRE_TOKENIZERS = ("qwen2", "gpt-2", "smollm", "llama-bpe", "default")
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
+
+
+def export_gguf(checkpoint: Checkpoint, path: Path, kind: GgufType) -> None:
+    """Write `checkpoint` to the file `path`, whole or not at all, its matrices as `kind`.
+
+    Raises `CheckpointError` for what llama.cpp has no form for: a vocabulary that is not byte-level BPE or splits
+    texts in an unknown way, weights outside float16, biases its architecture lacks; and when the disk is full.
+    """
+    package = gguf_package("writing")
+    _check(checkpoint.config, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            partial = Path(folder) / path.name
+            with closing(package.GGUFWriter(partial, checkpoint.config.family)) as writer:
+                _write(package, writer, checkpoint, kind)
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"could not write {path}: {error.strerror or error}", hint="free disk space or choose another file"
+        ) from error
+
+
+def _write(package: ModuleType, writer: Any, checkpoint: Checkpoint, kind: GgufType) -> None:
+    _add_shape(writer, checkpoint.config)
+    _add_vocabulary(writer, checkpoint)
+    writer.add_name(checkpoint.name)
+    writer.add_file_type(package.LlamaFileType[_TYPES[kind][0]])
+    writer.add_quantization_version(package.GGML_QUANT_VERSION)
+    for name, data in _tensors(checkpoint):
+        packed, own = _packed(package, name, data, kind)
+        writer.add_tensor(name, packed, raw_dtype=own)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+
+
+def _check(config: ModelConfig, path: Path) -> None:
+    if path.suffix != ".gguf":
+        raise InvalidRequest(f"{path} must end in .gguf", field="out")
+    if path.is_dir():
+        raise InvalidRequest(f"{path} is a directory", field="out", hint="name a file")
+    if config.family == "qwen3" and (config.qkv_bias or config.output_bias):
+        raise CheckpointError("llama.cpp's qwen3 has no biases in attention, this checkpoint has")
+
+
+def _add_shape(writer: Any, config: ModelConfig) -> None:
+    writer.add_context_length(config.context_length)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_heads)
+    writer.add_vocab_size(config.vocab_size)
+    if config.family == "gpt2":
+        writer.add_layer_norm_eps(config.norm_eps)
+        return
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    scaling = config.rope_scaling or {}
+    if scaling.get("rope_type") == "linear":
+        writer.add_rope_scaling_type(_linear())
+        writer.add_rope_scaling_factor(float(scaling["factor"]))
+
+
+def _linear() -> Any:
+    return gguf_package("writing").RopeScalingType.LINEAR
+
+
+def _add_vocabulary(writer: Any, checkpoint: Checkpoint) -> None:
+    tokenizer, size = checkpoint.tokenizer, checkpoint.config.vocab_size
+    definition = tokenizer.definition
+    model = definition["model"]
+    name = _split_name(definition)
+    entries: list[str] = [f"[PAD{token_id}]" for token_id in range(size)]
+    types = [_UNUSED] * size
+    for entry, token_id in model["vocab"].items():
+        entries[token_id], types[token_id] = entry, _NORMAL
+    for added in definition.get("added_tokens") or []:
+        token_id = int(added["id"])
+        entries[token_id] = str(added["content"])
+        types[token_id] = _CONTROL if entries[token_id] in tokenizer.control_tokens else _USER_DEFINED
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(name)
+    writer.add_token_list(entries)
+    writer.add_token_types(types)
+    merges = model["merges"]
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+    turn_end = checkpoint.chat.turn_end(tokenizer) if checkpoint.chat else ()
+    for token_id, add in (
+        (tokenizer.begin_token_id, writer.add_bos_token_id),
+        (tokenizer.end_token_id, writer.add_eos_token_id),
+        (turn_end[0] if turn_end else None, writer.add_eot_token_id),
+        (tokenizer.pad_token_id, writer.add_pad_token_id),
+    ):
+        if token_id is not None:
+            add(token_id)
+    writer.add_add_bos_token(tokenizer.adds_begin_token)
+    if checkpoint.chat is not None:
+        writer.add_chat_template(plain_template(checkpoint.chat.source))
+    for ending, parameter in SAMPLING.items():
+        value = checkpoint.generation.get(parameter)
+        if value is not None:
+            add = writer.add_int32 if parameter == "top_k" else writer.add_float32
+            add(f"general.sampling.{ending}", value)
+
+
+def plain_template(source: str) -> str:
+    """A chat template without `{% generation %}`, which only training needs and other readers of Jinja refuse.
+
+    Its white space stays as it was: what stood in its place is a block that is always taken.
+    """
+    source = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", source)
+    return re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", source)
+
+
+def _split_name(definition: Mapping[str, Any]) -> str:
+    """llama.cpp's name for how the tokenizer splits a text, found by comparing the pieces of a multilingual sample."""
+    model = definition["model"]
+    decoder = json.dumps(definition.get("decoder") or {})
+    if model.get("type") != "BPE" or '"ByteLevel"' not in decoder:
+        raise CheckpointError(
+            "only byte-level BPE vocabularies can be written to GGUF",
+            hint="convert the original model with llama.cpp's convert_hf_to_gguf.py",
+        )
+
+    def split(pre: object) -> list[str]:
+        plain = tokenizers.Tokenizer.from_str(json.dumps({**definition, "pre_tokenizer": pre}))
+        return [piece for piece, _ in plain.pre_tokenizer.pre_tokenize_str(SAMPLE)] if plain.pre_tokenizer else [SAMPLE]
+
+    wanted = split(definition.get("pre_tokenizer"))
+    for name in _PRE_TOKENIZERS:
+        if split(pre_tokenizer(name)) == wanted:
+            return name
+    raise CheckpointError(
+        "llama.cpp has no name for how this tokenizer splits a text",
+        field="pre_tokenizer",
+        hint=f"known ways: {', '.join(_PRE_TOKENIZERS)}",
+    )
+
+
+def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Every tensor under GGUF's name and in its layout, float32."""
+    config = checkpoint.config
+    gpt2 = config.family == "gpt2"
+    names = {theirs: ours for ours, theirs in (GPT2_TENSORS if gpt2 else LLAMA_TENSORS).items()}
+    for name, tensor in to_hugging_face(config, checkpoint.model.state_dict()).items():
+        module, _, ending = name.rpartition(".")
+        match = re.fullmatch(r"(?:transformer\.h|model\.layers)\.(\d+)\.(.+)", module)
+        layer, kind = (match[1], names[match[2]]) if match else (None, names[module])
+        data = tensor.detach().float().cpu()
+        if gpt2 and layer is not None and data.ndim == 2:
+            data = data.t()
+        if config.family == "llama" and kind in ("attn_q", "attn_k"):
+            heads = config.num_heads if kind == "attn_q" else config.num_kv_heads
+            halves = data.reshape(heads, 2, data.shape[0] // heads // 2, *data.shape[1:])
+            data = halves.transpose(1, 2).reshape(data.shape)
+        prefix = "" if layer is None else f"blk.{layer}."
+        yield f"{prefix}{kind}.{ending}", np.ascontiguousarray(data.numpy())
+    if (config.rope_scaling or {}).get("rope_type") == "llama3":
+        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
+        yield "rope_freqs.weight", (1.0 / (config.rope_theta**exponents) / rotary_frequencies(config)).numpy()
+
+
+def _packed(package: ModuleType, name: str, data: NDArray[np.float32], kind: GgufType) -> tuple[NDArray[Any], Any]:
+    """A tensor as it is stored, and as what."""
+    _, matrices, embeddings = _TYPES[kind]
+    chosen = embeddings if name in ("token_embd.weight", "output.weight") else matrices
+    if data.ndim == 1 or name == "position_embd.weight":
+        chosen = "F32"
+    elif chosen.startswith("Q") and data.shape[-1] % 32:
+        chosen = "F16"
+    own = package.GGMLQuantizationType[chosen]
+    if chosen == "F16" and np.abs(data).max() > np.finfo(np.float16).max:
+        raise CheckpointError(f"the tensor {name} holds numbers too large for float16", hint="use --type f32")
+    return package.quantize(data, own), own
