@@ -20,6 +20,8 @@ from model.transformer import Decoder
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The matrices of a layer, by their names in `Decoder`; the gpt2 family has no `gate_proj`."""
 
+SMALLEST_SQUARE = 1e-30
+
 
 class Adapter(nn.Module):
     """What is added to one `Linear`: `scale * up(down(dropout(x)))`, `down` to `rank` numbers and `up` from them.
@@ -76,7 +78,8 @@ class Adapter(nn.Module):
         crossed = functional.linear(linear.weight, down.to(linear.weight.dtype)).float()
         gram = functional.linear(down, down)
         sums = 2 * self.scale * (crossed * up).sum(1) + self.scale**2 * ((up @ gram) * up).sum(1)
-        return (self.squares + sums).sqrt()
+        # A row of zeros, by rounding a little below, has some length: its magnitude, zero too, is divided by it.
+        return (self.squares + sums).clamp_min(SMALLEST_SQUARE).sqrt()
 
 
 class TrainedRows(nn.Module):

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from model.adapter import Adapter, named_linears
+from model.adapter import SMALLEST_SQUARE, Adapter, named_linears
 from model.config import ModelConfig
 from model.errors import CheckpointError
 from model.tensors import GPT2_LAYER_NAMES, PROJECTIONS, from_hugging_face
@@ -54,7 +54,7 @@ class LowRank:
         total: Tensor = weight.float() + self.scale * (self.up.float() @ self.down.float())
         if self.magnitude is None:
             return total
-        lengths: Tensor = torch.linalg.vector_norm(total, dim=1)
+        lengths = total.square().sum(1).clamp_min(SMALLEST_SQUARE).sqrt()
         return total * (self.magnitude.float() / lengths).unsqueeze(1)
 
 

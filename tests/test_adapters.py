@@ -307,13 +307,18 @@ def test_a_changed_or_missing_base_is_refused(base: Callable[..., Path], tokeniz
         load_checkpoint(moved, base=path)
 
 
-def test_a_fresh_adapter_changes_nothing(base: Callable[..., Path]) -> None:
+def test_a_fresh_adapter_changes_nothing(base: Callable[..., Path], tokenizer: Tokenizer) -> None:
+    """Not even a row of zeros, whose length DoRA divides by."""
     path = base("gpt2")
     model = load_checkpoint(path, dtype=torch.float32).model
+    model.layers[1].self_attn.v_proj.weight[3] = 0
+    path = save_checkpoint(path, model=model, tokenizer=tokenizer, chat=None, generation={}, details={})
     before = model(TOKENS, positions(TOKENS))
     generator = torch.Generator().manual_seed(3)
     options: dict[str, Any] = {"rank": 4, "scale": 2.0, "dropout": 0.0, "decomposed": True, "generator": generator}
     attach(model, TARGETS, lambda linear: Adapter(linear, **options), [3])
     assert_close(model(TOKENS, positions(TOKENS)), before)
+    adapter = stored(model, path, tokenizer)
+    assert_close(load_checkpoint(adapter).model(TOKENS, positions(TOKENS)), before)
     down = model.layers[0].mlp.up_proj.adapter.down.weight
     assert 0.9 / math.sqrt(32) < down.abs().max() <= 1 / math.sqrt(32)

@@ -11,6 +11,8 @@ from safetensors import safe_open
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.tokenizer import Tokenizer
 from service.cli import main
+from service.models import default_checkpoints
+from service.settings import Settings
 from tests.test_training_resume import assert_same, content
 from training.data.instructions import ExampleLoader, encode_conversations, read_conversations
 from training.loss import evaluate
@@ -111,6 +113,23 @@ def test_merged_it_is_a_checkpoint_of_its_own(
     assert main(["merge", str(base), str(best), "--out", str(tmp_path / "half"), "--dtype", "bfloat16"]) == 0
     half = load_checkpoint(tmp_path / "half").model.layers[0].mlp.up_proj.weight
     assert torch.equal(half, expected["layers.0.mlp.up_proj.weight"].bfloat16())
+
+
+def test_it_is_served_as_it_lies_there(
+    serve: Callable, tiny_checkpoint: Callable[..., Path], rows: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base = tiny_checkpoint("base")
+    best = finetune(base, rows, tmp_path / "run", "--method", "lora")
+    model = load_checkpoint(best, dtype=torch.float32).model
+    with serve(best, base) as served:
+        found = served.answer("/score", token_ids=[40, 41, 42, 43], model="run-best")["results"][0]["nll"]
+        other = served.answer("/score", token_ids=[40, 41, 42, 43], model="base")["results"][0]["nll"]
+    ids = torch.tensor([[40, 41, 42, 43]])
+    scores = model(ids, torch.arange(4).unsqueeze(0))[0, :-1].log_softmax(-1)
+    assert found == pytest.approx(-scores.gather(1, ids[0, 1:, None]).sum().item(), rel=1e-4) != other
+    (tmp_path / "all").mkdir()
+    best.resolve().rename(tmp_path / "all" / "tuned")
+    assert default_checkpoints(Settings.read(checkpoints=tmp_path / "all")) == [str(tmp_path / "all" / "tuned")]
 
 
 def test_adapters_on_an_adapted_checkpoint(
