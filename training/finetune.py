@@ -26,11 +26,12 @@ from training.data.shards import tokenizer_digest
 from training.data.windows import EVALUATION_EPOCH, Loader, permutation
 from training.lora import AdapterPlan
 from training.loss import NextToken, Objective
+from training.optim import trained_parameters
 from training.pretrain import DTYPES, build_optimizers, chat_template, plan, start_or_resume
 from training.recipe import FinetuneRecipe, TuningRecipe, deciding_fields
 from training.run import RunDirectory
 from training.standing import Standing
-from training.trainer import Training, prepare_torch, trained_parameters
+from training.trainer import Training, prepare_torch
 
 # What ChatML needs beyond a base tokenizer's vocabulary.
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")

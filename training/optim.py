@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -32,9 +32,7 @@ class Optimizers:
     ) -> None:
         self.names: dict[int, str] = {}
         matrices, decayed, plain = [], [], []
-        for parameter_name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
-                continue
+        for parameter_name, parameter in trained_parameters(model):
             self.names[id(parameter)] = parameter_name
             hidden = parameter.ndim == 2 and ".layers." in f".{parameter_name}"
             if name == "muon" and hidden:
@@ -95,3 +93,8 @@ class Optimizers:
                 for parameter in group["params"]:
                     state = entries.get(self.names[id(parameter)], {})
                     optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+
+
+def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that change: beside adapters the others are frozen, and come from the parent again."""
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)

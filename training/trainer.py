@@ -20,7 +20,7 @@ from training.console import Console, duration
 from training.data.windows import Batch, Loader
 from training.loss import NextToken, Objective
 from training.memorisation import Copy, Tokens, longest_copy, memorises
-from training.optim import Optimizers
+from training.optim import Optimizers, trained_parameters
 from training.recipe import TrainingRecipe
 from training.run import RunDirectory
 from training.saving import Save, Saver, Snapshot
@@ -403,11 +403,6 @@ class Training:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-
-
-def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters that change: beside adapters the others are frozen, and come from the parent again."""
-    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 def prepare_torch(recipe: TrainingRecipe, threads: int | None = None) -> torch.device:
