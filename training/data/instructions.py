@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from model.chat import ChatTemplate
 from model.errors import DataError, InvalidRequest
 from model.tokenizer import Tokenizer
-from training.data.sources import decode_utf8, parse_json, read_lines
+from training.data.sources import LINES, decode_utf8, parse_json, read_lines
 from training.data.windows import EVALUATION_EPOCH, IGNORED, Batch, permutation
 from training.memorisation import joined
 
@@ -48,7 +48,7 @@ class Example:
 
 
 def read_conversations(path: Path, *, input_heading: bool) -> list[Conversation]:
-    """The conversations of a `.json` list, a `.jsonl` or a `.jsonl.bz2` file.
+    """The conversations of a `.json` list or a file of JSON lines, plain or compressed.
 
     `input_heading` puts Alpaca's `### Input:` above an input, otherwise a blank line sets it off.
     Raises `DataError` naming the row (from 1) or line for invalid UTF-8 or JSON, for rows of no known form and for
@@ -70,7 +70,7 @@ def read_rows(path: Path, formats: str = _FORMATS) -> Iterator[tuple[str, object
     `formats` says what the rows are, as a hint.
     """
     name = path.name.lower()
-    if name.endswith((".jsonl", ".jsonl.bz2")):
+    if name.endswith(LINES):
         for number, line in read_lines(path):
             if line.strip():
                 yield f"{path}, line {number}", parse_json(decode_utf8(line, path, number), path, number)
@@ -86,7 +86,7 @@ def read_rows(path: Path, formats: str = _FORMATS) -> Iterator[tuple[str, object
         raise DataError(
             f"{path} is not a kind of file that holds examples",
             field="data",
-            hint="files must end in .json, .jsonl or .jsonl.bz2; a recipe (.yaml) comes before the flags",
+            hint=f"files must end in .json, {', '.join(LINES)}; a recipe (.yaml) comes before the flags",
         )
 
 

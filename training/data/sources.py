@@ -1,16 +1,26 @@
-"""Reads training text: `.txt`, `.jsonl`, `.jsonl.bz2` and `.parquet` files, folders of them, and globs."""
+"""Reads training text: `.txt`, `.jsonl` (plain or compressed), `.parquet` and `.arrow` files, folders of them, globs,
+and datasets of Hugging Face."""
 
 from __future__ import annotations
 
 import bz2
 import glob
+import gzip
+import importlib
+import io
 import json
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import IO, Any
 
 from model.errors import DataError
 
-SUFFIXES = (".txt", ".jsonl", ".jsonl.bz2", ".parquet")
+LINES = (".jsonl", ".jsonl.bz2", ".jsonl.gz", ".jsonl.zst")
+SUFFIXES = (".txt", *LINES, ".parquet", ".arrow")
+# A dataset by its name, as `datasets.load_dataset` knows it: `hf:NAME:SPLIT`, `hf:OWNER/NAME/CONFIGURATION:SPLIT`.
+DATASET = "hf:"
 
 
 def find_files(patterns: Sequence[str], hint: str | None = None) -> list[Path]:
@@ -21,8 +31,11 @@ def find_files(patterns: Sequence[str], hint: str | None = None) -> list[Path]:
     files: list[Path] = []
     for pattern in patterns:
         path = Path(pattern).expanduser()
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.is_file() and _suffix(file))
+        if pattern.startswith(DATASET):
+            found = _dataset_files(pattern.removeprefix(DATASET))
+        elif path.is_dir():
+            # `datasets` keeps what it computes from a dataset beside it.
+            found = sorted(file for file in path.rglob("*") if file.is_file() and _suffix(file) and not _cached(file))
             if not found:
                 raise DataError(f"no training text in the folder {pattern}", field="data", hint=_SUFFIX_HINT)
         elif path.is_file():
@@ -36,6 +49,40 @@ def find_files(patterns: Sequence[str], hint: str | None = None) -> list[Path]:
                 raise DataError(f"{file} is not a kind of file that can be read", field="data", hint=_SUFFIX_HINT)
         files += found
     return list(dict.fromkeys(files))
+
+
+def _cached(file: Path) -> bool:
+    return file.suffix == ".arrow" and file.name.startswith(("cache-", "indices-"))
+
+
+def _dataset_files(name: str) -> list[Path]:
+    """The Arrow files of a dataset that `datasets` has on this machine, or can fetch."""
+    datasets = extra_package("datasets", "datasets", "a dataset by its name")
+    where, _, split = name.partition(":")
+    owner, _, rest = where.partition("/")
+    dataset, _, configuration = rest.partition("/")
+    path = f"{owner}/{dataset}" if rest else owner
+    try:
+        loaded = datasets.load_dataset(path, configuration or None, split=split or "train")
+    except Exception as error:  # whatever its loaders and its HTTP client raise
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"the dataset {name} cannot be loaded: {reason[:300]}",
+            field="data",
+            hint=f"write {DATASET}NAME:SPLIT or {DATASET}OWNER/NAME/CONFIGURATION:SPLIT",
+        ) from None
+    return [Path(file["filename"]) for file in loaded.cache_files]
+
+
+def extra_package(name: str, extra: str, purpose: str) -> Any:
+    """An optional package. Raises `DataError` naming the extra that brings it."""
+    try:
+        module: ModuleType = importlib.import_module(name)
+    except ImportError:
+        raise DataError(
+            f"{purpose} needs the package {name}", field="data", hint=f"pip install 'topkapi[{extra}]'"
+        ) from None
+    return module
 
 
 _SUFFIX_HINT = f"files must end in {', '.join(SUFFIXES)}; a recipe (.yaml) comes before the flags"
@@ -57,6 +104,8 @@ def read_documents(path: Path, text_field: str = "text") -> Iterator[str]:
         documents = _text_file(path)
     elif suffix == ".parquet":
         documents = _parquet_file(path, text_field)
+    elif suffix == ".arrow":
+        documents = _arrow_file(path, text_field)
     else:
         documents = _json_lines(path, text_field)
     empty = True
@@ -93,12 +142,28 @@ def _text_file(path: Path) -> Iterator[str]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines of a `.jsonl` or `.jsonl.bz2` file, split on `\\n` alone: texts may hold U+2028 and U+0085."""
+    """Numbered lines of a file of JSON lines, split on `\\n` alone: texts may hold U+2028 and U+0085."""
     try:
-        with bz2.open(path, "rb") if path.name.lower().endswith(".bz2") else path.open("rb") as file:
+        with _open(path) as file:
             yield from enumerate(file, start=1)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}", field="data", hint="copy or download it again") from None
+
+
+def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
+    """A file of JSON lines, decompressed as it is read."""
+    name = path.name.lower()
+    if name.endswith(".bz2"):
+        return bz2.open(path, "rb")
+    if name.endswith(".gz"):
+        return gzip.open(path, "rb")
+    if name.endswith(".zst"):
+        import pyarrow
+
+        # Also of several frames, as files that were put together have; a truncated one is an error.
+        raw: Any = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
+        return io.BufferedReader(raw)
+    return path.open("rb")
 
 
 def _json_lines(path: Path, text_field: str) -> Iterator[str]:
@@ -135,24 +200,48 @@ def _parquet_file(path: Path, text_field: str) -> Iterator[str]:
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        names = file.schema_arrow.names
-        if text_field not in names:
-            raise DataError(
-                f"{path} has no column {text_field!r}",
-                field="text_field",
-                hint=f"it has: {', '.join(names)}; choose one with --text-field",
-            )
-        row = 0
-        for batch in file.iter_batches(columns=[text_field]):
-            for text in batch.column(0).to_pylist():
-                row += 1
-                if not isinstance(text, str):
-                    raise DataError(f"{path}, row {row}: no text in the column {text_field!r}", field="data")
-                if "\0" in text:
-                    raise _binary(path, row)
-                yield text
+        _check_column(path, text_field, file.schema_arrow.names)
+        yield from _column(path, text_field, (batch.column(0) for batch in file.iter_batches(columns=[text_field])))
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}", field="data") from None
+
+
+def _arrow_file(path: Path, text_field: str) -> Iterator[str]:
+    """A file as `datasets` stores it: an Arrow stream, or the format with an index."""
+    import pyarrow
+    import pyarrow.ipc
+
+    try:
+        with pyarrow.memory_map(str(path)) as source:
+            indexed = source.read(6) == b"ARROW1"
+            source.seek(0)
+            file = pyarrow.ipc.open_file(source) if indexed else pyarrow.ipc.open_stream(source)
+            batches = (file.get_batch(at) for at in range(file.num_record_batches)) if indexed else file
+            _check_column(path, text_field, file.schema.names)
+            yield from _column(path, text_field, (batch.column(text_field) for batch in batches))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read as Arrow: {error}", field="data") from None
+
+
+def _check_column(path: Path, text_field: str, names: Sequence[str]) -> None:
+    if text_field not in names:
+        raise DataError(
+            f"{path} has no column {text_field!r}",
+            field="text_field",
+            hint=f"it has: {', '.join(names)}; choose one with --text-field",
+        )
+
+
+def _column(path: Path, text_field: str, batches: Iterable[Any]) -> Iterator[str]:
+    row = 0
+    for batch in batches:
+        for text in batch.to_pylist():
+            row += 1
+            if not isinstance(text, str):
+                raise DataError(f"{path}, row {row}: no text in the column {text_field!r}", field="data")
+            if "\0" in text:
+                raise _binary(path, row)
+            yield text
 
 
 def _read_bytes(path: Path) -> bytes:
