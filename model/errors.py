@@ -73,7 +73,7 @@ class Cancelled(EngineError):
 class DeadlineExceeded(EngineError):
     """The work was not done by the time that its caller gave it, and what was done of it is no answer."""
 
-    status = 504
+    status = 408
     kind = "deadline"
 
 

@@ -196,7 +196,7 @@ def test_scoring_is_given_up_at_its_deadline(served) -> None:
     """As /generate ends at its own; but a part of the scores is none."""
     body = {"token_ids": [[5, 6, 7] * 600] * 40, "per_token": False, "model": "base", "window": 2048}
     response = served.post("/score", timeout_s=0.05, **body)
-    assert response.status_code == 504, response.text
+    assert response.status_code == 408, response.text
     error = response.json()["error"]
     assert (error["type"], error["field"]) == ("deadline", "timeout_s") and "71,960 tokens" in error["message"]
     served.wait_until_idle()

@@ -32,7 +32,7 @@ def add_score(routes: APIRouter, models: Models, streams: Streams) -> None:
         summary="Log-probabilities and perplexity of texts; choices ranked",
         responses={
             **schemas.ERRORS,
-            **schemas.errors({504: "It was not done within timeout_s"}),
+            **schemas.errors({408: "It was not done within timeout_s"}),
             200: {
                 "model": score_schemas.ScoreResponse,
                 "content": stream_of(**score_schemas.SCORE_EVENTS),

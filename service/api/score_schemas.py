@@ -72,7 +72,7 @@ class ScoreRequest(Strict):
         WithJsonSchema(
             {
                 "anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "null"}],
-                "description": "Seconds after which scoring is given up, with a 504; no limit by default.",
+                "description": "Seconds after which scoring is given up, with a 408; no limit by default.",
             }
         ),
     ] = None
