@@ -37,7 +37,17 @@ def test_it_learns_a_rhyme_and_leaves_what_the_design_promises(
     code, out = pretrain(RHYME * 60, *few, *flags)
     printed = capsys.readouterr().out
     assert code == 0
-    names = {"config.yaml", "metrics.jsonl", "samples.jsonl", "timings.jsonl", "report.md", "best", "last", "plots"}
+    names = {
+        "config.yaml",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "timings.jsonl",
+        "system.jsonl",
+        "report.md",
+        "best",
+        "last",
+        "plots",
+    }
     assert names | {"checkpoints", "state", "tokenizer"} == {path.name for path in out.iterdir()}
     assert (out / "plots" / "loss.png").read_bytes().startswith(b"\x89PNG")
     serve = f"topkapi serve {out / 'best'}"

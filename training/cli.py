@@ -167,6 +167,8 @@ def _train(arguments: argparse.Namespace) -> int:
     from training.console import Console
     from training.report import finish
     from training.run import RunDirectory
+    from training.system import recorded
+    from training.trackers import tracked
 
     name = arguments.training_command
     run, console = RunDirectory(directory), Console()
@@ -175,9 +177,25 @@ def _train(arguments: argparse.Namespace) -> int:
     else:
         run.start(recipe)
     command = f"topkapi {name} --resume {shlex.quote(str(directory))}"
-    standing = _trainer_of(recipe)(recipe, run, resume=resume, console=console, command=command)
+    system = recorded(directory / "system.jsonl", console.message)
+    with tracked(recipe.track, directory, recipe.model_dump(mode="json")) as listener, system:
+        run.listeners += [listener] if listener else []
+        standing = _trainer_of(recipe)(
+            recipe, run, resume=resume, console=console, command=command, proceed=_run_measured
+        )
     finish(run, standing, console)
     return 0
+
+
+def _run_measured(training: Any) -> Any:
+    """Train, knowing what the machine could do at most."""
+    import torch
+
+    from training.pace import peak_flops
+
+    dtype = torch.bfloat16 if training.recipe.precision == "bf16" else torch.float32
+    training.peak_flops = peak_flops(training.model.device, dtype)
+    return training.run()
 
 
 def _trainer_of(recipe: TrainingRecipe) -> Callable[..., Any]:

@@ -51,16 +51,16 @@ class Console:
             progress.BarColumn(),
             progress.MofNCompleteColumn(),
             progress.TextColumn("{task.fields[facts]}"),
-            progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[left]}"),
             console=self._rich,
         )
-        self._task = self._progress.add_task("training", total=total, completed=done, facts="")
+        self._task = self._progress.add_task("training", total=total, completed=done, facts="", left="")
         self._progress.start()
 
     def advance(self, step: int, facts: str, seconds_left: float) -> None:
         """Step `step` is done; `facts` are its loss and speed."""
         if self._progress is not None:
-            self._progress.update(self._task, completed=step, facts=facts)
+            self._progress.update(self._task, completed=step, facts=facts, left=f"{duration(seconds_left)} left")
         elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             print(f"step {step}/{self._total}  {facts}  {duration(seconds_left)} left", flush=True)

@@ -13,11 +13,11 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from model.config import ModelConfig
 from training.console import Console, duration
 from training.data.windows import Batch, Loader
 from training.memorisation import Tokens
 from training.memory import PeakMemory, memory_for_a_run
+from training.pace import flops_per_token, longest_text
 from training.recipe import TrainingRecipe
 from training.run import RunDirectory
 from training.standing import Standing
@@ -166,7 +166,7 @@ def make_plan(training: Training, price_per_hour: float | None = None, memory_by
         trained_parameters=sum(parameter.numel() for parameter in training.optimizers.parameters()),
         steps=total,
         tokens=round(total * mean_tokens),
-        flops=total * mean_tokens * flops_per_token(model.config, _trained(training), _length(widest)),
+        flops=total * mean_tokens * flops_per_token(model.config, training.trained_share(), longest_text(widest)),
         step_seconds=mean_tokens / speed,
         tokens_per_s=speed,
         peak_bytes=peak,
@@ -181,26 +181,6 @@ def make_plan(training: Training, price_per_hour: float | None = None, memory_by
         cost=None,
     )
     return plan if price_per_hour is None else replace(plan, cost=plan.seconds / 3600 * price_per_hour)
-
-
-def flops_per_token(config: ModelConfig, trained_share: float, context: int) -> float:
-    """Multiplications and additions of one trained token: two per weight forwards, two for what is handed back, two per
-    trained weight for its gradient; and attention (Chowdhery et al. 2022, appendix B)."""
-    embeddings = config.vocab_size * config.hidden_size * (not config.tie_embeddings)
-    embeddings += config.context_length * config.hidden_size * config.learned_positions
-    weights = config.parameter_count() - embeddings
-    attention = 12 * config.num_layers * config.num_heads * config.head_dim * context
-    return weights * (4 + 2 * trained_share) + attention
-
-
-def _trained(training: Training) -> float:
-    trained = sum(parameter.numel() for parameter in training.optimizers.parameters())
-    return min(1.0, trained / training.model.config.parameter_count())
-
-
-def _length(batch: Batch) -> int:
-    """Tokens that see one another at most."""
-    return max(batch.lengths) if batch.lengths is not None else batch.tokens.shape[1]
 
 
 def _trial(training: Training, loader: Loader, steps: tuple[int, int], seconds: float, **changes: Any) -> list[float]:

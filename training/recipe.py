@@ -90,6 +90,9 @@ class TrainingRecipe(BaseModel):
         group="evaluation",
         ge=1,
     )
+    track: Literal["trackio", "wandb", "tensorboard"] | None = setting(
+        None, "also send the numbers to this tracker (each is a package of its own)", group="evaluation", free=True
+    )
     patience: int | None = setting(
         None,
         "stop after so many evaluations without a better validation loss (default: never)",

@@ -1,12 +1,12 @@
 """The run directory: what a training run leaves behind, and all it needs to go on where it was killed.
 
-    config.yaml  metrics.jsonl  samples.jsonl  timings.jsonl  plots/*.png  report.md  data.json
+    config.yaml  metrics.jsonl  samples.jsonl  timings.jsonl  system.jsonl  plots/*.png  report.md  data.json
     checkpoints/step-N   what is served          best, last -> checkpoints/step-N
     state/step-N         what only a resumed run needs
 
 Every directory is written whole or not at all. The two `.jsonl` files are cut back to the length that the state
-recorded, so a resumed run continues them as if it had never been killed. `timings.jsonl` holds the wall clock, the one
-thing that differs.
+recorded, so a resumed run continues them as if it had never been killed. `timings.jsonl` and `system.jsonl`
+hold the wall clock and what the machine did, the things that differ.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from model.files import recover_directory, remove_directory, write_directory
 from training.recipe import TrainingRecipe, free_fields
 
 _RECORDS = ("metrics.jsonl", "samples.jsonl")
+_CLOCKED = ("timings.jsonl", "system.jsonl")
 
 
 class RunDirectory:
@@ -35,6 +36,8 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # Called with the name of the file and the record for every line that is appended.
+        self.listeners: list[Callable[[str, Mapping[str, Any]], None]] = []
 
     def start(self, recipe: TrainingRecipe) -> None:
         """Make the directory and write `config.yaml`; refuses one that holds a run, unless told to overwrite it."""
@@ -82,6 +85,8 @@ class RunDirectory:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         except OSError as error:
             raise _cannot_write(self.path / name, error) from error
+        for listener in self.listeners:
+            listener(name, record)
 
     def records(self, name: str) -> list[dict[str, Any]]:
         """The lines of a `.jsonl` file."""
@@ -145,7 +150,7 @@ class RunDirectory:
 
     def restart(self) -> None:
         """Forget what a run did that was killed before it saved anything."""
-        for name in (*_RECORDS, "timings.jsonl"):
+        for name in (*_RECORDS, *_CLOCKED):
             (self.path / name).unlink(missing_ok=True)
 
     def prune(self, kept: Iterable[int], last: int, keep: int, states: Iterable[int | None]) -> None:
@@ -166,7 +171,7 @@ class RunDirectory:
     def _clear(self) -> None:
         for name in ("checkpoints", "state", "plots", "tokenizer", "reference"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in (*_RECORDS, "timings.jsonl", "report.md", "best", "last", "config.yaml"):
+        for name in (*_RECORDS, *_CLOCKED, "report.md", "best", "last", "config.yaml"):
             (self.path / name).unlink(missing_ok=True)
 
     def write(self, name: str, content: str) -> None:

@@ -21,6 +21,7 @@ from training.data.windows import Batch, Loader
 from training.loss import NextToken, Objective
 from training.memorisation import Copy, Tokens, longest_copy, memorises
 from training.optim import Optimizers, trained_parameters
+from training.pace import Pace, flops_per_token, longest_text
 from training.recipe import TrainingRecipe
 from training.run import RunDirectory
 from training.saving import Save, Saver, Snapshot
@@ -37,12 +38,14 @@ class Interrupted(TopkapiError):
 
 @dataclass(frozen=True)
 class Update:
-    """What a step of training tells of itself; `factor` is the schedule's, `tokens` those trained."""
+    """What a step of training tells of itself; `factor` is the schedule's, `tokens` those trained
+    of all that were `processed`."""
 
     loss: float
     norm: float
     factor: float
     tokens: int
+    processed: int
 
 
 @dataclass
@@ -51,8 +54,8 @@ class Training:
 
     `save(path, model, details)` writes a checkpoint, `sample(standing)` yields records with `prompt`, `text` and
     `token_ids`, `held_out` are the validation tokens. `facts` go into every checkpoint's `topkapi.json` and must not
-    change when a run is resumed. `command` is how the user resumes, `text_of` makes text of token ids. Without
-    validation batches the training batches take their place.
+    change when a run is resumed. `command` is how the user resumes, `text_of` makes text of token ids, `peak_flops`
+    are the machine's (None: unknown). Without validation batches the training batches take their place.
     """
 
     recipe: TrainingRecipe
@@ -71,6 +74,7 @@ class Training:
     text_of: Callable[[list[int]], str]
     held_out: Tokens
     evaluate_every: int = 1
+    peak_flops: float | None = None
     objective: Objective = field(default_factory=NextToken)
     standing: Standing = field(default_factory=Standing)
     _stop: signal.Signals | None = None
@@ -107,23 +111,19 @@ class Training:
             with self._signals():
                 if self.standing.step == 0:
                     self._boundary()
-                began, first = time.monotonic(), self.standing.step
-                trained, updating = 0, 0.0
+                pace = self._pace()
                 while self.standing.step < total and self.standing.finished is None:
                     started = time.monotonic()
                     update = self._update(hidden)
-                    updating += time.monotonic() - started
+                    seconds = time.monotonic() - started
                     if update is None:
-                        # The steps since then count as work done, not as progress.
-                        first = min(first, self.standing.step)
                         continue
-                    trained += update.tokens
+                    pace.note(update.tokens, update.processed, seconds)
                     self._record(update)
-                    elapsed = time.monotonic() - began
-                    speed = trained / updating
-                    left = (total - self.standing.step) * elapsed / max(1, self.standing.step - first)
-                    self.console.advance(self.standing.step, f"loss {update.loss:.3f}  {speed:,.0f} tokens/s", left)
-                    self._boundary(speed, elapsed)
+                    facts = f"loss {update.loss:.3f} (smoothed {self.standing.level:.3f})  {pace.facts()}"
+                    facts += f"  learning rate {self.recipe.learning_rate * update.factor:.1e}"
+                    self.console.advance(self.standing.step, facts, pace.seconds_left(self.standing.step))
+                    self._boundary(pace)
                     self.saver.check()
         finally:
             self.console.stop()
@@ -185,10 +185,20 @@ class Training:
         self.optimizers.step(factor)
         standing.step += 1
         standing.tokens += batch.token_count()
-        return Update(loss, norm, factor, batch.token_count())
+        return Update(loss, norm, factor, batch.token_count(), batch.tokens.numel())
 
     def _loss_of(self, batch: Batch) -> float:
         return self.objective.evaluate(self.model, [batch], None)["loss"]
+
+    def trained_share(self) -> float:
+        """The part of the network's parameters that trains."""
+        trained = sum(parameter.numel() for parameter in self.optimizers.parameters())
+        return min(1.0, trained / self.model.config.parameter_count())
+
+    def _pace(self) -> Pace:
+        context = longest_text(self.loader.batch(self.standing.batch_number()))
+        flops = flops_per_token(self.model.config, self.trained_share(), context)
+        return Pace(self.schedule.total_steps, self.standing.step, flops, self.peak_flops)
 
     def _record(self, update: Update) -> None:
         self.directory.append(
@@ -253,13 +263,13 @@ class Training:
             self.directory.append("metrics.jsonl", line)
         self.console.message(f"  returned to step {anchor}; batch {leap.batch} is left out from now on")
 
-    def _boundary(self, speed: float | None = None, seconds: float = 0.0) -> None:
+    def _boundary(self, pace: Pace | None = None) -> None:
         """What is due between two updates, always in this order, so that a saved state has it all behind it."""
         standing, step = self.standing, self.standing.step
         last = step == self.schedule.total_steps
         measured = None
         if step % self.evaluate_every == 0 or last:
-            measured = self._evaluate(speed, seconds)
+            measured = self._evaluate(pace)
             last = last or standing.finished is not None
         if self._samples_due(last):
             self._sample()
@@ -275,7 +285,7 @@ class Training:
                 hint=f"continue with: {self.command}",
             )
 
-    def _evaluate(self, speed: float | None, seconds: float) -> dict[str, float]:
+    def _evaluate(self, pace: Pace | None) -> dict[str, float]:
         """Evaluate, record and tell; returns what was measured on the validation data."""
         standing = self.standing
         measured = self.objective.evaluate(self.model, self.train_batches, self.recipe.micro_batch_size)
@@ -299,22 +309,28 @@ class Training:
                 **{f"validation_{name}": value for name, value in measured.items()},
             },
         )
-        rate = "" if speed is None else f"  {speed:,.0f} tokens/s after {duration(seconds)}"
+        rate = "" if pace is None else f"  {pace.facts()} after {duration(pace.elapsed)}"
         mark = "  *" if best else ""
         others = "".join(f"  {name} {value:.3f}" for name, value in measured.items() if name != "loss")
         self.console.message(
             f"step {standing.step}  epoch {standing.step / self.loader.steps_per_epoch:.2f}  "
             f"train {train:.3f}  validation {validation:.3f}{others}{mark}{rate}"
         )
-        if speed is not None:
-            timing = {"step": standing.step, "seconds": round(seconds, 3), "tokens_per_s": round(speed, 1)}
-            self.directory.append("timings.jsonl", timing)
+        if pace is not None:
+            self._record_pace(pace)
         if standing.overfitting and not overfitting:
             self.console.message(standing.verdict())
         patience = self.recipe.patience
         if patience is not None and standing.evaluations_since_best >= patience:
             standing.finished = f"no better validation loss in {patience} evaluations"
         return measured
+
+    def _record_pace(self, pace: Pace) -> None:
+        facts: dict[str, Any] = {"step": self.standing.step, "seconds": round(pace.elapsed, 3)}
+        facts["tokens_per_s"] = round(pace.tokens_per_s, 1)
+        if pace.utilisation is not None:
+            facts["model_flops_utilisation"] = round(pace.utilisation, 4)
+        self.directory.append("timings.jsonl", facts)
 
     def _samples_due(self, last: bool) -> bool:
         step, every = self.standing.step, self.recipe.sample_every
