@@ -218,6 +218,8 @@ def read_arguments(arguments: argparse.Namespace) -> tuple[TrainingRecipe, Path,
 
     A resumed run that is named by its directory takes its own `config.yaml` for the recipe.
     """
+    from training.data.mixing import split_weight
+
     kind: type[TrainingRecipe] = arguments.training_kind
     flags = given_flags(arguments, kind)
     resume = arguments.resume is not None
@@ -240,6 +242,6 @@ def read_arguments(arguments: argparse.Namespace) -> tuple[TrainingRecipe, Path,
         fields = read_yaml(Path(named) / "config.yaml") | {"overwrite": False}
     recipe = build_recipe(kind, fields | flags, source)
     if stem is None:
-        stem = Path(recipe.data[0]).name.split(".")[0] if recipe.data else arguments.training_command
+        stem = Path(split_weight(recipe.data[0])[0]).name.split(".")[0] if recipe.data else arguments.training_command
     directory = Path(recipe.out) if recipe.out else Path("runs") / (stem or arguments.training_command)
     return recipe, directory, resume

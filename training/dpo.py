@@ -25,6 +25,7 @@ from model.errors import DataError, SettingsError
 from model.files import recover_directory, write_directory
 from model.transformer import Decoder
 from training.console import Console
+from training.data.mixing import sources_and_weights
 from training.data.preferences import PairBatch, PairLoader, encode_preferences, read_preferences
 from training.data.windows import Batch
 from training.finetune import Ingredients, Task, finetune, report_dropped, split_data
@@ -50,6 +51,8 @@ def dpo(
     """
     if recipe.z_loss:
         raise SettingsError("the loss of preferences has no z-loss", field="z_loss", hint="leave out --z-loss")
+    if sources_and_weights(recipe.data)[1] is not None:
+        raise SettingsError("preferences are not mixed by weights", field="data", hint="give the files without them")
     prepare = partial(_prepare, recipe, directory)
     common: dict[str, Any] = {"resume": resume, "console": console, "command": command, "proceed": proceed}
     return finetune(recipe, directory, prepare=prepare, **common)

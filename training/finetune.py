@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +22,8 @@ from model.tokenizer import Tokenizer
 from model.transformer import Decoder
 from training.console import Console
 from training.data.inspection import conversation_findings, example_findings
-from training.data.instructions import ExampleLoader, encode_conversations, read_conversations
+from training.data.instructions import Example, ExampleLoader, encode_conversations, read_conversations
+from training.data.mixing import mixed_order, sources_and_weights
 from training.data.shards import tokenizer_digest
 from training.data.windows import EVALUATION_EPOCH, Loader, permutation
 from training.lora import AdapterPlan
@@ -178,18 +180,26 @@ def _conversations(recipe: FinetuneRecipe, given: Ingredients) -> Task:
     """The answers of the recipe's conversations."""
     read = partial(read_conversations, input_heading=given.chat.name == "alpaca")
     train, validation = split_data(recipe, read)
+    names, weights = sources_and_weights(recipe.data)
     loaders, dropped = [], []
     for part in (train, validation):
         examples, overlong = encode_conversations(
             part, given.tokenizer, given.chat, longest=given.longest, drop_overlong=recipe.on_overlong == "drop"
         )
         dropped += overlong
+        mixture: dict[str, Any] = {}
+        if part is train and weights is not None:
+            mixture = {
+                "order": partial(mixed_order, recipe.seed, weights=weights),
+                "parts": _parts(examples, names),
+            }
         loaders.append(
             ExampleLoader(
                 examples,
                 batch_size=recipe.batch_size,
                 seed=recipe.seed,
                 prompt_loss_weight=recipe.prompt_loss_weight,
+                **mixture,
             )
         )
     report_dropped(dropped, given)
@@ -202,6 +212,16 @@ def _conversations(recipe: FinetuneRecipe, given: Ingredients) -> Task:
         objective=NextToken(),
         findings=conversation_findings(train, validation),
     )
+
+
+def _parts(examples: list[Example], names: list[str]) -> list[int]:
+    """How many examples each source of a mixture has; they stand in the order of the sources."""
+    of = Counter(example.origin.rpartition(", ")[0] for example in examples)
+    parts = [of[str(Path(name).expanduser())] for name in names]
+    for name, size in zip(names, parts, strict=True):
+        if not size:
+            raise DataError(f"{name} has no example left to train on", field="data", hint="leave it out")
+    return parts
 
 
 def report_dropped(origins: list[str], given: Ingredients) -> None:
@@ -252,7 +272,7 @@ def _new_tokens(parent: Checkpoint, tokenizer: Tokenizer) -> list[int]:
 
 def split_data(recipe: TuningRecipe, read: Callable[[Path], list[Row]]) -> tuple[list[Row], list[Row]]:
     """What `read` finds in the recipe's files, in a part to train on and one to validate on."""
-    data = _read(recipe.data, read, recipe.data_hint)
+    data = _read(sources_and_weights(recipe.data)[0], read, recipe.data_hint)
     if recipe.validation_data:
         return data, _read(recipe.validation_data, read, None)
     held_out = round(recipe.validation_fraction * len(data))
@@ -286,7 +306,8 @@ def _read(names: list[str], read: Callable[[Path], list[Row]], hint: str | None)
 
 
 def _data_facts(recipe: TuningRecipe, task: Task, overlap: int) -> dict[str, Any]:
-    files = [Path(name).expanduser() for name in (*recipe.data, *recipe.validation_data)]
+    names = [*sources_and_weights(recipe.data)[0], *recipe.validation_data]
+    files = [Path(name).expanduser() for name in names]
     return {
         "sources": {file.name: sha256(file) for file in files},
         "train_examples": task.counts[0],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from model.tokenizer import Tokenizer
 from model.transformer import Decoder, initialise
 from training.console import Console
 from training.data.inspection import token_findings
+from training.data.mixing import describe_mixture, mixed_order, sources_and_weights
 from training.data.shards import TokenData, prepare_tokens, tokenizer_digest
 from training.data.sources import find_files
 from training.data.windows import WindowLoader
@@ -60,7 +62,11 @@ def pretrain(
     if not recipe.data:
         raise DataError("no training text", field="data", hint=recipe.data_hint or "give files or folders with --data")
     chat = chat_template(recipe.chat_template)
-    files = find_files(recipe.data, recipe.data_hint)
+    names, weights = sources_and_weights(recipe.data)
+    sources = [find_files([name], recipe.data_hint) for name in names]
+    files = list(dict.fromkeys(file for source in sources for file in source))
+    if weights is not None and len(files) < sum(map(len, sources)):
+        raise DataError("a file belongs to two sources of the mixture", field="data", hint="name each file once")
     validation_files = find_files(recipe.validation_data)
     saved = directory.load_state() if resume else None
     device = prepare_torch(recipe, saved[1]["threads"] if saved else None)
@@ -73,6 +79,8 @@ def pretrain(
         text_field=recipe.text_field,
         validation_fraction=recipe.validation_fraction,
         split=recipe.split,
+        deduplicate=recipe.deduplicate,
+        groups=None if weights is None else [len(source) for source in sources],
         progress=console.count,
     )
     config = model_config(recipe, tokenizer)
@@ -80,7 +88,7 @@ def pretrain(
     initialise(model, torch.Generator().manual_seed(recipe.seed), recipe.initialisation)
     model.to(device)
     set_compute_dtype(model, torch.bfloat16 if recipe.precision == "bf16" else None)
-    loader, validation = _loaders(recipe, data, tokenizer.end_token_id)
+    loader, validation = _loaders(recipe, data, tokenizer.end_token_id, weights)
     schedule, every = plan(recipe, loader.steps_per_epoch)
 
     def sample(standing: Standing) -> Iterator[dict[str, Any]]:
@@ -136,6 +144,9 @@ def pretrain(
     )
     start_or_resume(training, saved)
     _announce(training, data, console)
+    if weights is not None:
+        for line in describe_mixture(names, loader.parts, weights, schedule.total_steps / loader.steps_per_epoch):
+            console.message(line)
     findings = token_findings(
         data,
         tokenizer,
@@ -252,7 +263,7 @@ def _tokenizer(
 
 
 def _loaders(
-    recipe: PretrainRecipe, data: TokenData, separator: int | None
+    recipe: PretrainRecipe, data: TokenData, separator: int | None, weights: list[float] | None
 ) -> tuple[WindowLoader, WindowLoader | None]:
     context, stride = recipe.context_length, recipe.stride or recipe.context_length
     common: dict[str, Any] = {
@@ -262,7 +273,17 @@ def _loaders(
         "sources": ", ".join(recipe.data),
         "separator": separator if recipe.document_mask else None,
     }
-    loader = WindowLoader(data.train, stride=stride, documents=data.train_documents, **common)
+    order, parts = None, None
+    if weights is not None:
+        order, parts = partial(mixed_order, recipe.seed, weights=weights), data.info["train_parts"]
+    loader = WindowLoader(data.train, stride=stride, documents=data.train_documents, order=order, parts=parts, **common)
+    for source, windows in zip(recipe.data, loader.parts if weights else [], strict=False):
+        if not windows:
+            raise DataError(
+                f"{source} does not fill one window of {context} tokens",
+                field="data",
+                hint="give it more text, lower --context-length, or leave it out",
+            )
     if not len(data.validation):
         return loader, None
     if recipe.validation_data:
@@ -277,6 +298,8 @@ def _opening(tokenizer: Tokenizer, data: TokenData) -> list[str]:
 
 
 def _announce(training: Training, data: TokenData, console: Console) -> None:
+    if again := data.info.get("repeated_documents"):
+        console.message(f"left out {again:,} documents that repeat another")
     config, recipe, total = training.model.config, training.recipe, training.schedule.total_steps
     tokens = total * recipe.batch_size * config.context_length
     console.message(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from model.errors import SettingsError
 from training.standing import Metric
@@ -26,7 +26,15 @@ class TrainingRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
-    data: list[str] = setting([], "training files, folders or globs", group="data")
+    @field_validator("data", mode="before")
+    @classmethod
+    def _weighted(cls, value: object) -> object:
+        """`{a.txt: 3, b.jsonl: 1}` is `[a.txt=3, b.jsonl=1]`."""
+        return [f"{name}={weight}" for name, weight in value.items()] if isinstance(value, dict) else value
+
+    data: list[str] = setting(
+        [], "training files, folders or globs; FILE=3 FILE=1 draws three examples of the first to one", group="data"
+    )
     data_hint: str | None = setting(None, "where the data can be had: said when it is missing", group="data", free=True)
     validation_data: list[str] = setting([], "held-out files; none: a part of the data is set aside", group="data")
     validation_fraction: float = setting(0.1, "part of the data set aside for validation", group="data", ge=0, lt=1)
@@ -143,6 +151,11 @@ class TrainingRecipe(BaseModel):
 class PretrainRecipe(TrainingRecipe):
     """A network from random weights, on plain text."""
 
+    deduplicate: Literal["none", "exact", "near"] = setting(
+        "none",
+        "leave out documents that repeat an earlier one; near: also nearly, 80 % of their runs of 5 words",
+        group="data",
+    )
     text_field: str = setting("text", "field of JSON lines or Parquet rows that holds the text", group="data")
     split: Literal["auto", "documents", "characters"] = setting(
         "auto", "validation by whole documents, or the last characters of a single text", group="data"

@@ -17,7 +17,7 @@ from model.chat import ChatTemplate
 from model.errors import DataError, InvalidRequest
 from model.tokenizer import Tokenizer
 from training.data.sources import LINES, decode_utf8, parse_json, read_lines
-from training.data.windows import EVALUATION_EPOCH, IGNORED, Batch, permutation
+from training.data.windows import EVALUATION_EPOCH, IGNORED, Batch, Order, permutation
 from training.memorisation import joined
 
 _FORMATS = (
@@ -189,7 +189,8 @@ class ExampleLoader:
     """Batches of examples without padding, in an order that is a pure function of seed and step.
 
     `prompt_loss_weight` scales the loss of tokens that are not the answer's (0: they are not trained). What does not
-    fill a batch is left out of an epoch.
+    fill a batch is left out of an epoch. `order` may replace the order of an epoch, given how many examples belong to
+    each of the `parts` of a mixture.
     """
 
     def __init__(
@@ -199,8 +200,11 @@ class ExampleLoader:
         batch_size: int,
         seed: int,
         prompt_loss_weight: float = 0.0,
+        order: Order | None = None,
+        parts: Sequence[int] | None = None,
     ) -> None:
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
+        self._chosen, self.parts = order, [len(examples)] if parts is None else list(parts)
         self.prompt_loss_weight = prompt_loss_weight
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
@@ -224,7 +228,12 @@ class ExampleLoader:
     def _rows(self, step: int) -> NDArray[np.int64]:
         epoch, index = divmod(step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, permutation(self.seed, epoch, len(self.examples)))
+            order = (
+                permutation(self.seed, epoch, len(self.examples))
+                if not self._chosen
+                else self._chosen(epoch, self.parts)
+            )
+            self._order = (epoch, order)
         return self._order[1][index * self.batch_size : (index + 1) * self.batch_size]
 
     def first(self, batches: int | None) -> list[Batch]:

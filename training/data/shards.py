@@ -15,7 +15,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from model.errors import DataError
 from model.files import sha256, write_directory
 from model.tokenizer import Tokenizer
+from training.data.duplicates import Deduplicate, Signature, repeated, signature
 from training.data.sources import read_documents
 
 Split = Literal["auto", "documents", "characters"]
@@ -49,12 +50,15 @@ class TokenData:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """One file's tokens, with the tokens, the bytes and a digest of each document."""
+    """One file's tokens, with the tokens, the bytes and a digest of each document, to find near duplicates also a
+    signature, and which of them are `kept`."""
 
     tokens: Path
     lengths: NDArray[np.int64]
     sizes: NDArray[np.int64]
     digests: NDArray[np.uint64]
+    signatures: list[Signature]
+    kept: NDArray[np.bool_]
 
 
 def prepare_tokens(
@@ -66,14 +70,18 @@ def prepare_tokens(
     text_field: str = "text",
     validation_fraction: float = 0.1,
     split: Split = "auto",
+    deduplicate: Deduplicate = "none",
+    groups: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> TokenData:
     """Tokenize `files` and set a validation part aside, or reuse the cache entry that holds exactly that.
 
     `split` "documents" holds out whole documents, chosen by a digest of their text so that equal texts fall on the
     same side; "characters" (for a single text) holds out its last part, as the textbooks do; "auto" takes the
-    second for a single document. With `validation_files` nothing is split off. Raises `DataError` for text that
-    cannot be read and where a part comes out empty.
+    second for a single document. With `validation_files` nothing is split off. `deduplicate` leaves out documents that
+    repeat an earlier one, and from training those that are in `validation_files`. `groups` says how many of `files`
+    belong to each source of a mixture; `info` then has `train_parts`, the tokens of each. Raises `DataError` for text
+    that cannot be read and where a part comes out empty.
     """
     if tokenizer.end_token_id is None:
         raise DataError("the tokenizer has no end token, so documents cannot be told apart", field="tokenizer")
@@ -87,11 +95,14 @@ def prepare_tokens(
         "validation_fraction": validation_fraction,
         "split": split,
     }
+    # Only where they are asked for: what was tokenized before stays as it is.
+    key |= {"deduplicate": deduplicate} if deduplicate != "none" else {}
+    key |= {"groups": list(groups)} if groups is not None else {}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     directory = cache / digest[:32]
     if not (directory / "data.json").is_file():
         with write_directory(directory) as partial:
-            builder = _Builder(partial, tokenizer, text_field, progress)
+            builder = _Builder(partial, tokenizer, text_field, deduplicate, groups, progress)
             builder.build(files, validation_files, validation_fraction, split)
     counts = json.loads((directory / "data.json").read_text("utf-8"))
     dtype = np.dtype(counts["dtype"])
@@ -121,8 +132,17 @@ def tokenizer_digest(tokenizer: Tokenizer) -> str:
 class _Builder:
     """Writes one cache entry into a directory."""
 
-    def __init__(self, directory: Path, tokenizer: Tokenizer, text_field: str, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        tokenizer: Tokenizer,
+        text_field: str,
+        deduplicate: Deduplicate,
+        groups: Sequence[int] | None,
+        progress: Progress | None,
+    ) -> None:
         self.directory, self.tokenizer, self.text_field, self.progress = directory, tokenizer, text_field, progress
+        self.deduplicate, self.groups = deduplicate, groups
         self.dtype = _dtype(tokenizer)
         self.counts: dict[str, Any] = {"dtype": self.dtype.str}
 
@@ -134,8 +154,9 @@ class _Builder:
             scratch = Path(folder)
             if validation_files:
                 parts = self._encode([*files, *validation_files], scratch)
-                self._write("train", [(part, slice(None)) for part in parts[: len(files)]])
-                self._write("validation", [(part, slice(None)) for part in parts[len(files) :]])
+                held_out = self._distinct(parts[len(files) :], [])
+                self._write("train", [(part, part.kept) for part in self._distinct(parts[: len(files)], held_out)])
+                self._write("validation", [(part, part.kept) for part in held_out])
             elif split != "documents" and (text := self._single_document(files)) is not None:
                 self._split_characters(text, validation_fraction)
             elif split == "characters":
@@ -145,7 +166,7 @@ class _Builder:
                     hint="use --split documents",
                 )
             else:
-                self._split_documents(self._encode(files, scratch), validation_fraction)
+                self._split_documents(self._distinct(self._encode(files, scratch), []), validation_fraction)
         (self.directory / "data.json").write_text(json.dumps(self.counts, indent=2) + "\n", "utf-8")
 
     def _single_document(self, files: Sequence[Path]) -> str | None:
@@ -165,7 +186,7 @@ class _Builder:
             self._count(part, len(ids), np.zeros(1 if ids else 0, dtype=np.int64), len(piece.encode()))
 
     def _split_documents(self, parts: list[_Encoded], validation_fraction: float) -> None:
-        digests = np.concatenate([part.digests for part in parts])
+        digests = np.concatenate([part.digests[part.kept] for part in parts])
         different = np.unique(digests)
         held_out = math.ceil(validation_fraction * len(digests))
         if held_out and len(different) < 2:
@@ -177,8 +198,21 @@ class _Builder:
         # Equal texts share a digest and so a side; at least one text stays for training.
         limit = min(np.sort(digests)[held_out - 1], different[-2]) if held_out else None
         masks = [np.zeros(len(part.digests), np.bool_) if limit is None else part.digests <= limit for part in parts]
-        self._write("train", [(part, ~mask) for part, mask in zip(parts, masks, strict=True)])
-        self._write("validation", list(zip(parts, masks, strict=True)))
+        self._write("train", [(part, ~mask & part.kept) for part, mask in zip(parts, masks, strict=True)])
+        self._write("validation", [(part, mask & part.kept) for part, mask in zip(parts, masks, strict=True)])
+
+    def _distinct(self, parts: list[_Encoded], before: list[_Encoded]) -> list[_Encoded]:
+        """`parts` without the documents that repeat an earlier one, of `before` or of themselves."""
+        if self.deduplicate == "none":
+            return parts
+        everything = [*before, *parts]
+        digests = [digest for part in everything for digest in part.digests.tolist()]
+        signatures = [each for part in everything for each in part.signatures]
+        again = repeated(digests, signatures if self.deduplicate == "near" else None)
+        counts = [len(part.digests) for part in everything]
+        marks = np.split(again, np.cumsum(counts)[:-1])[len(before) :]
+        self.counts["repeated_documents"] = self.counts.get("repeated_documents", 0) + sum(int(m.sum()) for m in marks)
+        return [replace(part, kept=~mark) for part, mark in zip(parts, marks, strict=True)]
 
     @property
     def _end(self) -> int:
@@ -189,7 +223,8 @@ class _Builder:
     def _encode(self, files: Sequence[Path], scratch: Path) -> list[_Encoded]:
         """Tokenize every file into `scratch`, in parallel where that pays."""
         total = sum(file.stat().st_size for file in files)
-        jobs = [(file, self.text_field, scratch / f"{index}.bin") for index, file in enumerate(files)]
+        near = self.deduplicate == "near"
+        jobs = [(file, self.text_field, scratch / f"{index}.bin", near) for index, file in enumerate(files)]
         parts: list[_Encoded] = []
         workers = min(len(files), os.cpu_count() or 1)
         if workers == 1 or total < _PARALLEL_BYTES:
@@ -211,20 +246,23 @@ class _Builder:
         if self.progress:
             self.progress("tokenizing", done, total)
 
-    def _write(self, name: str, parts: Sequence[tuple[_Encoded, NDArray[np.bool_] | slice]]) -> None:
+    def _write(self, name: str, parts: Sequence[tuple[_Encoded, NDArray[np.bool_]]]) -> None:
         starts: list[NDArray[np.int64]] = []
+        ends = []
         total = size = 0
         with (self.directory / f"{name}.bin").open("wb") as out:
-            for part, chosen in parts:
-                keep = np.zeros(len(part.lengths), dtype=np.bool_)
-                keep[chosen] = True
+            for part, keep in parts:
                 tokens = np.fromfile(part.tokens, dtype=self.dtype)[np.repeat(keep, part.lengths)]
                 lengths = part.lengths[keep]
                 tokens.tofile(out)
                 starts.append(total + np.cumsum(lengths) - lengths)
                 total += len(tokens)
                 size += int(part.sizes[keep].sum())
+                ends.append(total)
         self._count(name, total, np.concatenate(starts), size)
+        if self.groups is not None and name == "train":
+            borders = [ends[at - 1] for at in np.cumsum(self.groups).tolist()]
+            self.counts["train_parts"] = np.diff(borders, prepend=0).tolist()
 
     def _count(self, part: str, tokens: int, documents: NDArray[np.int64], size: int) -> None:
         np.save(self.directory / f"{part}.documents.npy", documents)
@@ -235,8 +273,8 @@ def _dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
     return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
 
 
-def _encode_file(file: Path, text_field: str, out: Path, tokenizer: Tokenizer) -> _Encoded:
-    lengths, sizes, digests = [], [], []
+def _encode_file(file: Path, text_field: str, out: Path, near: bool, tokenizer: Tokenizer) -> _Encoded:
+    lengths, sizes, digests, signatures = [], [], [], []
     dtype = _dtype(tokenizer)
     with out.open("wb") as stream:
         for text in read_documents(file, text_field):
@@ -247,8 +285,15 @@ def _encode_file(file: Path, text_field: str, out: Path, tokenizer: Tokenizer) -
             lengths.append(len(ids))
             sizes.append(len(raw))
             digests.append(int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest()))
+            if near:
+                signatures.append(signature(text))
     return _Encoded(
-        out, np.array(lengths, dtype=np.int64), np.array(sizes, dtype=np.int64), np.array(digests, dtype=np.uint64)
+        tokens=out,
+        lengths=np.array(lengths, dtype=np.int64),
+        sizes=np.array(sizes, dtype=np.int64),
+        digests=np.array(digests, dtype=np.uint64),
+        signatures=signatures,
+        kept=np.ones(len(lengths), dtype=np.bool_),
     )
 
 
@@ -260,5 +305,5 @@ def _load_worker_tokenizer(directory: Path) -> None:
     _worker_tokenizer = Tokenizer.from_directory(directory)
 
 
-def _encode_in_worker(job: tuple[Path, str, Path]) -> _Encoded:
+def _encode_in_worker(job: tuple[Path, str, Path, bool]) -> _Encoded:
     return _encode_file(*job, _worker_tokenizer)

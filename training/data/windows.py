@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -98,11 +98,16 @@ def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
 EVALUATION_EPOCH = 2**63
 
 
+# `(epoch, numbers of windows or examples of each part) -> their order in that epoch`, a pure function.
+Order = Callable[[int, Sequence[int]], NDArray[np.int64]]
+
+
 class WindowLoader:
     """Windows of `context` tokens that start every `stride` tokens of `stream`, shuffled anew in every epoch.
 
     Each window's targets are its tokens moved by one. What does not fill a batch at the end of an epoch is left out.
-    `documents` says where each document of the stream begins.
+    `documents` says where each document of the stream begins. The stream may consist of `parts` of so many tokens, over
+    whose borders no window reaches, and `order` may replace the order of an epoch.
     With `separator`, the token that ends a document, no document of a window sees another: a document is read from the
     end of the one before, so that its first token, too, is predicted from nothing but that.
     Raises `DataError` naming `sources` when the stream does not fill one batch, or one window for `validation`.
@@ -120,11 +125,19 @@ class WindowLoader:
         validation: bool = False,
         separator: int | None = None,
         documents: NDArray[np.int64] | None = None,
+        order: Order | None = None,
+        parts: Sequence[int] | None = None,
     ) -> None:
         self.separator = separator
         self.documents = np.zeros(1, np.int64) if documents is None else documents
         self.stream, self.context, self.stride, self.batch_size, self.seed = stream, context, stride, batch_size, seed
-        self.windows = max(0, -(-(len(stream) - context) // stride))
+        lengths = np.array([len(stream)] if parts is None else parts)
+        counts = np.maximum(0, -(-(lengths - context) // stride))
+        self.windows = int(counts.sum())
+        # Where each part's tokens and windows begin.
+        self._begins, self._firsts = np.cumsum(lengths) - lengths, np.cumsum(counts) - counts
+        self._chosen = order
+        self.parts: list[int] = counts.tolist()
         rows = 1 if validation else batch_size
         if self.windows < rows:
             kind, remedy = ("validation", "raise --validation-fraction") if validation else ("training", "--batch-size")
@@ -147,7 +160,7 @@ class WindowLoader:
 
     def origins(self, step: int) -> list[str]:
         names = []
-        for start in (self._rows(step) * self.stride).tolist():
+        for start in self._starts(self._rows(step)):
             first, last = np.searchsorted(self.documents, [start, start + self.context], side="right").tolist()
             documents = f"document {first}" if first == last else f"documents {first} to {last}"
             names.append(f"{documents} of the training text, tokens {start:,} to {start + self.context:,}")
@@ -156,8 +169,17 @@ class WindowLoader:
     def _rows(self, step: int) -> NDArray[np.int64]:
         epoch, index = divmod(step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, permutation(self.seed, epoch, self.windows))
+            order = (
+                permutation(self.seed, epoch, self.windows) if self._chosen is None else self._chosen(epoch, self.parts)
+            )
+            self._order = (epoch, order)
         return self._order[1][index * self.batch_size : (index + 1) * self.batch_size]
+
+    def _starts(self, windows: NDArray[np.int64]) -> list[int]:
+        """The first token of each of these windows."""
+        part = np.searchsorted(self._firsts, windows, side="right") - 1
+        starts: list[int] = (self._begins[part] + (windows - self._firsts[part]) * self.stride).tolist()
+        return starts
 
     def first(self, batches: int | None) -> list[Batch]:
         order = np.arange(self.windows)
@@ -166,7 +188,7 @@ class WindowLoader:
         return [self._gather(order[start : start + self.batch_size]) for start in range(0, len(order), self.batch_size)]
 
     def _gather(self, windows: NDArray[np.int64]) -> Batch:
-        rows = np.stack([self.stream[at : at + self.context + 1] for at in (windows * self.stride).tolist()])
+        rows = np.stack([self.stream[at : at + self.context + 1] for at in self._starts(windows)])
         tokens = torch.from_numpy(rows.astype(np.int64))
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         if self.separator is None:
