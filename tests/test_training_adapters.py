@@ -19,7 +19,20 @@ from training.loss import evaluate
 from training.trainer import Training
 
 METHODS = ("lora", "qlora", "dora")
-FLAGS = "--batch-size 4 --max-steps 6 --evaluate-every 3 --sample-tokens 3 --threads 1 --learning-rate 0.01".split()
+FLAGS = [
+    "--batch-size",
+    "4",
+    "--max-steps",
+    "6",
+    "--evaluate-every",
+    "3",
+    "--sample-tokens",
+    "3",
+    "--threads",
+    "1",
+    "--learning-rate",
+    "0.01",
+]
 
 
 @pytest.fixture(scope="module")
