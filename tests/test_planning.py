@@ -225,6 +225,10 @@ def test_what_is_never_or_not_always_trained_is_said(
         (lambda rows: [*rows[:15], {"prompt": "What\x01?", "completion": "a"}], "1 examples hold control characters"),
         (lambda rows: [*rows[:15], {"prompt": "What?", "completion": "\ufffd"}], "1 examples hold control characters"),
         (lambda rows: rows[:19], "each epoch leaves out 3 of 19 examples"),
+        (
+            lambda rows: [*rows[:16], {"prompt": "a " * 99, "completion": "a"}],
+            "left out 1 examples longer than 64 tokens",
+        ),
     ],
 )
 def test_findings_in_instructions(
@@ -238,7 +242,8 @@ def test_findings_in_instructions(
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     (tmp_path / "held.json").write_text(json.dumps([{"prompt": "Other", "completion": "no"}]))
     given = ["--checkpoint", tiny_checkpoint("warned", context=64), "--data", "rows.json", "--batch-size", "4",
-             "--max-steps", "1", "--sample-every", "never", "--validation-data", "held.json"]  # fmt: skip
+             "--max-steps", "1", "--sample-every", "never", "--validation-data", "held.json",
+             "--on-overlong", "drop"]  # fmt: skip
     assert plan(*given, command="finetune") == 0
     found = warnings(capsys.readouterr().out)
     assert (expected is None and found == []) or (len(found) == 1 and found[0].startswith(expected or "-"))

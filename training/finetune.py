@@ -227,8 +227,8 @@ def _parts(examples: list[Example], names: list[str]) -> list[int]:
 def report_dropped(origins: list[str], given: Ingredients) -> None:
     """Tell what was left out for being too long."""
     if origins:
-        given.console.message(
-            f"left out {len(origins)} examples longer than {given.longest} tokens, the first: {origins[0]}"
+        given.console.warn(
+            [f"left out {len(origins)} examples longer than {given.longest} tokens, the first: {origins[0]}"]
         )
 
 
