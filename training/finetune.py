@@ -26,6 +26,7 @@ from training.data.instructions import Example, ExampleLoader, encode_conversati
 from training.data.mixing import mixed_order, sources_and_weights
 from training.data.shards import tokenizer_digest
 from training.data.windows import EVALUATION_EPOCH, Loader, permutation
+from training.device import prepare_torch
 from training.lora import AdapterPlan
 from training.loss import NextToken, Objective
 from training.optim import trained_parameters
@@ -33,7 +34,7 @@ from training.pretrain import DTYPES, build_optimizers, chat_template, plan, sta
 from training.recipe import FinetuneRecipe, TuningRecipe, deciding_fields
 from training.run import RunDirectory
 from training.standing import Standing
-from training.trainer import Training, prepare_torch
+from training.trainer import Training
 
 # What ChatML needs beyond a base tokenizer's vocabulary.
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")

@@ -25,13 +25,14 @@ from training.data.mixing import describe_mixture, mixed_order, sources_and_weig
 from training.data.shards import TokenData, prepare_tokens, tokenizer_digest
 from training.data.sources import find_files
 from training.data.windows import WindowLoader
+from training.device import prepare_torch
 from training.optim import Optimizers
 from training.recipe import PretrainRecipe, TrainingRecipe, deciding_fields
 from training.run import RunDirectory
 from training.schedule import Schedule, warmup_steps
 from training.standing import Standing
 from training.tokenizer import tokenizer_for
-from training.trainer import Training, prepare_torch
+from training.trainer import Training
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

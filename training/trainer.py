@@ -19,15 +19,16 @@ from model.transformer import Decoder
 from training.console import Console, duration
 from training.data.windows import Batch, Loader
 from training.loss import NextToken, Objective
-from training.memorisation import Copy, Tokens, longest_copy, memorises
+from training.memorisation import Tokens
 from training.optim import Optimizers, trained_parameters
 from training.pace import Pace, flops_per_token, longest_text
 from training.recipe import TrainingRecipe
 from training.run import RunDirectory
+from training.sampling import take_samples
 from training.saving import Save, Saver, Snapshot
 from training.schedule import Schedule
 from training.standing import Standing
-from training.watching import MOST_RETURNS, QUIET_STEPS, Diverged, Leap, find_leap, observe
+from training.watching import MOST_RETURNS, QUIET_STEPS, Diverged, Leap, diverged, find_leap, observe
 
 
 class Interrupted(TopkapiError):
@@ -232,19 +233,9 @@ class Training:
         return True
 
     def _diverged(self, leap: Leap, anchor: int | None) -> Diverged:
-        hint = "lower --learning-rate, lengthen --warmup or set --clip"
-        if self.standing.ranking:
-            hint += f"; {self.directory.path / 'best'} is intact"
-        message = leap.headline()
-        if self.recipe.on_divergence == "return":
-            message += (
-                "; nothing was saved before it that the run could return to"
-                if not anchor
-                else f", after {len(self.standing.leaps)} returns to step {anchor}"
-            )
-        elif anchor is None and self.standing.ranking:
-            hint += "; --on-divergence return would leave that batch out"
-        return Diverged(message, hint=hint)
+        best = self.directory.path / "best" if self.standing.ranking else None
+        returns = self.recipe.on_divergence == "return"
+        return diverged(leap, returns=returns, anchor=anchor, returned=len(self.standing.leaps), best=best)
 
     def _return(self, leap: Leap, anchor: int) -> None:
         """Go back to the save of step `anchor` and leave the batch out.
@@ -341,33 +332,15 @@ class Training:
         return last or step % self.evaluate_every == 0
 
     def _sample(self) -> None:
-        standing = self.standing
         self.model.eval()
-        longest, elsewhere = Copy(), Copy()
-        passage: list[int] = []
-        for record in self.sample(standing):
-            ids = record.pop("token_ids")
-            found, other = longest_copy(ids, self.loader.stream), longest_copy(ids, self.held_out)
-            if found.length > longest.length:
-                longest, passage = found, ids[found.start : found.start + found.length]
-            elsewhere = max(elsewhere, other, key=lambda copy: copy.length)
-            copied = {"copied_from_training": found.length, "copied_from_validation": other.length}
-            self.directory.append("samples.jsonl", {"step": standing.step, **record, **copied})
-            prompt, text = (" ".join(str(record[part]).split()) for part in ("prompt", "text"))
-            self.console.message(f"  sample: {prompt} | {text}")
-        copied = {"copied_from_training": longest.length, "copied_from_validation": elsewhere.length}
-        self.directory.append("metrics.jsonl", {"step": standing.step, **copied})
-        standing.copied = longest.length
-        if longest.length:
-            self.console.message(
-                f"  longest copy: {longest.length} tokens of the training text, {elsewhere.length} of the validation "
-                f"text: {' '.join(self.text_of(passage).split())!r}"
-            )
-        if memorises(longest.length, elsewhere.length) and not standing.memorising:
-            standing.memorising = True
-            self.console.message(
-                f"memorising: a sample repeats {longest.length} tokens of the training text word for word"
-            )
+        take_samples(
+            self.sample(self.standing),
+            self.standing,
+            texts=(self.loader.stream, self.held_out),
+            directory=self.directory,
+            console=self.console,
+            text_of=self.text_of,
+        )
 
     def _save(self, state: bool) -> None:
         """Save a checkpoint, with `state` also what a resumed run needs."""
@@ -419,21 +392,6 @@ class Training:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-
-
-def prepare_torch(recipe: TrainingRecipe, threads: int | None = None) -> torch.device:
-    """Set the number of threads (`threads` of a resumed run wins) and choose the device."""
-    wanted = threads or recipe.threads
-    if wanted:
-        torch.set_num_threads(wanted)
-    name = recipe.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise SettingsError(f"device {name!r} is not supported", field="device", hint="use cpu, cuda or auto")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("there is no CUDA device", field="device", hint="use --device cpu")
-    return torch.device(name)
 
 
 def _mix(seed: int, step: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from model.errors import TopkapiError
@@ -97,6 +98,20 @@ def find_leap(
         rows.append({"row": row, "loss": _number(losses[row]), "origin": names[row], "text": excerpt})
     kind = "spike" if finite else "not a number"
     return Leap(kind, standing.step + 1, number, _number(loss), _number(norm), standing.level, rows)
+
+
+def diverged(leap: Leap, *, returns: bool, anchor: int | None, returned: int, best: Path | None) -> Diverged:
+    """The error that ends a run at `leap`: one that `returns` to saves, `returned` times to `anchor`, or one that
+    doesn't. `best` is the best checkpoint, if there is one."""
+    message, hint = leap.headline(), "lower --learning-rate, lengthen --warmup or set --clip"
+    if best is not None:
+        hint += f"; {best} is intact"
+    if returns:
+        there = f", after {returned} returns to step {anchor}"
+        message += there if anchor else "; nothing was saved before it that the run could return to"
+    elif best is not None:
+        hint += "; --on-divergence return would leave that batch out"
+    return Diverged(message, hint=hint)
 
 
 def observe(standing: Standing, loss: float) -> None:
