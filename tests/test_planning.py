@@ -126,6 +126,16 @@ def test_a_plan_for_instructions(tiny_checkpoint: Callable[..., Path], tmp_path:
     assert "nothing is wrong with the data" in out and "10 of 4" in out
 
 
+def test_a_plan_for_preferences(tiny_checkpoint: Callable[..., Path], tmp_path: Path, capsys: Any) -> None:
+    """Its settings may be those of instructions as well, so the command is named; `--beta` would tell it, too."""
+    rows = [{"prompt": f"Say {number}", "chosen": "yes", "rejected": "no"} for number in range(10)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    given = ["--checkpoint", tiny_checkpoint("preferring", context=64), "--data", "rows.json", "--batch-size", "2",
+             "--sample-every", "never", "--validation-fraction", "0.2", "--json"]  # fmt: skip
+    assert plan(*given, "--run", "dpo") == plan(*given, "--beta", "0.2") == 0
+    assert '"steps": 4' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
