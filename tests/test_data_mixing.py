@@ -119,12 +119,18 @@ def test_instructions_are_mixed_too(
     for name, count in (("a", 8), ("b", 24)):
         rows = [{"prompt": f"{name}{number}", "completion": name} for number in range(count)]
         (tmp_path / f"{name}.json").write_text(json.dumps(rows))
-    seen: list[str] = []
+    batches: dict[int, list[str]] = {}
     batch = ExampleLoader.batch
-    monkeypatch.setattr(ExampleLoader, "batch", lambda self, step: seen.extend(self.origins(step)) or batch(self, step))
+
+    def seen_batch(self: ExampleLoader, step: int) -> Any:
+        batches[step] = self.origins(step)
+        return batch(self, step)
+
+    monkeypatch.setattr(ExampleLoader, "batch", seen_batch)
     given = ["--checkpoint", tiny_checkpoint("mixed", context=64), "--batch-size", "4", "--validation-fraction", "0",
              "--epochs", "1", "--sample-every", "never", "--overwrite"]  # fmt: skip
     assert run("finetune", "--data", "a.json=3", "b.json=1", *given) == 0
+    seen = [origin for origins in batches.values() for origin in origins]
     assert Counter(origin.partition(",")[0] for origin in seen) == {"a.json": 24, "b.json": 8}
     assert set(Counter(seen).values()) == {1, 3}, "each of a three times, some of b once"
     assert run("dpo", "--data", "a.json=3", "b.json=1", *given) == 2
