@@ -159,7 +159,7 @@ BAD = [
     ({"messages": [{"role": "user", "content": "a", "name": "Bo"}]}, "messages[0].name", "no place"),
     ({"messages": [{"role": "tool", "content": "a"}]}, "messages", "role 'tool' is unknown"),
     ({"messages": USER, "top_logprobs": 2}, "top_logprobs", "go with logprobs"),
-    ({"messages": USER, "logprobs": 2}, "logprobs", "boolean"),
+    ({"messages": USER, "logprobs": 2}, "logprobs", "true or false"),
     ({"messages": USER, "tools": [WEATHER]}, "tools", "takes no tools"),
     ({"messages": USER, "tool_choice": "required"}, "tool_choice", "goes with tools"),
     ({"messages": USER, "parallel_tool_calls": True}, "parallel_tool_calls", "goes with tools"),
@@ -192,7 +192,7 @@ BAD_TOOLS = [
     ({"tools": [WEATHER, WEATHER]}, "tools[1].function.name", "two tools"),
     ({"tools": [{"type": "retrieval"}]}, "tools[0].type", "'function'"),
     ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice", "exclude"),
-    ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "pattern"),
+    ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "of the form"),
     ({"tool_choice": "sometimes"}, "tool_choice", "'required'"),
 ]
 

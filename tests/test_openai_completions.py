@@ -200,7 +200,7 @@ BAD = [
     ({"prompt": "a", "stream": True, "prompt_logprobs": 1}, "prompt_logprobs", "streamed"),
     ({"prompt": "a", "service_tier": "flex"}, "service_tier", "no such thing"),
     ({"prompt": "a " * 300}, "prompt", "context holds 128"),
-    ({"prompt": "a", "user": 5}, "user", "string"),
+    ({"prompt": "a", "user": 5}, "user", "a text"),
 ]
 
 

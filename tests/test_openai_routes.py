@@ -74,7 +74,7 @@ BAD_RESPONSES = [
     ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type", "'message'"),
     ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type", "input_text"),
     ({"input": [{"role": "user", "content": []}], "instructions": "b"}, "input[0].content", "empty"),
-    ({"input": "a", "max_output_tokens": -1}, "max_output_tokens", "greater than or equal to 0"),
+    ({"input": "a", "max_output_tokens": -1}, "max_output_tokens", "at least 0"),
     ({"input": "a", "model": "base"}, "input", "without a chat template"),
 ]
 

@@ -106,4 +106,5 @@ def best(job: GenerateJob, continuations: list[list[Event]]) -> list[Event]:
 
 def _mean_logprob(events: list[Event]) -> float:
     logprobs = [event.raw_logprob for event in events if isinstance(event, Token) and event.raw_logprob is not None]
-    return math.fsum(logprobs) / max(1, len(logprobs))
+    # A continuation that was cancelled before its first token comes after all that have one.
+    return math.fsum(logprobs) / len(logprobs) if logprobs else -math.inf
