@@ -68,7 +68,7 @@ lock:  ## pin every dependency again (needs uv; ARGS=--upgrade takes newer versi
 	  --extra train --extra gguf --extra dev --output-file $(LOCK) $(ARGS) pyproject.toml
 	@{ echo '# Exact versions for Python 3.11 and later on Linux and macOS, written by "make lock": do not edit.'; \
 	   echo '# CUDA libraries are left out: the torch build that TORCH_ARGS chooses (see Makefile) brings its own.'; \
-	   grep -Ev "^(cuda|nvidia|triton)[a-z0-9-]*=|== '(win32|emscripten)'" $(LOCK); } > $(LOCK).new
+	   grep -Ev "^(cuda|nvidia-[cn]|triton)[a-z0-9-]*=|== '(win32|emscripten)'" $(LOCK); } > $(LOCK).new
 	@mv $(LOCK).new $(LOCK)
 
 clean:  ## remove .venv and caches

@@ -137,7 +137,7 @@ def test_without_psutil_the_run_says_so_and_goes_on(tmp_path: Path, monkeypatch:
     said: list[str] = []
     with system.recorded(tmp_path / "system.jsonl", said.append):
         pass
-    assert said == ["system metrics are not recorded: pip install psutil"]
+    assert said == ["system metrics are not recorded: pip install 'topkapi[train]'"]
 
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def recorded(path: Path, notice: Callable[[str], None], interval: float = INTERV
     try:
         sample = sampler()
     except ImportError:
-        notice("system metrics are not recorded: pip install psutil")
+        notice("system metrics are not recorded: pip install 'topkapi[train]'")
         yield
         return
     ended = threading.Event()
