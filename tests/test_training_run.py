@@ -48,7 +48,7 @@ def test_it_learns_a_rhyme_and_leaves_what_the_design_promises(
         "last",
         "plots",
     }
-    assert names | {"checkpoints", "state", "tokenizer"} == {path.name for path in out.iterdir()}
+    assert names | {"checkpoints", "report.html", "state", "tokenizer"} == {path.name for path in out.iterdir()}
     assert (out / "plots" / "loss.png").read_bytes().startswith(b"\x89PNG")
     serve = f"topkapi serve {out / 'best'}"
     assert serve in printed and serve in (out / "report.md").read_text()

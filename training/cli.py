@@ -15,6 +15,7 @@ from typing import Any
 from model.errors import SettingsError
 from training.evaluation.command import add_evaluate
 from training.flags import add_flags, given_flags
+from training.pick import add_pick
 from training.recipe import (
     DpoRecipe,
     FinetuneRecipe,
@@ -24,6 +25,7 @@ from training.recipe import (
     read_yaml,
     resolve_recipe,
 )
+from training.runs import add_runs
 
 _RUNS: dict[str, tuple[type[TrainingRecipe], str]] = {
     "pretrain": (PretrainRecipe, "train a model from random weights on plain text"),
@@ -58,6 +60,8 @@ def register(subparsers: Any) -> None:
     _add_plan(subparsers)
     _add_export(subparsers)
     add_evaluate(subparsers)
+    add_runs(subparsers)
+    add_pick(subparsers)
 
     merge = subparsers.add_parser(
         "merge",

@@ -171,7 +171,7 @@ class RunDirectory:
     def _clear(self) -> None:
         for name in ("checkpoints", "state", "plots", "tokenizer", "reference"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in (*_RECORDS, *_CLOCKED, "report.md", "best", "last", "config.yaml"):
+        for name in (*_RECORDS, *_CLOCKED, "report.md", "report.html", "best", "last", "config.yaml"):
             (self.path / name).unlink(missing_ok=True)
 
     def write(self, name: str, content: str) -> None:
