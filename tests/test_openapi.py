@@ -17,6 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from model.chat import ChatTemplate
+from model.checkpoint import load_checkpoint, save_checkpoint
+from tests.openai_cases import TOOL_TEMPLATE
+
 CONFIGURATION = """
 hooks = "schemathesis_hooks"
 [checks.positive_data_acceptance]
@@ -34,6 +38,19 @@ def server(serve: Callable, tiny_checkpoint: Callable[..., Path], tmp_path_facto
     directory = tmp_path_factory.mktemp("library")
     for name, options in (("chat", {"seed": 0}), ("base", {"seed": 1, "chat": False})):
         shutil.move(tiny_checkpoint(name, context=64, **options), directory / name)
+    # A template that takes every role, and tools: else few conversations that are as described would be answered.
+    plain = load_checkpoint(directory / "chat")
+    chat = ChatTemplate(TOOL_TEMPLATE)
+    save_checkpoint(
+        directory / "tools",
+        model=plain.model,
+        tokenizer=plain.tokenizer,
+        chat=chat,
+        generation={},
+        details={"note": "random weights"},
+    )
+    shutil.rmtree(directory / "chat")
+    shutil.move(directory / "tools", directory / "chat")
     with serve(directory / "chat", directory / "base", model_directory=directory, stream_grace=2) as running:
         yield running
 

@@ -31,9 +31,26 @@ _NULL = {"type": "null"}
 _TOGETHER: dict[str, Any] = {
     "anyOf": [
         {"properties": dict.fromkeys(("top_logprobs", "continue_final_message", "add_generation_prompt"), _NULL)},
-        {"required": ["logprobs", "top_logprobs"], "properties": {"logprobs": {"const": True}}},
-        {"required": ["continue_final_message"], "properties": {"add_generation_prompt": {"enum": [False, None]}}},
-        {"required": ["add_generation_prompt"], "properties": {"add_generation_prompt": {"const": True}}},
+        {
+            "required": ["logprobs", "top_logprobs"],
+            "properties": {
+                "logprobs": {"const": True},
+                "continue_final_message": _NULL,
+                "add_generation_prompt": _NULL,
+            },
+        },
+        {
+            "required": ["continue_final_message"],
+            "properties": {"add_generation_prompt": {"enum": [False, None]}, "top_logprobs": _NULL},
+        },
+        {
+            "required": ["add_generation_prompt"],
+            "properties": {
+                "add_generation_prompt": {"const": True},
+                "continue_final_message": _NULL,
+                "top_logprobs": _NULL,
+            },
+        },
     ]
 }
 """Which fields go together, for the description."""
