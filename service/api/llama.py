@@ -22,7 +22,6 @@ from service.api.llama_render import Renderer, server_sent_event
 from service.api.llama_state import add_state
 from service.api.llama_tokens import add_tokens
 from service.api.openai import chat
-from service.api.openai.tools import calling
 from service.api.streaming import STREAM, EventStream, unless_disconnected
 from service.generation import Generation, Plan, plan
 from service.models import LoadedModel, Models
@@ -135,9 +134,14 @@ def _add_count(routes: APIRouter, models: Models, prefix: str, continues: bool) 
 
 
 def _count(model: LoadedModel, body: chat.ChatRequest, continues: bool) -> int:
-    body.refuse_inapplicable()
-    tools = calling(model, body.tools, body.tool_choice, body.parallel_tool_calls)
-    return len(chat.prompt_of(model, body, tools, continues))
+    """Tokens of the prompt that the body asks to continue, also where it is too long to be. Refuses what chat does."""
+    try:
+        (prompt,) = chat.checked(model, body, continues)[0].prompts
+    except ContextExceeded as error:
+        if error.field != "messages":
+            raise
+        return error.tokens
+    return len(prompt)
 
 
 def _plan(model: LoadedModel, body: schemas.LlamaRequest, settings: dict[str, Any]) -> Plan:

@@ -170,7 +170,7 @@ def add_routes(routes: APIRouter, models: Models, *, continues: bool = False) ->
     )
     async def chat(request: Request, body: ChatRequest) -> Response:
         model = chosen(models, body.model)
-        plan, tools = await asyncio.to_thread(_checked, model, body, continues)
+        plan, tools = await asyncio.to_thread(checked, model, body, continues)
         identifier, created = render.new_id("chatcmpl"), render.timestamp()
         told: dict[str, Any] = {"prompt_token_ids": list(plan.prompts[0])} if body.return_token_ids else {}
         if body.prompt_logprobs is not None:
@@ -192,7 +192,7 @@ def add_routes(routes: APIRouter, models: Models, *, continues: bool = False) ->
         return JSONResponse(await asyncio.to_thread(_response, body, tools, generation, identifier, created) | told)
 
 
-def _checked(model: LoadedModel, body: ChatRequest, continues: bool) -> tuple[Plan, Calling | None]:
+def checked(model: LoadedModel, body: ChatRequest, continues: bool) -> tuple[Plan, Calling | None]:
     """The plan of a request, and how its answers may call tools."""
     body.refuse_inapplicable()
     if body.stream_options is not None and not body.stream:
