@@ -49,6 +49,12 @@ class Candidates:
     @cached_property
     def probabilities(self) -> Tensor:
         """`[B, K]`: float32 over the whole vocabulary, float64 after a truncation."""
+        if self.ids is None and self.logits.device.type == "cpu":
+            # Row by row, which wakes no other thread: that takes longer than it saves.
+            found = torch.empty_like(self.logits)
+            for row, out in zip(self.logits, found, strict=True):
+                torch.softmax(row, dim=-1, out=out)
+            return found
         if self.ids is None:
             return self.logits.softmax(dim=-1)
         return (self.logits.double() - self.log_total.unsqueeze(-1)).exp()
@@ -121,9 +127,11 @@ class Candidates:
         most = int(k.max())
         if self.ids is None and most < self.vocab_size // PIECE:
             # The k-th largest of the pieces' maxima is a lower bound, and far cheaper to have than a partial sort.
-            padded = pad(self.logits, (0, -self.vocab_size % PIECE), value=NOT_CHOSEN)
-            maxima = padded.view(len(padded), -1, PIECE).amax(dim=-1)
-            found = self.at_least(maxima.topk(most).values.cpu().gather(-1, k.unsqueeze(-1) - 1).squeeze(-1))
+            whole = self.vocab_size // PIECE * PIECE
+            pieces = maxima(self.logits[:, :whole].unflatten(-1, (-1, PIECE)))
+            if whole < self.vocab_size:
+                pieces = torch.cat((pieces, maxima(self.logits[:, whole:]).unsqueeze(-1)), dim=-1)
+            found = self.at_least(pieces.topk(most).values.cpu().gather(-1, k.unsqueeze(-1) - 1).squeeze(-1))
         within = k.clamp(max=found.logits.shape[-1]).unsqueeze(-1) - 1
         last = found.logits.topk(min(most, found.logits.shape[-1])).values.cpu().gather(-1, within)
         return found.at_least(last.squeeze(-1))
@@ -219,7 +227,7 @@ class Candidates:
 
 
 def maxima(rows: Tensor) -> Tensor:
-    """The largest number of each row of `rows [B, K]`, `[B]`; NaN if it holds one."""
+    """The largest number of each row of `rows [..., K]`, `[...]`; NaN if it holds one."""
     # A third of what torch 2.13 takes on a CPU, whose threads have to be woken for it.
     return torch.from_numpy(rows.numpy().max(axis=-1)) if rows.device.type == "cpu" else rows.amax(dim=-1)
 

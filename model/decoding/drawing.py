@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,9 +59,10 @@ def _reach(candidates: Candidates) -> Tensor:
     It lies a little below the log of the sum of the exponentiated logits, here guessed from every sixteenth token;
     a bad guess costs time and never changes the outcome.
     """
-    best = candidates.best
-    body = torch.minimum(candidates.logits[:, ::SAMPLE], best.unsqueeze(-1) - 3.0).logsumexp(dim=-1)
-    return torch.logaddexp(best.double(), body.double() + math.log(SAMPLE)) - MARGIN
+    best = candidates.best.numpy()
+    below = np.minimum(candidates.host()[:, ::SAMPLE] - best[:, None], -3.0)
+    body = np.exp(below, out=below).sum(axis=-1, dtype=np.float64)
+    return torch.from_numpy(best + np.log1p(SAMPLE * body) - MARGIN)
 
 
 def _loudest(candidates: Candidates, keys: Tensor) -> tuple[Tensor, Tensor]:

@@ -40,8 +40,13 @@ def temperature(candidates: Candidates, values: Values, rows: Sequence[Row]) -> 
         place = (relative.clamp(1e-300, 1.0).log() * values["dynamic_temperature_exponent"]).exp()
         low, high = (divisor - reach).clamp(min=0), divisor + reach
         divisor = torch.where((reach > 0) & ~certain, low + (high - low) * place, divisor)
-    divisor = divisor.clamp(min=SMALLEST_TEMPERATURE).float().to(candidates.logits.device).unsqueeze(-1)
-    return Candidates(candidates.logits / divisor, candidates.vocab_size, candidates.ids)
+    divisor = divisor.clamp(min=SMALLEST_TEMPERATURE).float().unsqueeze(-1)
+    if candidates.logits.device.type == "cpu":
+        # A quarter of what torch 2.13 takes, which wakes its threads for it.
+        divided = torch.from_numpy(candidates.logits.numpy() / divisor.numpy())
+    else:
+        divided = candidates.logits / divisor.to(candidates.logits.device)
+    return Candidates(divided, candidates.vocab_size, candidates.ids)
 
 
 def top_k(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
