@@ -44,7 +44,7 @@ SHAPES = {
     "355m": {"layers": 24, "width": 1024, "heads": 16},
 }
 VOCABULARY = 50_257
-LEARNING_RATE, WEIGHT_DECAY, BETAS, CLIP = 4e-4, 0.1, (0.9, 0.95), 1.0
+LEARNING_RATE, WEIGHT_DECAY, BETAS, CLIP = 1e-4, 0.1, (0.9, 0.95), 1.0
 
 Step = Callable[[Tensor, Tensor], float]
 
