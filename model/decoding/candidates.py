@@ -128,7 +128,7 @@ class Candidates:
         if self.ids is None and most < self.vocab_size // PIECE:
             # The k-th largest of the pieces' maxima is a lower bound, and far cheaper to have than a partial sort.
             whole = self.vocab_size // PIECE * PIECE
-            pieces = maxima(self.logits[:, :whole].unflatten(-1, (-1, PIECE)))
+            pieces = maxima(self.logits[:, :whole].view(len(self.logits), -1, PIECE))
             if whole < self.vocab_size:
                 pieces = torch.cat((pieces, maxima(self.logits[:, whole:]).unsqueeze(-1)), dim=-1)
             found = self.at_least(pieces.topk(most).values.cpu().gather(-1, k.unsqueeze(-1) - 1).squeeze(-1))
