@@ -109,8 +109,9 @@ def test_a_client_that_leaves_frees_the_engine(hasty, stream) -> None:
         async with httpx.AsyncClient(base_url=hasty.url, timeout=60) as client:
             work = stream_tokens(client, [], "a", **SLOW) if stream else client.post("/generate", json=SLOW)
             request = asyncio.ensure_future(work)
-            await asyncio.sleep(0.3)
-            assert hasty.models.get("base").engine.running == 1
+            async with asyncio.timeout(30):
+                while hasty.models.get("base").engine.running != 1:
+                    await asyncio.sleep(0.01)
             request.cancel()
             await asyncio.gather(request, return_exceptions=True)
 
@@ -126,10 +127,13 @@ def test_a_waiting_client_that_leaves_is_forgotten(serve, tiny_checkpoint, monke
         async def leave() -> None:
             async with httpx.AsyncClient(base_url=served.url, timeout=60) as client:
                 first = asyncio.create_task(stream_tokens(client, [], "a", **SLOW))
-                await asyncio.sleep(0.2)
+                async with asyncio.timeout(30):
+                    while served.models.get().engine.running != 1:
+                        await asyncio.sleep(0.01)
                 second = asyncio.create_task(stream_tokens(client, [], "b", **SLOW))
-                await asyncio.sleep(0.2)
-                assert served.models.get().engine.waiting == 1
+                async with asyncio.timeout(30):
+                    while served.models.get().engine.waiting != 1:
+                        await asyncio.sleep(0.01)
                 for request in (second, first):
                     request.cancel()
                 await asyncio.gather(first, second, return_exceptions=True)
