@@ -99,21 +99,25 @@ def chat_tab(models: Models, page: gr.Blocks) -> None:
         change.then(None, conversation, stored, js="(turns) => [turns]")
     page.load(lambda turns: turns or [], stored, conversation, queue=False, **QUIET)
 
+    built = models.names
+
     def begin() -> tuple[Any, list[str]]:
         names = models.names
-        return gr.update(choices=names, value=next(iter(names), None)), names
+        return (gr.update(choices=names, value=next(iter(names), None)) if names != built else gr.skip()), names
 
     def offer(before: list[str]) -> tuple[Any, list[str]]:
         # An open list that shrinks breaks Gradio's page: what was unloaded stays until the page is loaded again.
         names = list(dict.fromkeys([*before, *models.names]))
         return (gr.update(choices=names) if names != before else gr.skip()), names
 
-    def choose(name: str | None) -> list[Any]:
-        if name not in models.names:
-            # Unloaded since: the answer to the next message says so.
-            return [gr.skip()] * (3 + len(controls.components))
+    def choose(name: str | None, before: str) -> list[Any]:
+        # What was unloaded since is told in the answer to the next message. What was chosen before keeps its controls:
+        # a page that has just been loaded may say again what it shows, and must not undo what was typed meanwhile.
+        if name not in models.names or name == before:
+            return [gr.skip()] * (4 + len(controls.components))
         model = models.get(name)
         return [
+            name,
             gr.update(visible=_talks(model)),
             gr.Chatbot(examples=_examples(model), placeholder=_placeholder(model)),
             _invitation(model),
@@ -126,10 +130,16 @@ def chat_tab(models: Models, page: gr.Blocks) -> None:
         return controls.defaults(models.get(name))
 
     # Checkpoints come and go while the studio is open.
-    offered = gr.State(models.names)
+    offered, chosen = gr.State(built), gr.State(first.name)
     page.load(begin, None, [choice, offered], queue=False, **QUIET)
     choice.focus(offer, offered, [choice, offered], queue=False, **QUIET)
-    choice.change(choose, choice, [system, conversation, status, *controls.components], queue=False, **QUIET)
+    choice.change(
+        choose,
+        [choice, chosen],
+        [chosen, system, conversation, status, *controls.components],
+        queue=False,
+        **QUIET,
+    )
     controls.reset.click(reset, choice, controls.components, queue=False, **QUIET)
 
 
