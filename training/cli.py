@@ -171,35 +171,42 @@ def _train(arguments: argparse.Namespace) -> int:
     from training.console import Console
     from training.report import finish
     from training.run import RunDirectory
-    from training.system import recorded
-    from training.trackers import tracked
 
     name = arguments.training_command
     run, console = RunDirectory(directory), Console()
     if resume and (directory / "config.yaml").is_file():
+        run.check_idle()
         run.check_unchanged(recipe)
     else:
         run.start(recipe)
     command = f"topkapi {name} --resume {shlex.quote(str(directory))}"
-    system = recorded(directory / "system.jsonl", console.message)
-    with tracked(recipe.track, directory, recipe.model_dump(mode="json")) as listener, system:
-        run.listeners += [listener] if listener else []
+
+    try:
         standing = _trainer_of(recipe)(
             recipe, run, resume=resume, console=console, command=command, proceed=_run_measured
         )
+    finally:
+        run.abandon()
     finish(run, standing, console)
     return 0
 
 
 def _run_measured(training: Any) -> Any:
-    """Train, knowing what the machine could do at most."""
+    """Train, recording what the machine does, and knowing what it could do at most."""
     import torch
 
     from training.pace import peak_flops
+    from training.process import present
+    from training.system import recorded
+    from training.trackers import tracked
 
-    dtype = torch.bfloat16 if training.recipe.precision == "bf16" else torch.float32
+    recipe, run = training.recipe, training.directory
+    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
     training.peak_flops = peak_flops(training.model.device, dtype)
-    return training.run()
+    system = recorded(run.path / "system.jsonl", training.console.message)
+    with present(run.path), tracked(recipe.track, run.path, recipe.model_dump(mode="json")) as listener, system:
+        run.listeners += [listener] if listener else []
+        return training.run()
 
 
 def _trainer_of(recipe: TrainingRecipe) -> Callable[..., Any]:
@@ -233,6 +240,8 @@ def read_arguments(arguments: argparse.Namespace) -> tuple[TrainingRecipe, Path,
     if arguments.recipe is not None:
         path = resolve_recipe(arguments.recipe)
         fields, source, stem = read_yaml(path), f"{path.name} and flags", path.stem
+    if resume:
+        _check_resume_flags(arguments.resume, flags)
     if arguments.resume:
         flags["out"] = arguments.resume
         if not (Path(arguments.resume) / "config.yaml").is_file():
@@ -242,10 +251,37 @@ def read_arguments(arguments: argparse.Namespace) -> tuple[TrainingRecipe, Path,
                 hint="name the run's directory, the one with config.yaml in it",
             )
     named = flags.get("out", fields.get("out"))
-    if resume and named and arguments.recipe is None and (Path(named) / "config.yaml").is_file():
-        fields = read_yaml(Path(named) / "config.yaml") | {"overwrite": False}
+    if resume and named and (Path(named) / "config.yaml").is_file():
+        before = read_yaml(Path(named) / "config.yaml") | {"overwrite": False}
+        command = _command_of(before)
+        if command not in (None, arguments.training_command):
+            raise SettingsError(
+                f"{named} is a run of {command}, not of {arguments.training_command}",
+                field="resume",
+                hint=f"continue it with: topkapi {command} --resume {shlex.quote(str(named))}",
+            )
+        fields = before if arguments.recipe is None else fields
     recipe = build_recipe(kind, fields | flags, source)
     if stem is None:
         stem = Path(split_weight(recipe.data[0])[0]).name.split(".")[0] if recipe.data else arguments.training_command
     directory = Path(recipe.out) if recipe.out else Path("runs") / (stem or arguments.training_command)
     return recipe, directory, resume
+
+
+def _check_resume_flags(run: str, flags: dict[str, Any]) -> None:
+    """Refuse what would be ignored: a resumed run stays where it is, and as it is."""
+    if run and "out" in flags and Path(flags["out"]) != Path(run):
+        raise SettingsError(
+            f"--resume {run} goes on in {run}, so --out does not apply",
+            field="out",
+            hint="leave out --out, or begin another run there without --resume",
+        )
+    if flags.get("overwrite"):
+        raise SettingsError(
+            "--resume and --overwrite exclude each other", field="overwrite", hint="leave one of them out"
+        )
+
+
+def _command_of(fields: dict[str, Any]) -> str | None:
+    """The command that a complete recipe is one of; None where it has fields that none of them has."""
+    return next((name for name, (kind, _) in _RUNS.items() if fields.keys() <= kind.model_fields.keys()), None)

@@ -70,7 +70,7 @@ def _prepare(recipe: DpoRecipe, directory: RunDirectory, given: Ingredients) -> 
     report_dropped(dropped, given)
 
     def begin(model: Decoder, parent: str) -> None:
-        reference = _reference(model, loaders, recipe.micro_batch_size, directory.path / "reference", parent)
+        reference = _reference(model, loaders, recipe.micro_batch_size, directory.prepared("reference"), parent)
         for loader, values in zip(loaders, reference, strict=True):
             loader.reference = values
 

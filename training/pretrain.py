@@ -160,9 +160,8 @@ def pretrain(
 
 
 def start_or_resume(training: Training, saved: tuple[dict[str, torch.Tensor], dict[str, Any]] | None) -> None:
-    """Take over a saved state, once it is certain that the run would go on with the same data; else begin anew."""
+    """Take over a saved state, once it is certain that the run would go on with the same data."""
     if saved is None:
-        training.directory.restart()
         return
     tensors, facts = saved
     for name in ("data", "tokenizer_sha256", "parent"):
@@ -253,7 +252,7 @@ def _tokenizer(
         return Tokenizer.gpt2()
     if recipe.tokenizer is not None:
         return Tokenizer.from_directory(Path(recipe.tokenizer))
-    own = directory.path / "tokenizer"
+    own = directory.prepared("tokenizer")
     if resume and own.is_dir():
         return Tokenizer.from_directory(own)
     console.message("training a tokenizer")

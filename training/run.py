@@ -1,8 +1,9 @@
 """The run directory: what a training run leaves behind, and all it needs to go on where it was killed.
 
-    config.yaml  metrics.jsonl  samples.jsonl  timings.jsonl  system.jsonl  plots/*.png  report.md  data.json
+    config.yaml  metrics.jsonl  samples.jsonl  timings.jsonl  system.jsonl  plots/*.png  report.md
     checkpoints/step-N   what is served          best, last -> checkpoints/step-N
     state/step-N         what only a resumed run needs
+    .process.json        who trains, while someone does
 
 Every directory is written whole or not at all. The two `.jsonl` files are cut back to the length that the state
 recorded, so a resumed run continues them as if it had never been killed. `timings.jsonl` and `system.jsonl`
@@ -25,10 +26,13 @@ from torch import Tensor
 
 from model.errors import CheckpointError, SettingsError
 from model.files import recover_directory, remove_directory, write_directory
+from training.process import trainer
 from training.recipe import TrainingRecipe, free_fields
 
 _RECORDS = ("metrics.jsonl", "samples.jsonl")
 _CLOCKED = ("timings.jsonl", "system.jsonl")
+# What is made before a run begins lies in here.
+_PREPARED = ".prepared"
 
 
 class RunDirectory:
@@ -36,14 +40,21 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # What a new run is told, until it begins, and the directories that were made for it.
+        self._recipe: TrainingRecipe | None = None
+        self._made: list[Path] = []
         # Called with the name of the file and the record for every line that is appended.
         self.listeners: list[Callable[[str, Mapping[str, Any]], None]] = []
 
     def start(self, recipe: TrainingRecipe) -> None:
-        """Make the directory and write `config.yaml`; refuses one that holds a run, unless told to overwrite it."""
+        """Make the directory for a new run; refuses one that holds a run, unless told to overwrite it.
+
+        A run that is there stays as it is until `begin`, once nothing can be refused any more.
+        """
         if self.path.exists() and (not self.path.is_dir() or any(self.path.glob("[!.]*"))):
             if not (self.path / "config.yaml").is_file():
                 raise SettingsError(f"{self.path} is there and is not a run", field="out", hint="choose another --out")
+            self.check_idle()
             # A run that ended before its first evaluation, say by a mistake in a flag, has nothing to lose.
             if (self.path / "metrics.jsonl").exists() and not recipe.overwrite:
                 raise SettingsError(
@@ -51,12 +62,58 @@ class RunDirectory:
                     field="out",
                     hint="continue it with --resume, replace it with --overwrite, or choose another --out",
                 )
-            self._clear()
+            for name in ("checkpoint", "tokenizer"):
+                source = getattr(recipe, name, None)
+                if source and Path(source).resolve().is_relative_to(self.path.resolve()):
+                    raise SettingsError(
+                        f"the {name} {source} is part of the run that --overwrite would delete",
+                        field="overwrite",
+                        hint="choose another --out",
+                    )
+        self._made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(self.path / _PREPARED, ignore_errors=True)
         except OSError as error:
             raise SettingsError(f"{self.path} cannot be made: {error.strerror}", field="out") from None
+        self._recipe = recipe
+
+    def prepared(self, name: str) -> Path:
+        """Where a part of the run is written: apart, as long as the run has not begun."""
+        return self.path / name if self._recipe is None else self.path / _PREPARED / name
+
+    def begin(self) -> None:
+        """Let the new run take the place of whatever was there; in one that was killed before it saved anything,
+        forget what it did."""
+        if self._recipe is None:
+            self._forget_records()
+            return
+        recipe, self._recipe = self._recipe, None
+        self._clear()
+        # First of all, for a directory without it is no run; what is moved after it can be made again.
         self.write("config.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        for path in (self.path / _PREPARED).glob("*"):
+            path.rename(self.path / path.name)
+        shutil.rmtree(self.path / _PREPARED, ignore_errors=True)
+
+    def abandon(self) -> None:
+        """Leave nothing of a new run that was refused before it began."""
+        if self._recipe is None:
+            return
+        shutil.rmtree(self.path if self.path in self._made else self.path / _PREPARED, ignore_errors=True)
+        for path in self._made[1:]:
+            try:
+                path.rmdir()
+            except OSError:
+                # Something else was put there meanwhile.
+                return
+
+    def check_idle(self) -> None:
+        """Refuse a run that a process is training at this moment."""
+        if found := trainer(self.path):
+            raise SettingsError(
+                f"{self.path} is being trained by {found}", field="out", hint="wait for it, or end it with Ctrl-C first"
+            )
 
     def config(self) -> dict[str, Any]:
         """The recipe of the run that is here."""
@@ -148,8 +205,7 @@ class RunDirectory:
                 os.truncate(path, length)
         return tensors, facts
 
-    def restart(self) -> None:
-        """Forget what a run did that was killed before it saved anything."""
+    def _forget_records(self) -> None:
         for name in (*_RECORDS, *_CLOCKED):
             (self.path / name).unlink(missing_ok=True)
 
@@ -171,7 +227,7 @@ class RunDirectory:
     def _clear(self) -> None:
         for name in ("checkpoints", "state", "plots", "tokenizer", "reference"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in (*_RECORDS, *_CLOCKED, "report.md", "report.html", "best", "last", "config.yaml"):
+        for name in (*_RECORDS, *_CLOCKED, "report.md", "report.html", "best", "last"):
             (self.path / name).unlink(missing_ok=True)
 
     def write(self, name: str, content: str) -> None:

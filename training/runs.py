@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from model.errors import SettingsError
+from training.process import trainer
 
 _COLUMNS = ("name", "steps", "tokens", "best validation", "at step", "tokens/s", "state")
-# A run that wrote nothing for so long, and is not finished, was stopped.
-_QUIET_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -101,8 +99,7 @@ def summary(path: Path) -> Summary:
     records, timings = run.records("metrics.jsonl"), run.records("timings.jsonl")
     evaluations = [record for record in records if record.get("validation_loss") is not None and record["step"]]
     best = min(evaluations, key=lambda record: record["validation_loss"], default={})
-    metrics = path / "metrics.jsonl"
-    quiet = not metrics.exists() or time.time() - metrics.stat().st_mtime > _QUIET_SECONDS
+    finished = (path / "report.md").is_file()
     return Summary(
         name=path.resolve().name,
         steps=max((record["step"] for record in records if "event" not in record), default=0),
@@ -110,7 +107,7 @@ def summary(path: Path) -> Summary:
         best_loss=best.get("validation_loss"),
         best_step=best.get("step"),
         tokens_per_s=timings[-1]["tokens_per_s"] if timings else None,
-        state="finished" if (path / "report.md").is_file() else "stopped" if quiet else "running",
+        state="running" if trainer(path) else "finished" if finished else "stopped",
     )
 
 

@@ -111,6 +111,7 @@ class Training:
         try:
             with self._signals():
                 if self.standing.step == 0:
+                    self.directory.begin()
                     self._boundary()
                 pace = self._pace()
                 while self.standing.step < total and self.standing.finished is None:
