@@ -12,6 +12,8 @@ import pytest
 
 import training.loss
 from service.cli import main
+from training.standing import Standing
+from training.watching import observe
 
 RHYME = "Jack and Jill went up the hill to fetch a pail of water. Jack fell down and broke his crown. "
 NOISE = "".join(chr(33 + (index * index * 7 + index) % 90) for index in range(90))
@@ -117,6 +119,46 @@ def test_when_every_batch_diverges_the_run_ends(
     calls = 100
     code, out = pretrain("--on-divergence", "return", "--max-steps", "20", out="other")
     assert code == 2 and "nothing was saved before it" in capsys.readouterr().err
+
+
+def test_a_loss_that_rises_slowly_is_named_once_and_stands_in_the_report(
+    pretrain: Pretrain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No step leaps, and none is no number: all that tells is that the model was better before it was trained."""
+    calls = 0
+
+    def rising(*arguments: Any, **options: Any) -> float:
+        nonlocal calls
+        calls += 1
+        return 5.0 + 0.2 * calls
+
+    monkeypatch.setattr(training.loss, "backward", rising)
+    code, out = pretrain()
+    assert code == 0
+    assert not [record for record in records(out) if "event" in record]
+    printed = capsys.readouterr().out
+    (line,) = [line for line in printed.splitlines() if "diverging" in line]
+    found = re.fullmatch(
+        r"warning: step (\d+): diverging: the smoothed loss has risen to ([\d.]+), from ([\d.]+) "
+        "before the first step; lower --learning-rate or lengthen --warmup",
+        line,
+    )
+    assert found and int(found[1]) >= 20 and float(found[2]) > 1.25 * float(found[3]) > 5
+    assert f"Diverging: at step {found[1]} the smoothed loss stood far above" in (out / "report.md").read_text()
+    # Nothing was learned, for there were no gradients.
+    assert f"no better than before the first step ({found[3][:3]}" in printed
+
+
+def test_a_loss_that_rises_at_first_and_then_falls_is_no_divergence() -> None:
+    standing = Standing()
+    standing.note(5.7, 5.7)
+    losses = [5.7 + rise for rise in (0.5, 1.0, 1.2, 1.0, 0.5)] + [5.5] * 40
+    for standing.step, loss in enumerate(losses):
+        assert observe(standing, loss) == []
+    # Where losses are small, chance alone may double them.
+    small = Standing()
+    small.note(0.02, 0.02)
+    assert all(observe(small, loss) == [] for loss in [0.02, 0.1] * 30)
 
 
 def test_returning_needs_saves_at_fixed_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

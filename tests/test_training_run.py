@@ -139,6 +139,29 @@ def test_the_default_recipe_suits_a_small_text(
     assert "runs/manual/report.md" in capsys.readouterr().out
 
 
+def test_a_short_run_prints_a_line_per_evaluation_and_the_last_samples(
+    pretrain: Callable[..., tuple[int, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out = pretrain(RHYME * 60, "--max-steps", "6")
+    assert code == 0
+    printed = capsys.readouterr().out.splitlines()
+    evaluations = [at for at, line in enumerate(printed) if line.startswith("step ")]
+    assert len(evaluations) == 7 and evaluations == list(range(evaluations[0], evaluations[0] + 7))
+    assert printed[evaluations[-1] + 1].startswith("  sample: ")
+    assert len((out / "samples.jsonl").read_text().splitlines()) == 7
+
+
+def test_control_characters_of_samples_reach_neither_the_terminal_nor_the_reports(
+    pretrain: Callable[..., tuple[int, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out = pretrain(RHYME * 60, "--max-steps", "2", "--sample-prompts", "a\x1b[31m\x07b\nc")
+    assert code == 0
+    for shown in (capsys.readouterr().out, *((out / name).read_text() for name in ("report.md", "report.html"))):
+        assert r"a\x1b[31m\x07b" in shown
+        assert not set(map(chr, (*range(9), *range(11, 32), *range(127, 160)))) & set(shown)
+    assert json.loads((out / "samples.jsonl").read_text().splitlines()[0])["prompt"] == "a\x1b[31m\x07b\nc"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_verdict_overfits_as_in_the_book(tmp_path: Path, data_directory: Path) -> None:

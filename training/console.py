@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -9,6 +10,8 @@ from typing import Any
 
 # Without a terminal, a line this often.
 _SECONDS_BETWEEN_LINES = 30.0
+# All that a terminal may take for a command; line ends and tabs aside.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Console:
@@ -28,7 +31,8 @@ class Console:
             self._rich = rich.console.Console()
 
     def message(self, text: str) -> None:
-        """Print a line above the progress bar."""
+        """Print a line above the progress bar; control characters, which a sample may hold, as `\\x1b`."""
+        text = visible(text)
         if self._progress is not None:
             self._progress.console.print(text, markup=False, highlight=False)
         else:
@@ -76,6 +80,11 @@ class Console:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+def visible(text: str) -> str:
+    """`text` with control characters written out, as `\\x1b`; line ends and tabs stay."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def duration(seconds: float) -> str:

@@ -108,7 +108,9 @@ class TrainingRecipe(BaseModel):
         ge=1,
     )
     sample_every: Literal["evaluation", "epoch", "never"] = setting(
-        "evaluation", "when samples are generated, printed and stored", group="evaluation"
+        "evaluation",
+        "when samples are generated, stored and, unless every step is evaluated, printed",
+        group="evaluation",
     )
     sample_prompts: list[str] = setting([], "what samples continue", group="evaluation")
     sample_tokens: int = setting(60, "longest sample", group="evaluation", ge=1)

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from training.console import Console, duration
+from training.console import Console, duration, visible
 from training.plots import draw_losses, draw_schedule, save
 from training.report_page import MARKDOWN, PAGE, render
 from training.run import RunDirectory
@@ -102,7 +102,12 @@ def _warnings(records: list[dict[str, Any]], standing: Standing) -> list[str]:
         row = record["rows"][0]
         after = f"; the run returned to step {record['returned_to']}" if "returned_to" in record else ""
         loss = "no number" if record["loss"] is None else f"{record['loss']:.3f}"
-        found.append(f"Step {record['step']}: the loss was {loss}{after}. {row['origin']}: “{row['text']}”")
+        found.append(f"Step {record['step']}: the loss was {loss}{after}. {row['origin']}: “{visible(row['text'])}”")
+    if standing.risen is not None:
+        found.append(
+            f"Diverging: at step {standing.risen} the smoothed loss stood far above the "
+            f"{standing.first_train_loss:.3f} of before the first step."
+        )
     if standing.overfitting:
         found.append(f"Overfitting: {standing.verdict()}.")
     if standing.memorising:
@@ -118,7 +123,8 @@ def _samples(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     prompts: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         if record["step"] in chosen:
-            prompts.setdefault(record["prompt"], []).append(record)
+            shown = {name: visible(text) if isinstance(text, str) else text for name, text in record.items()}
+            prompts.setdefault(shown["prompt"], []).append(shown)
     return [{"prompt": prompt, "answers": answers} for prompt, answers in prompts.items()]
 
 

@@ -18,11 +18,13 @@ def take_samples(
     texts: tuple[Tokens, Tokens],
     directory: RunDirectory,
     console: Console,
+    shown: bool,
     text_of: Callable[[list[int]], str],
 ) -> None:
     """Record `samples` with how much of them stands word for word in `texts`, of training and of validation.
 
-    Says once in a run that the model memorises; `standing` notes it, and the longest copy.
+    Prints them if they are to be `shown`. Says once in a run that the model memorises; `standing` notes it, and the
+    longest copy.
     """
     longest, elsewhere = Copy(), Copy()
     passage: list[int] = []
@@ -35,11 +37,12 @@ def take_samples(
         copied = {"copied_from_training": found.length, "copied_from_validation": other.length}
         directory.append("samples.jsonl", {"step": standing.step, **record, **copied})
         prompt, text = (" ".join(str(record[part]).split()) for part in ("prompt", "text"))
-        console.message(f"  sample: {prompt} | {text}")
+        if shown:
+            console.message(f"  sample: {prompt} | {text}")
     copied = {"copied_from_training": longest.length, "copied_from_validation": elsewhere.length}
     directory.append("metrics.jsonl", {"step": standing.step, **copied})
     standing.copied = longest.length
-    if longest.length:
+    if shown and longest.length:
         console.message(
             f"  longest copy: {longest.length} tokens of the training text, {elsewhere.length} of the validation text: "
             f"{' '.join(text_of(passage).split())!r}"

@@ -24,10 +24,11 @@ class Standing:
     """How far a run has come: together with the tensors, all that decides how it goes on. Saved as JSON.
 
     `step` counts finished updates, `tokens` trained targets. Losses are those of the latest evaluation; `best_…` are
-    those of the lowest validation loss. `ranking` holds `[value of the chosen metric, step]`, best first.
+    those of the lowest validation loss, `first_…` those before the first step. `ranking` holds
+    `[value of the chosen metric, step]`, best first.
     `level` and `deviation` are the running mean of the batches' losses and of their distance from it, over `observed`
-    steps. `skipped` are numbers of batches that made the loss leap; `leaps` are the lines of `metrics.jsonl` on those
-    since the last regular save.
+    steps; `risen` is the step at which the level stood far above the first loss. `skipped` are numbers of batches that
+    made the loss leap; `leaps` are the lines of `metrics.jsonl` on those since the last regular save.
     """
 
     step: int = 0
@@ -37,6 +38,8 @@ class Standing:
     best_step: int | None = None
     best_loss: float | None = None
     best_train_loss: float | None = None
+    first_train_loss: float | None = None
+    first_validation_loss: float | None = None
     evaluations_since_best: int = 0
     overfitting: bool = False
     copied: int | None = None
@@ -45,6 +48,7 @@ class Standing:
     level: float | None = None
     deviation: float = 0.0
     observed: int = 0
+    risen: int | None = None
     last_spike: int | None = None
     skipped: list[int] = field(default_factory=list)
     leaps: list[dict[str, Any]] = field(default_factory=list)
@@ -54,6 +58,7 @@ class Standing:
         """Take in an evaluation; whether it is the best so far. The untrained model is never the best."""
         self.train_loss, self.validation_loss = train_loss, validation_loss
         if self.step == 0:
+            self.first_train_loss, self.first_validation_loss = train_loss, validation_loss
             return False
         if self.best_loss is None or validation_loss < self.best_loss:
             self.best_step, self.best_loss, self.best_train_loss = self.step, validation_loss, train_loss
@@ -101,4 +106,6 @@ class Standing:
         line = f"best validation {self.best_loss:.3f} at step {self.best_step}"
         if self.overfitting:
             line += f"; overfitting since (validation {self.validation_loss:.3f}, training {self.train_loss:.3f})"
+        if self.first_validation_loss is not None and self.best_loss >= self.first_validation_loss:
+            line += f"; no better than before the first step ({self.first_validation_loss:.3f})"
         return line

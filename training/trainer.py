@@ -182,7 +182,7 @@ class Training:
         )
         if leap is not None and self._leapt(leap):
             return None
-        observe(standing, loss)
+        self.console.warn(observe(standing, loss))
         factor = self.schedule.factor(standing.step)
         self.optimizers.step(factor)
         standing.step += 1
@@ -340,6 +340,7 @@ class Training:
             texts=(self.loader.stream, self.held_out),
             directory=self.directory,
             console=self.console,
+            shown=self.evaluate_every > 1 or self.standing.step == self.schedule.total_steps,
             text_of=self.text_of,
         )
 

@@ -19,6 +19,8 @@ FIRST_STEPS = 20
 # A spike is so many mean deviations above the level, and this part of the level: over 3,800 steps of nine pretraining
 # and fine-tuning runs, batches of 2 to 64, no sound step was 4.8 deviations above it, and every visible spike over 6.8.
 DEVIATIONS, PART_OF_LEVEL = 6.0, 0.25
+# Training that works never stands so far above where it began, whatever the warm-up does at first.
+RISEN, RISEN_PART = 0.25, 0.25
 # A spike seldom comes alone; those within so many steps of one that was named are not named again.
 QUIET_STEPS = 20
 # After so many returns to one checkpoint, the batches are not what is wrong.
@@ -114,8 +116,8 @@ def diverged(leap: Leap, *, returns: bool, anchor: int | None, returned: int, be
     return Diverged(message, hint=hint)
 
 
-def observe(standing: Standing, loss: float) -> None:
-    """Let the running level follow `loss`."""
+def observe(standing: Standing, loss: float) -> list[str]:
+    """Let the running level follow `loss`; says so, once in a run, when it stands far above the first loss."""
     if standing.level is None:
         standing.level = loss
     # At first the mean of what there is, so that the untrained loss does not stick.
@@ -123,6 +125,16 @@ def observe(standing: Standing, loss: float) -> None:
     standing.deviation = decay * standing.deviation + (1 - decay) * abs(loss - standing.level)
     standing.level = decay * standing.level + (1 - decay) * loss
     standing.observed += 1
+    first = standing.first_train_loss
+    if standing.risen is not None or first is None or standing.observed < FIRST_STEPS:
+        return []
+    if standing.level - first <= max(RISEN, RISEN_PART * abs(first)):
+        return []
+    standing.risen = standing.step + 1
+    return [
+        f"step {standing.risen}: diverging: the smoothed loss has risen to {standing.level:.3f}, from {first:.3f} "
+        "before the first step; lower --learning-rate or lengthen --warmup"
+    ]
 
 
 def _far_above(standing: Standing, loss: float) -> bool:
