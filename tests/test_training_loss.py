@@ -5,9 +5,10 @@ import torch
 from torch.nn import functional
 
 from model.linear import set_compute_dtype
-from model.transformer import Decoder
+from model.transformer import Decoder, causal_attention
 from tests.tiny import tiny_config
 from training import loss as loss_module
+from training.attention import TILE, training_attention
 from training.data.windows import IGNORED, Batch
 from training.loss import backward, evaluate
 from training.optim import Optimizers
@@ -185,3 +186,36 @@ def test_schedules() -> None:
     assert [wsd.factor(step) for step in (10, 60, 80, 99)] == pytest.approx([1.0, 1.0, 0.5, 0.025])
     assert Schedule("constant", 100).factor(99) == 1.0
     assert (warmup_steps(0.02, 1000), warmup_steps(40, 1000), warmup_steps(0, 1000)) == (20, 40, 0)
+
+
+@pytest.mark.parametrize("length", [1, 5, TILE, TILE + 1, 3 * TILE + 7])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_attention_in_tiles_is_causal_attention(length: int, groups: int) -> None:
+    generator = torch.Generator().manual_seed(length)
+    heads = [torch.randn(2, length, each, 16, generator=generator).transpose(1, 2) for each in (4, groups, groups)]
+    upstream = torch.randn(2, 4, length, 16, generator=generator)
+    results = []
+    for attention in (causal_attention, training_attention):
+        inputs = [each.clone().requires_grad_() for each in heads]
+        mixed = attention(0, *inputs)
+        mixed.backward(upstream)
+        results.append([mixed, *(each.grad for each in inputs)])
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_attention_in_tiles_is_as_close_to_float32_as_torchs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    heads = [torch.randn(1, each, 300, 64, generator=generator).bfloat16() for each in (4, 2, 2)]
+    upstream = torch.randn(1, 4, 300, 64, generator=generator).bfloat16()
+
+    def gradients(attention, dtype: torch.dtype) -> list[torch.Tensor]:
+        inputs = [each.to(dtype).requires_grad_() for each in heads]
+        attention(0, *inputs).backward(upstream.to(dtype))
+        return [each.grad.float() for each in inputs]
+
+    exact = gradients(causal_attention, torch.float32)
+    for own, theirs, expected in zip(
+        gradients(training_attention, torch.bfloat16), gradients(causal_attention, torch.bfloat16), exact, strict=True
+    ):
+        assert (own - expected).norm() < 2 * (theirs - expected).norm()

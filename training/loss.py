@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.transformer import Attend, Decoder, causal_attention
+from model.transformer import Attend, Decoder
+from training.attention import training_attention
 from training.data.windows import IGNORED, Batch
 
 # Logits held at once, in numbers: 256 MB of float32. With a quarter of it the step of a 124M network takes a tenth
@@ -115,7 +116,7 @@ def packed_attention(
 ) -> Tensor:
     """Causal attention within each of the texts of these `lengths`, which stand one after another (B = 1)."""
     parts = (torch.split(each, list(lengths), dim=2) for each in (q, k, v))
-    return torch.cat([causal_attention(layer, *text, dropout=dropout) for text in zip(*parts, strict=True)], dim=2)
+    return torch.cat([training_attention(layer, *text, dropout=dropout) for text in zip(*parts, strict=True)], dim=2)
 
 
 def inputs(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Attend]:
@@ -124,7 +125,7 @@ def inputs(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Attend]:
     dropout = model.config.dropout if model.training else 0.0
     if lengths is None:
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        return tokens, positions, partial(causal_attention, dropout=dropout) if dropout else causal_attention
+        return tokens, positions, partial(training_attention, dropout=dropout) if dropout else training_attention
     positions = torch.cat([torch.arange(length) for length in lengths]).to(tokens.device).unsqueeze(0)
     return tokens, positions, partial(packed_attention, lengths=lengths, dropout=dropout)
 
