@@ -73,6 +73,9 @@ RULES: list[tuple[dict[str, Any], str, str]] = [
     ({"kind": "matches", "pattern": r"^\d{4}$"}, "1999", "in 1999"),
     ({"kind": "json", "keys": ["a"]}, '```json\n{"a": 1}\n```', '{"b": 1}'),
     ({"kind": "json"}, "[1, 2]", "[1, 2"),
+    ({"kind": "json", "value": {"a": 1}}, '{"a":  1}', '{"a": 1, "b": 2}'),
+    ({"kind": "items", "of": ["cat", "dog", "owl"], "count": 2}, "1. a cat\n2. The owl.", "cat, dog and owl"),
+    ({"kind": "items", "of": ["cat", "dog"], "count": 2}, "dog and cat.", "cat, cat"),
     ({"kind": "words", "least": 2, "most": 3}, "one two three", "one two three four"),
     ({"kind": "sentences", "most": 2}, "It costs 3.50. Cheap!", "One. Two. Three."),
     ({"kind": "paragraphs", "least": 2}, "one\n\ntwo", "one\ntwo"),
@@ -188,9 +191,10 @@ def test_answers_are_measured(
 
 
 def test_alpaca_headings_in_an_answer_are_a_leak(tiny_tokenizer: Any) -> None:
-    pattern = answers._leaks(ChatTemplate.built_in("alpaca"), tiny_tokenizer)
-    assert pattern is not None
-    assert pattern.search("So:\n### Response:\nYes") and not pattern.search("The response: an instruction")
+    for template in ("alpaca", "chatml"):
+        pattern = answers._leaks(ChatTemplate.built_in(template), tiny_tokenizer)
+        assert pattern.search("So:\n### Response:\nYes") and not pattern.search("The response: an instruction")
+        assert pattern.search("### Instruction") and pattern.search("<|im_start|>user") and pattern.search("<|im_end|>")
 
 
 def test_a_real_model_answers_every_row(tiny_checkpoint: Callable[..., Path], tmp_path: Path, capsys: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from model.errors import SettingsError
 from training.evaluation.command import add_evaluate
 from training.flags import add_flags, given_flags
+from training.instructions import add_instructions
 from training.pick import add_pick
 from training.recipe import (
     DpoRecipe,
@@ -60,6 +61,7 @@ def register(subparsers: Any) -> None:
     _add_plan(subparsers)
     _add_export(subparsers)
     add_evaluate(subparsers)
+    add_instructions(subparsers)
     add_runs(subparsers)
     add_pick(subparsers)
 

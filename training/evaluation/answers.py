@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from model.chat import ChatTemplate
+from model.chat import BUILT_IN_TEMPLATES, ChatTemplate
 from model.checkpoint import Checkpoint
 from model.errors import InvalidRequest, SettingsError
 from model.generation import Generation, generate_batch
@@ -14,7 +14,7 @@ from model.tokenizer import Tokenizer
 from training.evaluation.judge import Judge
 from training.evaluation.measures import Measure, mean
 from training.evaluation.scoring_tasks import Outcome, Progress
-from training.evaluation.tasks import Instruction, Task, instructions
+from training.evaluation.tasks import Instruction, Task, exercises, instructions
 from training.evaluation.text_measures import exact_match, repetition, rouge_l, token_f1
 
 # Scaffolding of a template shorter than this may well occur in an honest answer.
@@ -35,7 +35,7 @@ def answer_instructions(
             field="chat_template",
             hint="give --chat-template chatml, alpaca or a Jinja file",
         )
-    rows = instructions(task, template.name == "alpaca")
+    rows = exercises(task) if task.kind == "exercises" else instructions(task, template.name == "alpaca")
     prompts = [_prompt(row, template, checkpoint.tokenizer) for row in rows]
     fitting = [number for number, ids in enumerate(prompts) if len(ids) < checkpoint.config.context_length]
     # Prompts of like length share the cache better, and all slots end at about the same time.
@@ -50,7 +50,10 @@ def answer_instructions(
     if judge is not None:
         for row, record, score in zip(rows, records, judge.scores(rows, records), strict=True):
             record["judge"] = score if row else None
-    return Outcome(_measures(records), records, _notes(rows, records, judge))
+    notes = _notes(rows, records, judge)
+    if task.kind == "exercises":
+        return Outcome(_exercise_measures(records), records, notes, _parts(rows, records))
+    return Outcome(_measures(records), records, notes)
 
 
 def _prompt(row: Instruction, template: ChatTemplate, tokenizer: Tokenizer) -> list[int]:
@@ -61,7 +64,7 @@ def _prompt(row: Instruction, template: ChatTemplate, tokenizer: Tokenizer) -> l
 
 
 def _record(
-    row: Instruction, generation: Generation | None, checkpoint: Checkpoint, leaks: re.Pattern[str] | None
+    row: Instruction, generation: Generation | None, checkpoint: Checkpoint, leaks: re.Pattern[str]
 ) -> dict[str, Any]:
     ids = [] if generation is None else list(generation.token_ids)
     stopped = generation is not None and generation.finish_reason == "stop"
@@ -76,8 +79,10 @@ def _record(
         "finish_reason": "too long" if generation is None else generation.finish_reason,
         "stopped": stopped,
         "repetition": repetition(answer),
-        "leak": bool(leaks and leaks.search(answer)),
+        "leak": bool(leaks.search(answer)),
     }
+    if row.groups:
+        record["groups"] = list(row.groups)
     if row.reference is not None:
         record |= {
             "reference": row.reference,
@@ -109,6 +114,31 @@ def _measures(records: Sequence[dict[str, Any]]) -> list[Measure]:
     return [measure for measure in measures if measure.items]
 
 
+def _exercise_measures(records: Sequence[dict[str, Any]]) -> list[Measure]:
+    """Of exercises only the rules say what is right."""
+    correct = mean("correct", [all(record["checks"].values()) for record in records], unit="%")
+    left_out = ("exact match", "token F1", "ROUGE-L", "checks kept")
+    return [correct, *(measure for measure in _measures(records) if measure.name not in left_out)]
+
+
+def _parts(rows: Sequence[Instruction], records: Sequence[dict[str, Any]]) -> list[Measure]:
+    """The share of right answers in each group, those of the wordings first."""
+    groups = sorted(
+        {group for row in rows for group in row.groups}, key=lambda name: (not name.endswith("wordings"), name)
+    )
+    return [
+        mean(
+            f"correct: {group}",
+            [
+                all(record["checks"].values()) if group in row.groups else None
+                for row, record in zip(rows, records, strict=True)
+            ],
+            unit="%",
+        )
+        for group in groups
+    ]
+
+
 def _notes(rows: Sequence[Instruction], records: Sequence[dict[str, Any]], judge: Judge | None) -> list[str]:
     notes = []
     if too_long := sum(record["finish_reason"] == "too long" for record in records):
@@ -120,8 +150,16 @@ def _notes(rows: Sequence[Instruction], records: Sequence[dict[str, Any]], judge
     return notes
 
 
-def _leaks(template: ChatTemplate, tokenizer: Tokenizer) -> re.Pattern[str] | None:
-    """What only the template says: control tokens' spellings, and the lines it puts around messages."""
+def _leaks(template: ChatTemplate, tokenizer: Tokenizer) -> re.Pattern[str]:
+    """What only templates say: control tokens' spellings, and the lines that this or a built-in one puts around
+    messages, with or without the colon that ends them."""
+    spellings = set(tokenizer.control_tokens)
+    for each in (template, *map(ChatTemplate.built_in, BUILT_IN_TEMPLATES)):
+        spellings |= {line.removesuffix(":") for line in _scaffolding(each)}
+    return re.compile("|".join(map(re.escape, sorted(spellings | {"### Input"}))))
+
+
+def _scaffolding(template: ChatTemplate) -> set[str]:
     said = ("\ue0f0", "\ue0f1", "\ue0f2")
     messages = [
         {"role": role, "content": content} for role, content in zip(("user", "assistant", "user"), said, strict=True)
@@ -129,7 +167,6 @@ def _leaks(template: ChatTemplate, tokenizer: Tokenizer) -> re.Pattern[str] | No
     try:
         text = template.render(messages)
     except InvalidRequest:
-        text = ""
+        return set()
     lines = {line.strip() for line in re.split(f"[{''.join(said)}\n]", text)}
-    spellings = {line for line in lines if len(line) >= _LEAST_LEAK} | set(tokenizer.control_tokens)
-    return re.compile("|".join(map(re.escape, sorted(spellings)))) if spellings else None
+    return {line for line in lines if len(line) >= _LEAST_LEAK}

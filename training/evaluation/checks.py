@@ -89,13 +89,25 @@ def _matches(answer: str, *, pattern: str) -> bool:
     return re.search(pattern, answer) is not None
 
 
-def _json(answer: str, *, keys: Sequence[str] = ()) -> bool:
+def _items(answer: str, *, of: Sequence[str], count: int) -> bool:
+    marked = re.split(r"\n|,| and ", answer.rstrip("."))
+    found = [
+        re.sub(r"^\s*(?:[-+*]|\d+[.)])?\s*(?:an? |the )?", "", item, flags=re.I).strip(" .").casefold()
+        for item in marked
+    ]
+    found = [item for item in found if item]
+    return len(found) == len(set(found)) == count and set(found) <= {each.casefold() for each in of}
+
+
+def _json(answer: str, *, keys: Sequence[str] = (), value: object = None) -> bool:
     unfenced = re.sub(r"^```(?:json)?\s*|\s*```$", "", answer, flags=re.IGNORECASE)
     try:
-        value = json.loads(unfenced)
+        found = json.loads(unfenced)
     except ValueError:
         return False
-    return not keys or (isinstance(value, dict) and all(key in value for key in keys))
+    if value is not None and found != value:
+        return False
+    return not keys or (isinstance(found, dict) and all(key in found for key in keys))
 
 
 def _words(answer: str, *, least: int = 0, most: int | None = None) -> bool:
@@ -149,6 +161,7 @@ CHECKS: dict[str, Callable[..., bool]] = {
     "excludes": _excludes,
     "frequency": _frequency,
     "matches": _matches,
+    "items": _items,
     "json": _json,
     "words": _words,
     "sentences": _sentences,

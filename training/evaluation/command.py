@@ -22,7 +22,10 @@ _KINDS = {
     "blimp": "a folder of minimal pairs {sentence_good, sentence_bad}, or one file",
     "choices": "{query, choices, gold} rows: multiple choice by log-likelihood",
     "instructions": "rows that finetune reads, IFEval's, or rows with checks: answers are generated and measured",
+    "exercises": "rows of `topkapi instructions make --held-out`: the share of right answers, of each kind too",
 }
+_ANSWERING = ("instructions", "exercises")
+_SPLIT = ("train_examples", "test_examples")
 
 
 def add_evaluate(subparsers: Any) -> None:
@@ -44,6 +47,10 @@ def add_evaluate(subparsers: Any) -> None:
     group.add_argument("--limit", type=int, metavar="N", help="first N rows of each file (BLiMP: of each paradigm)")
     answers = command.add_argument_group("answers")
     answers.add_argument("--max-tokens", type=int, metavar="N", help="longest answer [256]")
+    answers.add_argument(
+        "--test-examples", type=int, metavar="N", help="so many rows of --instructions, the last ones [all]"
+    )
+    answers.add_argument("--train-examples", type=int, metavar="N", help="the test examples follow after these")
     answers.add_argument("--chat-template", metavar="TEXT", help="chatml, alpaca or a file [the checkpoint's own]")
     answers.add_argument("--judge", metavar="URL", help="endpoint of OpenAI's shape that grades answers 0 to 100")
     answers.add_argument("--judge-model", metavar="NAME", help="the judge's model; its key is in OPENAI_API_KEY")
@@ -63,11 +70,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from training.evaluation.judge import Judge
 
     tasks = _tasks(arguments)
-    instructions = [task for task in tasks if task.kind == "instructions"]
+    answering = [task for task in tasks if task.kind in _ANSWERING]
     for name in ("max_tokens", "chat_template", "judge", "judge_model"):
-        if getattr(arguments, name) is not None and not instructions:
+        if getattr(arguments, name) is not None and not answering:
             flag = name.replace("_", "-")
-            raise SettingsError(f"--{flag} applies to --instructions, which is not given", field=name)
+            raise SettingsError(f"--{flag} applies to --instructions and --exercises, and neither is given", field=name)
     if (arguments.judge is None) != (arguments.judge_model is None):
         raise SettingsError("--judge and --judge-model belong together", field="judge")
     judge = None if arguments.judge is None else Judge(arguments.judge, arguments.judge_model)
@@ -116,12 +123,17 @@ def _run(
 def _tasks(arguments: argparse.Namespace) -> list[Task]:
     from training.evaluation.tasks import build_task, read_tasks
 
+    for name in _SPLIT:
+        if getattr(arguments, name) is not None and not arguments.instructions:
+            raise SettingsError(f"--{name.replace('_', '-')} applies to --instructions, which is not given", field=name)
     common = {} if arguments.limit is None else {"limit": arguments.limit}
     tasks = []
     for kind in _KINDS:
         own = dict(common)
-        if kind == "instructions" and arguments.max_tokens is not None:
+        if kind in _ANSWERING and arguments.max_tokens is not None:
             own["max_tokens"] = arguments.max_tokens
+        if kind == "instructions":
+            own |= {name: getattr(arguments, name) for name in _SPLIT if getattr(arguments, name) is not None}
         tasks += [build_task({"kind": kind, "file": file, **own}, f"--{kind}") for file in getattr(arguments, kind)]
     if arguments.tasks is not None:
         if arguments.limit is not None or arguments.max_tokens is not None:

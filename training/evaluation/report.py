@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from model.errors import SettingsError
 from training.evaluation.measures import Interval, Measure, difference, interval
 from training.evaluation.scoring_tasks import Outcome
-from training.evaluation.tasks import Task
+from training.evaluation.tasks import Kind, Task
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Evaluation:
     outcomes: list[list[Outcome]]
     seconds: list[list[float]]
 
-    def lines(self, *, parts: bool = False) -> Iterator[Line]:
-        """The figures in order; with `parts` also those of a task's parts."""
+    def lines(self, *, parts: Container[str] = ()) -> Iterator[Line]:
+        """The figures in order; of tasks of the kinds `parts` also those of their parts."""
         for task, outcomes in zip(self.tasks, self.outcomes, strict=True):
             kinds = [[outcome.measures for outcome in outcomes]]
-            if parts:
+            if task.kind in parts:
                 kinds.append([outcome.parts for outcome in outcomes])
             for kind in kinds:
                 # A figure that only one checkpoint has (a judge that failed) is left out of the table, not of the JSON.
@@ -82,8 +82,10 @@ def shown(value: float, unit: str, *, sign: bool = False) -> str:
     return f"{value:{'+' if sign else ''},.{digits}f}"
 
 
-def table(evaluation: Evaluation, *, parts: bool = False) -> list[list[str]]:
-    """Rows of cells, the first row the heading. A difference whose interval leaves zero out carries a star."""
+def table(evaluation: Evaluation, *, parts: Container[str] = ()) -> list[list[str]]:
+    """Rows of cells, the first row the heading; with the parts of tasks of the kinds `parts`.
+
+    A difference whose interval leaves zero out carries a star."""
     several = len(evaluation.checkpoints) > 1
     heading = ["task", "measure", "items"]
     for name in evaluation.checkpoints:
@@ -112,7 +114,7 @@ STAR = "* the 95 % interval of the paired difference leaves zero out (bootstrap 
 
 def console(evaluation: Evaluation) -> str:
     """The table in columns, with the remarks below it."""
-    rows = table(evaluation)
+    rows = table(evaluation, parts=("exercises",))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -128,7 +130,7 @@ def console(evaluation: Evaluation) -> str:
 
 def markdown(evaluation: Evaluation) -> str:
     """The whole table, parts too, as markdown."""
-    heading, *rows = table(evaluation, parts=True)
+    heading, *rows = table(evaluation, parts=get_args(Kind))
     lines = ["# Evaluation", "", _cells(heading), "|---|---|" + "---:|" * (len(heading) - 2), *map(_cells, rows), ""]
     if any(cell.endswith("*") for row in rows for cell in row):
         lines += ["\\" + STAR, ""]
@@ -143,7 +145,7 @@ def _cells(row: Sequence[str]) -> str:
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
     """All figures, with their intervals and differences; NaN is null."""
     tasks = []
-    lines = list(evaluation.lines(parts=True))
+    lines = list(evaluation.lines(parts=get_args(Kind)))
     for index, task in enumerate(evaluation.tasks):
         tasks.append(
             {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from training.data.instructions import messages_of, read_rows
 from training.data.sources import read_documents
 from training.evaluation.checks import Check, ifeval_checks, parse_checks
 
-Kind = Literal["perplexity", "lambada", "blimp", "choices", "instructions"]
+Kind = Literal["perplexity", "lambada", "blimp", "choices", "instructions", "exercises"]
 
 
 class Task(BaseModel):
@@ -33,7 +33,11 @@ class Task(BaseModel):
     window: int | None = Field(None, ge=2, description="perplexity: tokens read at a time (default: the context)")
     stride: int | None = Field(None, ge=1, description="perplexity: tokens between windows (default: half a window)")
     delimiter: str = Field(" ", description="choices, lambada: between a prompt and what follows it")
-    max_tokens: int = Field(256, ge=1, description="instructions: longest answer")
+    max_tokens: int = Field(256, ge=1, description="instructions, exercises: longest answer")
+    train_examples: int | None = Field(
+        None, ge=0, description="instructions: what is tested follows after so many rows (default: it ends the file)"
+    )
+    test_examples: int | None = Field(None, ge=1, description="instructions: so many rows are tested (default: all)")
 
     @model_validator(mode="after")
     def _check(self) -> Task:
@@ -43,11 +47,15 @@ class Task(BaseModel):
             "window": ("perplexity",),
             "stride": ("perplexity",),
             "delimiter": ("choices", "lambada"),
-            "max_tokens": ("instructions",),
+            "max_tokens": ("instructions", "exercises"),
+            "train_examples": ("instructions",),
+            "test_examples": ("instructions",),
         }
         for name in sorted(self.model_fields_set & applies.keys()):
             if self.kind not in applies[name]:
                 raise ValueError(f"{name} does not apply to {self.kind}")
+        if self.train_examples is not None and self.test_examples is None:
+            raise ValueError("train_examples needs test_examples, the number of rows after them")
         return self
 
 
@@ -95,13 +103,17 @@ class Choice:
 
 @dataclass(frozen=True)
 class Instruction:
-    """Messages to answer, with what the answer is compared with or checked by. `left_out` names unknown checks."""
+    """Messages to answer, with what the answer is compared with or checked by. `left_out` names unknown checks.
+
+    `groups` are what an exercise is counted among: its kind, and whether its wording was trained on.
+    """
 
     messages: list[dict[str, str]]
     origin: str
     reference: str | None = None
     checks: list[Check] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    groups: tuple[str, ...] = ()
 
 
 def documents(task: Task) -> list[str]:
@@ -176,6 +188,23 @@ def instructions(task: Task, input_heading: bool) -> list[Instruction]:
     ]
 
 
+def exercises(task: Task) -> list[Instruction]:
+    """The rows of an exercise file, as `topkapi instructions make` writes them: all have checks and a kind."""
+    found = []
+    for origin, row in _rows(task.file, task):
+        (instruction,) = _instructions(row, origin, False)
+        kind, wording = (row.get(name) for name in ("kind", "wording")) if isinstance(row, dict) else (None, None)
+        if not instruction.checks or not isinstance(kind, str):
+            raise DataError(
+                f"{origin}: an exercise needs a kind and checks",
+                field="exercises",
+                hint="topkapi instructions make --held-out writes such rows; others go to --instructions",
+            )
+        groups = (kind, f"{wording} wordings") if wording in ("new", "seen") else (kind,)
+        found.append(replace(instruction, groups=groups))
+    return found
+
+
 def _instructions(row: object, origin: str, input_heading: bool) -> Iterator[Instruction]:
     given: dict[str, Any] = dict(row) if isinstance(row, dict) else {}
     checks = parse_checks(given.pop("checks"), origin) if "checks" in given else []
@@ -201,7 +230,17 @@ def _instructions(row: object, origin: str, input_heading: bool) -> Iterator[Ins
 
 
 def _rows(path: Path, task: Task) -> Iterator[tuple[str, object]]:
-    rows = list(islice(read_rows(path), task.limit))
+    if task.test_examples is None:
+        rows = list(islice(read_rows(path), task.limit))
+    else:
+        every = list(read_rows(path))
+        start = len(every) - task.test_examples if task.train_examples is None else task.train_examples
+        if start < 0 or start + task.test_examples > len(every):
+            raise DataError(
+                f"{path} has {len(every)} rows: {task.test_examples} test examples after {max(start, 0)} do not fit",
+                field="test_examples",
+            )
+        rows = every[start : start + task.test_examples][: task.limit]
     if not rows:
         raise DataError(f"{path} holds no rows", field=task.kind)
     return iter(rows)

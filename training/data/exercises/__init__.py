@@ -1,0 +1,1 @@
+"""Instruction data made by code: questions whose answers a rule can check."""

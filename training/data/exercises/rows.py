@@ -1,0 +1,147 @@
+"""Rows of exercises: conversations that `finetune` trains on and `evaluate` checks, in an order that the seed decides.
+
+Of every kind of exercise some contents (numbers, names, words) and some wordings are kept from training, whatever the
+seed: what is held out shares no question with what is trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from random import Random
+from typing import Any
+
+from training.data.exercises import calendar, grammar, letters, meaning, memory, numbers, reading, talk
+from training.data.exercises.exercise import (
+    Draw,
+    Exercise,
+    Maker,
+    Message,
+    assistant,
+    is_held_out,
+    is_one_of,
+    user,
+)
+
+_AREAS = (numbers, calendar, letters, grammar, meaning, reading, talk, memory)
+MAKERS: dict[str, Maker] = {kind: maker for area in _AREAS for kind, maker in area.MAKERS.items()}
+"""Every kind of exercise with what makes one."""
+
+# Kinds with more to learn come more often.
+_WEIGHTS = dict.fromkeys(memory.MAKERS, 2.0) | {
+    "addition": 4, "subtraction": 3, "multiplication": 2, "comparing numbers": 2, "number stories": 2, "spelling": 3,
+    "copying": 2, "sorting": 2, "definitions": 2, "identity": 1.5, "what it cannot know": 1.5,
+}  # fmt: skip
+
+_ALONE = 0.2
+_WRAPPED = 0.3
+_EARLIER_TURNS = 0.15
+_BETWEEN = 0.35
+_SYSTEM = 0.05
+
+_SYSTEM_MESSAGES = (
+    "You are a helpful assistant.",
+    "You are Topkapi, a small language model.", "Answer briefly.", "Be polite and brief.",
+    "You are Topkapi. You answer simple questions.", "You are a friendly assistant.",
+)  # fmt: skip
+
+
+def make_rows(seed: int, count: int, *, held_out: bool, kinds: Iterable[str] = MAKERS) -> Iterator[dict[str, Any]]:
+    """`count` different rows: `messages`, their `kind`, the `checks` of the last answer, and whether its `wording` is
+    `seen` in training or `new`.
+
+    Rows that are held out take the `kinds` in turn, others by their weights. The first N rows do not depend on `count`.
+    """
+    random = Random(f"exercises {seed} {held_out}")
+    kinds = list(kinds)
+    weights = [_WEIGHTS.get(kind, 1.0) for kind in kinds]
+    seen: set[str] = set()
+    while len(seen) < count:
+        turn = random.sample(kinds, len(kinds)) if held_out else random.choices(kinds, weights, k=64)
+        for kind in turn[: count - len(seen)]:
+            row = _row(kind, random, held_out)
+            # Earlier turns are always new in the end.
+            while (asked := repr(row["messages"][:-1])) in seen:
+                row = _row(kind, random, held_out)
+            seen.add(asked)
+            yield row
+
+
+def _exercise(kind: str, random: Random, held_out: bool) -> tuple[Exercise, bool]:
+    """One on the right side of the split, and whether its wording is kept from training."""
+    while True:
+        draw = Draw(random, held_out)
+        exercise = MAKERS[kind](draw)
+        if is_held_out(kind, exercise, draw) == held_out:
+            return _asked_for_alone(exercise, draw), draw.new_wording
+
+
+def _row(kind: str, random: Random, held_out: bool) -> dict[str, Any]:
+    exercise, new = _exercise(kind, random, held_out)
+    earlier = list(exercise.before)
+    if not earlier and random.random() < _EARLIER_TURNS:
+        earlier = [turn for _ in range(random.randint(1, 2)) for turn in _exchange(kind, random, held_out)]
+    elif earlier and kind != "memory: go on from there" and random.random() < _BETWEEN:
+        earlier += _exchange(kind, random, held_out)
+    if not held_out and random.random() < _SYSTEM:
+        earlier.insert(0, {"role": "system", "content": random.choice(_SYSTEM_MESSAGES)})
+    return {
+        "messages": [*earlier, user(_wrapped(exercise, random)), assistant(exercise.answer)],
+        "kind": kind,
+        "wording": "new" if new else "seen",
+        "checks": exercise.checks,
+    }
+
+
+def _exchange(kind: str, random: Random, held_out: bool) -> list[Message]:
+    """A question with its answer that says nothing about the user, to stand before or between others."""
+    apart = {*memory.MAKERS, *talk.MAKERS, *(reading.MAKERS if kind in memory.MAKERS else ())}
+    if kind in ("identity", "thanks and goodbyes", "addition", "spelling"):
+        apart.discard("greetings")
+    exercise, _ = _exercise(random.choice([each for each in MAKERS if each not in apart]), random, held_out)
+    return [user(exercise.prompt), assistant(exercise.answer)]
+
+
+def _asked_for_alone(exercise: Exercise, draw: Draw) -> Exercise:
+    """Sometimes the answer is wanted without a sentence around it."""
+    found = exercise.alone
+    if found is None or not draw.chance(_ALONE):
+        return exercise
+    wanted: tuple[str, ...]
+    if found in ("Yes", "No"):
+        wanted = ("Answer yes or no.", "Just yes or no.", "Answer with yes or no only.")
+    elif found.isdigit():
+        wanted = ("Answer with the number only.", "Just the number.", "Give only the number.")
+    elif " " not in found:
+        wanted = ("Answer in one word.", "Just one word.", "Give a one-word answer.", "Only one word, please.")
+    else:
+        wanted = ("Give only the answer.", "Just the answer.", "No full sentence, please.")
+    request = draw.pick(wanted)
+    ended = exercise.prompt.endswith((".", "?", "!"))
+    exercise.prompt = f"{exercise.prompt} {request}" if ended and draw.chance(0.7) else f"{request} {exercise.prompt}"
+    exercise.answer, exercise.checks = found, is_one_of(found)
+    return exercise
+
+
+def _wrapped(exercise: Exercise, random: Random) -> str:
+    """The question, sometimes in the middle of politeness or carelessly typed."""
+    prompt = exercise.prompt
+    if exercise.exact or random.random() >= _WRAPPED:
+        return prompt
+    ended = prompt.endswith((".", "?", "!"))
+    wraps = [
+        f"Question: {prompt}", f"Please tell me: {prompt}", f"Quick question: {prompt}", f"Hi! {prompt}", f"{prompt} ",
+        f"I have a question. {prompt}", f"Please help me: {prompt}", f"Hello Topkapi. {prompt}", f"OK. {prompt}",
+        f"Next: {prompt}", f"Please answer this. {prompt}", f"Can you help? {prompt}", f"One more: {prompt}",
+    ]  # fmt: skip
+    if ended:
+        wraps += [
+            f"{prompt} Thanks!",
+            f"{prompt} Thank you.",
+            f"{prompt} Please.",
+            prompt[:-1],
+            prompt.lower(),
+            prompt[:-1].lower(),
+        ]
+    else:
+        wraps += [f"{prompt}.", f"{prompt} please"]
+    return random.choice(wraps)
