@@ -130,7 +130,9 @@ def _read(path: Path, verify: bool, base: Path | None = None) -> _Stored:
         chat = ChatTemplate(template, None) if template else None
         config = ModelConfig.from_hugging_face(raw_config)
     else:
-        raw_config = _read_json(path / "config.json", required=True)
+        if not (path / "config.json").is_file():
+            raise _not_a_checkpoint(path)
+        raw_config = _read_json(path / "config.json")
         details = _read_json(path / "topkapi.json")
         if verify:
             _verify(path, details)
@@ -317,12 +319,24 @@ def _end_tokens(
     return tuple(dict.fromkeys(end for end in found if end is not None and end < config.vocab_size))
 
 
-def _read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
+def _not_a_checkpoint(path: Path) -> CheckpointError:
+    """The error for a directory without `config.json`, which says where checkpoints lie in it, if they do."""
+    message, hint = f"{path / 'config.json'} is missing: {path} is not a checkpoint", "give a directory that holds it"
+    inside = [child for child in path.iterdir() if (child / "config.json").is_file() or is_adapter(child)]
+    # A training run points at its checkpoints.
+    pointers = [path / name for name in ("best", "last") if path / name in inside]
+    if pointers:
+        message = f"{path} is a training run, not a checkpoint"
+        hint = f"give one that it kept: {' or '.join(map(str, pointers))}"
+    elif (path / "config.yaml").is_file():
+        message, hint = f"{path} is a training run that has kept no checkpoint yet", "wait for its first save"
+    elif inside:
+        hint = f"give one that lies in it: {', '.join(map(str, sorted(inside)[:3]))}"
+    return CheckpointError(message, hint=hint)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        if required:
-            raise CheckpointError(
-                f"{path} is missing: {path.parent} is not a checkpoint", hint="give a directory that holds config.json"
-            )
         return {}
     try:
         content = json.loads(path.read_text("utf-8"))

@@ -61,6 +61,7 @@ class ModelConfig:
             raise CheckpointError(
                 f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})",
                 field="num_kv_heads",
+                hint=f"num_kv_heads may be {_divisors(self.num_heads)}",
             )
         if self.family == "gpt2" and self.head_dim * self.num_heads != self.hidden_size:
             raise CheckpointError("in the gpt2 family hidden_size must be num_heads * head_dim", field="head_dim")
@@ -168,6 +169,11 @@ class ModelConfig:
         if self.family in ("qwen2", "qwen3"):
             rest["use_sliding_window"] = False
         return common | rest
+
+
+def _divisors(number: int) -> str:
+    found = [str(each) for each in range(1, number + 1) if number % each == 0]
+    return " or ".join(filter(None, (", ".join(found[:-1]), found[-1])))
 
 
 def _unsupported_family(family: object) -> CheckpointError:

@@ -9,9 +9,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from model.errors import TopkapiError
+from service.parser import Parser
 from service.version import VERSION
 
 DESCRIPTION = "Train small language models, serve them over HTTP, and talk to them."
@@ -41,9 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except TopkapiError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
+        print(parsed.parser.told(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(file=sys.stderr)
@@ -52,14 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of a pipe has gone (`topkapi generate … | head -1`): flushing at exit must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-
-
-class Parser(argparse.ArgumentParser):
-    """Tells what is wrong in two lines; the usage of a command with eighty flags would hide it."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the error and where the flags are explained, and exit with 2."""
-        self.exit(2, f"error: {message}\nhint: {self.prog} --help explains what can be given\n")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from model.decoding.parameters import PARAMETERS
+from model.errors import SettingsError
 from model.scoring import score
 from service.cli import build_parser, main
 from service.models import default_checkpoints, load_checkpoint, name_of, split_location
@@ -306,3 +307,64 @@ def test_what_the_command_line_does_not_know_is_told_in_two_lines(capsys) -> Non
             main(arguments)
         error, hint = capsys.readouterr().err.splitlines()
         assert error.startswith("error: ") and "--help" in hint and hint.startswith("hint: topkapi")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "command"),
+    [
+        (["generate", "a", "--tpo-k", "5"], "there is no flag --tpo-k; did you mean --top-k?", "topkapi generate"),
+        (["pretrain", "--learnin_rate=3"], "no flag --learnin_rate; did you mean --learning-rate?", "topkapi pretrain"),
+        (["export", "gguf", "a", "b.gguf", "--tipe", "f16"], "did you mean --type?", "topkapi export gguf"),
+        (["runs", "a", "b"], "'b' is more than can be given here", "topkapi runs"),
+        (["pretrian", "--data", "a"], "there is no command 'pretrian'; did you mean pretrain?", "topkapi"),
+        (["export", "guff"], "there is no command 'guff'; did you mean gguf?", "topkapi export"),
+        (["score", "a", "--dtype", "float23"], "there is no choice 'float23'; did you mean float32?", "topkapi score"),
+        (["nonsense"], "there is no command 'nonsense': choose from serve, generate", "topkapi"),
+    ],
+)
+def test_what_was_mistyped_is_named_with_what_was_meant(
+    arguments: list[str], message: str, command: str, capsys
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    error, hint = capsys.readouterr().err.splitlines()
+    assert message in error and hint == f"hint: {command} --help explains what can be given"
+
+
+def test_fields_are_called_as_their_flags_are_typed(chat: str, capsys) -> None:
+    parser = build_parser().parse_args(["pretrain"]).parser
+    told = parser.told(
+        SettingsError(
+            "vocab_size 3 is less than num_heads; see my_vocab_size, 'vocab_size' and runs/vocab_size.txt",
+            field="vocab_size",
+            hint="raise vocab_size.",
+        )
+    )
+    assert told.splitlines() == [
+        "error: --vocab-size 3 is less than --num-heads; see my_vocab_size, 'vocab_size' and runs/vocab_size.txt",
+        "hint: raise --vocab-size.",
+    ]
+    # What is no flag of the command is the name of something else.
+    assert parser.told(SettingsError("top_k and vocab_size", field="top_k")) == "error: top_k and vocab_size"
+    assert "--max-tokens" in fails(capsys, "generate", "a", "-c", chat, "--max-tokens", "-3")
+
+
+def test_a_training_run_is_no_checkpoint_but_holds_some(chat: str, capsys, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "mine"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_text("model: tiny")
+    for arguments in (["generate", "a", "-c", "runs/mine"], ["serve", "runs/mine", "--port", "0"]):
+        assert "a training run that has kept no checkpoint yet" in fails(capsys, *arguments)
+    (run / "checkpoints" / "step-4").symlink_to(chat)
+    for name in ("best", "last"):
+        (run / name).symlink_to("checkpoints/step-4")
+    for arguments in (
+        ["generate", "a", "-c", "runs/mine"],
+        ["serve", "runs/mine", "--port", "0"],
+        ["finetune", "--checkpoint", "runs/mine", "--data", "a.json"],
+        ["evaluate", "runs/mine", "--perplexity", "runs/mine/config.yaml"],
+    ):
+        message = fails(capsys, *arguments)
+        assert "runs/mine is a training run, not a checkpoint" in message
+        assert "hint: give one that it kept: runs/mine/best or runs/mine/last" in message
+    assert "runs/mine/checkpoints/step-4" in fails(capsys, "serve", "runs/mine/checkpoints", "--port", "0")

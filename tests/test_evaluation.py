@@ -71,6 +71,17 @@ def test_a_paired_difference_is_narrower_than_the_two_intervals() -> None:
     assert difference(first, first).high == 0 == difference(first, first).low
 
 
+def test_a_single_item_has_no_interval_and_no_star(checkpoints: list[str], tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "short.txt").write_text("One short text.")
+    assert evaluate(*checkpoints[:2], "--perplexity", tmp_path / "short.txt", "--out", tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert "perplexity" in printed and " to " not in printed and "*" not in printed
+    tasks = json.loads((tmp_path / "out" / "evaluation.json").read_text())["tasks"]
+    for measure in tasks[0]["measures"]:
+        for value in (*measure["values"].values(), *measure[f"differences from {checkpoints[0]}"].values()):
+            assert value["value"] is not None and value["low"] is None and value["high"] is None
+
+
 def test_a_ratio_is_of_sums_not_a_mean_of_ratios() -> None:
     measure = Measure(
         "perplexity", *map(torch.Tensor.numpy, torch.tensor([[2.0, 30.0], [1.0, 99.0]]).double()), exponential=True

@@ -84,9 +84,11 @@ def test_a_run_takes_as_long_as_planned(
 
 def test_the_largest_micro_batch_is_the_largest_that_fits(tmp_path: Path, english: str, capsys: Any) -> None:
     data = documents(tmp_path / "a.jsonl", *sentences(english, 40))
-    assert plan("--data", data, *SMALL, "--memory", 0.01) == 0
+    assert plan("--data", data, *SMALL, "--memory", 0.01) == 1
     out = capsys.readouterr().out
-    assert "not even one row fits" in out and "does not fit" in out
+    assert "this run does not fit into memory, not even by one row at a time" in out and "does not fit" in out
+    assert plan("--data", data, *SMALL, "--memory", 0.01, "--json") == 1
+    capsys.readouterr()
     assert plan("--data", data, *SMALL) == 0
     assert "the largest that fits is 8" in capsys.readouterr().out
 
@@ -136,13 +138,23 @@ def test_a_plan_for_preferences(tiny_checkpoint: Callable[..., Path], tmp_path: 
     assert '"steps": 4' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", [["plan"], ["finetune", "--out", "run"]])
+def test_preferences_where_answers_are_needed(
+    command: list[str], tiny_checkpoint: Callable[..., Path], tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps([{"prompt": "Say a", "chosen": "yes", "rejected": "no"}]))
+    assert main([*command, "--checkpoint", str(tiny_checkpoint("asked")), "--data", "rows.json"]) == 2
+    error = capsys.readouterr().err
+    assert "rows.json, row 1: a preference" in error and "topkapi dpo" in error and "plan: --run dpo" in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--checkpoint", "x", "--vocab-size", "300"], "vocab_size does not apply to finetune"),
+        (["--checkpoint", "x", "--vocab-size", "300"], "--vocab-size does not apply to finetune"),
         (["--price-per-hour", "0"], "--price-per-hour must be greater than 0"),
         (["--memory", "-1"], "--memory must be greater than 0"),
-        (["--batch-size", "0"], "batch_size"),
+        (["--batch-size", "0"], "--batch-size 0"),
         (["no-recipe"], "there is no recipe no-recipe"),
         ([], "no training text"),
     ],

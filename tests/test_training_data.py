@@ -77,7 +77,7 @@ def test_a_bad_file_is_named_with_its_line(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         list(read_documents(tmp_path / name))
     assert str(tmp_path / name) in caught.value.message
-    assert message in caught.value.message
+    assert message in caught.value.message and caught.value.hint
 
 
 def test_a_missing_field_is_answered_with_those_there_are(tmp_path: Path) -> None:
@@ -91,8 +91,9 @@ def test_a_missing_field_is_answered_with_those_there_are(tmp_path: Path) -> Non
 @pytest.mark.parametrize("pattern", ["nothing.txt", "*.jsonl", "recipe.yaml"])
 def test_what_names_no_text_is_refused(pattern: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("seed: 1")
-    with pytest.raises(DataError, match=pattern.replace("*", r"\*")):
+    with pytest.raises(DataError, match=pattern.replace("*", r"\*")) as caught:
         find_files([str(tmp_path / pattern)])
+    assert caught.value.hint
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Instructions to examples: every format read, every answer trained to its end token, every bad row named."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,9 @@ def test_file_order_leaves_the_test_part_alone(
         (["--checkpoint", "gone"], "there is no checkpoint at gone"),
         (["--chat-template", "gone"], "there is no chat template gone"),
         (["--batch-size", "99"], "do not fill one batch of 99"),
-        (["--prompt-loss-weight", "2"], "prompt_loss_weight = '2': input should be less than or equal to 1"),
+        (["--data", "{}/one.json"], "0 training examples (1 more held out for validation) do not fill one batch of"),
+        (["--data", "{}/rows.jsn"], "no such file"),
+        (["--prompt-loss-weight", "2"], "--prompt-loss-weight 2: input should be less than or equal to 1"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_two_lines(
@@ -204,7 +207,28 @@ def test_what_cannot_be_done_is_said_in_two_lines(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    (tmp_path / "one.json").write_text(json.dumps([{"prompt": "a", "completion": "b"}]))
     given = ["--checkpoint", str(tiny_checkpoint("parent")), "--data", str(rows), "--out", str(tmp_path / "run")]
-    assert main(["finetune", *given, *FLAGS, *flags]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and message in error and len(error.splitlines()) <= 2
+    assert main(["finetune", *given, *FLAGS, *(flag.replace("{}", str(tmp_path)) for flag in flags)]) == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ") and message in error and hint.startswith("hint: ")
+
+
+def test_what_is_said_to_be_enough_is_enough(
+    tiny_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "few.json"
+
+    def train(count: int, *more: str) -> int:
+        path.write_text(json.dumps([{"prompt": f"Say {n}", "completion": "yes"} for n in range(count)]))
+        given = ["--checkpoint", str(tiny_checkpoint("parent")), "--data", str(path), "--out", str(tmp_path / "run")]
+        short = ["--batch-size", "8", "--max-steps", "1", "--sample-every", "never", "--threads", "1", "--overwrite"]
+        return main(["finetune", *given, *short, *more])
+
+    for fraction in ("0.3", "0"):
+        assert train(1, "--validation-fraction", fraction) == 2
+        (found,) = re.findall(r"give at least (\d+) examples", capsys.readouterr().err)
+        needed = int(found)
+        assert train(needed - 1, "--validation-fraction", fraction) == 2
+        assert train(needed, "--validation-fraction", fraction) == 0
+        capsys.readouterr()

@@ -78,17 +78,28 @@ def test_the_verdict_is_the_books_network() -> None:
         (["no-such-recipe"], "there is no recipe no-such-recipe", "the-verdict"),
         (["the-verdict"], "no training text", "Project Gutenberg"),
         (["the-verdict", "--data", "gone.txt"], "no such file, folder or glob: gone.txt", "Project Gutenberg"),
-        (["--learning-rate", "-1"], "learning_rate = '-1': input should be greater than 0", "peak learning rate"),
-        (["--batch-size", "many"], "batch_size = 'many'", "sequences per update"),
-        (["--precision", "fp8"], "precision = 'fp8'", "arithmetic of the matrix products"),
-        (["bad.yaml"], "bad.yaml and flags: unknown field 'lr'", "learning_rate"),
+        (["--learning-rate", "-1"], "--learning-rate -1: input should be greater than 0", "peak learning rate"),
+        (["--batch-size", "many"], "--batch-size many: input should be", "sequences per update"),
+        (["--precision", "fp8"], "--precision fp8: input should be", "arithmetic of the matrix products"),
+        (["bad.yaml"], "bad.yaml: unknown field 'lr'", "learning_rate"),
+        (["misspelt.yaml"], "misspelt.yaml: unknown field 'learning_rat'", "did you mean 'learning_rate'?"),
+        (["wrong.yaml"], "wrong.yaml: 'batch_size: 0': input should be greater", "sequences per update"),
+        (["instruction-1100"], "is a recipe for finetune, not for pretrain", "topkapi finetune instruction-1100"),
         (["list.yaml"], "must be a list of 'field: value' lines", ""),
         (["broken.yaml"], "the recipe broken.yaml cannot be read", ""),
         (["--resume", "gone"], "no training run in gone", ""),
         (["--data", "bad.yaml"], "bad.yaml is not a kind of file that can be read", "a recipe (.yaml) comes before"),
         (["--data", "text.txt", "--device", "tpu"], "device 'tpu' is not supported", "cpu, cuda or auto"),
         (["--data", "text.txt", "--tokenizer", "gone"], "gone holds no tokenizer.json", ""),
-        (["--data", "text.txt", "--hidden-size", "30", "--family", "gpt2"], "hidden_size 30 is not a multiple", ""),
+        (["--data", "text.txt", "--hidden-size", "30", "--family", "gpt2"], "--hidden-size 30 is not a multiple", ""),
+        (
+            ["--data", "text.txt", "--num-kv-heads", "3"],
+            "--num-heads (4) must be a multiple of --num-kv-heads (3)",
+            "1, 2 or 4",
+        ),
+        (["--data", "text.tx"], "no such file, folder or glob: text.tx", "did you mean text.txt?"),
+        (["--data", "nowhere/text.txt"], "no such file", "there is no folder nowhere"),
+        (["--data", "text.txt=abc", "bad.yaml=1"], "the weight of text.txt must be a number, not 'abc'", "text.txt=3"),
         (["--data", "text.txt", "--chat-template", "gone"], "there is no chat template gone", "alpaca"),
         (
             ["--data", "text.txt", "--context-length", "9999"],
@@ -109,6 +120,8 @@ def test_a_mistake_is_named_with_its_remedy(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("bad.yaml").write_text("lr: 1")
+    Path("misspelt.yaml").write_text("learning_rat: 1")
+    Path("wrong.yaml").write_text("batch_size: 0")
     Path("list.yaml").write_text("- 1")
     Path("broken.yaml").write_text("a: [1")
     Path("text.txt").write_text(english[:4000], encoding="utf-8")

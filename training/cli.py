@@ -117,8 +117,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     recipe, _, _ = read_arguments(arguments)
     from training.planning import run_plan
 
-    run_plan(_trainer_of(recipe), recipe, arguments.price_per_hour, arguments.memory, as_json=arguments.json)
-    return 0
+    fits = run_plan(_trainer_of(recipe), recipe, arguments.price_per_hour, arguments.memory, as_json=arguments.json)
+    return 0 if fits else 1
 
 
 def _add_export(subparsers: Any) -> None:
@@ -237,11 +237,17 @@ def read_arguments(arguments: argparse.Namespace) -> tuple[TrainingRecipe, Path,
     flags = given_flags(arguments, kind)
     resume = arguments.resume is not None
     fields: dict[str, Any] = {}
-    source = "flags"
-    stem = None
+    source, stem = "config.yaml", None
     if arguments.recipe is not None:
         path = resolve_recipe(arguments.recipe)
-        fields, source, stem = read_yaml(path), f"{path.name} and flags", path.stem
+        fields, source, stem = read_yaml(path), path.name, path.stem
+        command = _command_of(fields)
+        if not fields.keys() <= kind.model_fields.keys() and command is not None:
+            raise SettingsError(
+                f"{path.name} is a recipe for {command}, not for {arguments.training_command}",
+                field="recipe",
+                hint=f"train it with: topkapi {command} {arguments.recipe}",
+            )
     if resume:
         _check_resume_flags(arguments.resume, flags)
     if arguments.resume:
@@ -263,7 +269,7 @@ def read_arguments(arguments: argparse.Namespace) -> tuple[TrainingRecipe, Path,
                 hint=f"continue it with: topkapi {command} --resume {shlex.quote(str(named))}",
             )
         fields = before if arguments.recipe is None else fields
-    recipe = build_recipe(kind, fields | flags, source)
+    recipe = build_recipe(kind, fields | flags, source, flags)
     if stem is None:
         stem = Path(split_weight(recipe.data[0])[0]).name.split(".")[0] if recipe.data else arguments.training_command
     directory = Path(recipe.out) if recipe.out else Path("runs") / (stem or arguments.training_command)

@@ -25,6 +25,7 @@ from training.data.inspection import conversation_findings, example_findings
 from training.data.instructions import Example, ExampleLoader, encode_conversations, read_conversations
 from training.data.mixing import mixed_order, sources_and_weights
 from training.data.shards import tokenizer_digest
+from training.data.sources import no_such_file
 from training.data.windows import EVALUATION_EPOCH, Loader, permutation
 from training.device import prepare_torch
 from training.lora import AdapterPlan
@@ -115,11 +116,7 @@ def finetune(
     longest = min(recipe.context_length or model.config.context_length, model.config.context_length)
     task = prepare(Ingredients(tokenizer, chat, longest, console))
     if not task.loaders[0].steps_per_epoch:
-        raise DataError(
-            f"{task.counts[0]} training {task.kind} do not fill one batch of {recipe.batch_size}",
-            field="data",
-            hint=f"give more {task.kind} or lower --batch-size",
-        )
+        raise _too_few(recipe, task)
     overlap = task.overlap()
     model.to(device)
     set_compute_dtype(model, torch.bfloat16 if recipe.precision == "bf16" else None)
@@ -175,6 +172,20 @@ def finetune(
     )
     console.warn([*task.findings, *example_findings(*task.counts, task.kind, overlap, recipe.batch_size)])
     return proceed(training)
+
+
+def _too_few(recipe: TuningRecipe, task: Task) -> DataError:
+    """The error for data that do not fill a batch, which says how much would."""
+    train, held_out = task.counts
+    apart = "" if recipe.validation_data or not held_out else f" ({held_out} more held out for validation)"
+    needed, fraction = recipe.batch_size, 0.0 if recipe.validation_data else recipe.validation_fraction
+    while fraction and needed - max(1, round(fraction * needed)) < recipe.batch_size:
+        needed += 1
+    return DataError(
+        f"{train} training {task.kind}{apart} do not fill one batch of {recipe.batch_size}",
+        field="data",
+        hint=f"give at least {needed + recipe.test_examples} {task.kind}, or lower --batch-size",
+    )
 
 
 def _conversations(recipe: FinetuneRecipe, given: Ingredients) -> Task:
@@ -292,6 +303,7 @@ def split_data(recipe: TuningRecipe, read: Callable[[Path], list[Row]]) -> tuple
             f"{len(data)} examples cannot be split into {train} for training, {recipe.test_examples} for testing and "
             "some for validation",
             field="train_examples",
+            hint="give more examples, or lower --train-examples and --test-examples",
         )
     return data[:train], data[train + recipe.test_examples :]
 
@@ -301,7 +313,7 @@ def _read(names: list[str], read: Callable[[Path], list[Row]], hint: str | None)
     for name in names:
         path = Path(name).expanduser()
         if not path.is_file():
-            raise DataError(f"no such file: {name}", field="data", hint=hint)
+            raise no_such_file(name, hint=hint)
         rows += read(path)
     return rows
 

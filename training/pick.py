@@ -75,10 +75,13 @@ def held_out_loss(checkpoint: Path, data: list[str], config: dict[str, Any], bat
     batches: Any
     if "checkpoint" in config:
         from training.data.instructions import ExampleLoader, encode_conversations, read_conversations
+        from training.data.sources import no_such_file
 
         if loaded.chat is None:
             raise SettingsError(f"{checkpoint} has no chat template", field="run")
         heading = loaded.chat.name == "alpaca"
+        if missing := next((name for name in data if not Path(name).is_file()), None):
+            raise no_such_file(missing)
         rows = [row for name in data for row in read_conversations(Path(name), input_heading=heading)]
         examples, _ = encode_conversations(rows, loaded.tokenizer, loaded.chat, longest=context)
         batches = ExampleLoader(examples, batch_size=batch_size, seed=0).first(None)

@@ -296,7 +296,10 @@ def _show(plan: Plan, console: Console, micro_batch_size: int | None, batch_size
 
 def _advice(plan: Plan, chosen: int) -> str:
     if plan.largest is None or plan.fastest is None:
-        return "not even one row fits into memory: lower --context-length, choose a smaller model, or train adapters"
+        return (
+            "this run does not fit into memory, not even by one row at a time: lower --context-length, choose a "
+            "smaller model, or train adapters (finetune --method lora)"
+        )
     best = plan.fastest.micro_batch_size
     line = f"the largest that fits is {plan.largest.micro_batch_size}, the fastest {best}"
     return line if best == chosen else f"{line}: set --micro-batch-size {best}, the updates stay the same"
@@ -313,10 +316,11 @@ def run_plan(
     memory_gigabytes: float | None,
     *,
     as_json: bool,
-) -> None:
+) -> bool:
     """Let `train` get the run of `recipe` ready, in a directory that is deleted afterwards; try it, and print the plan.
 
-    Raises what the run itself would raise before its first step.
+    Whether the run fits into memory, if only in micro batches of one row. Raises what the run itself would raise before
+    its first step.
     """
     console = _Findings(silent=as_json)
     memory = None if memory_gigabytes is None else round(memory_gigabytes * 1e9)
@@ -334,10 +338,11 @@ def run_plan(
     if as_json:
         facts: Mapping[str, Any] = asdict(plan) | {"seconds": plan.seconds, "findings": console.findings}
         print(json.dumps(facts, indent=2))
-        return
+        return plan.largest is not None
     if not console.findings:
         console.message("nothing is wrong with the data")
     _show(plan, console, recipe.micro_batch_size, recipe.batch_size)
+    return plan.largest is not None
 
 
 class _Findings(Console):

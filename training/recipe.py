@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -299,21 +301,30 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def build_recipe(kind: type[R], fields: dict[str, Any], source: str) -> R:
-    """Check `fields`; `SettingsError` names the first one at fault and says what it may be."""
+def build_recipe(kind: type[R], fields: dict[str, Any], source: str, flags: Iterable[str] = ()) -> R:
+    """Check `fields`; `SettingsError` names the first one at fault and says what it may be.
+
+    Those in `flags` were given on the command line, the others come from `source`.
+    """
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
         if first["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(name, kind.model_fields, n=1)
             raise SettingsError(
-                f"{source}: unknown field {name!r}", field=name, hint=f"fields: {', '.join(sorted(kind.model_fields))}"
+                f"{source}: unknown field {name!r}",
+                field=name,
+                hint=f"did you mean {close[0]!r}?" if close else f"fields: {', '.join(sorted(kind.model_fields))}",
             ) from None
+        shown = (
+            f"--{name.replace('_', '-')} {first['input']}" if name in flags else f"{source}: '{name}: {first['input']}'"
+        )
         raise SettingsError(
-            f"{source}: {name} = {first['input']!r}: {first['msg'].lower()}",
+            f"{shown}: {first['msg'][:1].lower()}{first['msg'][1:]}",
             field=name,
-            hint=f"{name}: {kind.model_fields[name].description}",
+            hint=kind.model_fields[name].description,
         ) from None
 
 

@@ -78,7 +78,10 @@ def read_rows(path: Path, formats: str = _FORMATS) -> Iterator[tuple[str, object
         try:
             content = json.loads(decode_utf8(path.read_bytes(), path))
         except ValueError as error:
-            raise DataError(f"{path} is not valid JSON ({error})", field="data") from None
+            hint = "a file with one JSON value per line is called .jsonl" if "Extra data" in str(error) else None
+            raise DataError(
+                f"{path} is not valid JSON ({error})", field="data", hint=hint or "repair it, or copy it again"
+            ) from None
         if not isinstance(content, list):
             raise DataError(f"{path} must hold a list of examples", field="data", hint=formats)
         yield from ((f"{path}, row {number}", row) for number, row in enumerate(content, start=1))
@@ -102,6 +105,12 @@ def messages_of(row: object, origin: str, input_heading: bool) -> Iterator[list[
     elif isinstance(row.get("instances"), list):
         for instance in row["instances"]:
             yield _turns(_instruction(row, instance, origin, input_heading), _text(instance, "output", origin))
+    elif {"chosen", "rejected"} <= row.keys():
+        raise DataError(
+            f"{origin}: a preference, chosen and rejected, where answers are needed",
+            field="data",
+            hint="topkapi dpo trains on preferences (topkapi plan: --run dpo); finetune and pick take answers",
+        )
     elif "instruction" in row:
         yield _turns(_instruction(row, row, origin, input_heading), _text(row, "output", origin))
     elif "prompt" in row:
@@ -118,7 +127,7 @@ def _instruction(row: Mapping[str, object], instance: object, origin: str, input
     if not given:
         return instruction
     if not isinstance(given, str):
-        raise DataError(f"{origin}: 'input' must be text", field="data")
+        raise DataError(f"{origin}: 'input' must be text", field="data", hint=_FORMATS)
     return f"{instruction}\n\n### Input:\n{given}" if input_heading else f"{instruction}\n\n{given}"
 
 
@@ -136,7 +145,7 @@ def _text(row: object, name: str, origin: str) -> str:
 def check_messages(messages: Sequence[Mapping[str, str]], origin: str) -> None:
     """Raise `DataError` naming `origin` unless the last message is an answer and no answer is empty."""
     if not messages or messages[-1]["role"] != "assistant":
-        raise DataError(f"{origin}: the last message must be the assistant's answer", field="data")
+        raise DataError(f"{origin}: the last message must be the assistant's answer", field="data", hint=_FORMATS)
     if any(message["role"] == "assistant" and not message["content"].strip() for message in messages):
         raise DataError(f"{origin}: the answer is empty", field="data", hint="fill it, or take the row out")
 

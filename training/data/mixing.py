@@ -13,20 +13,31 @@ from numpy.typing import NDArray
 from model.errors import DataError
 from training.data.windows import permutation
 
-_WEIGHT = re.compile(r"(.+)=([0-9.eE+-]+)")
+_WEIGHT = re.compile(r"(.+)=([^=/]*)")
 
 
 def split_weight(source: str) -> tuple[str, float | None]:
-    """`a.txt=3` is `a.txt` with the weight 3; a file that is called so has none. Raises `DataError` for 0 and below."""
+    """`a.txt=3` is `a.txt` with the weight 3; a file that is called so has none.
+
+    Raises `DataError` for a weight that is no number above 0.
+    """
     match = _WEIGHT.fullmatch(source)
     if match is None or Path(source).expanduser().exists():
         return source, None
     try:
         weight = float(match[2])
     except ValueError:
-        return source, None
+        if not Path(match[1]).expanduser().exists():
+            return source, None
+        raise DataError(
+            f"the weight of {match[1]} must be a number, not {match[2]!r}",
+            field="data",
+            hint=f"for example {match[1]}=3, or {match[1]} alone for a weight of 1",
+        ) from None
     if not 0 < weight < math.inf:
-        raise DataError(f"the weight of {match[1]} must be above 0, not {match[2]}", field="data")
+        raise DataError(
+            f"the weight of {match[1]} must be above 0, not {match[2]}", field="data", hint="leave the source out"
+        )
     return match[1], weight
 
 

@@ -33,6 +33,10 @@ _FORMATS = (
 )
 
 
+# What rows of instructions hold.
+_ANSWERS = {"completion", "answer", "output", "messages", "instances"}
+
+
 @dataclass(frozen=True)
 class Preference:
     """Two conversations that differ in their last answers; `origin` names the file and row for error messages."""
@@ -92,7 +96,8 @@ def _preference(row: object, origin: str) -> Preference:
     both = []
     for name in ("chosen", "rejected"):
         if name not in row:
-            raise DataError(f"{origin}: no field {name!r}", field="data", hint=_FORMATS)
+            hint = _FORMATS + ("; topkapi finetune trains on answers alone" if _ANSWERS & row.keys() else "")
+            raise DataError(f"{origin}: no field {name!r}", field="data", hint=hint)
         messages = prompt + _messages(row[name], "assistant", name, origin)
         check_messages(messages, f"{origin}, {name}")
         both.append(Conversation(messages, f"{origin}, {name}"))

@@ -4,6 +4,7 @@ and datasets of Hugging Face."""
 from __future__ import annotations
 
 import bz2
+import difflib
 import glob
 import gzip
 import importlib
@@ -11,6 +12,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
@@ -21,6 +23,7 @@ LINES = (".jsonl", ".jsonl.bz2", ".jsonl.gz", ".jsonl.zst")
 SUFFIXES = (".txt", *LINES, ".parquet", ".arrow")
 # A dataset by its name, as `datasets.load_dataset` knows it: `hf:NAME:SPLIT`, `hf:OWNER/NAME/CONFIGURATION:SPLIT`.
 DATASET = "hf:"
+_REACH_SECONDS = 5.0
 
 
 def find_files(patterns: Sequence[str], hint: str | None = None) -> list[Path]:
@@ -43,12 +46,26 @@ def find_files(patterns: Sequence[str], hint: str | None = None) -> list[Path]:
         else:
             found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
             if not found:
-                raise DataError(f"no such file, folder or glob: {pattern}", field="data", hint=hint)
+                raise no_such_file(pattern, "no such file, folder or glob", hint=hint)
         for file in found:
             if not _suffix(file):
                 raise DataError(f"{file} is not a kind of file that can be read", field="data", hint=_SUFFIX_HINT)
         files += found
     return list(dict.fromkeys(files))
+
+
+def no_such_file(
+    name: str, message: str = "no such file", *, field: str = "data", hint: str | None = None
+) -> DataError:
+    """The error for a file that is not there, which names one of nearly the same name, else gives `hint`."""
+    path = Path(name).expanduser()
+    beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    if close := difflib.get_close_matches(path.name, beside, n=1, cutoff=0.85):
+        hint = f"did you mean {path.with_name(close[0])}?"
+    elif hint is None:
+        hint = "paths are relative to the folder that the command is given in" if beside else None
+        hint = hint or f"there is no folder {path.parent}"
+    return DataError(f"{message}: {name}", field=field, hint=hint)
 
 
 def _cached(file: Path) -> bool:
@@ -62,16 +79,46 @@ def _dataset_files(name: str) -> list[Path]:
     owner, _, rest = where.partition("/")
     dataset, _, configuration = rest.partition("/")
     path = f"{owner}/{dataset}" if rest else owner
-    try:
-        loaded = datasets.load_dataset(path, configuration or None, split=split or "train")
-    except Exception as error:  # whatever its loaders and its HTTP client raise
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"the dataset {name} cannot be loaded: {reason[:300]}",
-            field="data",
-            hint=f"write {DATASET}NAME:SPLIT or {DATASET}OWNER/NAME/CONFIGURATION:SPLIT",
-        ) from None
+    with _offline_if_unreachable(datasets, path) as unreachable:
+        try:
+            loaded = datasets.load_dataset(path, configuration or None, split=split or "train")
+        except Exception as error:  # whatever its loaders and its HTTP client raise
+            if unreachable:
+                raise DataError(
+                    f"the dataset {name} is not on this machine, and the hub cannot be reached: {unreachable}",
+                    field="data",
+                    hint="connect to the network, or give files or folders instead",
+                ) from None
+            reason = " ".join(str(error).split())
+            raise DataError(
+                f"the dataset {name} cannot be loaded: {reason[:300]}",
+                field="data",
+                hint=f"write {DATASET}NAME:SPLIT or {DATASET}OWNER/NAME/CONFIGURATION:SPLIT",
+            ) from None
     return [Path(file["filename"]) for file in loaded.cache_files]
+
+
+@contextmanager
+def _offline_if_unreachable(datasets: Any, path: str) -> Iterator[str | None]:
+    """Yield why the hub cannot be reached, None if it can or need not be; then `datasets` looks on this machine only.
+
+    Left to itself its client tries six times, over half a minute.
+    """
+    if datasets.config.HF_HUB_OFFLINE or Path(path).exists():
+        yield None
+        return
+    hub = extra_package("huggingface_hub", "datasets", "a dataset by its name")
+    reason = None
+    try:
+        hub.get_session().head(hub.constants.ENDPOINT, timeout=_REACH_SECONDS)
+    except Exception as error:  # whatever its HTTP client raises
+        reason = str(error) or type(error).__name__
+    before = hub.constants.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = hub.constants.HF_HUB_OFFLINE = before or reason is not None
+    try:
+        yield reason
+    finally:
+        datasets.config.HF_HUB_OFFLINE = hub.constants.HF_HUB_OFFLINE = before
 
 
 def extra_package(name: str, extra: str, purpose: str) -> Any:
@@ -85,6 +132,7 @@ def extra_package(name: str, extra: str, purpose: str) -> Any:
     return module
 
 
+_AGAIN, _REPAIR = "copy or download it again", "repair the row, or take it out"
 _SUFFIX_HINT = f"files must end in {', '.join(SUFFIXES)}; a recipe (.yaml) comes before the flags"
 
 
@@ -134,7 +182,11 @@ def decode_utf8(data: bytes, path: Path, line: int = 1) -> str:
 
 
 def _binary(path: Path, line: int) -> DataError:
-    return DataError(f"{path}, line {line}: a NUL character: this looks like binary data, not text", field="data")
+    return DataError(
+        f"{path}, line {line}: a NUL character: this looks like binary data, not text",
+        field="data",
+        hint="leave the file out; if it is text in UTF-16, convert it: iconv -f utf-16 -t utf-8",
+    )
 
 
 def _text_file(path: Path) -> Iterator[str]:
@@ -147,7 +199,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         with _open(path) as file:
             yield from enumerate(file, start=1)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}", field="data", hint="copy or download it again") from None
+        raise DataError(f"{path} cannot be read: {error}", field="data", hint=_AGAIN) from None
 
 
 def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
@@ -182,7 +234,9 @@ def _json_lines(path: Path, text_field: str) -> Iterator[str]:
         if "\0" in text:
             raise _binary(path, number)
         if b"\\ud" in line.lower() and any("\ud800" <= character <= "\udfff" for character in text):
-            raise DataError(f"{path}, line {number}: half of a character (a lone surrogate)", field="data")
+            raise DataError(
+                f"{path}, line {number}: half of a character (a lone surrogate)", field="data", hint=_REPAIR
+            )
         yield text
 
 
@@ -191,7 +245,11 @@ def parse_json(text: str, path: Path, line: int) -> object:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise DataError(f"{path}, line {line}: not valid JSON ({error})", field="data") from None
+        raise DataError(
+            f"{path}, line {line}: not valid JSON ({error})",
+            field="data",
+            hint="every line must be one whole JSON value; a file that is one list is called .json",
+        ) from None
 
 
 def _parquet_file(path: Path, text_field: str) -> Iterator[str]:
@@ -203,7 +261,7 @@ def _parquet_file(path: Path, text_field: str) -> Iterator[str]:
         _check_column(path, text_field, file.schema_arrow.names)
         yield from _column(path, text_field, (batch.column(0) for batch in file.iter_batches(columns=[text_field])))
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read as Parquet: {error}", field="data") from None
+        raise DataError(f"{path} cannot be read as Parquet: {error}", field="data", hint=_AGAIN) from None
 
 
 def _arrow_file(path: Path, text_field: str) -> Iterator[str]:
@@ -220,7 +278,7 @@ def _arrow_file(path: Path, text_field: str) -> Iterator[str]:
             _check_column(path, text_field, file.schema.names)
             yield from _column(path, text_field, (batch.column(text_field) for batch in batches))
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read as Arrow: {error}", field="data") from None
+        raise DataError(f"{path} cannot be read as Arrow: {error}", field="data", hint=_AGAIN) from None
 
 
 def _check_column(path: Path, text_field: str, names: Sequence[str]) -> None:
@@ -238,7 +296,7 @@ def _column(path: Path, text_field: str, batches: Iterable[Any]) -> Iterator[str
         for text in batch.to_pylist():
             row += 1
             if not isinstance(text, str):
-                raise DataError(f"{path}, row {row}: no text in the column {text_field!r}", field="data")
+                raise DataError(f"{path}, row {row}: no text in the column {text_field!r}", field="data", hint=_REPAIR)
             if "\0" in text:
                 raise _binary(path, row)
             yield text
@@ -248,4 +306,5 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}", field="data") from None
+        hint = "check that this user may read it"
+        raise DataError(f"{path} cannot be read: {error.strerror}", field="data", hint=hint) from None

@@ -78,8 +78,9 @@ class Interval:
 
 
 def interval(measure: Measure) -> Interval:
-    """The figure with its interval."""
-    samples = measure.resampled()
+    """The figure with its interval; the bounds of a single item's are NaN."""
+    # One item says nothing of others.
+    samples = measure.resampled() if measure.items > 1 else np.full(RESAMPLES, np.nan)
     return Interval(measure.value, *_bounds(samples), samples)
 
 

@@ -97,13 +97,16 @@ def table(evaluation: Evaluation, *, parts: Container[str] = ()) -> list[list[st
         unit = line.measure.unit
         row = [line.task, line.measure.name + (" (%)" if unit == "%" else ""), f"{line.measure.items:,}"]
         for one in line.intervals:
-            row += [shown(one.value, unit), f"{shown(one.low, unit)} to {shown(one.high, unit)}"]
+            bounds = "-" if math.isnan(one.low) else f"{shown(one.low, unit)} to {shown(one.high, unit)}"
+            row += [shown(one.value, unit), bounds]
         row += ["not comparable" if one is None else _difference(one, unit) for one in line.differences]
         rows.append(row)
     return rows
 
 
 def _difference(one: Interval, unit: str) -> str:
+    if math.isnan(one.low):
+        return shown(one.value, unit, sign=True)
     star = " *" if one.low > 0 or one.high < 0 else ""
     bounds = f"{shown(one.low, unit, sign=True)} to {shown(one.high, unit, sign=True)}"
     return f"{shown(one.value, unit, sign=True)} ({bounds}){star}"

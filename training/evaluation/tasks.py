@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from model.errors import DataError, SettingsError
 from training.data.instructions import messages_of, read_rows
-from training.data.sources import read_documents
+from training.data.sources import no_such_file, read_documents
 from training.evaluation.checks import Check, ifeval_checks, parse_checks
 
 Kind = Literal["perplexity", "lambada", "blimp", "choices", "instructions", "exercises"]
@@ -86,7 +86,7 @@ def build_task(entry: object, origin: str, base: Path = Path()) -> Task:
         raise SettingsError(f"{origin}: {shown}", field=name or None, hint=hint) from None
     task.file = base / task.file.expanduser()
     if not task.file.exists():
-        raise DataError(f"{origin}: no such file: {task.file}", field=task.kind)
+        raise no_such_file(str(task.file), f"{origin}: no such file", field=task.kind)
     if task.file.is_dir() and task.kind != "blimp":
         raise DataError(f"{origin}: {task.file} is a folder, {task.kind} needs a file", field=task.kind)
     return task
