@@ -110,7 +110,7 @@ class Served:
         assert response.status_code == 200, response.text
         return response.json()
 
-    def wait_until_idle(self, seconds: float = 3.0) -> None:
+    def wait_until_idle(self, seconds: float = 20.0) -> None:
         """Wait until no engine has anything to do; fails if that takes too long."""
         end = time.monotonic() + seconds
         while any(model.engine.running or model.engine.waiting for model in self.models):

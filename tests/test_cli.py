@@ -8,7 +8,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -232,19 +231,24 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(base: str) -> None:
 
     unread = b""
 
+    def read_more() -> None:
+        nonlocal unread
+        readable, _, _ = select.select([leader], [], [], 60)
+        assert readable, unread[-500:]
+        unread += os.read(leader, 65536)
+
     def read_until(wanted: bytes) -> None:
         """Read up to and including `wanted`; what came with it is kept for the next call."""
         nonlocal unread
         while wanted not in unread:
-            readable, _, _ = select.select([leader], [], [], 60)
-            assert readable, unread[-500:]
-            unread += os.read(leader, 65536)
+            read_more()
         unread = unread.split(wanted, 1)[1]
 
     read_until(b"> ")
     os.write(leader, b"begin\n")
     read_until(b"begin")
-    time.sleep(1.0)
+    while len(unread) < 20:
+        read_more()
     process.send_signal(signal.SIGINT)
     read_until(b"(stopped)")
     read_until(b"> ")

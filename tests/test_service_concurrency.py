@@ -117,7 +117,7 @@ def test_a_client_that_leaves_frees_the_engine(hasty, stream) -> None:
 
     hasty.wait_until_idle()
     asyncio.run(leave())
-    hasty.wait_until_idle(1.0)
+    hasty.wait_until_idle(5.0)
 
 
 def test_a_waiting_client_that_leaves_is_forgotten(serve, tiny_checkpoint, monkeypatch) -> None:
@@ -139,7 +139,7 @@ def test_a_waiting_client_that_leaves_is_forgotten(serve, tiny_checkpoint, monke
                 await asyncio.gather(first, second, return_exceptions=True)
 
         asyncio.run(leave())
-        served.wait_until_idle(1.0)
+        served.wait_until_idle(5.0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -129,18 +129,16 @@ def dropped(served) -> str:
 
 
 def test_a_dropped_stream_goes_on_for_the_grace_period_and_is_then_cancelled(serve, tiny_checkpoint) -> None:
-    with serve(tiny_checkpoint("graceful", context=16384), stream_grace=0.6) as served:
+    with serve(tiny_checkpoint("graceful", context=16384), stream_grace=2.0) as served:
         last = dropped(served)
-        began = time.monotonic()
-        time.sleep(0.25)
+        time.sleep(0.5)
         assert running(served) == 1, "within the grace period it goes on"
         again = ask(served, "GET", f"/streams/{last.partition(':')[0]}", last=last)
         assert again.read(500)
-        time.sleep(0.6)
+        time.sleep(2.2)
         assert running(served) == 1, "a reader stopped the clock"
         cut(again)
-        served.wait_until_idle(1.2)
-        assert time.monotonic() - began < 4
+        served.wait_until_idle()
         response = ask(served, "GET", f"/streams/{last.partition(':')[0]}", last=last)
         assert response.status == 404 and json.load(response)["error"]["type"] == "unknown_stream"
 
@@ -148,7 +146,7 @@ def test_a_dropped_stream_goes_on_for_the_grace_period_and_is_then_cancelled(ser
 def test_without_grace_a_client_that_leaves_frees_the_engine_at_once(serve, tiny_checkpoint) -> None:
     with serve(tiny_checkpoint("hasty", context=16384), stream_grace=0) as served:
         last = dropped(served)
-        served.wait_until_idle(0.5)
+        served.wait_until_idle(5.0)
         response = ask(served, "POST", "/generate", SLOW, last)
         assert response.status == 404 and "TOPKAPI_STREAM_GRACE is 0" in json.load(response)["error"]["hint"]
 
@@ -158,7 +156,7 @@ def test_a_stream_can_be_ended_without_waiting(kept) -> None:
     begin = reading.read(1000)
     identifier = last_id(complete(begin)).partition(":")[0]
     assert ask(kept, "DELETE", f"/streams/{identifier}").status == 204
-    kept.wait_until_idle(0.5)
+    kept.wait_until_idle(5.0)
     _, done = contents(begin + reading.read())[-1]
     assert done["outputs"][0]["finish_reason"] == "cancelled"
     assert ask(kept, "DELETE", "/streams/gen-0").status == 404
@@ -170,7 +168,7 @@ def test_of_many_prompts_those_not_begun_are_cancelled_too(kept) -> None:
     ask(kept, "DELETE", f"/streams/{last_id(complete(begin)).partition(':')[0]}").read()
     _, done = contents(begin + reading.read())[-1]
     assert [output["finish_reason"] for output in done["outputs"]] == ["cancelled"] * 80
-    kept.wait_until_idle(0.5)
+    kept.wait_until_idle(5.0)
 
 
 def refused(response: http.client.HTTPResponse, status: int) -> dict:

@@ -123,7 +123,9 @@ def test_every_gpu_that_nvml_sees_is_recorded(tmp_path: Path, monkeypatch: pytes
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     with system.recorded(tmp_path / "system.jsonl", print, interval=0.01):
-        time.sleep(0.1)
+        end = time.monotonic() + 30
+        while len(lines(tmp_path / "system.jsonl")) < 3 and time.monotonic() < end:
+            time.sleep(0.01)
     found = lines(tmp_path / "system.jsonl")
     assert len(found) > 2
     assert found[0]["gpus"] == [

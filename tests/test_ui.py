@@ -122,7 +122,7 @@ def test_stop_ends_the_answer_in_the_engine(page, studio) -> None:
     status(page, r"^\d+ tokens")
     assert studio.models.get("writer").engine.running == 1
     page.click("#message .stop-button")
-    studio.wait_until_idle(2.0)
+    studio.wait_until_idle(5.0)
     page.wait_for_selector("#message .submit-button")
     status(page, "stopped")
     length = len(turns(page)[1])
