@@ -253,7 +253,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(base: str) -> None:
     read_until(b"(stopped)")
     read_until(b"> ")
     os.write(leader, b"\x04")
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
     os.close(leader)
 
 
@@ -266,7 +266,7 @@ def test_a_closed_pipe_is_no_error(base: str) -> None:
     reader.stdout.read(1)
     reader.stdout.close()
     errors = reader.stderr.read().decode()
-    assert reader.wait(20) == 141 and errors == ""
+    assert reader.wait(60) == 141 and errors == ""
 
 
 @pytest.mark.parametrize(

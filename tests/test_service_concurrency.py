@@ -162,8 +162,8 @@ def test_a_signal_ends_streams_as_cancelled_and_the_process_cleanly(tiny_checkpo
         began = time.monotonic()
         process.send_signal(number)
         *_, last = [line for line in lines if line.startswith("data: ")]
-    _, errors = process.communicate(timeout=10)
-    assert time.monotonic() - began < 5
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - began < 20
     assert json.loads(last.removeprefix("data: "))["outputs"][0]["finish_reason"] == "cancelled"
     assert process.returncode == 0
     assert "Traceback" not in errors
