@@ -118,6 +118,8 @@ def _read(path: Path, verify: bool, base: Path | None = None) -> _Stored:
         raise CheckpointError(f"there is no checkpoint at {path}", hint="give a checkpoint directory or a .gguf file")
     if is_adapter(path):
         return _read_adapted(path, verify, base)
+    if base is not None and path.is_dir() and not (path / "config.json").is_file():
+        raise _not_a_checkpoint(path, "adapter_config.json")
     if base is not None:
         raise CheckpointError(f"{path} is not an adapter", hint="give the directory that holds adapter_config.json")
     if path.is_file():
@@ -319,14 +321,15 @@ def _end_tokens(
     return tuple(dict.fromkeys(end for end in found if end is not None and end < config.vocab_size))
 
 
-def _not_a_checkpoint(path: Path) -> CheckpointError:
-    """The error for a directory without `config.json`, which says where checkpoints lie in it, if they do."""
-    message, hint = f"{path / 'config.json'} is missing: {path} is not a checkpoint", "give a directory that holds it"
+def _not_a_checkpoint(path: Path, wanted: str = "config.json") -> CheckpointError:
+    """The error for a directory without the file `wanted`, which says where checkpoints lie in it, if they do."""
+    what = "an adapter" if wanted == CONFIG_FILE else "a checkpoint"
+    message, hint = f"{path / wanted} is missing: {path} is not {what}", f"give a directory that holds {wanted}"
     inside = [child for child in path.iterdir() if (child / "config.json").is_file() or is_adapter(child)]
     # A training run points at its checkpoints.
     pointers = [path / name for name in ("best", "last") if path / name in inside]
     if pointers:
-        message = f"{path} is a training run, not a checkpoint"
+        message = f"{path} is a training run, not {what}"
         hint = f"give one that it kept: {' or '.join(map(str, pointers))}"
     elif (path / "config.yaml").is_file():
         message, hint = f"{path} is a training run that has kept no checkpoint yet", "wait for its first save"

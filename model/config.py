@@ -66,7 +66,11 @@ class ModelConfig:
         if self.family == "gpt2" and self.head_dim * self.num_heads != self.hidden_size:
             raise CheckpointError("in the gpt2 family hidden_size must be num_heads * head_dim", field="head_dim")
         if self.head_dim % 2 and self.family != "gpt2":
-            raise CheckpointError("head_dim must be even for rotary positions", field="head_dim")
+            raise CheckpointError(
+                f"head_dim must be even for rotary positions, not {self.head_dim}",
+                field="head_dim",
+                hint="head_dim is hidden_size by num_heads, unless it is given",
+            )
 
     @property
     def learned_positions(self) -> bool:

@@ -171,10 +171,10 @@ def test_muon_recomputed_layers_and_stored_bfloat16_go_with_adapters(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--lora-rank", "4"], "lora_rank is set, but --method full trains all weights"),
-        (["--lora-targets", "q_proj"], "lora_targets is set, but"),
+        (["--lora-rank", "4"], "--lora-rank is set, but --method full trains all weights"),
+        (["--lora-targets", "q_proj"], "--lora-targets is set, but"),
         (["--method", "lora", "--lora-targets", "c_attn"], "the qwen3 family has no matrix 'c_attn'"),
-        (["--method", "lorra"], "method = 'lorra'"),
+        (["--method", "lorra"], "--method lorra: input should be"),
     ],
 )
 def test_settings_that_cannot_apply_are_refused(

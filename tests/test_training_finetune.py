@@ -196,6 +196,7 @@ def test_file_order_leaves_the_test_part_alone(
         (["--batch-size", "99"], "do not fill one batch of 99"),
         (["--data", "{}/one.json"], "0 training examples (1 more held out for validation) do not fill one batch of"),
         (["--data", "{}/rows.jsn"], "no such file"),
+        (["--data", "{}/plain.txt"], "plain.txt is not a kind of file that holds examples"),
         (["--prompt-loss-weight", "2"], "--prompt-loss-weight 2: input should be less than or equal to 1"),
     ],
 )
@@ -207,6 +208,7 @@ def test_what_cannot_be_done_is_said_in_two_lines(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    (tmp_path / "plain.txt").write_text("text")
     (tmp_path / "one.json").write_text(json.dumps([{"prompt": "a", "completion": "b"}]))
     given = ["--checkpoint", str(tiny_checkpoint("parent")), "--data", str(rows), "--out", str(tmp_path / "run")]
     assert main(["finetune", *given, *FLAGS, *(flag.replace("{}", str(tmp_path)) for flag in flags)]) == 2

@@ -98,6 +98,14 @@ def test_the_verdict_is_the_books_network() -> None:
             "1, 2 or 4",
         ),
         (["--data", "text.tx"], "no such file, folder or glob: text.tx", "did you mean text.txt?"),
+        (["text.txt"], "text.txt is not a recipe, which is a .yaml file", "--data text.txt"),
+        (["the-verdikt"], "there is no recipe the-verdikt", "did you mean the-verdict?"),
+        (["--data", "text.txt", "--hidden-size", "36"], "--head-dim must be even for rotary positions, not 9", ""),
+        (
+            ["--data", "answers.jsonl"],
+            "no text in the field 'text'",
+            "(topkapi finetune trains on questions and answers)",
+        ),
         (["--data", "nowhere/text.txt"], "no such file", "there is no folder nowhere"),
         (["--data", "text.txt=abc", "bad.yaml=1"], "the weight of text.txt must be a number, not 'abc'", "text.txt=3"),
         (["--data", "text.txt", "--chat-template", "gone"], "there is no chat template gone", "alpaca"),
@@ -122,6 +130,7 @@ def test_a_mistake_is_named_with_its_remedy(
     Path("bad.yaml").write_text("lr: 1")
     Path("misspelt.yaml").write_text("learning_rat: 1")
     Path("wrong.yaml").write_text("batch_size: 0")
+    Path("answers.jsonl").write_text('{"prompt": "a", "completion": "b"}')
     Path("list.yaml").write_text("- 1")
     Path("broken.yaml").write_text("a: [1")
     Path("text.txt").write_text(english[:4000], encoding="utf-8")

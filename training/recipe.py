@@ -278,13 +278,21 @@ class DpoRecipe(TuningRecipe):
 def resolve_recipe(name: str) -> Path:
     """A YAML file, or the name of one that comes with Topkapi."""
     path = Path(name)
+    if path.exists() and path.suffix not in (".yaml", ".yml"):
+        raise SettingsError(
+            f"{name} is not a recipe, which is a .yaml file",
+            field="recipe",
+            hint=f"if it is what to train on, give it as data: --data {name}",
+        )
     if path.is_file():
         return path
     included = RECIPES / f"{name.removesuffix('.yaml')}.yaml"
     if included.is_file():
         return included
-    names = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
-    raise SettingsError(f"there is no recipe {name}", hint=f"give a .yaml file or one of: {names}")
+    names = sorted(recipe.stem for recipe in RECIPES.glob("*.yaml"))
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"give a .yaml file or one of: {', '.join(names)}"
+    raise SettingsError(f"there is no recipe {name}", field="recipe", hint=hint)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

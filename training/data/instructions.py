@@ -89,7 +89,9 @@ def read_rows(path: Path, formats: str = _FORMATS) -> Iterator[tuple[str, object
         raise DataError(
             f"{path} is not a kind of file that holds examples",
             field="data",
-            hint=f"files must end in .json, {', '.join(LINES)}; a recipe (.yaml) comes before the flags",
+            hint="topkapi pretrain trains on plain text; examples are in files that end in .json, " + ", ".join(LINES)
+            if name.endswith(".txt")
+            else f"files must end in .json, {', '.join(LINES)}; a recipe (.yaml) comes before the flags",
         )
 
 

@@ -218,6 +218,9 @@ def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
     return path.open("rb")
 
 
+_CONVERSATION = {"messages", "completion", "answer", "output", "chosen"}
+
+
 def _json_lines(path: Path, text_field: str) -> Iterator[str]:
     for number, line in read_lines(path):
         if not line.strip():
@@ -226,6 +229,8 @@ def _json_lines(path: Path, text_field: str) -> Iterator[str]:
         text = row.get(text_field) if isinstance(row, dict) else None
         if not isinstance(text, str):
             names = ", ".join(row) if isinstance(row, dict) else "no fields"
+            if isinstance(row, dict) and _CONVERSATION & row.keys():
+                names += " (topkapi finetune trains on questions and answers)"
             raise DataError(
                 f"{path}, line {number}: no text in the field {text_field!r}",
                 field="text_field",
