@@ -211,6 +211,28 @@ def test_killed_at_every_file_operation_of_a_save(
         assert_killed_it_ends_the_same(run, whole, tmp_path / f"torn-{number}", **torn)
 
 
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+def test_killed_while_it_takes_another_runs_place(every: bool, run: Run, tmp_path: Path, pretrained: Whole) -> None:
+    """The old run is whole until nothing of the new one can be refused; what comes after never stands in the way."""
+    out, old = tmp_path / "run", tmp_path / "old"
+    assert run(*pretrained.command, "--out", old, "--seed", "7")["status"] == 0
+    shutil.copytree(old, out, symlinks=True)
+    calls = run(*pretrained.command, "--out", out, "--overwrite")["calls"]
+    assert_same(out, pretrained.content)
+    told = next(number for number, call in enumerate(calls, start=1) if "config.yaml" in call)
+    ready = max(number for number in range(1, told) if "/.prepared" in calls[number - 1])
+    begun = next(number for number in range(told, len(calls)) if "/metrics.jsonl" in calls[number - 1])
+    for point in range(1, begun + 1) if every else [random.Random(0).randrange(ready + 1, begun)]:
+        shutil.rmtree(out)
+        shutil.copytree(old, out, symlinks=True)
+        assert run(*pretrained.command, "--out", out, "--overwrite", kill_at=point)["status"] == -signal.SIGKILL
+        if point <= ready:
+            assert_same(out, content(old))
+        again = run(*pretrained.command, "--out", out, "--overwrite")
+        assert again["status"] == 0, f"{calls[point - 1]}: {again['output']}"
+        assert_same(out, pretrained.content)
+
+
 def test_killed_again_and_again_it_still_ends_the_same(run: Run, tmp_path: Path, pretrained: Whole) -> None:
     out = tmp_path / "killed"
     run(*pretrained.command, "--out", out, kill_at=30)
@@ -264,7 +286,7 @@ def test_resuming_with_another_recipe_or_other_data_is_refused(
     run(*pretrained.command, "--out", out, kill_at=len(pretrained.calls) // 2)
     refused = run(*pretrained.command, "--out", out, "--resume", "--learning-rate", "0.5")
     assert refused["status"] == 2
-    assert "learning_rate = 0.001, not 0.5" in refused["output"]
+    assert "--learning-rate = 0.001, not 0.5" in refused["output"]
     again = run(*pretrained.command, "--out", out)
     assert again["status"] == 2 and "--resume" in again["output"] and "--overwrite" in again["output"]
     original = text_file.read_text("utf-8")

@@ -55,7 +55,7 @@ class Standing:
     finished: str | None = None
 
     def note(self, train_loss: float, validation_loss: float) -> bool:
-        """Take in an evaluation; whether it is the best so far. The untrained model is never the best."""
+        """Take in an evaluation; whether it is the best so far, and better than before the first step."""
         self.train_loss, self.validation_loss = train_loss, validation_loss
         if self.step == 0:
             self.first_train_loss, self.first_validation_loss = train_loss, validation_loss
@@ -63,7 +63,7 @@ class Standing:
         if self.best_loss is None or validation_loss < self.best_loss:
             self.best_step, self.best_loss, self.best_train_loss = self.step, validation_loss, train_loss
             self.evaluations_since_best, self.overfitting = 0, False
-            return True
+            return self.first_validation_loss is None or validation_loss < self.first_validation_loss
         self.evaluations_since_best += 1
         assert self.best_train_loss is not None, "set with best_loss"
         self.overfitting |= self.evaluations_since_best >= OVERFITTING_EVALUATIONS and train_loss < self.best_train_loss
