@@ -192,7 +192,7 @@ def test_answers_are_measured(
 
 def test_alpaca_headings_in_an_answer_are_a_leak(tiny_tokenizer: Any) -> None:
     for template in ("alpaca", "chatml"):
-        pattern = answers._leaks(ChatTemplate.built_in(template), tiny_tokenizer)
+        pattern = answers.leak_pattern(ChatTemplate.built_in(template), tiny_tokenizer)
         assert pattern.search("So:\n### Response:\nYes") and not pattern.search("The response: an instruction")
         assert pattern.search("### Instruction") and pattern.search("<|im_start|>user") and pattern.search("<|im_end|>")
 

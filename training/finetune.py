@@ -23,7 +23,7 @@ from model.transformer import Decoder
 from training.console import Console
 from training.data.inspection import conversation_findings, example_findings
 from training.data.instructions import Example, ExampleLoader, encode_conversations, read_conversations
-from training.data.mixing import mixed_order, sources_and_weights
+from training.data.mixing import describe_mixture, mixed_order, sources_and_weights, unused
 from training.data.shards import tokenizer_digest
 from training.data.sources import no_such_file
 from training.data.windows import EVALUATION_EPOCH, Loader, permutation
@@ -201,10 +201,10 @@ def _conversations(recipe: FinetuneRecipe, given: Ingredients) -> Task:
         dropped += overlong
         mixture: dict[str, Any] = {}
         if part is train and weights is not None:
-            mixture = {
-                "order": partial(mixed_order, recipe.seed, weights=weights),
-                "parts": _parts(examples, names),
-            }
+            parts = _parts(examples, names)
+            mixture = {"order": partial(mixed_order, recipe.seed, weights=weights), "parts": parts}
+            for line in describe_mixture(names, parts, weights, _epochs(recipe, len(examples))):
+                given.console.message(line)
         loaders.append(
             ExampleLoader(
                 examples,
@@ -215,6 +215,8 @@ def _conversations(recipe: FinetuneRecipe, given: Ingredients) -> Task:
             )
         )
     report_dropped(dropped, given)
+    if missing := unused(recipe.data, recipe.weights):
+        given.console.message(f"no data file is called {' or '.join(missing)}: their weights are not used")
     return Task(
         loaders=(loaders[0], loaders[1]),
         counts=(len(loaders[0].examples), len(loaders[1].examples)),
@@ -224,6 +226,10 @@ def _conversations(recipe: FinetuneRecipe, given: Ingredients) -> Task:
         objective=NextToken(),
         findings=conversation_findings(train, validation),
     )
+
+
+def _epochs(recipe: TuningRecipe, examples: int) -> float:
+    return recipe.epochs if recipe.max_steps is None else recipe.max_steps * recipe.batch_size / max(1, examples)
 
 
 def _parts(examples: list[Example], names: list[str]) -> list[int]:

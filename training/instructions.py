@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from model.errors import SettingsError
+from model.errors import DataError, SettingsError
 
 
 def add_instructions(subparsers: Any) -> None:
@@ -31,6 +31,50 @@ def add_instructions(subparsers: Any) -> None:
     make.add_argument("--kinds", nargs="+", metavar="KIND", help="only these kinds [all]")
     make.set_defaults(handler=_make)
 
+    prepare = actions.add_parser(
+        "prepare",
+        help="keep of instruction files what a small model can use",
+        description="Write conversations of files that finetune reads into a folder, one .jsonl each: short ones in "
+        "plain English, each question once, without footnote marks and GSM8K's calculations.",
+        allow_abbrev=False,
+    )
+    prepare.add_argument("files", nargs="+", type=Path, metavar="FILE", help=".json or .jsonl files")
+    prepare.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the .jsonl files")
+    prepare.add_argument(
+        "--first",
+        type=int,
+        metavar="N",
+        help="only the first N rows; the others are held out, and so are their questions",
+    )
+    prepare.add_argument("--longest-question", type=int, default=800, metavar="N", help="in characters [800]")
+    prepare.add_argument("--longest-answer", type=int, default=320, metavar="N", help="in characters [320]")
+    prepare.set_defaults(handler=_prepare)
+
+    answer = actions.add_parser(
+        "answer",
+        help="have a larger model answer questions, to tune a small one on (distillation)",
+        description="Answer questions in bulk, greedily, and append the answers that end by themselves, are short, in "
+        "plain English and repeat nothing. A run that was stopped goes on after the last row of --out.",
+        allow_abbrev=False,
+    )
+    answer.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="what finetune reads, or .txt: a question a line"
+    )
+    answer.add_argument(
+        "--checkpoint", required=True, metavar="CKPT", help="directory or .gguf file of the larger model"
+    )
+    answer.add_argument("--out", required=True, type=Path, metavar="FILE", help="the .jsonl file to append to")
+    answer.add_argument("--system", metavar="TEXT", help="system message, such as how long answers should be [none]")
+    answer.add_argument("--limit", type=int, metavar="N", help="only the first N questions [all]")
+    answer.add_argument("--longest-answer", type=int, default=320, metavar="N", help="in characters [320]")
+    answer.add_argument("--max-tokens", type=int, default=96, metavar="N", help="answers that go on are dropped [96]")
+    answer.add_argument("--slots", type=int, default=32, metavar="N", help="questions answered at once [32]")
+    answer.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "int8"), default="bfloat16", help="precision [bfloat16]"
+    )
+    answer.add_argument("--threads", type=int, metavar="N", help="CPU threads [chosen by PyTorch]")
+    answer.set_defaults(handler=_answer)
+
 
 def _make(arguments: argparse.Namespace) -> int:
     from training.data.exercises.rows import MAKERS, make_rows
@@ -50,6 +94,60 @@ def _make(arguments: argparse.Namespace) -> int:
         f"{arguments.out}: {len(rows):,} exercises of {len(of)} kinds, "
         f"{min(of.values()):,} to {max(of.values()):,} of each"
     )
+    return 0
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from training.data.preparation import Limits, prepare
+
+    for name in ("first", "longest_question", "longest_answer"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise SettingsError(f"--{name.replace('_', '-')} must be at least 1, not {value}", field=name)
+    outs = [arguments.out / f"{path.name.split('.json')[0]}.jsonl" for path in arguments.files]
+    if len(set(outs)) < len(outs):
+        raise SettingsError("two files of the same name would be written to one", field="files")
+    for path, out in zip(arguments.files, outs, strict=True):
+        if not path.is_file():
+            raise DataError(f"no such file: {path}", field="files")
+        if out.exists() and out.samefile(path):
+            raise SettingsError(f"{path} would be overwritten", field="out", hint="choose another --out")
+        prepared = prepare(path, Limits(arguments.longest_question, arguments.longest_answer), arguments.first)
+        if not prepared.rows:
+            raise DataError(f"{path} has nothing that a small model can use", field="files")
+        write_rows(out, ({"messages": messages} for messages in prepared.rows))
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in prepared.left_out.most_common())
+        print(f"{out}: {len(prepared.rows):,} conversations; left out: {reasons or 'none'}")
+    return 0
+
+
+def _answer(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from model.checkpoint import load_checkpoint
+    from training.data.preparation import Limits
+    from training.distillation import answer_questions, read_questions
+
+    for name in ("limit", "longest_answer", "max_tokens", "slots", "threads"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise SettingsError(f"--{name.replace('_', '-')} must be at least 1, not {value}", field=name)
+    questions = read_questions(arguments.files)[: arguments.limit]
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
+    teacher = load_checkpoint(arguments.checkpoint, dtype=dtype)
+    progress = answer_questions(
+        teacher,
+        questions,
+        arguments.out,
+        system=arguments.system,
+        limits=Limits(answer=arguments.longest_answer),
+        max_tokens=arguments.max_tokens,
+        slots=arguments.slots,
+    )
+    for done in progress:
+        print(done.line(arguments.out), flush=True)
     return 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from model.errors import SettingsError
 from training.standing import Metric
@@ -28,7 +28,7 @@ class TrainingRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
-    @field_validator("data", mode="before")
+    @field_validator("data", "weights", mode="before", check_fields=False)
     @classmethod
     def _weighted(cls, value: object) -> object:
         """`{a.txt: 3, b.jsonl: 1}` is `[a.txt=3, b.jsonl=1]`."""
@@ -256,8 +256,30 @@ class FinetuneRecipe(TuningRecipe):
     prompt_loss_weight: float = setting(
         0.0, "weight of the prompt's loss: 0 masks it, 1 trains on it as on the answer", group="data", ge=0, le=1
     )
+    weights: list[str] = setting(
+        [],
+        "weights of data files that have none of their own, by patterns of their names: 'made*=6'; others have 1",
+        group="data",
+    )
     epochs: float = setting(2, "passes over the training data", group="optimisation", gt=0)
     learning_rate: float = setting(1e-4, "peak learning rate of AdamW", group="optimisation", gt=0)
+
+    @field_validator("weights")
+    @classmethod
+    def _patterns(cls, weights: list[str]) -> list[str]:
+        from training.data.mixing import pattern_and_weight
+
+        for entry in weights:
+            pattern_and_weight(entry)
+        return weights
+
+    @model_validator(mode="after")
+    def _weigh(self) -> FinetuneRecipe:
+        if self.weights and len(self.data) > 1:
+            from training.data.mixing import weighted
+
+            self.data = weighted(self.data, self.weights)
+        return self
 
 
 class DpoRecipe(TuningRecipe):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,35 @@ def sources_and_weights(data: Sequence[str]) -> tuple[list[str], list[float] | N
             f"a weight for {names[0]} alone means nothing", field="data", hint="give another source, or leave it out"
         )
     return names, [1.0 if weight is None else weight for _, weight in pairs]
+
+
+def pattern_and_weight(entry: str) -> tuple[str, str]:
+    """`made*=6` in its parts. Raises `ValueError` for what is no pattern and weight."""
+    pattern, _, weight = entry.rpartition("=")
+    try:
+        if pattern and 0 < float(weight) < math.inf:
+            return pattern, weight
+    except ValueError:
+        pass
+    raise ValueError(f"{entry!r} is not a pattern and a weight above 0, as in 'made*=6'")
+
+
+def weighted(data: Sequence[str], weights: Sequence[str]) -> list[str]:
+    """The sources, those without a weight with that of the first of `weights` (`pattern=weight`) that fits the name."""
+    known = [pattern_and_weight(entry) for entry in weights]
+    found = []
+    for source in data:
+        name, own = split_weight(source)
+        fitting = next((weight for pattern, weight in known if fnmatchcase(Path(name).name, pattern)), None)
+        found.append(source if own is not None or fitting is None else f"{name}={fitting}")
+    return found
+
+
+def unused(data: Sequence[str], weights: Sequence[str]) -> list[str]:
+    """The patterns of `weights` that fit no source."""
+    names = [Path(split_weight(source)[0]).name for source in data]
+    patterns = [pattern_and_weight(entry)[0] for entry in weights]
+    return [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]
 
 
 def quotas(total: int, weights: Sequence[float]) -> list[int]:

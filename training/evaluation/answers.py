@@ -45,7 +45,7 @@ def answer_instructions(
     ordered = generate_batch(checkpoint.model, [prompts[number] for number in order], parameters, progress=progress)
     for number, generation in zip(order, ordered, strict=True):
         generated[number] = generation
-    leaks = _leaks(template, checkpoint.tokenizer)
+    leaks = leak_pattern(template, checkpoint.tokenizer)
     records = [_record(row, one, checkpoint, leaks) for row, one in zip(rows, generated, strict=True)]
     if judge is not None:
         for row, record, score in zip(rows, records, judge.scores(rows, records), strict=True):
@@ -150,7 +150,7 @@ def _notes(rows: Sequence[Instruction], records: Sequence[dict[str, Any]], judge
     return notes
 
 
-def _leaks(template: ChatTemplate, tokenizer: Tokenizer) -> re.Pattern[str]:
+def leak_pattern(template: ChatTemplate, tokenizer: Tokenizer) -> re.Pattern[str]:
     """What only templates say: control tokens' spellings, and the lines that this or a built-in one puts around
     messages, with or without the colon that ends them."""
     spellings = set(tokenizer.control_tokens)

@@ -13,6 +13,7 @@ Numbers = NDArray[np.float64]
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+_NUMBERS_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,11 @@ class Measure:
         random = np.random.default_rng(seed)
         size = len(self.totals)
         totals, counts = np.empty(resamples), np.empty(resamples)
-        for at in range(resamples):
-            chosen = random.integers(0, size, size)
-            totals[at], counts[at] = self.totals[chosen].sum(), self.counts[chosen].sum()
+        together = max(1, _NUMBERS_AT_ONCE // max(1, size))
+        for at in range(0, resamples, together):
+            part = slice(at, min(at + together, resamples))
+            chosen = random.integers(0, size, (part.stop - at, size))
+            totals[part], counts[part] = self.totals[chosen].sum(1), self.counts[chosen].sum(1)
         return np.asarray(self._of(totals, counts), dtype=np.float64)
 
     def _of(self, totals: Any, counts: Any) -> Any:

@@ -1,0 +1,93 @@
+"""A larger model's answers: only good ones are kept, in messages, and a run that was stopped goes on."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.generation import Generation
+from service.cli import main
+from tests.test_evaluation import write_rows
+from training import distillation
+from training.data.instructions import read_conversations
+
+ANSWERS = {
+    "Good?": "It is good.",
+    "Long?": " ".join(f"Line {number} says it." for number in range(60)),
+    "Again?": "round and round it " * 4,
+    "Leak?": "### Response: yes",
+    "Code?": "def run(): pass",
+    "Endless?": None,
+    "Last?": "The last one.",
+}
+
+
+@pytest.fixture
+def teacher(
+    monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Callable[..., Path], tiny_tokenizer: Any
+) -> tuple[str, list[str]]:
+    """A checkpoint in whose place handmade answers are given, and what it was asked."""
+    asked: list[str] = []
+    end = tiny_tokenizer.control_tokens["<|im_end|>"]
+
+    def generate(model: Any, prompts: list[list[int]], parameters: Any, *, slots: int) -> list[Generation]:
+        assert parameters == {"temperature": 0, "max_tokens": 96} and slots == 1
+        asked.extend(map(tiny_tokenizer.decode, prompts))
+        found = []
+        for prompt in prompts:
+            said = ANSWERS[tiny_tokenizer.decode(prompt).split("user\n")[1].split("<|im_end|>")[0]]
+            ids = tiny_tokenizer.encode(said or "on and on")
+            found.append(Generation([*ids, end], "stop", end) if said else Generation(ids, "length"))
+        return found
+
+    monkeypatch.setattr(distillation, "generate_batch", generate)
+    return str(tiny_checkpoint("teacher")), asked
+
+
+def run(checkpoint: str, *arguments: object) -> int:
+    return main(["instructions", "answer", *map(str, arguments), "--checkpoint", checkpoint, "--slots", "1"])
+
+
+def test_good_answers_are_kept_and_a_stopped_run_goes_on(
+    teacher: tuple[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, asked = teacher
+    questions, out = tmp_path / "questions.txt", tmp_path / "answers.jsonl"
+    questions.write_text("\n".join([*ANSWERS, "", "Good?", "Too long " * 200]) + "\n")
+    assert run(checkpoint, questions, "--out", out, "--limit", 5) == 0
+    (first,) = read_conversations(out, input_heading=False)
+    assert [message["content"] for message in first.messages] == ["Good?", "It is good."]
+    assert run(checkpoint, questions, "--out", out, "--system", "Be brief.") == 0
+    found = [json.loads(line)["messages"] for line in out.read_text().splitlines()]
+    assert [messages[-1]["content"] for messages in found] == ["It is good.", "The last one."]
+    assert all(message["role"] != "system" for messages in found for message in messages)
+    assert sum("Good?" in prompt for prompt in asked) == 1, "what is answered is not asked again"
+    assert "Be brief." in asked[-1] and "Be brief." not in asked[0]
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert "8 of 8 answered" in said and "rows an hour" in said
+    for reason in ("1 did not end", "1 question too long", "1 template leak", "1 repetition", "1 answer too long"):
+        assert reason in said
+
+
+def test_questions_come_from_whatever_finetune_reads(teacher: tuple[str, list[str]], tmp_path: Path) -> None:
+    checkpoint, _ = teacher
+    path = write_rows(tmp_path / "rows.jsonl", {"prompt": "Good?", "completion": "No."})
+    assert run(checkpoint, path, "--out", tmp_path / "answers.jsonl") == 0
+    (found,) = read_conversations(tmp_path / "answers.jsonl", input_heading=False)
+    assert found.messages[-1]["content"] == "It is good."
+
+
+def test_a_real_model_answers(tiny_checkpoint: Callable[..., Path], tmp_path: Path, capsys: Any) -> None:
+    """Random weights say nothing worth keeping, and the command says so; a base checkpoint cannot be asked."""
+    questions, out = tmp_path / "questions.txt", tmp_path / "answers.jsonl"
+    questions.write_text("Why?\nHow?\n")
+    command = ["instructions", "answer", str(questions), "--out", str(out), "--max-tokens", "4", "--checkpoint"]
+    assert main([*command, str(tiny_checkpoint("random"))]) == 0
+    assert "2 of 2 answered, 0 kept" in capsys.readouterr().out
+    assert main([*command, str(tiny_checkpoint("base", chat=False))]) == 2
+    assert "has no chat template" in capsys.readouterr().err
+    questions.write_text("\n")
+    assert main([*command, str(tmp_path)]) == 2
+    assert "there are no questions" in capsys.readouterr().err

@@ -1,0 +1,102 @@
+"""What of public instruction sets a small model can use: short questions and answers in plain English."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from training.data.instructions import check_messages, messages_of, read_rows
+
+Messages = list[dict[str, str]]
+
+# Marks of what a model of plain English is better spared: code, markup, links, tables.
+_CODE = re.compile(r"```|</\w|\bdef \w+\(|[{}]|;\s*\n|\bimport \w+|#include|SELECT .* FROM|\|.*\|.*\|", re.IGNORECASE)
+_LINK = re.compile(r"https?:|www\.|\.com\b")
+_CALCULATION = re.compile(r"<<[^>]*>>")
+_GSM8K_ANSWER = re.compile(r"\n?#### *(-?[\d,.]*\d)\s*$")
+_FOOTNOTE = re.compile(r"\[\d+\]|\[citation needed\]")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Longest question and answer in characters (a question with its input and all turns before), and the part of
+    characters that must be ASCII."""
+
+    question: int = 800
+    answer: int = 320
+    ascii: float = 0.9
+
+
+@dataclass
+class Prepared:
+    """The conversations kept of a file, and how many were left out for what."""
+
+    rows: list[Messages] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def prepare(path: Path, limits: Limits, first: int | None = None) -> Prepared:
+    """The conversations of a file that `finetune` reads which a small model can use, cleaned.
+
+    With `first`, only so many rows are used; what asks the same as a later row is left out, for those are held out.
+    Raises `DataError` naming rows of no known form.
+    """
+    prepared, asked = Prepared(), set[str]()
+    every = list(read_rows(path))
+    used = every if first is None else every[:first]
+    held_out = {
+        _question(messages) for origin, row in every[len(used) :] for messages in messages_of(row, origin, False)
+    }
+    for origin, row in used:
+        for messages in messages_of(row, origin, False):
+            check_messages(messages, origin)
+            cleaned = [{**message, "content": clean(message["content"])} for message in messages]
+            reason = unusable(cleaned, limits)
+            if _question(messages) in held_out:
+                reason = "asked in what is held out"
+            elif _question(cleaned) in asked:
+                reason = "asked before"
+            if reason is None:
+                asked.add(_question(cleaned))
+                prepared.rows.append(cleaned)
+            else:
+                prepared.left_out[reason] += 1
+    return prepared
+
+
+def unusable(messages: Messages, limits: Limits) -> str | None:
+    """Why a small model cannot use a conversation; None where it can."""
+    return next((name for name, is_so in _REASONS if is_so(messages, limits)), None)
+
+
+def clean(text: str) -> str:
+    """The text without footnote marks, GSM8K's calculations and trailing white space; its final number in words."""
+    text = _GSM8K_ANSWER.sub(r"\nThe answer is \1.", _CALCULATION.sub("", _FOOTNOTE.sub("", text)))
+    lines = (re.sub(r"[ \t]+", " ", line).strip() for line in text.strip().split("\n"))
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
+
+
+def _question(messages: Messages) -> str:
+    said = " ".join(message["content"] for message in messages[:-1])
+    return " ".join(re.findall(r"\w+", said.casefold()))
+
+
+def _texts(messages: Messages) -> Iterator[str]:
+    return (message["content"] for message in messages)
+
+
+_REASONS: Sequence[tuple[str, Callable[[Messages, Limits], bool]]] = (
+    ("empty", lambda messages, _: not all(_texts(messages))),
+    ("answer too long", lambda messages, limits: len(messages[-1]["content"]) > limits.answer),
+    ("question too long", lambda messages, limits: sum(map(len, _texts(messages[:-1]))) > limits.question),
+    ("code or tables", lambda messages, _: any(map(_CODE.search, _texts(messages)))),
+    ("links", lambda messages, _: any(map(_LINK.search, _texts(messages)))),
+    ("not plain English", lambda messages, limits: any(_ascii(text) < limits.ascii for text in _texts(messages))),
+)
+
+
+def _ascii(text: str) -> float:
+    return sum(character.isascii() for character in text) / max(1, len(text))

@@ -1,0 +1,155 @@
+"""A larger model's answers to questions, as conversations to tune a small one on (Kim and Rush 2016)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from model.chat import ChatTemplate
+from model.checkpoint import Checkpoint
+from model.errors import DataError, InvalidRequest, SettingsError
+from model.generation import generate_batch
+from training.data.instructions import messages_of, read_rows
+from training.data.preparation import Limits, Messages, clean, unusable
+from training.evaluation.answers import leak_pattern
+from training.evaluation.text_measures import repetition
+
+# Answers are kept after every so many rounds of all slots.
+_ROUNDS = 4
+_MOST_REPETITION = 0.1
+
+
+@dataclass
+class Progress:
+    """How far answering has come. `seconds` and `tokens` are those of this run."""
+
+    questions: int
+    answered: int = 0
+    kept: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def line(self, out: Path) -> str:
+        """One line for the console."""
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.most_common())
+        pace = f"{self.tokens / self.seconds:,.0f} tokens/s, {3600 * self.kept / self.seconds:,.0f} rows an hour"
+        return (
+            f"{out}: {self.answered:,} of {self.questions:,} answered, {self.kept:,} kept ({pace}); "
+            f"left out: {reasons or 'none'}"
+        )
+
+
+def read_questions(paths: Sequence[Path]) -> list[Messages]:
+    """Conversations without their last answer: of files that `finetune` reads, or the lines of `.txt` files; each once.
+
+    Raises `DataError` for what cannot be read.
+    """
+    found: list[Messages] = []
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"no such file: {path}", field="files")
+        if path.suffix == ".txt":
+            try:
+                lines = path.read_text("utf-8").split("\n")
+            except (OSError, UnicodeDecodeError) as error:
+                raise DataError(f"{path} cannot be read: {error}", field="files") from None
+            found += [[{"role": "user", "content": line.strip()}] for line in lines if line.strip()]
+            continue
+        for origin, row in read_rows(path):
+            for messages in messages_of(row, origin, False):
+                found.append(messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages)
+    questions = list({json.dumps(messages): messages for messages in found if messages}.values())
+    if not questions:
+        raise DataError("there are no questions", field="files")
+    return questions
+
+
+def answer_questions(
+    teacher: Checkpoint,
+    questions: Sequence[Messages],
+    out: Path,
+    *,
+    system: str | None,
+    limits: Limits,
+    max_tokens: int,
+    slots: int,
+) -> Iterator[Progress]:
+    """Append to `out` the questions with the teacher's answers that a small model can use; yields after every part.
+
+    What is in `out` already is not asked again, nor what was asked before its last row. `system` steers the teacher and
+    is not written. Raises `SettingsError` for a teacher without a chat template and an `out` that cannot be written.
+    """
+    if teacher.chat is None:
+        raise SettingsError(f"{teacher.name} has no chat template: it cannot answer", field="checkpoint")
+    progress = Progress(len(questions))
+    todo = _remaining(questions, out)
+    progress.answered = len(questions) - len(todo)
+    leaks = leak_pattern(teacher.chat, teacher.tokenizer)
+    started = time.monotonic()
+    for start in range(0, len(todo), _ROUNDS * slots):
+        part = todo[start : start + _ROUNDS * slots]
+        prompts = {at: ids for at, messages in enumerate(part) if (ids := _prompt(teacher, messages, system))}
+        order = sorted(prompts, key=lambda at: len(prompts[at]))
+        parameters = {"temperature": 0, "max_tokens": max_tokens}
+        generated = generate_batch(teacher.model, [prompts[at] for at in order], parameters, slots=slots)
+        answers = dict(zip(order, generated, strict=True))
+        rows = []
+        for at, messages in enumerate(part):
+            reason: str | None = "question too long"
+            if at in answers:
+                ids, stopped = list(answers[at].token_ids), answers[at].finish_reason == "stop"
+                progress.tokens += len(ids)
+                answer = teacher.tokenizer.decode(ids[:-1] if stopped else ids).strip()
+                row = [*messages, {"role": "assistant", "content": clean(answer)}]
+                if not stopped:
+                    reason = "did not end"
+                elif leaks.search(answer):
+                    reason = "template leak"
+                elif repetition(answer) > _MOST_REPETITION:
+                    reason = "repetition"
+                elif (reason := unusable(row, limits)) is None:
+                    rows.append({"messages": row})
+            if reason is not None:
+                progress.left_out[reason] += 1
+        _append(out, rows)
+        progress.answered += len(part)
+        progress.kept += len(rows)
+        progress.seconds = time.monotonic() - started
+        yield progress
+
+
+def _prompt(teacher: Checkpoint, messages: Messages, system: str | None) -> list[int]:
+    """The question as the teacher's template renders it; empty where no answer would fit."""
+    chat = teacher.chat
+    assert isinstance(chat, ChatTemplate)
+    steered = [{"role": "system", "content": system}, *messages] if system is not None else messages
+    try:
+        ids = chat.encode(steered, teacher.tokenizer, add_generation_prompt=True).token_ids
+    except InvalidRequest as error:
+        raise SettingsError(f"{teacher.name} cannot be asked: {error.message}", field="system") from None
+    return ids if len(ids) < teacher.config.context_length else []
+
+
+def _remaining(questions: Sequence[Messages], out: Path) -> list[Messages]:
+    """What comes after the last question that `out` has an answer to."""
+    if not out.exists() or not out.stat().st_size:
+        return list(questions)
+    known = {
+        json.dumps(messages[:-1]) for origin, row in read_rows(out) for messages in messages_of(row, origin, False)
+    }
+    last = max((at for at, messages in enumerate(questions) if json.dumps(messages) in known), default=-1)
+    return list(questions[last + 1 :])
+
+
+def _append(out: Path, rows: Sequence[object]) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("a", encoding="utf-8", newline="\n") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    except OSError as error:
+        raise SettingsError(f"{out} cannot be written: {error.strerror or error}", field="out") from None
