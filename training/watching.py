@@ -57,7 +57,7 @@ class Leap:
                 f"step {self.step}: the loss leapt to {self.loss:.3f}, from a running level of {self.level:.3f}, "
                 f"on batch {self.batch}"
             )
-        loss = "no number" if self.loss is None else f"{self.loss:.3f} with a gradient that is none"
+        loss = "no number" if self.loss is None else f"{self.loss:.3f} with a gradient that is no number"
         return f"step {self.step}: the loss became {loss} on batch {self.batch}"
 
     def causes(self) -> list[str]:
