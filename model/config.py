@@ -64,7 +64,11 @@ class ModelConfig:
                 hint=f"num_kv_heads may be {_divisors(self.num_heads)}",
             )
         if self.family == "gpt2" and self.head_dim * self.num_heads != self.hidden_size:
-            raise CheckpointError("in the gpt2 family hidden_size must be num_heads * head_dim", field="head_dim")
+            raise CheckpointError(
+                "in the gpt2 family hidden_size must be num_heads * head_dim",
+                field="head_dim",
+                hint="leave out head_dim, or choose another family",
+            )
         if self.head_dim % 2 and self.family != "gpt2":
             raise CheckpointError(
                 f"head_dim must be even for rotary positions, not {self.head_dim}",

@@ -39,7 +39,7 @@ def _pick(arguments: argparse.Namespace) -> int:
         raise SettingsError(f"there is no training run in {run.path}", field="run", hint="topkapi runs lists them")
     steps = run.steps("checkpoints")
     if not steps:
-        raise SettingsError(f"{run.path} has kept no checkpoints yet", field="run")
+        raise SettingsError(f"{run.path} has kept no checkpoints yet", field="run", hint="wait for its first save")
     config = run.config()
     data = arguments.data or config.get("validation_data")
     if not data:

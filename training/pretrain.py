@@ -211,6 +211,9 @@ def model_config(recipe: PretrainRecipe, tokenizer: Tokenizer) -> ModelConfig:
         raise SettingsError(
             f"hidden_size {sizes['hidden_size']} is not a multiple of num_heads {sizes['num_heads']}",
             field="hidden_size",
+            hint=f"the nearest that are: {sizes['num_heads'] * head_dim} and {sizes['num_heads'] * (head_dim + 1)}"
+            if recipe.head_dim is None and head_dim
+            else "give a multiple of num_heads",
         )
     return ModelConfig(
         family=family,

@@ -317,17 +317,20 @@ def resolve_recipe(name: str) -> Path:
     raise SettingsError(f"there is no recipe {name}", field="recipe", hint=hint)
 
 
+_LINES = "for example: learning_rate: 0.001 in one line, batch_size: 16 in the next"
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The fields of a recipe file."""
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = re.sub(r"\s+", " ", str(error))
-        raise SettingsError(f"the recipe {path} cannot be read: {reason}") from None
+        raise SettingsError(f"the recipe {path} cannot be read: {reason}", field="recipe", hint=_LINES) from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise SettingsError(f"the recipe {path} must be a list of 'field: value' lines")
+        raise SettingsError(f"the recipe {path} must be a list of 'field: value' lines", field="recipe", hint=_LINES)
     return content
 
 

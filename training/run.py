@@ -31,6 +31,7 @@ from training.recipe import TrainingRecipe, free_fields
 
 _RECORDS = ("metrics.jsonl", "samples.jsonl")
 _CLOCKED = ("timings.jsonl", "system.jsonl")
+_ELSEWHERE = "choose another --out, where this user may write"
 # What is made before a run begins lies in here.
 _PREPARED = ".prepared"
 
@@ -75,7 +76,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(self.path / _PREPARED, ignore_errors=True)
         except OSError as error:
-            raise SettingsError(f"{self.path} cannot be made: {error.strerror}", field="out") from None
+            raise SettingsError(f"{self.path} cannot be made: {error.strerror}", field="out", hint=_ELSEWHERE) from None
         self._recipe = recipe
 
     def prepared(self, name: str) -> Path:

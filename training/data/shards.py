@@ -84,7 +84,11 @@ def prepare_tokens(
     that cannot be read and where a part comes out empty.
     """
     if tokenizer.end_token_id is None:
-        raise DataError("the tokenizer has no end token, so documents cannot be told apart", field="tokenizer")
+        raise DataError(
+            "the tokenizer has no end token, so documents cannot be told apart",
+            field="tokenizer",
+            hint="leave out --tokenizer, and one is trained; or train one with: topkapi tokenizer train",
+        )
     sources = {str(file): sha256(file) for file in (*files, *validation_files)}
     key = {
         "format": _FORMAT,

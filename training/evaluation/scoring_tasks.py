@@ -57,7 +57,7 @@ def perplexity(checkpoint: Checkpoint, task: Task, progress: Progress) -> Outcom
         groups += [[Scored(text[part.start : part.end], part.first - part.start)] for part in parts]
         at += [(text, part.first) for part in parts]
     if not groups:
-        raise DataError(f"{task.file} is too short to score", field="perplexity")
+        raise DataError(f"{task.file} is too short to score", field="perplexity", hint="two tokens are the least")
     nll, tokens, sizes = [], [], []
     done: list[int] | None = None
     for (text, first), (found,) in zip(at, log_likelihoods(checkpoint.model, groups, progress), strict=True):

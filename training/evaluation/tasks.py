@@ -88,7 +88,9 @@ def build_task(entry: object, origin: str, base: Path = Path()) -> Task:
     if not task.file.exists():
         raise no_such_file(str(task.file), f"{origin}: no such file", field=task.kind)
     if task.file.is_dir() and task.kind != "blimp":
-        raise DataError(f"{origin}: {task.file} is a folder, {task.kind} needs a file", field=task.kind)
+        raise DataError(
+            f"{origin}: {task.file} is a folder, {task.kind} needs a file", field=task.kind, hint="name its files"
+        )
     return task
 
 
@@ -242,7 +244,7 @@ def _rows(path: Path, task: Task) -> Iterator[tuple[str, object]]:
             )
         rows = every[start : start + task.test_examples][: task.limit]
     if not rows:
-        raise DataError(f"{path} holds no rows", field=task.kind)
+        raise DataError(f"{path} holds no rows", field=task.kind, hint="give a file with one or more")
     return iter(rows)
 
 
