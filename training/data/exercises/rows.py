@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from random import Random
 from typing import Any
 
-from training.data.exercises import calendar, grammar, letters, meaning, memory, numbers, reading, talk
+from training.data.exercises import calendar, grammar, letters, meaning, memory, numbers, reading, school, talk, writing
 from training.data.exercises.exercise import (
     Draw,
     Exercise,
@@ -22,7 +22,7 @@ from training.data.exercises.exercise import (
     user,
 )
 
-_AREAS = (numbers, calendar, letters, grammar, meaning, reading, talk, memory)
+_AREAS = (numbers, calendar, letters, grammar, school, meaning, reading, writing, talk, memory)
 MAKERS: dict[str, Maker] = {kind: maker for area in _AREAS for kind, maker in area.MAKERS.items()}
 """Every kind of exercise with what makes one."""
 
@@ -40,9 +40,12 @@ _SYSTEM = 0.05
 
 _SYSTEM_MESSAGES = (
     "You are a helpful assistant.",
-    "You are Topkapi, a small language model.", "Answer briefly.", "Be polite and brief.",
-    "You are Topkapi. You answer simple questions.", "You are a friendly assistant.",
-)  # fmt: skip
+    "You are Topkapi, a small language model.",
+    "Answer briefly.",
+    "Be polite and brief.",
+    "You are Topkapi. You answer simple questions.",
+    "You are a friendly assistant.",
+)
 
 
 def make_rows(seed: int, count: int, *, held_out: bool, kinds: Iterable[str] = MAKERS) -> Iterator[dict[str, Any]]:
