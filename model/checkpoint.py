@@ -211,7 +211,8 @@ def save_checkpoint(
     Raises `CheckpointError` when the disk is full, leaving an earlier checkpoint at `directory` as it was.
     """
     config = model.config
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    # Not `state_dict`, which would let go of a network that is gathered from several processes for the moment.
+    state = {name: tensor.detach().cpu() for name, tensor in model.named_parameters(remove_duplicate=False)}
     tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in to_hugging_face(config, state).items()}
     stored = str(dtype or model.embed_tokens.weight.dtype).removeprefix("torch.")
     config_json = config.to_hugging_face() | {"dtype": stored}

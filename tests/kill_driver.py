@@ -9,9 +9,13 @@ A request is {"arguments": [...]} and may have
                                   a file longer than this, whoever writes it;
   "kill_after": seconds           kill it so long after it was started;
   "signal": name, "signal_after": seconds    send it that signal, so long after training began;
-  "file_limit": bytes             let no file grow larger, as if the disk were full.
+  "file_limit": bytes             let no file grow larger, as if the disk were full;
+  "processes": n                  train in so many processes, as torchrun would start them; all of the above happens to
+                                  number "victim" (0). If they have not ended after "limit" (100) seconds, they are
+                                  killed.
 A result is {"status": exit status or minus the signal, "calls": ["operation path", …] (null if it was killed),
-"seconds": s, "output": text}. Forking spares each run the seconds that importing torch takes.
+"seconds": s, "output": text, "others": [statuses of the other processes]}. Forking spares each run the seconds that
+importing torch takes.
 """
 
 import json
@@ -21,8 +25,9 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -37,7 +42,7 @@ from service.cli import main
 CALLS = ("fsync", "rename", "replace", "symlink", "unlink", "rmdir", "mkdir", "truncate", "chmod")
 
 
-def child(request: dict[str, Any], counter: Path) -> None:
+def child(request: dict[str, Any], counter: Path) -> NoReturn:
     """Run the command; never returns."""
     calls: list[str] = []
 
@@ -75,6 +80,10 @@ def child(request: dict[str, Any], counter: Path) -> None:
     code = 1
     try:
         code = main(request["arguments"])
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    except BaseException:
+        traceback.print_exc()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         counter.write_text(json.dumps(calls))
@@ -89,31 +98,62 @@ def serve(request: dict[str, Any], scratch: Path) -> dict[str, Any]:
     counter.unlink(missing_ok=True)
     output.write_text("")
     began = time.monotonic()
-    process = os.fork()
-    if process == 0:
-        descriptor = os.open(output, os.O_WRONLY)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
-        child(request, counter)
+    victim = request.get("victim", 0)
+    started = [start(request, output, counter, rank, rank == victim) for rank in range(request.get("processes", 1))]
+    process = started.pop(victim)
     number = signal.Signals[request.get("signal", "SIGKILL")]
 
     ended = threading.Event()
 
     def send() -> None:
         # A handler can only be there once training began: earlier, Python's own would see the signal.
-        while number != signal.SIGKILL and b"step 0 " not in output.read_bytes() and not ended.wait(0.05):
+        while "signal" in request and b"step 0 " not in output.read_bytes() and not ended.wait(0.05):
             pass
         if not ended.wait(request.get("kill_after", 0.0) + request.get("signal_after", 0.0)):
             os.kill(process, number)
 
     if "signal" in request or "kill_after" in request:
         threading.Thread(target=send, daemon=True).start()
+    watch = threading.Timer(request.get("limit", 100.0), hang, [output, [process, *started]])
+    if started:
+        watch.start()
     _, status = os.waitpid(process, 0)
     ended.set()
     code = os.waitstatus_to_exitcode(status)
     calls = json.loads(counter.read_text()) if counter.exists() else None
     seconds = time.monotonic() - began
-    return {"status": code, "calls": calls, "seconds": seconds, "output": output.read_text(errors="replace")}
+    others = [os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) for other in started]
+    watch.cancel()
+    said = output.read_text(errors="replace")
+    return {"status": code, "calls": calls, "seconds": seconds, "output": said, "others": others}
+
+
+def hang(output: Path, processes: list[int]) -> None:
+    """End processes that wait for each other for ever."""
+    with output.open("a") as file:
+        file.write("kill_driver: the processes did not end, and were killed\n")
+    for process in processes:
+        try:
+            os.kill(process, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def start(request: dict[str, Any], output: Path, counter: Path, rank: int, victim: bool) -> int:
+    """Fork process number `rank` of the request, and return its id."""
+    processes = request.get("processes", 1)
+    process = os.fork()
+    if process:
+        return process
+    if processes > 1:
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": request["port"]}
+        os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
+    descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    if victim:
+        child(request, counter)
+    child({"arguments": request["arguments"]}, counter.with_name(f"calls-{rank}"))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ import json
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +13,7 @@ from typing import Any
 import pytest
 
 from model.checkpoint import load_checkpoint
-
-ROOT = Path(__file__).resolve().parent.parent
-Run = Callable[..., dict[str, Any]]
+from tests.driver import Run, driver
 
 # Each test runs the command a dozen times: half a minute on an idle machine, but not on one that is busy.
 pytestmark = pytest.mark.timeout(900)
@@ -26,26 +22,8 @@ pytestmark = pytest.mark.timeout(900)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Runs a `topkapi` command in a child that may be killed; see kill_driver.py."""
-    scratch = tmp_path_factory.mktemp("driver")
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests" / "kill_driver.py"), str(scratch)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    assert process.stdin and process.stdout
-
-    def ask(*arguments: object, **options: Any) -> dict[str, Any]:
-        assert process.stdin and process.stdout
-        process.stdin.write(json.dumps({"arguments": [str(argument) for argument in arguments], **options}) + "\n")
-        process.stdin.flush()
-        answer: dict[str, Any] = json.loads(process.stdout.readline())
-        return answer
-
-    yield ask
-    process.stdin.close()
-    process.wait(10)
+    with driver(tmp_path_factory.mktemp("driver")) as ask:
+        yield ask
 
 
 @pytest.fixture(scope="module")

@@ -170,33 +170,46 @@ def _train(arguments: argparse.Namespace) -> int:
     # Threads that wait for each other by spinning take the cores from whatever else runs on the machine, and then from
     # one another: with the cores shared, steps took three times as long. Must be set before torch starts its threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from training.distributed import joined
+
+    with joined(recipe):
+        _train_together(arguments.training_command, recipe, directory, resume)
+    return 0
+
+
+def _train_together(name: str, recipe: TrainingRecipe, directory: Path, resume: bool) -> None:
+    """Train, with the other processes where there are some, of which only the first writes."""
     from training.console import Console
+    from training.distributed import in_turn, rank, size
     from training.report import finish
-    from training.run import RunDirectory
+    from training.run import FollowedRun, RunDirectory
 
-    name = arguments.training_command
-    run, console = RunDirectory(directory), Console()
-    if resume and (directory / "config.yaml").is_file():
-        run.check_idle()
-        run.check_unchanged(recipe)
-    else:
-        run.start(recipe)
+    console = Console()
+    run = FollowedRun(directory) if rank() else RunDirectory(directory)
+    with in_turn():
+        if resume and (directory / "config.yaml").is_file():
+            run.check_idle()
+            run.check_unchanged(recipe)
+        else:
+            run.start(recipe)
+    if recipe.parallel is not None and size() == 1:
+        console.message(f"one process has nothing to share by {recipe.parallel}: torchrun starts several")
     command = f"topkapi {name} --resume {shlex.quote(str(directory))}"
-
     try:
         standing = _trainer_of(recipe)(
             recipe, run, resume=resume, console=console, command=command, proceed=_run_measured
         )
     finally:
         run.abandon()
-    finish(run, standing, console)
-    return 0
+    if not rank():
+        finish(run, standing, console)
 
 
 def _run_measured(training: Any) -> Any:
     """Train, recording what the machine does, and knowing what it could do at most."""
     import torch
 
+    from training.distributed import rank, size
     from training.pace import peak_flops
     from training.process import present
     from training.system import recorded
@@ -204,7 +217,9 @@ def _run_measured(training: Any) -> Any:
 
     recipe, run = training.recipe, training.directory
     dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
-    training.peak_flops = peak_flops(training.model.device, dtype)
+    training.peak_flops = size() * peak_flops(training.model.device, dtype)
+    if rank():
+        return training.run()
     system = recorded(run.path / "system.jsonl", training.console.message)
     with present(run.path), tracked(recipe.track, run.path, recipe.model_dump(mode="json")) as listener, system:
         run.listeners += [listener] if listener else []

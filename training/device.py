@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from model.errors import SettingsError
+from training import distributed
 from training.recipe import TrainingRecipe
 
 
@@ -20,4 +21,15 @@ def prepare_torch(recipe: TrainingRecipe, threads: int | None = None) -> torch.d
         raise SettingsError(f"device {name!r} is not supported", field="device", hint="use cpu, cuda or auto")
     if name == "cuda" and not torch.cuda.is_available():
         raise SettingsError("there is no CUDA device", field="device", hint="use --device cpu")
+    if name == "cuda" and distributed.size() > 1:
+        # Each process its own device, which NCCL wants to be the current one.
+        number, there = distributed.local_rank(), torch.cuda.device_count()
+        if number >= there:
+            raise SettingsError(
+                f"torchrun started more processes than this machine has CUDA devices ({there})",
+                field="device",
+                hint=f"use --nproc-per-node {there}",
+            )
+        torch.cuda.set_device(number)
+        return torch.device("cuda", number)
     return torch.device(name)

@@ -20,6 +20,7 @@ from model.generation import generate
 from model.linear import set_compute_dtype
 from model.tokenizer import Tokenizer
 from model.transformer import Decoder
+from training import distributed, sharding
 from training.console import Console
 from training.data.inspection import conversation_findings, example_findings
 from training.data.instructions import Example, ExampleLoader, encode_conversations, read_conversations
@@ -102,7 +103,8 @@ def finetune(
     if prepare is None:
         assert isinstance(recipe, FinetuneRecipe), "another kind of recipe comes with its own task"
         prepare = partial(_conversations, recipe)
-    saved = directory.load_state() if resume else None
+    with distributed.in_turn():
+        saved = directory.load_state() if resume else None
     device = prepare_torch(recipe, saved[1]["threads"] if saved else None)
     parent = load_checkpoint(recipe.checkpoint, dtype=torch.float32)
     chat = chat_template(recipe.chat_template) or parent.chat or ChatTemplate.built_in("chatml")
@@ -125,7 +127,9 @@ def finetune(
     schedule, every = plan(recipe, task.loaders[0].steps_per_epoch)
     source = Path(recipe.checkpoint)
     digest = weights_digest(source)
-    task.begin(model, digest)
+    with distributed.in_turn():
+        task.begin(model, digest)
+    sharding.distribute(model, recipe.parallel)
 
     def save(path: Path, network: Decoder, details: Any) -> None:
         generation = {**inherited, "eos_token_id": list(model.config.end_token_ids)}

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
+from training import sharding
+
 OptimizerName = Literal["adamw", "muon"]
 
 
@@ -59,7 +61,10 @@ class Optimizers:
         for optimizer in self.all:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
-            optimizer.step()
+            if isinstance(optimizer, Muon):
+                sharding.whole_step(optimizer)
+            else:
+                optimizer.step()
         self.zero_gradients()
 
     def zero_gradients(self) -> None:
@@ -92,7 +97,9 @@ class Optimizers:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     state = entries.get(self.names[id(parameter)], {})
-                    optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+                    optimizer.state[parameter] = {
+                        key: sharding.part_of(value, parameter) for key, value in state.items()
+                    }
 
 
 def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -19,6 +19,7 @@ from model.generation import generate
 from model.linear import set_compute_dtype
 from model.tokenizer import Tokenizer
 from model.transformer import Decoder, initialise
+from training import distributed, sharding
 from training.console import Console
 from training.data.inspection import token_findings
 from training.data.mixing import describe_mixture, mixed_order, sources_and_weights
@@ -69,26 +70,28 @@ def pretrain(
     if weights is not None and len(files) < sum(map(len, sources)):
         raise DataError("a file belongs to two sources of the mixture", field="data", hint="name each file once")
     validation_files = find_files(recipe.validation_data)
-    saved = directory.load_state() if resume else None
-    device = prepare_torch(recipe, saved[1]["threads"] if saved else None)
-    tokenizer = _tokenizer(recipe, files, directory, console, resume)
-    data = prepare_tokens(
-        files,
-        validation_files,
-        tokenizer,
-        cache=Path(recipe.cache).expanduser(),
-        text_field=recipe.text_field,
-        validation_fraction=recipe.validation_fraction,
-        split=recipe.split,
-        deduplicate=recipe.deduplicate,
-        groups=None if weights is None else [len(source) for source in sources],
-        progress=console.count,
-    )
+    with distributed.in_turn():
+        saved = directory.load_state() if resume else None
+        device = prepare_torch(recipe, saved[1]["threads"] if saved else None)
+        tokenizer = _tokenizer(recipe, files, directory, console, resume)
+        data = prepare_tokens(
+            files,
+            validation_files,
+            tokenizer,
+            cache=Path(recipe.cache).expanduser(),
+            text_field=recipe.text_field,
+            validation_fraction=recipe.validation_fraction,
+            split=recipe.split,
+            deduplicate=recipe.deduplicate,
+            groups=None if weights is None else [len(source) for source in sources],
+            progress=console.count,
+        )
     config = model_config(recipe, tokenizer)
     model = Decoder(config)
     initialise(model, torch.Generator().manual_seed(recipe.seed), recipe.initialisation)
     model.to(device)
     set_compute_dtype(model, torch.bfloat16 if recipe.precision == "bf16" else None)
+    sharding.distribute(model, recipe.parallel)
     loader, validation = _loaders(recipe, data, tokenizer.end_token_id, weights)
     schedule, every = plan(recipe, loader.steps_per_epoch)
 
@@ -256,7 +259,8 @@ def _tokenizer(
     if recipe.tokenizer is not None:
         return Tokenizer.from_directory(Path(recipe.tokenizer))
     own = directory.prepared("tokenizer")
-    if resume and own.is_dir():
+    # Of several processes the first one has just trained it.
+    if (resume or distributed.rank()) and own.is_dir():
         return Tokenizer.from_directory(own)
     console.message("training a tokenizer")
     tokenizer = tokenizer_for(files, recipe.vocab_size, recipe.text_field, recipe.tokenizer_megabytes)

@@ -46,6 +46,13 @@ class TrainingRecipe(BaseModel):
     seed: int = setting(123, "decides initial weights, data order and dropout", group="run", ge=0)
     device: str = setting("auto", "cpu, cuda, or auto: cuda where there is one", group="run")
     threads: int | None = setting(None, "CPU threads (default: all cores); sums depend on it", group="run", ge=1)
+    parallel: Literal["ddp", "fsdp"] | None = setting(
+        None,
+        "how the processes of torchrun share the work: ddp, each with the whole network (the default); fsdp, each with "
+        "a part of it",
+        group="run",
+        free=True,
+    )
     compile: bool = setting(False, "compile the network with torch.compile (needs a C++ compiler)", group="run")
 
     batch_size: int = setting(16, "sequences per update", group="optimisation", ge=1)

@@ -184,11 +184,7 @@ class RunDirectory:
 
     def load_state(self, step: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The state of `step` (None: the latest), with the record files cut back to it; None where there is none."""
-        for leftover in [*self.path.glob("checkpoints/.*.previous"), *self.path.glob("state/.*.previous")]:
-            recover_directory(leftover.with_name(leftover.name.removeprefix(".").removesuffix(".previous")))
-            shutil.rmtree(leftover, ignore_errors=True)
-        for leftover in [*self.path.glob("checkpoints/.*"), *self.path.glob("state/.*")]:
-            shutil.rmtree(leftover, ignore_errors=True)
+        self._recover()
         steps = [one for one in self.steps("state") if step is None or one == step]
         if not steps:
             return None
@@ -198,13 +194,24 @@ class RunDirectory:
             tensors = load_file(directory / "tensors.safetensors")
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"{directory} cannot be read: {error}", hint="start another run") from None
-        for name, length in facts.pop("lengths").items():
+        self._cut_back(facts.pop("lengths"))
+        return tensors, facts
+
+    def _recover(self) -> None:
+        """Finish or undo what a killed process was about to do."""
+        for leftover in [*self.path.glob("checkpoints/.*.previous"), *self.path.glob("state/.*.previous")]:
+            recover_directory(leftover.with_name(leftover.name.removeprefix(".").removesuffix(".previous")))
+            shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in [*self.path.glob("checkpoints/.*"), *self.path.glob("state/.*")]:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def _cut_back(self, lengths: Mapping[str, int]) -> None:
+        for name, length in lengths.items():
             path = self.path / name
             if (path.stat().st_size if path.exists() else 0) < length:
                 raise CheckpointError(f"{path} is shorter than the saved state says", hint="start another run")
             if path.exists():
                 os.truncate(path, length)
-        return tensors, facts
 
     def _forget_records(self) -> None:
         for name in (*_RECORDS, *_CLOCKED):
@@ -240,6 +247,33 @@ class RunDirectory:
             temporary.replace(self.path / name)
         except OSError as error:
             raise _cannot_write(self.path / name, error) from error
+
+
+class FollowedRun(RunDirectory):
+    """A run's files as a process sees them that only reads, while the first of several writes them."""
+
+    def start(self, recipe: TrainingRecipe) -> None:
+        """Know that the run has not begun."""
+        self._recipe = recipe
+
+    def begin(self) -> None:
+        """Know that it has."""
+        self._recipe = None
+
+    def abandon(self) -> None:
+        """The first process does it, as all that follows."""
+
+    def check_idle(self) -> None: ...
+
+    def append(self, name: str, record: Mapping[str, Any]) -> None: ...
+
+    def point(self, name: str, step: int) -> None: ...
+
+    def prune(self, kept: Iterable[int], last: int, keep: int, states: Iterable[int | None]) -> None: ...
+
+    def _recover(self) -> None: ...
+
+    def _cut_back(self, lengths: Mapping[str, int]) -> None: ...
 
 
 def _cannot_write(path: Path, error: OSError) -> CheckpointError:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 
-from model.errors import SettingsError, TopkapiError
+from model.errors import SettingsError
 from model.transformer import Decoder
-from training.console import Console, duration
+from training import distributed, sharding
+from training.console import Console
 from training.data.windows import Batch, Loader
 from training.loss import NextToken, Objective
+from training.measuring import measure, tell
 from training.memorisation import Tokens
 from training.optim import Optimizers, trained_parameters
 from training.pace import Pace, flops_per_token, longest_text
@@ -27,14 +26,9 @@ from training.run import RunDirectory
 from training.sampling import take_samples
 from training.saving import Save, Saver, Snapshot
 from training.schedule import Schedule
+from training.signals import Interrupted, StopRequest
 from training.standing import Standing
 from training.watching import MOST_RETURNS, QUIET_STEPS, Diverged, Leap, diverged, find_leap, observe
-
-
-class Interrupted(TopkapiError):
-    """The run was asked to stop; it has saved its state and can be resumed."""
-
-    kind = "interrupted"
 
 
 @dataclass(frozen=True)
@@ -78,10 +72,10 @@ class Training:
     peak_flops: float | None = None
     objective: Objective = field(default_factory=NextToken)
     standing: Standing = field(default_factory=Standing)
-    _stop: signal.Signals | None = None
 
     def __post_init__(self) -> None:
         recipe = self.recipe
+        self.stop = StopRequest(self.console.message)
         by_time = recipe.save_every is None and recipe.save_minutes is not None
         if by_time and recipe.on_divergence == "return":
             raise SettingsError(
@@ -109,7 +103,7 @@ class Training:
         total = self.schedule.total_steps
         self.console.start(total, self.standing.step)
         try:
-            with self._signals():
+            with self.stop.awaited():
                 if self.standing.step == 0:
                     self.directory.begin()
                     self._boundary()
@@ -145,7 +139,7 @@ class Training:
             (weights if kind == "model" else optimizer)[rest] = tensor
         with torch.no_grad():
             for name, parameter in trained_parameters(self.model):
-                parameter.copy_(weights[name])
+                parameter.copy_(sharding.part_of(weights[name], parameter))
         self.optimizers.load_state_tensors(optimizer)
         if standing.ranking:
             self.directory.point("best", standing.best_steps()[0])
@@ -166,17 +160,23 @@ class Training:
         number = standing.batch_number()
         batch = self.loader.batch(number)
         # Dropout is a function of the seed and the step: nothing in between can disturb it, and nothing needs saving.
-        torch.manual_seed(_mix(self.recipe.seed, standing.step))
+        torch.manual_seed(_mix(self.recipe.seed, standing.step) + distributed.rank())
         self.model.train()
+        own = distributed.share(batch)
+        assert own is not None, "a batch can be shared evenly"
         loss = self.objective.backward(
             self.model,
-            batch,
+            own,
             divisor=batch.weight(),
             micro_batch_size=self.recipe.micro_batch_size,
             hidden=hidden,
             z_loss=self.recipe.z_loss,
         )
-        norm = nn.utils.clip_grad_norm_(self.optimizers.parameters(), self.recipe.clip or math.inf).item()
+        (loss,) = distributed.added(loss)
+        parameters = list(self.optimizers.parameters())
+        if not sharding.is_part(parameters[0]):
+            distributed.add_gradients(parameters)
+        loss, norm = distributed.told([loss, sharding.clip(parameters, self.recipe.clip or math.inf)])
         leap = find_leap(
             standing, loss, norm, loss_of=self._loss_of, batch=batch, origins=self.loader.origins, text_of=self.text_of
         )
@@ -190,7 +190,8 @@ class Training:
         return Update(loss, norm, factor, batch.token_count(), batch.tokens.numel())
 
     def _loss_of(self, batch: Batch) -> float:
-        return self.objective.evaluate(self.model, [batch], None)["loss"]
+        with sharding.whole(self.model):
+            return self.objective.evaluate(self.model, [batch], None)["loss"]
 
     def trained_share(self) -> float:
         """The part of the network's parameters that trains."""
@@ -243,10 +244,11 @@ class Training:
 
         All that decides this is in that save or follows from it, so that a run killed since does the same again.
         """
-        self.saver.wait()
         skipped = [*self.standing.skipped, leap.batch]
         leaps = [*self.standing.leaps, {"event": leap.kind, **asdict(leap), "returned_to": anchor}]
-        saved = self.directory.load_state(anchor)
+        with distributed.in_turn():
+            self.saver.wait()
+            saved = self.directory.load_state(anchor)
         assert saved is not None, "regular saves are kept until the next one"
         self.optimizers.zero_gradients()
         self.load_state(*saved)
@@ -266,24 +268,26 @@ class Training:
         if self._samples_due(last):
             self._sample()
         best = measured is not None and standing.rank(self.recipe.best_metric, self.recipe.keep_best, measured)
-        stopping = self._stop is not None and not last
-        state = bool(step) and (last or stopping or self.saver.due(step))
+        # Whichever process has been asked to stop, or has the faster clock.
+        asked, due = distributed.added(self.stop.asked is not None, step > 0 and self.saver.due(step))
+        stopping = bool(asked) and not last
+        state = bool(due) or (step > 0 and (last or stopping))
         if state or best:
             self._save(state)
         if stopping:
-            assert self._stop is not None, "that is what stopping means"
             raise Interrupted(
-                f"{self._stop.name}: stopped at step {step} of {self.schedule.total_steps}",
+                f"{self.stop.name}: stopped at step {step} of {self.schedule.total_steps}",
                 hint=f"continue with: {self.command}",
             )
 
     def _evaluate(self, pace: Pace | None) -> dict[str, float]:
         """Evaluate, record and tell; returns what was measured on the validation data."""
         standing = self.standing
-        measured = self.objective.evaluate(self.model, self.train_batches, self.recipe.micro_batch_size)
+        micro = self.recipe.micro_batch_size
+        measured = measure(self.objective, self.model, self.train_batches, micro)
         train = measured["loss"]
         if self.validation_batches:
-            measured = self.objective.evaluate(self.model, self.validation_batches, self.recipe.micro_batch_size)
+            measured = measure(self.objective, self.model, self.validation_batches, micro)
         validation = measured["loss"]
         if not math.isfinite(validation):
             raise Diverged(
@@ -291,38 +295,14 @@ class Training:
             )
         overfitting = standing.overfitting
         best = standing.note(train, validation)
-        self.directory.append(
-            "metrics.jsonl",
-            {
-                "step": standing.step,
-                "epoch": standing.step / self.loader.steps_per_epoch,
-                "tokens": standing.tokens,
-                "train_loss": train,
-                **{f"validation_{name}": value for name, value in measured.items()},
-            },
-        )
-        rate = "" if pace is None else f"  {pace.facts()} after {duration(pace.elapsed)}"
-        mark = "  *" if best else ""
-        others = "".join(f"  {name} {value:.3f}" for name, value in measured.items() if name != "loss")
-        self.console.message(
-            f"step {standing.step}  epoch {standing.step / self.loader.steps_per_epoch:.2f}  "
-            f"train {train:.3f}  validation {validation:.3f}{others}{mark}{rate}"
-        )
-        if pace is not None:
-            self._record_pace(pace)
+        epoch = standing.step / self.loader.steps_per_epoch
+        tell(standing, measured, epoch, best=best, directory=self.directory, console=self.console, pace=pace)
         if standing.overfitting and not overfitting:
             self.console.message(standing.verdict())
         patience = self.recipe.patience
         if patience is not None and standing.evaluations_since_best >= patience:
             standing.finished = f"no better validation loss in {patience} evaluations"
         return measured
-
-    def _record_pace(self, pace: Pace) -> None:
-        facts: dict[str, Any] = {"step": self.standing.step, "seconds": round(pace.elapsed, 3)}
-        facts["tokens_per_s"] = round(pace.tokens_per_s, 1)
-        if pace.utilisation is not None:
-            facts["model_flops_utilisation"] = round(pace.utilisation, 4)
-        self.directory.append("timings.jsonl", facts)
 
     def _samples_due(self, last: bool) -> bool:
         step, every = self.standing.step, self.recipe.sample_every
@@ -333,40 +313,52 @@ class Training:
         return last or step % self.evaluate_every == 0
 
     def _sample(self) -> None:
+        standing = self.standing
         self.model.eval()
-        take_samples(
-            self.sample(self.standing),
-            self.standing,
-            texts=(self.loader.stream, self.held_out),
-            directory=self.directory,
-            console=self.console,
-            shown=self.evaluate_every > 1 or self.standing.step == self.schedule.total_steps,
-            text_of=self.text_of,
-        )
+        with sharding.whole(self.model):
+            if distributed.rank() == 0:
+                take_samples(
+                    self.sample(standing),
+                    standing,
+                    texts=(self.loader.stream, self.held_out),
+                    directory=self.directory,
+                    console=self.console,
+                    shown=self.evaluate_every > 1 or standing.step == self.schedule.total_steps,
+                    text_of=self.text_of,
+                )
+        standing.copied, standing.memorising = distributed.told((standing.copied, standing.memorising))
 
     def _save(self, state: bool) -> None:
         """Save a checkpoint, with `state` also what a resumed run needs."""
         standing, anchor = self.standing, self._anchor()
-        if not all(parameter.isfinite().all() for _, parameter in trained_parameters(self.model)):
-            raise Diverged(f"the weights are no numbers any more at step {standing.step}", hint="lower --learning-rate")
         if state and anchor == standing.step:
             standing.leaps = []
-        tensors = {f"model:{name}": parameter.detach() for name, parameter in trained_parameters(self.model)}
-        tensors |= {f"optimizer:{name}": tensor for name, tensor in self.optimizers.state_tensors().items()}
-        model, tensors = self.saver.copied(self.model, tensors if state else {})
-        facts = {"standing": asdict(standing), "run": self.facts, "threads": torch.get_num_threads()}
-        self.saver.write(
-            Snapshot(
-                step=standing.step,
-                model=model,
-                details=self._details(),
-                best=standing.best_steps(),
-                tensors=tensors if state else None,
-                facts=facts,
-                lengths=self.directory.lengths(),
-                anchor=anchor,
+        states = self.optimizers.state_tensors().items() if state else ()
+        tensors = {f"optimizer:{name}": sharding.collected(tensor) for name, tensor in states}
+        with sharding.whole(self.model):
+            weights = dict(trained_parameters(self.model))
+            if not all(parameter.isfinite().all() for parameter in weights.values()):
+                raise Diverged(
+                    f"the weights are no numbers any more at step {standing.step}", hint="lower --learning-rate"
+                )
+            if distributed.rank():
+                return
+            if state:
+                tensors |= {f"model:{name}": parameter.detach() for name, parameter in weights.items()}
+            model, tensors = self.saver.copied(self.model, tensors)
+            facts = {"standing": asdict(standing), "run": self.facts, "threads": torch.get_num_threads()}
+            self.saver.write(
+                Snapshot(
+                    step=standing.step,
+                    model=model,
+                    details=self._details(),
+                    best=standing.best_steps(),
+                    tensors=tensors if state else None,
+                    facts=facts,
+                    lengths=self.directory.lengths(),
+                    anchor=anchor,
+                )
             )
-        )
 
     def _details(self) -> dict[str, Any]:
         standing = self.standing
@@ -377,23 +369,6 @@ class Training:
             "train_loss": standing.train_loss,
             "validation_loss": standing.validation_loss,
         }
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM end the run at the next boundary; a second Ctrl-C ends it at once."""
-
-        def ask(number: int, _: object) -> None:
-            if self._stop is not None:
-                raise KeyboardInterrupt
-            self._stop = signal.Signals(number)
-            self.console.message(f"{self._stop.name}: saving after this step")
-
-        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
 
 def _mix(seed: int, step: int) -> int:
