@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from model.checkpoint import load_checkpoint
 from tests.driver import Run, driver
@@ -110,6 +112,8 @@ def wholes(
     @functools.cache
     def whole(command: str, optimizer: str) -> Whole:
         flags = [*commands[command], "--optimizer", optimizer]
+        if optimizer == "schedule-free":
+            flags += ["--schedule", "constant"]
         return uninterrupted(run, flags, tmp_path_factory.mktemp(f"{command}-{optimizer}"))
 
     return whole
@@ -235,6 +239,26 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(
     resumed = run("pretrain", "--resume", out)
     assert resumed["status"] == 0, resumed["output"]
     assert_same(out, pretrained.content)
+
+
+def test_averaged_weights_are_served_and_the_raw_ones_are_what_a_resumed_run_goes_on_with(
+    run: Run, tmp_path: Path, wholes: Callable[[str, str], Whole]
+) -> None:
+    whole, chance = wholes("pretrain", "schedule-free"), random.Random(2)
+    # In the middle of a save by a thread, and by a save out of turn, which must not disturb the weights either.
+    torn = {"kill_at": whole.calls_of_saves(6, 6)[0], "torn": chance.randrange(10_000, 40_000)}
+    asynchronous = replace(whole, command=[*whole.command, "--asynchronous-saves"])
+    assert_killed_it_ends_the_same(run, asynchronous, tmp_path / "torn", **torn)
+    out = tmp_path / "stopped"
+    stopped = run(*whole.command, "--out", out, signal_after=0.05, signal="SIGTERM")
+    assert stopped["status"] == 2, stopped["output"]
+    (state,) = (out / "state").glob("step-*/tensors.safetensors")
+    served, kept = load_file(out / "last" / "model.safetensors"), load_file(state)
+    raw, latest = kept["raw:embed_tokens.weight"], kept["optimizer:embed_tokens.weight/z"]
+    assert torch.equal(served["transformer.wte.weight"], raw.lerp(latest, 1 - 1 / 0.9))
+    assert not any(name.startswith("model:") for name in kept)
+    assert run("pretrain", "--resume", out)["status"] == 0
+    assert_same(out, whole.content)
 
 
 @pytest.mark.parametrize("flags", [[], ["--asynchronous-saves"]])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from model.transformer import Decoder
-from training import distributed, sharding
+from training import distributed
 from training.console import Console, duration
 from training.data.windows import Batch
 from training.loss import Objective
@@ -19,8 +19,7 @@ def measure(
     objective: Objective, model: Decoder, batches: list[Batch], micro_batch_size: int | None
 ) -> dict[str, float]:
     """What `objective` measures on `batches`, each process doing its share."""
-    with sharding.whole(model):
-        return distributed.averaged(lambda own: objective.evaluate(model, own, micro_batch_size), batches)
+    return distributed.averaged(lambda own: objective.evaluate(model, own, micro_batch_size), batches)
 
 
 def tell(

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
+from model.errors import SettingsError
 from training import sharding
 
-OptimizerName = Literal["adamw", "muon"]
+OptimizerName = Literal["adamw", "muon", "schedule-free"]
+# What the schedule-free optimiser counts beside each parameter's state: steps, and how the average is weighed.
+_COUNTS = ("k", "weight_sum", "lr_max")
 
 
 class Optimizers:
-    """AdamW for all that trains, or Muon (Jordan et al. 2024) for the hidden matrices and AdamW for the rest.
+    """AdamW for all that trains, or Muon (Jordan et al. 2024) for the hidden matrices and AdamW for the rest, or
+    schedule-free AdamW (Defazio et al. 2024), which keeps an average of the weights instead of lowering its steps.
 
     `decay` "matrices" leaves norms and biases out of the weight decay; "all" decays every parameter, as PyTorch's
     AdamW does when it is handed `model.parameters()`. Muon's updates are scaled to AdamW's size (Liu et al. 2025).
@@ -46,7 +51,12 @@ class Optimizers:
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
         groups = [group for group in groups if group["params"]]
         self.all: list[Optimizer] = []
-        if groups:
+        self._averaging: Any = None
+        if name == "schedule-free":
+            self._averaging = _schedule_free()(groups, lr=learning_rate, betas=betas)
+            self._averaging.train()
+            self.all.append(self._averaging)
+        elif groups:
             self.all.append(AdamW(groups, lr=learning_rate, betas=betas, fused=True))
         if matrices:
             self.all.append(
@@ -67,6 +77,23 @@ class Optimizers:
                 optimizer.step()
         self.zero_gradients()
 
+    @contextmanager
+    def averaged(self) -> Iterator[dict[str, Tensor]]:
+        """Let the network's weights be the average that the optimiser keeps, in the block; afterwards they are what
+        they were, bit for bit. Yields those, by name; nothing, and nothing changes, without an average."""
+        if self._averaging is None:
+            yield {}
+            return
+        raw = {parameter: parameter.detach().clone() for parameter in self.parameters()}
+        self._averaging.eval()
+        try:
+            yield {self.names[id(parameter)]: value for parameter, value in raw.items()}
+        finally:
+            self._averaging.train()
+            with torch.no_grad():
+                for parameter, value in raw.items():
+                    parameter.copy_(value)
+
     def zero_gradients(self) -> None:
         """Drop the gradients without a step."""
         for optimizer in self.all:
@@ -80,7 +107,9 @@ class Optimizers:
 
     def state_tensors(self) -> dict[str, Tensor]:
         """The whole state as `{"parameter name/entry": tensor}`, for safetensors."""
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
+        for number, group in enumerate(self._averaging.param_groups if self._averaging else ()):
+            tensors |= {f"group {number}/{name}": torch.tensor(group[name], dtype=torch.float64) for name in _COUNTS}
         for optimizer in self.all:
             for parameter, entries in optimizer.state.items():
                 for entry, value in entries.items():
@@ -93,6 +122,8 @@ class Optimizers:
         for key, value in tensors.items():
             name, _, entry = key.rpartition("/")
             entries.setdefault(name, {})[entry] = value
+        for number, group in enumerate(self._averaging.param_groups if self._averaging else ()):
+            group |= {name: value.item() for name, value in entries[f"group {number}"].items()}
         for optimizer in self.all:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
@@ -100,6 +131,16 @@ class Optimizers:
                     optimizer.state[parameter] = {
                         key: sharding.part_of(value, parameter) for key, value in state.items()
                     }
+
+
+def _schedule_free() -> Any:
+    try:
+        from schedulefree import AdamWScheduleFree
+    except ImportError:
+        raise SettingsError(
+            "schedulefree is not installed", field="optimizer", hint="pip install 'topkapi[train]'"
+        ) from None
+    return AdamWScheduleFree
 
 
 def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -64,8 +64,10 @@ class TrainingRecipe(BaseModel):
     precision: Literal["fp32", "bf16"] = setting(
         "fp32", "arithmetic of the matrix products; weights and optimiser stay fp32", group="optimisation"
     )
-    optimizer: Literal["adamw", "muon"] = setting(
-        "adamw", "muon: Muon for the hidden matrices, AdamW for the rest", group="optimisation"
+    optimizer: Literal["adamw", "muon", "schedule-free"] = setting(
+        "adamw",
+        "muon: Muon for the hidden matrices, AdamW for the rest; schedule-free: AdamW with averaged weights",
+        group="optimisation",
     )
     learning_rate: float = setting(1e-3, "peak learning rate of AdamW", group="optimisation", gt=0)
     muon_learning_rate: float | None = setting(
@@ -347,7 +349,7 @@ def build_recipe(kind: type[R], fields: dict[str, Any], source: str, flags: Iter
     Those in `flags` were given on the command line, the others come from `source`.
     """
     try:
-        return kind.model_validate(fields)
+        recipe = kind.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
@@ -366,6 +368,14 @@ def build_recipe(kind: type[R], fields: dict[str, Any], source: str, flags: Iter
             field=name,
             hint=kind.model_fields[name].description,
         ) from None
+    if recipe.optimizer == "schedule-free" and recipe.schedule != "constant":
+        raise SettingsError(
+            "the schedule-free optimizer averages weights instead of lowering its learning rate: --schedule "
+            f"{recipe.schedule} does not go with it",
+            field="schedule",
+            hint="add --schedule constant; --warmup still counts",
+        )
+    return recipe
 
 
 def free_fields(kind: type[TrainingRecipe]) -> set[str]:

@@ -6,6 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -136,7 +137,7 @@ class Training:
         optimizer: dict[str, torch.Tensor] = {}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition(":")
-            (weights if kind == "model" else optimizer)[rest] = tensor
+            (optimizer if kind == "optimizer" else weights)[rest] = tensor
         with torch.no_grad():
             for name, parameter in trained_parameters(self.model):
                 parameter.copy_(sharding.part_of(weights[name], parameter))
@@ -284,10 +285,11 @@ class Training:
         """Evaluate, record and tell; returns what was measured on the validation data."""
         standing = self.standing
         micro = self.recipe.micro_batch_size
-        measured = measure(self.objective, self.model, self.train_batches, micro)
-        train = measured["loss"]
-        if self.validation_batches:
-            measured = measure(self.objective, self.model, self.validation_batches, micro)
+        with self._judged():
+            measured = measure(self.objective, self.model, self.train_batches, micro)
+            train = measured["loss"]
+            if self.validation_batches:
+                measured = measure(self.objective, self.model, self.validation_batches, micro)
         validation = measured["loss"]
         if not math.isfinite(validation):
             raise Diverged(
@@ -315,7 +317,7 @@ class Training:
     def _sample(self) -> None:
         standing = self.standing
         self.model.eval()
-        with sharding.whole(self.model):
+        with self._judged():
             if distributed.rank() == 0:
                 take_samples(
                     self.sample(standing),
@@ -335,16 +337,18 @@ class Training:
             standing.leaps = []
         states = self.optimizers.state_tensors().items() if state else ()
         tensors = {f"optimizer:{name}": sharding.collected(tensor) for name, tensor in states}
-        with sharding.whole(self.model):
+        with self._judged() as raw:
             weights = dict(trained_parameters(self.model))
             if not all(parameter.isfinite().all() for parameter in weights.values()):
                 raise Diverged(
                     f"the weights are no numbers any more at step {standing.step}", hint="lower --learning-rate"
                 )
+            if state and raw:
+                tensors |= {f"raw:{name}": sharding.collected(parameter) for name, parameter in raw.items()}
+            elif state:
+                tensors |= {f"model:{name}": parameter.detach() for name, parameter in weights.items()}
             if distributed.rank():
                 return
-            if state:
-                tensors |= {f"model:{name}": parameter.detach() for name, parameter in weights.items()}
             model, tensors = self.saver.copied(self.model, tensors)
             facts = {"standing": asdict(standing), "run": self.facts, "threads": torch.get_num_threads()}
             self.saver.write(
@@ -359,6 +363,13 @@ class Training:
                     anchor=anchor,
                 )
             )
+
+    @contextmanager
+    def _judged(self) -> Iterator[dict[str, torch.Tensor]]:
+        """The network as it is evaluated, sampled from and stored: whole, and averaged where the optimiser keeps an
+        average. Yields the weights that are trained, where these are others."""
+        with self.optimizers.averaged() as raw, sharding.whole(self.model):
+            yield raw
 
     def _details(self) -> dict[str, Any]:
         standing = self.standing
