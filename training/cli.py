@@ -181,9 +181,11 @@ def _train_together(name: str, recipe: TrainingRecipe, directory: Path, resume: 
     """Train, with the other processes where there are some, of which only the first writes."""
     from training.console import Console
     from training.distributed import in_turn, rank, size
+    from training.hub import check_push, push
     from training.report import finish
     from training.run import FollowedRun, RunDirectory
 
+    check_push(recipe.push)
     console = Console()
     run = FollowedRun(directory) if rank() else RunDirectory(directory)
     with in_turn():
@@ -203,6 +205,8 @@ def _train_together(name: str, recipe: TrainingRecipe, directory: Path, resume: 
         run.abandon()
     if not rank():
         finish(run, standing, console)
+        if recipe.push:
+            push(directory, recipe.push, console)
 
 
 def _run_measured(training: Any) -> Any:

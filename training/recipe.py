@@ -156,6 +156,9 @@ class TrainingRecipe(BaseModel):
     )
     keep_best: int = setting(1, "how many of the best checkpoints to keep", group="saving", ge=1, free=True)
     best_metric: Metric = setting("validation_loss", "which of the recorded numbers says what is best", group="saving")
+    push: str | None = setting(
+        None, "repository on the Hugging Face hub for the best checkpoint, at the end", group="saving", free=True
+    )
     checkpoint_dtype: Literal["float32", "bfloat16"] = setting(
         "float32", "how checkpoints store matrices (a resume always continues in fp32)", group="saving", free=True
     )
