@@ -79,6 +79,23 @@ def test_questions_come_from_whatever_finetune_reads(teacher: tuple[str, list[st
     assert found.messages[-1]["content"] == "It is good."
 
 
+def test_open_questions_are_many_and_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = []
+    for seed in (0, 0, 1):
+        out = tmp_path / f"{len(texts)}.txt"
+        assert main(["instructions", "ask", "--out", str(out), "--count", "500", "--seed", str(seed)]) == 0
+        texts.append(out.read_text())
+    assert texts[0] == texts[1] != texts[2]
+    questions = texts[0].splitlines()
+    assert len(set(questions)) == 500 and not any("{" in question for question in questions)
+    assert len(distillation.read_questions([tmp_path / "0.txt"])) == 500
+    capsys.readouterr()
+    assert main(["instructions", "ask", "--out", str(tmp_path / "all.txt"), "--count", "1000000"]) == 0
+    assert "not 1,000,000: there are no more" in capsys.readouterr().out
+    assert main(["instructions", "ask", "--out", str(tmp_path / "all.txt"), "--count", "0"]) == 2
+    assert "--count must be at least 1" in capsys.readouterr().err
+
+
 def test_a_real_model_answers(tiny_checkpoint: Callable[..., Path], tmp_path: Path, capsys: Any) -> None:
     """Random weights say nothing worth keeping, and the command says so; a base checkpoint cannot be asked."""
     questions, out = tmp_path / "questions.txt", tmp_path / "answers.jsonl"

@@ -6,6 +6,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,18 @@ def add_instructions(subparsers: Any) -> None:
     prepare.add_argument("--longest-question", type=int, default=800, metavar="N", help="in characters [800]")
     prepare.add_argument("--longest-answer", type=int, default=320, metavar="N", help="in characters [320]")
     prepare.set_defaults(handler=_prepare)
+
+    ask = actions.add_parser(
+        "ask",
+        help="write open questions, for a larger model to answer",
+        description="Write open questions that ask for no facts (describe, compare, advise, plan, comfort), a line each, "
+        "for instructions answer.",
+        allow_abbrev=False,
+    )
+    ask.add_argument("--out", required=True, type=Path, metavar="FILE", help="the .txt file to write")
+    ask.add_argument("--count", type=int, default=5000, metavar="N", help="questions [5000]")
+    ask.add_argument("--seed", type=int, default=0, metavar="N", help="decides which [0]")
+    ask.set_defaults(handler=_ask)
 
     answer = actions.add_parser(
         "answer",
@@ -121,6 +134,20 @@ def _prepare(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _ask(arguments: argparse.Namespace) -> int:
+    from training.data.exercises.questions import open_questions
+
+    if arguments.count < 1:
+        raise SettingsError(f"--count must be at least 1, not {arguments.count}", field="count")
+    if arguments.seed < 0:
+        raise SettingsError(f"--seed must not be below 0, not {arguments.seed}", field="seed")
+    questions = list(islice(open_questions(arguments.seed), arguments.count))
+    write_lines(arguments.out, questions)
+    fewer = "" if len(questions) == arguments.count else f", not {arguments.count:,}: there are no more"
+    print(f"{arguments.out}: {len(questions):,} questions{fewer}")
+    return 0
+
+
 def _answer(arguments: argparse.Namespace) -> int:
     import torch
 
@@ -151,12 +178,17 @@ def _answer(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def write_rows(path: Path, rows: Iterable[object], mode: str = "w") -> None:
+def write_rows(path: Path, rows: Iterable[object]) -> None:
     """Rows as JSON lines. Raises `SettingsError` where the file cannot be written."""
+    write_lines(path, (json.dumps(row, ensure_ascii=False) for row in rows))
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Lines of text. Raises `SettingsError` where the file cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open(mode, encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(line + "\n" for line in lines)
     except OSError as error:
         raise SettingsError(
             f"{path} cannot be written: {error.strerror or error}", field="out", hint="choose another --out"
