@@ -54,7 +54,7 @@ def add_instructions(subparsers: Any) -> None:
     ask = actions.add_parser(
         "ask",
         help="write open questions, for a larger model to answer",
-        description="Write open questions that ask for no facts (describe, compare, advise, plan, comfort), a line each, "
+        description="Write open questions that ask for no facts (describe, compare, advise, comfort), a line each, "
         "for instructions answer.",
         allow_abbrev=False,
     )
