@@ -91,7 +91,11 @@ def test_the_verdict_is_the_books_network() -> None:
         (["--data", "bad.yaml"], "bad.yaml is not a kind of file that can be read", "a recipe (.yaml) comes before"),
         (["--data", "text.txt", "--device", "tpu"], "device 'tpu' is not supported", "cpu, cuda or auto"),
         (["--data", "text.txt", "--tokenizer", "gone"], "gone holds no tokenizer.json", ""),
-        (["--data", "text.txt", "--hidden-size", "30", "--family", "gpt2"], "--hidden-size 30 is not a multiple", "nearest that are: 28 and 32"),
+        (
+            ["--data", "text.txt", "--hidden-size", "30", "--family", "gpt2"],
+            "--hidden-size 30 is not a multiple",
+            "nearest that are: 28 and 32",
+        ),
         (
             ["--data", "text.txt", "--num-kv-heads", "3"],
             "--num-heads (4) must be a multiple of --num-kv-heads (3)",
