@@ -152,6 +152,7 @@ def test_preferences_where_answers_are_needed(
     ("arguments", "message"),
     [
         (["--checkpoint", "x", "--vocab-size", "300"], "--vocab-size does not apply to finetune"),
+        (["--data", "x.txt", "--parallel", "fsdp"], "--parallel does not apply"),
         (["--price-per-hour", "0"], "--price-per-hour must be greater than 0"),
         (["--memory", "-1"], "--memory must be greater than 0"),
         (["--batch-size", "0"], "--batch-size 0"),

@@ -115,6 +115,12 @@ def _plan(arguments: argparse.Namespace) -> int:
         raise SettingsError(f"{wrong[0]} does not apply to {run}", field=wrong[0], hint="leave it out")
     arguments.training_kind, arguments.training_command = kind, "plan"
     recipe, _, _ = read_arguments(arguments)
+    if recipe.parallel is not None:
+        raise SettingsError(
+            "a plan is made for one process, so --parallel does not apply",
+            field="parallel",
+            hint="leave it out, or add --parallel none",
+        )
     from training.planning import run_plan
 
     fits = run_plan(_trainer_of(recipe), recipe, arguments.price_per_hour, arguments.memory, as_json=arguments.json)

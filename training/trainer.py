@@ -269,10 +269,11 @@ class Training:
         if self._samples_due(last):
             self._sample()
         best = measured is not None and standing.rank(self.recipe.best_metric, self.recipe.keep_best, measured)
-        # Whichever process has been asked to stop, or has the faster clock.
-        asked, due = distributed.added(self.stop.asked is not None, step > 0 and self.saver.due(step))
-        stopping = bool(asked) and not last
-        state = bool(due) or (step > 0 and (last or stopping))
+        # Any process may have been asked to stop; the first one's clock counts.
+        due = step > 0 and distributed.rank() == 0 and self.saver.due(step)
+        asked, due = map(bool, distributed.added(self.stop.asked is not None, due))
+        stopping = asked and not last
+        state = due or (step > 0 and (last or stopping))
         if state or best:
             self._save(state)
         if stopping:
