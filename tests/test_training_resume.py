@@ -244,13 +244,9 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(
 def test_averaged_weights_are_served_and_the_raw_ones_are_what_a_resumed_run_goes_on_with(
     run: Run, tmp_path: Path, wholes: Callable[[str, str], Whole]
 ) -> None:
-    whole, chance = wholes("pretrain", "schedule-free"), random.Random(2)
-    # In the middle of a save by a thread, and by a save out of turn, which must not disturb the weights either.
-    torn = {"kill_at": whole.calls_of_saves(6, 6)[0], "torn": chance.randrange(10_000, 40_000)}
-    asynchronous = replace(whole, command=[*whole.command, "--asynchronous-saves"])
-    assert_killed_it_ends_the_same(run, asynchronous, tmp_path / "torn", **torn)
-    out = tmp_path / "stopped"
-    stopped = run(*whole.command, "--out", out, signal_after=0.05, signal="SIGTERM")
+    whole, out = wholes("pretrain", "schedule-free"), tmp_path / "stopped"
+    # A save out of turn, by a thread, must not disturb the weights either.
+    stopped = run(*whole.command, "--out", out, "--asynchronous-saves", signal_after=0.05, signal="SIGTERM")
     assert stopped["status"] == 2, stopped["output"]
     (state,) = (out / "state").glob("step-*/tensors.safetensors")
     served, kept = load_file(out / "last" / "model.safetensors"), load_file(state)
@@ -259,6 +255,19 @@ def test_averaged_weights_are_served_and_the_raw_ones_are_what_a_resumed_run_goe
     assert not any(name.startswith("model:") for name in kept)
     assert run("pretrain", "--resume", out)["status"] == 0
     assert_same(out, whole.content)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_averaged_weights_survive_kills(
+    command: str, run: Run, tmp_path: Path, wholes: Callable[[str, str], Whole]
+) -> None:
+    whole, chance = wholes(command, "schedule-free"), random.Random(command)
+    for point in sorted(chance.sample(range(1, len(whole.calls)), 4)):
+        assert_killed_it_ends_the_same(run, whole, tmp_path / "killed", kill_at=point)
+    whole = replace(whole, command=[*whole.command, "--asynchronous-saves"])
+    torn = {"kill_at": whole.calls_of_saves(6, 6)[0], "torn": chance.randrange(10_000, 40_000)}
+    assert_killed_it_ends_the_same(run, whole, tmp_path / "torn", **torn)
 
 
 @pytest.mark.parametrize("flags", [[], ["--asynchronous-saves"]])
