@@ -139,6 +139,20 @@ def test_begun_by_one_process_it_goes_on_with_two(
     assert_like(out, single("muon"), COARSE)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [["--optimizer", "muon"], ["--parallel", "fsdp", "--optimizer", "muon"]])
+def test_stopped_and_continued_by_as_many_processes_it_ends_with_the_same_bytes(
+    flags: list[str], run: Run, tmp_path: Path, pretraining: list[object]
+) -> None:
+    given = [*pretraining, *flags, "--dropout", "0.1"]
+    finished(run(*given, "--out", tmp_path / "whole", processes=2))
+    stopped = run(*given, "--out", tmp_path / "stopped", processes=2, signal="SIGTERM")
+    assert [stopped["status"], *stopped["others"]] == [2, 2], stopped["output"]
+    finished(run("pretrain", "--resume", tmp_path / "stopped", processes=2))
+    for name in ("state/step-9/tensors.safetensors", "last/model.safetensors", "metrics.jsonl", "samples.jsonl"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
 @pytest.fixture(scope="module")
 def parent(run: Run, pretraining: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("parent") / "run"
