@@ -230,6 +230,9 @@ def _run_measured(training: Any) -> Any:
     training.peak_flops = size() * peak_flops(training.model.device, dtype)
     if rank():
         return training.run()
+    if training.standing.step == 0:
+        # Whatever is recorded is the new run's, and a directory with records is a run's.
+        run.begin()
     system = recorded(run.path / "system.jsonl", training.console.message)
     with present(run.path), tracked(recipe.track, run.path, recipe.model_dump(mode="json")) as listener, system:
         run.listeners += [listener] if listener else []

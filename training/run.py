@@ -44,6 +44,7 @@ class RunDirectory:
         # What a new run is told, until it begins, and the directories that were made for it.
         self._recipe: TrainingRecipe | None = None
         self._made: list[Path] = []
+        self._begun = False
         # Called with the name of the file and the record for every line that is appended.
         self.listeners: list[Callable[[str, Mapping[str, Any]], None]] = []
 
@@ -85,7 +86,10 @@ class RunDirectory:
 
     def begin(self) -> None:
         """Let the new run take the place of whatever was there; in one that was killed before it saved anything,
-        forget what it did."""
+        forget what it did. Does nothing the second time."""
+        if self._begun:
+            return
+        self._begun = True
         if self._recipe is None:
             self._forget_records()
             return

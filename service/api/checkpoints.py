@@ -234,5 +234,8 @@ def _load(models: Models, path: Path, body: LoadRequest) -> LoadedModel:
         hint = error.hint if isinstance(error, CheckpointError) else None
         # The caller named it by its place in the directory; where that lies is no concern of theirs.
         root = os.path.realpath(models.settings.model_directory or "")
-        told = told.replace(root + os.sep, "").replace(root, ".")
-        raise InvalidRequest(told, field="path", hint=hint) from None
+
+        def within(text: str) -> str:
+            return text.replace(root + os.sep, "").replace(root, ".")
+
+        raise InvalidRequest(within(told), field="path", hint=hint and within(hint)) from None
