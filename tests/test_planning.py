@@ -151,7 +151,8 @@ def test_preferences_where_answers_are_needed(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--checkpoint", "x", "--vocab-size", "300"], "--vocab-size does not apply to finetune"),
+        (["--checkpoint", "x", "--vocab-size", "300"], "--vocab-size is the checkpoint's own"),
+        (["--checkpoint", "x", "--vocab-size", "300", "--run", "finetune"], "--vocab-size does not apply to finetune"),
         (["--data", "x.txt", "--parallel", "fsdp"], "--parallel does not apply"),
         (["--price-per-hour", "0"], "--price-per-hour must be greater than 0"),
         (["--memory", "-1"], "--memory must be greater than 0"),

@@ -108,7 +108,9 @@ def _plan(arguments: argparse.Namespace) -> int:
     fields = {} if arguments.recipe is None else read_yaml(resolve_recipe(arguments.recipe))
     known = {name for kind, _ in _RUNS.values() for name in kind.model_fields}
     named = (fields.keys() | vars(arguments).keys() & known) - {"recipe"}
-    fitting = [name for name, (kind, _) in _RUNS.items() if named <= kind.model_fields.keys()]
+    # What pretrain goes on from is a checkpoint too, but that is the rarer wish.
+    likely = sorted(_RUNS, key="pretrain".__eq__) if "checkpoint" in named else list(_RUNS)
+    fitting = [name for name in likely if named <= _RUNS[name][0].model_fields.keys()]
     run = arguments.run or next(iter(fitting), "finetune" if "checkpoint" in named else "pretrain")
     kind = _RUNS[run][0]
     if wrong := sorted((named & known) - kind.model_fields.keys()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from model.chat import BUILT_IN_TEMPLATES, ChatTemplate
-from model.checkpoint import save_checkpoint
+from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_digest
 from model.config import ModelConfig
 from model.errors import DataError, SettingsError
 from model.files import write_directory
@@ -37,6 +38,8 @@ from training.trainer import Training
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
+# Tokens in a window where the recipe says nothing: of a new network, and at most of one that has a longer context.
+CONTEXT_LENGTH, LONGEST_WINDOW = 256, 1024
 # Sizes to start from: layers, width, feed-forward width, heads, key-value heads, width of a head.
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"num_layers": 4, "hidden_size": 128, "intermediate_size": 384, "num_heads": 4, "num_kv_heads": 2},
@@ -55,15 +58,17 @@ def pretrain(
     command: str,
     proceed: Callable[[Training], Standing] = Training.run,
 ) -> Standing:
-    """Train a network from random weights as `recipe` says, in `directory`; continue there with `resume`.
+    """Train a network from random weights, or a checkpoint's on, as `recipe` says, in `directory`; continue there with
+    `resume`.
 
     `proceed` is what is done once everything is ready, for whoever wants to try it out instead.
 
-    Raises `DataError`, `SettingsError`, `CheckpointError` (disk), `Diverged` and `Interrupted`.
+    Raises `DataError`, `SettingsError`, `CheckpointError`, `Diverged` and `Interrupted`.
     """
+    parent = _parent(recipe)
     if not recipe.data:
         raise DataError("no training text", field="data", hint=recipe.data_hint or "give files or folders with --data")
-    chat = chat_template(recipe.chat_template)
+    chat = chat_template(recipe.chat_template) or (parent.chat if parent else None)
     names, weights = sources_and_weights(recipe.data)
     sources = [find_files([name], recipe.data_hint) for name in names]
     files = list(dict.fromkeys(file for source in sources for file in source))
@@ -73,7 +78,7 @@ def pretrain(
     with distributed.in_turn():
         saved = directory.load_state() if resume else None
         device = prepare_torch(recipe, saved[1]["threads"] if saved else None)
-        tokenizer = _tokenizer(recipe, files, directory, console, resume)
+        tokenizer = parent.tokenizer if parent else _tokenizer(recipe, files, directory, console, resume)
         data = prepare_tokens(
             files,
             validation_files,
@@ -86,13 +91,21 @@ def pretrain(
             groups=None if weights is None else [len(source) for source in sources],
             progress=console.count,
         )
-    config = model_config(recipe, tokenizer)
+    config = _continued(recipe, parent.config) if parent else model_config(recipe, tokenizer)
+    window = _window(recipe, parent)
     model = Decoder(config)
-    initialise(model, torch.Generator().manual_seed(recipe.seed), recipe.initialisation)
+    if parent:
+        model.load_state_dict(parent.model.state_dict())
+    else:
+        initialise(model, torch.Generator().manual_seed(recipe.seed), recipe.initialisation)
+    inherited = parent.generation if parent else {"temperature": 0.8, "top_p": 0.95}
+    of = f" of {parent.name}" if parent else ""
+    origin = {"parent": {"name": parent.name, "sha256": weights_digest(Path(str(recipe.checkpoint)))}} if parent else {}
+    del parent  # its weights are in `model` now
     model.to(device)
     set_compute_dtype(model, torch.bfloat16 if recipe.precision == "bf16" else None)
     sharding.distribute(model, recipe.parallel)
-    loader, validation = _loaders(recipe, data, tokenizer.end_token_id, weights)
+    loader, validation = _loaders(recipe, data, window, tokenizer.end_token_id, weights)
     schedule, every = plan(recipe, loader.steps_per_epoch)
 
     def sample(standing: Standing) -> Iterator[dict[str, Any]]:
@@ -116,7 +129,7 @@ def pretrain(
             model=network,
             tokenizer=tokenizer,
             chat=chat,
-            generation={"eos_token_id": list(config.end_token_ids), "temperature": 0.8, "top_p": 0.95},
+            generation={**inherited, "eos_token_id": list(config.end_token_ids)},
             details=details,
             dtype=DTYPES[recipe.checkpoint_dtype],
         )
@@ -127,6 +140,7 @@ def pretrain(
         "data": data.info,
         "tokenizer_sha256": tokenizer_digest(tokenizer),
         "parameters": config.parameter_count(),
+        **origin,
     }
     training = Training(
         recipe=recipe,
@@ -147,15 +161,15 @@ def pretrain(
         held_out=data.validation,
     )
     start_or_resume(training, saved)
-    _announce(training, data, console)
+    _announce(training, data, window, of, console)
     if weights is not None:
         for line in describe_mixture(names, loader.parts, weights, schedule.total_steps / loader.steps_per_epoch):
             console.message(line)
     findings = token_findings(
         data,
         tokenizer,
-        context=recipe.context_length,
-        stride=recipe.stride or recipe.context_length,
+        context=window,
+        stride=recipe.stride or window,
         batch_size=recipe.batch_size,
     )
     console.warn(findings)
@@ -222,7 +236,7 @@ def model_config(recipe: PretrainRecipe, tokenizer: Tokenizer) -> ModelConfig:
         family=family,
         vocab_size=tokenizer.vocab_size,
         head_dim=head_dim,
-        context_length=recipe.context_length,
+        context_length=recipe.context_length or CONTEXT_LENGTH,
         norm_eps=1e-5 if gpt2 else 1e-6,
         qkv_bias=qkv_bias,
         output_bias=gpt2,
@@ -233,6 +247,37 @@ def model_config(recipe: PretrainRecipe, tokenizer: Tokenizer) -> ModelConfig:
         end_token_ids=() if tokenizer.end_token_id is None else (tokenizer.end_token_id,),
         **sizes,
     )
+
+
+def _parent(recipe: PretrainRecipe) -> Checkpoint | None:
+    """The checkpoint that is trained on; refuses what would make it another network."""
+    if recipe.checkpoint is None:
+        return None
+    for name in (*PRESETS["tiny"], "model", "family", "head_dim", "qkv_bias", "tie_embeddings", "initialisation",
+                 "tokenizer", "vocab_size"):  # fmt: skip
+        if getattr(recipe, name) != PretrainRecipe.model_fields[name].default:
+            raise SettingsError(
+                f"{name} is the checkpoint's own and cannot be chosen beside it", field=name, hint=f"leave out {name}"
+            )
+    return load_checkpoint(recipe.checkpoint, dtype=torch.float32)
+
+
+def _window(recipe: PretrainRecipe, parent: Checkpoint | None) -> int:
+    if recipe.context_length is not None:
+        return recipe.context_length
+    return min(parent.config.context_length, LONGEST_WINDOW) if parent else CONTEXT_LENGTH
+
+
+def _continued(recipe: PretrainRecipe, before: ModelConfig) -> ModelConfig:
+    """The checkpoint's configuration, for longer texts where the recipe says so."""
+    longer = recipe.context_length or 0
+    if before.learned_positions and longer > before.context_length:
+        raise SettingsError(
+            f"the checkpoint has learned {before.context_length} positions, so its context cannot grow to {longer}",
+            field="context_length",
+            hint=f"give at most {before.context_length}",
+        )
+    return replace(before, dropout=recipe.dropout, context_length=max(before.context_length, longer))
 
 
 def chat_template(name: str | None) -> ChatTemplate | None:
@@ -270,9 +315,9 @@ def _tokenizer(
 
 
 def _loaders(
-    recipe: PretrainRecipe, data: TokenData, separator: int | None, weights: list[float] | None
+    recipe: PretrainRecipe, data: TokenData, context: int, separator: int | None, weights: list[float] | None
 ) -> tuple[WindowLoader, WindowLoader | None]:
-    context, stride = recipe.context_length, recipe.stride or recipe.context_length
+    stride = recipe.stride or context
     common: dict[str, Any] = {
         "context": context,
         "batch_size": recipe.batch_size,
@@ -304,20 +349,20 @@ def _opening(tokenizer: Tokenizer, data: TokenData) -> list[str]:
     return [tokenizer.decode(stream[:8].tolist(), skip_control=True)]
 
 
-def _announce(training: Training, data: TokenData, console: Console) -> None:
+def _announce(training: Training, data: TokenData, window: int, of: str, console: Console) -> None:
     if again := data.info.get("repeated_documents"):
         console.message(f"left out {again:,} documents that repeat another")
     config, recipe, total = training.model.config, training.recipe, training.schedule.total_steps
-    tokens = total * recipe.batch_size * config.context_length
+    tokens = total * recipe.batch_size * window
     console.message(
-        f"{config.parameter_count():,} parameters ({config.family}, {config.num_layers} layers x {config.hidden_size}, "
-        f"vocabulary {config.vocab_size:,})"
+        f"{config.parameter_count():,} parameters{of} ({config.family}, {config.num_layers} layers x "
+        f"{config.hidden_size}, vocabulary {config.vocab_size:,})"
     )
     console.message(
         f"{data.info['train_tokens']:,} training tokens in {data.info['train_documents']:,} documents, "
         f"{data.info['validation_tokens']:,} for validation"
     )
     console.message(
-        f"{total:,} steps of {recipe.batch_size} x {config.context_length} tokens: {tokens:,} tokens, "
+        f"{total:,} steps of {recipe.batch_size} x {window} tokens: {tokens:,} tokens, "
         f"{total / training.loader.steps_per_epoch:.2f} epochs, about {6 * config.parameter_count() * tokens:.1e} FLOPs"
     )

@@ -203,7 +203,10 @@ class PretrainRecipe(TrainingRecipe):
     num_heads: int | None = setting(None, "attention heads", group="model", ge=1)
     num_kv_heads: int | None = setting(None, "key-value heads", group="model", ge=1)
     head_dim: int | None = setting(None, "width of a head", group="model", ge=2)
-    context_length: int = setting(256, "tokens in a window", group="model", ge=2)
+    checkpoint: str | None = setting(None, "checkpoint to go on from (default: random weights)", group="model")
+    context_length: int | None = setting(
+        None, "tokens in a window (default: 256, or the checkpoint's up to 1024)", group="model", ge=2
+    )
     dropout: float = setting(0.0, "dropout while training", group="model", ge=0, lt=1)
     qkv_bias: bool | None = setting(None, "biases on queries, keys and values", group="model")
     tie_embeddings: bool = setting(True, "one matrix for input and output embeddings", group="model")
