@@ -50,11 +50,11 @@ def export_gguf(checkpoint: Checkpoint, path: Path, kind: GgufType) -> None:
 
     Raises `CheckpointError` for what llama.cpp has no form for: a vocabulary that is not byte-level BPE or splits
     texts in an unknown way, weights outside float16, biases its architecture lacks; and when the disk is full.
+    Raises `InvalidRequest` for a `path` that is there already or whose directory is not.
     """
     package = gguf_package("writing")
     _check(checkpoint.config, path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             partial = Path(folder) / path.name
             with closing(package.GGUFWriter(partial, checkpoint.config.family)) as writer:
@@ -87,6 +87,10 @@ def _check(config: ModelConfig, path: Path) -> None:
         raise InvalidRequest(f"{path} must end in .gguf", field="out")
     if path.is_dir():
         raise InvalidRequest(f"{path} is a directory", field="out", hint="name a file")
+    if path.exists():
+        raise InvalidRequest(f"{path} is there already", field="out", hint="choose another file")
+    if not path.parent.is_dir():
+        raise InvalidRequest(f"there is no directory {path.parent}", field="out", hint="make it, or choose another")
     if config.family == "qwen3" and (config.qkv_bias or config.output_bias):
         raise CheckpointError("llama.cpp's qwen3 has no biases in attention, this checkpoint has")
 

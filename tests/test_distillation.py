@@ -63,12 +63,40 @@ def test_good_answers_are_kept_and_a_stopped_run_goes_on(
     found = [json.loads(line)["messages"] for line in out.read_text().splitlines()]
     assert [messages[-1]["content"] for messages in found] == ["It is good.", "The last one."]
     assert all(message["role"] != "system" for messages in found for message in messages)
-    assert sum("Good?" in prompt for prompt in asked) == 1, "what is answered is not asked again"
+    assert [sum(text in prompt for prompt in asked) for text in ("Good?", "Leak?", "Endless?")] == [1, 1, 1]
     assert "Be brief." in asked[-1] and "Be brief." not in asked[0]
     said = capsys.readouterr().out.splitlines()[-1]
-    assert "8 of 8 answered" in said and "rows an hour" in said
+    assert "8 of 8 answered, 2 kept" in said and "rows an hour" in said
     for reason in ("1 did not end", "1 question too long", "1 template leak", "1 repetition", "1 answer too long"):
         assert reason in said
+    asked.clear()
+    assert run(checkpoint, questions, "--out", out) == 0
+    assert "8 of 8 answered, 2 kept; left out: " in capsys.readouterr().out and not asked
+    out.unlink()
+    assert run(checkpoint, questions, "--out", out) == 0
+    assert "8 of 8 answered, 2 kept" in capsys.readouterr().out and len(asked) == 7, "a new file begins anew"
+
+
+def test_somebody_elses_file_is_not_written_to(teacher: tuple[str, list[str]], tmp_path: Path, capsys: Any) -> None:
+    checkpoint, asked = teacher
+    path = write_rows(tmp_path / "rows.jsonl", {"prompt": "Good?", "completion": "No."})
+    copy, link = Path(write_rows(tmp_path / "copy.jsonl", {"messages": []})), tmp_path / "link.jsonl"
+    link.symlink_to(path)
+    before = copy.read_bytes()
+    for out, message in (
+        (path, "rows.jsonl holds the questions"),
+        (link, "rows.jsonl holds the questions"),
+        (copy, "copy.jsonl was not written by this command: there is no copy.jsonl.left-out"),
+        (tmp_path, "was not written by this command"),
+    ):
+        assert run(checkpoint, path, "--out", out) == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "copy.jsonl.left-out").touch()
+    assert run(checkpoint, path, "--out", copy) == 2
+    assert "line 1 is not {messages} with an answer" in capsys.readouterr().err
+    assert run(checkpoint, path, "--out", tmp_path / "new.jsonl", "--max-tokens", 100000) == 2
+    assert "--max-tokens 100000 does not fit" in capsys.readouterr().err
+    assert copy.read_bytes() == before and not asked
 
 
 def test_questions_come_from_whatever_finetune_reads(teacher: tuple[str, list[str]], tmp_path: Path) -> None:
@@ -103,6 +131,8 @@ def test_a_real_model_answers(tiny_checkpoint: Callable[..., Path], tmp_path: Pa
     command = ["instructions", "answer", str(questions), "--out", str(out), "--max-tokens", "4", "--checkpoint"]
     assert main([*command, str(tiny_checkpoint("random"))]) == 0
     assert "2 of 2 answered, 0 kept" in capsys.readouterr().out
+    assert main([*command, str(tiny_checkpoint("random"))]) == 0
+    assert "2 of 2 answered, 0 kept; left out: 2" in capsys.readouterr().out, "nothing kept is remembered too"
     assert main([*command, str(tiny_checkpoint("base", chat=False))]) == 2
     assert "has no chat template" in capsys.readouterr().err
     questions.write_text("\n")

@@ -227,6 +227,7 @@ def test_tasks_come_from_a_file_too(checkpoints: list[str], tmp_path: Path, caps
     ("arguments", "message"),
     [
         ([], "nothing to measure"),
+        (["--lambada", "{gold}", "--limit", "0"], "--limit must be at least 1, not 0"),
         (["--choices", "none.jsonl"], "no such file: none.jsonl"),
         (["--choices", "{gold}"], "gold.jsonl, line 1: gold must be 0 to 1, not 2"),
         (["--choices", "{broken}"], "broken.jsonl, line 1: not valid JSON"),

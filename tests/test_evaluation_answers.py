@@ -107,6 +107,8 @@ def test_every_rule_has_a_case() -> None:
         ([{"kind": "number", "value": 1, "unit": "m"}], "has no setting 'unit'"),
         ([{"kind": "number", "value": "many"}], "cannot be made"),
         ([{"kind": "matches", "pattern": "("}], "cannot be made"),
+        ([{"kind": "words"}], "every answer passes the check 'words' without least or most"),
+        ([{"kind": "frequency", "text": "so", "least": 0}], "every answer passes the check 'frequency'"),
     ],
 )
 def test_a_check_that_cannot_be_made_is_named(checks: object, message: str) -> None:
@@ -204,6 +206,9 @@ def test_a_real_model_answers_every_row(tiny_checkpoint: Callable[..., Path], tm
     assert evaluate(first, second, "--instructions", path, "--max-tokens", 8, "--out", tmp_path / "out") == 0
     _, items = results(tmp_path / "out")
     assert len(items) == 6 and all(item["tokens"] <= 8 for item in items)
+    capsys.readouterr()
+    assert evaluate(first, "--instructions", path, "--max-tokens", 9999) == 2
+    assert "--max-tokens 9999 does not fit" in capsys.readouterr().err
     base = tiny_checkpoint("base", chat=False)
     capsys.readouterr()
     assert evaluate(base, "--instructions", path) == 2

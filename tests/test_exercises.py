@@ -122,7 +122,12 @@ def test_the_command_writes_what_finetune_reads(tmp_path: Path, capsys: pytest.C
     ):
         assert main(["instructions", "make", "--out", str(out), *wrong]) == 2
         assert said in capsys.readouterr().err
-    assert main(["instructions", "make", "--out", str(tmp_path)]) == 2
+    before = out.read_bytes()
+    for there in (out, tmp_path):
+        assert main(["instructions", "make", "--out", str(there)]) == 2
+        assert f"{there} is there already" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    assert main(["instructions", "make", "--out", str(out / "below.jsonl"), "--count", "9"]) == 2
     assert "cannot be written" in capsys.readouterr().err
 
 

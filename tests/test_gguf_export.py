@@ -125,13 +125,21 @@ def test_llama_cpp_says_the_same(family: Family, kind: str, checkpoint: Callable
 
 
 def test_rotary_scaling_and_biases_are_kept(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    for changes in (
-        {"rope_scaling": LLAMA3_ROPE, "rope_theta": 500000.0, "qkv_bias": True, "output_bias": True, "mlp_bias": True},
-        {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    for number, changes in enumerate(
+        (
+            {
+                "rope_scaling": LLAMA3_ROPE,
+                "rope_theta": 500000.0,
+                "qkv_bias": True,
+                "output_bias": True,
+                "mlp_bias": True,
+            },
+            {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+        )
     ):
-        source = checkpoint("llama", **changes)
-        export(source, tmp_path / "model.gguf", "f32")
-        expected, back = load_checkpoint(source).model, load_checkpoint(tmp_path / "model.gguf")
+        source, out = checkpoint("llama", **changes), tmp_path / f"{number}.gguf"
+        assert export(source, out, "f32") == 0
+        expected, back = load_checkpoint(source).model, load_checkpoint(out)
         assert torch.allclose(logits(expected, IDS), logits(back.model, IDS), atol=1e-4)
         assert back.config.rope_scaling is not None
         assert back.config.rope_scaling["rope_type"] == changes["rope_scaling"]["rope_type"]  # type: ignore[index]
@@ -179,6 +187,9 @@ def test_what_llama_cpp_has_no_form_for_is_refused(
     checkpoint: Callable[..., Path], tiny_tokenizer: Tokenizer, tmp_path: Path, capsys: Any
 ) -> None:
     out = tmp_path / "out" / "model.gguf"
+    assert export(checkpoint("llama"), out) == 2 and not out.parent.exists()
+    assert f"there is no directory {out.parent}" in capsys.readouterr().err
+    out.parent.mkdir()
     cases: list[tuple[Path, Path, str]] = [
         (checkpoint("llama", tokenizer=sentencepiece(tiny_tokenizer)), out, "only byte-level BPE"),
         (checkpoint("llama", tokenizer=other_split(tiny_tokenizer)), out, "no name for how this tokenizer splits"),
@@ -195,18 +206,19 @@ def test_what_llama_cpp_has_no_form_for_is_refused(
     for source, target, message in cases:
         assert export(source, target) == 2
         assert message in capsys.readouterr().err
-        assert not out.parent.exists() or not any(out.parent.iterdir()), "nothing is left behind"
+        assert not any(out.parent.iterdir()), "nothing is left behind"
     assert export(large, out, "f32") == 0
+    before = out.read_bytes()
+    assert export(checkpoint("llama"), out) == 2
+    assert "is there already" in capsys.readouterr().err and out.read_bytes() == before
 
 
-def test_a_disk_that_is_full_leaves_what_was_there(
+def test_a_disk_that_is_full_leaves_nothing(
     checkpoint: Callable[..., Path], tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import gguf
 
     source, out = checkpoint("llama"), tmp_path / "model.gguf"
-    export(source, out)
-    before = out.read_bytes()
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
@@ -214,4 +226,4 @@ def test_a_disk_that_is_full_leaves_what_was_there(
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
     assert export(source, out, "q8_0") == 2
     assert "No space left on device" in capsys.readouterr().err
-    assert out.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+    assert not any(tmp_path.iterdir())

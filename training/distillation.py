@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from model.chat import ChatTemplate
 from model.checkpoint import Checkpoint
@@ -15,7 +16,8 @@ from model.errors import DataError, InvalidRequest, SettingsError
 from model.generation import generate_batch
 from training.data.instructions import messages_of, read_rows
 from training.data.preparation import Limits, Messages, clean, unusable
-from training.evaluation.answers import leak_pattern
+from training.data.sources import decode_utf8, parse_json, read_lines
+from training.evaluation.answers import check_max_tokens, leak_pattern
 from training.evaluation.text_measures import repetition
 
 # Answers are kept after every so many rounds of all slots.
@@ -25,23 +27,71 @@ _MOST_REPETITION = 0.1
 
 @dataclass
 class Progress:
-    """How far answering has come. `seconds` and `tokens` are those of this run."""
+    """How far answering has come: `kept` and `left_out` in the files, `seconds`, `tokens` and `rows` in this run."""
 
     questions: int
     answered: int = 0
     kept: int = 0
     tokens: int = 0
+    rows: int = 0
     seconds: float = 0.0
     left_out: Counter[str] = field(default_factory=Counter)
 
     def line(self, out: Path) -> str:
         """One line for the console."""
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.most_common())
-        pace = f"{self.tokens / self.seconds:,.0f} tokens/s, {3600 * self.kept / self.seconds:,.0f} rows an hour"
+        pace = (
+            f" ({self.tokens / self.seconds:,.0f} tokens/s, {3600 * self.rows / self.seconds:,.0f} rows an hour)"
+            if self.seconds
+            else ""
+        )
         return (
-            f"{out}: {self.answered:,} of {self.questions:,} answered, {self.kept:,} kept ({pace}); "
+            f"{out}: {self.answered:,} of {self.questions:,} answered, {self.kept:,} kept{pace}; "
             f"left out: {reasons or 'none'}"
         )
+
+
+@dataclass
+class Earlier:
+    """What earlier runs did: the questions answered (as JSON), and why others were left out."""
+
+    answered: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def read_earlier(out: Path) -> Earlier:
+    """What is in `out` and in the file of left-out questions beside it; nothing where there is no `out`.
+
+    Raises `SettingsError` for an `out` that `answer_questions` did not write.
+    """
+    beside = _beside(out)
+    if not out.exists():
+        return Earlier()
+    if not beside.is_file():
+        if out.is_file() and not out.stat().st_size:
+            return Earlier()
+        raise _foreign(out, f"there is no {beside.name} beside it")
+    found = Earlier()
+    for origin, row in read_rows(out):
+        messages = row.get("messages") if isinstance(row, dict) and set(row) == {"messages"} else None
+        last = messages[-1] if isinstance(messages, list) and messages else None
+        if not isinstance(messages, list) or not isinstance(last, dict) or last.get("role") != "assistant":
+            raise _foreign(out, f"{origin} is not {{messages}} with an answer")
+        found.answered.append(json.dumps(messages[:-1]))
+    for number, line in read_lines(beside):
+        row = parse_json(decode_utf8(line, beside, number), beside, number)
+        if not isinstance(row, dict) or set(row) != {"question", "reason"}:
+            raise _foreign(beside, f"line {number} is not {{question, reason}}")
+        found.left_out[json.dumps(row["question"])] = str(row["reason"])
+    return found
+
+
+def _beside(out: Path) -> Path:
+    return out.with_name(f"{out.name}.left-out")
+
+
+def _foreign(path: Path, reason: str) -> SettingsError:
+    return SettingsError(f"{path} was not written by this command: {reason}", field="out", hint="choose another --out")
 
 
 def read_questions(paths: Sequence[Path]) -> list[Messages]:
@@ -74,6 +124,7 @@ def answer_questions(
     questions: Sequence[Messages],
     out: Path,
     *,
+    earlier: Earlier,
     system: str | None,
     limits: Limits,
     max_tokens: int,
@@ -81,14 +132,23 @@ def answer_questions(
 ) -> Iterator[Progress]:
     """Append to `out` the questions with the teacher's answers that a small model can use; yields after every part.
 
-    What is in `out` already is not asked again, nor what was asked before its last row. `system` steers the teacher and
-    is not written. Raises `SettingsError` for a teacher without a chat template and an `out` that cannot be written.
+    What `earlier` runs answered or left out is not asked again. `system` steers the teacher and is not written. Raises
+    `SettingsError` for a teacher without a chat template, answers longer than its context, an `out` that cannot be
+    written.
     """
     if teacher.chat is None:
         raise SettingsError(f"{teacher.name} has no chat template: it cannot answer", field="checkpoint")
-    progress = Progress(len(questions))
-    todo = _remaining(questions, out)
-    progress.answered = len(questions) - len(todo)
+    check_max_tokens(max_tokens, teacher)
+    done = {*earlier.answered, *earlier.left_out}
+    todo = [messages for messages in questions if json.dumps(messages) not in done]
+    progress = Progress(len(questions), len(questions) - len(todo), len(earlier.answered))
+    progress.left_out.update(earlier.left_out.values())
+    if not out.exists():
+        _write(_beside(out), (), "w")
+    _write(out, ())
+    _write(_beside(out), ())
+    if not todo:
+        yield progress
     leaks = leak_pattern(teacher.chat, teacher.tokenizer)
     started = time.monotonic()
     for start in range(0, len(todo), _ROUNDS * slots):
@@ -98,7 +158,7 @@ def answer_questions(
         parameters = {"temperature": 0, "max_tokens": max_tokens}
         generated = generate_batch(teacher.model, [prompts[at] for at in order], parameters, slots=slots)
         answers = dict(zip(order, generated, strict=True))
-        rows = []
+        rows, dropped = [], []
         for at, messages in enumerate(part):
             reason: str | None = "question too long"
             if at in answers:
@@ -116,9 +176,12 @@ def answer_questions(
                     rows.append({"messages": row})
             if reason is not None:
                 progress.left_out[reason] += 1
-        _append(out, rows)
+                dropped.append({"question": messages, "reason": reason})
+        _write(out, rows)
+        _write(_beside(out), dropped)
         progress.answered += len(part)
         progress.kept += len(rows)
+        progress.rows += len(rows)
         progress.seconds = time.monotonic() - started
         yield progress
 
@@ -135,21 +198,10 @@ def _prompt(teacher: Checkpoint, messages: Messages, system: str | None) -> list
     return ids if len(ids) < teacher.config.context_length else []
 
 
-def _remaining(questions: Sequence[Messages], out: Path) -> list[Messages]:
-    """What comes after the last question that `out` has an answer to."""
-    if not out.exists() or not out.stat().st_size:
-        return list(questions)
-    known = {
-        json.dumps(messages[:-1]) for origin, row in read_rows(out) for messages in messages_of(row, origin, False)
-    }
-    last = max((at for at, messages in enumerate(questions) if json.dumps(messages) in known), default=-1)
-    return list(questions[last + 1 :])
-
-
-def _append(out: Path, rows: Sequence[object]) -> None:
+def _write(out: Path, rows: Sequence[object], mode: Literal["a", "w"] = "a") -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("a", encoding="utf-8", newline="\n") as file:
+        with out.open(mode, encoding="utf-8", newline="\n") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     except OSError as error:
         raise SettingsError(f"{out} cannot be written: {error.strerror or error}", field="out") from None

@@ -67,7 +67,8 @@ def add_instructions(subparsers: Any) -> None:
         "answer",
         help="have a larger model answer questions, to tune a small one on (distillation)",
         description="Answer questions in bulk, greedily, and append the answers that end by themselves, are short, in "
-        "plain English and repeat nothing. A run that was stopped goes on after the last row of --out.",
+        "plain English and repeat nothing. The other questions are noted beside --out in FILE.left-out, so that a run "
+        "that was stopped goes on without asking twice.",
         allow_abbrev=False,
     )
     answer.add_argument(
@@ -76,7 +77,9 @@ def add_instructions(subparsers: Any) -> None:
     answer.add_argument(
         "--checkpoint", required=True, metavar="CKPT", help="directory or .gguf file of the larger model"
     )
-    answer.add_argument("--out", required=True, type=Path, metavar="FILE", help="the .jsonl file to append to")
+    answer.add_argument(
+        "--out", required=True, type=Path, metavar="FILE", help="the .jsonl file: a new one, or one to go on in"
+    )
     answer.add_argument("--system", metavar="TEXT", help="system message, such as how long answers should be [none]")
     answer.add_argument("--limit", type=int, metavar="N", help="only the first N questions [all]")
     answer.add_argument("--longest-answer", type=int, default=320, metavar="N", help="in characters [320]")
@@ -100,6 +103,7 @@ def _make(arguments: argparse.Namespace) -> int:
     kinds = list(MAKERS) if arguments.kinds is None else list(dict.fromkeys(arguments.kinds))
     if unknown := [kind for kind in kinds if kind not in MAKERS]:
         raise SettingsError(f"there is no kind {unknown[0]!r}", field="kinds", hint=f"kinds: {', '.join(MAKERS)}")
+    _check_new(arguments.out)
     rows = list(make_rows(arguments.seed, wanted, held_out=arguments.held_out, kinds=kinds))
     write_rows(arguments.out, rows)
     of = Counter(row["kind"] for row in rows)
@@ -141,6 +145,7 @@ def _ask(arguments: argparse.Namespace) -> int:
         raise SettingsError(f"--count must be at least 1, not {arguments.count}", field="count")
     if arguments.seed < 0:
         raise SettingsError(f"--seed must not be below 0, not {arguments.seed}", field="seed")
+    _check_new(arguments.out)
     questions = list(islice(open_questions(arguments.seed), arguments.count))
     write_lines(arguments.out, questions)
     fewer = "" if len(questions) == arguments.count else f", not {arguments.count:,}: there are no more"
@@ -153,13 +158,17 @@ def _answer(arguments: argparse.Namespace) -> int:
 
     from model.checkpoint import load_checkpoint
     from training.data.preparation import Limits
-    from training.distillation import answer_questions, read_questions
+    from training.distillation import answer_questions, read_earlier, read_questions
 
     for name in ("limit", "longest_answer", "max_tokens", "slots", "threads"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise SettingsError(f"--{name.replace('_', '-')} must be at least 1, not {value}", field=name)
     questions = read_questions(arguments.files)[: arguments.limit]
+    for path in arguments.files:
+        if arguments.out.exists() and arguments.out.samefile(path):
+            raise SettingsError(f"{path} holds the questions", field="out", hint="choose another --out")
+    earlier = read_earlier(arguments.out)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
@@ -168,6 +177,7 @@ def _answer(arguments: argparse.Namespace) -> int:
         teacher,
         questions,
         arguments.out,
+        earlier=earlier,
         system=arguments.system,
         limits=Limits(answer=arguments.longest_answer),
         max_tokens=arguments.max_tokens,
@@ -176,6 +186,11 @@ def _answer(arguments: argparse.Namespace) -> int:
     for done in progress:
         print(done.line(arguments.out), flush=True)
     return 0
+
+
+def _check_new(out: Path) -> None:
+    if out.exists():
+        raise SettingsError(f"{out} is there already", field="out", hint="choose another --out")
 
 
 def write_rows(path: Path, rows: Iterable[object]) -> None:

@@ -56,6 +56,17 @@ def answer_instructions(
     return Outcome(_measures(records), records, notes)
 
 
+def check_max_tokens(max_tokens: int, checkpoint: Checkpoint) -> None:
+    """Raise `SettingsError` for answers that would not fit into the context with a prompt of one token."""
+    context = checkpoint.config.context_length
+    if max_tokens >= context:
+        raise SettingsError(
+            f"--max-tokens {max_tokens} does not fit: the context of {checkpoint.name} holds {context} tokens",
+            field="max_tokens",
+            hint=f"give at most {context - 1}; the question needs room too",
+        )
+
+
 def _prompt(row: Instruction, template: ChatTemplate, tokenizer: Tokenizer) -> list[int]:
     try:
         return template.encode(row.messages, tokenizer, add_generation_prompt=True).token_ids

@@ -30,7 +30,7 @@ class Check:
 
 
 def parse_checks(value: object, origin: str) -> list[Check]:
-    """The `checks` of a row. Raises `DataError` naming an unknown kind, an unknown setting or a missing one."""
+    """The `checks` of a row. Raises `DataError` naming an unknown kind or setting, or a missing one."""
     if not isinstance(value, list):
         raise DataError(f"{origin}: checks must be a list", field="checks", hint=_HINT)
     return [_parse(check, origin) for check in value]
@@ -55,6 +55,10 @@ def _parse(check: object, origin: str) -> Check:
         raise DataError(
             f"{origin}: the check {kind!r} cannot be made: {error}", field="checks", hint=_usage(kind)
         ) from None
+    if "most" in known and settings.get("least", 0) <= 0 and settings.get("most") is None:
+        raise DataError(
+            f"{origin}: every answer passes the check {kind!r} without least or most", field="checks", hint=_usage(kind)
+        )
     return found
 
 

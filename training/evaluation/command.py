@@ -67,6 +67,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     from model.checkpoint import load_checkpoint
     from training.evaluation import report
+    from training.evaluation.answers import check_max_tokens
     from training.evaluation.judge import Judge
 
     tasks = _tasks(arguments)
@@ -89,6 +90,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     seconds: list[list[float]] = [[] for _ in tasks]
     for name in arguments.checkpoint:
         checkpoint = load_checkpoint(name, dtype=dtype)
+        for task in answering:
+            # The default is a limit for any context; what is asked for must be possible.
+            if "max_tokens" in task.model_fields_set:
+                check_max_tokens(task.max_tokens, checkpoint)
         for index, task in enumerate(tasks):
             started = time.monotonic()
             outcomes[index].append(_run(checkpoint, task, arguments.chat_template, judge, _progress(name, task)))
@@ -126,6 +131,10 @@ def _tasks(arguments: argparse.Namespace) -> list[Task]:
     for name in _SPLIT:
         if getattr(arguments, name) is not None and not arguments.instructions:
             raise SettingsError(f"--{name.replace('_', '-')} applies to --instructions, which is not given", field=name)
+    for name in ("limit", "max_tokens", "test_examples"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise SettingsError(f"--{name.replace('_', '-')} must be at least 1, not {value}", field=name)
     common = {} if arguments.limit is None else {"limit": arguments.limit}
     tasks = []
     for kind in _KINDS:
