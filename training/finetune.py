@@ -116,6 +116,10 @@ def finetune(
     name, inherited = parent.name, parent.generation
     del parent  # its weights are in `model` now
     longest = min(recipe.context_length or model.config.context_length, model.config.context_length)
+    if (recipe.context_length or 0) > longest:
+        console.message(
+            f"{name} reads {longest} tokens: a context_length of {recipe.context_length} does not change that"
+        )
     task = prepare(Ingredients(tokenizer, chat, longest, console))
     if not task.loaders[0].steps_per_epoch:
         raise _too_few(recipe, task)

@@ -47,9 +47,8 @@ def tell(
     rate = "" if pace is None else f"  {pace.facts()} after {duration(pace.elapsed)}"
     mark = "  *" if best else ""
     others = "".join(f"  {name} {value:.3f}" for name, value in measured.items() if name != "loss")
-    console.message(
-        f"step {standing.step}  epoch {epoch:.2f}  train {train:.3f}  validation {validation:.3f}{others}{mark}{rate}"
-    )
+    held_out = f"  validation {validation:.3f}" if standing.held_out else ""
+    console.message(f"step {standing.step}  epoch {epoch:.2f}  train {train:.3f}{held_out}{others}{mark}{rate}")
     if pace is None:
         return
     facts: dict[str, Any] = {"step": standing.step, "seconds": round(pace.elapsed, 3)}

@@ -222,6 +222,10 @@ def model_config(recipe: PretrainRecipe, tokenizer: Tokenizer) -> ModelConfig:
     gpt2 = family == "gpt2"
     if gpt2 and recipe.num_kv_heads is None:
         sizes["num_kv_heads"] = sizes["num_heads"]
+    elif gpt2 and sizes["num_kv_heads"] != sizes["num_heads"]:
+        raise SettingsError(
+            "gpt2 has as many key-value heads as heads", field="num_kv_heads", hint="leave out num_kv_heads"
+        )
     head_dim = recipe.head_dim or sizes["hidden_size"] // sizes["num_heads"]
     qkv_bias = recipe.qkv_bias if recipe.qkv_bias is not None else family in ("gpt2", "qwen2")
     if family == "gpt2" and sizes["hidden_size"] % sizes["num_heads"]:

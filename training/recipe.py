@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from model.errors import SettingsError
+from training.agreement import check_together
 from training.standing import Metric
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -26,7 +27,7 @@ def setting(default: Any, description: str, *, group: str, free: bool = False, *
 class TrainingRecipe(BaseModel):
     """What pretraining and fine-tuning have in common."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @field_validator("data", "weights", mode="before", check_fields=False)
     @classmethod
@@ -374,13 +375,7 @@ def build_recipe(kind: type[R], fields: dict[str, Any], source: str, flags: Iter
             field=name,
             hint=kind.model_fields[name].description,
         ) from None
-    if recipe.optimizer == "schedule-free" and recipe.schedule != "constant":
-        raise SettingsError(
-            "the schedule-free optimizer averages weights instead of lowering its learning rate: --schedule "
-            f"{recipe.schedule} does not go with it",
-            field="schedule",
-            hint="add --schedule constant; --warmup still counts",
-        )
+    check_together(recipe, set(flags))
     return recipe
 
 

@@ -29,6 +29,7 @@ class Standing:
     `level` and `deviation` are the running mean of the batches' losses and of their distance from it, over `observed`
     steps; `risen` is the step at which the level stood far above the first loss. `skipped` are numbers of batches that
     made the loss leap; `leaps` are the lines of `metrics.jsonl` on those since the last regular save.
+    Without `held_out` there is no validation data, and training data stand in for them.
     """
 
     step: int = 0
@@ -53,6 +54,7 @@ class Standing:
     skipped: list[int] = field(default_factory=list)
     leaps: list[dict[str, Any]] = field(default_factory=list)
     finished: str | None = None
+    held_out: bool = True
 
     def note(self, train_loss: float, validation_loss: float) -> bool:
         """Take in an evaluation; whether it is the best so far, and better than before the first step."""
@@ -103,7 +105,7 @@ class Standing:
         """The best evaluation in one line, and whether the run overfits since."""
         if self.best_loss is None:
             return "not evaluated"
-        line = f"best validation {self.best_loss:.3f} at step {self.best_step}"
+        line = f"best {'validation' if self.held_out else 'training'} {self.best_loss:.3f} at step {self.best_step}"
         if self.overfitting:
             line += f"; overfitting since (validation {self.validation_loss:.3f}, training {self.train_loss:.3f})"
         if self.first_validation_loss is not None and self.best_loss >= self.first_validation_loss:

@@ -296,7 +296,7 @@ class Training:
             raise Diverged(
                 f"the validation loss became {validation} at step {standing.step}", hint="lower --learning-rate"
             )
-        overfitting = standing.overfitting
+        overfitting, standing.held_out = standing.overfitting, bool(self.validation_batches)
         best = standing.note(train, validation)
         epoch = standing.step / self.loader.steps_per_epoch
         tell(standing, measured, epoch, best=best, directory=self.directory, console=self.console, pace=pace)
