@@ -39,20 +39,8 @@ def test_a_recipe_file_may_hold_what_does_nothing_today() -> None:
 def test_a_refused_setting_leaves_the_run_that_was_to_be_replaced(tmp_path: Path, english: str, capsys) -> None:
     (tmp_path / "text.txt").write_text(english[:20_000], encoding="utf-8")
     flags = ["pretrain", "--data", str(tmp_path / "text.txt"), "--cache", str(tmp_path), "--out", str(tmp_path / "run")]
-    flags += [
-        "--model",
-        "tiny",
-        "--num-layers",
-        "1",
-        "--context-length",
-        "32",
-        "--batch-size",
-        "2",
-        "--threads",
-        "1",
-        "--max-steps",
-        "2",
-    ]
+    shape = "--model tiny --num-layers 1 --context-length 32 --batch-size 2 --threads 1 --max-steps 2"
+    flags += shape.split(" ")
     # Without validation data nothing is called so.
     assert main([*flags, "--validation-fraction", "0", "--evaluate-every", "1"]) == 0
     told = capsys.readouterr().out

@@ -73,7 +73,7 @@ def held_out_loss(checkpoint: Path, data: list[str], config: dict[str, Any], bat
     loaded = load_checkpoint(checkpoint, dtype=torch.float32)
     context = min(config.get("context_length") or loaded.config.context_length, loaded.config.context_length)
     batches: Any
-    if "checkpoint" in config:
+    if "text_field" not in config:
         from training.data.instructions import ExampleLoader, encode_conversations, read_conversations
         from training.data.sources import no_such_file
 
