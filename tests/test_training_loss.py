@@ -8,7 +8,7 @@ from model.linear import set_compute_dtype
 from model.transformer import Decoder, causal_attention
 from tests.tiny import tiny_config
 from training import loss as loss_module
-from training.attention import TILE, training_attention
+from training.attention import TILE, tiled_attention
 from training.data.windows import IGNORED, Batch
 from training.loss import backward, evaluate
 from training.optim import Optimizers
@@ -195,7 +195,7 @@ def test_attention_in_tiles_is_causal_attention(length: int, groups: int) -> Non
     heads = [torch.randn(2, length, each, 16, generator=generator).transpose(1, 2) for each in (4, groups, groups)]
     upstream = torch.randn(2, 4, length, 16, generator=generator)
     results = []
-    for attention in (causal_attention, training_attention):
+    for attention in (causal_attention, tiled_attention):
         inputs = [each.clone().requires_grad_() for each in heads]
         mixed = attention(0, *inputs)
         mixed.backward(upstream)
@@ -216,6 +216,6 @@ def test_bfloat16_attention_in_tiles_is_as_close_to_float32_as_torchs() -> None:
 
     exact = gradients(causal_attention, torch.float32)
     for own, theirs, expected in zip(
-        gradients(training_attention, torch.bfloat16), gradients(causal_attention, torch.bfloat16), exact, strict=True
+        gradients(tiled_attention, torch.bfloat16), gradients(causal_attention, torch.bfloat16), exact, strict=True
     ):
         assert (own - expected).norm() < 2 * (theirs - expected).norm()
