@@ -8,14 +8,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from model.chat import ChatTemplate
 from model.checkpoint import Checkpoint
 from model.errors import DataError, InvalidRequest, SettingsError
 from model.generation import generate_batch
 from training.data.instructions import messages_of, read_rows
-from training.data.preparation import Limits, Messages, clean, unusable
+from training.data.preparation import Limits, Messages, clean, unusable, write_rows
 from training.data.sources import decode_utf8, parse_json, read_lines
 from training.evaluation.answers import check_max_tokens, leak_pattern
 from training.evaluation.text_measures import repetition
@@ -140,19 +139,19 @@ def answer_questions(
         raise SettingsError(f"{teacher.name} has no chat template: it cannot answer", field="checkpoint")
     check_max_tokens(max_tokens, teacher)
     done = {*earlier.answered, *earlier.left_out}
-    todo = [messages for messages in questions if json.dumps(messages) not in done]
-    progress = Progress(len(questions), len(questions) - len(todo), len(earlier.answered))
+    unasked = [messages for messages in questions if json.dumps(messages) not in done]
+    progress = Progress(len(questions), len(questions) - len(unasked), len(earlier.answered))
     progress.left_out.update(earlier.left_out.values())
     if not out.exists():
-        _write(_beside(out), (), "w")
-    _write(out, ())
-    _write(_beside(out), ())
-    if not todo:
+        write_rows(_beside(out), ())
+    write_rows(out, (), "a")
+    write_rows(_beside(out), (), "a")
+    if not unasked:
         yield progress
     leaks = leak_pattern(teacher.chat, teacher.tokenizer)
     started = time.monotonic()
-    for start in range(0, len(todo), _ROUNDS * slots):
-        part = todo[start : start + _ROUNDS * slots]
+    for start in range(0, len(unasked), _ROUNDS * slots):
+        part = unasked[start : start + _ROUNDS * slots]
         prompts = {at: ids for at, messages in enumerate(part) if (ids := _prompt(teacher, messages, system))}
         order = sorted(prompts, key=lambda at: len(prompts[at]))
         parameters = {"temperature": 0, "max_tokens": max_tokens}
@@ -177,8 +176,8 @@ def answer_questions(
             if reason is not None:
                 progress.left_out[reason] += 1
                 dropped.append({"question": messages, "reason": reason})
-        _write(out, rows)
-        _write(_beside(out), dropped)
+        write_rows(out, rows, "a")
+        write_rows(_beside(out), dropped, "a")
         progress.answered += len(part)
         progress.kept += len(rows)
         progress.rows += len(rows)
@@ -196,12 +195,3 @@ def _prompt(teacher: Checkpoint, messages: Messages, system: str | None) -> list
     except InvalidRequest as error:
         raise SettingsError(f"{teacher.name} cannot be asked: {error.message}", field="system") from None
     return ids if len(ids) < teacher.config.context_length else []
-
-
-def _write(out: Path, rows: Sequence[object], mode: Literal["a", "w"] = "a") -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open(mode, encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    except OSError as error:
-        raise SettingsError(f"{out} cannot be written: {error.strerror or error}", field="out") from None

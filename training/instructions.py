@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
-from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -94,16 +92,13 @@ def add_instructions(subparsers: Any) -> None:
 
 def _make(arguments: argparse.Namespace) -> int:
     from training.data.exercises.rows import MAKERS, make_rows
+    from training.data.preparation import write_rows
 
     wanted = (1000 if arguments.held_out else 40_000) if arguments.count is None else arguments.count
-    if wanted < 1:
-        raise SettingsError(f"--count must be at least 1, not {wanted}", field="count")
-    if arguments.seed < 0:
-        raise SettingsError(f"--seed must not be below 0, not {arguments.seed}", field="seed")
     kinds = list(MAKERS) if arguments.kinds is None else list(dict.fromkeys(arguments.kinds))
     if unknown := [kind for kind in kinds if kind not in MAKERS]:
         raise SettingsError(f"there is no kind {unknown[0]!r}", field="kinds", hint=f"kinds: {', '.join(MAKERS)}")
-    _check_new(arguments.out)
+    _check_draw(arguments, wanted)
     rows = list(make_rows(arguments.seed, wanted, held_out=arguments.held_out, kinds=kinds))
     write_rows(arguments.out, rows)
     of = Counter(row["kind"] for row in rows)
@@ -115,7 +110,7 @@ def _make(arguments: argparse.Namespace) -> int:
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    from training.data.preparation import Limits, prepare
+    from training.data.preparation import Limits, prepare, write_rows
 
     for name in ("first", "longest_question", "longest_answer"):
         value = getattr(arguments, name)
@@ -140,12 +135,9 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 def _ask(arguments: argparse.Namespace) -> int:
     from training.data.exercises.questions import open_questions
+    from training.data.preparation import write_lines
 
-    if arguments.count < 1:
-        raise SettingsError(f"--count must be at least 1, not {arguments.count}", field="count")
-    if arguments.seed < 0:
-        raise SettingsError(f"--seed must not be below 0, not {arguments.seed}", field="seed")
-    _check_new(arguments.out)
+    _check_draw(arguments, arguments.count)
     questions = list(islice(open_questions(arguments.seed), arguments.count))
     write_lines(arguments.out, questions)
     fewer = "" if len(questions) == arguments.count else f", not {arguments.count:,}: there are no more"
@@ -188,23 +180,11 @@ def _answer(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_new(out: Path) -> None:
-    if out.exists():
-        raise SettingsError(f"{out} is there already", field="out", hint="choose another --out")
-
-
-def write_rows(path: Path, rows: Iterable[object]) -> None:
-    """Rows as JSON lines. Raises `SettingsError` where the file cannot be written."""
-    write_lines(path, (json.dumps(row, ensure_ascii=False) for row in rows))
-
-
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Lines of text. Raises `SettingsError` where the file cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(line + "\n" for line in lines)
-    except OSError as error:
-        raise SettingsError(
-            f"{path} cannot be written: {error.strerror or error}", field="out", hint="choose another --out"
-        ) from None
+def _check_draw(arguments: argparse.Namespace, count: int) -> None:
+    """Refuse what cannot be drawn, or would be written over something."""
+    if count < 1:
+        raise SettingsError(f"--count must be at least 1, not {count}", field="count")
+    if arguments.seed < 0:
+        raise SettingsError(f"--seed must not be below 0, not {arguments.seed}", field="seed")
+    if arguments.out.exists():
+        raise SettingsError(f"{arguments.out} is there already", field="out", hint="choose another --out")

@@ -32,7 +32,8 @@ def tell(
     console: Console,
     pace: Pace | None,
 ) -> None:
-    """Record and print the evaluation that `standing` has taken in; `measured` was found on the validation data."""
+    """Record and print the evaluation that `standing` has taken in; `measured` was found on the validation data,
+    or on training data where there are none."""
     train, validation = standing.train_loss, standing.validation_loss
     directory.append(
         "metrics.jsonl",
@@ -41,7 +42,7 @@ def tell(
             "epoch": epoch,
             "tokens": standing.tokens,
             "train_loss": train,
-            **{f"validation_{name}": value for name, value in measured.items()},
+            **{f"{'validation' if standing.held_out else 'train'}_{name}": value for name, value in measured.items()},
         },
     )
     rate = "" if pace is None else f"  {pace.facts()} after {duration(pace.elapsed)}"

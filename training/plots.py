@@ -31,7 +31,7 @@ def save(figure: Any, path: Path) -> None:
 
 def draw_losses(records: Records, standing: Standing) -> Any:
     """Training and validation loss against steps, with tokens seen on a second axis, and where the loss leapt."""
-    evaluations = [record for record in records if "validation_loss" in record]
+    evaluations = [record for record in records if "train_loss" in record]
     updates = [record for record in records if "loss" in record and "event" not in record]
     figure = _figure()
     axes = figure.add_subplot()
@@ -40,6 +40,7 @@ def draw_losses(records: Records, standing: Standing) -> Any:
         axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8, label="each step's batch")
     if evaluations:
         axes.plot(*_curve(evaluations, "train_loss"), color="tab:blue", label="training")
+    if standing.held_out and evaluations:
         axes.plot(*_curve(evaluations, "validation_loss"), color="tab:orange", label="validation")
     if standing.best_step is not None:
         axes.axvline(standing.best_step, color="grey", linestyle=":", label=f"best (step {standing.best_step})")

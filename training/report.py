@@ -47,9 +47,8 @@ def report_facts(run: RunDirectory, standing: Standing) -> dict[str, Any]:
     made = _made(run.path)
     place = shlex.quote(str(run.path))
     verdict = standing.verdict()
-    evaluations = [record for record in records if "validation_loss" in record]
+    evaluations = [record for record in records if "train_loss" in record]
     measured = [name for name in (evaluations[0] if evaluations else {}) if name not in ("step", "epoch", "tokens")]
-    measured = [name for name in measured if standing.held_out or not name.startswith("validation_")]
     data = made.get("data") or {}
     return {
         "name": run.path.resolve().name,

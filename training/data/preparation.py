@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+from model.errors import SettingsError
 from training.data.instructions import check_messages, messages_of, read_rows
 
 Messages = list[dict[str, str]]
@@ -100,3 +103,20 @@ _REASONS: Sequence[tuple[str, Callable[[Messages, Limits], bool]]] = (
 
 def _ascii(text: str) -> float:
     return sum(character.isascii() for character in text) / max(1, len(text))
+
+
+def write_rows(path: Path, rows: Iterable[object], mode: Literal["a", "w"] = "w") -> None:
+    """Rows as JSON lines, in the place of the file or at its end. Raises `SettingsError` where that cannot be."""
+    write_lines(path, (json.dumps(row, ensure_ascii=False) for row in rows), mode)
+
+
+def write_lines(path: Path, lines: Iterable[str], mode: Literal["a", "w"] = "w") -> None:
+    """Lines of text, as `write_rows` writes them."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open(mode, encoding="utf-8", newline="\n") as file:
+            file.writelines(line + "\n" for line in lines)
+    except OSError as error:
+        raise SettingsError(
+            f"{path} cannot be written: {error.strerror or error}", field="out", hint="choose another --out"
+        ) from None
