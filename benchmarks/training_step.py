@@ -35,7 +35,7 @@ from model.linear import set_compute_dtype
 from model.tokenizer import Tokenizer
 from model.transformer import Decoder, initialise
 from training.data.windows import Batch, WindowLoader
-from training.loss import backward
+from training.loss import Compiled, backward
 from training.optim import Optimizers
 
 SHAPES = {
@@ -65,11 +65,11 @@ def ours(arguments: argparse.Namespace) -> Step:
         model, name="adamw", learning_rate=LEARNING_RATE, muon_learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY,
         betas=BETAS, decay="matrices",
     )  # fmt: skip
-    hidden = torch.compile(model.hidden) if arguments.compile else None
+    compiled = Compiled.of(model) if arguments.compile else None
 
     def step(tokens: Tensor, targets: Tensor) -> float:
         batch = Batch(tokens, targets)
-        loss = backward(model, batch, divisor=batch.weight(), hidden=hidden)
+        loss = backward(model, batch, divisor=batch.weight(), compiled=compiled)
         torch.nn.utils.clip_grad_norm_(optimizers.parameters(), CLIP)
         optimizers.step(1.0)
         return loss

@@ -257,12 +257,16 @@ class Decoder(nn.Module):
         state: Tensor = self.norm(x)
         return state
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of every token: `[..., hidden_size] -> [..., vocab_size]` float32."""
+    def scores(self, hidden: Tensor) -> Tensor:
+        """Scores of every token in the precision of the output matrix: `[..., hidden_size] -> [..., vocab_size]`."""
         scores: Tensor = self.lm_head(hidden)
         if self.trained_rows is not None:
             scores = self.trained_rows.score(hidden.to(self.lm_head.input_dtype), scores)
-        return scores.float()
+        return scores
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of every token: `[..., hidden_size] -> [..., vocab_size]` float32."""
+        return self.scores(hidden).float()
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend = causal_attention) -> Tensor:
         """`tokens`, `positions [B, T]` int64 -> logits `[B, T, vocab_size]` float32."""

@@ -79,7 +79,7 @@ def test_the_gradient_is_autograds_however_the_batch_is_cut(micro_batch_size: in
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad()
     objective = Preferred(0.3, 0.1)
-    options: dict[str, Any] = {"micro_batch_size": micro_batch_size, "hidden": None}
+    options: dict[str, Any] = {"micro_batch_size": micro_batch_size, "compiled": None}
     assert batch.weight() == 4
     assert objective.backward(model, batch, divisor=4, **options) == pytest.approx(expected.item(), rel=1e-5)
     for name, parameter in model.named_parameters():

@@ -1,5 +1,7 @@
 """The loss in chunks and micro-batches is the plain one."""
 
+import shutil
+
 import pytest
 import torch
 from torch.nn import functional
@@ -10,7 +12,7 @@ from tests.tiny import tiny_config
 from training import loss as loss_module
 from training.attention import TILE, tiled_attention
 from training.data.windows import IGNORED, Batch
-from training.loss import backward, evaluate
+from training.loss import Compiled, backward, evaluate
 from training.optim import Optimizers
 from training.schedule import Schedule, warmup_steps
 
@@ -219,3 +221,41 @@ def test_bfloat16_attention_in_tiles_is_as_close_to_float32_as_torchs() -> None:
         gradients(tiled_attention, torch.bfloat16), gradients(causal_attention, torch.bfloat16), exact, strict=True
     ):
         assert (own - expected).norm() < 2 * (theirs - expected).norm()
+
+
+@pytest.mark.parametrize("length", [1, TILE + 3])
+def test_attention_in_tiles_is_an_operator_that_a_compiler_can_trust(length: int) -> None:
+    """Its shapes without data, its gradient and its schema are what it does."""
+    generator = torch.Generator().manual_seed(1)
+    sizes = ((2, 4, length, 8), (2, 2, length, 8), (2, 2, length, 8))
+    inputs = [torch.randn(size, generator=generator, dtype=torch.bfloat16).requires_grad_() for size in sizes]
+    torch.library.opcheck(torch.ops.topkapi.tiled_attention, inputs, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_a_compiled_update_is_the_plain_one(precision: torch.dtype | None) -> None:
+    """In float32 to rounding; in bfloat16, where the compiler keeps intermediate results in float32, no farther from
+    float32 than the plain one is."""
+    from model.transformer import initialise
+
+    tokens = torch.randint(0, tiny_config().vocab_size, (3, TILE + 4), generator=torch.Generator().manual_seed(2))
+    batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.rand(3, TILE + 3, generator=torch.Generator().manual_seed(3)))
+
+    def update(dtype: torch.dtype | None, compile: bool) -> tuple[float, dict[str, torch.Tensor]]:
+        model = Decoder(tiny_config())
+        initialise(model, torch.Generator().manual_seed(1))
+        set_compute_dtype(model, dtype)
+        compiled = Compiled.of(model) if compile else None
+        loss = backward(model, batch, divisor=batch.weight(), micro_batch_size=2, z_loss=1e-3, compiled=compiled)
+        return loss, {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+
+    exact_loss, exact = update(None, False)
+    loss, gradients = update(precision, True)
+    _, plain = update(precision, False)
+    assert loss == pytest.approx(exact_loss, rel=1e-5 if precision is None else 1e-3)
+    for name, gradient in gradients.items():
+        near = (gradient - exact[name]).norm() / exact[name].norm()
+        assert near <= 1e-4 + 1.5 * (plain[name] - exact[name]).norm() / exact[name].norm(), name

@@ -29,7 +29,7 @@ from training.data.mixing import sources_and_weights
 from training.data.preferences import PairBatch, PairLoader, encode_preferences, read_preferences
 from training.data.windows import Batch
 from training.finetune import Ingredients, Task, finetune, report_dropped, split_data
-from training.loss import Hidden, chunks, inputs
+from training.loss import Compiled, chunks, inputs
 from training.recipe import DpoRecipe
 from training.run import RunDirectory
 from training.standing import Standing
@@ -100,7 +100,7 @@ class Preferred:
         *,
         divisor: float,
         micro_batch_size: int | None = None,
-        hidden: Hidden | None = None,
+        compiled: Compiled | None = None,
         z_loss: float = 0.0,
     ) -> float:
         """Add the gradients of the pairs' mean loss to the parameters and return it; there is no z-loss.
@@ -111,7 +111,7 @@ class Preferred:
         total = 0.0
         for part in batch.split(micro_batch_size or batch.size):
             assert isinstance(part, PairBatch), "pairs come from a PairLoader"
-            state = (hidden or model.hidden)(*inputs(model, part))
+            state = (compiled.hidden if compiled else model.hidden)(*inputs(model, part))
             flat = state.detach().flatten(0, 1)
             with torch.no_grad():
                 answers = _answer_log_probabilities(model, flat, part)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,10 +19,22 @@ from training.attention import training_attention
 from training.data.windows import IGNORED, Batch
 
 # Logits held at once, in numbers: 256 MB of float32. With a quarter of it the step of a 124M network takes a tenth
-# longer, for every chunk goes over the whole output matrix and its gradient.
+# longer, for every chunk goes over the whole output matrix and its gradient. Where that is narrow, going over it costs
+# little beside going over the logits, and fewer rows stay in the caches: so many times the width of the state.
 LOGITS_AT_ONCE = 1 << 26
+ROWS_BY_WIDTH = 4
 
-Hidden = Callable[[Tensor, Tensor, Attend], Tensor]
+
+class Compiled(NamedTuple):
+    """What of an update is compiled: `Decoder.hidden`, and what becomes of the scores."""
+
+    hidden: Callable[[Tensor, Tensor, Attend], Tensor]
+    normalised: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, model: Decoder) -> Compiled:
+        """The compiled update of `model`; the compiler runs when it is first called."""
+        return cls(torch.compile(model.hidden), torch.compile(_normalised))
 
 
 class Objective(Protocol):
@@ -35,7 +47,7 @@ class Objective(Protocol):
         *,
         divisor: float,
         micro_batch_size: int | None = None,
-        hidden: Hidden | None = None,
+        compiled: Compiled | None = None,
         z_loss: float = 0.0,
     ) -> float:
         """Add the gradients of the batch's loss to the parameters and return the loss."""
@@ -64,7 +76,7 @@ def backward(
     *,
     divisor: float,
     micro_batch_size: int | None = None,
-    hidden: Hidden | None = None,
+    compiled: Compiled | None = None,
     z_loss: float = 0.0,
 ) -> float:
     """Add the gradients of the batch's loss to the parameters and return the loss.
@@ -72,20 +84,21 @@ def backward(
     The loss is the weighted sum over trained targets in nats divided by `divisor`, so that the result does not
     depend on `micro_batch_size`, the windows or examples computed at once. The output layer is differentiated chunk by
     chunk, from the gradient of the logits written down; the network below gets the collected gradient in one pass.
-    `hidden` replaces `model.hidden`, for a compiled one. `z_loss` times the squared log of the softmax's denominator is
+    `z_loss` times the squared log of the softmax's denominator is
     added for every target, in the gradient only (Chowdhery et al. 2022, PaLM).
     """
     total = torch.zeros((), dtype=torch.float64, device=model.device)
+    hidden, normalised = compiled or (model.hidden, _normalised)
     for part in batch.split(micro_batch_size or batch.size):
-        state = (hidden or model.hidden)(*inputs(model, part))
+        state = hidden(*inputs(model, part))
         flat = state.detach().flatten(0, 1)
         gradient = torch.zeros_like(flat)
         for rows, targets, weights in chunks(model, part):
             leaf = flat[rows].requires_grad_()
-            logits = model.logits(leaf)
-            losses, slope = _differentiated(logits.detach(), targets, z_loss)
-            scale = torch.full_like(losses, 1 / divisor) if weights is None else weights / divisor
-            torch.autograd.backward(logits, slope.mul_(scale.unsqueeze(1)))
+            scores = model.scores(leaf)
+            scale = (torch.ones_like(targets, dtype=torch.float32) if weights is None else weights) / divisor
+            losses, slope = _differentiated(scores.detach(), targets, scale, z_loss, normalised)
+            torch.autograd.backward(scores, slope)
             total += (losses * scale).sum()
             assert leaf.grad is not None, "the loss depends on the state"
             gradient[rows] = leaf.grad
@@ -137,7 +150,7 @@ def chunks(model: Decoder, batch: Batch) -> list[tuple[Tensor | slice, Tensor, T
     trained = targets != IGNORED
     if weights is not None:
         trained &= weights > 0
-    size = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    size = max(1, min(LOGITS_AT_ONCE // model.config.vocab_size, ROWS_BY_WIDTH * model.config.hidden_size))
     every = bool(trained.all())
     rows = torch.arange(len(targets)) if every else trained.nonzero().squeeze(1)
     parts: list[tuple[Tensor | slice, Tensor, Tensor | None]] = []
@@ -153,16 +166,32 @@ def chunks(model: Decoder, batch: Batch) -> list[tuple[Tensor | slice, Tensor, T
     return parts
 
 
-def _differentiated(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
-    """The losses `[R]` of `logits [R, V]` and the gradient `[R, V]` of their sum, with the penalty of `z_loss`.
+def _differentiated(
+    scores: Tensor,
+    targets: Tensor,
+    scale: Tensor,
+    z_loss: float,
+    normalised: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]],
+) -> tuple[Tensor, Tensor]:
+    """The losses `[R]` of `scores [R, V]`, and the gradient `[R, V]` of their sum weighted by `scale [R]`, with the
+    penalty of `z_loss`.
 
-    Autograd would go over the logits three times more.
+    Autograd would go over the scores three times more.
     """
+    targets = targets.unsqueeze(1)
+    total, slope = normalised(scores, scale, z_loss)
+    losses = total - scores.gather(1, targets).squeeze(1).float()
+    # A probability minus one, exactly where the probability is nearly one.
+    own = torch.expm1(-losses) + (2 * z_loss * total * torch.exp(-losses) if z_loss else 0.0)
+    slope.scatter_(1, targets, (own * scale).unsqueeze(1).to(slope.dtype))
+    return losses, slope
+
+
+def _normalised(scores: Tensor, scale: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
+    """The logs of the softmax's denominators `[R]` float32, and the probabilities, scaled, in the scores' precision."""
+    logits = scores.float()
     slope = logits.softmax(dim=-1)
     # The likeliest token's probability is 1 / sum(exp(logits - largest)), and never small.
     total = logits.amax(dim=-1) - slope.amax(dim=-1).log()
-    losses = total - logits.gather(1, targets.unsqueeze(1)).squeeze(1)
-    if z_loss:
-        slope.mul_((1 + 2 * z_loss * total).unsqueeze(1))
-    slope.scatter_add_(1, targets.unsqueeze(1), torch.full_like(losses, -1.0).unsqueeze(1))
-    return losses, slope
+    slope.mul_((scale * (1 + 2 * z_loss * total)).unsqueeze(1))
+    return total, slope.to(scores.dtype)

@@ -17,7 +17,7 @@ from model.transformer import Decoder
 from training import distributed, sharding
 from training.console import Console
 from training.data.windows import Batch, Loader
-from training.loss import NextToken, Objective
+from training.loss import Compiled, NextToken, Objective
 from training.measuring import measure, tell
 from training.memorisation import Tokens
 from training.optim import Optimizers, trained_parameters
@@ -100,7 +100,7 @@ class Training:
         Raises `Diverged` for a loss that is not a number and `Interrupted` after SIGINT or SIGTERM, once saved.
         """
         self.model.recompute = self.recipe.recompute
-        hidden = torch.compile(self.model.hidden) if self.recipe.compile else None
+        compiled = Compiled.of(self.model) if self.recipe.compile else None
         total = self.schedule.total_steps
         self.console.start(total, self.standing.step)
         try:
@@ -111,7 +111,7 @@ class Training:
                 pace = self._pace()
                 while self.standing.step < total and self.standing.finished is None:
                     started = time.monotonic()
-                    update = self._update(hidden)
+                    update = self._update(compiled)
                     seconds = time.monotonic() - started
                     if update is None:
                         continue
@@ -155,7 +155,7 @@ class Training:
             return None
         return self.standing.step // self.save_every * self.save_every
 
-    def _update(self, hidden: Any) -> Update | None:
+    def _update(self, compiled: Compiled | None) -> Update | None:
         """One step of training; None when it diverged, was not taken, and the run has returned to a save."""
         standing = self.standing
         number = standing.batch_number()
@@ -170,7 +170,7 @@ class Training:
             own,
             divisor=batch.weight(),
             micro_batch_size=self.recipe.micro_batch_size,
-            hidden=hidden,
+            compiled=compiled,
             z_loss=self.recipe.z_loss,
         )
         (loss,) = distributed.added(loss)
