@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
+from weakref import WeakKeyDictionary, ref
 
 from model.errors import Overloaded
 from service.engine.request import Completed, Deliver, Event, Failed, Finished, GenerateJob, Handle, Job, Token
@@ -19,6 +19,52 @@ AT_ONCE = 32
 
 RETRY_SECONDS = 0.02
 """Between two looks at a queue that is full of other requests."""
+
+
+Post = tuple[int, list[Event], float]
+"""The number of a job, what a step brought for it, and when."""
+
+
+class Mailbox:
+    """What other threads hand to an event loop, which is woken once for all that has come meanwhile.
+
+    A step has something for every request; to be woken for each would have the two threads wait for one another.
+    """
+
+    _all: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, Mailbox]] = WeakKeyDictionary()
+
+    @classmethod
+    def of(cls, loop: asyncio.AbstractEventLoop) -> Mailbox:
+        """The mailbox of `loop`; to be called on its thread."""
+        if loop not in cls._all:
+            cls._all[loop] = cls(loop)
+        return cls._all[loop]
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        # The table holds the loop weakly, so its value must not hold it either.
+        self._loop = ref(loop)
+        self._posts: deque[tuple[asyncio.Queue[Post], Post]] = deque()
+        self._woken = False
+
+    def post(self, queue: asyncio.Queue[Post], post: Post) -> None:
+        """Have the loop put `post` into `queue`. Safe from any thread."""
+        self._posts.append((queue, post))
+        loop = self._loop()
+        if self._woken or loop is None:
+            return
+        self._woken = True
+        try:
+            loop.call_soon_threadsafe(self._empty)
+        except RuntimeError:
+            # A closed loop: the server is going down and nobody is left to read.
+            self._posts.clear()
+
+    def _empty(self) -> None:
+        # Before looking, so that what is posted from here on wakes the loop again.
+        self._woken = False
+        while self._posts:
+            queue, post = self._posts.popleft()
+            queue.put_nowait(post)
 
 
 class JobGroup:
@@ -39,7 +85,7 @@ class JobGroup:
         self._followers: dict[int, list[int]] = {}
         for number, leader in after.items():
             self._followers.setdefault(leader, []).append(number)
-        self._queue: asyncio.Queue[tuple[int, list[Event], float]] = asyncio.Queue()
+        self._queue: asyncio.Queue[Post] = asyncio.Queue()
         self._started = 0.0
         self.elapsed = 0.0
         """Seconds from `start` to when the engine handed out the event that came last."""
@@ -93,12 +139,11 @@ class JobGroup:
             self._begun = True
 
     def _receiver(self, number: int, loop: asyncio.AbstractEventLoop) -> Deliver:
+        mailbox = Mailbox.of(loop)
+
         def deliver(events: list[Event]) -> None:
             # Noted here, on the engine's thread: when the event loop gets to it says more about the event loop.
-            at = time.monotonic()
-            # A closed loop means that the server is going down and nobody is left to read.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._queue.put_nowait, (number, events, at))
+            mailbox.post(self._queue, (number, events, time.monotonic()))
 
         return deliver
 
