@@ -50,15 +50,21 @@ class NothingLeft(UnusableLogits):
     kind = "invalid_request"
 
 
-def check_logits(logits: Sequence[Tensor]) -> None:
-    """Raise `UnusableLogits` for rows of logits, a `[V]` each, that hold NaN or infinity."""
-    best = torch.cat([maxima(row.unsqueeze(0)) for row in logits]).cpu()
-    if not bool((best < math.inf).all()):
-        raise UnusableLogits(
-            "the network produced NaN or infinite logits",
-            (~(best < math.inf)).nonzero().view(-1).tolist(),
-            hint="the checkpoint is damaged or overflows in its dtype",
-        )
+def check_logits(logits: Tensor) -> None:
+    """Raise `UnusableLogits` for rows of `logits [B, V]` that hold NaN or infinity."""
+    if bad := _overflowing(maxima(logits)):
+        raise _unusable(bad)
+
+
+def _overflowing(best: Tensor) -> list[int]:
+    """The rows whose largest logit, of `best [B]`, is NaN or infinite."""
+    usable = best.cpu().numpy() < math.inf
+    return [] if usable.all() else np.flatnonzero(~usable).tolist()
+
+
+def _unusable(rows: Sequence[int]) -> UnusableLogits:
+    hint = "the checkpoint is damaged or overflows in its dtype"
+    return UnusableLogits("the network produced NaN or infinite logits", rows, hint=hint)
 
 
 def nothing_left(rows: Sequence[int]) -> NothingLeft:
@@ -75,11 +81,14 @@ def choose(logits: Tensor | Sequence[Tensor], rows: Sequence[Row], found: Sequen
     Raises `UnusableLogits` naming the rows whose logits hold NaN or infinity or lose every token to the parameters.
     """
     logits = [row.detach().float().contiguous() for row in logits]
-    check_logits(logits)
     choices: list[Choice] = [Choice(-1)] * len(rows)
     drawn: list[tuple[list[int], Candidates, Tracer | None]] = []
+    overflowing: list[int] = []
     for stages, indexes in grouped(logits, rows):
         group, candidates = [rows[index] for index in indexes], select(logits, indexes)
+        if bad := _overflowing(candidates.best):
+            overflowing += [indexes[at] for at in bad]
+            continue
         tracer = Tracer(candidates, group) if any(row.parameters["trace"] for row in group) else None
         candidates = apply(candidates, stages, group, tracer.observe if tracer else None)
         empty = candidates.best.cpu() == NOT_CHOSEN
@@ -91,6 +100,8 @@ def choose(logits: Tensor | Sequence[Tensor], rows: Sequence[Row], found: Sequen
             _settle(choices, rows, indexes, candidates, tracer, _most_likely(candidates))
         else:
             drawn.append((indexes, candidates, tracer))
+    if overflowing:
+        raise _unusable(sorted(overflowing))
     if drawn:
         order = [rows[index] for indexes, _, _ in drawn for index in indexes]
         token_ids = iter(draw([candidates for _, candidates, _ in drawn], order))

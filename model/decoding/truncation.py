@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.decoding.candidates import LOWEST, NOT_CHOSEN, Candidates, Floats
+from model.decoding.candidates import LOWEST, NARROW, NOT_CHOSEN, Candidates, Floats
 from model.decoding.noise import row_keys, uniform_of_keys
 from model.decoding.rows import Row
 
@@ -56,15 +56,31 @@ def top_k(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candid
 
 def top_p(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """The most likely tokens whose probability reaches p."""
-    wanted, totals = values["top_p"].tolist(), candidates.log_total.tolist()
-    return candidates.at_least(torch.tensor([
-        _nucleus(logits, total, p) for logits, total, p in zip(candidates.host(), totals, wanted, strict=True)
-    ]))  # fmt: skip
+    wanted, totals = values["top_p"].numpy(), candidates.log_total.numpy()
+    near = probable(candidates)
+    ordered = -np.sort(-near.host(), axis=-1)
+    mass = _mass(totals[:, None] - ordered.astype(np.float64))
+    at = (mass < wanted[:, None] / UNIT).sum(axis=-1)
+    last = ordered[np.arange(len(at)), np.minimum(at, ordered.shape[-1] - 1)]
+    short = np.flatnonzero(at == ordered.shape[-1]).tolist()
+    if not short:
+        return near.at_least(torch.from_numpy(last))
+    logits = candidates.host()
+    for row in short:
+        last[row] = _nucleus(logits[row], float(totals[row]), float(wanted[row]))
+    return candidates.at_least(torch.from_numpy(last))
+
+
+def probable(candidates: Candidates) -> Candidates:
+    """The tokens among which nearly every cut by probability falls; of few candidates all."""
+    if candidates.ids is not None and candidates.logits.shape[-1] <= NARROW:
+        return candidates
+    return candidates.at_least(candidates.log_total + LOG_PROBABLE[0])
 
 
 def _nucleus(logits: Floats, total: float, p: float) -> float:
-    """The smallest logit of the nucleus of one row `[K]`."""
-    for log_probable in LOG_PROBABLE:
+    """The smallest logit of the nucleus of one row `[K]`, which reaches far."""
+    for log_probable in LOG_PROBABLE[1:]:
         ordered = -np.sort(-logits[logits >= np.float32(max(total + log_probable, LOWEST))])
         mass = _mass(total - ordered.astype(np.float64))
         if len(mass) and mass[-1] >= p / UNIT:
@@ -79,24 +95,37 @@ def min_p(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candid
 
 def typical_p(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """The tokens whose information is nearest to the entropy, until their probability reaches p."""
-    totals, entropy = candidates.log_total, candidates.entropy
-    each = zip(candidates.host(), totals.tolist(), entropy.tolist(), values["typical_p"].tolist(), strict=True)
-    reach = torch.tensor([_typical(*row) for row in each], dtype=torch.float64)
-    # A hair wider, for the floor is compared in float32; what lies exactly where is looked at below.
-    near = candidates.at_least(totals - entropy - reach - 1e-3)
-    information = totals.unsqueeze(-1) - near.logits.double()
-    return near.where((information - entropy.unsqueeze(-1)).abs() <= reach.unsqueeze(-1))
+    wanted, totals, entropy = values["typical_p"].numpy(), candidates.log_total.numpy(), candidates.entropy.numpy()
+    near = probable(candidates)
+    information = totals[:, None] - near.host().astype(np.float64)
+    distance = np.abs(information - entropy[:, None])
+    order = distance.argsort(axis=-1)
+    mass = _mass(np.take_along_axis(information, order, axis=-1))
+    at = (mass < wanted[:, None] / UNIT).sum(axis=-1)
+    places = np.arange(len(at)), order[np.arange(len(at)), np.minimum(at, order.shape[-1] - 1)]
+    reach = distance[places]
+    missed = at == order.shape[-1]
+    if near is not candidates:
+        # What was left aside is farther away than this; the cut must fall nearer.
+        missed |= reach >= -LOG_PROBABLE[0] - entropy
+        if missed.any():
+            logits = candidates.host()
+            for row in np.flatnonzero(missed).tolist():
+                reach[row] = _typical(logits[row], float(totals[row]), float(entropy[row]), float(wanted[row]))
+            # A hair wider, for the floor is compared in float32; what lies exactly where is looked at below.
+            near, missed = candidates.at_least(torch.from_numpy(totals - entropy - reach - 1e-3)), np.isinf(reach)
+            distance = np.abs(totals[:, None] - near.host().astype(np.float64) - entropy[:, None])
+    return near.where(torch.from_numpy(distance <= np.where(missed, np.inf, reach)[:, None]))
 
 
 def _typical(logits: Floats, total: float, entropy: float, p: float) -> float:
-    """How far from the entropy the information of a token of one row `[K]` may be."""
-    for log_probable in LOG_PROBABLE:
+    """How far from the entropy the information of a token of one row `[K]` may be, where that is far."""
+    for log_probable in LOG_PROBABLE[1:]:
         information = total - logits[logits >= np.float32(max(total + log_probable, LOWEST))].astype(np.float64)
         distance = np.abs(information - entropy)
         order = distance.argsort()
         mass = _mass(information[order])
         at = int(np.searchsorted(mass, p / UNIT))
-        # What was left aside is farther away than this; the cut must fall nearer.
         if at < len(mass) and distance[order[at]] < -log_probable - entropy:
             return float(distance[order[at]])
     return math.inf
@@ -104,7 +133,7 @@ def _typical(logits: Floats, total: float, entropy: float, p: float) -> float:
 
 def _mass(information: NDArray[np.float64]) -> NDArray[np.int64]:
     """The running sum of the probabilities of tokens with this information (nats), in `UNIT`s."""
-    return np.cumsum(np.rint(np.exp(-information) / UNIT).astype(np.int64))
+    return np.cumsum(np.rint(np.exp(-information) / UNIT).astype(np.int64), axis=-1)
 
 
 def epsilon_cutoff(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:

@@ -215,7 +215,7 @@ class BeamSearch(Search):
             rows.append(replace(beam.branch.row, constraint=beam.constraint))
         outputs = [beam.branch.output for beam in group.beams]
         logits = torch.stack([output.logits[-1] for output in outputs if output is not None])
-        check_logits(logits.unbind())
+        check_logits(logits)
         # As many as there may be ends among the best, so that enough are left to go on.
         ends = 1 + len({*self.config.end_token_ids, *parameters["stop_token_ids"]})
         penalties = {token_id: parameters["diversity_penalty"] * count for token_id, count in taken.items()}
@@ -322,7 +322,7 @@ class ContrastiveSearch(Search):
                 return
         assert winner.output is not None
         logits = winner.output.logits[-1:]
-        check_logits(logits.unbind())
+        check_logits(logits)
         self.row.early = winner.row.early
         token_ids, probabilities = likeliest(logits, self.row, len(self.branches))
         if not token_ids:
