@@ -22,7 +22,7 @@ DONE := $(VENV)/.done
 .PHONY: help install serve test test-all lint format lock clean
 
 help:  ## show this list
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1	\2/p' Makefile | expand -t 18
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1	\2/p' Makefile | expand -t 20
 
 install: $(DONE)  ## set up .venv from the lock file (the targets below do it when needed)
 
@@ -70,6 +70,29 @@ lock:  ## pin every dependency again (needs uv; ARGS=--upgrade takes newer versi
 	   echo '# CUDA libraries are left out: the torch build that TORCH_ARGS chooses (see Makefile) brings its own.'; \
 	   grep -Ev "^(cuda|nvidia-[cn]|triton)[a-z0-9-]*=|== '(win32|emscripten)'" $(LOCK); } > $(LOCK).new
 	@mv $(LOCK).new $(LOCK)
+
+# What docs/models.md says about the default checkpoints comes from these commands; the data and their digests stand there.
+CORPUS ?= corpus
+INSTRUCTIONS ?= instruct
+RUNS ?= runs
+TEXT = --data '$(CORPUS)/classic-books-*.jsonl.bz2=9' '$(CORPUS)/wikipedia-en-*.jsonl.bz2=10' \
+  '$(CORPUS)/childrens-stories-*.jsonl.bz2=1'
+CHAT := $(RUNS)/chat-data
+.PHONY: checkpoints
+checkpoints: install  ## make the default checkpoints anew from CORPUS and INSTRUCTIONS, in hours; call again to continue
+	[ -d $(RUNS)/tokenizer ] || $(BIN)/topkapi tokenizer train $(CORPUS)/c*.jsonl.bz2 $(CORPUS)/w*.jsonl.bz2 \
+	  --vocab-size 8192 --out $(RUNS)/tokenizer
+	$(BIN)/topkapi pretrain topkapi-base $(TEXT) --tokenizer $(RUNS)/tokenizer --out $(RUNS)/base-short --resume
+	$(BIN)/topkapi pretrain topkapi-base-cooldown $(TEXT) --checkpoint $(RUNS)/base-short/last --out $(RUNS)/topkapi-base --resume
+	@[ -d $(CHAT) ] || (set -ex; mkdir -p $(CHAT).new; out="--out $(abspath $(CHAT)).new"; \
+	  topkapi="$(abspath $(BIN))/topkapi instructions"; cd $(INSTRUCTIONS); \
+	  $$topkapi make --count 100000 --seed 1 $$out/made.jsonl; \
+	  $$topkapi prepare dolly-14.5k.json self-instruct-*.jsonl $$out; \
+	  $$topkapi prepare oasst1-en100-firstturn.json --longest-answer 600 $$out; \
+	  $$topkapi prepare rasbt-instruction-data.json --first 935 $$out; \
+	  $$topkapi prepare gsm8k-train.jsonl --longest-question 240 --longest-answer 160 $$out; \
+	  mv $(abspath $(CHAT)).new $(abspath $(CHAT)))
+	$(BIN)/topkapi finetune topkapi-chat --checkpoint $(RUNS)/topkapi-base/last --data $(CHAT)/*.jsonl --out $(RUNS)/topkapi-chat --resume
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -12,7 +12,7 @@ from tests.tiny import tiny_config
 from training import loss as loss_module
 from training.attention import TILE, tiled_attention
 from training.data.windows import IGNORED, Batch
-from training.loss import Compiled, backward, evaluate
+from training.loss import Compiled, backward, evaluate, packed_attention
 from training.optim import Optimizers
 from training.schedule import Schedule, warmup_steps
 
@@ -93,6 +93,24 @@ def test_texts_side_by_side_train_as_they_do_alone(family: str, size: int | None
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-7)
     assert evaluate(model, [packed], size) == pytest.approx(alone, rel=1e-6)
+
+
+@pytest.mark.parametrize("lengths", [(3, 70, 200, 65, 64, 1), (5,), (90, 90), (100, 151)])
+def test_texts_of_any_lengths_are_attended_one_by_one(lengths: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(sum(lengths))
+    heads = [torch.randn(1, count, sum(lengths), 8, generator=generator).requires_grad_() for count in (4, 2, 2)]
+    results = []
+    for together in (True, False):
+        if together:
+            mixed = packed_attention(0, *heads, lengths=lengths)
+        else:
+            parts = (each.split(lengths, dim=2) for each in heads)
+            mixed = torch.cat([causal_attention(0, *text) for text in zip(*parts, strict=True)], dim=2)
+        mixed.square().sum().backward()
+        results.append((mixed, [each.grad for each in heads]))
+        for each in heads:
+            each.grad = None
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

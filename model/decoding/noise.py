@@ -23,13 +23,13 @@ GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
 SECOND = 0x94D049BB133111EB - (1 << 64)
 UNSIGNED = (1 << 64) - 1
+_GOLDEN = np.uint64(GOLDEN & UNSIGNED)
 
 
 def row_keys(rows: Sequence[Row]) -> Tensor:
     """The hash of each row's seed, sequence and position, int64 `[B]`."""
     places = [(row.parameters["seed"], row.sequence, row.position) for row in rows]
-    seeds, sequences, positions = torch.tensor(places, dtype=torch.int64).unbind(dim=-1)
-    return _key(seeds, sequences, positions)
+    return torch.from_numpy(_key(np.array(places, dtype=np.int64)))
 
 
 def gumbel(seeds: Tensor, sequences: Tensor, positions: Tensor, token_ids: Tensor) -> Tensor:
@@ -37,7 +37,8 @@ def gumbel(seeds: Tensor, sequences: Tensor, positions: Tensor, token_ids: Tenso
 
     `seeds`, `sequences` and `positions` are int64 `[B]`, `token_ids` int64 `[B, K]` or `[K]`; returns `[B, K]`.
     """
-    return gumbel_of_keys(_key(seeds, sequences, positions), token_ids)
+    keys = torch.from_numpy(_key(torch.stack((seeds, sequences, positions), dim=-1).cpu().numpy()))
+    return gumbel_of_keys(keys.to(seeds.device), token_ids)
 
 
 def gumbel_of_keys(keys: Tensor, token_ids: Tensor) -> Tensor:
@@ -50,8 +51,13 @@ def uniform_of_keys(keys: Tensor, token_ids: Tensor) -> Tensor:
 
     The clamp catches the one hash whose half is rounded up to 1.
     """
-    bits = _mix(keys.unsqueeze(-1) + token_ids * GOLDEN)
-    return ((_shift_right(bits, 11).double() + 0.5) * 2.0**-53).clamp(max=1 - 2.0**-53)
+    if keys.device.type == "cpu":
+        # Half the time of torch 2.13, which has no unsigned shift.
+        mixed = _mixed(keys.unsqueeze(-1).numpy().view(np.uint64) + token_ids.numpy().view(np.uint64) * _GOLDEN)
+        bits = torch.from_numpy((mixed >> np.uint64(11)).view(np.int64))
+    else:
+        bits = _shift_right(_mix(keys.unsqueeze(-1) + token_ids * GOLDEN), 11)
+    return ((bits.double() + 0.5) * 2.0**-53).clamp(max=1 - 2.0**-53)
 
 
 def loud_tokens(
@@ -62,7 +68,7 @@ def loud_tokens(
     They are asked of the whole vocabulary, or of each row's own `token_ids`.
 
     It may name a few more, never fewer: only 31 bits are looked at. Logarithms of a whole vocabulary cost far more
-    than its hashes, and numpy hashes in half the time of torch 2.13, which has no unsigned shift.
+    than its hashes.
     """
     bits = int(math.exp(-math.exp(-level)) * 2.0**31) - 1
     threshold = np.uint64(bits << 33)
@@ -84,11 +90,20 @@ def loud_tokens(
 
 @lru_cache(maxsize=8)
 def _token_products(vocab_size: int) -> NDArray[np.uint64]:
-    return np.arange(vocab_size, dtype=np.uint64) * np.uint64(GOLDEN & UNSIGNED)
+    return np.arange(vocab_size, dtype=np.uint64) * _GOLDEN
 
 
-def _key(seeds: Tensor, sequences: Tensor, positions: Tensor) -> Tensor:
-    return _mix(_mix(_mix(seeds * GOLDEN) + sequences * GOLDEN) + positions * GOLDEN)
+def _key(places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The hashes `[B]` of seeds, sequences and positions `[B, 3]`."""
+    seeds, sequences, positions = (places.view(np.uint64) * _GOLDEN).T
+    return _mixed(_mixed(_mixed(seeds) + sequences) + positions).view(np.int64)
+
+
+def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """`_mix` in numpy."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(FIRST & UNSIGNED)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(SECOND & UNSIGNED)
+    return x ^ (x >> np.uint64(31))
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ class Row:
     guide: Tensor | None = field(default=None, repr=False, compare=False)
     early: Tensor | None = field(default=None, repr=False, compare=False)
     plan: Any = field(default=None, init=False, repr=False, compare=False)
+    numbers: Any = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def position(self) -> int:

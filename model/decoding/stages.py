@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import is_
 
 import numpy as np
 import torch
@@ -117,15 +118,29 @@ def apply(
     candidates: Candidates, stages: Sequence[Stage], rows: Sequence[Row], observe: Observe | None = None
 ) -> Candidates:
     """`candidates` of `rows` through `stages`; `observe(stage name, what it left)` is told of each."""
-    for stage in stages:
-        values = {
-            name: torch.tensor([row.parameters[name] for row in rows], dtype=torch.float64)
-            for name in _NUMBERS[stage.name]
-        }
+    for stage, values in zip(stages, _numbers(stages, rows), strict=True):
         candidates = stage.apply(candidates, values, rows)
         if observe is not None:
             observe(stage.name, candidates)
     return candidates
+
+
+def _numbers(stages: Sequence[Stage], rows: Sequence[Row]) -> list[dict[str, Tensor]]:
+    """The parameters of each stage. The same rows mostly pass the same stages again at the next step, so the first one
+    remembers them."""
+    key = [*stages, *(row.parameters for row in rows)]
+    known = rows[0].numbers
+    if known is None or len(known[0]) != len(key) or not all(map(is_, known[0], key)):
+        found = [
+            {
+                name: torch.tensor([row.parameters[name] for row in rows], dtype=torch.float64)
+                for name in _NUMBERS[stage.name]
+            }
+            for stage in stages
+        ]
+        known = rows[0].numbers = key, found
+    values: list[dict[str, Tensor]] = known[1]
+    return values
 
 
 def select(logits: Sequence[Tensor], indexes: list[int]) -> Candidates:
