@@ -12,7 +12,8 @@ from tests.test_evaluation import write_rows
 from training.data.instructions import read_conversations
 from training.data.mixing import unused, weighted
 from training.data.preparation import Limits, clean, prepare
-from training.recipe import RECIPES, FinetuneRecipe, build_recipe, read_yaml
+from training.recipe import FinetuneRecipe
+from training.recipe_files import RECIPES, build_recipe, read_yaml
 
 GOOD = {"instruction": "Name a bird.", "output": "An owl [1]  is a bird."}
 

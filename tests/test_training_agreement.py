@@ -6,7 +6,8 @@ import pytest
 
 from model.errors import SettingsError
 from service.cli import main
-from training.recipe import DpoRecipe, FinetuneRecipe, PretrainRecipe, build_recipe
+from training.recipe import DpoRecipe, FinetuneRecipe, PretrainRecipe
+from training.recipe_files import build_recipe
 
 
 @pytest.mark.parametrize(

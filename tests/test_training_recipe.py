@@ -10,15 +10,8 @@ from model.tokenizer import Tokenizer
 from service.cli import main
 from training.cli import read_arguments, register
 from training.pretrain import model_config
-from training.recipe import (
-    RECIPES,
-    FinetuneRecipe,
-    PretrainRecipe,
-    TrainingRecipe,
-    build_recipe,
-    free_fields,
-    read_yaml,
-)
+from training.recipe import FinetuneRecipe, PretrainRecipe, TrainingRecipe, free_fields
+from training.recipe_files import RECIPES, build_recipe, read_yaml
 
 COMMANDS: dict[str, type[TrainingRecipe]] = {"pretrain": PretrainRecipe, "finetune": FinetuneRecipe}
 
@@ -146,7 +139,7 @@ def test_a_mistake_is_named_with_its_remedy(
 def test_only_what_does_not_change_learning_is_free() -> None:
     assert free_fields(PretrainRecipe) == {
         "out", "overwrite", "save_every", "save_minutes", "asynchronous_saves", "keep", "keep_best", "checkpoint_dtype",
-        "cache", "data_hint", "track", "parallel", "push",
+        "cache", "data_hint", "track", "parallel", "push", "generation",
     }  # fmt: skip
 
 
@@ -158,3 +151,18 @@ def test_tokenizer_train_writes_what_pretrain_reads(tmp_path: Path, english: str
     assert tokenizer.vocab_size == 400
     assert {"<|endoftext|>", "<|im_start|>", "<|im_end|>"} < set(tokenizer.control_tokens)
     assert tokenizer.decode(tokenizer.encode(english[-500:])) == english[-500:]
+
+
+def test_decoding_defaults_are_stored_with_the_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("generation: {temperature: 0.3, top_k: 20}")
+    recipe, _, _ = parse("pretrain", str(path), "--data", "a.txt")
+    stored = recipe.generation_config({"temperature": 0.8, "top_p": 0.95}, [7])
+    assert stored == {"temperature": 0.3, "top_p": 0.95, "top_k": 20, "eos_token_id": [7]}
+    for entry, message in {
+        "temperature=-1": "temperature must be at least 0, not -1",
+        "heat=1": "'heat=1' is not a decoding default and its value, as in temperature=0.3",
+        "temperature": "'temperature' is not a decoding default",
+    }.items():
+        assert main(["pretrain", "--data", "a.txt", "--generation", entry]) == 2
+        assert message in capsys.readouterr().err

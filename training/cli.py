@@ -17,15 +17,8 @@ from training.evaluation.command import add_evaluate
 from training.flags import add_flags, given_flags
 from training.instructions import add_instructions
 from training.pick import add_pick
-from training.recipe import (
-    DpoRecipe,
-    FinetuneRecipe,
-    PretrainRecipe,
-    TrainingRecipe,
-    build_recipe,
-    read_yaml,
-    resolve_recipe,
-)
+from training.recipe import DpoRecipe, FinetuneRecipe, PretrainRecipe, TrainingRecipe
+from training.recipe_files import build_recipe, read_yaml, resolve_recipe
 from training.runs import add_runs
 
 _RUNS: dict[str, tuple[type[TrainingRecipe], str]] = {

@@ -136,7 +136,7 @@ def finetune(
     sharding.distribute(model, recipe.parallel)
 
     def save(path: Path, network: Decoder, details: Any) -> None:
-        generation = {**inherited, "eos_token_id": list(model.config.end_token_ids)}
+        generation = recipe.generation_config(inherited, model.config.end_token_ids)
         dtype = DTYPES[recipe.checkpoint_dtype]
         common: Any = {"tokenizer": tokenizer, "chat": chat, "generation": generation, "details": details}
         if adapters:

@@ -129,7 +129,7 @@ def pretrain(
             model=network,
             tokenizer=tokenizer,
             chat=chat,
-            generation={**inherited, "eos_token_id": list(config.end_token_ids)},
+            generation=recipe.generation_config(inherited, config.end_token_ids),
             details=details,
             dtype=DTYPES[recipe.checkpoint_dtype],
         )

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from model.errors import SettingsError
-from training.agreement import check_together
+from model.decoding.parameters import from_generation_config, resolve
+from model.errors import TopkapiError
 from training.standing import Metric
-
-RECIPES = Path(__file__).parent / "recipes"
-R = TypeVar("R", bound="TrainingRecipe")
 
 
 def setting(default: Any, description: str, *, group: str, free: bool = False, **rules: Any) -> Any:
@@ -29,7 +23,7 @@ class TrainingRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
-    @field_validator("data", "weights", mode="before", check_fields=False)
+    @field_validator("data", "weights", "generation", mode="before", check_fields=False)
     @classmethod
     def _weighted(cls, value: object) -> object:
         """`{a.txt: 3, b.jsonl: 1}` is `[a.txt=3, b.jsonl=1]`."""
@@ -163,6 +157,23 @@ class TrainingRecipe(BaseModel):
     checkpoint_dtype: Literal["float32", "bfloat16"] = setting(
         "float32", "how checkpoints store matrices (a resume always continues in fp32)", group="saving", free=True
     )
+    generation: list[str] = setting(
+        [],
+        "decoding defaults to store with the checkpoint, such as temperature=0.3 top_p=0.9 (default: its parent's, or "
+        "temperature 0.8 and top_p 0.95)",
+        group="saving",
+        free=True,
+    )
+
+    @field_validator("generation")
+    @classmethod
+    def _known(cls, generation: list[str]) -> list[str]:
+        generation_defaults(generation)
+        return generation
+
+    def generation_config(self, inherited: Mapping[str, Any], end_token_ids: Sequence[int]) -> dict[str, Any]:
+        """What the checkpoint's `generation_config.json` holds."""
+        return {**inherited, **generation_defaults(self.generation), "eos_token_id": list(end_token_ids)}
 
 
 class PretrainRecipe(TrainingRecipe):
@@ -313,70 +324,23 @@ class DpoRecipe(TuningRecipe):
     learning_rate: float = setting(5e-6, "peak learning rate of AdamW", group="optimisation", gt=0)
 
 
-def resolve_recipe(name: str) -> Path:
-    """A YAML file, or the name of one that comes with Topkapi."""
-    path = Path(name)
-    if path.exists() and path.suffix not in (".yaml", ".yml"):
-        raise SettingsError(
-            f"{name} is not a recipe, which is a .yaml file",
-            field="recipe",
-            hint=f"if it is what to train on, give it as data: --data {name}",
-        )
-    if path.is_file():
-        return path
-    included = RECIPES / f"{name.removesuffix('.yaml')}.yaml"
-    if included.is_file():
-        return included
-    names = sorted(recipe.stem for recipe in RECIPES.glob("*.yaml"))
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"give a .yaml file or one of: {', '.join(names)}"
-    raise SettingsError(f"there is no recipe {name}", field="recipe", hint=hint)
+def generation_defaults(entries: Sequence[str]) -> dict[str, Any]:
+    """`["temperature=0.3", …]` as fields of a `generation_config.json`.
 
-
-_LINES = "for example: learning_rate: 0.001 in one line, batch_size: 16 in the next"
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The fields of a recipe file."""
-    try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = re.sub(r"\s+", " ", str(error))
-        raise SettingsError(f"the recipe {path} cannot be read: {reason}", field="recipe", hint=_LINES) from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise SettingsError(f"the recipe {path} must be a list of 'field: value' lines", field="recipe", hint=_LINES)
-    return content
-
-
-def build_recipe(kind: type[R], fields: dict[str, Any], source: str, flags: Iterable[str] = ()) -> R:
-    """Check `fields`; `SettingsError` names the first one at fault and says what it may be.
-
-    Those in `flags` were given on the command line, the others come from `source`.
+    Raises `ValueError` for what is no field of it that says how to decode, and for values out of range.
     """
-    try:
-        recipe = kind.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0])
-        if first["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(name, kind.model_fields, n=1)
-            raise SettingsError(
-                f"{source}: unknown field {name!r}",
-                field=name,
-                hint=f"did you mean {close[0]!r}?" if close else f"fields: {', '.join(sorted(kind.model_fields))}",
-            ) from None
-        shown = (
-            f"--{name.replace('_', '-')} {first['input']}" if name in flags else f"{source}: '{name}: {first['input']}'"
-        )
-        raise SettingsError(
-            f"{shown}: {first['msg'][:1].lower()}{first['msg'][1:]}",
-            field=name,
-            hint=kind.model_fields[name].description,
-        ) from None
-    check_together(recipe, set(flags))
-    return recipe
+    fields: dict[str, Any] = {}
+    for entry in entries:
+        name, _, value = entry.partition("=")
+        fields[name] = yaml.safe_load(value)
+        found = from_generation_config({name: fields[name]})
+        if not found:
+            raise ValueError(f"{entry!r} is not a decoding default and its value, as in temperature=0.3")
+        try:
+            resolve(found)
+        except TopkapiError as error:
+            raise ValueError(f"{entry}: {error}") from None
+    return fields
 
 
 def free_fields(kind: type[TrainingRecipe]) -> set[str]:
