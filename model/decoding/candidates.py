@@ -138,7 +138,9 @@ class Candidates:
 
     def at_least(self, floor: Tensor) -> Candidates:
         """The tokens whose logit is at least `floor [B]`; the most likely one always stays."""
-        lowest = np.maximum(np.minimum(floor.numpy().astype(np.float32), self.best.cpu().numpy()), np.float32(LOWEST))
+        # Converted by torch, which takes what is beyond float32 for infinite without a warning.
+        wanted = floor.to(torch.float32).numpy()
+        lowest = np.maximum(np.minimum(wanted, self.best.cpu().numpy()), np.float32(LOWEST))
         if self.ids is not None and self.logits.shape[-1] <= NARROW:
             return self.where(torch.from_numpy(self.logits.numpy() >= lowest[:, None]))
         return self._take(find(self.logits, lowest))
