@@ -20,7 +20,7 @@ from service.ui.controls import Controls
 Turn = dict[str, Any]
 
 CHAT_EXAMPLES = (
-    "What is the capital of France?",
+    "Hello! What can you do?",
     "Explain in two sentences why the sky is blue.",
     "Write a short story about a lighthouse.",
 )
