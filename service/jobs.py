@@ -57,6 +57,7 @@ class Mailbox:
             loop.call_soon_threadsafe(self._empty)
         except RuntimeError:
             # A closed loop: the server is going down and nobody is left to read.
+            self._woken = False
             self._posts.clear()
 
     def _empty(self) -> None:

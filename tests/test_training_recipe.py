@@ -163,6 +163,8 @@ def test_decoding_defaults_are_stored_with_the_checkpoint(capsys: pytest.Capture
         "temperature=-1": "temperature must be at least 0, not -1",
         "heat=1": "'heat=1' is not a decoding default and its value, as in temperature=0.3",
         "temperature": "'temperature' is not a decoding default",
+        "top_p=[": "'top_p=[' is not a decoding default",
+        "top_k=many": "top_k",
     }.items():
         assert main(["pretrain", "--data", "a.txt", "--generation", entry]) == 2
         assert message in capsys.readouterr().err

@@ -332,7 +332,10 @@ def generation_defaults(entries: Sequence[str]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for entry in entries:
         name, _, value = entry.partition("=")
-        fields[name] = yaml.safe_load(value)
+        try:
+            fields[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            fields[name] = None
         found = from_generation_config({name: fields[name]})
         if not found:
             raise ValueError(f"{entry!r} is not a decoding default and its value, as in temperature=0.3")
