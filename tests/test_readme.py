@@ -95,7 +95,7 @@ def test_http_examples(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> 
         return run(block.replace("http://127.0.0.1:8000", f"http://127.0.0.1:{port}"), tmp_path)
 
     requests = [block for block in blocks(HTTP) if block.startswith("curl")]
-    with serving(tiny_checkpoint("tiny-chat")) as port:
+    with serving(tiny_checkpoint("tiny-chat"), tiny_checkpoint("topkapi-base", chat=False)) as port:
         generate, stream, beams, traced, score, models = map(ask, requests)
     answer = json.loads(generate)
     assert answer["outputs"][0]["finish_reason"] in ("stop", "length")
@@ -104,11 +104,13 @@ def test_http_examples(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> 
     assert len(json.loads(beams)["outputs"]) == 2
     assert [stage["stage"] for stage in json.loads(traced)["outputs"][0]["trace"][0]["stages"]] == ["min_p"]
     assert json.loads(score)["results"][0]["perplexity"] > 1
-    assert [model["name"] for model in json.loads(models)["models"]] == ["tiny-chat"]
+    assert [model["name"] for model in json.loads(models)["models"]] == ["tiny-chat", "topkapi-base"]
 
 
 def test_terminal_examples(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     (examples,) = (block for block in blocks(HTTP) if block.startswith("topkapi"))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "topkapi-base").symlink_to(tiny_checkpoint("topkapi-base", chat=False))
     printed = run(examples, tmp_path, TOPKAPI_CHECKPOINTS=str(tiny_checkpoint("tiny-chat")))
     assert "perplexity" in printed
 
