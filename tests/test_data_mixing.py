@@ -173,6 +173,35 @@ def test_what_is_held_out_is_left_out_of_training(
     assert texts_of(data.validation, tiny_tokenizer) == [texts[1], "other"]
 
 
+def test_sentences_stand_alone_in_what_is_trained(
+    prepare: Callable[..., TokenData], tiny_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [
+        f'# Part {number}\n\nMr. Brown saw {number} old houses. "Whose are they?" he asked.\nNobody knew it there. No.'
+        for number in range(6)
+    ]
+    files = [documents(tmp_path / "a.jsonl", *texts[:3]), documents(tmp_path / "b.jsonl", *texts[3:])]
+    plain = prepare(files, validation_fraction=0.2, groups=[1, 1])
+    data = prepare(files, validation_fraction=0.2, groups=[1, 1], alone=1.0)
+    assert np.array_equal(data.validation, plain.validation)
+    rest = Counter(texts_of(data.train, tiny_tokenizer)) - Counter(whole := texts_of(plain.train, tiny_tokenizer))
+    expected: Counter[str] = Counter()
+    for text in whole:
+        expected.update([text.split("\n")[2].split(' "')[0], '"Whose are they?" he asked.', "Nobody knew it there."])
+    assert rest == expected
+    # The sentences of a file count as its source's, and as one document.
+    assert sum(data.info["train_parts"]) == len(data.train)
+    assert len(data.train_documents) == len(whole) + 2
+    less = prepare(files, validation_fraction=0.2, alone=0.5)
+    assert len(plain.train) < len(less.train) < len(data.train)
+    monkeypatch.setattr(shards, "_PARALLEL_BYTES", 0)
+    monkeypatch.setattr(shards, "_FORMAT", -1)
+    assert np.array_equal(prepare(files, validation_fraction=0.2, alone=0.5).train, less.train)
+    with pytest.raises(DataError, match="several documents, and here is one") as caught:
+        prepare([documents(tmp_path / "c.jsonl", texts[0])], alone=0.5)
+    assert "--lone-sentences" in (caught.value.hint or "")
+
+
 def nearly(text: str, changes: int, seed: int = 0) -> str:
     words = text.split()
     for at in random.Random(seed).sample(range(len(words)), changes):

@@ -88,6 +88,7 @@ def pretrain(
             validation_fraction=recipe.validation_fraction,
             split=recipe.split,
             deduplicate=recipe.deduplicate,
+            alone=recipe.lone_sentences,
             groups=None if weights is None else [len(source) for source in sources],
             progress=console.count,
         )

@@ -192,6 +192,9 @@ class PretrainRecipe(TrainingRecipe):
     document_mask: bool = setting(
         False, "no document in a window sees the one before it; pays for many short documents", group="data"
     )
+    lone_sentences: float = setting(
+        0.0, "so large a part of the sentences comes once more, each as a document of its own", group="data", ge=0, le=1
+    )
     cache: str = setting("~/.cache/topkapi", "where token shards are kept", group="data", free=True)
 
     tokenizer: str | None = setting(

@@ -2,7 +2,8 @@
 
 A cache entry is a directory with `train.bin` and `validation.bin` (little-endian uint16, or uint32 for vocabularies
 above 65,536), `train.documents.npy` and `validation.documents.npy` (int64, where each document begins) and
-`data.json` (digests and counts). Every document ends with the tokenizer's end token.
+`data.json` (digests and counts). Every document ends with the tokenizer's end token. Sentences that stand alone follow
+the documents of their file, as if together they were one more.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ from model.errors import DataError
 from model.files import sha256, write_directory
 from model.tokenizer import Tokenizer
 from training.data.duplicates import Deduplicate, Signature, repeated, signature
-from training.data.sources import read_documents
+from training.data.sources import lone_sentences, read_documents
 
 Split = Literal["auto", "documents", "characters"]
 Progress = Callable[[str, int, int], None]
@@ -51,10 +52,13 @@ class TokenData:
 @dataclass(frozen=True)
 class _Encoded:
     """One file's tokens, with the tokens, the bytes and a digest of each document, to find near duplicates also a
-    signature, and which of them are `kept`."""
+    signature, and which of them are `kept`; and the tokens of sentences that stand alone, with their number in each
+    document."""
 
     tokens: Path
+    sentences: Path
     lengths: NDArray[np.int64]
+    sentence_lengths: NDArray[np.int64]
     sizes: NDArray[np.int64]
     digests: NDArray[np.uint64]
     signatures: list[Signature]
@@ -71,6 +75,7 @@ def prepare_tokens(
     validation_fraction: float = 0.1,
     split: Split = "auto",
     deduplicate: Deduplicate = "none",
+    alone: float = 0.0,
     groups: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> TokenData:
@@ -79,7 +84,8 @@ def prepare_tokens(
     `split` "documents" holds out whole documents, chosen by a digest of their text so that equal texts fall on the
     same side; "characters" (for a single text) holds out its last part, as the textbooks do; "auto" takes the
     second for a single document. With `validation_files` nothing is split off. `deduplicate` leaves out documents that
-    repeat an earlier one, and from training those that are in `validation_files`. `groups` says how many of `files`
+    repeat an earlier one, and from training those that are in `validation_files`. Of the sentences of what is trained,
+    the part `alone` comes once more, each as a document. `groups` says how many of `files`
     belong to each source of a mixture; `info` then has `train_parts`, the tokens of each. Raises `DataError` for text
     that cannot be read and where a part comes out empty.
     """
@@ -101,12 +107,13 @@ def prepare_tokens(
     }
     # Only where they are asked for: what was tokenized before stays as it is.
     key |= {"deduplicate": deduplicate} if deduplicate != "none" else {}
+    key |= {"lone_sentences": alone} if alone else {}
     key |= {"groups": list(groups)} if groups is not None else {}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     directory = cache / digest[:32]
     if not (directory / "data.json").is_file():
         with write_directory(directory) as partial:
-            builder = _Builder(partial, tokenizer, text_field, deduplicate, groups, progress)
+            builder = _Builder(partial, tokenizer, text_field, deduplicate, alone, groups, progress)
             builder.build(files, validation_files, validation_fraction, split)
     counts = json.loads((directory / "data.json").read_text("utf-8"))
     dtype = np.dtype(counts["dtype"])
@@ -142,11 +149,12 @@ class _Builder:
         tokenizer: Tokenizer,
         text_field: str,
         deduplicate: Deduplicate,
+        alone: float,
         groups: Sequence[int] | None,
         progress: Progress | None,
     ) -> None:
         self.directory, self.tokenizer, self.text_field, self.progress = directory, tokenizer, text_field, progress
-        self.deduplicate, self.groups = deduplicate, groups
+        self.deduplicate, self.alone, self.groups = deduplicate, alone, groups
         self.dtype = _dtype(tokenizer)
         self.counts: dict[str, Any] = {"dtype": self.dtype.str}
 
@@ -162,6 +170,12 @@ class _Builder:
                 self._write("train", [(part, part.kept) for part in self._distinct(parts[: len(files)], held_out)])
                 self._write("validation", [(part, part.kept) for part in held_out])
             elif split != "documents" and (text := self._single_document(files)) is not None:
+                if self.alone:
+                    raise DataError(
+                        "sentences can stand alone where the data holds several documents, and here is one",
+                        field="lone_sentences",
+                        hint="leave out --lone-sentences, or give the text as several files",
+                    )
                 self._split_characters(text, validation_fraction)
             elif split == "characters":
                 raise DataError(
@@ -228,7 +242,7 @@ class _Builder:
         """Tokenize every file into `scratch`, in parallel where that pays."""
         total = sum(file.stat().st_size for file in files)
         near = self.deduplicate == "near"
-        jobs = [(file, self.text_field, scratch / f"{index}.bin", near) for index, file in enumerate(files)]
+        jobs = [(file, self.text_field, scratch / f"{index}.bin", near, self.alone) for index, file in enumerate(files)]
         parts: list[_Encoded] = []
         workers = min(len(files), os.cpu_count() or 1)
         if workers == 1 or total < _PARALLEL_BYTES:
@@ -262,6 +276,11 @@ class _Builder:
                 starts.append(total + np.cumsum(lengths) - lengths)
                 total += len(tokens)
                 size += int(part.sizes[keep].sum())
+                if name == "train" and self.alone:
+                    alone = np.fromfile(part.sentences, dtype=self.dtype)[np.repeat(keep, part.sentence_lengths)]
+                    alone.tofile(out)
+                    starts.append(np.full(min(1, len(alone)), total))
+                    total += len(alone)
                 ends.append(total)
         self._count(name, total, np.concatenate(starts), size)
         if self.groups is not None and name == "train":
@@ -277,23 +296,33 @@ def _dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
     return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
 
 
-def _encode_file(file: Path, text_field: str, out: Path, near: bool, tokenizer: Tokenizer) -> _Encoded:
-    lengths, sizes, digests, signatures = [], [], [], []
-    dtype = _dtype(tokenizer)
-    with out.open("wb") as stream:
-        for text in read_documents(file, text_field):
-            ids = tokenizer.encode(text)
+def _encode_file(file: Path, text_field: str, out: Path, near: bool, alone: float, tokenizer: Tokenizer) -> _Encoded:
+    lengths, sentence_lengths, sizes, digests, signatures = [], [], [], [], []
+    sentences = out.with_suffix(".sentences")
+
+    def append(texts: Sequence[str], stream: IO[bytes]) -> int:
+        ids: list[int] = []
+        for text in texts:
+            ids += tokenizer.encode(text)
             ids.append(tokenizer.end_token_id)  # type: ignore[arg-type]  # prepare_tokens has checked it
-            np.asarray(ids, dtype=dtype).tofile(stream)
+        np.asarray(ids, dtype=_dtype(tokenizer)).tofile(stream)
+        return len(ids)
+
+    with out.open("wb") as stream, sentences.open("wb") as beside:
+        for text in read_documents(file, text_field):
             raw = text.encode()
-            lengths.append(len(ids))
+            digest = int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest())
+            lengths.append(append([text], stream))
+            sentence_lengths.append(append(lone_sentences(text, alone, seed=digest), beside) if alone else 0)
             sizes.append(len(raw))
-            digests.append(int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest()))
+            digests.append(digest)
             if near:
                 signatures.append(signature(text))
     return _Encoded(
         tokens=out,
+        sentences=sentences,
         lengths=np.array(lengths, dtype=np.int64),
+        sentence_lengths=np.array(sentence_lengths, dtype=np.int64),
         sizes=np.array(sizes, dtype=np.int64),
         digests=np.array(digests, dtype=np.uint64),
         signatures=signatures,
@@ -309,5 +338,5 @@ def _load_worker_tokenizer(directory: Path) -> None:
     _worker_tokenizer = Tokenizer.from_directory(directory)
 
 
-def _encode_in_worker(job: tuple[Path, str, Path, bool]) -> _Encoded:
+def _encode_in_worker(job: tuple[Path, str, Path, bool, float]) -> _Encoded:
     return _encode_file(*job, _worker_tokenizer)

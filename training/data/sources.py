@@ -10,6 +10,8 @@ import gzip
 import importlib
 import io
 import json
+import random
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -163,6 +165,30 @@ def read_documents(path: Path, text_field: str = "text") -> Iterator[str]:
             yield text
     if empty:
         raise DataError(f"{path} holds no text", field="data", hint="take it out of the data, or fill it")
+
+
+# After a mark that ends a sentence, before what begins one; not after an initial or a usual abbreviation.
+_SENTENCE_END = re.compile(
+    r"""(?:(?<=[a-z0-9)][.!?])|(?<=[.!?]["'”’]))(?<!\bMr\.)(?<!\bMrs\.)(?<!\bDr\.)(?<!\bSt\.)\s+(?=["'“‘]?[A-Z])"""
+)
+_SENTENCE = re.compile(r"""["'“‘]?[A-Z][^\n]*[.!?]["'”’]?""")
+_SENTENCE_CHARACTERS = range(16, 257)
+
+
+def lone_sentences(text: str, share: float, seed: int) -> list[str]:
+    """About the part `share` of the English sentences of `text`, in an order in which none follows from the one before.
+
+    Lines that are no sentences, such as headings, do not count, and neither do very short and very long ones.
+    """
+    chance = random.Random(seed)
+    found = [
+        sentence
+        for line in text.split("\n")
+        for sentence in _SENTENCE_END.split(line.strip())
+        if len(sentence) in _SENTENCE_CHARACTERS and chance.random() < share and _SENTENCE.fullmatch(sentence)
+    ]
+    chance.shuffle(found)
+    return found
 
 
 def decode_utf8(data: bytes, path: Path, line: int = 1) -> str:
