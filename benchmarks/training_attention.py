@@ -21,8 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model.transformer import Attend, causal_attention
-from training.attention import tiled_attention
-from training.loss import packed_attention
+from training.attention import packed_attention, tiled_attention
 
 # Texts, heads, key-value heads, tokens; heads are 64 wide.
 SHAPES = ((4, 4, 1, 512), (4, 4, 2, 1024), (2, 12, 12, 1024))
@@ -70,7 +69,7 @@ def main() -> None:
         generator = torch.Generator().manual_seed(0)
         lengths = tuple(torch.randint(shortest, longest + 1, (32,), generator=generator).tolist())
         inputs = [torch.randn(1, each, sum(lengths), HEAD, dtype=torch.bfloat16) for each in (4, 2, 2)]
-        ways: list[Any] = [partial(one_by_one, lengths), partial(packed_attention, lengths=lengths)]
+        ways: list[Any] = [partial(one_by_one, lengths), partial(packed_attention, lengths=torch.tensor(lengths))]
         pairs = [[seconds(way, inputs, torch.ones_like(inputs[0])) for way in ways] for _ in range(repeats)]
         alone, packed = (min(each) * 1e3 for each in zip(*pairs, strict=True))
         print(

@@ -10,9 +10,9 @@ from model.linear import set_compute_dtype
 from model.transformer import Decoder, causal_attention
 from tests.tiny import tiny_config
 from training import loss as loss_module
-from training.attention import TILE, tiled_attention
+from training.attention import TILE, packed_attention, tiled_attention
 from training.data.windows import IGNORED, Batch
-from training.loss import Compiled, backward, evaluate, packed_attention
+from training.loss import Compiled, backward, evaluate
 from training.optim import Optimizers
 from training.schedule import Schedule, warmup_steps
 
@@ -102,7 +102,7 @@ def test_texts_of_any_lengths_are_attended_one_by_one(lengths: tuple[int, ...]) 
     results = []
     for together in (True, False):
         if together:
-            mixed = packed_attention(0, *heads, lengths=lengths)
+            mixed = packed_attention(0, *heads, lengths=torch.tensor(lengths))
         else:
             parts = (each.split(lengths, dim=2) for each in heads)
             mixed = torch.cat([causal_attention(0, *text) for text in zip(*parts, strict=True)], dim=2)
@@ -250,17 +250,43 @@ def test_attention_in_tiles_is_an_operator_that_a_compiler_can_trust(length: int
     torch.library.opcheck(torch.ops.topkapi.tiled_attention, inputs, atol=2e-2, rtol=2e-2)
 
 
+def test_the_operator_of_packed_texts_is_a_proper_one() -> None:
+    """Shapes, gradients and what a compiler assumes of an operator, as PyTorch checks them; and it gives what the plain
+    way gives."""
+    generator = torch.Generator().manual_seed(5)
+    lengths = torch.tensor((70, 3, 100, 9))
+    heads = [
+        torch.randn(1, count, 182, 8, generator=generator, dtype=torch.bfloat16).requires_grad_() for count in (4, 2, 2)
+    ]
+    torch.library.opcheck(torch.ops.topkapi.packed_attention, (*heads, lengths), atol=2e-2, rtol=2e-2)
+    results = []
+    for attend in (torch.ops.topkapi.packed_attention, lambda *inputs: packed_attention(0, *heads, lengths=lengths)):
+        mixed = attend(*heads, lengths)
+        mixed.float().square().sum().backward()
+        results.append([mixed, *(each.grad for each in heads)])
+        for each in heads:
+            each.grad = None
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
-def test_a_compiled_update_is_the_plain_one(precision: torch.dtype | None) -> None:
+@pytest.mark.parametrize("texts", [None, ((TILE + 3,), (100, 20), (TILE + 14,))])
+def test_a_compiled_update_is_the_plain_one(
+    precision: torch.dtype | None, texts: tuple[tuple[int, ...], ...] | None
+) -> None:
     """In float32 to rounding; in bfloat16, where the compiler keeps intermediate results in float32, no farther from
     float32 than the plain one is."""
     from model.transformer import initialise
 
     tokens = torch.randint(0, tiny_config().vocab_size, (3, TILE + 4), generator=torch.Generator().manual_seed(2))
-    batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.rand(3, TILE + 3, generator=torch.Generator().manual_seed(3)))
+    weights = torch.rand(3, TILE + 3, generator=torch.Generator().manual_seed(3))
+    batch = Batch(tokens[:, :-1], tokens[:, 1:], weights)
+    if texts:
+        flat = (each.reshape(1, -1) for each in (batch.tokens, batch.targets, batch.weights))
+        batch = Batch(*flat, texts=texts)  # type: ignore[arg-type]  # it has weights
 
     def update(dtype: torch.dtype | None, compile: bool) -> tuple[float, dict[str, torch.Tensor]]:
         model = Decoder(tiny_config())

@@ -7,7 +7,9 @@ network calls it instead of unrolling its tiles for every layer.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,13 +18,20 @@ from model.transformer import causal_attention
 
 # Queries per tile; see docs/LOG.md.
 TILE = 128
+# Texts are computed side by side up to this many times the shortest one's length, and all up to this length.
+LIKE_LENGTH = 1.5
+SHORT_TEXT = 64
 
 
 def training_attention(layer: int, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
     """What `causal_attention` computes, in whichever way is the fastest where the tensors are."""
-    if dropout or q.dtype != torch.bfloat16 or q.device.type != "cpu":
+    if dropout or not _in_tiles(q):
         return causal_attention(layer, q, k, v, dropout=dropout)
     return tiled_attention(layer, q, k, v)
+
+
+def _in_tiles(q: Tensor) -> bool:
+    return q.dtype == torch.bfloat16 and q.device.type == "cpu"
 
 
 def tiled_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -30,11 +39,10 @@ def tiled_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     In bfloat16 it is faster than PyTorch 2.13's on a processor, in float32 mostly slower.
     """
-    mixed: Tensor = _forward(q, k, v)[0]
+    mixed: Tensor = _tiled(q, k, v)[0]
     return mixed
 
 
-@torch.library.custom_op("topkapi::tiled_attention", mutates_args=())
 def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """`q [B, H, T, D]`, `k` and `v [B, K, T, D]` with K key-value heads -> `[B, H, T, D]` and the weights of all tiles,
     one after another.
@@ -56,7 +64,6 @@ def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return mixed.view(batch, heads, length, size), kept
 
 
-@torch.library.custom_op("topkapi::tiled_attention_backward", mutates_args=())
 def _backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of `q`, `k` and `v` from that of the result."""
     groups, (length, size) = k.shape[1], q.shape[2:]
@@ -77,12 +84,16 @@ def _backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Tensor) -
     return of_q.view(q.shape), of_k.to(k.dtype), of_v.to(v.dtype)
 
 
-@_forward.register_fake
+_tiled = torch.library.custom_op("topkapi::tiled_attention", _forward, mutates_args=())
+_tiled_backward = torch.library.custom_op("topkapi::tiled_attention_backward", _backward, mutates_args=())
+
+
+@_tiled.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(_weight_count(q))
 
 
-@_backward.register_fake
+@_tiled_backward.register_fake
 def _(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
@@ -92,11 +103,11 @@ def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -
 
 
 def _gradients(context: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    gradients: tuple[Tensor, Tensor, Tensor] = _backward(gradient, *context.saved_tensors)
+    gradients: tuple[Tensor, Tensor, Tensor] = _tiled_backward(gradient, *context.saved_tensors)
     return gradients
 
 
-_forward.register_autograd(_gradients, setup_context=_keep)
+_tiled.register_autograd(_gradients, setup_context=_keep)
 
 
 def _grouped(q: Tensor, groups: int) -> Tensor:
@@ -125,3 +136,110 @@ def _weights(kept: Tensor, q: Tensor, groups: int) -> list[Tensor]:
 def _rows(x: Tensor, start: int, end: int) -> Tensor:
     """Rows of `x [B, K, G, T, D]`, those of a group's heads below one another: `[B, K, G * (end - start), D]`."""
     return x[..., start:end, :].flatten(2, 3)
+
+
+def packed_attention(layer: int, q: Tensor, k: Tensor, v: Tensor, *, lengths: Tensor, dropout: float = 0.0) -> Tensor:
+    """Causal attention within each of the texts of these `lengths [N]`, which stand one after another (B = 1).
+
+    Texts of like length are padded at their ends and computed together: no token sees what is behind it, so nobody
+    sees the padding.
+    """
+    as_operator = torch.compiler.is_compiling() and not dropout and q.device.type == "cpu"
+    mixed: Tensor = _packed(q, k, v, lengths) if as_operator else _plainly(layer, q, k, v, lengths, dropout)
+    return mixed
+
+
+# A compiler would take it apart anew for other lengths.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _plainly(layer: int, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, dropout: float) -> Tensor:
+    groups, places = _packing(tuple(lengths.tolist()), q.device)
+    parts = ([group.padded(each) for each in (q, k, v)] for group in groups)
+    return _joined([training_attention(layer, *part, dropout=dropout) for part in parts], places)
+
+
+@torch.library.custom_op("topkapi::packed_attention", mutates_args=())
+def _packed(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor) -> Tensor:
+    """`packed_attention` as one step of a compiled network, which would be compiled anew for other lengths."""
+    groups, places = _packing(tuple(lengths.tolist()), q.device)
+    return _joined([_forward(*(group.padded(each) for each in (q, k, v)))[0] for group in groups], places)
+
+
+@torch.library.custom_op("topkapi::packed_attention_backward", mutates_args=())
+def _packed_backward(
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    groups, places = _packing(tuple(lengths.tolist()), q.device)
+    gradients = []
+    for group in groups:
+        below = group.padded(gradient)
+        below.transpose(0, 1).flatten(1, 2).index_fill_(1, group.padding, 0.0)
+        queries, keys, values = (group.padded(each) for each in (q, k, v))
+        # How much room a text's weights take depends on its length, which a compiled network does not know: they are
+        # computed again instead of kept.
+        kept = _forward(queries, keys, values)[1]
+        gradients.append(_backward(below, queries, keys, values, kept))
+    of_q, of_k, of_v = (_joined(parts, places) for parts in zip(*gradients, strict=True))
+    return of_q, of_k, of_v
+
+
+@_packed.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+@_packed_backward.register_fake
+def _(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _keep_packed(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _packed_gradients(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    return (*_packed_backward(gradient, *context.saved_tensors), None)
+
+
+_packed.register_autograd(_packed_gradients, setup_context=_keep_packed)
+
+
+class _Group(NamedTuple):
+    """Texts of like length: which token stands in each of their padded rows `[texts * longest]`, which rows are
+    padding, and the number of texts."""
+
+    rows: Tensor
+    padding: Tensor
+    texts: int
+
+    def padded(self, x: Tensor) -> Tensor:
+        """`x [1, H, T, D]` as `[texts, H, longest, D]`."""
+        rows = x[0].index_select(1, self.rows)
+        return rows.view(x.shape[1], self.texts, -1, x.shape[3]).transpose(0, 1)
+
+
+def _joined(parts: Sequence[Tensor], places: Tensor) -> Tensor:
+    """The inverse of `_Group.padded`, of all groups together."""
+    rows = torch.cat([part.transpose(0, 1).flatten(1, 2) for part in parts], dim=1)
+    return rows.index_select(1, places).unsqueeze(0)
+
+
+@lru_cache(maxsize=4)
+def _packing(lengths: tuple[int, ...], device: torch.device) -> tuple[list[_Group], Tensor]:
+    """The texts in groups, and where each token stands in the rows of all groups, one after another."""
+    groups: list[_Group] = []
+    total = sum(lengths)
+    starts = torch.tensor((0, *lengths[:-1])).cumsum(0)
+    places, end = torch.empty(total, dtype=torch.int64), 0
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    while order:
+        shortest = lengths[order[0]]
+        together = [text for text in order if lengths[text] <= max(LIKE_LENGTH * shortest, SHORT_TEXT)]
+        order = order[len(together) :]
+        longest = lengths[together[-1]]
+        inside = (torch.arange(longest) < torch.tensor([lengths[text] for text in together]).unsqueeze(1)).flatten()
+        rows = (starts[together].unsqueeze(1) + torch.arange(longest)).clamp(max=total - 1).flatten()
+        real, padding = inside.nonzero().squeeze(1), (~inside).nonzero().squeeze(1)
+        places[rows[real]] = end + real
+        groups.append(_Group(rows.to(device), padding.to(device), len(together)))
+        end += len(rows)
+    return groups, places.to(device)

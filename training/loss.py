@@ -7,7 +7,7 @@ are those of like length padded to the longest.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.transformer import Attend, Decoder
-from training.attention import training_attention
+from training.attention import packed_attention, training_attention
 from training.data.windows import IGNORED, Batch
 
 # Logits held at once, in numbers: 256 MB of float32. With a quarter of it the step of a 124M network takes a tenth
@@ -23,9 +23,6 @@ from training.data.windows import IGNORED, Batch
 # little beside going over the logits, and fewer rows stay in the caches: so many times the width of the state.
 LOGITS_AT_ONCE = 1 << 26
 ROWS_BY_WIDTH = 4
-# Texts are computed side by side up to this many times the shortest one's length, and all up to this length.
-LIKE_LENGTH = 1.5
-SHORT_TEXT = 64
 
 
 class Compiled(NamedTuple):
@@ -127,48 +124,6 @@ def evaluate(model: Decoder, batches: list[Batch], micro_batch_size: int | None 
     return total / weight
 
 
-def packed_attention(
-    layer: int, q: Tensor, k: Tensor, v: Tensor, *, lengths: tuple[int, ...], dropout: float = 0.0
-) -> Tensor:
-    """Causal attention within each of the texts of these `lengths`, which stand one after another (B = 1).
-
-    Texts of like length are padded at their ends and computed together: no token sees what is behind it, so nobody
-    sees the padding.
-    """
-    groups, places = _packing(lengths, q.device)
-    mixed = []
-    for rows, count in groups:
-        texts = (
-            each[0].index_select(1, rows).view(each.shape[1], count, -1, each.shape[3]).transpose(0, 1)
-            for each in (q, k, v)
-        )
-        mixed.append(training_attention(layer, *texts, dropout=dropout).transpose(0, 1).flatten(1, 2))
-    return torch.cat(mixed, dim=1).index_select(1, places).unsqueeze(0)
-
-
-@lru_cache(maxsize=4)
-def _packing(lengths: tuple[int, ...], device: torch.device) -> tuple[list[tuple[Tensor, int]], Tensor]:
-    """For groups of texts of like length, which tokens stand in their padded rows `[count * longest]` and the number of
-    texts; and where each token stands in the rows of all groups, one after another."""
-    groups: list[tuple[Tensor, int]] = []
-    total = sum(lengths)
-    starts = torch.tensor((0, *lengths[:-1])).cumsum(0)
-    places, end = torch.empty(total, dtype=torch.int64), 0
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    while order:
-        shortest = lengths[order[0]]
-        together = [text for text in order if lengths[text] <= max(LIKE_LENGTH * shortest, SHORT_TEXT)]
-        order = order[len(together) :]
-        longest = lengths[together[-1]]
-        inside = torch.arange(longest) < torch.tensor([lengths[text] for text in together]).unsqueeze(1)
-        rows = (starts[together].unsqueeze(1) + torch.arange(longest)).clamp(max=total - 1).flatten()
-        real = inside.flatten().nonzero().squeeze(1)
-        places[rows[real]] = end + real
-        groups.append((rows.to(device), len(together)))
-        end += len(rows)
-    return groups, places.to(device)
-
-
 def inputs(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Attend]:
     """Tokens and positions `[B, T]`, where the network is, and the attention for them."""
     tokens, lengths = batch.tokens.to(model.device), batch.lengths
@@ -177,7 +132,11 @@ def inputs(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Attend]:
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         return tokens, positions, partial(training_attention, dropout=dropout) if dropout else training_attention
     positions = torch.cat([torch.arange(length) for length in lengths]).to(tokens.device).unsqueeze(0)
-    return tokens, positions, partial(packed_attention, lengths=lengths, dropout=dropout)
+    counts = torch.tensor(lengths)
+    # The network is compiled once for texts of all lengths.
+    for tensor, dimension in ((tokens, 1), (positions, 1), (counts, 0)):
+        torch._dynamo.maybe_mark_dynamic(tensor, dimension)
+    return tokens, positions, partial(packed_attention, lengths=counts, dropout=dropout)
 
 
 def chunks(model: Decoder, batch: Batch) -> list[tuple[Tensor | slice, Tensor, Tensor | None]]:
