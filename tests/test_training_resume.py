@@ -290,6 +290,24 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(
     assert_same(out, pretrained.content)
 
 
+def test_a_run_of_no_set_end_goes_on_longer(run: Run, pretraining: list[object], tmp_path: Path) -> None:
+    command = [*pretraining, "--schedule", "constant", "--warmup", 2]
+    for out, steps in (("whole", 12), ("longer", 4)):
+        assert run(*command, "--max-steps", steps, "--out", tmp_path / out)["status"] == 0
+    assert run("pretrain", "--resume", tmp_path / "longer", "--max-steps", 8)["status"] == 0
+    # From here on it is the run's own length.
+    assert "max_steps: 8\n" in (tmp_path / "longer" / "config.yaml").read_text("utf-8")
+    assert run("pretrain", "--resume", tmp_path / "longer", "--max-steps", 12)["status"] == 0
+    whole, longer = content(tmp_path / "whole"), content(tmp_path / "longer")
+    weights = [name for name in whole if name.endswith(".safetensors") and "step-12" in name]
+    assert len(weights) >= 2 and all(whole[name] == longer[name] for name in weights)
+    assert whole["metrics.jsonl"] == longer["metrics.jsonl"]
+    # A warm-up that is part of the run would have been longer.
+    assert run(*command, "--warmup", 0.1, "--max-steps", 4, "--out", tmp_path / "part")["status"] == 0
+    result = run("pretrain", "--resume", tmp_path / "part", "--max-steps", 8)
+    assert result["status"] == 2 and "was started with --max-steps = 4, not 8" in result["output"]
+
+
 def test_resuming_with_another_recipe_or_other_data_is_refused(
     run: Run, tmp_path: Path, pretrained: Whole, text_file: Path
 ) -> None:

@@ -171,6 +171,10 @@ class TrainingRecipe(BaseModel):
         generation_defaults(generation)
         return generation
 
+    def is_open_ended(self) -> bool:
+        """Whether no step depends on how many there are in all."""
+        return self.schedule == "constant" and not 0 < self.warmup < 1
+
     def generation_config(self, inherited: Mapping[str, Any], end_token_ids: Sequence[int]) -> dict[str, Any]:
         """What the checkpoint's `generation_config.json` holds."""
         return {**inherited, **generation_defaults(self.generation), "eos_token_id": list(end_token_ids)}

@@ -96,10 +96,13 @@ class RunDirectory:
         recipe, self._recipe = self._recipe, None
         self._clear()
         # First of all, for a directory without it is no run; what is moved after it can be made again.
-        self.write("config.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        self._write_recipe(recipe)
         for path in (self.path / _PREPARED).glob("*"):
             path.rename(self.path / path.name)
         shutil.rmtree(self.path / _PREPARED, ignore_errors=True)
+
+    def _write_recipe(self, recipe: TrainingRecipe) -> None:
+        self.write("config.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
     def abandon(self) -> None:
         """Leave nothing of a new run that was refused before it began."""
@@ -129,9 +132,11 @@ class RunDirectory:
         return config
 
     def check_unchanged(self, recipe: TrainingRecipe) -> None:
-        """Refuse to resume with a recipe that would have led elsewhere."""
+        """Refuse to resume with a recipe that would have led elsewhere; one that only goes on longer is the run's from
+        now on."""
         before = type(recipe).model_validate(self.config())
-        for name in type(recipe).model_fields.keys() - free_fields(type(recipe)):
+        length = {"max_steps", "epochs"} if before.is_open_ended() and recipe.is_open_ended() else set()
+        for name in type(recipe).model_fields.keys() - free_fields(type(recipe)) - length:
             old, new = getattr(before, name), getattr(recipe, name)
             if old != new:
                 raise SettingsError(
@@ -139,6 +144,8 @@ class RunDirectory:
                     field=name,
                     hint=f"leave out --{name.replace('_', '-')}, or start another run with another --out",
                 )
+        if any(getattr(before, name) != getattr(recipe, name) for name in length):
+            self._write_recipe(recipe)
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
         """Add one line to `metrics.jsonl`, `samples.jsonl` or `timings.jsonl`."""
@@ -274,6 +281,8 @@ class FollowedRun(RunDirectory):
     def point(self, name: str, step: int) -> None: ...
 
     def prune(self, kept: Iterable[int], last: int, keep: int, states: Iterable[int | None]) -> None: ...
+
+    def _write_recipe(self, recipe: TrainingRecipe) -> None: ...
 
     def _recover(self) -> None: ...
 
