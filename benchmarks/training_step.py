@@ -36,6 +36,7 @@ from model.tokenizer import Tokenizer
 from model.transformer import Decoder, initialise
 from training.data.windows import Batch, WindowLoader
 from training.loss import Compiled, backward
+from training.memory import keep_freed_memory
 from training.optim import Optimizers
 
 SHAPES = {
@@ -58,6 +59,7 @@ def ours(arguments: argparse.Namespace) -> Step:
         head_dim=shape["width"] // shape["heads"], context_length=arguments.context, qkv_bias=True, output_bias=True,
         mlp_bias=True,
     )  # fmt: skip
+    keep_freed_memory()
     model = Decoder(config)
     initialise(model, torch.Generator().manual_seed(0))
     set_compute_dtype(model, torch.bfloat16 if arguments.precision == "bf16" else None)

@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -288,3 +290,28 @@ def test_prompts_held_out_and_trained_are_said(
 def test_warnings_are_lines_of_their_own(capsys: Any, tiny_tokenizer: Tokenizer) -> None:
     Console().warn(["one", "two"])
     assert capsys.readouterr().out == "warning: one\nwarning: two\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what other systems do with freed memory is not asked")
+def test_freed_memory_is_kept_until_a_peak_is_measured_anew() -> None:
+    code = """
+import torch
+from training.memory import PeakMemory, keep_freed_memory, _status
+def taken_by(size):
+    before = _status("VmRSS")
+    block = torch.ones(size << 18)
+    del block
+    return (_status("VmRSS") - before) >> 20
+first = taken_by(400)
+keep_freed_memory()
+second = taken_by(400)
+again = taken_by(300)
+peak = PeakMemory(torch.device("cpu"))
+before = _status("VmRSS")
+peak.reset()
+print(first, second, again, (before - _status("VmRSS")) >> 20, (peak.bytes() - _status("VmRSS")) >> 20)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, second, again, given_back, peak = map(int, done.stdout.split())
+    assert first < 50 and second > 350 and again < 50, "given back at once, then kept, then taken again"
+    assert given_back > 350 and peak < 50

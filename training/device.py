@@ -6,6 +6,7 @@ import torch
 
 from model.errors import SettingsError
 from training import distributed
+from training.memory import keep_freed_memory
 from training.recipe import TrainingRecipe
 
 
@@ -32,4 +33,6 @@ def prepare_torch(recipe: TrainingRecipe, threads: int | None = None) -> torch.d
             )
         torch.cuda.set_device(number)
         return torch.device("cuda", number)
+    if name == "cpu":
+        keep_freed_memory()
     return torch.device(name)

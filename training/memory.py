@@ -1,7 +1,9 @@
-"""How much memory a process takes at most, and how much there is: resident memory on a CPU, allocations on a GPU."""
+"""How much memory a process takes at most, and how much there is: resident memory on a CPU, allocations on a GPU; and
+that freed memory stays the process's."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import resource
@@ -12,6 +14,27 @@ import torch
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _GROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+# For mallopt(3) of glibc: never give back the end of the heap, let it grow by so much, take no block from elsewhere.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_KEPT = {_M_TRIM_THRESHOLD: -1, _M_TOP_PAD: 1 << 28, _M_MMAP_MAX: 0}
+
+
+def keep_freed_memory() -> None:
+    """Let large blocks that are freed be taken again, instead of the system's anew.
+
+    A training step frees and takes gigabytes, and every new page of them is cleared by the system first: a fifth of a
+    step's time on a CPU.
+    """
+    if (library := _glibc()) is not None:
+        for parameter, value in _KEPT.items():
+            library.mallopt(parameter, value)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if hasattr(library, "gnu_get_libc_version") else None
 
 
 class PeakMemory:
@@ -25,6 +48,8 @@ class PeakMemory:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             return
+        if (library := _glibc()) is not None:
+            library.malloc_trim(0)
         try:
             _CLEAR.write_text("5")
         except OSError:
