@@ -52,7 +52,7 @@ class TokenData:
 @dataclass(frozen=True)
 class _Encoded:
     """One file's tokens, with the tokens, the bytes and a digest of each document, to find near duplicates also a
-    signature, and which of them are `kept`; and the tokens of sentences that stand alone, with their number in each
+    signature, and which of them are `kept`; and the tokens of sentences that stand alone, with how many are from each
     document."""
 
     tokens: Path

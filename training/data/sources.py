@@ -176,7 +176,7 @@ _SENTENCE_CHARACTERS = range(16, 257)
 
 
 def lone_sentences(text: str, share: float, seed: int) -> list[str]:
-    """About the part `share` of the English sentences of `text`, in an order in which none follows from the one before.
+    """About the part `share` of the English sentences of `text`, shuffled, so that they seldom continue one another.
 
     Lines that are no sentences, such as headings, do not count, and neither do very short and very long ones.
     """
