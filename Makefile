@@ -77,16 +77,24 @@ INSTRUCTIONS ?= instruct
 RUNS ?= runs
 TEXT = --data '$(CORPUS)/classic-books-*.jsonl.bz2=9' '$(CORPUS)/wikipedia-en-*.jsonl.bz2=10' \
   '$(CORPUS)/childrens-stories-*.jsonl.bz2=1'
+BOOKS = --data '$(CORPUS)/classic-books-*.jsonl.bz2=15' '$(CORPUS)/wikipedia-en-*.jsonl.bz2=4' \
+  '$(CORPUS)/childrens-stories-*.jsonl.bz2=1'
+HARD = addition subtraction multiplication hours 'number stories' 'number words' sequences 'area and perimeter' sorting \
+  lists 'odd one out' 'yes or no' spelling reversing 'first and last letter' 'counting letters' 'capital letters' alphabet \
+  opposites synonyms 'what kind of thing' 'memory: say it again' 'memory: go on from there' 'memory: one of two' \
+  'reading: things'
 CHAT := $(RUNS)/chat-data
 .PHONY: checkpoints
 checkpoints: install  ## make the default checkpoints anew from CORPUS and INSTRUCTIONS, in hours; call again to continue
 	[ -d $(RUNS)/tokenizer ] || $(BIN)/topkapi tokenizer train $(CORPUS)/c*.jsonl.bz2 $(CORPUS)/w*.jsonl.bz2 \
 	  --vocab-size 8192 --out $(RUNS)/tokenizer
 	$(BIN)/topkapi pretrain topkapi-base $(TEXT) --tokenizer $(RUNS)/tokenizer --out $(RUNS)/base-short --resume
-	$(BIN)/topkapi pretrain topkapi-base-cooldown $(TEXT) --checkpoint $(RUNS)/base-short/last --out $(RUNS)/topkapi-base --resume
+	$(BIN)/topkapi pretrain topkapi-base-books $(BOOKS) --checkpoint $(RUNS)/base-short/last --out $(RUNS)/base-books --resume
+	$(BIN)/topkapi pretrain topkapi-base-cooldown $(BOOKS) --checkpoint $(RUNS)/base-books/last --out $(RUNS)/topkapi-base --resume
 	@[ -d $(CHAT) ] || (set -ex; mkdir -p $(CHAT).new; out="--out $(abspath $(CHAT)).new"; \
 	  topkapi="$(abspath $(BIN))/topkapi instructions"; cd $(INSTRUCTIONS); \
 	  $$topkapi make --count 100000 --seed 1 $$out/made.jsonl; \
+	  $$topkapi make --count 40000 --seed 2 $$out/hard.jsonl --kinds $(HARD); \
 	  $$topkapi prepare dolly-14.5k.json self-instruct-*.jsonl $$out; \
 	  $$topkapi prepare oasst1-en100-firstturn.json --longest-answer 600 $$out; \
 	  $$topkapi prepare rasbt-instruction-data.json --first 935 $$out; \
