@@ -95,6 +95,6 @@ def test_the_chat_recipe_weighs_every_set_that_its_commands_write() -> None:
     recipe = build_recipe(FinetuneRecipe, read_yaml(path), path.name)
     words = [word for line in path.read_text().splitlines() if line.startswith("#") for word in line.split()]
     written = [Path(name).name for name in words if name.endswith((".json", ".jsonl")) and "*" not in name]
-    assert len(written) == 7
+    assert len(written) == 8
     assert unused([*written, "distilled.jsonl"], recipe.weights) == []
     assert all("=" in source for source in weighted(written, recipe.weights))
