@@ -20,6 +20,11 @@ _CODE = re.compile(r"```|</\w|\bdef \w+\(|[{}]|;\s*\n|\bimport \w+|#include|SELE
 _LINK = re.compile(r"https?:|www\.|\.com\b")
 _CALCULATION = re.compile(r"<<[^>]*>>")
 _GSM8K_ANSWER = re.compile(r"\n?#### *(-?[\d,.]*\d)\s*$")
+# An assistant that says what it is: ours has an answer of its own to that.
+_ANOTHER_ASSISTANT = re.compile(
+    r"\b(?:I am|I'm|as) an? (?:[\w-]+ ){0,3}(?:AI|artificial intelligence|language model)\b|\bOpen ?Assistant\b|\bChatGPT\b",
+    re.IGNORECASE,
+)
 _FOOTNOTE = re.compile(r"\[\d+\]|\[citation needed\]")
 
 
@@ -91,12 +96,17 @@ def _texts(messages: Messages) -> Iterator[str]:
     return (message["content"] for message in messages)
 
 
+def _answers(messages: Messages) -> Iterator[str]:
+    return (message["content"] for message in messages if message["role"] == "assistant")
+
+
 _REASONS: Sequence[tuple[str, Callable[[Messages, Limits], bool]]] = (
     ("empty", lambda messages, _: not all(_texts(messages))),
     ("answer too long", lambda messages, limits: len(messages[-1]["content"]) > limits.answer),
     ("question too long", lambda messages, limits: sum(map(len, _texts(messages[:-1]))) > limits.question),
     ("code or tables", lambda messages, _: any(map(_CODE.search, _texts(messages)))),
     ("links", lambda messages, _: any(map(_LINK.search, _texts(messages)))),
+    ("of another assistant", lambda messages, _: any(map(_ANOTHER_ASSISTANT.search, _answers(messages)))),
     ("not plain English", lambda messages, limits: any(_ascii(text) < limits.ascii for text in _texts(messages))),
 )
 
