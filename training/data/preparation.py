@@ -22,7 +22,8 @@ _CALCULATION = re.compile(r"<<[^>]*>>")
 _GSM8K_ANSWER = re.compile(r"\n?#### *(-?[\d,.]*\d)\s*$")
 # An assistant that says what it is: ours has an answer of its own to that.
 _ANOTHER_ASSISTANT = re.compile(
-    r"\b(?:I am|I'm|as) an? (?:[\w-]+ ){0,3}(?:AI|artificial intelligence|language model)\b|\bOpen ?Assistant\b|\bChatGPT\b",
+    r"\b(?:I am|I'm|as) an? (?:[\w-]+ ){0,3}(?:AI|artificial intelligence|language model)\b"
+    r"|\b(?:Open ?Assistant|ChatGPT)\b",
     re.IGNORECASE,
 )
 _FOOTNOTE = re.compile(r"\[\d+\]|\[citation needed\]")
