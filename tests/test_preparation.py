@@ -33,6 +33,7 @@ def test_marks_that_mean_nothing_to_a_reader_are_taken_out() -> None:
         (GOOD | {"output": "See https://example.org"}, "links"),
         (GOOD | {"output": "I am an open-source AI language model."}, "of another assistant"),
         (GOOD | {"output": "As an artificial intelligence, I have no taste."}, "of another assistant"),
+        (GOOD | {"instruction": "Hey! Who are you?"}, "of another assistant"),
         (GOOD | {"output": "Это сова."}, "not plain English"),
         (GOOD | {"output": "[12]"}, "empty"),
     ],

@@ -20,7 +20,10 @@ _CODE = re.compile(r"```|</\w|\bdef \w+\(|[{}]|;\s*\n|\bimport \w+|#include|SELE
 _LINK = re.compile(r"https?:|www\.|\.com\b")
 _CALCULATION = re.compile(r"<<[^>]*>>")
 _GSM8K_ANSWER = re.compile(r"\n?#### *(-?[\d,.]*\d)\s*$")
-# An assistant that says what it is: ours has an answer of its own to that.
+# An assistant that says what it is, or is asked: ours has an answer of its own to that.
+_WHO_ARE_YOU = re.compile(
+    r"\b(?:who|what) are you\W*$|\bwhat(?:'s| is) your name\b|\bwho (?:made|created|built|trained) you\b", re.IGNORECASE
+)
 _ANOTHER_ASSISTANT = re.compile(
     r"\b(?:I am|I'm|as) an? (?:[\w-]+ ){0,3}(?:AI|artificial intelligence|language model)\b"
     r"|\b(?:Open ?Assistant|ChatGPT)\b",
@@ -97,8 +100,9 @@ def _texts(messages: Messages) -> Iterator[str]:
     return (message["content"] for message in messages)
 
 
-def _answers(messages: Messages) -> Iterator[str]:
-    return (message["content"] for message in messages if message["role"] == "assistant")
+def _speaks_of_itself(message: dict[str, str]) -> bool:
+    mark = _ANOTHER_ASSISTANT if message["role"] == "assistant" else _WHO_ARE_YOU
+    return mark.search(message["content"]) is not None
 
 
 _REASONS: Sequence[tuple[str, Callable[[Messages, Limits], bool]]] = (
@@ -107,7 +111,7 @@ _REASONS: Sequence[tuple[str, Callable[[Messages, Limits], bool]]] = (
     ("question too long", lambda messages, limits: sum(map(len, _texts(messages[:-1]))) > limits.question),
     ("code or tables", lambda messages, _: any(map(_CODE.search, _texts(messages)))),
     ("links", lambda messages, _: any(map(_LINK.search, _texts(messages)))),
-    ("of another assistant", lambda messages, _: any(map(_ANOTHER_ASSISTANT.search, _answers(messages)))),
+    ("of another assistant", lambda messages, _: any(map(_speaks_of_itself, messages))),
     ("not plain English", lambda messages, limits: any(_ascii(text) < limits.ascii for text in _texts(messages))),
 )
 
