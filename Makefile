@@ -72,6 +72,7 @@ lock:  ## pin every dependency again (needs uv; ARGS=--upgrade takes newer versi
 	@mv $(LOCK).new $(LOCK)
 
 # What docs/models.md says about the default checkpoints comes from these commands; the data and their digests stand there.
+# A rehearsal of all of them: make checkpoints RUNS=rehearsal ARGS="--max-steps 2"
 CORPUS ?= corpus
 INSTRUCTIONS ?= instruct
 RUNS ?= runs
@@ -88,11 +89,13 @@ CHAT := $(RUNS)/chat-data
 checkpoints: install  ## make the default checkpoints anew from CORPUS and INSTRUCTIONS, in hours; call again to continue
 	[ -d $(RUNS)/tokenizer ] || $(BIN)/topkapi tokenizer train $(CORPUS)/c*.jsonl.bz2 $(CORPUS)/w*.jsonl.bz2 \
 	  --vocab-size 8192 --out $(RUNS)/tokenizer
-	$(BIN)/topkapi pretrain topkapi-base $(TEXT) --tokenizer $(RUNS)/tokenizer --out $(RUNS)/base-short --resume
-	$(BIN)/topkapi pretrain topkapi-base-books $(BOOKS) --checkpoint $(RUNS)/base-short/last --out $(RUNS)/base-books --resume
-	$(BIN)/topkapi pretrain topkapi-base-cooldown $(BOOKS) --checkpoint $(RUNS)/base-books/last --out $(RUNS)/base-cooldown --resume
+	$(BIN)/topkapi pretrain topkapi-base $(TEXT) --tokenizer $(RUNS)/tokenizer --out $(RUNS)/base-short --resume $(ARGS)
+	$(BIN)/topkapi pretrain topkapi-base-books $(BOOKS) --checkpoint $(RUNS)/base-short/last --out $(RUNS)/base-books \
+	  --resume $(ARGS)
+	$(BIN)/topkapi pretrain topkapi-base-cooldown $(BOOKS) --checkpoint $(RUNS)/base-books/last \
+	  --out $(RUNS)/base-cooldown --resume $(ARGS)
 	$(BIN)/topkapi pretrain topkapi-base-second-cooldown $(BOOKS) --checkpoint $(RUNS)/base-cooldown/last \
-	  --out $(RUNS)/topkapi-base --resume
+	  --out $(RUNS)/topkapi-base --resume $(ARGS)
 	@[ -d $(CHAT) ] || (set -ex; mkdir -p $(CHAT).new; out="--out $(abspath $(CHAT)).new"; \
 	  topkapi="$(abspath $(BIN))/topkapi instructions"; cd $(INSTRUCTIONS); \
 	  $$topkapi make --count 100000 --seed 1 $$out/made.jsonl; \
@@ -102,7 +105,8 @@ checkpoints: install  ## make the default checkpoints anew from CORPUS and INSTR
 	  $$topkapi prepare rasbt-instruction-data.json --first 935 $$out; \
 	  $$topkapi prepare gsm8k-train.jsonl --longest-question 240 --longest-answer 160 $$out; \
 	  mv $(abspath $(CHAT)).new $(abspath $(CHAT)))
-	$(BIN)/topkapi finetune topkapi-chat --checkpoint $(RUNS)/base-cooldown/last --data $(CHAT)/*.jsonl --out $(RUNS)/topkapi-chat --resume
+	$(BIN)/topkapi finetune topkapi-chat --checkpoint $(RUNS)/topkapi-base/last --data $(CHAT)/*.jsonl \
+	  --out $(RUNS)/topkapi-chat --resume $(ARGS)
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
