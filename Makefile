@@ -72,7 +72,7 @@ lock:  ## pin every dependency again (needs uv; ARGS=--upgrade takes newer versi
 	@mv $(LOCK).new $(LOCK)
 
 # What docs/models.md says about the default checkpoints comes from these commands; the data and their digests stand there.
-# A rehearsal of all of them: make checkpoints RUNS=rehearsal ARGS="--max-steps 2"
+# A rehearsal of all of them: make checkpoints RUNS=runs/rehearsal ARGS="--max-steps 2"
 CORPUS ?= corpus
 INSTRUCTIONS ?= instruct
 RUNS ?= runs
@@ -96,7 +96,7 @@ checkpoints: install  ## make the default checkpoints anew from CORPUS and INSTR
 	  --out $(RUNS)/base-cooldown --resume $(ARGS)
 	$(BIN)/topkapi pretrain topkapi-base-second-cooldown $(BOOKS) --checkpoint $(RUNS)/base-cooldown/last \
 	  --out $(RUNS)/topkapi-base --resume $(ARGS)
-	@[ -d $(CHAT) ] || (set -ex; mkdir -p $(CHAT).new; out="--out $(abspath $(CHAT)).new"; \
+	@[ -d $(CHAT) ] || (set -ex; rm -rf $(CHAT).new; mkdir -p $(CHAT).new; out="--out $(abspath $(CHAT)).new"; \
 	  topkapi="$(abspath $(BIN))/topkapi instructions"; cd $(INSTRUCTIONS); \
 	  $$topkapi make --count 100000 --seed 1 $$out/made.jsonl; \
 	  $$topkapi make --count 40000 --seed 2 $$out/hard.jsonl --kinds $(HARD); \

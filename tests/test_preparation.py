@@ -45,6 +45,12 @@ def test_what_a_small_model_cannot_use_is_left_out(row: dict[str, str], reason: 
     assert [messages[-1]["content"] for messages in found.rows] == ["An owl is a bird."]
 
 
+def test_a_quoted_question_is_not_one_to_the_assistant(tmp_path: Path) -> None:
+    row = GOOD | {"instruction": "Translate 'What is your name?' into French.", "output": "Quel est votre nom ?"}
+    found = prepare(Path(write_rows(tmp_path / "rows.jsonl", row)), Limits())
+    assert len(found.rows) == 1 and not found.left_out
+
+
 def test_what_is_held_out_is_not_asked(tmp_path: Path) -> None:
     names = ["one", "two", "One!", "three", "two", "four", "five"]
     rows = ({"prompt": f"Say {name}", "completion": name} for name in names)

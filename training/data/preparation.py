@@ -20,9 +20,11 @@ _CODE = re.compile(r"```|</\w|\bdef \w+\(|[{}]|;\s*\n|\bimport \w+|#include|SELE
 _LINK = re.compile(r"https?:|www\.|\.com\b")
 _CALCULATION = re.compile(r"<<[^>]*>>")
 _GSM8K_ANSWER = re.compile(r"\n?#### *(-?[\d,.]*\d)\s*$")
-# An assistant that says what it is, or is asked: ours has an answer of its own to that.
+# An assistant that says what it is, or is asked: ours has an answer of its own to that. A quoted question asks
+# nothing.
 _WHO_ARE_YOU = re.compile(
-    r"\b(?:who|what) are you\W*$|\bwhat(?:'s| is) your name\b|\bwho (?:made|created|built|trained) you\b", re.IGNORECASE
+    r"(?<!['\"‘“])\b(?:(?:who|what) are you\W*$|what(?:'s| is) your name\b|who (?:made|created|built|trained) you\b)",
+    re.IGNORECASE,
 )
 _ANOTHER_ASSISTANT = re.compile(
     r"\b(?:I am|I'm|as) an? (?:[\w-]+ ){0,3}(?:AI|artificial intelligence|language model)\b"
