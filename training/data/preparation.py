@@ -20,8 +20,8 @@ _CODE = re.compile(r"```|</\w|\bdef \w+\(|[{}]|;\s*\n|\bimport \w+|#include|SELE
 _LINK = re.compile(r"https?:|www\.|\.com\b")
 _CALCULATION = re.compile(r"<<[^>]*>>")
 _GSM8K_ANSWER = re.compile(r"\n?#### *(-?[\d,.]*\d)\s*$")
-# An assistant that says what it is, or is asked: ours has an answer of its own to that. A quoted question asks
-# nothing.
+# An assistant that says what it is, or is asked: ours has an answer of its own to that. What is quoted does
+# not ask.
 _WHO_ARE_YOU = re.compile(
     r"(?<!['\"‘“])\b(?:(?:who|what) are you\W*$|what(?:'s| is) your name\b|who (?:made|created|built|trained) you\b)",
     re.IGNORECASE,
@@ -102,7 +102,7 @@ def _texts(messages: Messages) -> Iterator[str]:
     return (message["content"] for message in messages)
 
 
-def _speaks_of_itself(message: dict[str, str]) -> bool:
+def _of_another_assistant(message: dict[str, str]) -> bool:
     mark = _ANOTHER_ASSISTANT if message["role"] == "assistant" else _WHO_ARE_YOU
     return mark.search(message["content"]) is not None
 
@@ -113,7 +113,7 @@ _REASONS: Sequence[tuple[str, Callable[[Messages, Limits], bool]]] = (
     ("question too long", lambda messages, limits: sum(map(len, _texts(messages[:-1]))) > limits.question),
     ("code or tables", lambda messages, _: any(map(_CODE.search, _texts(messages)))),
     ("links", lambda messages, _: any(map(_LINK.search, _texts(messages)))),
-    ("of another assistant", lambda messages, _: any(map(_speaks_of_itself, messages))),
+    ("of another assistant", lambda messages, _: any(map(_of_another_assistant, messages))),
     ("not plain English", lambda messages, limits: any(_ascii(text) < limits.ascii for text in _texts(messages))),
 )
 
