@@ -21,10 +21,11 @@ from torch import Tensor
 from model.adapter import SMALLEST_SQUARE, Adapter, named_linears
 from model.config import ModelConfig
 from model.errors import CheckpointError
+from model.location import ADAPTER_CONFIG
 from model.tensors import GPT2_LAYER_NAMES, PROJECTIONS, from_hugging_face
 from model.transformer import Decoder
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = ADAPTER_CONFIG, "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _ROWS = ".token_adapter.trainable_tokens_delta"
 _PARTS = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
@@ -116,11 +117,6 @@ class AdapterFiles:
 
 
 _EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")
-
-
-def is_adapter(path: Path) -> bool:
-    """Whether the directory holds an adapter rather than a whole checkpoint."""
-    return (path / CONFIG_FILE).is_file() and not (path / "config.json").is_file()
 
 
 def read_settings(path: Path) -> dict[str, Any]:

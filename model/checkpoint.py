@@ -26,14 +26,15 @@ from model.adapter_files import (
     WEIGHTS_FILE,
     adapter_settings,
     adapter_tensors,
-    is_adapter,
     read_adapter,
     read_settings,
 )
 from model.chat import ChatTemplate
 from model.config import ModelConfig
+from model.decoding.defaults import check_generation_config
 from model.errors import CheckpointError
-from model.files import recover_directory, sha256, write_directory
+from model.files import sha256, write_directory
+from model.location import check_location, is_adapter, read_json, unreadable
 from model.nf4 import NF4
 from model.quantize import quantize
 from model.tensors import from_hugging_face, read_safetensors, to_hugging_face
@@ -75,10 +76,7 @@ def load_checkpoint(
     try:
         return _load(Path(path), dtype, torch.device(device), verify, None if base is None else Path(base))
     except OSError as error:
-        raise CheckpointError(
-            f"{error.filename or path} cannot be read: {error.strerror or error}",
-            hint="check that this user may read it and that the disk is sound",
-        ) from error
+        raise unreadable(path, error) from error
 
 
 @dataclass
@@ -101,6 +99,8 @@ def _load(path: Path, dtype: torch.dtype | None, device: torch.device, verify: b
             f"{path}: the tokenizer has {tokenizer.vocab_size} entries but the network only {config.vocab_size}",
             hint="the two files belong to different models",
         )
+    at = path / "generation_config.json" if path.is_dir() else path
+    check_generation_config(stored.generation, config.vocab_size, str(at))
     config = config.with_end_tokens(_end_tokens(config, tokenizer, stored.chat, stored.generation))
     stored_as = stored.raw_config.get("dtype", stored.raw_config.get("torch_dtype"))
     held = torch.float32 if dtype in (None, torch.int8) and stored_as == "float16" else dtype
@@ -113,18 +113,10 @@ def _load(path: Path, dtype: torch.dtype | None, device: torch.device, verify: b
 
 
 def _read(path: Path, verify: bool, base: Path | None = None) -> _Stored:
-    recover_directory(path)
-    if not path.exists():
-        raise CheckpointError(f"there is no checkpoint at {path}", hint="give a checkpoint directory or a .gguf file")
+    check_location(path, base)
     if is_adapter(path):
         return _read_adapted(path, verify, base)
-    if base is not None and path.is_dir() and not (path / "config.json").is_file():
-        raise _not_a_checkpoint(path, "adapter_config.json")
-    if base is not None:
-        raise CheckpointError(f"{path} is not an adapter", hint="give the directory that holds adapter_config.json")
     if path.is_file():
-        if path.suffix != ".gguf":
-            raise CheckpointError(f"{path} is a file but not .gguf", hint="give a checkpoint directory or a .gguf file")
         from model.gguf import read_gguf
 
         raw_config, tensors, tokenizer, template, generation = read_gguf(path)
@@ -132,13 +124,11 @@ def _read(path: Path, verify: bool, base: Path | None = None) -> _Stored:
         chat = ChatTemplate(template, None) if template else None
         config = ModelConfig.from_hugging_face(raw_config)
     else:
-        if not (path / "config.json").is_file():
-            raise _not_a_checkpoint(path)
-        raw_config = _read_json(path / "config.json")
-        details = _read_json(path / "topkapi.json")
+        raw_config = read_json(path / "config.json")
+        details = read_json(path / "topkapi.json")
         if verify:
             _verify(path, details)
-        generation = _read_json(path / "generation_config.json")
+        generation = read_json(path / "generation_config.json")
         # The family is checked before anything slow is read.
         config = ModelConfig.from_hugging_face(raw_config)
         tokenizer = Tokenizer.from_directory(path)
@@ -148,7 +138,7 @@ def _read(path: Path, verify: bool, base: Path | None = None) -> _Stored:
 
 
 def _read_adapted(path: Path, verify: bool, base: Path | None) -> _Stored:
-    details = _read_json(path / "topkapi.json")
+    details = read_json(path / "topkapi.json")
     if verify:
         _verify(path, details)
     named = read_settings(path).get("base_model_name_or_path")
@@ -176,7 +166,7 @@ def _read_adapted(path: Path, verify: bool, base: Path | None) -> _Stored:
         adapter.merged(tensors),
         Tokenizer.from_directory(path) if (path / "tokenizer.json").is_file() else stored.tokenizer,
         ChatTemplate.from_directory(path) or stored.chat,
-        _read_json(path / "generation_config.json") or stored.generation,
+        read_json(path / "generation_config.json") or stored.generation,
         details,
     )
 
@@ -320,35 +310,6 @@ def _end_tokens(
     if chat is not None:
         found += chat.turn_end(tokenizer)
     return tuple(dict.fromkeys(end for end in found if end is not None and end < config.vocab_size))
-
-
-def _not_a_checkpoint(path: Path, wanted: str = "config.json") -> CheckpointError:
-    """The error for a directory without the file `wanted`, which says where checkpoints lie in it, if they do."""
-    what = "an adapter" if wanted == CONFIG_FILE else "a checkpoint"
-    message, hint = f"{path / wanted} is missing: {path} is not {what}", f"give a directory that holds {wanted}"
-    inside = [child for child in path.iterdir() if (child / "config.json").is_file() or is_adapter(child)]
-    # A training run points at its checkpoints.
-    pointers = [path / name for name in ("best", "last") if path / name in inside]
-    if pointers:
-        message = f"{path} is a training run, not {what}"
-        hint = f"give one that it kept: {' or '.join(map(str, pointers))}"
-    elif (path / "config.yaml").is_file():
-        message, hint = f"{path} is a training run that has kept no checkpoint yet", "wait for its first save"
-    elif inside:
-        hint = f"give one that lies in it: {', '.join(map(str, sorted(inside)[:3]))}"
-    return CheckpointError(message, hint=hint)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error})", hint="copy or download it again") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object", hint="copy or download it again")
-    return content
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

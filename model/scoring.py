@@ -11,6 +11,7 @@ from model.cache import LOGIT_ROWS, PREFILL_CHUNK, SlotCache, Work, read, wanted
 from model.config import ModelConfig
 from model.errors import InvalidRequest
 from model.transformer import Decoder
+from model.windows import window_sizes
 
 
 @dataclass
@@ -48,12 +49,7 @@ def windows(
     Where the windows lie does not depend on `first`; those that end before it are left out. Raises `InvalidRequest`
     for sizes that cannot work.
     """
-    size = config.context_length if window is None else window
-    step = max(1, size // 2) if stride is None else stride
-    if not 2 <= size <= config.context_length:
-        raise InvalidRequest(f"window must be between 2 and the context length {config.context_length}", field="window")
-    if not 1 <= step < size:
-        raise InvalidRequest(f"stride must be at least 1 and below the window of {size}", field="stride")
+    size, step = window_sizes(config.context_length, window, stride)
     result = []
     start, scored_to = 0, 1
     while scored_to < length:

@@ -6,21 +6,22 @@ within one run and compared pair by pair, so that other work on the machine fall
 
 from __future__ import annotations
 
-import argparse
 import asyncio
+import contextlib
 import json
 import os
 import statistics
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import cycle, islice
 from typing import Any
 
 import torch
 
-from model.errors import SettingsError
 from service.bench_model import random_checkpoint
+from service.bench_shape import Shape, check_shape
 from service.engine.engine import Counters
 from service.generation import Generation, plan
 from service.models import DTYPES, LoadedModel, Models
@@ -38,17 +39,17 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }
 """Eight ways to choose a token that have little work in common."""
 
+FIGURES = (
+    "single_tokens_per_s", "streams_tokens_per_s", "ratio", "mixed_tokens_per_s", "single_step_ms", "streams_step_ms",
+    "mixed_step_ms", "prefill_tokens_per_s", "first_token_ms", "streams_first_token_ms", "outside_share",
+    "service_share",
+)  # fmt: skip
+
 PLAIN: dict[str, Any] = {"temperature": 0}
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What is measured: `streams` requests of `prompt_tokens` at once, each continued by `tokens`."""
-
-    streams: int = 32
-    tokens: int = 64
-    prompt_tokens: int = 64
-    repeats: int = 5
+LEAST_STEPS = 4
+"""Steps that a rate is taken from, at least: of fewer, when they are noticed decides more than how long they took."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,20 @@ class Decoding:
         return of(self.ended) - of(self.begun)
 
     @property
+    def measured(self) -> bool:
+        """Whether enough steps had every stream at work; where texts are short, the first ends before the last has
+        begun."""
+        if self.begun is None or self.ended is None:
+            return False
+        return self.ended.steps - self.begun.steps >= LEAST_STEPS and self.ended.clock > self.begun.clock
+
+    @property
     def tokens_per_s(self) -> float:
         return self._difference(lambda at: at.tokens) / self._difference(lambda at: at.clock)
 
     @property
     def step_ms(self) -> float:
-        return 1000 * self._difference(lambda at: at.clock) / max(1.0, self._difference(lambda at: at.steps))
+        return 1000 * self._difference(lambda at: at.clock) / self._difference(lambda at: at.steps)
 
     @property
     def outside_share(self) -> float:
@@ -146,70 +155,75 @@ def _last(generation: Generation, shape: Shape) -> bool:
     return len(generation.outputs[0].tokens) == shape.tokens
 
 
-async def measure(model: LoadedModel, shape: Shape, said: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Every figure, by name: rates in tokens per second, times in milliseconds, shares of the wall time."""
-    values: dict[str, list[float]] = {}
+async def measure(
+    model: LoadedModel, shape: Shape, said: Callable[[str], None] = lambda line: None
+) -> dict[str, dict[str, float] | None]:
+    """Every figure, by name: rates in tokens per second, times in milliseconds, shares of the wall time.
 
-    def note(**measured: float) -> None:
-        for name, value in measured.items():
-            values.setdefault(name, []).append(value)
+    None for a figure that so few tokens don't give. `said` is told what is measured and how long it will still take.
+    """
+    values: dict[str, list[float]] = {name: [] for name in FIGURES}
 
+    def note(**figures: float) -> None:
+        for name, value in figures.items():
+            values[name].append(value)
+
+    def left(repeat: int, seconds_single: float | None = None) -> str:
+        if repeat:
+            each = (time.monotonic() - began) / repeat
+            return f", about {_duration(each * (shape.repeats - repeat))} left"
+        # Many streams take less time than one after the other would.
+        if seconds_single is not None:
+            return f", less than {_duration(seconds_single * 2 * shape.streams * shape.repeats)} left"
+        return ""
+
+    said("warming up")
     await decode(model, Shape(tokens=2, prompt_tokens=shape.prompt_tokens), 1, [PLAIN], seed=10**6)
+    began = time.monotonic()
     for repeat in range(shape.repeats):
-        said(f"repeat {repeat + 1} of {shape.repeats}")
+        of = f"repeat {repeat + 1} of {shape.repeats}"
+        said(f"{of}{left(repeat)}")
+        started = time.monotonic()
         single = await decode(model, shape, 1, [PLAIN], seed=3 * repeat)
+        if not repeat:
+            said(f"{of}{left(repeat, time.monotonic() - started)}")
         many = await decode(model, shape, shape.streams, [PLAIN], seed=3 * repeat + 1)
         mixed = await decode(model, shape, shape.streams, list(STRATEGIES.values()), seed=3 * repeat + 2)
         note(
-            single_tokens_per_s=single.tokens_per_s,
-            streams_tokens_per_s=many.tokens_per_s,
-            ratio=many.tokens_per_s / single.tokens_per_s,
-            mixed_tokens_per_s=mixed.tokens_per_s,
-            single_step_ms=single.step_ms,
-            streams_step_ms=many.step_ms,
-            mixed_step_ms=mixed.step_ms,
             prefill_tokens_per_s=shape.prompt_tokens / single.first_token_s[0],
             first_token_ms=1000 * single.first_token_s[0],
             streams_first_token_ms=1000 * statistics.median(many.first_token_s),
-            outside_share=mixed.outside_share,
-            service_share=mixed.service_share,
         )
-    return {name: asdict(Figure.of(each)) for name, each in values.items()}
+        if single.measured:
+            note(single_tokens_per_s=single.tokens_per_s, single_step_ms=single.step_ms)
+        if many.measured:
+            note(streams_tokens_per_s=many.tokens_per_s, streams_step_ms=many.step_ms)
+        if single.measured and many.measured:
+            note(ratio=many.tokens_per_s / single.tokens_per_s)
+        if mixed.measured:
+            note(
+                mixed_tokens_per_s=mixed.tokens_per_s,
+                mixed_step_ms=mixed.step_ms,
+                outside_share=mixed.outside_share,
+                service_share=mixed.service_share,
+            )
+    return {name: asdict(Figure.of(each)) if each else None for name, each in values.items()}
 
 
-def check(shape: Shape, model: LoadedModel) -> None:
-    """Raise `SettingsError` naming the flag for a shape that `model` has no room for."""
-    context, slots = model.context_length, model.engine.network.slots
-    if shape.prompt_tokens + shape.tokens > context:
-        raise SettingsError(
-            f"{shape.prompt_tokens} prompt tokens and {shape.tokens} more do not fit the context of {context} tokens",
-            field="tokens",
-            hint="give fewer with --prompt-tokens or --tokens",
-        )
-    if shape.streams > slots:
-        raise SettingsError(
-            f"{model.name} computes up to {slots} requests together, not {shape.streams}",
-            field="streams",
-            hint=f"give at most --streams {slots}",
-        )
-
-
-def bench(arguments: argparse.Namespace) -> int:
-    """Measure and print a table, or JSON."""
-    given = {name: value for name in ("streams", "tokens", "prompt_tokens", "repeats")
-             if (value := getattr(arguments, name)) is not None}  # fmt: skip
-    shape = Shape(**given)
-    _at_least(shape)
-    settings = Settings.read(dtype=arguments.dtype, threads=arguments.threads, draft=arguments.draft)
+def bench(settings: Settings, location: str | None, shape: Shape, *, as_json: bool) -> int:
+    """Measure the checkpoint at `location` (None: GPT-2's shape, random weights) and print a table, or JSON."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     models = Models(settings)
     try:
-        if arguments.checkpoint is None:
-            model = models.add("random", random_checkpoint(DTYPES[settings.dtype]))
-        else:
-            model = models.load(arguments.checkpoint)
-        check(shape, model)
+        with _progress(as_json) as said:
+            said("loading" if location else "making random weights")
+            if location is None:
+                model = models.add("random", random_checkpoint(DTYPES[settings.dtype]))
+            else:
+                model = models.load(location)
+            check_shape(shape, model.context_length, model.engine.network.slots, model.name)
+            figures = asyncio.run(measure(model, shape, said))
         result = {
             "model": model.name,
             "parameters": model.checkpoint.config.parameter_count(),
@@ -219,19 +233,29 @@ def bench(arguments: argparse.Namespace) -> int:
             "load_average": os.getloadavg()[0],
             "deterministic": model.engine.deterministic,
             **asdict(shape),
-            "figures": asyncio.run(measure(model, shape)),
+            "figures": figures,
         }
     finally:
         models.close()
-    print(json.dumps(result, indent=2) if arguments.json else table(result))
+    print(json.dumps(result, indent=2) if as_json else table(result))
     return 0
 
 
-def _at_least(shape: Shape) -> None:
-    for name, least in (("streams", 1), ("tokens", 8), ("prompt_tokens", 1), ("repeats", 1)):
-        if getattr(shape, name) < least:
-            flag = f"--{name.replace('_', '-')}"
-            raise SettingsError(f"{flag} must be at least {least}, not {getattr(shape, name)}", field=name)
+@contextlib.contextmanager
+def _progress(as_json: bool) -> Iterator[Callable[[str], None]]:
+    """What the block says goes to standard error: one line that is rewritten on a terminal, and lines elsewhere; where
+    both outputs are for programs, nothing."""
+    if not sys.stderr.isatty():
+        yield lambda line: None if as_json else print(line, file=sys.stderr, flush=True)
+        return
+    try:
+        yield lambda line: print(f"\r\033[K{line} …", end="", file=sys.stderr, flush=True)
+    finally:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{max(1, seconds):.0f} s"
 
 
 def table(result: dict[str, Any]) -> str:
@@ -257,6 +281,15 @@ def table(result: dict[str, Any]) -> str:
         f"{'':34s}{'median':>10s}{'least':>10s}{'greatest':>10s}",
     ]
     for label, name, factor, unit in rows:
-        values = (f"{factor * figures[name][each]:10.1f}" for each in ("median", "least", "greatest"))
+        figure = figures[name]
+        if figure is None:
+            lines.append(f"{label:34s}{'not measured':>30s}")
+            continue
+        values = (f"{factor * figure[each]:10.1f}" for each in ("median", "least", "greatest"))
         lines.append(f"{label:34s}{''.join(values)}  {unit}")
+    if any(figures[name] is None for _, name, _, _ in rows):
+        lines.append(
+            f"not measured: in {result['tokens']} tokens the first text ended before every stream had begun, or soon "
+            "after; give more with --tokens"
+        )
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from model.errors import TopkapiError
@@ -115,7 +115,7 @@ def _add_serve(commands: Any) -> None:
     )
     _add_compute_flags(serve)
     _add_draft_flag(serve)
-    serve.set_defaults(handler=_serve)
+    serve.set_defaults(handler=_handler("serve"))
 
 
 def _add_generate(commands: Any) -> None:
@@ -134,7 +134,7 @@ def _add_generate(commands: Any) -> None:
     _add_compute_flags(generate)
     _add_draft_flag(generate)
     add_parameter_flags(generate)
-    generate.set_defaults(handler=_generate)
+    generate.set_defaults(handler=_handler("generate"))
 
 
 def _add_score(commands: Any) -> None:
@@ -151,7 +151,7 @@ def _add_score(commands: Any) -> None:
     score.add_argument("--top", type=int, default=0, metavar="K", help="with --json: alternatives per token [0]")
     score.add_argument("--json", action="store_true", help="print the whole result as JSON, as POST /score does")
     _add_compute_flags(score)
-    score.set_defaults(handler=_score)
+    score.set_defaults(handler=_handler("score"))
 
 
 def _add_chat(commands: Any) -> None:
@@ -168,7 +168,7 @@ def _add_chat(commands: Any) -> None:
     _add_compute_flags(chat)
     _add_draft_flag(chat)
     add_parameter_flags(chat)
-    chat.set_defaults(handler=_chat)
+    chat.set_defaults(handler=_handler("chat"))
 
 
 def _add_bench(commands: Any) -> None:
@@ -186,7 +186,7 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument("--json", action="store_true", help="print the figures as JSON")
     _add_compute_flags(bench)
     _add_draft_flag(bench)
-    bench.set_defaults(handler=_bench)
+    bench.set_defaults(handler=_handler("bench"))
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser, meaning: str) -> None:
@@ -208,34 +208,16 @@ def _add_draft_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _serve(arguments: argparse.Namespace) -> int:
-    from service.server import serve
+def _handler(command: str) -> Callable[[argparse.Namespace], int]:
+    """What `service.launch` does for a command; imported when it is given."""
 
-    return serve(arguments)
+    def handle(arguments: argparse.Namespace) -> int:
+        from service import launch
 
+        code: int = getattr(launch, command)(arguments)
+        return code
 
-def _generate(arguments: argparse.Namespace) -> int:
-    from service.terminal import generate
-
-    return generate(arguments)
-
-
-def _score(arguments: argparse.Namespace) -> int:
-    from service.terminal import score
-
-    return score(arguments)
-
-
-def _bench(arguments: argparse.Namespace) -> int:
-    from service.bench import bench
-
-    return bench(arguments)
-
-
-def _chat(arguments: argparse.Namespace) -> int:
-    from service.terminal import chat
-
-    return chat(arguments)
+    return handle
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from model.decoding.defaults import decoding_defaults
 from model.decoding.grammar import Constraint, compile_constraint
-from model.decoding.parameters import from_generation_config, resolve
+from model.decoding.parameters import resolve
 from model.decoding.stages import DEFAULT_ORDER
 from model.decoding.stopping import Stopper
 from model.errors import InvalidRequest
@@ -52,16 +53,25 @@ class Delta:
     token: Token | None
 
 
-def plan(model: LoadedModel, prompts: Sequence[list[int]], parameters: Mapping[str, Any]) -> Plan:
+def defaults_of(model: LoadedModel, *, chat: bool | None = None) -> dict[str, Any]:
+    """The checkpoint's defaults for conversations with `chat`, for other prompts without; None: for what it is for."""
+    chat = model.checkpoint.chat is not None if chat is None else chat
+    return decoding_defaults(model.checkpoint.generation, chat=chat)
+
+
+def plan(
+    model: LoadedModel, prompts: Sequence[list[int]], parameters: Mapping[str, Any], *, chat: bool = False
+) -> Plan:
     """Check a request before anything is computed. Compiling a grammar takes a while: not for the event loop.
 
-    The effective `max_tokens` of a prompt is at most what the context has room for. Raises `InvalidRequest` naming
-    the field for a parameter, or for a prompt that does not fit.
+    With `chat` the prompts are conversations, which have defaults of their own. The effective `max_tokens` of a prompt
+    is at most what the context has room for. Raises `InvalidRequest` naming the field for a parameter, or for a prompt
+    that does not fit.
     """
     config = model.checkpoint.config
     effective = resolve(
         parameters,
-        from_generation_config(model.checkpoint.generation),
+        defaults_of(model, chat=chat),
         vocab_size=config.vocab_size,
         end_token_ids=config.end_token_ids,
         vocabulary=model.checkpoint.tokenizer,

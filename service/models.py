@@ -1,9 +1,8 @@
-"""The loaded checkpoints, each with an engine of its own, and how they are found."""
+"""The loaded checkpoints, each with an engine of its own."""
 
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from model.adapter_files import is_adapter
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.errors import SettingsError, UnknownModel
 from model.packing import pack
 from model.tokenizer import Tokenizer
 from service.engine.engine import Engine
+from service.locations import name_of, split_location
 from service.metrics import Metrics, ModelMetrics
 from service.settings import DtypeName, Settings
 
@@ -241,67 +240,3 @@ def _same_vocabulary(first: Tokenizer, second: Tokenizer) -> bool:
     if (first.vocab_size, first.control_tokens) != (second.vocab_size, second.control_tokens):
         return False
     return all(first.token_bytes(token_id) == second.token_bytes(token_id) for token_id in range(first.vocab_size))
-
-
-def split_location(location: str) -> tuple[str | None, Path]:
-    """`NAME=PATH` into its parts; a path that exists is taken as it is, even with an equals sign in it."""
-    name, equals, rest = location.partition("=")
-    if equals and name and not Path(location).exists() and "/" not in name:
-        return name, Path(rest).expanduser()
-    return None, Path(location).expanduser()
-
-
-def name_of(path: Path) -> str:
-    """What a checkpoint is called: its directory or file, or for one inside a training run, run and checkpoint."""
-    path = Path(os.path.abspath(path))
-    if path.suffix == ".gguf":
-        return path.stem
-    if path.name in ("best", "last"):
-        return f"{path.parent.name}-{path.name}"
-    if path.parent.name == "checkpoints" and path.name.startswith("step-"):
-        return f"{path.parents[1].name}-{path.name}"
-    return path.name
-
-
-def default_checkpoints(settings: Settings) -> list[str]:
-    """The checkpoints served when none is named: chat ones first, then by name.
-
-    Looked for in `TOPKAPI_CHECKPOINTS`, else in `checkpoints/` of the working directory, else in that of the
-    checkout. Raises `SettingsError` where there is none.
-    """
-    if settings.checkpoints is not None:
-        places = [settings.checkpoints.expanduser()]
-    else:
-        places = [Path("checkpoints"), Path(__file__).resolve().parents[1] / "checkpoints"]
-    for place in places:
-        found = _checkpoints_in(place)
-        if found:
-            return [os.fspath(path) for path in found]
-    raise SettingsError(
-        f"no checkpoint was named and there is none in {' or '.join(str(place) for place in places)}",
-        hint="name one (topkapi serve PATH), or set TOPKAPI_CHECKPOINTS to a directory that holds some",
-    )
-
-
-def _checkpoints_in(place: Path) -> list[Path]:
-    try:
-        if (place / "config.json").is_file():
-            return [place]
-        if not place.is_dir():
-            return []
-        # Sorted first, so that of two names for one checkpoint (a run's best and last) always the same is kept.
-        entries = sorted(path for path in place.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        hint = "let this user read it, or name checkpoints: topkapi serve PATH"
-        raise SettingsError(f"{place} cannot be read: {error.strerror}", field="checkpoints", hint=hint) from None
-    found = {os.path.realpath(path): path for path in reversed(entries)}
-    checkpoints = [path for path in found.values() if path.suffix == ".gguf" or _has_config(path)]
-    return sorted(checkpoints, key=lambda path: ("chat" not in path.name, path.name))
-
-
-def _has_config(path: Path) -> bool:
-    try:
-        return (path / "config.json").is_file() or is_adapter(path)
-    except OSError:
-        # A directory beside the checkpoints that nobody may look into is none of them.
-        return False

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import errno
 import os
 import socket
 import sys
@@ -15,43 +13,22 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 
-from model.errors import SettingsError
 from service.api.checkpoints import describe
 from service.app import create_app
 from service.gate import Gate
-from service.models import Models, default_checkpoints
+from service.models import Models
 from service.settings import Settings
-from service.version import VERSION
 
-FLAGS = (
-    "host",
-    "port",
-    "dtype",
-    "threads",
-    "draft",
-    "root_path",
-    "model_directory",
-    "stream_grace",
-    "max_queue",
-    "cors_origins",
-    "studio",
-    "access_log",
-    "ignore_unknown_fields",
-)
 GRACE_SECONDS = 1
 """How long open connections may take to end after a signal, once their engines have been told to stop."""
 
 
-def serve(arguments: argparse.Namespace) -> int:
+def serve(settings: Settings, listener: socket.socket, locations: list[str]) -> int:
     """Serve until SIGINT or SIGTERM. While checkpoints load, `/health` and `/ready` say not yet.
 
     Raises `SettingsError` and `CheckpointError` for what can't be served.
     """
-    settings = Settings.read(**{name: getattr(arguments, name) for name in FLAGS})
-    # The port is taken first: finding out that it is in use should not take as long as loading.
-    listener = bind(settings.host, settings.port)
     with listener:
-        print(f"Topkapi {VERSION}", flush=True)
         models = Models(settings)
         gate = Gate(models)
         config = uvicorn.Config(
@@ -62,7 +39,7 @@ def serve(arguments: argparse.Namespace) -> int:
         )
 
         def make() -> FastAPI:
-            load(models, arguments.checkpoint)
+            load(models, locations)
             return create_app(models, settings)
 
         server = Server(config, models, listener, lambda: gate.open(make))
@@ -80,10 +57,10 @@ def serve(arguments: argparse.Namespace) -> int:
 
 
 def load(models: Models, locations: list[str]) -> None:
-    """Load the named checkpoints, or the default ones, saying what each is."""
+    """Load the checkpoints, saying what each is."""
     if models.settings.threads is not None:
         torch.set_num_threads(models.settings.threads)
-    for location in locations or default_checkpoints(models.settings):
+    for location in locations:
         print(f"  {summary(describe(models, models.load(location)))}", flush=True)
 
 
@@ -97,30 +74,6 @@ def summary(details: dict[str, object]) -> str:
         f"{details['name']}: {kind} checkpoint, {details['family']}, {size} parameters ({details['dtype']}), "
         f"context {details['context_length']}, vocabulary {details['vocab_size']}"
     )
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to host and port. Raises `SettingsError` saying why it cannot be had."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror:
-        raise SettingsError(f"{host!r} is not an address of this machine", hint="use --host 127.0.0.1") from None
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        # Listening at once makes a second server on the port fail now instead of after loading.
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        reasons = {
-            errno.EADDRINUSE: (f"port {port} on {host} is in use", "choose another one with --port, or 0 for any"),
-            errno.EACCES: (f"port {port} is reserved for the system", "choose one above 1023 with --port"),
-            errno.EADDRNOTAVAIL: (f"{host} is not an address of this machine", "use --host 127.0.0.1"),
-        }
-        message, hint = reasons.get(error.errno or 0, (f"cannot listen on {host}:{port}: {error.strerror}", None))
-        raise SettingsError(message, field="port", hint=hint) from None
-    return listener
 
 
 class Server(uvicorn.Server):

@@ -10,17 +10,17 @@ import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from model.errors import DataError, InvalidRequest
+from model.errors import InvalidRequest
 from service import scoring
 from service.api import render
-from service.flags import given_parameters
 from service.generation import Generation, plan
-from service.models import LoadedModel, Models, default_checkpoints
+from service.launch import loading
+from service.locations import name_of_location
+from service.models import LoadedModel, Models
 from service.prompting import Message, conversation_tokens, fit_conversation, prompt_tokens
 from service.settings import Settings
 
@@ -34,20 +34,16 @@ USUAL_ANSWER = 256
 """Tokens of context kept free for an answer when a conversation grows too long."""
 
 
-def generate(arguments: argparse.Namespace) -> int:
+def generate(
+    arguments: argparse.Namespace, settings: Settings, location: str, text: str, parameters: dict[str, Any]
+) -> int:
     """Continue a prompt, streaming to standard output; Ctrl-C stops it and keeps what there is."""
-    text = arguments.prompt if arguments.prompt is not None else _standard_input("a prompt")
-    with loaded(arguments) as model:
+    with loaded(settings, location) as model:
         if arguments.chat:
             prompts = [conversation_tokens(model, [*_system(arguments), {"role": "user", "content": text}])]
-        elif arguments.system is not None:
-            raise InvalidRequest("--system needs --chat", field="system", hint="add --chat")
         else:
             prompts = prompt_tokens(model, text)
-        parameters = given_parameters(arguments)
-        if not arguments.json:
-            _shown_only_in_json(parameters, "--json")
-        generation = Generation(plan(model, prompts, parameters))
+        generation = Generation(plan(model, prompts, parameters, chat=arguments.chat))
         stream = not arguments.json and generation.parameters["n"] == 1
         interrupted = asyncio.run(_run(generation, stream))
         if arguments.json:
@@ -60,11 +56,10 @@ def generate(arguments: argparse.Namespace) -> int:
     return 130 if interrupted else 0
 
 
-def score(arguments: argparse.Namespace) -> int:
-    """Perplexity of each file, and of its tokens if asked for."""
-    names = arguments.file or ["-"]
-    texts = [_standard_input("a text") if name == "-" else _read(Path(name)) for name in names]
-    with loaded(arguments) as model:
+def score(arguments: argparse.Namespace, settings: Settings, location: str, given: dict[str, str]) -> int:
+    """Perplexity of each of the `given` texts, by name, and of its tokens if asked for."""
+    names, texts = list(given), list(given.values())
+    with loaded(settings, location) as model:
         items = [scoring.Item(token_ids) for token_ids in prompt_tokens(model, texts, "text")]
         scoring.check_items(model, items, arguments.window, arguments.stride)
         found = asyncio.run(
@@ -91,22 +86,18 @@ def score(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def chat(arguments: argparse.Namespace) -> int:
+def chat(arguments: argparse.Namespace, settings: Settings, location: str, parameters: dict[str, Any]) -> int:
     """A conversation that lasts until Ctrl-D."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (gives input() its line editing and history)
 
-    parameters = given_parameters(arguments)
-    _shown_only_in_json(parameters, "topkapi generate --json")
-    if parameters.get("n", 1) != 1:
-        raise InvalidRequest("a conversation has one answer at a time", field="n", hint="leave --n out")
-    with loaded(arguments) as model:
+    with loaded(settings, location) as model:
         talks = model.checkpoint.chat is not None
         if not talks and arguments.system is not None:
             raise InvalidRequest(f"{model.name} is a base checkpoint and takes no system message", field="system")
         about = "/help lists the commands, /reset begins anew, Ctrl-C stops an answer, Ctrl-D leaves"
         print(f"{model.name}: {about}" if talks else f"{model.name} continues your text (a base checkpoint): {about}")
-        plan(model, [[0]], parameters)
+        plan(model, [[0]], parameters, chat=talks)
         messages: list[Message] = list(_system(arguments))
         while True:
             try:
@@ -128,12 +119,6 @@ def chat(arguments: argparse.Namespace) -> int:
                 _answer(model, messages, text, parameters)
 
 
-def _shown_only_in_json(parameters: dict[str, Any], remedy: str) -> None:
-    for name in ("trace", "logprobs"):
-        if parameters.get(name) not in (None, False):
-            raise InvalidRequest(f"{name} is not part of plain text", field=name, hint=f"use {remedy}")
-
-
 def _answer(model: LoadedModel, messages: list[Message], text: str, parameters: dict[str, Any]) -> None:
     try:
         if model.checkpoint.chat is None:
@@ -143,7 +128,7 @@ def _answer(model: LoadedModel, messages: list[Message], text: str, parameters: 
             kept, forgotten = fit_conversation(model, messages, parameters.get("max_tokens") or USUAL_ANSWER)
             if forgotten:
                 print(f"(the context is full: the oldest {forgotten} messages are no longer read)")
-            prepared = plan(model, [conversation_tokens(model, kept)], parameters)
+            prepared = plan(model, [conversation_tokens(model, kept)], parameters, chat=True)
         generation = Generation(prepared)
     except InvalidRequest as error:
         if messages and messages[-1]["role"] == "user":
@@ -158,14 +143,15 @@ def _answer(model: LoadedModel, messages: list[Message], text: str, parameters: 
 
 
 @contextlib.contextmanager
-def loaded(arguments: argparse.Namespace) -> Iterator[LoadedModel]:
-    """The checkpoint a command asks for, its engine running while the block does."""
-    settings = Settings.read(dtype=arguments.dtype, threads=arguments.threads, draft=getattr(arguments, "draft", None))
+def loaded(settings: Settings, location: str) -> Iterator[LoadedModel]:
+    """The checkpoint at `location`, its engine running while the block does."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     models = Models(settings)
     try:
-        yield models.load(arguments.checkpoint or default_checkpoints(settings)[0])
+        with loading(name_of_location(location)):
+            model = models.load(location)
+        yield model
     finally:
         models.close()
 
@@ -206,31 +192,6 @@ def _progress() -> scoring.Progress | None:
 
 def _system(arguments: argparse.Namespace) -> list[Message]:
     return [{"role": "system", "content": arguments.system}] if arguments.system is not None else []
-
-
-def _standard_input(what: str) -> str:
-    if sys.stdin.isatty():
-        print(f"Reading {what} from standard input; end it with Ctrl-D.", file=sys.stderr)
-    return _decode(sys.stdin.buffer.read(), "standard input")
-
-
-def _read(path: Path) -> str:
-    try:
-        return _decode(path.read_bytes(), str(path))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}", hint="name a UTF-8 text file") from None
-
-
-def _decode(raw: bytes, name: str) -> str:
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{name} is not UTF-8 text: byte 0x{raw[error.start]:02x} at offset {error.start}", hint="convert it first"
-        ) from None
-    if not text:
-        raise DataError(f"{name} is empty", hint="there must be something to read")
-    return text
 
 
 def _print_json(content: dict[str, Any]) -> None:

@@ -22,8 +22,9 @@ from model.config import ModelConfig
 from model.tokenizer import Tokenizer
 from model.transformer import Decoder, initialise
 from service.app import create_app
+from service.launch import bind
 from service.models import Models
-from service.server import Server, bind
+from service.server import Server
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent

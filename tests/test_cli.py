@@ -17,7 +17,8 @@ from model.decoding.parameters import PARAMETERS
 from model.errors import SettingsError
 from model.scoring import score
 from service.cli import build_parser, main
-from service.models import default_checkpoints, load_checkpoint, name_of, split_location
+from service.locations import default_checkpoints, name_of, split_location
+from service.models import load_checkpoint
 from service.settings import Settings
 
 COMMAND = [sys.executable, "-m", "service.cli"]
@@ -152,7 +153,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_named(chat: str, capsys, tmp_path
 
 
 def test_a_port_in_use_is_found_before_anything_is_loaded(capsys) -> None:
-    from service.server import bind
+    from service.launch import bind
 
     with bind("127.0.0.1", 0) as taken:
         message = fails(capsys, "serve", "nowhere", "--port", str(taken.getsockname()[1]))

@@ -20,7 +20,8 @@ from model.checkpoint import load_checkpoint
 from model.errors import SettingsError
 from service.api.checkpoints import ModelDetails, ModelsResponse
 from service.engine.engine import Engine
-from service.models import Models, default_checkpoints
+from service.locations import default_checkpoints
+from service.models import Models
 from service.settings import Settings
 
 SLOW = {"prompt": "a", "ignore_end_token": True, "temperature": 0}

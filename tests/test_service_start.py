@@ -17,8 +17,9 @@ import uvicorn
 from model.errors import CheckpointError
 from service.app import create_app
 from service.gate import Gate
+from service.launch import bind
 from service.models import Models
-from service.server import Server, bind
+from service.server import Server
 from service.settings import Settings
 
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.tokenizer import Tokenizer
 from service.cli import main
-from service.models import default_checkpoints
+from service.locations import default_checkpoints
 from service.settings import Settings
 from tests.test_training_resume import assert_same, content
 from training.data.instructions import ExampleLoader, encode_conversations, read_conversations

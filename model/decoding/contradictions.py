@@ -213,13 +213,13 @@ def check_tokens(effective: Effective, vocab_size: int | None, end_token_ids: Se
         )
     if vocab_size is not None:
         for name in ("logit_bias", "stop_token_ids", "allowed_token_ids", "banned_token_ids"):
-            _in_vocabulary(name, effective[name] or (), vocab_size)
+            check_tokens_exist(name, effective[name] or (), vocab_size)
         if not isinstance(effective["negative_prompt"], str):
-            _in_vocabulary("negative_prompt", effective["negative_prompt"] or (), vocab_size)
+            check_tokens_exist("negative_prompt", effective["negative_prompt"] or (), vocab_size)
         for name in ("bad_words", "dry_breakers"):
             words = effective[name]
             for sequence in (words.sequences or ()) if isinstance(words, Words) else ():
-                _in_vocabulary(name, sequence, vocab_size)
+                check_tokens_exist(name, sequence, vocab_size)
     bad = [sequence[0] for sequence in getattr(effective["bad_words"], "sequences", None) or () if len(sequence) == 1]
     ends = [*end_token_ids, *effective["stop_token_ids"]]
     if allowed is None and (vocab_size is None or len(effective["banned_token_ids"]) + len(bad + ends) < vocab_size):
@@ -239,7 +239,8 @@ def check_tokens(effective: Effective, vocab_size: int | None, end_token_ids: Se
         )
 
 
-def _in_vocabulary(name: str, token_ids: Collection[int], vocab_size: int) -> None:
+def check_tokens_exist(name: str, token_ids: Collection[int], vocab_size: int) -> None:
+    """Raise `InvalidRequest` for an id among those of the parameter `name` that the vocabulary does not have."""
     for token_id in token_ids:
         if not 0 <= token_id < vocab_size:
             raise InvalidRequest(

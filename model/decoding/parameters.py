@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from model.decoding.contradictions import (
@@ -23,9 +24,17 @@ from model.decoding.words import Vocabulary, bind_breakers, bind_words
 from model.errors import InvalidRequest
 
 __all__ = [
-    "BY_NAME", "CONSTRAINTS", "DEFAULT_ORDER", "PARAMETERS", "Kind", "Parameter", "check", "from_generation_config",
-    "grammar_parameter", "in_force", "resolve", "unknown_parameter",
+    "BY_NAME", "CONSTRAINTS", "DEFAULT_ORDER", "PARAMETERS", "STORED_NAMES", "Kind", "Parameter", "check",
+    "check_together", "check_values", "from_generation_config", "grammar_parameter", "in_force", "resolve",
+    "unknown_parameter",
 ]  # fmt: skip
+
+
+STORED_NAMES = {
+    "max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens", "banned_token_ids": "suppress_tokens",
+    "bad_words": "bad_words_ids",
+}  # fmt: skip
+"""What `generation_config.json` calls parameters that have another name there."""
 
 
 def in_force(effective: Mapping[str, Any]) -> set[str]:
@@ -58,46 +67,102 @@ def resolve(
     Raises `InvalidRequest` naming the field for an unknown name, a wrong type, a value out of range, a parameter
     that could not act, or parameters that contradict each other.
     """
+
+    def bind(effective: dict[str, Any]) -> None:
+        if effective["bad_words"]:
+            effective["bad_words"] = bind_words("bad_words", effective["bad_words"], vocabulary)
+        if effective["dry_multiplier"]:
+            effective["dry_breakers"] = bind_breakers("dry_breakers", effective["dry_breakers"], vocabulary)
+        check_tokens(effective, vocab_size, end_token_ids)
+
+    effective = _settled(request, defaults, bind)
+    if effective["seed"] is None:
+        effective["seed"] = secrets.randbits(32)
+    return effective
+
+
+def check_together(request: Mapping[str, Any], *defaults: Mapping[str, Any], vocab_size: int | None = None) -> None:
+    """Raise `InvalidRequest` as `resolve` would, as far as that can be said without a tokenizer."""
+    _settled(request, defaults, lambda effective: check_tokens(effective, vocab_size, ()))
+
+
+def check_values(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are given, each in its parameter's own type.
+
+    Raises `InvalidRequest` naming the field for an unknown name, a wrong type or a value out of range.
+    """
     for name in request:
         if name not in BY_NAME:
             raise unknown_parameter(name)
-    given = {name for name, value in request.items() if value is not None}
-    effective: dict[str, Any] = {}
-    for parameter in PARAMETERS:
-        layers = (request, *defaults, {parameter.name: parameter.default})
-        value = next((v for layer in layers if (v := layer.get(parameter.name)) is not None), None)
-        effective[parameter.name] = None if value is None else check(parameter, value)
-    if effective["seed"] is None:
-        effective["seed"] = secrets.randbits(32)
-    settle_search(effective, given, BY_NAME)
-    settle_temperature_zero(effective, given, BY_NAME)
-    settle_mirostat(effective, given, BY_NAME)
-    settle_unneeded(effective, given, BY_NAME)
-    refuse_contradictions(effective)
-    refuse_structures(effective, BY_NAME)
-    effective["order"] = check_order(effective["order"], in_force(effective), DEFAULT_ORDER, CONSTRAINTS)
-    if effective["bad_words"]:
-        effective["bad_words"] = bind_words("bad_words", effective["bad_words"], vocabulary)
-    if effective["dry_multiplier"]:
-        effective["dry_breakers"] = bind_breakers("dry_breakers", effective["dry_breakers"], vocabulary)
-    check_tokens(effective, vocab_size, end_token_ids)
+    return {
+        parameter.name: check(parameter, value)
+        for parameter in PARAMETERS
+        if (value := request.get(parameter.name)) is not None
+    }
+
+
+def _settled(
+    request: Mapping[str, Any], defaults: Sequence[Mapping[str, Any]], bind: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """The effective parameters, less the defaults that contradict the request or one another.
+
+    What was sent is never refused for the sake of a default that nobody sent: as few defaults as need be are left out.
+    """
+    given = check_values(request)
+    own = {name: value for layer in reversed(defaults) for name, value in layer.items() if value is not None}
+    own = {name: check(BY_NAME[name], value) for name, value in own.items() if name not in given}
+
+    def together(kept: Mapping[str, Any]) -> dict[str, Any]:
+        effective = {parameter.name: _copied(parameter) for parameter in PARAMETERS} | kept | given
+        settle_search(effective, given, BY_NAME)
+        settle_temperature_zero(effective, given, BY_NAME)
+        settle_mirostat(effective, given, BY_NAME)
+        settle_unneeded(effective, given, BY_NAME)
+        refuse_contradictions(effective)
+        refuse_structures(effective, BY_NAME)
+        effective["order"] = check_order(effective["order"], in_force(effective), DEFAULT_ORDER, CONSTRAINTS)
+        bind(effective)
+        return effective
+
+    try:
+        return together(own)
+    except InvalidRequest as error:
+        refused = error
+    if not own:
+        raise refused
+    # The one that the error names, then any one.
+    for name in sorted(own, key=lambda name: name != refused.field):
+        with suppress(InvalidRequest):
+            return together({other: value for other, value in own.items() if other != name})
+    try:
+        effective = together({})
+    except InvalidRequest as error:
+        raise (refused if refused.field in given else error) from None
+    kept: dict[str, Any] = {}
+    for name, value in own.items():
+        with suppress(InvalidRequest):
+            effective = together(kept | {name: value})
+            kept[name] = value
     return effective
+
+
+def _copied(parameter: Parameter) -> Any:
+    """The table's default, in the parameter's own type."""
+    return None if parameter.default is None else check(parameter, parameter.default)
 
 
 def from_generation_config(generation: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults of a checkpoint's `generation_config.json` as parameters of the table.
 
     Other fields of it are about training or about transformers itself. `do_sample: false` means greedy decoding, as
-    in transformers, where it also switches the sampling parameters off.
+    in transformers, where it also switches the sampling parameters off. A `top_k` of -1 keeps all, as in vLLM.
     """
     sampling = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-    renamed = {
-        "max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens", "banned_token_ids": "suppress_tokens",
-        "bad_words": "bad_words_ids",
-    }  # fmt: skip
-    always = ("repetition_penalty", "no_repeat_ngram_size", *renamed)
-    found = {name: generation.get(renamed.get(name, name)) for name in (*sampling, *always)}
+    always = ("repetition_penalty", "no_repeat_ngram_size", *STORED_NAMES)
+    found = {name: generation.get(STORED_NAMES.get(name, name)) for name in (*sampling, *always)}
     found = {name: value for name, value in found.items() if value is not None}
+    if found.get("top_k") == -1:
+        found["top_k"] = 0
     if generation.get("do_sample") is False:
         found = {name: value for name, value in found.items() if name in always} | {"temperature": 0.0}
     return found

@@ -99,7 +99,7 @@ def _plan(model: LoadedModel, body: schemas.AnthropicRequest) -> tuple[Plan, Rea
     with translated(given) as parameters:
         if reading.calling is not None:
             parameters = reading.calling.added_to(parameters)
-        return plan(model, [reading.token_ids], parameters), reading
+        return plan(model, [reading.token_ids], parameters, chat=True), reading
 
 
 class _Answer:

@@ -11,10 +11,11 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
-from model.decoding.parameters import from_generation_config
 from model.errors import CheckpointError, InvalidRequest
 from service.api import schemas
-from service.models import LoadedModel, Models, name_of
+from service.generation import defaults_of
+from service.locations import name_of
+from service.models import LoadedModel, Models
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:-]{0,127}$"
 ALIAS = r"^[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,127}$"
@@ -50,7 +51,8 @@ class ChangeRequest(schemas.Strict):
 
 class ModelDetails(BaseModel):
     """A loaded checkpoint. `chat` says whether it takes messages, `draft` whether a smaller one guesses ahead for it;
-    `defaults` are its own decoding parameters."""
+    `defaults` are the decoding parameters that a prompt is continued with where a request says nothing, `chat_defaults`
+    those of answers to messages (null for a base checkpoint)."""
 
     name: str
     aliases: list[str]
@@ -63,6 +65,7 @@ class ModelDetails(BaseModel):
     chat: bool
     draft: bool
     defaults: dict[str, Any]
+    chat_defaults: dict[str, Any] | None
     created: int
     running: int
     waiting: int
@@ -198,7 +201,8 @@ def describe(models: Models, model: LoadedModel) -> dict[str, Any]:
         "dtype": model.dtype,
         "chat": checkpoint.chat is not None,
         "draft": model.engine.drafter is not None,
-        "defaults": from_generation_config(checkpoint.generation),
+        "defaults": defaults_of(model, chat=False),
+        "chat_defaults": None if checkpoint.chat is None else defaults_of(model, chat=True),
         "created": model.created,
         "running": model.engine.running,
         "waiting": model.engine.waiting,

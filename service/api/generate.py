@@ -57,7 +57,7 @@ def _plan(model: LoadedModel, body: schemas.GenerateRequest) -> Plan:
         prompts = [conversation_tokens(model, [message.model_dump() for message in body.messages or []])]
     else:
         prompts = prompt_tokens(model, body.prompt)
-    return plan(model, prompts, body.parameters())
+    return plan(model, prompts, body.parameters(), chat=kind == "messages")
 
 
 async def _events(generation: Generation, identifier: str, created: int) -> Events:

@@ -208,7 +208,7 @@ def _prepare(model: LoadedModel, turns: list[Turn], system: str, parameters: dic
     kept, forgotten = fit_conversation(model, messages, int(parameters["max_tokens"]))
     if forgotten:
         gr.Info(f"The context is full: the oldest {forgotten} messages are no longer read.")
-    return plan(model, [conversation_tokens(model, kept)], parameters)
+    return plan(model, [conversation_tokens(model, kept)], parameters, chat=True)
 
 
 def _facts(generation: Generation) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 import gradio as gr
 
-from model.decoding.parameters import BY_NAME, PARAMETERS, Parameter, from_generation_config
+from model.decoding.parameters import BY_NAME, PARAMETERS, Parameter
+from service.generation import defaults_of
 from service.models import LoadedModel
 
 COMMON = ("temperature", "top_k", "top_p", "min_p")
@@ -90,7 +91,7 @@ class Controls:
         """What a control shows before anybody touches it: the checkpoint's default, else the table's."""
         if name in ("seed", *LINES) or BY_NAME[name].kind in ("text", "prompt"):
             return ""
-        own = from_generation_config(model.checkpoint.generation).get(name)
+        own = defaults_of(model).get(name)
         if name == "max_tokens":
             return min(own or 256, model.context_length - 1)
         return BY_NAME[name].default if own is None else own

@@ -39,13 +39,14 @@ class Usage(BaseModel):
 
 
 def planned(model: LoadedModel, prompts: Sequence[list[int]], given: Mapping[str, Any], source: str = "prompt") -> Plan:
-    """A checked request of parameters under any of their names, and of prompts made from the field `source`.
+    """A checked request of parameters under any of their names, and of prompts made from the field `source`: unless
+    that is `prompt`, they are conversations.
 
     Raises `InvalidRequest` in those names.
     """
     try:
         with translated(given) as parameters:
-            return plan(model, prompts, parameters)
+            return plan(model, prompts, parameters, chat=source != "prompt")
     except InvalidRequest as error:
         if error.field == "prompt":
             error.field = source

@@ -1,0 +1,103 @@
+"""Where checkpoints are looked for and what they are called; nothing here reads one, or imports torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from model.config import ModelConfig
+from model.errors import SettingsError
+from model.location import check_location, is_adapter
+from service.settings import Settings
+
+
+def split_location(location: str) -> tuple[str | None, Path]:
+    """`NAME=PATH` into its parts; a path that exists is taken as it is, even with an equals sign in it."""
+    name, equals, rest = location.partition("=")
+    if equals and name and not Path(location).exists() and "/" not in name:
+        return name, Path(rest).expanduser()
+    return None, Path(location).expanduser()
+
+
+def name_of(path: Path) -> str:
+    """What a checkpoint is called: its directory or file, or for one inside a training run, run and checkpoint."""
+    path = Path(os.path.abspath(path))
+    if path.suffix == ".gguf":
+        return path.stem
+    if path.name in ("best", "last"):
+        return f"{path.parent.name}-{path.name}"
+    if path.parent.name == "checkpoints" and path.name.startswith("step-"):
+        return f"{path.parents[1].name}-{path.name}"
+    return path.name
+
+
+def name_of_location(location: str) -> str:
+    """What the checkpoint at `PATH` or `NAME=PATH` is called."""
+    name, path = split_location(location)
+    return name or name_of(path)
+
+
+def default_checkpoints(settings: Settings) -> list[str]:
+    """The checkpoints served when none is named: chat ones first, then by name.
+
+    Looked for in `TOPKAPI_CHECKPOINTS`, else in `checkpoints/` of the working directory, else in that of the
+    checkout. Raises `SettingsError` where there is none.
+    """
+    if settings.checkpoints is not None:
+        places = [settings.checkpoints.expanduser()]
+    else:
+        places = [Path("checkpoints"), Path(__file__).resolve().parents[1] / "checkpoints"]
+    for place in places:
+        found = _checkpoints_in(place)
+        if found:
+            return [os.fspath(path) for path in found]
+    raise SettingsError(
+        f"no checkpoint was named and there is none in {' or '.join(str(place) for place in places)}",
+        hint="name one (topkapi serve PATH), or set TOPKAPI_CHECKPOINTS to a directory that holds some",
+    )
+
+
+def _checkpoints_in(place: Path) -> list[Path]:
+    try:
+        if (place / "config.json").is_file():
+            return [place]
+        if not place.is_dir():
+            return []
+        # Sorted first, so that of two names for one checkpoint (a run's best and last) always the same is kept.
+        entries = sorted(path for path in place.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        hint = "let this user read it, or name checkpoints: topkapi serve PATH"
+        raise SettingsError(f"{place} cannot be read: {error.strerror}", field="checkpoints", hint=hint) from None
+    found = {os.path.realpath(path): path for path in reversed(entries)}
+    checkpoints = [path for path in found.values() if path.suffix == ".gguf" or _has_config(path)]
+    return sorted(checkpoints, key=lambda path: ("chat" not in path.name, path.name))
+
+
+def _has_config(path: Path) -> bool:
+    try:
+        return (path / "config.json").is_file() or is_adapter(path)
+    except OSError:
+        # A directory beside the checkpoints that nobody may look into is none of them.
+        return False
+
+
+def check_locations(locations: Sequence[str], settings: Settings) -> list[ModelConfig | None]:
+    """The configuration of each checkpoint in `locations` (`PATH` or `NAME=PATH`), None where it takes reading.
+
+    Raises `CheckpointError` for a path where none lies, the draft checkpoint's included, and `SettingsError` for two
+    of one name.
+    """
+    if settings.draft is not None:
+        check_location(settings.draft.expanduser())
+    names: set[str] = set()
+    found = []
+    for location in locations:
+        found.append(check_location(split_location(location)[1]))
+        name = name_of_location(location)
+        if name in names:
+            raise SettingsError(
+                f"two checkpoints would be named {name!r}", field="checkpoint", hint="give one another name: NAME=PATH"
+            )
+        names.add(name)
+    return found
