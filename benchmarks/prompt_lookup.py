@@ -60,7 +60,7 @@ async def run(model: LoadedModel, prompts: list[list[int]], parameters: dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", nargs="?", help="default: random weights in GPT-2's shape")
     parser.add_argument("--dtype", default="auto", choices=DTYPES)
     parser.add_argument("--repeats", type=int, default=7)

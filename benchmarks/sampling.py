@@ -67,7 +67,7 @@ def milliseconds(logits: torch.Tensor, rows: list[Row], steps: int) -> tuple[flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--vocabulary", type=int, default=50_257)
     parser.add_argument("--threads", type=int, default=1)

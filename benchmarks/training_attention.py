@@ -45,7 +45,9 @@ def one_by_one(lengths: tuple[int, ...], layer: int, *heads: torch.Tensor) -> to
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=12)
     repeats = parser.parse_args().repeats
     for texts, heads, groups, length in SHAPES:

@@ -193,7 +193,7 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default="124m")
     parser.add_argument("--against", nargs="+", default=["textbook", "trainer"], help="textbook, trainer, nanogpt:PATH")
     parser.add_argument("--batch", type=int, default=8)

@@ -58,7 +58,7 @@ def theirs(model: Any, prompts: list[list[int]], tokens: int) -> tuple[float, fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", nargs="?")
     parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
     parser.add_argument("--streams", type=int, default=32)

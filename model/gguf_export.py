@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
-from model.errors import CheckpointError, InvalidRequest
+from model.errors import CheckpointError
 from model.gguf import GPT2_TENSORS, LLAMA_TENSORS, SAMPLING, gguf_package
 from model.gguf_vocabulary import pre_tokenizer
+from model.location import check_gguf_target
 from model.tensors import to_hugging_face
 from model.tokenizer_check import SAMPLE
 from model.transformer import rotary_frequencies
@@ -83,14 +84,7 @@ def _write(package: ModuleType, writer: Any, checkpoint: Checkpoint, kind: GgufT
 
 
 def _check(config: ModelConfig, path: Path) -> None:
-    if path.suffix != ".gguf":
-        raise InvalidRequest(f"{path} must end in .gguf", field="out")
-    if path.is_dir():
-        raise InvalidRequest(f"{path} is a directory", field="out", hint="name a file")
-    if path.exists():
-        raise InvalidRequest(f"{path} is there already", field="out", hint="choose another file")
-    if not path.parent.is_dir():
-        raise InvalidRequest(f"there is no directory {path.parent}", field="out", hint="make it, or choose another")
+    check_gguf_target(path)
     if config.family == "qwen3" and (config.qkv_bias or config.output_bias):
         raise CheckpointError("llama.cpp's qwen3 has no biases in attention, this checkpoint has")
 

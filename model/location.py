@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from model.config import ModelConfig
-from model.errors import CheckpointError
+from model.errors import CheckpointError, InvalidRequest
 from model.files import recover_directory
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -43,6 +43,18 @@ def check_location(path: Path, base: Path | None = None) -> ModelConfig | None:
         return None if path.is_file() else ModelConfig.from_hugging_face(read_json(path / "config.json"))
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def check_gguf_target(path: Path) -> None:
+    """Raise `InvalidRequest` for a path to which no GGUF file could be written."""
+    if path.suffix != ".gguf":
+        raise InvalidRequest(f"{path} must end in .gguf", field="out")
+    if path.is_dir():
+        raise InvalidRequest(f"{path} is a directory", field="out", hint="name a file")
+    if path.exists():
+        raise InvalidRequest(f"{path} is there already", field="out", hint="choose another file")
+    if not path.parent.is_dir():
+        raise InvalidRequest(f"there is no directory {path.parent}", field="out", hint="make it, or choose another")
 
 
 def unreadable(path: str | Path, error: OSError) -> CheckpointError:

@@ -61,7 +61,9 @@ def score(arguments: argparse.Namespace) -> int:
     settings, location, config = _checkpoint(arguments)
     window_sizes(None if config is None else config.context_length, arguments.window, arguments.stride)
     if arguments.top < 0:
-        raise InvalidRequest(f"top must be at least 0, not {arguments.top}", field="top")
+        raise InvalidRequest(f"--top must be at least 0, not {arguments.top}", field="top")
+    if arguments.top and not arguments.json:
+        raise InvalidRequest("alternatives are shown in JSON alone", field="top", hint="add --json, or leave --top out")
     names = arguments.file or ["-"]
     texts = [_standard_input("a text") if name == "-" else _read(Path(name)) for name in names]
     with loading(name_of_location(location)):

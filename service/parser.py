@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from model.errors import TopkapiError
@@ -14,8 +14,12 @@ from model.errors import TopkapiError
 class Parser(argparse.ArgumentParser):
     """Tells what is wrong in two lines; the usage of a command with eighty flags would hide it.
 
-    The namespace it returns has the parser of the command that was given as `parser`.
+    The namespace it returns has the parser of the command that was given as `parser`. A flag is spelt out: what a
+    beginning of one stands for would change with the next flag that there is.
     """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False} | options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does, but what a command does not know is told by the command, not by the whole program."""
@@ -61,6 +65,7 @@ class Parser(argparse.ArgumentParser):
 _FIELD = re.compile(r"(?<![\w/.'\"=-])[a-z0-9]+(?:_[a-z0-9]+)+(?![\w/'\"]|\.\w)")
 
 
-def _meant(typed: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(typed, known, n=1)
+def _meant(typed: str, known: Sequence[str]) -> str:
+    begun = [name for name in known if typed.startswith("-") and name.startswith(typed)]
+    close = begun if len(begun) == 1 else difflib.get_close_matches(typed, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -20,8 +20,9 @@ from service.cli import main
 from tests.test_planning import SMALL, documents, sentences
 from training.data import shards
 from training.data.duplicates import repeated, signature
-from training.data.mixing import mixed_order, quotas, sources_and_weights
+from training.data.mixing import mixed_order, quotas
 from training.data.shards import TokenData, prepare_tokens
+from training.data.weights import sources_and_weights
 from training.data.windows import WindowLoader
 
 

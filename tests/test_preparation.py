@@ -10,8 +10,8 @@ from model.errors import SettingsError
 from service.cli import main
 from tests.test_evaluation import write_rows
 from training.data.instructions import read_conversations
-from training.data.mixing import unused, weighted
 from training.data.preparation import Limits, clean, prepare
+from training.data.weights import unused, weighted
 from training.recipe import FinetuneRecipe
 from training.recipe_files import RECIPES, build_recipe, read_yaml
 

@@ -149,6 +149,38 @@ def test_a_killed_run_is_stopped_at_once_and_a_live_one_is_left_alone(capsys: py
     assert state_of("alive", capsys) == "stopped"
 
 
+def test_a_directory_that_another_process_holds_is_refused_until_that_ends(
+    parent: str, capsys: pytest.CaptureFixture
+) -> None:
+    """From its first moment on, before there is anything to see of the other run."""
+    held = Path("runs/held")
+    held.mkdir()
+    script = "import sys, pathlib, training.process as p\nhold = p.Hold(pathlib.Path('runs/held'))\n"
+    script += "print('there', flush=True); sys.stdin.read()"
+    root = Path(__file__).resolve().parent.parent
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    )  # fmt: skip
+    assert child.stdout is not None and child.stdout.readline() == b"there\n"
+    begin = [*PRETRAIN, "text.txt", "--out", "runs/held"]
+    tune = ["finetune", "--checkpoint", parent, "--data", "one.json", "--batch-size", "1", "--out", "runs/held"]
+    for command in (begin, tune, ["dpo", "--checkpoint", parent, "--data", "pairs.json", "--out", "runs/held"]):
+        assert main(command) == 2
+        assert "runs/held is being trained by another process" in capsys.readouterr().err
+    assert not list(held.iterdir())
+    shutil.copytree("runs/old", held, dirs_exist_ok=True, symlinks=True)
+    before = content(held)
+    for command in (["pretrain", "--resume", "runs/held"], [*begin, "--overwrite"]):
+        assert main(command) == 2
+        assert "runs/held is being trained by another process" in capsys.readouterr().err
+    assert content(held) == before
+    child.kill()
+    child.wait()
+    assert main([*begin, "--overwrite"]) == 0
+    assert main(["pretrain", "--resume", "runs/held"]) == 0
+
+
 def test_a_number_that_another_process_has_since_is_not_the_trainer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

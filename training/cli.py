@@ -42,9 +42,7 @@ def register(subparsers: Any) -> None:
     train.set_defaults(handler=_train_tokenizer)
 
     for name, (kind, summary) in _RUNS.items():
-        command = subparsers.add_parser(
-            name, help=summary, description=f"{summary.capitalize()}.", epilog=_EPILOG, allow_abbrev=False
-        )
+        command = subparsers.add_parser(name, help=summary, description=f"{summary.capitalize()}.", epilog=_EPILOG)
         command.add_argument("recipe", nargs="?", help="recipe file (.yaml) or the name of an included one")
         command.add_argument(
             "--resume", nargs="?", const="", metavar="RUN", help="continue the run in this directory (default: --out)"
@@ -79,7 +77,6 @@ def _add_plan(subparsers: Any) -> None:
         description="Say what a run of pretrain or finetune will take in memory, time and money, from a few real "
         "steps, and what is wrong with its data. Takes the recipe and the flags that the run will be given.",
         epilog=_EPILOG,
-        allow_abbrev=False,
     )
     command.add_argument("recipe", nargs="?", help="recipe file (.yaml) or the name of an included one")
     command.add_argument("--price-per-hour", type=float, metavar="X", help="what an hour of this machine costs")
@@ -116,6 +113,9 @@ def _plan(arguments: argparse.Namespace) -> int:
             field="parallel",
             hint="leave it out, or add --parallel none",
         )
+    from training.preflight import check_inputs
+
+    check_inputs(recipe)
     from training.planning import run_plan
 
     fits = run_plan(_trainer_of(recipe), recipe, arguments.price_per_hour, arguments.memory, as_json=arguments.json)
@@ -139,6 +139,10 @@ def _add_export(subparsers: Any) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    from model.location import check_gguf_target, check_location
+
+    check_location(Path(arguments.checkpoint))
+    check_gguf_target(arguments.out)
     import torch
 
     from model.checkpoint import load_checkpoint
@@ -159,6 +163,12 @@ def _train_tokenizer(arguments: argparse.Namespace) -> int:
 
 
 def _merge(arguments: argparse.Namespace) -> int:
+    from model.location import check_location
+
+    check_location(arguments.checkpoint)
+    check_location(arguments.adapter, arguments.checkpoint)
+    if arguments.out.exists():
+        raise SettingsError(f"{arguments.out} is there already", field="out", hint="choose another --out")
     from training.lora import merge
 
     merge(arguments.checkpoint, arguments.adapter, arguments.out, arguments.dtype)
@@ -171,6 +181,10 @@ def _train(arguments: argparse.Namespace) -> int:
     # Threads that wait for each other by spinning take the cores from whatever else runs on the machine, and then from
     # one another: with the cores shared, steps took three times as long. Must be set before torch starts its threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from training.preflight import alone, check_run
+
+    if alone():
+        check_run(recipe, directory, resume)
     from training.distributed import joined
 
     with joined(recipe):
@@ -183,15 +197,18 @@ def _train_together(name: str, recipe: TrainingRecipe, directory: Path, resume: 
     from training.console import Console
     from training.distributed import in_turn, rank, size
     from training.hub import check_push, push
+    from training.preflight import alone
     from training.report import finish
     from training.run import FollowedRun, RunDirectory
 
-    check_push(recipe.push)
+    if not alone():
+        check_push(recipe.push)
     console = Console()
     run = FollowedRun(directory) if rank() else RunDirectory(directory)
     with in_turn():
         if resume and (directory / "config.yaml").is_file():
             run.check_idle()
+            run.hold()
             run.check_unchanged(recipe)
         else:
             run.start(recipe)
@@ -202,12 +219,13 @@ def _train_together(name: str, recipe: TrainingRecipe, directory: Path, resume: 
         standing = _trainer_of(recipe)(
             recipe, run, resume=resume, console=console, command=command, proceed=_run_measured
         )
+        if not rank():
+            finish(run, standing, console)
+            if recipe.push:
+                push(directory, recipe.push, console)
     finally:
         run.abandon()
-    if not rank():
-        finish(run, standing, console)
-        if recipe.push:
-            push(directory, recipe.push, console)
+        run.release()
 
 
 def _run_measured(training: Any) -> Any:
@@ -254,7 +272,7 @@ def read_arguments(arguments: argparse.Namespace) -> tuple[TrainingRecipe, Path,
 
     A resumed run that is named by its directory takes its own `config.yaml` for the recipe.
     """
-    from training.data.mixing import split_weight
+    from training.data.weights import split_weight
 
     kind: type[TrainingRecipe] = arguments.training_kind
     flags = given_flags(arguments, kind)

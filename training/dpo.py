@@ -25,8 +25,8 @@ from model.errors import DataError, SettingsError
 from model.files import recover_directory, write_directory
 from model.transformer import Decoder
 from training.console import Console
-from training.data.mixing import sources_and_weights
 from training.data.preferences import PairBatch, PairLoader, encode_preferences, read_preferences
+from training.data.weights import sources_and_weights
 from training.data.windows import Batch
 from training.finetune import Ingredients, Task, finetune, report_dropped, split_data
 from training.loss import Compiled, chunks, inputs

@@ -24,14 +24,16 @@ from training import distributed, sharding
 from training.console import Console
 from training.data.inspection import conversation_findings, example_findings
 from training.data.instructions import Example, ExampleLoader, encode_conversations, read_conversations
-from training.data.mixing import describe_mixture, mixed_order, sources_and_weights, unused
+from training.data.mixing import describe_mixture, mixed_order
 from training.data.shards import tokenizer_digest
 from training.data.sources import no_such_file
+from training.data.weights import sources_and_weights, unused
 from training.data.windows import EVALUATION_EPOCH, Loader, permutation
 from training.device import prepare_torch
 from training.lora import AdapterPlan
 from training.loss import NextToken, Objective
 from training.optim import trained_parameters
+from training.preflight import check_inputs
 from training.pretrain import DTYPES, build_optimizers, chat_template, plan, start_or_resume
 from training.recipe import FinetuneRecipe, TuningRecipe, deciding_fields
 from training.run import RunDirectory
@@ -95,11 +97,7 @@ def finetune(
     once everything is ready, for whoever wants to try it out instead. Raises `DataError` naming rows, `SettingsError`,
     `CheckpointError`, `Diverged` and `Interrupted`.
     """
-    if recipe.checkpoint is None:
-        raise SettingsError("no checkpoint to start from", field="checkpoint", hint="give one with --checkpoint")
-    if not recipe.data:
-        hint = recipe.data_hint or "give .json or .jsonl files with --data"
-        raise DataError("no training examples", field="data", hint=hint)
+    check_inputs(recipe)
     if prepare is None:
         assert isinstance(recipe, FinetuneRecipe), "another kind of recipe comes with its own task"
         prepare = partial(_conversations, recipe)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import DataError, SettingsError
+from training.data.sources import no_such_file
 
 
 def add_instructions(subparsers: Any) -> None:
@@ -21,7 +22,6 @@ def add_instructions(subparsers: Any) -> None:
         description="Write exercises (sums, spelling, grammar, lists, small talk, what was told earlier, …) as "
         "conversations that finetune reads, each with its kind and the checks of its answer. What --held-out writes "
         "shares no question with what it does not, whatever the seeds.",
-        allow_abbrev=False,
     )
     make.add_argument("--out", required=True, type=Path, metavar="FILE", help="the .jsonl file to write")
     make.add_argument("--count", type=int, metavar="N", help="rows [40000; held out: 1000]")
@@ -35,7 +35,6 @@ def add_instructions(subparsers: Any) -> None:
         help="keep of instruction files what a small model can use",
         description="Write conversations of files that finetune reads into a folder, one .jsonl each: short ones in "
         "plain English, each question once, without footnote marks and GSM8K's calculations.",
-        allow_abbrev=False,
     )
     prepare.add_argument("files", nargs="+", type=Path, metavar="FILE", help=".json or .jsonl files")
     prepare.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the .jsonl files")
@@ -54,7 +53,6 @@ def add_instructions(subparsers: Any) -> None:
         help="write open questions, for a larger model to answer",
         description="Write open questions that ask for no facts (describe, compare, advise, comfort), a line each, "
         "for instructions answer.",
-        allow_abbrev=False,
     )
     ask.add_argument("--out", required=True, type=Path, metavar="FILE", help="the .txt file to write")
     ask.add_argument("--count", type=int, default=5000, metavar="N", help="questions [5000]")
@@ -67,7 +65,6 @@ def add_instructions(subparsers: Any) -> None:
         description="Answer questions in bulk, greedily, and append the answers that end by themselves, are short, in "
         "plain English and repeat nothing. The other questions are noted beside --out in FILE.left-out, so that a run "
         "that was stopped goes on without asking twice.",
-        allow_abbrev=False,
     )
     answer.add_argument(
         "files", nargs="+", type=Path, metavar="FILE", help="what finetune reads, or .txt: a question a line"
@@ -146,16 +143,21 @@ def _ask(arguments: argparse.Namespace) -> int:
 
 
 def _answer(arguments: argparse.Namespace) -> int:
+    from model.location import check_location
+
+    for name in ("limit", "longest_answer", "max_tokens", "slots", "threads"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise SettingsError(f"--{name.replace('_', '-')} must be at least 1, not {value}", field=name)
+    check_location(Path(arguments.checkpoint))
+    if missing := next((path for path in arguments.files if not path.expanduser().is_file()), None):
+        raise no_such_file(str(missing), field="files")
     import torch
 
     from model.checkpoint import load_checkpoint
     from training.data.preparation import Limits
     from training.distillation import answer_questions, read_earlier, read_questions
 
-    for name in ("limit", "longest_answer", "max_tokens", "slots", "threads"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise SettingsError(f"--{name.replace('_', '-')} must be at least 1, not {value}", field=name)
     questions = read_questions(arguments.files)[: arguments.limit]
     for path in arguments.files:
         if arguments.out.exists() and arguments.out.samefile(path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from model.chat import BUILT_IN_TEMPLATES, ChatTemplate
 from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_digest
 from model.config import ModelConfig
-from model.errors import DataError, SettingsError
+from model.errors import DataError
 from model.files import write_directory
 from model.generation import generate
 from model.linear import set_compute_dtype
@@ -23,30 +22,23 @@ from model.transformer import Decoder, initialise
 from training import distributed, sharding
 from training.console import Console
 from training.data.inspection import token_findings
-from training.data.mixing import describe_mixture, mixed_order, sources_and_weights
+from training.data.mixing import describe_mixture, mixed_order
 from training.data.shards import TokenData, prepare_tokens, tokenizer_digest
 from training.data.sources import find_files
+from training.data.weights import sources_and_weights
 from training.data.windows import WindowLoader
 from training.device import prepare_torch
 from training.optim import Optimizers
+from training.preflight import check_chat_template, check_inputs
 from training.recipe import PretrainRecipe, TrainingRecipe, deciding_fields
 from training.run import RunDirectory
 from training.schedule import Schedule, warmup_steps
+from training.shapes import CONTEXT_LENGTH, LONGEST_WINDOW, continued_config, new_config
 from training.standing import Standing
 from training.tokenizer import tokenizer_for
 from training.trainer import Training
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-# Tokens in a window where the recipe says nothing: of a new network, and at most of one that has a longer context.
-CONTEXT_LENGTH, LONGEST_WINDOW = 256, 1024
-# Sizes to start from: layers, width, feed-forward width, heads, key-value heads, width of a head.
-PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {"num_layers": 4, "hidden_size": 128, "intermediate_size": 384, "num_heads": 4, "num_kv_heads": 2},
-    "small": {"num_layers": 6, "hidden_size": 256, "intermediate_size": 768, "num_heads": 4, "num_kv_heads": 2},
-    "medium": {"num_layers": 10, "hidden_size": 512, "intermediate_size": 1536, "num_heads": 8, "num_kv_heads": 4},
-    "gpt2": {"num_layers": 12, "hidden_size": 768, "intermediate_size": 3072, "num_heads": 12, "num_kv_heads": 12},
-}
 
 
 def pretrain(
@@ -65,9 +57,8 @@ def pretrain(
 
     Raises `DataError`, `SettingsError`, `CheckpointError`, `Diverged` and `Interrupted`.
     """
+    check_inputs(recipe)
     parent = _parent(recipe)
-    if not recipe.data:
-        raise DataError("no training text", field="data", hint=recipe.data_hint or "give files or folders with --data")
     chat = chat_template(recipe.chat_template) or (parent.chat if parent else None)
     names, weights = sources_and_weights(recipe.data)
     sources = [find_files([name], recipe.data_hint) for name in names]
@@ -92,7 +83,7 @@ def pretrain(
             groups=None if weights is None else [len(source) for source in sources],
             progress=console.count,
         )
-    config = _continued(recipe, parent.config) if parent else model_config(recipe, tokenizer)
+    config = continued_config(recipe, parent.config) if parent else model_config(recipe, tokenizer)
     window = _window(recipe, parent)
     model = Decoder(config)
     if parent:
@@ -216,55 +207,13 @@ def build_optimizers(recipe: TrainingRecipe, model: Decoder) -> Optimizers:
 
 
 def model_config(recipe: PretrainRecipe, tokenizer: Tokenizer) -> ModelConfig:
-    """The network's shape: the preset with the recipe's own sizes put over it."""
-    sizes = dict(PRESETS[recipe.model])
-    sizes |= {name: value for name in sizes if (value := getattr(recipe, name)) is not None}
-    family = recipe.family or ("gpt2" if recipe.model == "gpt2" else "qwen3")
-    gpt2 = family == "gpt2"
-    if gpt2 and recipe.num_kv_heads is None:
-        sizes["num_kv_heads"] = sizes["num_heads"]
-    elif gpt2 and sizes["num_kv_heads"] != sizes["num_heads"]:
-        raise SettingsError(
-            "gpt2 has as many key-value heads as heads", field="num_kv_heads", hint="leave out num_kv_heads"
-        )
-    head_dim = recipe.head_dim or sizes["hidden_size"] // sizes["num_heads"]
-    qkv_bias = recipe.qkv_bias if recipe.qkv_bias is not None else family in ("gpt2", "qwen2")
-    if family == "gpt2" and sizes["hidden_size"] % sizes["num_heads"]:
-        raise SettingsError(
-            f"hidden_size {sizes['hidden_size']} is not a multiple of num_heads {sizes['num_heads']}",
-            field="hidden_size",
-            hint=f"the nearest that are: {sizes['num_heads'] * head_dim} and {sizes['num_heads'] * (head_dim + 1)}"
-            if recipe.head_dim is None and head_dim
-            else "give a multiple of num_heads",
-        )
-    return ModelConfig(
-        family=family,
-        vocab_size=tokenizer.vocab_size,
-        head_dim=head_dim,
-        context_length=recipe.context_length or CONTEXT_LENGTH,
-        norm_eps=1e-5 if gpt2 else 1e-6,
-        qkv_bias=qkv_bias,
-        output_bias=gpt2,
-        mlp_bias=gpt2,
-        tie_embeddings=recipe.tie_embeddings,
-        dropout=recipe.dropout,
-        begin_token_id=tokenizer.begin_token_id,
-        end_token_ids=() if tokenizer.end_token_id is None else (tokenizer.end_token_id,),
-        **sizes,
-    )
+    """A new network's configuration for the tokenizer's vocabulary."""
+    return new_config(recipe, tokenizer.vocab_size, tokenizer.begin_token_id, tokenizer.end_token_id)
 
 
 def _parent(recipe: PretrainRecipe) -> Checkpoint | None:
-    """The checkpoint that is trained on; refuses what would make it another network."""
-    if recipe.checkpoint is None:
-        return None
-    for name in (*PRESETS["tiny"], "model", "family", "head_dim", "qkv_bias", "tie_embeddings", "initialisation",
-                 "tokenizer", "vocab_size"):  # fmt: skip
-        if getattr(recipe, name) != PretrainRecipe.model_fields[name].default:
-            raise SettingsError(
-                f"{name} is the checkpoint's own and cannot be chosen beside it", field=name, hint=f"leave out {name}"
-            )
-    return load_checkpoint(recipe.checkpoint, dtype=torch.float32)
+    """The checkpoint that is trained on."""
+    return None if recipe.checkpoint is None else load_checkpoint(recipe.checkpoint, dtype=torch.float32)
 
 
 def _window(recipe: PretrainRecipe, parent: Checkpoint | None) -> int:
@@ -273,32 +222,14 @@ def _window(recipe: PretrainRecipe, parent: Checkpoint | None) -> int:
     return min(parent.config.context_length, LONGEST_WINDOW) if parent else CONTEXT_LENGTH
 
 
-def _continued(recipe: PretrainRecipe, before: ModelConfig) -> ModelConfig:
-    """The checkpoint's configuration, for longer texts where the recipe says so."""
-    longer = recipe.context_length or 0
-    if before.learned_positions and longer > before.context_length:
-        raise SettingsError(
-            f"the checkpoint has learned {before.context_length} positions, so its context cannot grow to {longer}",
-            field="context_length",
-            hint=f"give at most {before.context_length}",
-        )
-    return replace(before, dropout=recipe.dropout, context_length=max(before.context_length, longer))
-
-
 def chat_template(name: str | None) -> ChatTemplate | None:
-    """A built-in template by its name, or one read from a file."""
+    """A built-in template by its name, or one read from a file. Raises `SettingsError` where there is none."""
+    check_chat_template(name)
     if name is None:
         return None
     if name in BUILT_IN_TEMPLATES:
         return ChatTemplate.built_in(name)
-    path = Path(name)
-    if not path.is_file():
-        raise SettingsError(
-            f"there is no chat template {name}",
-            field="chat_template",
-            hint=f"give a Jinja file or one of: {', '.join(BUILT_IN_TEMPLATES)}",
-        )
-    return ChatTemplate(path.read_text("utf-8"), path.stem)
+    return ChatTemplate(Path(name).read_text("utf-8"), Path(name).stem)
 
 
 def _tokenizer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from model.errors import SettingsError
 
 _FILE = ".process.json"
 # The clock may have been set since a process was started.
@@ -32,6 +35,35 @@ def present(directory: Path) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
+
+
+class Hold:
+    """A lock on a directory that lasts until it is released or this process ends, be it by a kill.
+
+    It leaves nothing behind. Raises `SettingsError` where another process has it. A file system that cannot lock gives
+    none, as some that are shared over a network.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._descriptor: int | None = os.open(directory, os.O_RDONLY)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise SettingsError(
+                f"{directory} is being trained by {trainer(directory) or 'another process'}",
+                field="out",
+                hint="wait for it, or choose another --out",
+            ) from None
+        except OSError:
+            # What two hosts write at once is told by the note of `present` alone.
+            self.release()
+
+    def release(self) -> None:
+        """Let another process have it."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 def trainer(directory: Path) -> str | None:

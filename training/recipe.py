@@ -301,7 +301,7 @@ class FinetuneRecipe(TuningRecipe):
     @field_validator("weights")
     @classmethod
     def _patterns(cls, weights: list[str]) -> list[str]:
-        from training.data.mixing import pattern_and_weight
+        from training.data.weights import pattern_and_weight
 
         for entry in weights:
             pattern_and_weight(entry)
@@ -310,7 +310,7 @@ class FinetuneRecipe(TuningRecipe):
     @model_validator(mode="after")
     def _weigh(self) -> FinetuneRecipe:
         if self.weights and len(self.data) > 1:
-            from training.data.mixing import weighted
+            from training.data.weights import weighted
 
             self.data = weighted(self.data, self.weights)
         return self

@@ -17,17 +17,18 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from model.errors import CheckpointError, SettingsError
 from model.files import recover_directory, remove_directory, write_directory
-from training.process import trainer
+from training.process import Hold, trainer
 from training.recipe import TrainingRecipe, free_fields
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _RECORDS = ("metrics.jsonl", "samples.jsonl")
 _CLOCKED = ("timings.jsonl", "system.jsonl")
@@ -45,40 +46,64 @@ class RunDirectory:
         self._recipe: TrainingRecipe | None = None
         self._made: list[Path] = []
         self._begun = False
+        self._held: Hold | None = None
         # Called with the name of the file and the record for every line that is appended.
         self.listeners: list[Callable[[str, Mapping[str, Any]], None]] = []
 
+    def check_free(self, recipe: TrainingRecipe) -> None:
+        """Refuse a directory that holds a run, unless told to overwrite it, or anything else."""
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.glob("[!.]*"))):
+            return
+        if not (self.path / "config.yaml").is_file():
+            raise SettingsError(f"{self.path} is there and is not a run", field="out", hint="choose another --out")
+        self.check_idle()
+        # A run that ended before its first evaluation, say by a mistake in a flag, has nothing to lose.
+        if (self.path / "metrics.jsonl").exists() and not recipe.overwrite:
+            raise SettingsError(
+                f"{self.path} already holds a run",
+                field="out",
+                hint="continue it with --resume, replace it with --overwrite, or choose another --out",
+            )
+        for name in ("checkpoint", "tokenizer"):
+            source = getattr(recipe, name, None)
+            if source and Path(source).resolve().is_relative_to(self.path.resolve()):
+                raise SettingsError(
+                    f"the {name} {source} is part of the run that --overwrite would delete",
+                    field="overwrite",
+                    hint="choose another --out",
+                )
+
     def start(self, recipe: TrainingRecipe) -> None:
-        """Make the directory for a new run; refuses one that holds a run, unless told to overwrite it.
+        """Make the directory for a new run and hold it; refuses as `check_free` does, and one that another process
+        holds.
 
         A run that is there stays as it is until `begin`, once nothing can be refused any more.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.glob("[!.]*"))):
-            if not (self.path / "config.yaml").is_file():
-                raise SettingsError(f"{self.path} is there and is not a run", field="out", hint="choose another --out")
-            self.check_idle()
-            # A run that ended before its first evaluation, say by a mistake in a flag, has nothing to lose.
-            if (self.path / "metrics.jsonl").exists() and not recipe.overwrite:
-                raise SettingsError(
-                    f"{self.path} already holds a run",
-                    field="out",
-                    hint="continue it with --resume, replace it with --overwrite, or choose another --out",
-                )
-            for name in ("checkpoint", "tokenizer"):
-                source = getattr(recipe, name, None)
-                if source and Path(source).resolve().is_relative_to(self.path.resolve()):
-                    raise SettingsError(
-                        f"the {name} {source} is part of the run that --overwrite would delete",
-                        field="overwrite",
-                        hint="choose another --out",
-                    )
-        self._made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        self.check_free(recipe)
+        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self.hold()
+            # Another run may have come and gone until it was held.
+            self.check_free(recipe)
             shutil.rmtree(self.path / _PREPARED, ignore_errors=True)
         except OSError as error:
             raise SettingsError(f"{self.path} cannot be made: {error.strerror}", field="out", hint=_ELSEWHERE) from None
-        self._recipe = recipe
+        self._made, self._recipe = made, recipe
+
+    def hold(self) -> None:
+        """Keep every other process from training here until `release`, or until this one ends, however it does.
+
+        Raises `SettingsError` where another one does so already.
+        """
+        if self._held is None:
+            self._held = Hold(self.path)
+
+    def release(self) -> None:
+        """Let others train here."""
+        if self._held is not None:
+            self._held.release()
+            self._held = None
 
     def prepared(self, name: str) -> Path:
         """Where a part of the run is written: apart, as long as the run has not begun."""
@@ -131,9 +156,9 @@ class RunDirectory:
         config: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
         return config
 
-    def check_unchanged(self, recipe: TrainingRecipe) -> None:
-        """Refuse to resume with a recipe that would have led elsewhere; one that only goes on longer is the run's from
-        now on."""
+    def check_compatible(self, recipe: TrainingRecipe) -> set[str]:
+        """Refuse to resume with a recipe that would have led elsewhere. The settings by which it goes on longer, or
+        less long, than the run was to."""
         before = type(recipe).model_validate(self.config())
         length = {"max_steps", "epochs"} if before.is_open_ended() and recipe.is_open_ended() else set()
         for name in type(recipe).model_fields.keys() - free_fields(type(recipe)) - length:
@@ -144,7 +169,11 @@ class RunDirectory:
                     field=name,
                     hint=f"leave out --{name.replace('_', '-')}, or start another run with another --out",
                 )
-        if any(getattr(before, name) != getattr(recipe, name) for name in length):
+        return {name for name in length if getattr(before, name) != getattr(recipe, name)}
+
+    def check_unchanged(self, recipe: TrainingRecipe) -> None:
+        """Refuse as `check_compatible` does; a recipe that only goes on longer is the run's from now on."""
+        if self.check_compatible(recipe):
             self._write_recipe(recipe)
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
@@ -182,6 +211,8 @@ class RunDirectory:
         self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], lengths: Mapping[str, int]
     ) -> None:
         """Write all that a resumed run needs, with the `lengths` that the record files had at that step."""
+        from safetensors.torch import save_file
+
         for name in _RECORDS:
             if (self.path / name).exists():
                 _flush(self.path / name)
@@ -195,6 +226,8 @@ class RunDirectory:
 
     def load_state(self, step: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The state of `step` (None: the latest), with the record files cut back to it; None where there is none."""
+        from safetensors.torch import load_file
+
         self._recover()
         steps = [one for one in self.steps("state") if step is None or one == step]
         if not steps:
@@ -275,6 +308,8 @@ class FollowedRun(RunDirectory):
         """The first process does it, as all that follows."""
 
     def check_idle(self) -> None: ...
+
+    def hold(self) -> None: ...
 
     def append(self, name: str, record: Mapping[str, Any]) -> None: ...
 

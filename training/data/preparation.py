@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 from model.errors import SettingsError
-from training.data.instructions import check_messages, messages_of, read_rows
 
 Messages = list[dict[str, str]]
 
@@ -58,6 +57,9 @@ def prepare(path: Path, limits: Limits, first: int | None = None) -> Prepared:
     With `first`, only so many rows are used; what asks the same as a later row is left out, for those are held out.
     Raises `DataError` naming rows of no known form.
     """
+    # torch comes with it.
+    from training.data.instructions import check_messages, messages_of, read_rows
+
     prepared, asked = Prepared(), set[str]()
     every = list(read_rows(path))
     used = every if first is None else every[:first]

@@ -35,7 +35,6 @@ def add_evaluate(subparsers: Any) -> None:
         help="measure checkpoints on texts, questions and instructions",
         description="Measure checkpoints, with 95 % intervals and the paired differences from the first one. Every "
         "flag for files may name several.",
-        allow_abbrev=False,
     )
     command.add_argument("checkpoint", nargs="+", help="directory or .gguf file; several are compared with the first")
     group = command.add_argument_group("what is measured")
@@ -63,13 +62,12 @@ def add_evaluate(subparsers: Any) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    import torch
-
-    from model.checkpoint import load_checkpoint
-    from training.evaluation import report
-    from training.evaluation.answers import check_max_tokens
+    from model.location import check_location
     from training.evaluation.judge import Judge
+    from training.preflight import check_chat_template
 
+    for name in arguments.checkpoint:
+        check_location(Path(name))
     tasks = _tasks(arguments)
     answering = [task for task in tasks if task.kind in _ANSWERING]
     for name in ("max_tokens", "chat_template", "judge", "judge_model"):
@@ -81,9 +79,17 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     judge = None if arguments.judge is None else Judge(arguments.judge, arguments.judge_model)
     if len(set(arguments.checkpoint)) < len(arguments.checkpoint):
         raise SettingsError("the same checkpoint is named twice", field="checkpoint")
+    if arguments.threads is not None and arguments.threads < 1:
+        raise SettingsError("--threads must be at least 1", field="threads")
+    check_chat_template(arguments.chat_template)
+    # What takes seconds to import comes after all that could be refused.
+    import torch
+
+    from model.checkpoint import load_checkpoint
+    from training.evaluation import report
+    from training.evaluation.answers import check_max_tokens
+
     if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise SettingsError("--threads must be at least 1", field="threads")
         torch.set_num_threads(arguments.threads)
     dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     outcomes: list[list[Outcome]] = [[] for _ in tasks]
