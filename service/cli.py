@@ -126,7 +126,9 @@ def _add_generate(commands: Any) -> None:
         help="continue a prompt",
         description="Continue a prompt, printing the text as it comes.",
     )
-    generate.add_argument("prompt", nargs="?", help="the text to continue (default: standard input)")
+    generate.add_argument(
+        "prompt", nargs="?", help="the text to continue (default: standard input, less a line end after it)"
+    )
     generate.add_argument("-c", "--checkpoint", help=CHECKPOINT_HELP)
     generate.add_argument("--chat", action="store_true", help="send the prompt as a message and print the answer")
     generate.add_argument("--system", help="system message for --chat")
@@ -141,7 +143,8 @@ def _add_score(commands: Any) -> None:
     score = commands.add_parser(
         "score",
         help="perplexity and log-probabilities of texts",
-        description="Perplexity of text files, or of standard input. Long texts are read in strided windows.",
+        description="Perplexity of text files, or of standard input. Long texts are read in strided windows. A line "
+        "end at the very end, as echo and editors put it there, is not scored.",
     )
     score.add_argument("file", nargs="*", help="UTF-8 text file; - or none is standard input")
     score.add_argument("-c", "--checkpoint", help=CHECKPOINT_HELP)

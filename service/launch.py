@@ -12,6 +12,7 @@ import errno
 import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def generate(arguments: argparse.Namespace) -> int:
     if not arguments.json:
         _shown_only_in_json(parameters, "--json")
     _check_parameters(parameters, location, config)
-    text = arguments.prompt if arguments.prompt is not None else _standard_input("a prompt")
+    text = arguments.prompt if arguments.prompt is not None else _standard_input("a prompt").content
     with loading(name_of_location(location)):
         from service import terminal
     return terminal.generate(arguments, settings, location, text, parameters)
@@ -65,10 +66,10 @@ def score(arguments: argparse.Namespace) -> int:
     if arguments.top and not arguments.json:
         raise InvalidRequest("alternatives are shown in JSON alone", field="top", hint="add --json, or leave --top out")
     names = arguments.file or ["-"]
-    texts = [_standard_input("a text") if name == "-" else _read(Path(name)) for name in names]
+    texts = [(name, _standard_input("a text") if name == "-" else _read(Path(name))) for name in names]
     with loading(name_of_location(location)):
         from service import terminal
-    return terminal.score(arguments, settings, location, dict(zip(names, texts, strict=False)))
+    return terminal.score(arguments, settings, location, texts)
 
 
 def chat(arguments: argparse.Namespace) -> int:
@@ -167,26 +168,39 @@ def _shown_only_in_json(parameters: dict[str, Any], remedy: str) -> None:
             raise InvalidRequest(f"{name} is not part of plain text", field=name, hint=f"use {remedy}")
 
 
-def _standard_input(what: str) -> str:
+@dataclass(frozen=True)
+class Text:
+    """A text that was given, less the line end after it, which `ended` says was there.
+
+    `echo` and editors put one at the end of what somebody wrote; a network takes it for the end of a line, which is not
+    the same text.
+    """
+
+    content: str
+    ended: bool
+
+
+def _standard_input(what: str) -> Text:
     if sys.stdin.isatty():
         print(f"Reading {what} from standard input; end it with Ctrl-D.", file=sys.stderr)
     return _decode(sys.stdin.buffer.read(), "standard input")
 
 
-def _read(path: Path) -> str:
+def _read(path: Path) -> Text:
     try:
         return _decode(path.read_bytes(), str(path))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}", hint="name a UTF-8 text file") from None
 
 
-def _decode(raw: bytes, name: str) -> str:
+def _decode(raw: bytes, name: str) -> Text:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{name} is not UTF-8 text: byte 0x{raw[error.start]:02x} at offset {error.start}", hint="convert it first"
         ) from None
-    if not text:
+    content = text[:-2] if text.endswith("\r\n") else text.removesuffix("\n")
+    if not content:
         raise DataError(f"{name} is empty", hint="there must be something to read")
-    return text
+    return Text(content, content != text)

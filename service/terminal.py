@@ -18,7 +18,7 @@ from model.errors import InvalidRequest
 from service import scoring
 from service.api import render
 from service.generation import Generation, plan
-from service.launch import loading
+from service.launch import Text, loading
 from service.locations import name_of_location
 from service.models import LoadedModel, Models
 from service.prompting import Message, conversation_tokens, fit_conversation, prompt_tokens
@@ -56,11 +56,12 @@ def generate(
     return 130 if interrupted else 0
 
 
-def score(arguments: argparse.Namespace, settings: Settings, location: str, given: dict[str, str]) -> int:
-    """Perplexity of each of the `given` texts, by name, and of its tokens if asked for."""
-    names, texts = list(given), list(given.values())
+def score(arguments: argparse.Namespace, settings: Settings, location: str, given: list[tuple[str, Text]]) -> int:
+    """Perplexity of each of the `given` files, and of its tokens if asked for."""
     with loaded(settings, location) as model:
-        items = [scoring.Item(token_ids) for token_ids in prompt_tokens(model, texts, "text")]
+        items = [
+            scoring.Item(token_ids) for token_ids in prompt_tokens(model, [text.content for _, text in given], "text")
+        ]
         scoring.check_items(model, items, arguments.window, arguments.stride)
         found = asyncio.run(
             scoring.score_items(model, items, arguments.window, arguments.stride, arguments.top, _progress())
@@ -73,7 +74,7 @@ def score(arguments: argparse.Namespace, settings: Settings, location: str, give
             ]
             _print_json({"id": render.new_id("score"), "model": model.name, "results": results})
             return 0
-        for name, item, scores, summary in zip(names, items, found, summaries, strict=True):
+        for (name, text), item, scores, summary in zip(given, items, found, summaries, strict=True):
             if arguments.per_token:
                 for position, token_id in enumerate(item.token_ids):
                     logprob = f"{scores.logprobs[position - 1]:9.4f}" if position else " " * 9
@@ -81,7 +82,8 @@ def score(arguments: argparse.Namespace, settings: Settings, location: str, give
             perplexity = "none" if summary.perplexity is None else f"{summary.perplexity:.4g}"
             bits = "none" if summary.bits_per_byte is None else f"{summary.bits_per_byte:.4f}"
             source = "standard input" if name == "-" else name
-            over = f"{summary.scored_tokens:,} tokens ({summary.bytes:,} bytes)"
+            less = ", without the line end after it" if text.ended else ""
+            over = f"{summary.scored_tokens:,} tokens ({summary.bytes:,} bytes{less})"
             print(f"{source}: perplexity {perplexity}, {bits} bits per byte, nll {summary.nll:.3f} over {over}")
     return 0
 

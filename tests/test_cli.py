@@ -120,6 +120,38 @@ def test_score_agrees_with_the_network(base: str, capsys, monkeypatch) -> None:
     assert printed.count("\n") == result["tokens"] + len(checkpoint.tokenizer.encode("Another.")) + 2
 
 
+def test_a_text_is_the_same_with_and_without_the_line_end_that_echo_puts_after_it(
+    base: str, capsys, monkeypatch
+) -> None:
+    def scored(raw: bytes, *more: str) -> str:
+        type_in(monkeypatch, raw)
+        assert main(["score", "-c", base, *more]) == 0
+        return capsys.readouterr().out.replace(", without the line end after it", "")
+
+    text = b"A list is a mutable sequence."
+    assert scored(text + b"\n") == scored(text + b"\r\n") == scored(text)
+    assert scored(text + b"\n\n") != scored(text)
+    Path("one.txt").write_bytes(text + b"\n")
+    assert scored(b"", "one.txt").removeprefix("one.txt") == scored(text).removeprefix("standard input")
+    type_in(monkeypatch, text + b"\n")
+    assert main(["score", "-c", base]) == 0
+    assert "bytes, without the line end after it)" in capsys.readouterr().out
+    type_in(monkeypatch, b"\n")
+    assert "standard input is empty" in fails(capsys, "score", "-c", base)
+
+    def continued(raw: bytes) -> str:
+        type_in(monkeypatch, raw)
+        assert main(["generate", "-c", base, "--max-tokens", "5", "--temperature", "0"]) == 0
+        return str(capsys.readouterr().out)
+
+    assert continued(text + b"\n") == continued(text) != continued(text + b"\n\n")
+
+
+def test_alternatives_are_shown_in_json_alone(base: str, capsys) -> None:
+    Path("one.txt").write_text("A list is")
+    assert "add --json" in fails(capsys, "score", "one.txt", "-c", base, "--top", "3")
+
+
 def test_texts_that_cannot_be_scored(base: str, capsys, monkeypatch) -> None:
     type_in(monkeypatch, b"caf\xe9")
     assert "standard input is not UTF-8 text: byte 0xe9 at offset 3" in fails(capsys, "score", "-c", base)

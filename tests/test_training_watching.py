@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -51,6 +52,9 @@ def test_utilisation_is_the_work_done_over_the_work_possible() -> None:
     pace.note(trained=20, processed=40, seconds=1.0)
     assert pace.tokens_per_s == 20 and pace.utilisation == pytest.approx(0.4)
     assert pace.facts() == "20 tokens/s  MFU 40%"
+    # A peak that was measured while other programs ran is no peak.
+    pace.peak = pace.peak * 0.3
+    assert pace.utilisation is None and pace.facts() == "20 tokens/s"
     assert Pace(10, 0, flops, None).peak is None
 
 
@@ -60,12 +64,20 @@ def test_after_a_return_the_time_left_counts_the_steps_again() -> None:
     assert pace.seconds_left(41) == pytest.approx(59 * 30 / 1, rel=0.01)
 
 
-def test_the_peak_of_this_machine_is_no_less_than_what_a_product_reaches() -> None:
+def test_the_peak_of_this_machine_is_no_less_than_what_a_product_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.pace._OWN_SHARE", 0.0)
     peak = peak_flops(torch.device("cpu"), torch.float32)
+    assert peak is not None
     ones = torch.ones(512, 512)
     started = time.perf_counter()
     torch.mm(ones, ones)
     assert peak > 1e9 and peak > 0.2 * 2 * 512**3 / (time.perf_counter() - started)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the time of this process's threads tells nothing elsewhere")
+def test_a_peak_measured_beside_other_programs_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.pace.time.process_time", lambda: 0.0)
+    assert peak_flops(torch.device("cpu"), torch.float32) is None
 
 
 def test_the_bar_shows_loss_learning_rate_speed_utilisation_and_time_left(
@@ -79,10 +91,31 @@ def test_the_bar_shows_loss_learning_rate_speed_utilisation_and_time_left(
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("training.pace.peak_flops", lambda device, dtype: 1e15)
     pretrain()
     shown = terminal.getvalue()
     assert "6/6" in shown and "(smoothed " in shown and "tokens/s" in shown
     assert "MFU " in shown and "learning rate " in shown and "0s left" in shown
+
+
+def test_a_narrow_terminal_cuts_the_facts_short_and_not_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    console = Console()
+    console.start(200_000, 0)
+    facts = "loss 3.123 (smoothed 3.234)  12,345 tokens/s  MFU 45%  learning rate 3.0e-04"
+    console.advance(100_000, facts, 50_000)
+    console.stop()
+    shown = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]+", terminal.getvalue())]
+    last = next(line for line in reversed(shown) if "loss" in line)
+    assert len(last) <= 80
+    assert "━━━━━" in last and "100000/200000" in last and "13h53m left" in last and "loss 3.123" in last
 
 
 def test_without_a_terminal_lines_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,7 +126,10 @@ def test_without_a_terminal_lines_say_the_same(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == "step 3/10  loss 1.0  1m15s left\n"
 
 
-def test_the_machine_is_recorded_apart_from_the_metrics(pretrain: Callable[..., Path]) -> None:
+def test_the_machine_is_recorded_apart_from_the_metrics(
+    pretrain: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.pace.peak_flops", lambda device, dtype: 1e15)
     out = pretrain()
     first, last = lines(out / "system.jsonl")[0], lines(out / "system.jsonl")[-1]
     assert first["time"] <= last["time"]

@@ -240,7 +240,8 @@ def _run_measured(training: Any) -> Any:
 
     recipe, run = training.recipe, training.directory
     dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
-    training.peak_flops = size() * peak_flops(training.model.device, dtype)
+    peak = peak_flops(training.model.device, dtype)
+    training.peak_flops = None if peak is None else size() * peak
     if rank():
         return training.run()
     if training.standing.step == 0:

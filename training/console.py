@@ -49,14 +49,17 @@ class Console:
         if self._rich is None:
             return
         from rich import progress
+        from rich.table import Column
 
+        # On a narrow terminal it is the facts that are cut short, not how far the run is.
+        rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
         self._progress = progress.Progress(
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            progress.TextColumn("{task.fields[facts]}"),
-            progress.TextColumn("{task.fields[left]}"),
+            progress.BarColumn(bar_width=min(40, max(8, self._rich.width // 8))),
+            progress.MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            progress.TextColumn("{task.fields[left]}", table_column=Column(no_wrap=True)),
+            progress.TextColumn("{task.fields[facts]}", table_column=rest),
             console=self._rich,
+            expand=True,
         )
         self._task = self._progress.add_task("training", total=total, completed=done, facts="", left="")
         self._progress.start()

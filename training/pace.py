@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass, field
 
@@ -15,6 +16,8 @@ _GPU_TFLOPS = {
     "GB200": 2500, "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "L40S": 362,
     "L40": 181, "L4": 121, "A10G": 70, "A10": 125, "A6000": 155, "4090": 165, "3090": 71,
 }  # fmt: skip
+# Of its threads' time, the part that a measurement must have had.
+_OWN_SHARE = 0.75
 # A product this large fills every kind of unit; measuring takes so long, in seconds.
 _MATRIX, _MEASURING = 1024, 0.1
 
@@ -34,10 +37,11 @@ def longest_text(batch: Batch) -> int:
     return max(batch.lengths) if batch.lengths is not None else batch.tokens.shape[1]
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """Multiplications and additions a second that matrix products in `dtype` reach at most on `device`.
 
-    A known GPU's bfloat16 rate is its data sheet's; anything else is measured, with as many threads as torch has.
+    A known GPU's bfloat16 rate is its data sheet's; anything else is measured, with as many threads as torch has. None
+    where other programs took so much of the processor meanwhile that the measurement says nothing.
     """
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
@@ -46,14 +50,17 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
                 return tflops * 1e12
     size = _MATRIX * (8 if device.type == "cuda" else 1)
     left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
-    best, began = 0.0, time.monotonic()
+    best, began, cpu = 0.0, time.monotonic(), time.process_time()
     while time.monotonic() - began < _MEASURING or not best:
         started = time.perf_counter()
         torch.mm(left, right)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = max(best, 2 * size**3 / (time.perf_counter() - started))
-    return best
+    share = (time.process_time() - cpu) / (time.monotonic() - began) / torch.get_num_threads()
+    # Elsewhere a library may compute in ways that are not this process's time.
+    measured_whole = device.type != "cpu" or sys.platform != "linux" or share >= _OWN_SHARE
+    return best if measured_whole else None
 
 
 @dataclass
@@ -90,8 +97,12 @@ class Pace:
 
     @property
     def utilisation(self) -> float | None:
-        """Model FLOPs utilisation: the part of the peak that the updates reach, 0 to 1."""
-        return self.processed * self.token_flops / self.updating / self.peak if self.peak else None
+        """Model FLOPs utilisation: the part of the peak that the updates reach, 0 to 1.
+
+        None where the peak is not known, or is shown to be more than was measured.
+        """
+        share = self.processed * self.token_flops / self.updating / self.peak if self.peak else None
+        return share if share is not None and share <= 1 else None
 
     def seconds_left(self, step: int) -> float:
         """Until the last step, should it go on like this."""
