@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
+from model.decoding.defaults import CHAT_DEFAULTS
 from model.decoding.parameters import CONSTRAINTS, DEFAULT_ORDER, PARAMETERS, Parameter
 from model.decoding.stages import STAGES
 
@@ -21,6 +22,24 @@ Every parameter of `POST /generate`, of the command line and of the studio, made
 No parameter is ever silently ignored. A name that does not exist, a value out of range, a parameter that could not act
 and a combination that contradicts itself are refused with an error that names the field. *Other names* are those of
 other systems; `/generate` refuses them and says what they are called here.
+
+## What a request leaves out
+
+A value that is sent counts. One that is not is the checkpoint's own, from its `generation_config.json` or a GGUF file's
+`general.sampling` keys; then, in an answer to messages, the tame one below; then the default of the tables.
+
+- **Stored defaults give way.** Where one contradicts what was sent, or another stored one, it is left out, and the
+  effective parameters show it: `max_tokens: 5` is served by a checkpoint that would have `min_new_tokens: 10`.
+- **A stored default that no request could be answered with** (`temperature: "hot"`, `top_p: 2`, a token id that the
+  vocabulary does not have) is refused when the checkpoint is loaded, by its name. `top_k: -1` keeps all, as in vLLM, and
+  `do_sample: false` is greedy decoding, as in transformers.
+- **Conversations** of a checkpoint that says nothing of how tokens are drawn (no temperature, no truncation, no
+  `do_sample: false`) are sampled with {chat}: small models, sampled from all of their
+  distribution, answer what nobody would. That holds for messages in every dialect, `topkapi chat`,
+  `generate --chat` and the studio, and also where a dialect's own documentation names another default, as OpenAI's and
+  Anthropic's do (temperature 1): vLLM, too, puts a checkpoint's defaults over those. What continues a prompt
+  (`prompt`, `/v1/completions`), `/score` and `topkapi evaluate` stay as they are, and llama.cpp's `/completion` and TGI's
+  `/generate` have [their systems' defaults](api.md). `/models` shows both as `defaults` and `chat_defaults`.
 """
 
 ORDER = """\
@@ -97,7 +116,8 @@ def sections() -> Iterator[tuple[str, list[Parameter]]]:
 
 def page() -> str:
     """The whole page."""
-    lines = [INTRODUCTION]
+    tame = ", ".join(f"`{name}` {value:g}" for name, value in CHAT_DEFAULTS.items())
+    lines = [INTRODUCTION.replace("{chat}", tame)]
     for title, parameters in sections():
         lines += [f"## {title}\n", "| parameter | value | default | meaning | follows | other names |"]
         lines += ["|---|---|---|---|---|---|", *map(_row, parameters), ""]
