@@ -38,9 +38,9 @@ def model(checkpoint: Path) -> Iterator[LoadedModel]:
 
 
 def test_json_holds_every_figure(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", str(checkpoint), "--json", "--dtype", "int8", *SMALL]) == 0
+    assert main(["bench", str(checkpoint), "--json", "--dtype", "int8", *SMALL, "--tokens", "48"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert (result["model"], result["dtype"], result["streams"], result["tokens"]) == ("measured", "int8", 3, 8)
+    assert (result["model"], result["dtype"], result["streams"], result["tokens"]) == ("measured", "int8", 3, 48)
     assert (result["prompt_tokens"], result["repeats"], result["deterministic"]) == (5, 2, True)
     assert result["figures"].keys() == FIGURES
     for name, figure in result["figures"].items():
@@ -109,3 +109,39 @@ def test_without_a_checkpoint_it_is_gpt2s_shape_with_random_weights() -> None:
     logits = checkpoint.model(text_ids, torch.arange(40)[None])
     entropy = torch.distributions.Categorical(logits=logits[0]).entropy().mean()
     assert 3 < entropy < 4, "as uncertain as a trained network"
+
+
+def test_what_so_few_tokens_do_not_tell_is_said_to_be_unmeasured(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first stream has ended before the last one has begun: there is no stretch with all of them."""
+    early, late = Instant(10.0, 1.0, 4.0, 3, 100), Instant(12.0, 1.1, 5.5, 13, 420)
+    assert Decoding([], early, late).measured
+    assert not Decoding([], late, early).measured
+    assert not Decoding([], early, Instant(10.1, 1.0, 4.1, 5, 110)).measured
+    assert not Decoding([], early).measured
+
+    async def short(model: LoadedModel, shape: Shape, streams: int, *more: object, **options: object) -> Decoding:
+        return Decoding([0.5] * streams, late, early) if streams > 1 else Decoding([0.5], early, late)
+
+    monkeypatch.setattr("service.bench.decode", short)
+    assert main(["bench", str(checkpoint), *SMALL, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    assert figures.keys() == set(FIGURES)
+    unmeasured = {name for name, figure in figures.items() if figure is None}
+    assert unmeasured == FIGURES - {
+        "single_tokens_per_s", "single_step_ms", "prefill_tokens_per_s", "first_token_ms", "streams_first_token_ms"
+    }  # fmt: skip
+    assert main(["bench", str(checkpoint), *SMALL]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("step, 3 streams") and line.endswith("not measured") for line in lines)
+    assert lines[-1].startswith("not measured: in 8 tokens") and "--tokens" in lines[-1]
+
+
+def test_it_says_how_far_it_is_and_how_long_it_will_take(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", str(checkpoint), *SMALL]) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert told[:2] == ["loading", "warming up"] and told[2] == "repeat 1 of 2"
+    assert told[3].startswith("repeat 1 of 2, less than ") and told[4].startswith("repeat 2 of 2, about ")
+    assert main(["bench", str(checkpoint), *SMALL, "--json"]) == 0
+    assert capsys.readouterr().err == ""

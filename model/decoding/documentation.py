@@ -31,15 +31,15 @@ A value that is sent counts. One that is not is the checkpoint's own, from its `
 - **Stored defaults give way.** Where one contradicts what was sent, or another stored one, it is left out, and the
   effective parameters show it: `max_tokens: 5` is served by a checkpoint that would have `min_new_tokens: 10`.
 - **A stored default that no request could be answered with** (`temperature: "hot"`, `top_p: 2`, a token id that the
-  vocabulary does not have) is refused when the checkpoint is loaded, by its name. `top_k: -1` keeps all, as in vLLM, and
-  `do_sample: false` is greedy decoding, as in transformers.
+  vocabulary does not have) is refused when the checkpoint is loaded, by its name. `top_k: -1` keeps all, as in vLLM,
+  and `do_sample: false` is greedy decoding, as in transformers.
 - **Conversations** of a checkpoint that says nothing of how tokens are drawn (no temperature, no truncation, no
   `do_sample: false`) are sampled with {chat}: small models, sampled from all of their
   distribution, answer what nobody would. That holds for messages in every dialect, `topkapi chat`,
   `generate --chat` and the studio, and also where a dialect's own documentation names another default, as OpenAI's and
   Anthropic's do (temperature 1): vLLM, too, puts a checkpoint's defaults over those. What continues a prompt
-  (`prompt`, `/v1/completions`), `/score` and `topkapi evaluate` stay as they are, and llama.cpp's `/completion` and TGI's
-  `/generate` have [their systems' defaults](api.md). `/models` shows both as `defaults` and `chat_defaults`.
+  (`prompt`, `/v1/completions`), `/score` and `topkapi evaluate` stay as they are, and llama.cpp's `/completion` and
+  TGI's `/generate` have [their systems' defaults](api.md). `/models` shows both as `defaults` and `chat_defaults`.
 """
 
 ORDER = """\
