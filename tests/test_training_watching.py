@@ -74,8 +74,32 @@ def test_the_peak_of_this_machine_is_no_less_than_what_a_product_reaches(monkeyp
     assert peak > 1e9 and peak > 0.2 * 2 * 512**3 / (time.perf_counter() - started)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the time of this process's threads tells nothing elsewhere")
+@pytest.mark.parametrize(
+    "name,tflops",
+    [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA A10G", 70), ("NVIDIA H100 PCIe", 756),
+     ("NVIDIA L40S", 362), ("NVIDIA GeForce RTX 4090", 165), ("NVIDIA RTX A1000", None),
+     ("NVIDIA GeForce RTX 4090 Laptop GPU", None)],
+)  # fmt: skip
+def test_a_gpu_is_known_by_whole_words_of_its_name(
+    name: str, tflops: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Measured(Exception):
+        pass
+
+    def ones(*arguments: object, **options: object) -> None:
+        raise Measured
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(torch, "ones", ones)
+    if tflops is None:
+        with pytest.raises(Measured):
+            peak_flops(torch.device("cuda"), torch.bfloat16)
+    else:
+        assert peak_flops(torch.device("cuda"), torch.bfloat16) == tflops * 1e12
+
+
 def test_a_peak_measured_beside_other_programs_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.pace.sys.platform", "linux")
     monkeypatch.setattr("training.pace.time.process_time", lambda: 0.0)
     assert peak_flops(torch.device("cpu"), torch.float32) is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import torch
 from model.config import ModelConfig
 from training.data.windows import Batch
 
-# Dense bfloat16 peaks in TFLOPS from the makers' data sheets, by a part of the device's name; the first match counts.
+# Dense bfloat16 peaks in TFLOPS from the makers' data sheets, by a word of the device's name; the first match counts.
 _GPU_TFLOPS = {
     "GB200": 2500, "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "L40S": 362,
     "L40": 181, "L4": 121, "A10G": 70, "A10": 125, "A6000": 155, "4090": 165, "3090": 71,
@@ -45,8 +46,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
-        for part, tflops in _GPU_TFLOPS.items():
-            if part in name:
+        for words, tflops in _GPU_TFLOPS.items():
+            # An RTX A1000 is no A100, and a laptop's 4090 another chip than a desktop's.
+            if re.search(rf"\b{words}\b", name) and "Laptop" not in name:
                 return tflops * 1e12
     size = _MATRIX * (8 if device.type == "cuda" else 1)
     left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
