@@ -35,7 +35,7 @@ from model.config import ModelConfig
 from model.errors import CheckpointError
 from model.files import recover_directory, sha256, write_directory
 from model.nf4 import NF4
-from model.quantize import quantize
+from model.quantize import int8_product, quantize
 from model.tensors import from_hugging_face, read_safetensors, to_hugging_face
 from model.tokenizer import Tokenizer
 from model.transformer import Decoder
@@ -94,6 +94,8 @@ class _Stored:
 
 
 def _load(path: Path, dtype: torch.dtype | None, device: torch.device, verify: bool, base: Path | None) -> Checkpoint:
+    if dtype == torch.int8:
+        int8_product(device.type)  # where this machine has none, that is said before anything is read
     stored = _read(path, verify, base)
     config, tokenizer = ModelConfig.from_hugging_face(stored.raw_config), stored.tokenizer
     if tokenizer.vocab_size > config.vocab_size:
