@@ -16,6 +16,8 @@ ROOMS = ("model", "service", "training")
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LONGEST_FILE = 400
+# What serving and training need, and what the tools of development need beside it.
+LOCKS = ("requirements.lock", "requirements-dev.lock")
 # Extras that only some need, and that are not installed from the lock.
 UNLOCKED = {"datasets", "deduplicate", "evaluate", "ray", "tensorboard", "trackio", "wandb"}
 
@@ -54,8 +56,9 @@ def requirements(*extras: str) -> list[Requirement]:
     return [Requirement(line) for line in lines]
 
 
-def locked() -> dict[str, list[Requirement]]:
-    lines = (line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#"))
+def locked(*names: str) -> dict[str, list[Requirement]]:
+    texts = [(ROOT / name).read_text() for name in names or LOCKS]
+    lines = (line for text in texts for line in text.splitlines() if not line.startswith("#"))
     pins: dict[str, list[Requirement]] = {}
     for requirement in map(Requirement, lines):
         pins.setdefault(canonicalize_name(requirement.name), []).append(requirement)
@@ -142,18 +145,30 @@ def test_every_import_is_a_declared_dependency() -> None:
     assert violations(rule) == []
 
 
-def test_the_lock_satisfies_every_declared_range() -> None:
-    pins = locked()
-    for requirement in requirements("train", "gguf", "dev"):
+def test_the_locks_satisfy_every_declared_range() -> None:
+    serving, all_pins = locked(LOCKS[0]), locked()
+    needed = [(requirement, serving) for requirement in requirements("train", "gguf")]
+    for requirement, pins in [*needed, *((requirement, all_pins) for requirement in requirements("dev"))]:
         chosen = pins.get(canonicalize_name(requirement.name), [])
-        assert chosen, f"{requirement.name} is not in the lock"
+        assert chosen, f"{requirement.name} is not locked"
         for pin in chosen:
             version = next(iter(pin.specifier)).version
             assert requirement.specifier.contains(version), f"{pin} is outside {requirement}"
 
 
-def test_the_lock_pins_exactly_and_names_no_place_to_fetch_from() -> None:
-    text = (ROOT / "requirements.lock").read_text()
+def test_what_serves_is_locked_apart_from_what_tests() -> None:
+    serving, tools = locked(LOCKS[0]), locked(LOCKS[1])
+    needed = {canonicalize_name(requirement.name) for requirement in requirements("train", "gguf")}
+    only_tools = {canonicalize_name(requirement.name) for requirement in requirements("dev")} - needed
+    assert only_tools - {"httpx", "setuptools"} <= tools.keys() - serving.keys(), "those two serve as well"
+    for name in serving.keys() & tools.keys():
+        versions = {str(pin.specifier) for pins in (serving, tools) for pin in pins[name]}
+        assert len(versions) == 1, f"{name} would be installed twice: {versions}"
+    assert "setuptools" in serving, "topkapi itself is built with it"
+
+
+def test_the_locks_pin_exactly_and_name_no_place_to_fetch_from() -> None:
+    text = "".join((ROOT / name).read_text() for name in LOCKS)
     assert not re.search(r"https?:|file:|--(extra-)?index|--find-links|/", text.replace("make lock", ""))
     for name, pins in locked().items():
         for pin in pins:
@@ -172,6 +187,7 @@ def test_the_files_that_install_agree() -> None:
     makefile = (ROOT / "Makefile").read_text()
     extras = set(PYPROJECT["project"]["optional-dependencies"])
     assert set(re.findall(r"--extra (\w+)", makefile)) == extras - UNLOCKED
+    assert all(name in makefile for name in LOCKS)
     assert PYPROJECT["project"]["scripts"] == {"topkapi": "service.cli:main"}
     assert "make test" in (ROOT / ".ci" / "run").read_text()
     (minimum,) = re.findall(r"version_info < \((\d+, \d+)\)", makefile)
