@@ -22,10 +22,10 @@ DONE := $(VENV)/.done
 TOOLS := $(VENV)/.tools
 
 .DEFAULT_GOAL := help
-.PHONY: help install tools serve test test-all lint format lock clean
+.PHONY: help install tools serve test test-all test-processor lint format lock clean
 
 help:  ## show this list
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1	\2/p' Makefile | expand -t 20
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1	\2/p' Makefile | expand -t 26
 
 install: $(DONE)  ## set up .venv with what serving and training need (the targets below do it when needed)
 
@@ -64,6 +64,13 @@ test: lint  ## lint, then run the tests
 
 test-all: lint  ## lint, then run the tests with the slow ones
 	$(BIN)/python -m pytest $(ARGS)
+
+# What depends on the processor, on the kernels of older ones: oneDNN's for AVX2, PyTorch's own for AVX2 and for none.
+PROCESSOR_TESTS := $(addprefix tests/test_,quantize.py invariance.py families.py nf4.py checkpoint.py speculation.py \
+  service_invariance.py training_agreement.py training_loss.py)
+test-processor: tools  ## run the tests that depend on the processor as on one with AVX2 and without VNNI
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -m "not slow" $(PROCESSOR_TESTS) $(ARGS)
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -m "not slow" $(PROCESSOR_TESTS) $(ARGS)
 
 lint: tools  ## ruff and mypy
 	$(BIN)/ruff check $(CODE)

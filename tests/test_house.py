@@ -5,6 +5,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -22,8 +23,14 @@ LOCKS = ("requirements.lock", "requirements-dev.lock")
 UNLOCKED = {"datasets", "deduplicate", "evaluate", "ray", "tensorboard", "trackio", "wandb"}
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
-    """Yields (absolute dotted name, whether it is imported when the module is) for every import in a file.
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """(absolute dotted name, whether it is imported when the module is) of every import in a file.
 
     Names below `if TYPE_CHECKING:` count as not imported at run time.
     """
@@ -38,12 +45,12 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
             yield from ((f"{module}.{alias.name}", at_import) for alias in node.names)
         lazy = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         for field, value in ast.iter_fields(node):
-            type_checking = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) and field == "body"
+            type_checking = field == "body" and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
             for child in value if isinstance(value, list) else [value]:
                 if isinstance(child, ast.AST):
                     yield from walk(child, at_import and not lazy and not type_checking)
 
-    yield from walk(ast.parse(path.read_text()), True)
+    return list(walk(parsed(path), True))
 
 
 def within(name: str, package: str) -> bool:
@@ -106,7 +113,7 @@ def test_nothing_is_unpickled_or_evaluated() -> None:
 
     def rule(path: Path) -> Iterator[str]:
         yield from (name for name, _ in imports(path) if name in calls or any(within(name, m) for m in modules))
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in calls:
                 yield f"line {node.lineno} calls {ast.unparse(node.func)}"
             if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
@@ -120,7 +127,7 @@ def test_a_file_fits_in_the_head_and_says_what_it_is_for() -> None:
         text = path.read_text()
         if (lines := text.count("\n")) > LONGEST_FILE:
             yield f"{lines} lines"
-        if text.strip() and not ast.get_docstring(ast.parse(text)):
+        if text.strip() and not ast.get_docstring(parsed(path)):
             yield "no module docstring"
 
     assert violations(rule) == []
