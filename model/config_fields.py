@@ -129,7 +129,7 @@ class Fields:
         other = next((kind for kind in kinds if kind not in ("full_attention", "attention")), None)
         if other is not None or None in kinds:
             raise CheckpointError(
-                f"config.json asks for a layer of the type {other!r:.100}, which is not supported",
+                f"config.json: layer_types has {other!r:.100}, which is not supported",
                 field="layer_types",
                 hint="supported: 'full_attention' in every layer",
             )
@@ -170,7 +170,10 @@ def read_rope(fields: Fields, context_length: int) -> tuple[float, dict[str, Any
     theta = _from_either(fields, inside, "rope_theta", 10_000.0)
     for each in (inside, fields):
         if each.number("partial_rotary_factor", 1.0, null=True) != 1.0:
-            raise CheckpointError("partial rotary positions are not supported", field="partial_rotary_factor")
+            raise CheckpointError(
+                "config.json asks for a partial_rotary_factor other than 1, which is not supported",
+                field="partial_rotary_factor",
+            )
     known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *ROPE_FIELDS[kind]}
     foreign = [name for name, value in chosen.items() if name not in known and value is not None]
     if foreign:
@@ -199,7 +202,7 @@ def _rope_kind(parameters: Mapping[str, Any], where: str) -> str:
     kinds = list(spellings.values()) or ["default"]
     if any(kind not in list(ROPE_FIELDS) for kind in kinds):
         raise CheckpointError(
-            f"rotary scaling {kinds[0]!r:.200} is not supported",
+            f"config.json: {where} asks for rotary positions of the type {kinds[0]!r:.200}, which are not supported",
             field=where,
             hint=f"supported: {', '.join(ROPE_FIELDS)}",
         )
