@@ -433,7 +433,7 @@ ODD = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_an_odd_value_is_refused_by_name_or_gives_transformers_logits(data: st.DataObject) -> None:
     family = data.draw(st.sampled_from(FAMILIES))
