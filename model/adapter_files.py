@@ -119,8 +119,9 @@ _EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether the directory holds an adapter rather than a whole checkpoint."""
-    return (path / CONFIG_FILE).is_file() and not (path / "config.json").is_file()
+    """Whether the directory holds an adapter, be it beside its base's config.json, and no whole weights."""
+    whole = ("model.safetensors", "model.safetensors.index.json")
+    return (path / CONFIG_FILE).is_file() and not any((path / name).is_file() for name in whole)
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from model.adapter_files import (
     read_adapter,
     read_settings,
 )
+from model.building import build
 from model.chat import ChatTemplate
 from model.config import ModelConfig
 from model.errors import CheckpointError
@@ -67,10 +68,10 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Load a checkpoint directory, an adapter's or a GGUF file for inference.
 
-    Matrices are held in `dtype` (None: as stored, float16 becoming float32 on the CPU, where it is slow; `torch.int8`:
-    see `model.quantize`), vectors in float32. `verify` compares every file with the digests in `topkapi.json`. An
-    adapter is merged into `base`, by default the checkpoint that it names. Raises `CheckpointError` naming the file for
-    what is missing, unreadable, truncated, altered or not supported.
+    Matrices are held in `dtype` (None: as each is stored, see `model.building`; `torch.int8`: see `model.quantize`),
+    vectors in float32. `verify` compares every file with the digests in `topkapi.json`. An adapter is merged into
+    `base`, by default the checkpoint that it names. Raises `CheckpointError` naming the file for what is missing,
+    unreadable, truncated, altered, ambiguous or not supported.
     """
     try:
         return _load(Path(path), dtype, torch.device(device), verify, None if base is None else Path(base))
@@ -104,13 +105,11 @@ def _load(path: Path, dtype: torch.dtype | None, device: torch.device, verify: b
             hint="the two files belong to different models",
         )
     config = config.with_end_tokens(_end_tokens(config, tokenizer, stored.chat, stored.generation))
-    stored_as = stored.raw_config.get("dtype", stored.raw_config.get("torch_dtype"))
-    held = torch.float32 if dtype in (None, torch.int8) and stored_as == "float16" else dtype
-    model = _build(config, stored.tensors, path, None if held == torch.int8 else held, device)
+    model = build(config, stored.tensors, path, None if dtype == torch.int8 else dtype, device)
     if dtype == torch.int8:
         quantize(model)
     return Checkpoint(
-        path.resolve().name, path, config, model, tokenizer, stored.chat, stored.generation, stored.details
+        path.resolve().name, path, model.config, model, tokenizer, stored.chat, stored.generation, stored.details
     )
 
 
@@ -120,6 +119,12 @@ def _read(path: Path, verify: bool, base: Path | None = None) -> _Stored:
         raise CheckpointError(f"there is no checkpoint at {path}", hint="give a checkpoint directory or a .gguf file")
     if is_adapter(path):
         return _read_adapted(path, verify, base)
+    if (path / CONFIG_FILE).is_file():
+        raise CheckpointError(
+            f"{path} holds an adapter beside whole weights",
+            field=CONFIG_FILE,
+            hint="move one of the two to a directory of its own",
+        )
     if base is not None and path.is_dir() and not (path / "config.json").is_file():
         raise _not_a_checkpoint(path, "adapter_config.json")
     if base is not None:
@@ -276,43 +281,6 @@ def copy_checkpoint(source: Path, destination: Path) -> None:
         shutil.copytree(source, partial, dirs_exist_ok=True)
 
 
-def _build(
-    config: ModelConfig,
-    tensors: Iterator[tuple[str, Tensor]],
-    path: Path,
-    dtype: torch.dtype | None,
-    device: torch.device,
-) -> Decoder:
-    with torch.device("meta"):
-        model = Decoder(config)
-    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
-    state: dict[str, Tensor] = {}
-    unknown: list[str] = []
-    for name, tensor in tensors:
-        if name not in expected:
-            unknown.append(name)
-            continue
-        if tensor.shape != expected[name]:
-            raise CheckpointError(
-                f"{path}: tensor {name} has shape {list(tensor.shape)}, config.json implies {list(expected[name])}",
-                hint="config.json and the weights belong to different models",
-            )
-        held = torch.float32 if tensor.ndim < 2 else dtype or tensor.dtype
-        state[name] = tensor.to(device=device, dtype=held).contiguous()
-    missing = sorted(expected.keys() - state.keys())
-    if missing or unknown:
-        problems = [f"lacks {', '.join(missing[:3])}"] if missing else []
-        problems += [f"has unknown {', '.join(unknown[:3])}"] if unknown else []
-        raise CheckpointError(
-            f"{path}: the weights {' and '.join(problems)} ({len(missing)} missing, {len(unknown)} unknown tensors)",
-            hint="the weights do not belong to this config.json",
-        )
-    model.load_state_dict(state, strict=False, assign=True)
-    model.tie()
-    model.requires_grad_(False)
-    return model.eval()
-
-
 def _end_tokens(
     config: ModelConfig, tokenizer: Tokenizer, chat: ChatTemplate | None, generation: Mapping[str, Any]
 ) -> tuple[int, ...]:
@@ -321,7 +289,8 @@ def _end_tokens(
     found = [*config.end_token_ids, *(ends if isinstance(ends, list) else [ends]), tokenizer.end_token_id]
     if chat is not None:
         found += chat.turn_end(tokenizer)
-    return tuple(dict.fromkeys(end for end in found if end is not None and end < config.vocab_size))
+    # An id that no token has never ends anything; some configurations write -1 for none.
+    return tuple(dict.fromkeys(end for end in found if end is not None and 0 <= end < config.vocab_size))
 
 
 def _not_a_checkpoint(path: Path, wanted: str = "config.json") -> CheckpointError:

@@ -91,11 +91,13 @@ def from_generation_config(generation: Mapping[str, Any]) -> dict[str, Any]:
     in transformers, where it also switches the sampling parameters off.
     """
     sampling = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+    # What GGUF files recommend beyond that.
+    sampling += ("xtc_probability", "xtc_threshold", "mirostat", "mirostat_tau", "mirostat_eta")
     renamed = {
         "max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens", "banned_token_ids": "suppress_tokens",
         "bad_words": "bad_words_ids",
     }  # fmt: skip
-    always = ("repetition_penalty", "no_repeat_ngram_size", *renamed)
+    always = ("repetition_penalty", "repetition_range", "no_repeat_ngram_size", *renamed)
     found = {name: generation.get(renamed.get(name, name)) for name in (*sampling, *always)}
     found = {name: value for name, value in found.items() if value is not None}
     if generation.get("do_sample") is False:
