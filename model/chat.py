@@ -18,6 +18,7 @@ import jinja2.meta
 
 from model.chat_templates import BUILT_IN_TEMPLATES
 from model.errors import CheckpointError, InvalidRequest, TopkapiError
+from model.template_bounds import TemplateTooExpensive, bounded
 from model.template_environment import SPAN_MARKS, template_environment
 from model.tokenizer import Tokenizer
 
@@ -25,6 +26,8 @@ __all__ = ["BUILT_IN_TEMPLATES", "ChatTemplate", "EncodedChat"]
 
 _ROLE = re.compile(r"[A-Za-z0-9_.-]+")
 _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+
+_LONGEST_MESSAGE = 500
 
 _ABSENT = {"tools": None, "documents": None}
 """Variables that transformers always defines, so that templates ask whether they are none."""
@@ -40,6 +43,10 @@ class EncodedChat:
 
     token_ids: list[int]
     trained: list[bool]
+
+
+class TooExpensive(InvalidRequest):
+    """The template takes more time or memory on these messages than it may."""
 
 
 class ChatTemplate:
@@ -58,6 +65,9 @@ class ChatTemplate:
             """Whether the template looks at `tools`."""
         except jinja2.TemplateError as error:
             raise CheckpointError(f"the chat template is not valid Jinja: {error}") from error
+        except Exception as error:  # blocks or brackets that lie in each other too deep for Python's own compiler
+            problem = f"{type(error).__name__}: {str(error)[:_LONGEST_MESSAGE]}"
+            raise CheckpointError(f"the chat template cannot be compiled: {problem}") from error
         self._marks_spans = re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", source) is not None
 
     @classmethod
@@ -157,10 +167,18 @@ class ChatTemplate:
         return EncodedChat(token_ids, trained)
 
     def turn_end(self, tokenizer: Tokenizer) -> tuple[int, ...]:
-        """Ids that end an assistant's turn: the control token this template puts there, else the tokenizer's end."""
+        """Ids that end an assistant's turn: the control token this template puts there, else the tokenizer's end.
+
+        Raises CheckpointError for a template that takes too long on two short messages.
+        """
         probe = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello"}]
         try:
-            encoded = self.encode(probe, tokenizer, add_generation_prompt=False)
+            with bounded():
+                encoded = self.encode(probe, tokenizer, add_generation_prompt=False)
+        except TooExpensive as error:
+            raise CheckpointError(
+                f"the chat template cannot be used: {error.__cause__}", hint="give the checkpoint another chat template"
+            ) from error
         except TopkapiError:
             encoded = EncodedChat([], [])
         last = [token_id for token_id, trained in zip(encoded.token_ids, encoded.trained, strict=True) if trained][-1:]
@@ -170,18 +188,24 @@ class ChatTemplate:
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool, variables: Mapping[str, object]) -> str:
         try:
-            return self._template.render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                **{**_ABSENT, **variables},
-            )
+            with bounded():
+                return self._template.render(
+                    messages=[dict(message) for message in messages],
+                    add_generation_prompt=add_generation_prompt,
+                    **{**_ABSENT, **variables},
+                )
+        except TemplateTooExpensive as error:
+            raise TooExpensive(
+                f"the chat template cannot be used on these messages: {error.message}", field="messages"
+            ) from error
         except jinja2.TemplateError as error:
             raise InvalidRequest(
-                f"the chat template refuses the messages: {error.message}", field="messages"
+                f"the chat template refuses the messages: {str(error.message)[:_LONGEST_MESSAGE]}", field="messages"
             ) from error
         except Exception as error:  # a template's expressions can raise whatever Python's operators raise
             raise InvalidRequest(
-                f"the chat template cannot render the messages: {type(error).__name__}: {error}", field="messages"
+                f"the chat template cannot render the messages: {type(error).__name__}: {str(error)[:_LONGEST_MESSAGE]}",
+                field="messages",
             ) from error
 
     def _spans(
