@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from model.errors import InvalidRequest, Overloaded, TopkapiError
+from model.errors import InvalidRequest, TopkapiError
 from service.api.dialect import Dialect, dialect_of
 
 MOST_LISTED = 60
@@ -112,7 +112,7 @@ NATIVE = Dialect("native", lambda error: (error.status, error_body(error)))
 def error_response(error: TopkapiError, dialect: Dialect, headers: dict[str, str] | None = None) -> JSONResponse:
     """The response that reports `error` in a dialect, with Retry-After where waiting helps."""
     headers = dict(headers or {})
-    if isinstance(error, Overloaded):
+    if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     status, body = dialect.render(error)
     return JSONResponse(body, status, headers)
