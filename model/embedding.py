@@ -32,7 +32,8 @@ def embed(model: Decoder, token_ids: Sequence[int], before_chunk: Callable[[], o
     """The vector `[hidden_size]` of a text, the mean of its tokens' normalised last states scaled to length 1.
 
     The text is read in chunks of fixed size, as a prompt is, in a cache of its own: the same text gives the same bits
-    whatever else the network is used for. `before_chunk` is called before each. Raises `EngineError` where the network gives no direction.
+    whatever else the network is used for. `before_chunk` is called before each.
+    Raises `EngineError` where the network gives no direction.
     """
     cache = SlotCache(model, capacity=len(token_ids))
     total = torch.zeros(model.config.hidden_size, dtype=torch.float64)

@@ -247,13 +247,21 @@ class Models:
             raise UnknownModel(asked, field="model", hint=hint)
         return found
 
+    def stop(self) -> None:
+        """Have every engine end what it does as cancelled. Does not wait."""
+        self._watch.stop()
+        for loaded in self._models.values():
+            loaded.engine.stop(Cancelled("the server is stopping", hint="try again in a moment"))
+
+    @property
+    def stopped(self) -> bool:
+        """Whether every engine has ended what it did."""
+        return all(loaded.engine.stopped for loaded in self._models.values())
+
     def close(self, timeout: float = 1.0) -> None:
         """Stop every engine; running requests end as cancelled, at the latest when `timeout` seconds are over."""
-        self._watch.stop()
+        self.stop()
         end = time.monotonic() + timeout
-        stopping = Cancelled("the server is stopping", hint="try again in a moment")
-        for loaded in self._models.values():
-            loaded.engine.stop(stopping)
         for loaded in self._models.values():
             loaded.engine.close(max(0.0, end - time.monotonic()))
 

@@ -297,7 +297,7 @@ class DetokenizeResponse(BaseModel):
 
 
 class Health(BaseModel):
-    """The answer of `GET /health` and `GET /ready`: what is loaded, what is being loaded, and why nothing is computed."""
+    """The answer of `GET /health` and `GET /ready`: what is loaded and being loaded, and why nothing is computed."""
 
     status: str
     version: str

@@ -189,6 +189,11 @@ class Engine:
                 self._closing = why or unloaded
             self._changed.notify()
 
+    @property
+    def stopped(self) -> bool:
+        """Whether its thread has ended, or never began."""
+        return not self._thread.is_alive()
+
     def close(self, timeout: float = 5.0, why: Cancelled | None = None) -> None:
         """As `stop`, and wait; a thread that does not end in `timeout` seconds is left to itself, its jobs ended."""
         self.stop(why)
@@ -359,7 +364,7 @@ class Engine:
             self._jobs = [submitted for submitted in self._jobs if not submitted.over]
 
 
-class _Abandoned(Exception):  # noqa: N818 (raised in the engine's thread alone, to leave its loop)
+class _Abandoned(Exception):
     """The thread is back, but its jobs were ended meanwhile."""
 
 
