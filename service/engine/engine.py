@@ -35,6 +35,9 @@ STEP_TOKENS = 256
 MOST_CRASHES, CRASHES_SECONDS = 3, 60.0
 """How often the loop may break down within so many seconds and begin anew; once more, and only a new process helps."""
 
+PAUSE_SECONDS = 1.0
+"""Before it begins anew, for each time but one that it did so of late."""
+
 LONGEST_WAIT = 3600
 """Seconds that a client is told to wait at most."""
 
@@ -298,7 +301,7 @@ class Engine:
         """Begin anew, the later the more often it was needed of late; whether it can go on."""
         self.heartbeat.rest()
         with self._changed:
-            self._changed.wait_for(lambda: self._closing is not None, timeout=len(self._crashes) - 1)
+            self._changed.wait_for(lambda: self._closing is not None, timeout=PAUSE_SECONDS * (len(self._crashes) - 1))
         try:
             self._steps.begin_anew()
         except BaseException as error:
