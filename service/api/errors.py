@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from model.errors import InvalidRequest, Overloaded, TopkapiError
+from model.errors import InvalidRequest, TopkapiError
 from service.api.dialect import Dialect, dialect_of
 
 MOST_LISTED = 60
@@ -79,6 +79,17 @@ class BodyTooLarge(InvalidRequest):
         super().__init__(f"the body is larger than {limit:,} bytes", hint=hint)
 
 
+class RequestTimeout(InvalidRequest):
+    """The body came in too slowly to be waited for."""
+
+    status = 408
+    kind = "request_timeout"
+
+    def __init__(self, received: int, seconds: float) -> None:
+        hint = "send it faster, or start the server with more TOPKAPI_REQUEST_TIMEOUT"
+        super().__init__(f"{received:,} bytes of the body and no more came in within {seconds:.0f} s", hint=hint)
+
+
 class InapplicableField(InvalidRequest):
     """A field that the route does not have or that can't act here: refused, or left out by a lenient server.
 
@@ -112,8 +123,10 @@ NATIVE = Dialect("native", lambda error: (error.status, error_body(error)))
 def error_response(error: TopkapiError, dialect: Dialect, headers: dict[str, str] | None = None) -> JSONResponse:
     """The response that reports `error` in a dialect, with Retry-After where waiting helps."""
     headers = dict(headers or {})
-    if isinstance(error, Overloaded):
+    if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, RequestTimeout):
+        headers["Connection"] = "close"
     status, body = dialect.render(error)
     return JSONResponse(body, status, headers)
 

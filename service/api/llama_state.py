@@ -61,6 +61,9 @@ def add_state(routes: APIRouter, models: Models, errors: Mapping[int | str, dict
     async def health() -> Response:
         if not len(models):
             raise NotReady("no checkpoint is loaded yet", hint="try again in a moment")
+        if models.trouble is not None:
+            who, error = models.trouble
+            raise NotReady(f"{who}: {error.message}", hint="try again in a moment")
         return JSONResponse({"status": "ok"})
 
     @routes.post(

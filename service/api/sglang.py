@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from model.decoding.aliases import translated
-from model.errors import Cancelled, InvalidRequest, Overloaded, TopkapiError
+from model.errors import InvalidRequest, Overloaded, TopkapiError
 from service.api.body import JSONRoute
 from service.api.dialect import Dialect, with_hint
 from service.api.errors import INTERNAL
@@ -22,7 +22,7 @@ from service.api.render import new_id
 from service.api.schemas import Strict
 from service.api.streaming import STREAM, EventStream, unless_disconnected
 from service.engine.request import Candidate, Token
-from service.generation import Generation, Output, Plan, plan
+from service.generation import Generation, Output, Plan, no_answer, plan
 from service.models import LoadedModel, Models
 from service.prompting import prompt_tokens, raw_tokens
 from service.scoring import finite, require_one
@@ -241,7 +241,7 @@ def _finish_reason(output: Output) -> dict[str, Any] | None:
         return {"type": "length", "length": len(output.tokens)}
     if output.finish_reason == "stop":
         return {"type": "stop", "matched": output.stop_reason}
-    raise Cancelled("the answer was cancelled before its end", hint="send the request again")
+    raise no_answer(output)
 
 
 def _sent(data: dict[str, Any]) -> bytes:

@@ -171,7 +171,7 @@ class ResponseWriter:
         return self._response("in_progress", [])
 
     def ended(self) -> dict[str, Any]:
-        """The response at its end. Raises `ServerStopping` if the server broke it off."""
+        """The response at its end. Raises `EngineError` if it was broken off."""
         complete = answers.finish_reason(self.output) == "stop"
         response = self._response("completed" if complete else "incomplete", [self.item()])
         if not complete:
