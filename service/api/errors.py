@@ -223,6 +223,9 @@ def place_of(location: Sequence[str | int], body: Any) -> list[str | int]:
     parts = list(location[1:]) if location[:1] == ("body",) else list(location)
     for number, part in enumerate(parts):
         inside = part in at if isinstance(at, dict) else isinstance(at, list) and part in range(len(at))
+        if inside and isinstance(at, dict) and at.get("type") == part and number < len(parts) - 1:
+            # The kind of this object, not its field of the same name, unless that has something inside.
+            inside = isinstance(at[part], dict | list) and parts[number + 1] != part
         if inside:
             at = at[part]
         # A field that is missing is not there, but its name is meant all the same.
