@@ -32,9 +32,15 @@ _LONGEST_MESSAGE = 500
 _ABSENT = {"tools": None, "documents": None}
 """Variables that transformers always defines, so that templates ask whether they are none."""
 
+_OWN = {"messages", "tools", "add_generation_prompt", SPAN_MARKS}
+"""Variables that a conversation itself is."""
+
 Message = Mapping[str, Any]
-"""`role` and `content`; `tool_calls` of an assistant, `tool_call_id` and `name` of a tool's answer. `tool_calls` hold
-`{"type": "function", "id", "function": {"name", "arguments"}}` with the arguments as an object."""
+"""`role` and `content`, and `name`; `tool_calls` and `reasoning_content` of an assistant, `tool_call_id` of a tool's
+answer. `tool_calls` hold `{"type": "function", "id", "function": {"name", "arguments"}}` with the arguments as an
+object."""
+
+_KEYS = ("role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content")
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,13 @@ class ChatTemplate:
         try:
             environment = template_environment()
             self._template = environment.from_string(source)
-            self.takes_tools = "tools" in jinja2.meta.find_undeclared_variables(environment.parse(source))
+            variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
+            self.takes_tools = "tools" in variables
             """Whether the template looks at `tools`."""
+            self.variables = frozenset(
+                name for name in variables - _OWN - environment.globals.keys() if not name.endswith("_token")
+            )
+            """What else the template looks at: what a caller may tell it, such as `enable_thinking`."""
         except jinja2.TemplateError as error:
             raise CheckpointError(f"the chat template is not valid Jinja: {error}") from error
         except Exception as error:  # blocks or brackets that lie in each other too deep for Python's own compiler
@@ -118,18 +129,21 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        given: Mapping[str, Any] | None = None,
         **variables: object,
     ) -> EncodedChat:
         """The conversation as token ids, in which only the template can have placed control tokens.
 
-        `tools` are JSON schemas of functions, as in OpenAI's API; other `variables` are trusted. The ids of a
+        `tools` are JSON schemas of functions, as in OpenAI's API; `given` are further variables, of JSON, whose texts
+        can place control tokens as little as the messages can; other `variables` are trusted. The ids of a
         conversation up to and with the generation prompt begin the ids of the conversation with the answer, so that
         training sees exactly what serving sees. Raises InvalidRequest as `render` does, and
         CheckpointError when `add_generation_prompt` is false and the template does not show what the assistant said.
         """
         _check_messages(messages)
         variables = {**_special_tokens(tokenizer), **variables}
-        said = "".join(_texts([*messages, tools]))
+        given = given or {}
+        said = "".join(_texts([*messages, tools, given]))
         mark, begin, end = _unused_characters(3, said + self.source + "".join(tokenizer.control_tokens))
 
         def broken(text: str) -> str:
@@ -143,10 +157,11 @@ class ChatTemplate:
             {**_mapped(message, broken_in_calls), "role": message["role"], "content": broken(message["content"])}
             for message in messages
         ]
-        marked_variables = {**variables, "tools": _mapped(tools, broken_in_calls)}
+        marked_given = {name: _mapped(value, broken_in_calls) for name, value in given.items()}
+        marked_variables = {**variables, **marked_given, "tools": _mapped(tools, broken_in_calls)}
         text = self._render(marked, add_generation_prompt, {**marked_variables, SPAN_MARKS: (begin, end)})
-        if mark in "".join(_texts([*marked, marked_variables["tools"]])):
-            plain = self._render(messages, add_generation_prompt, {**variables, "tools": tools})
+        if mark in "".join(_texts([*marked, marked_given, marked_variables["tools"]])):
+            plain = self._render(messages, add_generation_prompt, {**variables, **given, "tools": tools})
             if plain != re.sub(f"[{mark}{begin}{end}]", "", text):
                 raise InvalidRequest(
                     "a message contains the spelling of a control token where the chat template looks into its text",
@@ -372,7 +387,7 @@ def _check_messages(messages: object) -> None:
                 kind = type(message[key]).__name__
                 raise InvalidRequest(f"{field}.{key} must be a string, not {kind}", field=f"{field}.{key}", hint=_SHAPE)
         for key in message:
-            if key not in ("role", "content", "tool_calls", "tool_call_id", "name"):
+            if key not in _KEYS:
                 raise InvalidRequest(f"{field} has an unknown key {key!r}", field=f"{field}.{key}", hint=_SHAPE)
         if not _ROLE.fullmatch(message["role"]):
             raise InvalidRequest(

@@ -171,7 +171,7 @@ class _Asked:
             "generated_text": None,
             "details": None,
         }
-        if self.parameters.top_n_tokens is not None:
+        if self.parameters.top_n_tokens:
             event["top_tokens"] = self._top(token)
         return event
 
@@ -195,7 +195,7 @@ class _Asked:
 
     def _details(self, output: Output, prefill: list[dict[str, Any]]) -> dict[str, Any]:
         details = self._summary(output) | {"prefill": prefill, "tokens": list(map(self._token, output.tokens))}
-        if self.parameters.top_n_tokens is not None:
+        if self.parameters.top_n_tokens:
             details["top_tokens"] = [self._top(token) for token in output.tokens]
         return details
 
