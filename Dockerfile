@@ -1,17 +1,18 @@
 # A server for the checkpoints in /checkpoints: the default ones, or those mounted there.
-#   docker build -t topkapi --build-arg TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu" .
+#   docker build -t topkapi .
 #   docker run --rm --read-only --tmpfs /tmp -p 8000:8000 topkapi
 ARG BASE=python:3.11-slim
 
 FROM ${BASE} AS build
-# Extra pip arguments for torch alone: the CPU-only index keeps CUDA libraries (gigabytes) out of the image.
+# pip arguments that choose a build of torch. Without any it is the CPU build, where its index answers; for NVIDIA GPUs
+# "--extra-index-url https://download.pytorch.org/whl/cu130", which adds gigabytes.
 ARG TORCH_ARGS=""
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
-COPY pyproject.toml requirements.lock ./
+COPY pyproject.toml requirements.lock install_torch.py ./
 # What serving needs, at the locked versions, in layers that a change of our own code leaves alone.
 RUN python -m venv /opt/topkapi \
- && /opt/topkapi/bin/pip install --no-deps "$(grep '^torch==' requirements.lock)" ${TORCH_ARGS}
+ && /opt/topkapi/bin/python install_torch.py ${TORCH_ARGS}
 RUN /opt/topkapi/bin/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 print('\n'.join(p['dependencies'] + p['optional-dependencies']['gguf'] + ['setuptools']))" > serving.txt \
  && /opt/topkapi/bin/pip install -r serving.txt -c requirements.lock

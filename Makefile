@@ -1,7 +1,7 @@
 # The one place that says how the project is installed, served, tested and checked.
 PYTHON ?= python3
-# Extra pip arguments for torch alone. On Linux without a GPU, the CPU build saves gigabytes of CUDA libraries:
-#   make install TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"
+# pip arguments that choose a build of torch. None are needed: on Linux without an NVIDIA driver the CPU build is taken, else the
+# default one. Another CUDA release, say: make install TORCH_ARGS="--extra-index-url https://download.pytorch.org/whl/cu126"
 TORCH_ARGS ?=
 # Extra arguments for what the target runs: make serve ARGS="--port 9000", make test ARGS="tests/test_house.py -v"
 ARGS ?=
@@ -11,34 +11,46 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 VENV := .venv
 BIN := $(VENV)/bin
+# What serving and training need, and what linting and testing need beside it.
 LOCK := requirements.lock
-CODE := model service training tests benchmarks
+TOOLS_LOCK := requirements-dev.lock
+CODE := model service training tests benchmarks install_torch.py
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# Both lie in the environment and go with it: the first says that an install began, the second that it ended well.
+# They lie in the environment and go with it: that an install began, that what serves is there, that the tools are, too.
 BEGUN := $(VENV)/.begun
 DONE := $(VENV)/.done
+TOOLS := $(VENV)/.tools
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-all lint format lock clean
+.PHONY: help install tools serve test test-all test-processor lint format lock clean
 
 help:  ## show this list
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1	\2/p' Makefile | expand -t 20
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1	\2/p' Makefile | expand -t 26
 
-install: $(DONE)  ## set up .venv from the lock file (the targets below do it when needed)
+install: $(DONE)  ## set up .venv with what serving and training need (the targets below do it when needed)
+
+tools: $(TOOLS)  ## add what linting and testing need
 
 # An environment whose install was interrupted, or whose interpreter is gone, is made anew.
-# The lock is complete, so pip has nothing to resolve; setuptools is in it, so that building topkapi itself needs no second, unpinned environment.
-$(DONE): pyproject.toml $(LOCK) $(if $(wildcard $(BIN)/python),,rebuild)
+# The locks are complete, so pip has nothing to resolve but what torch's own build asks for (see install_torch.py);
+# setuptools is in them, so that building topkapi itself needs no second, unpinned environment.
+$(DONE): pyproject.toml $(LOCK) install_torch.py $(if $(wildcard $(BEGUN)),rebuild) $(if $(wildcard $(BIN)/python),,rebuild)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo 'error: Topkapi needs Python 3.11 or later, and "$(PYTHON)" is' "$$($(PYTHON) --version 2>&1)"; \
 	  echo 'hint: choose another one: make install PYTHON=python3.12'; exit 2; }
 	@if [ -e $(BEGUN) ] || ! [ -x $(BIN)/python ]; then rm -rf $(VENV); fi
 	@mkdir -p $(VENV) && touch $(BEGUN)
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --no-deps "$$(grep '^torch==' $(LOCK))" $(TORCH_ARGS)
-	@echo 'Installing about 150 packages from $(LOCK); this takes a minute or two'
-	$(PIP) install --quiet --no-deps -r $(LOCK)
+	@echo 'Installing about 80 packages from $(LOCK), then torch; this takes a minute or two'
+	grep -v '^torch==' $(LOCK) | $(PIP) install --quiet --no-deps -r /dev/stdin
+	$(BIN)/python install_torch.py $(TORCH_ARGS)
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@rm $(BEGUN) && touch $@
+
+$(TOOLS): $(DONE) $(TOOLS_LOCK)
+	@touch $(BEGUN)
+	@echo 'Installing about 80 more packages from $(TOOLS_LOCK), to lint and test; this takes a minute'
+	$(PIP) install --quiet --no-deps -r $(TOOLS_LOCK)
 	@rm $(BEGUN) && touch $@
 
 .PHONY: rebuild
@@ -53,23 +65,34 @@ test: lint  ## lint, then run the tests
 test-all: lint  ## lint, then run the tests with the slow ones
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: install  ## ruff and mypy
+# What depends on the processor, on the kernels of older ones: oneDNN's for AVX2, PyTorch's own for AVX2 and for none.
+PROCESSOR_TESTS := $(addprefix tests/test_,quantize.py invariance.py families.py nf4.py checkpoint.py speculation.py \
+  service_invariance.py training_agreement.py training_loss.py)
+test-processor: tools  ## run the tests that depend on the processor as on one with AVX2 and without VNNI
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -m "not slow" $(PROCESSOR_TESTS) $(ARGS)
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -m "not slow" $(PROCESSOR_TESTS) $(ARGS)
+
+lint: tools  ## ruff and mypy
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check --quiet $(CODE)
 	$(BIN)/mypy
 
-format: install  ## apply ruff's fixes and format
+format: tools  ## apply ruff's fixes and format
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
+COMPILE := uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --extra train --extra gguf
+ELSEWHERE := "^(cuda|nvidia-[cn]|triton)[a-z0-9-]*=|== '(win32|emscripten)'|^\#"
 lock:  ## pin every dependency again (needs uv; ARGS=--upgrade takes newer versions)
 	@command -v uv >/dev/null || { echo 'error: make lock needs uv'; echo 'hint: $(PYTHON) -m pip install uv'; exit 2; }
-	uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
-	  --extra train --extra gguf --extra dev --output-file $(LOCK) $(ARGS) pyproject.toml
+	$(COMPILE) --output-file $(LOCK) $(ARGS) pyproject.toml
+	$(COMPILE) --extra dev --constraints $(LOCK) --output-file $(TOOLS_LOCK) $(ARGS) pyproject.toml
+	@{ echo '# What linting and testing need beside $(LOCK), written by "make lock": do not edit.'; \
+	   grep -vxFf $(LOCK) $(TOOLS_LOCK) | grep -Ev $(ELSEWHERE); } > $(TOOLS_LOCK).new
 	@{ echo '# Exact versions for Python 3.11 and later on Linux and macOS, written by "make lock": do not edit.'; \
-	   echo '# CUDA libraries are left out: the torch build that TORCH_ARGS chooses (see Makefile) brings its own.'; \
-	   grep -Ev "^(cuda|nvidia-[cn]|triton)[a-z0-9-]*=|== '(win32|emscripten)'" $(LOCK); } > $(LOCK).new
-	@mv $(LOCK).new $(LOCK)
+	   echo '# CUDA libraries are left out: they come as dependencies of the torch build that needs them (install_torch.py).'; \
+	   grep -Ev $(ELSEWHERE) $(LOCK); } > $(LOCK).new
+	@mv $(TOOLS_LOCK).new $(TOOLS_LOCK) && mv $(LOCK).new $(LOCK)
 
 # What docs/models.md says about the default checkpoints comes from these commands; the data and their digests stand there.
 # A rehearsal of all of them: make checkpoints RUNS=runs/rehearsal ARGS="--max-steps 2"

@@ -18,6 +18,7 @@ import jinja2.meta
 
 from model.chat_templates import BUILT_IN_TEMPLATES
 from model.errors import CheckpointError, InvalidRequest, TopkapiError
+from model.template_bounds import TemplateTooExpensive, bounded
 from model.template_environment import SPAN_MARKS, template_environment
 from model.tokenizer import Tokenizer
 
@@ -26,12 +27,20 @@ __all__ = ["BUILT_IN_TEMPLATES", "ChatTemplate", "EncodedChat"]
 _ROLE = re.compile(r"[A-Za-z0-9_.-]+")
 _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 
+_LONGEST_MESSAGE = 500
+
 _ABSENT = {"tools": None, "documents": None}
 """Variables that transformers always defines, so that templates ask whether they are none."""
 
+_OWN = {"messages", "tools", "add_generation_prompt", SPAN_MARKS}
+"""Variables that a conversation itself is."""
+
 Message = Mapping[str, Any]
-"""`role` and `content`; `tool_calls` of an assistant, `tool_call_id` and `name` of a tool's answer. `tool_calls` hold
-`{"type": "function", "id", "function": {"name", "arguments"}}` with the arguments as an object."""
+"""`role` and `content`, and `name`; `tool_calls` and `reasoning_content` of an assistant, `tool_call_id` of a tool's
+answer. `tool_calls` hold `{"type": "function", "id", "function": {"name", "arguments"}}` with the arguments as an
+object."""
+
+_KEYS = ("role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content")
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,10 @@ class EncodedChat:
 
     token_ids: list[int]
     trained: list[bool]
+
+
+class TooExpensive(InvalidRequest):
+    """The template takes more time or memory on these messages than it may."""
 
 
 class ChatTemplate:
@@ -54,10 +67,18 @@ class ChatTemplate:
         try:
             environment = template_environment()
             self._template = environment.from_string(source)
-            self.takes_tools = "tools" in jinja2.meta.find_undeclared_variables(environment.parse(source))
+            variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
+            self.takes_tools = "tools" in variables
             """Whether the template looks at `tools`."""
+            self.variables = frozenset(
+                name for name in variables - _OWN - environment.globals.keys() if not name.endswith("_token")
+            )
+            """What else the template looks at: what a caller may tell it, such as `enable_thinking`."""
         except jinja2.TemplateError as error:
             raise CheckpointError(f"the chat template is not valid Jinja: {error}") from error
+        except Exception as error:  # blocks or brackets that lie in each other too deep for Python's own compiler
+            problem = f"{type(error).__name__}: {str(error)[:_LONGEST_MESSAGE]}"
+            raise CheckpointError(f"the chat template cannot be compiled: {problem}") from error
         self._marks_spans = re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", source) is not None
 
     @classmethod
@@ -108,18 +129,21 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        given: Mapping[str, Any] | None = None,
         **variables: object,
     ) -> EncodedChat:
         """The conversation as token ids, in which only the template can have placed control tokens.
 
-        `tools` are JSON schemas of functions, as in OpenAI's API; other `variables` are trusted. The ids of a
+        `tools` are JSON schemas of functions, as in OpenAI's API; `given` are further variables, of JSON, whose texts
+        can place control tokens as little as the messages can; other `variables` are trusted. The ids of a
         conversation up to and with the generation prompt begin the ids of the conversation with the answer, so that
         training sees exactly what serving sees. Raises InvalidRequest as `render` does, and
         CheckpointError when `add_generation_prompt` is false and the template does not show what the assistant said.
         """
         _check_messages(messages)
         variables = {**_special_tokens(tokenizer), **variables}
-        said = "".join(_texts([*messages, tools]))
+        given = given or {}
+        said = "".join(_texts([*messages, tools, given]))
         mark, begin, end = _unused_characters(3, said + self.source + "".join(tokenizer.control_tokens))
 
         def broken(text: str) -> str:
@@ -133,10 +157,11 @@ class ChatTemplate:
             {**_mapped(message, broken_in_calls), "role": message["role"], "content": broken(message["content"])}
             for message in messages
         ]
-        marked_variables = {**variables, "tools": _mapped(tools, broken_in_calls)}
+        marked_given = {name: _mapped(value, broken_in_calls) for name, value in given.items()}
+        marked_variables = {**variables, **marked_given, "tools": _mapped(tools, broken_in_calls)}
         text = self._render(marked, add_generation_prompt, {**marked_variables, SPAN_MARKS: (begin, end)})
-        if mark in "".join(_texts([*marked, marked_variables["tools"]])):
-            plain = self._render(messages, add_generation_prompt, {**variables, "tools": tools})
+        if mark in "".join(_texts([*marked, marked_given, marked_variables["tools"]])):
+            plain = self._render(messages, add_generation_prompt, {**variables, **given, "tools": tools})
             if plain != re.sub(f"[{mark}{begin}{end}]", "", text):
                 raise InvalidRequest(
                     "a message contains the spelling of a control token where the chat template looks into its text",
@@ -157,10 +182,18 @@ class ChatTemplate:
         return EncodedChat(token_ids, trained)
 
     def turn_end(self, tokenizer: Tokenizer) -> tuple[int, ...]:
-        """Ids that end an assistant's turn: the control token this template puts there, else the tokenizer's end."""
+        """Ids that end an assistant's turn: the control token this template puts there, else the tokenizer's end.
+
+        Raises CheckpointError for a template that takes too long on two short messages.
+        """
         probe = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello"}]
         try:
-            encoded = self.encode(probe, tokenizer, add_generation_prompt=False)
+            with bounded():
+                encoded = self.encode(probe, tokenizer, add_generation_prompt=False)
+        except TooExpensive as error:
+            raise CheckpointError(
+                f"the chat template cannot be used: {error.__cause__}", hint="give the checkpoint another chat template"
+            ) from error
         except TopkapiError:
             encoded = EncodedChat([], [])
         last = [token_id for token_id, trained in zip(encoded.token_ids, encoded.trained, strict=True) if trained][-1:]
@@ -170,18 +203,24 @@ class ChatTemplate:
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool, variables: Mapping[str, object]) -> str:
         try:
-            return self._template.render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                **{**_ABSENT, **variables},
-            )
+            with bounded():
+                return self._template.render(
+                    messages=[dict(message) for message in messages],
+                    add_generation_prompt=add_generation_prompt,
+                    **{**_ABSENT, **variables},
+                )
+        except TemplateTooExpensive as error:
+            raise TooExpensive(
+                f"the chat template cannot be used on these messages: {error.message}", field="messages"
+            ) from error
         except jinja2.TemplateError as error:
             raise InvalidRequest(
-                f"the chat template refuses the messages: {error.message}", field="messages"
+                f"the chat template refuses the messages: {str(error.message)[:_LONGEST_MESSAGE]}", field="messages"
             ) from error
         except Exception as error:  # a template's expressions can raise whatever Python's operators raise
             raise InvalidRequest(
-                f"the chat template cannot render the messages: {type(error).__name__}: {error}", field="messages"
+                f"the chat template cannot render the messages: {type(error).__name__}: {str(error)[:_LONGEST_MESSAGE]}",
+                field="messages",
             ) from error
 
     def _spans(
@@ -348,7 +387,7 @@ def _check_messages(messages: object) -> None:
                 kind = type(message[key]).__name__
                 raise InvalidRequest(f"{field}.{key} must be a string, not {kind}", field=f"{field}.{key}", hint=_SHAPE)
         for key in message:
-            if key not in ("role", "content", "tool_calls", "tool_call_id", "name"):
+            if key not in _KEYS:
                 raise InvalidRequest(f"{field} has an unknown key {key!r}", field=f"{field}.{key}", hint=_SHAPE)
         if not _ROLE.fullmatch(message["role"]):
             raise InvalidRequest(

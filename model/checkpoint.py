@@ -29,6 +29,7 @@ from model.adapter_files import (
     read_adapter,
     read_settings,
 )
+from model.building import build
 from model.chat import ChatTemplate
 from model.config import ModelConfig
 from model.decoding.defaults import check_generation_config
@@ -36,7 +37,7 @@ from model.errors import CheckpointError
 from model.files import sha256, write_directory
 from model.location import check_location, is_adapter, read_json, unreadable
 from model.nf4 import NF4
-from model.quantize import quantize
+from model.quantize import int8_product, quantize
 from model.tensors import from_hugging_face, read_safetensors, to_hugging_face
 from model.tokenizer import Tokenizer
 from model.transformer import Decoder
@@ -68,10 +69,10 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Load a checkpoint directory, an adapter's or a GGUF file for inference.
 
-    Matrices are held in `dtype` (None: as stored, float16 becoming float32 on the CPU, where it is slow; `torch.int8`:
-    see `model.quantize`), vectors in float32. `verify` compares every file with the digests in `topkapi.json`. An
-    adapter is merged into `base`, by default the checkpoint that it names. Raises `CheckpointError` naming the file for
-    what is missing, unreadable, truncated, altered or not supported.
+    Matrices are held in `dtype` (None: as each is stored, see `model.building`; `torch.int8`: see `model.quantize`),
+    vectors in float32. `verify` compares every file with the digests in `topkapi.json`. An adapter is merged into
+    `base`, by default the checkpoint that it names. Raises `CheckpointError` naming the file for what is missing,
+    unreadable, truncated, altered, ambiguous or not supported.
     """
     try:
         return _load(Path(path), dtype, torch.device(device), verify, None if base is None else Path(base))
@@ -92,6 +93,8 @@ class _Stored:
 
 
 def _load(path: Path, dtype: torch.dtype | None, device: torch.device, verify: bool, base: Path | None) -> Checkpoint:
+    if dtype == torch.int8:
+        int8_product(device.type)  # where this machine has none, that is said before anything is read
     stored = _read(path, verify, base)
     config, tokenizer = ModelConfig.from_hugging_face(stored.raw_config), stored.tokenizer
     if tokenizer.vocab_size > config.vocab_size:
@@ -102,13 +105,11 @@ def _load(path: Path, dtype: torch.dtype | None, device: torch.device, verify: b
     at = path / "generation_config.json" if path.is_dir() else path
     check_generation_config(stored.generation, config.vocab_size, str(at))
     config = config.with_end_tokens(_end_tokens(config, tokenizer, stored.chat, stored.generation))
-    stored_as = stored.raw_config.get("dtype", stored.raw_config.get("torch_dtype"))
-    held = torch.float32 if dtype in (None, torch.int8) and stored_as == "float16" else dtype
-    model = _build(config, stored.tensors, path, None if held == torch.int8 else held, device)
+    model = build(config, stored.tensors, path, None if dtype == torch.int8 else dtype, device)
     if dtype == torch.int8:
         quantize(model)
     return Checkpoint(
-        path.resolve().name, path, config, model, tokenizer, stored.chat, stored.generation, stored.details
+        path.resolve().name, path, model.config, model, tokenizer, stored.chat, stored.generation, stored.details
     )
 
 
@@ -264,43 +265,6 @@ def copy_checkpoint(source: Path, destination: Path) -> None:
         shutil.copytree(source, partial, dirs_exist_ok=True)
 
 
-def _build(
-    config: ModelConfig,
-    tensors: Iterator[tuple[str, Tensor]],
-    path: Path,
-    dtype: torch.dtype | None,
-    device: torch.device,
-) -> Decoder:
-    with torch.device("meta"):
-        model = Decoder(config)
-    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
-    state: dict[str, Tensor] = {}
-    unknown: list[str] = []
-    for name, tensor in tensors:
-        if name not in expected:
-            unknown.append(name)
-            continue
-        if tensor.shape != expected[name]:
-            raise CheckpointError(
-                f"{path}: tensor {name} has shape {list(tensor.shape)}, config.json implies {list(expected[name])}",
-                hint="config.json and the weights belong to different models",
-            )
-        held = torch.float32 if tensor.ndim < 2 else dtype or tensor.dtype
-        state[name] = tensor.to(device=device, dtype=held).contiguous()
-    missing = sorted(expected.keys() - state.keys())
-    if missing or unknown:
-        problems = [f"lacks {', '.join(missing[:3])}"] if missing else []
-        problems += [f"has unknown {', '.join(unknown[:3])}"] if unknown else []
-        raise CheckpointError(
-            f"{path}: the weights {' and '.join(problems)} ({len(missing)} missing, {len(unknown)} unknown tensors)",
-            hint="the weights do not belong to this config.json",
-        )
-    model.load_state_dict(state, strict=False, assign=True)
-    model.tie()
-    model.requires_grad_(False)
-    return model.eval()
-
-
 def _end_tokens(
     config: ModelConfig, tokenizer: Tokenizer, chat: ChatTemplate | None, generation: Mapping[str, Any]
 ) -> tuple[int, ...]:
@@ -309,7 +273,8 @@ def _end_tokens(
     found = [*config.end_token_ids, *(ends if isinstance(ends, list) else [ends]), tokenizer.end_token_id]
     if chat is not None:
         found += chat.turn_end(tokenizer)
-    return tuple(dict.fromkeys(end for end in found if end is not None and end < config.vocab_size))
+    # An id that no token has never ends anything; some configurations write -1 for none.
+    return tuple(dict.fromkeys(end for end in found if end is not None and 0 <= end < config.vocab_size))
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from model.config_fields import GPT2_NAMES, Fields, read_rope
 from model.errors import CheckpointError
 
 Family = Literal["gpt2", "llama", "qwen2", "qwen3"]
@@ -18,7 +20,17 @@ ARCHITECTURES: dict[Family, str] = {
     "qwen3": "Qwen3ForCausalLM",
 }
 
-ROPE_TYPES = ("default", "linear", "llama3")
+# Far above every published network; what is beyond is a damaged or a hostile file, and building it would not end.
+LARGEST = {
+    "vocab_size": 2**24,
+    "hidden_size": 2**20,
+    "intermediate_size": 2**24,
+    "num_layers": 2**12,
+    "num_heads": 2**14,
+    "num_kv_heads": 2**14,
+    "head_dim": 2**14,
+    "context_length": 2**31,
+}
 
 
 @dataclass(frozen=True)
@@ -52,11 +64,17 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise _unsupported_family(self.family)
-        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
-        for name in (*sizes, "head_dim", "context_length"):
+        for name, largest in LARGEST.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise CheckpointError(f"{name} must be a whole number of at least 1, not {value!r}", field=name)
+            if value > largest:
+                raise CheckpointError(f"{name} must be at most {largest}, not {str(value)[:20]}", field=name)
+        for name, value in (("norm_eps", self.norm_eps), ("dropout", self.dropout)):
+            if not math.isfinite(value) or value < 0:
+                raise CheckpointError(f"{name} must be a number of at least 0, not {value!r}", field=name)
+        if not math.isfinite(self.rope_theta) or self.rope_theta <= 0:
+            raise CheckpointError(f"rope_theta must be a number above 0, not {self.rope_theta!r}", field="rope_theta")
         if self.num_heads % self.num_kv_heads:
             raise CheckpointError(
                 f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})",
@@ -123,10 +141,15 @@ class ModelConfig:
         family = config.get("model_type")
         if family not in FAMILIES:
             raise _unsupported_family(family)
-        try:
-            return _from_gpt2(config) if family == "gpt2" else _from_llama_like(family, config)
-        except KeyError as error:
-            raise CheckpointError(f"config.json lacks {error.args[0]!r}", field=str(error.args[0])) from None
+        if family == "gpt2":
+            # As in transformers, the common name wins over gpt2's own.
+            named = {own: config[common] for common, own in GPT2_NAMES.items() if common in config}
+            fields = Fields({**config, **named})
+            fields.refuse_unless_neutral(family)
+            return _from_gpt2(fields)
+        fields = Fields(config)
+        fields.refuse_unless_neutral(family)
+        return _from_llama_like(family, fields)
 
     def to_hugging_face(self) -> dict[str, Any]:
         """The `config.json` that transformers, vLLM and llama.cpp's converter read."""
@@ -192,101 +215,74 @@ def _unsupported_family(family: object) -> CheckpointError:
     )
 
 
-def _require(config: Mapping[str, Any], key: str, default: object, *allowed: object) -> None:
-    value = config.get(key, default)
-    if value not in allowed:
-        raise CheckpointError(
-            f"config.json asks for {key} = {value!r}, which is not supported",
-            field=key,
-            hint=f"supported: {', '.join(map(repr, allowed))}",
-        )
+def _begin_token(fields: Fields) -> int | None:
+    found = fields.token_ids("bos_token_id")
+    if isinstance(fields.values.get("bos_token_id"), list | tuple):
+        raise CheckpointError("config.json: bos_token_id must be a token id or null", field="bos_token_id")
+    return found[0] if found else None
 
 
-def _end_tokens(config: Mapping[str, Any]) -> tuple[int, ...]:
-    ends = config.get("eos_token_id")
-    if ends is None:
-        return ()
-    return tuple(ends) if isinstance(ends, list | tuple) else (ends,)
-
-
-def _begin_token(config: Mapping[str, Any]) -> int | None:
-    begin = config.get("bos_token_id")
-    return begin if isinstance(begin, int) else None
-
-
-def _from_gpt2(config: Mapping[str, Any]) -> ModelConfig:
-    _require(config, "activation_function", "gelu_new", "gelu_new", "gelu_pytorch_tanh")
-    _require(config, "scale_attn_weights", True, True)
-    _require(config, "scale_attn_by_inverse_layer_idx", False, False)
-    _require(config, "add_cross_attention", False, False)
-    hidden, heads = config["n_embd"], config["n_head"]
+def _from_gpt2(fields: Fields) -> ModelConfig:
+    hidden, heads, layers = fields.whole("n_embd"), fields.whole("n_head"), fields.whole("n_layer")
+    fields.check_layer_types(layers)
+    context = "n_ctx" if "n_positions" not in fields.values and "n_ctx" in fields.values else "n_positions"
     return ModelConfig(
         family="gpt2",
-        vocab_size=config["vocab_size"],
+        vocab_size=fields.whole("vocab_size"),
         hidden_size=hidden,
-        intermediate_size=config.get("n_inner") or 4 * hidden,
-        num_layers=config["n_layer"],
+        intermediate_size=fields.whole("n_inner", 4 * hidden, null=True),
+        num_layers=layers,
         num_heads=heads,
         num_kv_heads=heads,
-        head_dim=hidden // heads,
-        context_length=config.get("n_positions") or config["n_ctx"],
-        norm_eps=config.get("layer_norm_epsilon", 1e-5),
-        qkv_bias=config.get("qkv_bias", True),
+        head_dim=_head_dim(hidden, heads),
+        context_length=fields.whole(context),
+        norm_eps=fields.number("layer_norm_epsilon", 1e-5, zero=True),
+        qkv_bias=fields.flag("qkv_bias", True),
         output_bias=True,
         mlp_bias=True,
-        tie_embeddings=config.get("tie_word_embeddings", True),
-        dropout=config.get("resid_pdrop", 0.1),
-        begin_token_id=_begin_token(config),
-        end_token_ids=_end_tokens(config),
+        tie_embeddings=fields.flag("tie_word_embeddings", True),
+        dropout=fields.number("resid_pdrop", 0.1, zero=True, most=1.0),
+        begin_token_id=_begin_token(fields),
+        end_token_ids=fields.token_ids("eos_token_id"),
     )
 
 
-def _rope(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
-    """Rotary base and scaling, from transformers 5's `rope_parameters` or the older pair of fields."""
-    parameters = dict(config.get("rope_parameters") or {})
-    if not parameters:
-        parameters = dict(config.get("rope_scaling") or {})
-        parameters["rope_theta"] = config.get("rope_theta", 10_000.0)
-    kind = parameters.setdefault("rope_type", parameters.pop("type", "default"))
-    if kind not in ROPE_TYPES:
+def _head_dim(hidden: int, heads: int) -> int:
+    if hidden % heads:
         raise CheckpointError(
-            f"rotary scaling {kind!r} is not supported",
-            field="rope_scaling",
-            hint=f"supported: {', '.join(ROPE_TYPES)}",
+            f"hidden_size ({hidden}) must be a multiple of the number of attention heads ({heads})",
+            field="num_attention_heads",
         )
-    theta = float(parameters.pop("rope_theta", config.get("rope_theta", 10_000.0)))
-    if float(parameters.pop("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0)) != 1.0:
-        raise CheckpointError("partial rotary positions are not supported", field="partial_rotary_factor")
-    return theta, None if kind == "default" else parameters
+    return hidden // heads
 
 
-def _from_llama_like(family: Family, config: Mapping[str, Any]) -> ModelConfig:
-    _require(config, "hidden_act", "silu", "silu")
-    if config.get("use_sliding_window"):
-        _require(config, "use_sliding_window", False, False)
-    if "sliding_attention" in (config.get("layer_types") or ()):
-        raise CheckpointError("sliding-window attention is not supported", field="layer_types")
-    theta, scaling = _rope(config)
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    attention_bias = bool(config.get("attention_bias", False))
-    defaults: dict[str, int] = {"llama": 2048, "qwen2": 32768, "qwen3": 32768}
+def _from_llama_like(family: Family, fields: Fields) -> ModelConfig:
+    hidden, heads = fields.whole("hidden_size"), fields.whole("num_attention_heads")
+    layers = fields.whole("num_hidden_layers")
+    fields.check_layer_types(layers)
+    # What transformers takes where the field is absent; in its qwen families null means something else.
+    key_value_heads = heads if family == "llama" or "num_key_value_heads" in fields.values else 32
+    head_dim = 128 if family == "qwen3" else _head_dim(hidden, heads) if family == "llama" else max(hidden // heads, 1)
+    context = fields.whole("max_position_embeddings", 2048 if family == "llama" else 32768)
+    theta, scaling = read_rope(fields, context)
+    attention_bias = fields.flag("attention_bias", False) if family != "qwen2" else False
     return ModelConfig(
         family=family,
-        vocab_size=config["vocab_size"],
+        vocab_size=fields.whole("vocab_size"),
         hidden_size=hidden,
-        intermediate_size=config["intermediate_size"],
-        num_layers=config["num_hidden_layers"],
+        intermediate_size=fields.whole("intermediate_size"),
+        num_layers=layers,
         num_heads=heads,
-        num_kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or (128 if family == "qwen3" else hidden // heads),
-        context_length=config.get("max_position_embeddings", defaults[family]),
-        norm_eps=config.get("rms_norm_eps", 1e-6),
-        rope_theta=theta,
+        num_kv_heads=fields.whole("num_key_value_heads", key_value_heads, null=True),
+        head_dim=fields.whole("head_dim", head_dim, null=True),
+        context_length=context,
+        norm_eps=fields.number("rms_norm_eps", 1e-6, zero=True),
+        rope_theta=float(theta),
         rope_scaling=scaling,
-        qkv_bias=True if family == "qwen2" else attention_bias,
-        output_bias=False if family == "qwen2" else attention_bias,
-        mlp_bias=bool(config.get("mlp_bias", False)) if family == "llama" else False,
-        tie_embeddings=config.get("tie_word_embeddings", False),
-        begin_token_id=_begin_token(config),
-        end_token_ids=_end_tokens(config),
+        qkv_bias=family == "qwen2" or attention_bias,
+        output_bias=attention_bias,
+        mlp_bias=fields.flag("mlp_bias", False) if family == "llama" else False,
+        tie_embeddings=fields.flag("tie_word_embeddings", False),
+        begin_token_id=_begin_token(fields),
+        end_token_ids=fields.token_ids("eos_token_id"),
     )

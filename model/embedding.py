@@ -6,7 +6,7 @@ about one thing are nearer to each other than to those of others, and no second 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -28,15 +28,17 @@ def check_embeddable(token_ids: Sequence[int], context_length: int, field: str) 
 
 
 @torch.inference_mode()
-def embed(model: Decoder, token_ids: Sequence[int]) -> list[float]:
+def embed(model: Decoder, token_ids: Sequence[int], before_chunk: Callable[[], object] = lambda: None) -> list[float]:
     """The vector `[hidden_size]` of a text, the mean of its tokens' normalised last states scaled to length 1.
 
     The text is read in chunks of fixed size, as a prompt is, in a cache of its own: the same text gives the same bits
-    whatever else the network is used for. Raises `EngineError` where the network gives no direction.
+    whatever else the network is used for. `before_chunk` is called before each.
+    Raises `EngineError` where the network gives no direction.
     """
     cache = SlotCache(model, capacity=len(token_ids))
     total = torch.zeros(model.config.hidden_size, dtype=torch.float64)
     for start in range(0, len(token_ids), PREFILL_CHUNK):
+        before_chunk()
         chunk = token_ids[start : start + PREFILL_CHUNK]
         states = read(model, cache, [Work(0, start, chunk, wanted=len(chunk))])
         total += states.double().sum(dim=0).cpu()

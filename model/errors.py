@@ -8,11 +8,13 @@ The command line prints `error:` and `hint:` and exits with 2; the HTTP layer an
 class TopkapiError(Exception):
     """A fact the user should know, with what to do about it.
 
-    `field` names the request or recipe field at fault; `hint` says what to do.
+    `field` names the request or recipe field at fault; `hint` says what to do. `retry_after` are the seconds after
+    which the same request may fare better, where waiting helps.
     """
 
     status = 500
     kind = "internal_error"
+    retry_after: int | None = None
 
     def __init__(self, message: str, *, field: str | None = None, hint: str | None = None) -> None:
         super().__init__(message)
@@ -61,6 +63,17 @@ class EngineError(TopkapiError):
     """A step of the engine failed; only the requests in that step are affected."""
 
     kind = "engine_error"
+
+
+class EngineStopped(EngineError):
+    """The thread that computes has broken down or does not come back; until it is started anew nothing is computed."""
+
+    status = 503
+    kind = "engine_stopped"
+
+    def __init__(self, message: str, *, retry_after: int = 5, hint: str | None = "send the request again") -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
 
 
 class Cancelled(EngineError):

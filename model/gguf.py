@@ -5,6 +5,7 @@ quantised numbers, llama's query and key rows are interleaved for another form o
 lie transposed to its Conv1D. Tensors are dequantised one at a time.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from model.config import ModelConfig
 from model.errors import CheckpointError
+from model.gguf_keys import check_keys
 from model.gguf_vocabulary import read_vocabulary
 from model.tokenizer import Tokenizer
 
@@ -49,7 +52,20 @@ GPT2_TENSORS = {
     "ffn_down": "mlp.c_proj",
 }
 _TENSOR_NAME = re.compile(r"(?:blk\.(\d+)\.)?([a-z_]+)\.(weight|bias)")
-SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+SAMPLING = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "xtc_probability": "xtc_probability",
+    "xtc_threshold": "xtc_threshold",
+    "penalty_repeat": "repetition_penalty",
+    "penalty_last_n": "repetition_range",
+    "mirostat": "mirostat",
+    "mirostat_tau": "mirostat_tau",
+    "mirostat_eta": "mirostat_eta",
+}
+"""Decoding defaults: what follows `general.sampling.`, and our parameter."""
 
 
 def read_gguf(
@@ -72,7 +88,8 @@ def read_gguf(
             f"{path} holds a model of architecture {architecture!r}, which is not supported",
             hint=f"supported: {', '.join(ARCHITECTURES)}",
         )
-    if int(metadata.get("split.count") or 1) > 1:
+    check_keys(metadata, str(architecture))
+    if metadata.get("split.count") not in (None, 0, 1):
         raise CheckpointError(
             f"{path} is one part of several", hint="join them with llama.cpp's llama-gguf-split --merge"
         )
@@ -80,16 +97,15 @@ def read_gguf(
     _check_types(package, path, reader.tensors)
     try:
         config = _configuration(metadata, architecture, tensors)
+        _check(path, config)
         tokenizer, generation = read_vocabulary(metadata)
     except CheckpointError:
         raise
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, ArithmeticError) as error:
         raise CheckpointError(
             f"{path} lacks or misstates {error}", hint="convert or download the model again"
         ) from error
-    for ending, name in SAMPLING.items():
-        if f"general.sampling.{ending}" in metadata:
-            generation[name] = _decimal(metadata[f"general.sampling.{ending}"])
+    generation |= _sampling(metadata)
     template = metadata.get("tokenizer.chat_template")
     return config, _tensors(package, config, reader.tensors), tokenizer, template or None, generation
 
@@ -186,7 +202,8 @@ def _configuration(metadata: Mapping[str, Any], architecture: str, tensors: Mapp
             "activation_function": "gelu_new",
         }
     if int(field("expert_count", 0)):
-        raise CheckpointError("mixtures of experts are not supported", field=f"{architecture}.expert_count")
+        key = f"{architecture}.expert_count"
+        raise CheckpointError(f"mixtures of experts are not supported ({key})", field=key)
     head_dim = int(field("attention.key_length", hidden // heads))
     for name in ("attention.value_length", "rope.dimension_count"):
         if int(field(name, head_dim)) != head_dim:
@@ -210,25 +227,83 @@ def _configuration(metadata: Mapping[str, Any], architecture: str, tensors: Mapp
     }
 
 
+def _check(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse sizes and numbers that no network has, as those of the file that says them."""
+    try:
+        ModelConfig.from_hugging_face(config)
+    except CheckpointError as error:
+        message = error.message.removeprefix("config.json: ")
+        raise CheckpointError(f"{path}: {message}", field=error.field, hint=error.hint) from error
+
+
 def _decimal(number: float) -> float:
     """The number that was meant by a float32: the shortest decimal that rounds to it."""
     return number if isinstance(number, int) else float(str(np.float32(number)))
 
 
+def _sampling(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The decoding defaults of `general.sampling`, by our names, as llama.cpp takes them."""
+    found: dict[str, Any] = {}
+    for ending, name in SAMPLING.items():
+        key = f"general.sampling.{ending}"
+        value = metadata.get(key)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise CheckpointError(f"the GGUF file's {key} must be a number, not {value!r:.100}", field=key)
+        found[name] = _decimal(value)
+    if found.get("mirostat") == 1:
+        raise CheckpointError(
+            "the GGUF file asks for general.sampling.mirostat = 1, which is not supported",
+            field="general.sampling.mirostat",
+            hint="supported: 2, and 0 for off",
+        )
+    # The penalty counts the last 64 tokens by default; none of them is no penalty, and -1 all.
+    span = found.pop("repetition_range", 64)
+    if span == 0:
+        found.pop("repetition_penalty", None)
+    elif found.get("repetition_penalty", 1.0) != 1.0:
+        found["repetition_range"] = max(span, 0)
+    # A threshold above a half is never reached by two tokens, which switches XTC off.
+    if not found.get("xtc_probability") or found.get("xtc_threshold", 0.1) > 0.5:
+        found = {name: value for name, value in found.items() if not name.startswith("xtc")}
+    if not found.get("mirostat"):
+        found = {name: value for name, value in found.items() if not name.startswith("mirostat")}
+    return found
+
+
 def _rope_scaling(
     metadata: Mapping[str, Any], architecture: str, tensors: Mapping[str, Any], head_dim: int
 ) -> dict[str, Any] | None:
+    def key(name: str) -> str:
+        return f"{architecture}.rope.{name}"
+
+    # llama.cpp's rules: without a type it is linear; the factor has an older name; zero is one.
+    kind = metadata.get(key("scaling.type"), "linear")
+    used = key("scaling.factor" if key("scaling.factor") in metadata else "scale_linear")
+    factor = metadata.get(used, 0.0)
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not math.isfinite(factor) or factor < 0:
+        raise CheckpointError(f"the GGUF file's {used} must be a number of at least 0, not {factor!r:.100}", field=used)
+    if kind not in ("none", "linear"):
+        raise CheckpointError(
+            f"the GGUF file asks for {key('scaling.type')} = {kind!r:.100}, which is not supported",
+            field=key("scaling.type"),
+            hint="supported: none, linear, and Llama 3's rope_freqs.weight",
+        )
+    linear = kind == "linear" and factor not in (0.0, 1.0)
     if "rope_freqs.weight" in tensors:
+        if architecture != "llama" or linear:
+            raise CheckpointError(
+                "the GGUF file's rope_freqs.weight is not supported "
+                + ("together with linear scaling" if linear else f"in the architecture {architecture}"),
+                field="rope_freqs.weight",
+            )
         return _llama3_scaling(
             np.asarray(tensors["rope_freqs.weight"].data, dtype=np.float64).ravel(),
-            float(metadata.get(f"{architecture}.rope.freq_base", 10_000.0)),
+            float(metadata.get(key("freq_base"), 10_000.0)),
             head_dim,
         )
-    kind = metadata.get(f"{architecture}.rope.scaling.type", "none")
-    if kind == "none":
-        return None
-    factor = float(metadata.get(f"{architecture}.rope.scaling.factor", 1.0))
-    return {"rope_type": kind, "factor": factor}
+    return {"rope_type": "linear", "factor": _decimal(factor)} if linear else None
 
 
 def _llama3_scaling(factors: np.ndarray[Any, np.dtype[np.float64]], theta: float, head_dim: int) -> dict[str, Any]:
@@ -257,7 +332,7 @@ def _tensors(
     gpt2 = config["model_type"] == "gpt2"
     names = GPT2_TENSORS if gpt2 else LLAMA_TENSORS
     for tensor in stored:
-        if tensor.name == "rope_freqs.weight":
+        if tensor.name == "rope_freqs.weight" and not gpt2:
             continue
         match = _TENSOR_NAME.fullmatch(tensor.name)
         if match is None or match[2] not in names:

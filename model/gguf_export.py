@@ -146,11 +146,15 @@ def _add_vocabulary(writer: Any, checkpoint: Checkpoint) -> None:
     writer.add_add_bos_token(tokenizer.adds_begin_token)
     if checkpoint.chat is not None:
         writer.add_chat_template(plain_template(checkpoint.chat.source))
+    generation = dict(checkpoint.generation)
+    if generation.get("repetition_penalty") is not None:
+        # Here nothing said means all tokens, there the last 64.
+        generation["repetition_range"] = generation.get("repetition_range") or -1
     for ending, parameter in SAMPLING.items():
-        value = checkpoint.generation.get(parameter)
+        value = generation.get(parameter)
         if value is not None:
-            add = writer.add_int32 if parameter == "top_k" else writer.add_float32
-            add(f"general.sampling.{ending}", value)
+            whole = parameter in ("top_k", "repetition_range", "mirostat")
+            (writer.add_int32 if whole else writer.add_float32)(f"general.sampling.{ending}", value)
 
 
 def plain_template(source: str) -> str:

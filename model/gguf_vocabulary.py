@@ -22,6 +22,9 @@ from model.tokenizer_definition import added_token, byte_level_definition
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 2, 3, 4, 5, 6
 """Values of `tokenizer.ggml.token_type`."""
 
+_ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+"""The tokens at which llama.cpp ends an answer."""
+
 _LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2")
 _GPT2_NAMES = ("gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "trillion", "jina-es", "jina-de", "exaone4")
 _DIGITS_NAMES = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
@@ -64,11 +67,17 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> tuple[Tokenizer, dict[str, A
     entries: list[str] = metadata["tokenizer.ggml.tokens"]
     types: list[int] = metadata.get("tokenizer.ggml.token_type") or [1] * len(entries)
 
+    # What llama.cpp takes where a SentencePiece vocabulary does not say.
+    usual = {"bos": 1, "eos": 2} if kind == "llama" else {}
+
     def named(name: str) -> int | None:
-        token_id = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        key = f"tokenizer.ggml.{name}_token_id"
+        token_id = metadata.get(key, usual.get(name))
+        if token_id is not None and (isinstance(token_id, bool) or not isinstance(token_id, int)):
+            raise CheckpointError(f"the GGUF file's {key} must be a token id, not {token_id!r:.100}", field=key)
         return token_id if token_id is not None and 0 <= token_id < len(entries) else None
 
-    ends = list(dict.fromkeys(i for i in map(named, ("eos", "eot", "eom")) if i is not None))
+    ends = list(dict.fromkeys(i for i in map(named, _ENDS) if i is not None))
     added = [
         added_token(entry, token_id, special=entry_type == _CONTROL or token_id in ends)
         for token_id, (entry, entry_type) in enumerate(zip(entries, types, strict=True))

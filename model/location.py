@@ -31,6 +31,12 @@ def check_location(path: Path, base: Path | None = None) -> ModelConfig | None:
             )
         if is_adapter(path):
             return None
+        if (path / ADAPTER_CONFIG).is_file():
+            raise CheckpointError(
+                f"{path} holds an adapter beside whole weights",
+                field=ADAPTER_CONFIG,
+                hint="move one of the two to a directory of its own",
+            )
         if path.is_file():
             if path.suffix != ".gguf":
                 raise CheckpointError(
@@ -66,8 +72,9 @@ def unreadable(path: str | Path, error: OSError) -> CheckpointError:
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether the directory holds an adapter rather than a whole checkpoint."""
-    return (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file()
+    """Whether the directory holds an adapter, be it beside its base's config.json, and no whole weights."""
+    whole = ("model.safetensors", "model.safetensors.index.json")
+    return (path / ADAPTER_CONFIG).is_file() and not any((path / name).is_file() for name in whole)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class BlockedInt8(Int8Product):
 
 
 class PlainInt8(Int8Product):
-    """`torch._int_mm`, on a CPU or on CUDA."""
+    """`torch._int_mm`, for CUDA: on a CPU it is oneDNN's product once more, or takes ten times as long as float32."""
 
     def _pack(self, integers: Tensor) -> None:
         self._columns = integers.t()
@@ -121,7 +121,7 @@ def quantized(rows: Tensor) -> tuple[Tensor, Tensor]:
 def quantize(model: Decoder) -> None:
     """Hold every matrix of `model` as int8, for inference and for good; vectors and the embedding's table stay.
 
-    Raises `CheckpointError` where this machine has no exact product of int8 matrices, or none of these sizes.
+    Raises `CheckpointError` where this machine has no exact and fast product of int8 matrices, or none of these sizes.
     """
     product = int8_product(model.device.type)
     hold(model, lambda linear: partial(product, two_bytes=linear.outlying))
@@ -129,14 +129,25 @@ def quantize(model: Decoder) -> None:
 
 @cache
 def int8_product(device: str) -> type[Int8Product]:
-    """The fastest int8 product that is exact on `device`, found by trial: some processors saturate while they add."""
-    for product in (BlockedInt8, PlainInt8) if device == "cpu" else (PlainInt8,):
-        try:
-            if _is_exact(product, torch.device(device)):
-                return product
-        except (RuntimeError, NotImplementedError):
-            continue
-    raise CheckpointError(f"{device} has no exact product of int8 matrices", hint="use --dtype bfloat16 or float32")
+    """The int8 product that is exact and fast on `device`, found by trial: some processors saturate while they add.
+
+    Raises `CheckpointError` where there is none. On a CPU oneDNN's is exact with VNNI and saturates without;
+    what is exact there, `torch._int_mm` or the halves of each byte apart, takes as long as float32 or far longer.
+    """
+    product = BlockedInt8 if device == "cpu" else PlainInt8
+    try:
+        exact = _is_exact(product, torch.device(device))
+    except (RuntimeError, NotImplementedError, AttributeError):
+        exact = False
+    if exact:
+        return product
+    raise CheckpointError(
+        "int8 needs a processor that adds the products of bytes without saturating (x86 with VNNI or AMX); on this one "
+        "it would be inexact, or slower than float32"
+        if device == "cpu"
+        else f"{device} has no exact product of int8 matrices",
+        hint="leave dtype out, or use float32" if device == "cpu" else "use bfloat16 or float32",
+    )
 
 
 def _is_exact(make_product: type[Int8Product], device: torch.device) -> bool:

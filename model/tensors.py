@@ -38,7 +38,8 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 def read_safetensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a checkpoint directory, one file or sharded with an index."""
     index = directory / "model.safetensors.index.json"
-    if index.is_file():
+    # Where both are there, transformers reads the one file.
+    if index.is_file() and not (directory / "model.safetensors").is_file():
         files = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
     else:
         files = ["model.safetensors"]
@@ -92,15 +93,35 @@ def to_hugging_face(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[st
 
 
 def from_hugging_face(config: ModelConfig, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Hugging Face tensors under the names of `Decoder`'s parameters; buffers of old files are passed over."""
+    """Hugging Face tensors under the names of `Decoder`'s parameters; buffers of old files are passed over.
+
+    Where `config` ties the output matrix to the embedding and both are stored, transformers 5 looks at them: `lm_head`
+    is yielded if it is another matrix and passed over if it is the same; alone, it is the embedding, too. Raises
+    `CheckpointError` for biases that the configuration denies.
+    """
+    embeddings: dict[str, Tensor] = {}
+    for name, tensor in _named(config, tensors):
+        if config.tie_embeddings and name in ("embed_tokens.weight", "lm_head.weight") and name not in embeddings:
+            embeddings[name] = tensor
+        else:
+            yield name, tensor
+    output = embeddings.pop("lm_head.weight", None)
+    if output is not None:
+        embedding = embeddings.setdefault("embed_tokens.weight", output)
+        if output.dtype != embedding.dtype or not torch.equal(output, embedding):
+            embeddings["lm_head.weight"] = output
+    yield from embeddings.items()
+
+
+def _named(config: ModelConfig, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in tensors:
         if name == "lm_head.weight":
-            if not config.tie_embeddings:
-                yield name, tensor
+            yield name, tensor
         elif config.family == "gpt2":
             yield from _from_gpt2(config, name.removeprefix("transformer."), tensor)
         elif not name.endswith("rotary_emb.inv_freq"):
-            yield name.removeprefix("model."), tensor
+            plain = name.removeprefix("model.")
+            yield name if plain == "lm_head.weight" else plain, tensor
 
 
 def _from_gpt2(config: ModelConfig, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -117,6 +138,12 @@ def _from_gpt2(config: ModelConfig, name: str, tensor: Tensor) -> Iterator[tuple
     stored = tensor.t() if tensor.ndim == 2 else tensor
     if module == "attn.c_attn":
         if kind == "bias" and not config.qkv_bias:
+            if stored.count_nonzero():
+                raise CheckpointError(
+                    f"config.json says that there is no bias of the queries, keys and values, but {name} is not zero",
+                    field="qkv_bias",
+                    hint="set qkv_bias to true, or leave it out",
+                )
             return
         for projection, part in zip(PROJECTIONS, stored.chunk(3), strict=True):
             yield f"layers.{layer}.self_attn.{projection}.{kind}", part

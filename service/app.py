@@ -12,6 +12,7 @@ from service.api.errors import NATIVE
 from service.api.keep_alive import KeepAlive
 from service.api.prefix import UnderPrefix
 from service.api.registration import register, set_up
+from service.api.slow_body import SlowBody
 from service.models import Models
 from service.settings import Settings
 from service.version import VERSION
@@ -34,6 +35,7 @@ def create_app(models: Models, settings: Settings) -> FastAPI:
     )
     set_up(app, ignore_unknown_fields=settings.ignore_unknown_fields)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(SlowBody, seconds=settings.request_timeout)
     if settings.stream_keep_alive:
         app.add_middleware(KeepAlive, seconds=settings.stream_keep_alive)
     if settings.cors_origins:

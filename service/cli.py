@@ -100,6 +100,25 @@ def _add_serve(commands: Any) -> None:
         help="how long a stream may be silent before a comment says that it is still there [15]",
     )
     serve.add_argument("--max-queue", type=int, metavar="N", help="requests that may wait per checkpoint [256]")
+    serve.add_argument("--max-connections", type=int, metavar="N", help="connections that may be open together [512]")
+    serve.add_argument(
+        "--step-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="after which a pass of the network counts as hanging, and the process ends for it; 0 never does [300]",
+    )
+    serve.add_argument(
+        "--request-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="that a request's head may take to come in, and its body beyond what it takes at 1 KiB/s [30]",
+    )
+    serve.add_argument(
+        "--idle-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="that a connection may be open without a request [15]",
+    )
     serve.add_argument("--cors-origins", metavar="URL,…", help="origins whose web pages may call the API [none]")
     serve.add_argument(
         "--studio", action=argparse.BooleanOptionalAction, default=None, help="serve the browser studio [yes]"

@@ -7,31 +7,101 @@ texts take turns on one thread, and past a limit more are refused.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING
 
 from model.embedding import embed
-from model.errors import Overloaded
-from service.models import LoadedModel
+from model.errors import EngineError, EngineStopped, Overloaded, TopkapiError
+from service.engine.engine import LONGEST_WAIT
+from service.engine.heartbeat import Heartbeat
+
+if TYPE_CHECKING:
+    from service.models import LoadedModel
 
 MOST_WAITING = 64
 """Requests that may wait for the thread."""
 
-_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embeddings")
-_waiting: set[object] = set()
+LOOK_SECONDS = 0.25
+"""Between two looks at whether the thread has been given up."""
+
+Vector = list[float]
 
 
-async def embedded(model: LoadedModel, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-    """The vectors of texts given as token ids, in order. When it is cancelled, no further text is begun.
+class Embedder:
+    """The thread that embeds, one text at a time. It is watched as engines are."""
 
-    Raises `Overloaded` where too many requests wait.
-    """
-    if len(_waiting) >= MOST_WAITING:
-        raise Overloaded(f"{len(_waiting)} requests wait for embeddings", hint="try again in a moment")
-    request = object()
-    _waiting.add(request)
-    try:
-        loop = asyncio.get_running_loop()
-        return [await loop.run_in_executor(_thread, embed, model.checkpoint.model, text) for text in texts]
-    finally:
-        _waiting.discard(request)
+    dead = False
+
+    def __init__(self) -> None:
+        self.heartbeat = Heartbeat()
+        self.trouble: EngineStopped | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embeddings")
+        self._waiting: dict[object, int] = {}
+        self._seconds_per_token = 0.0
+
+    def __repr__(self) -> str:
+        return "the thread that embeds"
+
+    def abandon(self, error: EngineStopped) -> None:
+        """End everything that waits with `error`; nothing is accepted until the thread is back."""
+        self.trouble = error
+
+    async def embedded(self, model: LoadedModel, texts: Sequence[Sequence[int]]) -> list[Vector]:
+        """The vectors of texts given as token ids, in order. When it is cancelled, no further text is begun.
+
+        Raises `Overloaded` where too many requests wait, `EngineStopped` where the thread does not get on.
+        """
+        if len(self._waiting) >= MOST_WAITING:
+            seconds = math.ceil(sum(self._waiting.values()) * self._seconds_per_token)
+            message, hint = f"{len(self._waiting)} requests wait for embeddings", "try again in a moment"
+            raise Overloaded(message, retry_after=max(1, min(LONGEST_WAIT, seconds)), hint=hint)
+        request = object()
+        self._waiting[request] = sum(map(len, texts))
+        try:
+            vectors = []
+            for text in texts:
+                vectors.append(await self._turn(partial(self._embed, model, text)))
+                self._waiting[request] -= len(text)
+            return vectors
+        finally:
+            del self._waiting[request]
+
+    async def _turn(self, call: Callable[[], Vector | TopkapiError]) -> Vector:
+        turn = asyncio.get_running_loop().run_in_executor(self._thread, call)
+        try:
+            while not turn.done():
+                if self.trouble is not None:
+                    raise EngineStopped(self.trouble.message)
+                await asyncio.wait({turn}, timeout=LOOK_SECONDS)
+            result = turn.result()
+        finally:
+            turn.cancel()
+        if isinstance(result, TopkapiError):
+            raise result
+        return result
+
+    def _embed(self, model: LoadedModel, text: Sequence[int]) -> Vector | TopkapiError:
+        """The vector, or what went wrong: what is no `Exception` would take the event loop down with it."""
+        self.trouble = None
+        began = time.perf_counter()
+        try:
+            return embed(model.checkpoint.model, text, self.heartbeat.beat)
+        except TopkapiError as error:
+            return error
+        except BaseException as error:
+            message = f"embedding failed: {type(error).__name__}: {error}"
+            return EngineError(message, hint="send the request again; if it fails again, please report it")
+        finally:
+            self._seconds_per_token = (time.perf_counter() - began) / max(len(text), 1)
+            self.heartbeat.rest()
+            self.trouble = None
+
+
+EMBEDDER = Embedder()
+"""The one of this process."""
+
+embedded = EMBEDDER.embedded

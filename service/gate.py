@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +13,12 @@ from fastapi import FastAPI
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from model.errors import CheckpointError
 from service.models import Models
 from service.version import VERSION
+
+LONGEST_WAIT = 60
+"""Seconds that a client is told to wait at most while checkpoints are being loaded."""
 
 
 class Gate:
@@ -23,6 +29,7 @@ class Gate:
         self._app: ASGIApp | None = None
         self._living: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
+        self._since = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or begin and end the application's life with the server's."""
@@ -64,10 +71,12 @@ class Gate:
     def _not_yet(self, path: str) -> JSONResponse:
         about = {"version": VERSION, "models": self._models.names, "loading": self._models.loading}
         path = path.removeprefix(self._models.settings.root_path or "")
+        # Nobody knows how long it will take; as long again as it has taken so far is the best guess there is.
+        wait = {"Retry-After": str(max(1, min(LONGEST_WAIT, math.ceil(time.monotonic() - self._since))))}
         if path in ("/health", "/ready"):
-            return JSONResponse({"status": "loading", **about}, 503)
+            return JSONResponse({"status": "loading", **about}, 503, wait)
         error = {"type": "loading", "message": "the checkpoints are being loaded", "hint": "try again in a moment"}
-        return JSONResponse({"error": error}, 503, {"Retry-After": "1"})
+        return JSONResponse({"error": error}, 503, wait)
 
 
 async def _on_thread(make: Callable[[], FastAPI]) -> FastAPI:
@@ -75,7 +84,7 @@ async def _on_thread(make: Callable[[], FastAPI]) -> FastAPI:
     loop = asyncio.get_running_loop()
     made: asyncio.Future[FastAPI] = loop.create_future()
 
-    def settle(result: Any, error: BaseException | None) -> None:
+    def settle(result: Any, error: Exception | None) -> None:
         if made.cancelled():
             return
         if error is not None:
@@ -85,9 +94,12 @@ async def _on_thread(make: Callable[[], FastAPI]) -> FastAPI:
 
     def work() -> None:
         try:
-            outcome: tuple[Any, BaseException | None] = (make(), None)
-        except BaseException as error:
+            outcome: tuple[Any, Exception | None] = (make(), None)
+        except Exception as error:
             outcome = (None, error)
+        except BaseException as error:
+            # Such as a panic in a library, or an exit: in the event loop they would take the server with them.
+            outcome = (None, CheckpointError(f"loading broke off: {type(error).__name__}: {error}"))
         try:
             loop.call_soon_threadsafe(settle, *outcome)
         except RuntimeError:

@@ -13,7 +13,7 @@ from model.decoding.grammar import Constraint, compile_constraint
 from model.decoding.parameters import resolve
 from model.decoding.stages import DEFAULT_ORDER
 from model.decoding.stopping import Stopper
-from model.errors import InvalidRequest
+from model.errors import Cancelled, EngineError, InvalidRequest
 from model.generation import check_prompt, token_limit
 from service.engine.request import Completed, Finished, FinishReason, GenerateJob, StopCheck, Timings, Token
 from service.jobs import JobGroup, Work
@@ -42,6 +42,13 @@ class Output:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     score: float | None = None
+    cancellation: Cancelled | None = None
+    """Why it was cancelled, if it was."""
+
+
+def no_answer(output: Output) -> EngineError:
+    """What an output is reported as that was broken off, where a part of an answer can't be said to be one."""
+    return output.cancellation or EngineError("the answer broke off", hint="send the request again")
 
 
 @dataclass(frozen=True)
@@ -166,6 +173,8 @@ class Generation(Work):
                 output = self._output(prompt_index, event.index)
                 output.finish_reason, output.stop_reason = event.reason, event.stop_reason
                 output.score = event.score
+                if event.reason == "cancelled":
+                    output.cancellation = self.plan.model.engine.cancellation()
                 if rest := self._stoppers[output.index].flush():
                     yield self._add(output, rest, None)
             elif isinstance(event, Completed):
@@ -176,7 +185,8 @@ class Generation(Work):
                 self.deterministic = self.deterministic and event.deterministic
         for output in self.outputs:
             # Of many prompts, those that the engine was not given before all were cancelled.
-            output.finish_reason = output.finish_reason or "cancelled"
+            if output.finish_reason is None:
+                output.finish_reason, output.cancellation = "cancelled", self.plan.model.engine.cancellation()
 
     async def finish(self) -> None:
         """Run to the end."""

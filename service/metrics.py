@@ -6,7 +6,7 @@ tests) never share a counter.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -22,6 +22,14 @@ class Metrics:
         labels = ["model_name"]
         self.running = Gauge("topkapi_num_requests_running", "Requests being computed", labels, registry=self.registry)
         self.waiting = Gauge("topkapi_num_requests_waiting", "Requests in the queue", labels, registry=self.registry)
+        self.healthy = Gauge(
+            "topkapi_engine_healthy", "1 while the engine computes, 0 while it is broken down or hangs", labels,
+            registry=self.registry,
+        )  # fmt: skip
+        self.restarts = Gauge(
+            "topkapi_engine_restarts", "Times the engine has begun anew since the checkpoint was loaded", labels,
+            registry=self.registry,
+        )  # fmt: skip
         self.prompt = Counter("topkapi_prompt_tokens", "Prompt tokens read", labels, registry=self.registry)
         self.cached = Counter(
             "topkapi_prefix_cache_hits", "Prompt tokens not computed again", labels, registry=self.registry
@@ -51,13 +59,39 @@ class Metrics:
         )  # fmt: skip
 
 
+class Reporting(Protocol):
+    """What an engine says of itself."""
+
+    @property
+    def running(self) -> int:
+        """Jobs being worked on."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """Jobs queued."""
+        ...
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it computes what it is given."""
+        ...
+
+    @property
+    def restarts(self) -> int:
+        """How often it has begun anew."""
+        ...
+
+
 class ModelMetrics:
     """The metrics of one loaded checkpoint."""
 
-    def __init__(self, metrics: Metrics, name: str, running: Callable[[], int], waiting: Callable[[], int]) -> None:
-        self._gauges = (metrics.running, metrics.waiting)
-        metrics.running.labels(name).set_function(running)
-        metrics.waiting.labels(name).set_function(waiting)
+    def __init__(self, metrics: Metrics, name: str, engine: Reporting) -> None:
+        self._gauges = (metrics.running, metrics.waiting, metrics.healthy, metrics.restarts)
+        metrics.running.labels(name).set_function(lambda: engine.running)
+        metrics.waiting.labels(name).set_function(lambda: engine.waiting)
+        metrics.healthy.labels(name).set_function(lambda: engine.healthy)
+        metrics.restarts.labels(name).set_function(lambda: engine.restarts)
         self.prompt = metrics.prompt.labels(name)
         self.cached = metrics.cached.labels(name)
         self.generated = metrics.generated.labels(name)

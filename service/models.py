@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from pathlib import Path
 import torch
 
 from model.checkpoint import Checkpoint, load_checkpoint
-from model.errors import SettingsError, UnknownModel
+from model.errors import Cancelled, EngineStopped, SettingsError, UnknownModel
 from model.packing import pack
 from model.tokenizer import Tokenizer
+from service.embedding import EMBEDDER
 from service.engine.engine import Engine
+from service.engine.heartbeat import Watch
 from service.locations import name_of, split_location
 from service.metrics import Metrics, ModelMetrics
 from service.settings import DtypeName, Settings
@@ -81,6 +84,7 @@ class Models:
         self._aliases: dict[str, str] = {}
         self._changing = threading.Lock()
         self._draft: Checkpoint | None = None
+        self._watch = Watch(lambda: (EMBEDDER, *(model.engine for model in self)), settings.step_timeout)
 
     def __iter__(self) -> Iterator[LoadedModel]:
         return iter(self._models.values())
@@ -92,6 +96,16 @@ class Models:
     def names(self) -> list[str]:
         """The names of the loaded checkpoints."""
         return list(self._models)
+
+    @property
+    def trouble(self) -> tuple[str, EngineStopped] | None:
+        """Which thread computes nothing at present, and why; None while all do."""
+        return next(((repr(each), each.trouble) for each in self._watch.watched() if each.trouble is not None), None)
+
+    @property
+    def lost(self) -> EngineStopped | None:
+        """Why only a new process can help, if so."""
+        return self._watch.lost
 
     def load(self, location: str) -> LoadedModel:
         """Load `PATH` or `NAME=PATH` and start its engine.
@@ -125,7 +139,8 @@ class Models:
             if aliases or before is None:
                 self._name_also(name, aliases)
         if before is not None:
-            before.engine.close()
+            replaced = f"{name} is being replaced by another checkpoint"
+            before.engine.close(why=Cancelled(replaced, hint="send the request again"))
         return loaded
 
     def unload(self, name: str) -> None:
@@ -191,7 +206,8 @@ class Models:
             checkpoint.model, name=name, max_queue=self.settings.max_queue, draft=None if draft is None else draft.model
         )
         engine.start()
-        metrics = ModelMetrics(self.metrics, name, lambda: engine.running, lambda: engine.waiting)
+        self._watch.start()
+        metrics = ModelMetrics(self.metrics, name, engine)
         control_ids = frozenset(checkpoint.tokenizer.control_tokens.values())
         loaded = LoadedModel(name, checkpoint, engine, metrics, created, control_ids)
         self._models = self._models | {name: loaded}
@@ -230,10 +246,23 @@ class Models:
             raise UnknownModel(asked, field="model", hint=hint)
         return found
 
-    def close(self, timeout: float = 1.0) -> None:
-        """Stop every engine; running requests end as cancelled."""
+    def stop(self) -> None:
+        """Have every engine end what it does as cancelled. Does not wait."""
+        self._watch.stop()
         for loaded in self._models.values():
-            loaded.engine.close(timeout)
+            loaded.engine.stop(Cancelled("the server is stopping", hint="try again in a moment"))
+
+    @property
+    def stopped(self) -> bool:
+        """Whether every engine has ended what it did."""
+        return all(loaded.engine.stopped for loaded in self._models.values())
+
+    def close(self, timeout: float = 1.0) -> None:
+        """Stop every engine; running requests end as cancelled, at the latest when `timeout` seconds are over."""
+        self.stop()
+        end = time.monotonic() + timeout
+        for loaded in self._models.values():
+            loaded.engine.close(max(0.0, end - time.monotonic()))
 
 
 def _same_vocabulary(first: Tokenizer, second: Tokenizer) -> bool:

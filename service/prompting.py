@@ -7,11 +7,12 @@ chat template, the one it was trained with.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from model.errors import InvalidRequest
 from service.models import LoadedModel
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 
 
 def prompt_tokens(model: LoadedModel, prompt: object, field: str = "prompt") -> list[list[int]]:
@@ -87,9 +88,16 @@ def checked_ids(model: LoadedModel, token_ids: object, field: str) -> list[int]:
     return token_ids
 
 
-def conversation_tokens(model: LoadedModel, messages: Sequence[Message]) -> list[int]:
+def conversation_tokens(
+    model: LoadedModel,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
+) -> list[int]:
     """The token ids of a conversation up to where the assistant's answer begins.
 
+    The template is also given `tools`, where there are any, and `variables`, whose texts are no more trusted than those
+    of messages.
     Raises `InvalidRequest` where the checkpoint has no chat template or its template refuses the conversation.
     """
     if not messages:
@@ -101,7 +109,14 @@ def conversation_tokens(model: LoadedModel, messages: Sequence[Message]) -> list
             field="messages",
             hint="send prompt for it to continue, or choose a chat checkpoint with model",
         )
-    return checkpoint.chat.encode([dict(message) for message in messages], checkpoint.tokenizer).token_ids
+    if "tool_calls" not in checkpoint.chat.source and any(message.get("tool_calls") for message in messages):
+        raise InvalidRequest(
+            "the checkpoint's chat template has no place for tool_calls, so it can't be shown them",
+            field="messages",
+            hint="leave the calls and their answers out, or choose a checkpoint whose template takes tools",
+        )
+    turns = [dict(message) for message in messages]
+    return checkpoint.chat.encode(turns, checkpoint.tokenizer, tools=tools or None, given=variables).token_ids
 
 
 def continued_tokens(model: LoadedModel, begun: str) -> list[int]:

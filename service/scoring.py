@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from model.errors import Cancelled, DeadlineExceeded, EngineError, InvalidRequest
+from model.errors import DeadlineExceeded, EngineError, InvalidRequest
 from model.scoring import Scores, check_text, windows
 from service.engine.request import Completed, ScoreJob, ScoreProgress
 from service.engine.slots import LEAST_COPIED
@@ -76,6 +76,7 @@ class Scoring(Work):
     ) -> None:
         self.cached_tokens = 0
         self.deterministic = True
+        self._model = model
         self._items = items
         self._found: dict[int, Scores] = {}
         self._timeout_s = timeout_s
@@ -107,7 +108,7 @@ class Scoring(Work):
                         )
                         hint = "give it more time, or send less at once"
                         raise DeadlineExceeded(message, field="timeout_s", hint=hint)
-                    raise Cancelled("scoring was cancelled before its end", hint="send the request again")
+                    raise self._model.engine.cancellation()
                 self._found[number] = event.scores
                 self.cached_tokens += event.cached_tokens
                 self.deterministic = self.deterministic and event.deterministic

@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import os
 import socket
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from types import FrameType
+from typing import NoReturn
 
 import torch
 import uvicorn
 from fastapi import FastAPI
 
+from model.errors import EngineStopped
 from service.api.checkpoints import describe
 from service.app import create_app
+from service.connections import bounded
 from service.gate import Gate
 from service.models import Models
+from service.requests import Requests
 from service.settings import Settings
 
-GRACE_SECONDS = 1
-"""How long open connections may take to end after a signal, once their engines have been told to stop."""
+ENGINE_SECONDS = 2.0
+"""How long engines may take to end their step after a signal; then what they do is ended for them."""
+
+GRACE_SECONDS = 1.0
+"""How long answers may take to be sent after that."""
+
+LAST_SECONDS = 4.5
+"""After which the process ends whatever it still waits for."""
+
+ENGINE_FAILED = 70
+"""The exit code of a process that ends because its engine broke down or hangs, for a supervisor to start another one.
+(EX_SOFTWARE of sysexits.h)"""
 
 
 def serve(settings: Settings, listener: socket.socket, locations: list[str]) -> int:
-    """Serve until SIGINT or SIGTERM. While checkpoints load, `/health` and `/ready` say not yet.
+    """Serve until SIGINT or SIGTERM, and end the process. While checkpoints load, `/health` and `/ready` say not yet.
 
-    Raises `SettingsError` and `CheckpointError` for what can't be served.
+    The exit code is 0 after a signal and `ENGINE_FAILED` where only a new process can help. Raises `SettingsError` and
+    `CheckpointError` for what can't be served.
     """
     with listener:
         models = Models(settings)
@@ -35,7 +53,7 @@ def serve(settings: Settings, listener: socket.socket, locations: list[str]) -> 
             gate,
             log_level="info" if settings.access_log else "warning",
             access_log=settings.access_log,
-            timeout_graceful_shutdown=GRACE_SECONDS,
+            timeout_graceful_shutdown=1,
         )
 
         def make() -> FastAPI:
@@ -46,14 +64,22 @@ def serve(settings: Settings, listener: socket.socket, locations: list[str]) -> 
         try:
             server.run(sockets=[listener])
         finally:
-            models.close()
-        if models.loading is not None:
-            # What loads can't be stopped half-way, and the interpreter can't be taken down around it.
-            sys.stdout.flush()
-            os._exit(0)
-        if server.failure is not None:
+            models.close(0)
+        if server.lost is not None:
+            print(f"error: {server.lost.message}: the process ends, to be started anew", file=sys.stderr)
+            leave(ENGINE_FAILED)
+        if server.failure is not None and not server.signalled:
             raise server.failure
-    return 0
+    # Taking the interpreter down takes seconds, and no end where a thread loads, hangs or reads a long text.
+    leave(0)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process now, with everything said that was to be said."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def load(models: Models, locations: list[str]) -> None:
@@ -90,8 +116,16 @@ class Server(uvicorn.Server):
         listener: socket.socket,
         opening: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        self._requests = Requests(config.app)
+        config.app = self._requests
+        config.http = bounded(models.settings)
+        config.ws = "none"
+        config.timeout_keep_alive = math.ceil(models.settings.idle_timeout)
         super().__init__(config)
         self.failure: Exception | None = None
+        self.lost: EngineStopped | None = None
+        """Why only a new process can help, if that is what the server ends for."""
+        self.signalled = False
         self._models = models
         self._listener = listener
         self._opening = opening
@@ -99,8 +133,22 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A first signal ends the server as asked for, with exit code 0; a second one while it ends, at once."""
-        self.force_exit = self.should_exit
-        self.should_exit = True
+        self.force_exit = self.signalled
+        self.signalled = self.should_exit = True
+        self._end_at_last(0)
+
+    def _end_at_last(self, code: int) -> None:
+        last = threading.Timer(LAST_SECONDS, leave, (code,))
+        last.daemon = True
+        last.start()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to end: after a signal, or where the engines need a new process."""
+        if self._models.lost is not None and not self.should_exit:
+            self.lost = self._models.lost
+            self.should_exit = True
+            self._end_at_last(ENGINE_FAILED)
+        return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and let `opening` go on meanwhile."""
@@ -125,5 +173,14 @@ class Server(uvicorn.Server):
         """End running requests as cancelled, then the connections."""
         if self._opened is not None:
             self._opened.cancel()
-        await asyncio.to_thread(self._models.close)
+        for server in self.servers:
+            server.close()
+        self._requests.stop()
+        self._models.stop()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + (0 if self.lost or self.force_exit else ENGINE_SECONDS)
+        while not self._models.stopped and loop.time() < until:
+            await asyncio.sleep(0.02)
+        self._models.close(0)
+        await self._requests.wait(0 if self.force_exit else GRACE_SECONDS)
         await super().shutdown(sockets)

@@ -47,6 +47,18 @@ class Settings(BaseSettings):
     max_queue: Annotated[int, Field(ge=1)] = 256
     """Requests that may wait per checkpoint; one more is refused with 429."""
 
+    step_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 300.0
+    """Seconds after which one pass of the network counts as hanging, and the process ends for it; 0 never does."""
+
+    request_timeout: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)] = 30.0
+    """Seconds that a request's head may take to come in, and its body beyond what it takes at 1 KiB per second."""
+
+    idle_timeout: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)] = 15.0
+    """Seconds that a connection may stay open between two requests, and before its first."""
+
+    max_connections: Annotated[int, Field(ge=1)] = 512
+    """Connections that may be open together; one more is answered with 503 and closed."""
+
     max_body_bytes: Annotated[int, Field(ge=1024)] = 32 * 2**20
     """Largest accepted request body; a larger one is refused with 413."""
 

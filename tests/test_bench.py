@@ -16,6 +16,7 @@ from service.bench_model import VOCABULARY, random_checkpoint
 from service.cli import main
 from service.models import LoadedModel, Models
 from service.settings import Settings
+from tests.tiny import skip_without_int8
 
 SMALL = ["--streams", "3", "--tokens", "8", "--prompt-tokens", "5", "--repeats", "2"]
 FIGURES = {
@@ -38,9 +39,9 @@ def model(checkpoint: Path) -> Iterator[LoadedModel]:
 
 
 def test_json_holds_every_figure(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", str(checkpoint), "--json", "--dtype", "int8", *SMALL, "--tokens", "48"]) == 0
+    assert main(["bench", str(checkpoint), "--json", "--dtype", "bfloat16", *SMALL, "--tokens", "48"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert (result["model"], result["dtype"], result["streams"], result["tokens"]) == ("measured", "int8", 3, 48)
+    assert (result["model"], result["dtype"], result["streams"], result["tokens"]) == ("measured", "bfloat16", 3, 48)
     assert (result["prompt_tokens"], result["repeats"], result["deterministic"]) == (5, 2, True)
     assert result["figures"].keys() == FIGURES
     for name, figure in result["figures"].items():
@@ -99,6 +100,7 @@ def test_what_cannot_be_measured_is_refused(
 
 
 def test_without_a_checkpoint_it_is_gpt2s_shape_with_random_weights() -> None:
+    skip_without_int8()
     checkpoint = random_checkpoint(torch.int8)
     assert checkpoint.config.parameter_count() == 124_439_808
     assert checkpoint.tokenizer.vocab_size == VOCABULARY

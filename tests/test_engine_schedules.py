@@ -254,7 +254,7 @@ def test_every_job_gets_its_own_tokens_and_ends_once(operations: list, slots: in
     for client in clients:
         client.check(faults)
     assert network.largest_step <= max(budget, slots)
-    scheduler = engine._scheduler
+    scheduler = engine._steps.scheduler
     assert not scheduler.running
     assert not scheduler.waiting
     assert not scheduler._arrivals

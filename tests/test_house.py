@@ -5,6 +5,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -16,12 +17,20 @@ ROOMS = ("model", "service", "training")
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LONGEST_FILE = 400
+# What serving and training need, and what the tools of development need beside it.
+LOCKS = ("requirements.lock", "requirements-dev.lock")
 # Extras that only some need, and that are not installed from the lock.
 UNLOCKED = {"datasets", "deduplicate", "evaluate", "ray", "tensorboard", "trackio", "wandb"}
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
-    """Yields (absolute dotted name, whether it is imported when the module is) for every import in a file.
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """(absolute dotted name, whether it is imported when the module is) of every import in a file.
 
     Names below `if TYPE_CHECKING:` count as not imported at run time.
     """
@@ -36,12 +45,12 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
             yield from ((f"{module}.{alias.name}", at_import) for alias in node.names)
         lazy = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         for field, value in ast.iter_fields(node):
-            type_checking = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) and field == "body"
+            type_checking = field == "body" and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
             for child in value if isinstance(value, list) else [value]:
                 if isinstance(child, ast.AST):
                     yield from walk(child, at_import and not lazy and not type_checking)
 
-    yield from walk(ast.parse(path.read_text()), True)
+    return list(walk(parsed(path), True))
 
 
 def within(name: str, package: str) -> bool:
@@ -54,8 +63,9 @@ def requirements(*extras: str) -> list[Requirement]:
     return [Requirement(line) for line in lines]
 
 
-def locked() -> dict[str, list[Requirement]]:
-    lines = (line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#"))
+def locked(*names: str) -> dict[str, list[Requirement]]:
+    texts = [(ROOT / name).read_text() for name in names or LOCKS]
+    lines = (line for text in texts for line in text.splitlines() if not line.startswith("#"))
     pins: dict[str, list[Requirement]] = {}
     for requirement in map(Requirement, lines):
         pins.setdefault(canonicalize_name(requirement.name), []).append(requirement)
@@ -103,7 +113,7 @@ def test_nothing_is_unpickled_or_evaluated() -> None:
 
     def rule(path: Path) -> Iterator[str]:
         yield from (name for name, _ in imports(path) if name in calls or any(within(name, m) for m in modules))
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in calls:
                 yield f"line {node.lineno} calls {ast.unparse(node.func)}"
             if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
@@ -117,7 +127,7 @@ def test_a_file_fits_in_the_head_and_says_what_it_is_for() -> None:
         text = path.read_text()
         if (lines := text.count("\n")) > LONGEST_FILE:
             yield f"{lines} lines"
-        if text.strip() and not ast.get_docstring(ast.parse(text)):
+        if text.strip() and not ast.get_docstring(parsed(path)):
             yield "no module docstring"
 
     assert violations(rule) == []
@@ -142,18 +152,30 @@ def test_every_import_is_a_declared_dependency() -> None:
     assert violations(rule) == []
 
 
-def test_the_lock_satisfies_every_declared_range() -> None:
-    pins = locked()
-    for requirement in requirements("train", "gguf", "dev"):
+def test_the_locks_satisfy_every_declared_range() -> None:
+    serving, all_pins = locked(LOCKS[0]), locked()
+    needed = [(requirement, serving) for requirement in requirements("train", "gguf")]
+    for requirement, pins in [*needed, *((requirement, all_pins) for requirement in requirements("dev"))]:
         chosen = pins.get(canonicalize_name(requirement.name), [])
-        assert chosen, f"{requirement.name} is not in the lock"
+        assert chosen, f"{requirement.name} is not locked"
         for pin in chosen:
             version = next(iter(pin.specifier)).version
             assert requirement.specifier.contains(version), f"{pin} is outside {requirement}"
 
 
-def test_the_lock_pins_exactly_and_names_no_place_to_fetch_from() -> None:
-    text = (ROOT / "requirements.lock").read_text()
+def test_what_serves_is_locked_apart_from_what_tests() -> None:
+    serving, tools = locked(LOCKS[0]), locked(LOCKS[1])
+    needed = {canonicalize_name(requirement.name) for requirement in requirements("train", "gguf")}
+    only_tools = {canonicalize_name(requirement.name) for requirement in requirements("dev")} - needed
+    assert only_tools - {"httpx", "setuptools"} <= tools.keys() - serving.keys(), "those two serve as well"
+    for name in serving.keys() & tools.keys():
+        versions = {str(pin.specifier) for pins in (serving, tools) for pin in pins[name]}
+        assert len(versions) == 1, f"{name} would be installed twice: {versions}"
+    assert "setuptools" in serving, "topkapi itself is built with it"
+
+
+def test_the_locks_pin_exactly_and_name_no_place_to_fetch_from() -> None:
+    text = "".join((ROOT / name).read_text() for name in LOCKS)
     assert not re.search(r"https?:|file:|--(extra-)?index|--find-links|/", text.replace("make lock", ""))
     for name, pins in locked().items():
         for pin in pins:
@@ -172,6 +194,7 @@ def test_the_files_that_install_agree() -> None:
     makefile = (ROOT / "Makefile").read_text()
     extras = set(PYPROJECT["project"]["optional-dependencies"])
     assert set(re.findall(r"--extra (\w+)", makefile)) == extras - UNLOCKED
+    assert all(name in makefile for name in LOCKS)
     assert PYPROJECT["project"]["scripts"] == {"topkapi": "service.cli:main"}
     assert "make test" in (ROOT / ".ci" / "run").read_text()
     (minimum,) = re.findall(r"version_info < \((\d+, \d+)\)", makefile)

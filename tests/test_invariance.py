@@ -19,7 +19,7 @@ from model.transformer import Decoder, causal_attention
 from service.engine.engine import Engine
 from service.engine.network import DecoderNetwork
 from service.engine.request import Completed, Event, GenerateJob, ScoreJob, Token
-from tests.tiny import tiny_model
+from tests.tiny import skip_without_int8, tiny_model
 
 CONTEXT = 400
 
@@ -36,6 +36,7 @@ def network_of(form: str, family: str = "qwen3") -> Decoder:
                 if parameter.ndim == 2:
                     parameter.data = parameter.data.bfloat16()
     if form == "int8":
+        skip_without_int8()
         quantize(model)
     elif form.endswith("packed"):
         pack(model)

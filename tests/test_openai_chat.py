@@ -156,7 +156,9 @@ BAD = [
     ({"messages": [{"role": "user"}]}, "messages[0].content", "missing"),
     ({"messages": [{"role": "user", "content": []}]}, "messages[0].content", "empty"),
     ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages[0].content[0].type", "'text'"),
-    ({"messages": [{"role": "user", "content": "a", "name": "Bo"}]}, "messages[0].name", "no place"),
+    ({"messages": [{"role": "user", "content": "a", "refusal": "No."}]}, "messages[0].refusal", "assistant"),
+    ({"messages": [{"role": "assistant", "content": "a", "audio": {"id": "x"}}]}, "messages[0].audio", "are text"),
+    ({"messages": USER, "chat_template_kwargs": {"spoon": 1}}, "chat_template_kwargs.spoon", "no such variable"),
     ({"messages": [{"role": "tool", "content": "a"}]}, "messages", "role 'tool' is unknown"),
     ({"messages": USER, "top_logprobs": 2}, "top_logprobs", "go with logprobs"),
     ({"messages": USER, "logprobs": 2}, "logprobs", "true or false"),
@@ -168,9 +170,9 @@ BAD = [
     ({"messages": USER, "modalities": ["audio"]}, "modalities", "answers are text"),
     ({"messages": USER, "web_search_options": {}}, "web_search_options", "looked up"),
     ({"messages": USER, "store": True}, "store", "nothing is stored"),
-    ({"messages": USER, "reasoning_effort": "high"}, "reasoning_effort", "do not think"),
+    ({"messages": USER, "reasoning_effort": "high"}, "reasoning_effort", "does not ask how much"),
     ({"messages": USER, "max_completion_tokens": 0.5}, "max_completion_tokens", "whole number"),
-    ({"messages": USER, "response_format": {"type": "xml"}}, "response_format", "json_schema"),
+    ({"messages": USER, "response_format": {"type": "xml"}}, "response_format.type", "json_schema"),
     ({"messages": USER, "response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing"),
     ({"messages": USER, "model": "base"}, "messages", "without a chat template"),
     ({"messages": [{"role": "user", "content": "hello " * 300}]}, "messages", "context holds 128"),
@@ -204,13 +206,14 @@ def test_what_is_wrong_with_tools_is_named(with_tools, body, param, words) -> No
 
 
 def test_a_lenient_server_leaves_out_what_other_servers_know(serve, tiny_checkpoint) -> None:
-    part = {"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}
-    body = {"messages": [{"role": "user", "content": [part], "name": "Bo"}], "max_tokens": 1, "reasoning_effort": "low"}
+    part = {"type": "text", "text": "hi", "detail": "low"}
+    turn = {"role": "user", "content": [part], "function_call": {"name": "f", "arguments": "{}"}}
+    body = {"messages": [turn], "max_tokens": 1, "reasoning_effort": "low"}
     with serve(tiny_checkpoint("lenient"), ignore_unknown_fields=True) as served:
         response = served.post(PATH, **body)
         assert response.status_code == 200, response.text
         ignored = response.headers["x-ignored-parameters"].split(", ")
-        assert sorted(ignored) == ["messages[0].content[0].cache_control", "messages[0].name", "reasoning_effort"]
+        assert sorted(ignored) == ["messages[0].content[0].detail", "messages[0].function_call", "reasoning_effort"]
 
 
 def test_the_defaults_that_ask_for_nothing_are_accepted(served) -> None:

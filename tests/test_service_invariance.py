@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.tiny import skip_without_int8
+
 REQUESTS = 200
 STRATEGIES: list[dict[str, Any]] = [
     {}, {"temperature": 0}, {"temperature": 0.6, "top_k": 20}, {"top_p": 0.8}, {"min_p": 0.05, "temperature": 1.4},
@@ -66,6 +68,7 @@ def test_two_hundred_requests_alone_and_under_load(served) -> None:
 
 @pytest.mark.timeout(300)
 def test_the_same_in_int8(serve: Callable, tiny_checkpoint: Callable[..., Path]) -> None:
+    skip_without_int8()
     chat, base = tiny_checkpoint("chat"), tiny_checkpoint("base", chat=False, seed=1, context=2048)
     with serve(chat, base, dtype="int8") as small:
         compare(small, mixed_requests()[::2])

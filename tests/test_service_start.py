@@ -57,7 +57,7 @@ def test_it_is_alive_before_it_is_ready(tiny_checkpoint, studio) -> None:
         assert (ready.status_code, ready.json()["status"]) == (503, "loading")
         refused = client.post("/generate", json={"prompt": "a"})
         assert (refused.status_code, refused.json()["error"]["type"]) == (503, "loading")
-        assert refused.headers["retry-after"] == "1"
+        assert int(refused.headers["retry-after"]) >= 1 and "retry-after" in ready.headers
         go_on.set()
         end = time.monotonic() + 20
         while client.get("/ready").status_code != 200:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
 from model.config import Family, ModelConfig
+from model.errors import CheckpointError
+from model.quantize import int8_product
 from model.transformer import Decoder, initialise
 
 
@@ -29,3 +32,11 @@ def tiny_model(family: Family = "qwen3", seed: int = 0, scale: float = 4.0, **ch
             if parameter.ndim == 2:
                 parameter.mul_(scale)
     return model.eval().requires_grad_(False)
+
+
+def skip_without_int8() -> None:
+    """Skip the running test on a processor for which int8 is refused: test_quantize.py holds what is said there."""
+    try:
+        int8_product("cpu")
+    except CheckpointError as error:
+        pytest.skip(str(error))

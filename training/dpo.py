@@ -28,7 +28,7 @@ from training.console import Console
 from training.data.preferences import PairBatch, PairLoader, encode_preferences, read_preferences
 from training.data.weights import sources_and_weights
 from training.data.windows import Batch
-from training.finetune import Ingredients, Task, finetune, report_dropped, split_data
+from training.finetune import Ingredients, Task, finetune, report_dropped, report_unused, split_data
 from training.loss import Compiled, chunks, inputs
 from training.recipe import DpoRecipe
 from training.run import RunDirectory
@@ -59,7 +59,9 @@ def dpo(
 
 
 def _prepare(recipe: DpoRecipe, directory: RunDirectory, given: Ingredients) -> Task:
-    train, validation = split_data(recipe, read_preferences)
+    left_out: set[str] = set()
+    train, validation = split_data(recipe, partial(read_preferences, left_out=left_out))
+    report_unused(left_out, given)
     loaders, dropped = [], []
     for part in (train, validation):
         pairs, overlong = encode_preferences(
@@ -78,7 +80,9 @@ def _prepare(recipe: DpoRecipe, directory: RunDirectory, given: Ingredients) -> 
         loaders=(loaders[0], loaders[1]),
         counts=(len(loaders[0].pairs), len(loaders[1].pairs)),
         kind="pairs",
-        samples=[(each.prompt(), each.chosen.messages[-1]["content"]) for each in validation or train],
+        samples=[
+            (each.prompt(), each.chosen.messages[-1]["content"]) for each in validation or train if not each.chosen.told
+        ],
         prompts=([str(each.prompt()) for each in train], [str(each.prompt()) for each in validation]),
         objective=Preferred(recipe.beta, recipe.label_smoothing),
         begin=begin,

@@ -196,8 +196,10 @@ def _too_few(recipe: TuningRecipe, task: Task) -> DataError:
 
 def _conversations(recipe: FinetuneRecipe, given: Ingredients) -> Task:
     """The answers of the recipe's conversations."""
-    read = partial(read_conversations, input_heading=given.chat.name == "alpaca")
+    left_out: set[str] = set()
+    read = partial(read_conversations, input_heading=given.chat.name == "alpaca", left_out=left_out)
     train, validation = split_data(recipe, read)
+    report_unused(left_out, given)
     names, weights = sources_and_weights(recipe.data)
     loaders, dropped = [], []
     for part in (train, validation):
@@ -227,7 +229,7 @@ def _conversations(recipe: FinetuneRecipe, given: Ingredients) -> Task:
         loaders=(loaders[0], loaders[1]),
         counts=(len(loaders[0].examples), len(loaders[1].examples)),
         kind="examples",
-        samples=[(each.prompt(), each.messages[-1]["content"]) for each in validation or train],
+        samples=[(each.prompt(), each.messages[-1]["content"]) for each in validation or train if not each.told],
         prompts=([str(each.prompt()) for each in train], [str(each.prompt()) for each in validation]),
         objective=NextToken(),
         findings=conversation_findings(train, validation),
@@ -246,6 +248,12 @@ def _parts(examples: list[Example], names: list[str]) -> list[int]:
         if not size:
             raise DataError(f"{name} has no example left to train on", field="data", hint="leave it out")
     return parts
+
+
+def report_unused(names: set[str], given: Ingredients) -> None:
+    """Tell which fields of rows were not used."""
+    if names:
+        given.console.message(f"fields of the rows that are not used: {', '.join(sorted(names))}")
 
 
 def report_dropped(origins: list[str], given: Ingredients) -> None:

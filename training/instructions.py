@@ -127,6 +127,8 @@ def _prepare(arguments: argparse.Namespace) -> int:
         write_rows(out, ({"messages": messages} for messages in prepared.rows))
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in prepared.left_out.most_common())
         print(f"{out}: {len(prepared.rows):,} conversations; left out: {reasons or 'none'}")
+        if prepared.unused:
+            print(f"{out}: fields of the rows that are not used: {', '.join(sorted(prepared.unused))}")
     return 0
 
 

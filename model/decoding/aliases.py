@@ -12,10 +12,18 @@ from model.errors import InvalidRequest
 
 BY_ALIAS: dict[str, str] = {alias: parameter.name for parameter in PARAMETERS for alias in parameter.aliases}
 
+ELSEWHERE: dict[str, float | None] = {
+    "top_k": 0, "top_n_sigma": 0, "repetition_range": 0, "dry_range": 0, "seed": None,
+}  # fmt: skip
+"""What -1 stands for in vLLM and llama.cpp, as we say it: all tokens, or nothing asked."""
+
 
 def own_name(name: str) -> str | None:
     """What the table calls `name`; None for a name that is neither in it nor an alias."""
     return name if name in BY_NAME else BY_ALIAS.get(name)
+
+
+_NONE_BY_ZERO = ("repeat_last_n", "dry_penalty_last_n")
 
 
 @contextmanager
@@ -23,12 +31,18 @@ def translated(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """`given`, under any system's names, as parameters of the table; names of no parameter are kept as they are.
 
     An `InvalidRequest` raised inside, by `resolve` say, goes on under the name that was given. Raises one itself where
-    two names of one parameter are given; None counts as absent.
+    two names of one parameter are given, and for a range of no tokens, which `repeat_last_n` and `dry_penalty_last_n`
+    have where ours has all; None counts as absent, and -1 as vLLM and llama.cpp mean it.
     """
     spoken: dict[str, str] = {}
     parameters: dict[str, Any] = {}
     for name, value in given.items():
         own = own_name(name) or name
+        if own in ELSEWHERE and not isinstance(value, bool) and value == -1:
+            value = ELSEWHERE[own]
+        elif name in _NONE_BY_ZERO and not isinstance(value, bool) and value == 0:
+            message = f"{name}: with 0 no token counts, so the penalty would do nothing"
+            raise InvalidRequest(message, field=name, hint="leave the penalty out; -1 counts all tokens")
         if value is None:
             continue
         if own in spoken:

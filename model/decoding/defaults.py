@@ -23,7 +23,7 @@ def decoding_defaults(generation: Mapping[str, Any], *, chat: bool) -> dict[str,
     tokens are drawn: no temperature, no truncation, no `do_sample: false`.
     """
     stored = from_generation_config(generation)
-    drawn = {"temperature", *TRUNCATIONS} & stored.keys()
+    drawn = {"temperature", "mirostat", *TRUNCATIONS} & stored.keys()
     return stored if drawn or not chat else CHAT_DEFAULTS | stored
 
 

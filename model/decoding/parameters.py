@@ -158,7 +158,9 @@ def from_generation_config(generation: Mapping[str, Any]) -> dict[str, Any]:
     in transformers, where it also switches the sampling parameters off. A `top_k` of -1 keeps all, as in vLLM.
     """
     sampling = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-    always = ("repetition_penalty", "no_repeat_ngram_size", *STORED_NAMES)
+    # What GGUF files recommend beyond that.
+    sampling += ("xtc_probability", "xtc_threshold", "mirostat", "mirostat_tau", "mirostat_eta")
+    always = ("repetition_penalty", "repetition_range", "no_repeat_ngram_size", *STORED_NAMES)
     found = {name: generation.get(STORED_NAMES.get(name, name)) for name in (*sampling, *always)}
     found = {name: value for name, value in found.items() if value is not None}
     if found.get("top_k") == -1:

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from model.decoding.aliases import translated
-from model.errors import Cancelled, Overloaded, TopkapiError
+from model.errors import Overloaded, TopkapiError
 from model.tool_calls import CallBegan, Event, Said, ToolCallReader
 from service.api import anthropic_schemas as schemas
 from service.api.anthropic_conversation import Reading, read
@@ -21,7 +21,7 @@ from service.api.dialect import Dialect, with_hint
 from service.api.errors import INTERNAL
 from service.api.openai.tools import Calling
 from service.api.streaming import STREAM, EventStream, unless_disconnected
-from service.generation import Generation, Output, Plan, plan
+from service.generation import Generation, Output, Plan, no_answer, plan
 from service.models import LoadedModel, Models
 
 _KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
@@ -157,7 +157,7 @@ class _Answer:
             full = len(output.tokens) < self._body.max_tokens
             reason = "model_context_window_exceeded" if full else "max_tokens"
         elif output.finish_reason != "stop":
-            raise Cancelled("the answer was cancelled before its end", hint="send the request again")
+            raise no_answer(output)
         elif self._reader is not None and self._reader.calls:
             reason = "tool_use"
         elif isinstance(output.stop_reason, str) and output.stop_reason in (self._body.stop_sequences or ()):

@@ -10,6 +10,7 @@ from model.errors import InvalidRequest
 from model.tool_calls import ToolCallForm
 from service.api import anthropic_schemas as schemas
 from service.api.openai.tools import Calling
+from service.api.template_variables import template_variables
 from service.models import LoadedModel
 from service.prompting import continued_tokens, conversation_tokens
 
@@ -42,12 +43,18 @@ def read(model: LoadedModel, body: schemas.AnthropicCountRequest) -> Reading:
     if messages[-1].get("tool_calls"):
         raise InvalidRequest("messages end with a call, whose result is missing", field="messages")
     # How the answer begins, said by the caller: the answer goes on from there.
+    if messages[-1]["role"] == "assistant" and "reasoning_content" in messages[-1]:
+        raise InvalidRequest(
+            "messages end with what the assistant thought: an answer can't be begun with thinking", field="messages"
+        )
     begun = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
-    if calling is None or chat is None:
-        token_ids = conversation_tokens(model, messages)
-    else:
-        tools = [{"type": "function", "function": function} for function in calling.functions]
-        token_ids = chat.encode(messages, model.checkpoint.tokenizer, tools=tools).token_ids
+    effort = body.output_config.effort if body.output_config else None
+    # Without thinking, the template is told so; Anthropic's own default effort asks for nothing.
+    variables = template_variables(model, None, "none" if body.thinking else None)
+    variables |= template_variables(model, None, None if effort == "high" else effort, "output_config.effort")
+    functions = [] if calling is None else calling.functions
+    tools = [{"type": "function", "function": function} for function in functions]
+    token_ids = conversation_tokens(model, messages, tools, variables)
     return Reading(token_ids + continued_tokens(model, begun), calling)
 
 
@@ -98,12 +105,17 @@ def _turns(turn: schemas.AnthropicTurn, index: int) -> list[dict[str, Any]]:
     if not turn.content:
         raise InvalidRequest(f"{field} is empty", field=field, hint="send a text, or at least one block")
     texts: list[str] = []
+    thoughts: list[str] = []
     calls: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     for position, block in enumerate(turn.content):
         place = f"{field}[{position}]"
         if isinstance(block, schemas.AnthropicText):
             texts.append(block.text)
+        elif isinstance(block, schemas.AnthropicThinking):
+            if turn.role != "assistant":
+                raise InvalidRequest(f"{place}: a block thinking belongs to the assistant", field=place)
+            thoughts.append(block.thinking)
         elif isinstance(block, schemas.AnthropicToolUse):
             if turn.role != "assistant":
                 raise InvalidRequest(f"{place}: a block tool_use belongs to the assistant", field=place)
@@ -116,9 +128,11 @@ def _turns(turn: schemas.AnthropicTurn, index: int) -> list[dict[str, Any]]:
             said = "Error: " * bool(block.is_error) + _joined(block.content or "")
             results.append({"role": "tool", "content": said, "tool_call_id": block.tool_use_id})
     own: dict[str, Any] = {"role": turn.role, "content": "\n".join(texts)}
+    if thoughts:
+        own["reasoning_content"] = "\n".join(thoughts)
     if calls:
         own["tool_calls"] = calls
-    return [*results, *([own] if texts or calls else [])]
+    return [*results, *([own] if texts or calls or thoughts else [])]
 
 
 def _merged(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -130,6 +144,9 @@ def _merged(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             last["content"] = "\n".join(text for text in (last["content"], message["content"]) if text)
             if "tool_calls" in message:
                 last["tool_calls"] = message["tool_calls"]
+            thoughts = [each["reasoning_content"] for each in (last, message) if "reasoning_content" in each]
+            if thoughts:
+                last["reasoning_content"] = "\n".join(thoughts)
         else:
             merged.append(dict(message))
     return merged

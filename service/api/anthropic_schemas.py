@@ -7,20 +7,16 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema
 
+from service.api.harmless import CacheControl as AnthropicCacheControl
+from service.api.harmless import Only
 from service.api.openai.fields import Refusing
 from service.api.schemas import Strict
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
 
 
-class AnthropicCacheControl(Strict):
-    """A wish to reuse what has been read. Every prefix is reused here anyway, for as long as there is room."""
-
-    type: Literal["ephemeral"]
-    ttl: Literal["5m", "1h"] | None = None
-
-
 CacheControl = AnthropicCacheControl | None
+Caller = Annotated[Any, Only({"type": "direct"}, why="nothing runs here that could call a tool")]
 
 
 class AnthropicText(Strict):
@@ -29,7 +25,15 @@ class AnthropicText(Strict):
     type: Literal["text"]
     text: str
     cache_control: CacheControl = None
-    citations: None = None
+    citations: Annotated[Any, Only([], why="the documents that it cites can't be read")] = None
+
+
+class AnthropicThinking(Strict):
+    """What the assistant thought before it answered, for a template that shows it. The signature is not looked at."""
+
+    type: Literal["thinking"]
+    thinking: str
+    signature: str | None = None
 
 
 class AnthropicToolUse(Strict):
@@ -40,6 +44,8 @@ class AnthropicToolUse(Strict):
     name: str
     input: dict[str, Any]
     cache_control: CacheControl = None
+    caller: Caller = None
+    toolset_name: Annotated[Any, Only()] = None
 
 
 class AnthropicToolResult(Strict):
@@ -50,26 +56,34 @@ class AnthropicToolResult(Strict):
     content: str | list[AnthropicText] | None = None
     is_error: bool | None = None
     cache_control: CacheControl = None
+    toolset_name: Annotated[Any, Only()] = None
 
 
-AnthropicBlock = Annotated[AnthropicText | AnthropicToolUse | AnthropicToolResult, Field(discriminator="type")]
+AnthropicBlock = Annotated[
+    AnthropicText | AnthropicThinking | AnthropicToolUse | AnthropicToolResult, Field(discriminator="type")
+]
 
 
 class AnthropicTurn(Strict):
     """One turn. Turns of one role in a row are one; a last turn of the assistant is how its answer begins."""
 
-    role: Literal["user", "assistant"]
+    role: Literal["user", "assistant", "system"]
     content: str | list[AnthropicBlock]
 
 
 class AnthropicTool(Strict):
-    """A tool that may be called, with the JSON schema of its input."""
+    """A tool that may be called, with the JSON schema of its input. A call that must be made is kept to the schema."""
 
     type: Literal["custom"] | None = None
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
     description: str | None = None
     input_schema: dict[str, Any]
     cache_control: CacheControl = None
+    strict: bool | None = None
+    eager_input_streaming: Annotated[bool | None, Field(description="Inputs are streamed as they are written.")] = None
+    defer_loading: Annotated[Any, Only(False, why="every tool is shown at once")] = None
+    input_examples: Annotated[Any, Only([], why="templates have no place for them; write them in description")] = None
+    allowed_callers: Annotated[Any, Only([], ["direct"], why="nothing runs here that could call a tool")] = None
 
 
 class AnthropicToolChoice(Strict):
@@ -91,6 +105,7 @@ class AnthropicOutput(Strict):
     """The form of the answer."""
 
     format: AnthropicFormat | None = None
+    effort: str | None = None
 
 
 class AnthropicMetadata(Strict):
@@ -102,8 +117,11 @@ class AnthropicMetadata(Strict):
 class AnthropicCountRequest(Refusing):
     """The body of `POST /v1/messages/count_tokens`."""
 
-    HARMLESS: ClassVar[Mapping[str, tuple[Any, ...]]] = {"thinking": ({"type": "disabled"},)}
-    REASONS: ClassVar[Mapping[str, str]] = {"thinking": "these checkpoints do not think first"}
+    HARMLESS: ClassVar[Mapping[str, tuple[Any, ...]]] = {"thinking": ({"type": "disabled"},), "speed": ("standard",)}
+    REASONS: ClassVar[Mapping[str, str]] = {
+        "thinking": "what a checkpoint thinks is part of its answer", "speed": "there is one",
+        "inference_geo": "the answer is computed here", "container": "nothing is run here",
+    }  # fmt: skip
 
     model: Annotated[str, Field(description="A loaded checkpoint's name.")]
     messages: Annotated[list[AnthropicTurn], Field(min_length=1)]
@@ -115,10 +133,17 @@ class AnthropicCountRequest(Refusing):
     ] = None
     cache_control: CacheControl = None
     output_config: AnthropicOutput | None = None
+    speed: Annotated[Any, WithJsonSchema({"enum": ["standard", None]})] = None
+    user_profile_id: Annotated[str | None, Field(description="A label; without effect.")] = None
+    workspace_id: Annotated[str | None, Field(description="A label; without effect.")] = None
 
 
 class AnthropicRequest(AnthropicCountRequest):
     """The body of `POST /v1/messages`."""
+
+    HARMLESS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **AnthropicCountRequest.HARMLESS, "container": (), "diagnostics": (), "inference_geo": (),
+    }  # fmt: skip
 
     max_tokens: Annotated[int, Field(ge=0)]
     stop_sequences: list[str] | None = None
@@ -128,6 +153,9 @@ class AnthropicRequest(AnthropicCountRequest):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     metadata: AnthropicMetadata | None = None
     service_tier: Annotated[Literal["auto", "standard_only"] | None, Field(description="There is one.")] = None
+    container: Annotated[Any, WithJsonSchema({"type": "null"})] = None
+    diagnostics: Annotated[Any, WithJsonSchema({"type": "null"})] = None
+    inference_geo: Annotated[Any, WithJsonSchema({"type": "null"})] = None
 
 
 class AnthropicTextAnswer(BaseModel):

@@ -80,7 +80,7 @@ async def _leniently(handle: Handle, request: Request, document: dict[str, Any])
         try:
             response = await handle(request)
         except RequestValidationError as error:
-            errors = [each for each in error.errors() if each["type"] == "extra_forbidden"]
+            errors = [each for each in error.errors() if each["type"] in ("extra_forbidden", "inapplicable")]
             unknown = [place_of(each["loc"], document) for each in errors]
             if not unknown or not all(_remove(document, location) for location in unknown):
                 raise

@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from model.errors import InvalidRequest, Overloaded, TopkapiError
+from model.errors import InvalidRequest, TopkapiError
 from service.api.dialect import Dialect, dialect_of
 
 MOST_LISTED = 60
@@ -26,7 +26,7 @@ _MAY_BE = {
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be an object"),
     "string_type": "must be a text", "list_type": "must be a list", "none_required": "must be null",
     "literal_error": "must be {expected}", "enum": "must be {expected}",
-    "union_tag_invalid": "its {discriminator} must be one of {expected_tags}",
+    "union_tag_invalid": "must be one of {expected_tags}",
     "union_tag_not_found": "must be an object with a {discriminator}",
     "greater_than": "must be above {gt}", "greater_than_equal": "must be at least {ge}",
     "less_than": "must be below {lt}", "less_than_equal": "must be at most {le}",
@@ -79,6 +79,17 @@ class BodyTooLarge(InvalidRequest):
         super().__init__(f"the body is larger than {limit:,} bytes", hint=hint)
 
 
+class RequestTimeout(InvalidRequest):
+    """The body came in too slowly to be waited for."""
+
+    status = 408
+    kind = "request_timeout"
+
+    def __init__(self, received: int, seconds: float) -> None:
+        hint = "send it faster, or start the server with more TOPKAPI_REQUEST_TIMEOUT"
+        super().__init__(f"{received:,} bytes of the body and no more came in within {seconds:.0f} s", hint=hint)
+
+
 class InapplicableField(InvalidRequest):
     """A field that the route does not have or that can't act here: refused, or left out by a lenient server.
 
@@ -112,8 +123,10 @@ NATIVE = Dialect("native", lambda error: (error.status, error_body(error)))
 def error_response(error: TopkapiError, dialect: Dialect, headers: dict[str, str] | None = None) -> JSONResponse:
     """The response that reports `error` in a dialect, with Retry-After where waiting helps."""
     headers = dict(headers or {})
-    if isinstance(error, Overloaded):
+    if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, RequestTimeout):
+        headers["Connection"] = "close"
     status, body = dialect.render(error)
     return JSONResponse(body, status, headers)
 
@@ -180,7 +193,7 @@ def from_validation(errors: Sequence[Any], body: Any, known_fields: Sequence[str
 
     Of what it says about the alternatives of one field, that which got furthest counts.
     """
-    places = [place_of(each["loc"], body) for each in errors]
+    places = [place_of(each["loc"], body) + _tag(each) for each in errors]
     field = places[0][:1]
     depth = max(len(place) for place in places if place[:1] == field)
     chosen = [
@@ -190,6 +203,8 @@ def from_validation(errors: Sequence[Any], body: Any, known_fields: Sequence[str
     name = field_name(location)
     if first["type"] == "extra_forbidden":
         return unknown_field(name, known_fields if len(location) == 1 else ())
+    if first["type"] == "inapplicable":
+        return inapplicable(name, first["ctx"]["why"])
     if not name:
         return InvalidRequest("the body must be a JSON object", hint='send an object such as {"prompt": "Once"}')
     if first["type"] == "missing":
@@ -197,6 +212,11 @@ def from_validation(errors: Sequence[Any], body: Any, known_fields: Sequence[str
     said = list(dict.fromkeys(_said(each) for place, each in chosen if place == location))
     also = [text.removeprefix("must be ") if said[0].startswith("must be ") else text for text in said[1:]]
     return InvalidRequest(f"{name}: {', or '.join([said[0], *also])}", field=name)
+
+
+def _tag(complaint: Any) -> list[str | int]:
+    """The field that says which of several kinds an object is, where it is that field that is wrong."""
+    return [complaint["ctx"]["discriminator"].strip("'")] if complaint["type"] == "union_tag_invalid" else []
 
 
 def _said(complaint: Any) -> str:
@@ -216,6 +236,9 @@ def place_of(location: Sequence[str | int], body: Any) -> list[str | int]:
     parts = list(location[1:]) if location[:1] == ("body",) else list(location)
     for number, part in enumerate(parts):
         inside = part in at if isinstance(at, dict) else isinstance(at, list) and part in range(len(at))
+        if inside and isinstance(at, dict) and at.get("type") == part and number < len(parts) - 1:
+            # The kind of this object, not its field of the same name, unless that has something inside.
+            inside = isinstance(at[part], dict | list) and parts[number + 1] != part
         if inside:
             at = at[part]
         # A field that is missing is not there, but its name is meant all the same.
@@ -232,6 +255,11 @@ def field_name(location: Sequence[str | int]) -> str:
 def location_of(name: str) -> list[str | int]:
     """The parts of a place in a body, from `a.b[0].c`."""
     return [int(part[1:-1]) if part[0] == "[" else part for part in re.findall(r"[^.[\]]+|\[\d+\]", name)]
+
+
+def inapplicable(name: str, why: str) -> InapplicableField:
+    """A field that is known but cannot act here, and asks for something."""
+    return InapplicableField(f"{name} can't be used: {why}", field=name, hint=f"leave {name} out")
 
 
 def unknown_field(name: str, known_fields: Sequence[str]) -> InapplicableField:

@@ -87,10 +87,10 @@ def parameters_of(model: LoadedModel, body: LlamaRequest, settings: Mapping[str,
         "frequency_penalty": settings["frequency_penalty"],
     }
     if parameters["repeat_penalty"] != 1.0:
-        parameters["repeat_last_n"] = max(settings["repeat_last_n"], 0)
+        parameters["repeat_last_n"] = settings["repeat_last_n"]
     if settings["dry_multiplier"] and settings["dry_base"] >= 1 and settings["dry_penalty_last_n"]:
         parameters |= {name: settings[name] for name in ("dry_multiplier", "dry_base", "dry_allowed_length")}
-        parameters["dry_penalty_last_n"] = max(settings["dry_penalty_last_n"], 0)
+        parameters["dry_penalty_last_n"] = settings["dry_penalty_last_n"]
         parameters["dry_sequence_breakers"] = settings["dry_sequence_breakers"]
     dynamic = bool(settings["dynatemp_range"])
     parameters |= {name: settings[name] for name in ("dynatemp_range", "dynatemp_exponent") if dynamic}

@@ -6,11 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model.errors import Cancelled
 from service.api.llama_parameters import generation_settings
 from service.api.llama_timings import Stopwatch
 from service.engine.request import Token
-from service.generation import Delta, Generation, Output
+from service.generation import Delta, Generation, Output, no_answer
 from service.models import LoadedModel
 from service.scoring import finite
 
@@ -118,7 +117,7 @@ def _stop_type(output: Output) -> str:
         return "limit"
     if output.finish_reason == "stop":
         return "word" if isinstance(output.stop_reason, str) else "eos"
-    raise Cancelled("the answer was cancelled before its end", hint="send the request again")
+    raise no_answer(output)
 
 
 def _selected(content: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:

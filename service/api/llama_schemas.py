@@ -11,6 +11,7 @@ from service.api.llama_timings import LlamaTimings
 from service.api.openai.conversation import ChatMessage, Tool
 from service.api.openai.fields import Refusing
 from service.api.schemas import ModelName, Strict
+from service.api.template_variables import TemplateVariables
 
 _TEXT: dict[str, Any] = {"type": "string"}
 _MIXED: dict[str, Any] = {
@@ -211,6 +212,7 @@ class LlamaTemplateRequest(Strict):
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     tools: list[Tool] | None = None
+    chat_template_kwargs: TemplateVariables = None
     add_generation_prompt: Annotated[bool | None, Field(description="End where the answer begins; yes by default.")] = (
         None
     )

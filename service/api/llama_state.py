@@ -14,6 +14,7 @@ from model.tool_calls import ToolCallForm
 from service.api import llama_schemas as schemas
 from service.api.llama_parameters import DEFAULTS, SAMPLERS
 from service.api.openai.conversation import conversation
+from service.api.template_variables import template_variables
 from service.engine.request import GenerateJob
 from service.models import LoadedModel, Models
 from service.slots import SlotView, slot_views
@@ -61,6 +62,9 @@ def add_state(routes: APIRouter, models: Models, errors: Mapping[int | str, dict
     async def health() -> Response:
         if not len(models):
             raise NotReady("no checkpoint is loaded yet", hint="try again in a moment")
+        if models.trouble is not None:
+            who, error = models.trouble
+            raise NotReady(f"{who}: {error.message}", hint="try again in a moment")
         return JSONResponse({"status": "ok"})
 
     @routes.post(
@@ -133,4 +137,6 @@ def _rendered(model: LoadedModel, body: schemas.LlamaTemplateRequest) -> str:
         ToolCallForm.of(chat, tokenizer)
         tools = [tool.model_dump(exclude_none=True) for tool in body.tools]
     ends_open = body.add_generation_prompt is not False
-    return chat.render(conversation(body.messages), add_generation_prompt=ends_open, tools=tools, **spelled)
+    variables = template_variables(model, body.chat_template_kwargs)
+    turns = conversation(body.messages)
+    return chat.render(turns, add_generation_prompt=ends_open, tools=tools, **spelled, **variables)

@@ -29,8 +29,9 @@ def router(models: Models) -> APIRouter:
     add_tokens(routes, models)
     add_checkpoints(routes, models)
 
-    def report(status: str) -> dict[str, Any]:
-        return {"status": status, "version": VERSION, "models": models.names, "loading": models.loading}
+    def report(status: str, reason: str | None = None) -> dict[str, Any]:
+        about = {"status": status, "version": VERSION, "models": models.names, "loading": models.loading}
+        return about if reason is None else about | {"reason": reason}
 
     @routes.get("/health", tags=["server"], summary="Whether the process answers", response_model=schemas.Health)
     async def health() -> Response:
@@ -41,9 +42,12 @@ def router(models: Models) -> APIRouter:
         tags=["server"],
         summary="Whether requests can be served",
         response_model=schemas.Health,
-        responses={503: {"model": schemas.Health, "description": "No checkpoint is loaded yet"}},
+        responses={503: {"model": schemas.Health, "description": "No checkpoint is loaded, or an engine has stopped"}},
     )
     async def ready() -> Response:
+        if (trouble := models.trouble) is not None:
+            who, error = trouble
+            return JSONResponse(report("failing", f"{who}: {error.message}"), 503)
         if len(models):
             return JSONResponse(report("ready"))
         return JSONResponse(report("loading" if models.loading else "no checkpoint is loaded"), 503)

@@ -39,6 +39,11 @@ def register(app: FastAPI, dialect: Dialect, router: APIRouter) -> None:
         assert isinstance(first, JSONRoute) and isinstance(route, JSONRoute), "only JSON bodies can be told apart"
         router.routes.remove(route)
         first.sharers.append(Sharer(dialect, dialect.fields[route.path], route))
+    for route in routes:
+        # Load balancers look whether a server is there by HEAD; the server itself leaves the body out.
+        if route.methods == {"GET"} and "text/event-stream" not in route.responses.get(200, {}).get("content", {}):
+            router.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
+            known += [each for each in router.routes[-1:] if isinstance(each, APIRoute)]
     app.state.dialects.add(dialect, [route.path for route in routes])
     app.include_router(router)
 

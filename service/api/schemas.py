@@ -297,12 +297,13 @@ class DetokenizeResponse(BaseModel):
 
 
 class Health(BaseModel):
-    """The answer of `GET /health` and `GET /ready`: what is loaded, and what is being loaded."""
+    """The answer of `GET /health` and `GET /ready`: what is loaded and being loaded, and why nothing is computed."""
 
     status: str
     version: str
     models: list[str]
     loading: str | None
+    reason: str | None = None
 
 
 class ErrorContent(BaseModel):

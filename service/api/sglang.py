@@ -13,19 +13,22 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from model.decoding.aliases import translated
-from model.errors import Cancelled, InvalidRequest, Overloaded, TopkapiError
+from model.errors import InvalidRequest, Overloaded, TopkapiError
 from service.api.body import JSONRoute
 from service.api.dialect import Dialect, with_hint
 from service.api.errors import INTERNAL
 from service.api.gbnf import lark_of
+from service.api.harmless import Only
 from service.api.render import new_id
 from service.api.schemas import Strict
 from service.api.streaming import STREAM, EventStream, unless_disconnected
 from service.engine.request import Candidate, Token
-from service.generation import Generation, Output, Plan, plan
+from service.generation import Generation, Output, Plan, no_answer, plan
 from service.models import LoadedModel, Models
 from service.prompting import prompt_tokens, raw_tokens
 from service.scoring import finite, require_one
+
+TEXT_ONLY = "only text is read"
 
 
 class SGLangParameters(Strict):
@@ -46,12 +49,16 @@ class SGLangParameters(Strict):
     no_stop_trim: Annotated[bool | None, Field(description="Leave the stop text in the answer.")] = None
     ignore_eos: bool | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
-    sampling_seed: Annotated[int, Field(ge=0, le=2**53 - 1)] | None = None
+    sampling_seed: Annotated[int | None, Field(ge=-1, le=2**53 - 1, description="-1 draws one.")] = None
     json_schema: Annotated[str | None, Field(description="A JSON schema, as text.")] = None
     regex: str | None = None
     ebnf: Annotated[str | None, Field(description="A grammar in GBNF with a rule named root.")] = None
     skip_special_tokens: Annotated[Literal[True] | None, Field(description="Texts hold no control tokens.")] = None
     spaces_between_special_tokens: Annotated[Literal[True] | None, Field(description="Texts hold none of them.")] = None
+    logit_bias: dict[str, float] | None = None
+    structural_tag: Annotated[Any, Only()] = None
+    custom_params: Annotated[Any, Only(why="no processors of the caller's own are run")] = None
+    stream_interval: Annotated[Any, Only(1, why="every token is told as it comes")] = None
 
 
 class SGLangRequest(Strict):
@@ -68,6 +75,19 @@ class SGLangRequest(Strict):
     logprob_start_len: Annotated[Literal[-1] | None, Field(description="Prompts are scored by /score.")] = None
     return_text_in_logprobs: bool | None = None
     rid: Annotated[str | None, Field(description="A name for the request.")] = None
+    input_embeds: Annotated[Any, Only(why="only text and token ids are read")] = None
+    image_data: Annotated[Any, Only([], why=TEXT_ONLY)] = None
+    audio_data: Annotated[Any, Only([], why=TEXT_ONLY)] = None
+    video_data: Annotated[Any, Only([], why=TEXT_ONLY)] = None
+    modalities: Annotated[Any, Only([], ["text"], why=TEXT_ONLY)] = None
+    token_ids_logprob: Annotated[Any, Only([], why="/score tells how probable a token is")] = None
+    lora_path: Annotated[Any, Only(why="no adapters are loaded")] = None
+    session_params: Annotated[Any, Only(why="no sessions are kept")] = None
+    custom_logit_processor: Annotated[Any, Only(why="no processors of the caller's own are run")] = None
+    return_hidden_states: Annotated[Any, Only(False, why="/v1/embeddings tells a text's mean state")] = None
+    background: Annotated[Any, Only(False, why="nothing is stored here")] = None
+    log_metrics: Annotated[bool | None, Field(description="/metrics has them either way.")] = None
+    priority: Annotated[int | None, Field(ge=-100, le=100, description="Higher ones go first.")] = None
 
 
 class SGLangAnswer(BaseModel):
@@ -122,7 +142,7 @@ def router(models: Models) -> APIRouter:
         response_model=None,
     )
     async def generate(request: Request, body: SGLangRequest) -> Response:
-        generation = Generation(await asyncio.to_thread(_plan, models.get(), body))
+        generation = Generation(await asyncio.to_thread(_plan, models.get(), body), body.priority or 0)
         answers = _Answers(generation, body)
         if body.stream:
             generation.start()
@@ -152,9 +172,9 @@ def _plan(model: LoadedModel, body: SGLangRequest) -> Plan:
         prompts = [raw_tokens(model, body.text, "text")]
     asked = body.sampling_params or SGLangParameters()
     inert = ("skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim", "sampling_seed", "ebnf")
+    inert += ("structural_tag", "custom_params", "stream_interval")
     parameters = asked.model_dump(exclude=set(inert))
     parameters |= {
-        "top_k": 0 if asked.top_k == -1 else asked.top_k,
         "include_stop": asked.no_stop_trim or None,
         "seed": asked.sampling_seed,
         "grammar": lark_of(asked.ebnf, "ebnf"),
@@ -241,7 +261,7 @@ def _finish_reason(output: Output) -> dict[str, Any] | None:
         return {"type": "length", "length": len(output.tokens)}
     if output.finish_reason == "stop":
         return {"type": "stop", "matched": output.stop_reason}
-    raise Cancelled("the answer was cancelled before its end", hint="send the request again")
+    raise no_answer(output)
 
 
 def _sent(data: dict[str, Any]) -> bytes:

@@ -11,14 +11,14 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from model.decoding.aliases import translated
-from model.errors import Cancelled, EngineError, InvalidRequest, Overloaded, TopkapiError
+from model.errors import EngineError, InvalidRequest, Overloaded, TopkapiError
 from service.api import tgi_schemas as schemas
 from service.api.body import JSONRoute
 from service.api.dialect import Dialect, with_hint
 from service.api.errors import INTERNAL, InapplicableField
 from service.api.streaming import STREAM, EventStream, unless_disconnected
 from service.engine.request import Token
-from service.generation import Delta, Generation, Output, Plan, plan
+from service.generation import Delta, Generation, Output, Plan, no_answer, plan
 from service.models import LoadedModel, Models
 from service.prompting import raw_tokens
 from service.scoring import Item, finite, score_items
@@ -171,7 +171,7 @@ class _Asked:
             "generated_text": None,
             "details": None,
         }
-        if self.parameters.top_n_tokens is not None:
+        if self.parameters.top_n_tokens:
             event["top_tokens"] = self._top(token)
         return event
 
@@ -195,7 +195,7 @@ class _Asked:
 
     def _details(self, output: Output, prefill: list[dict[str, Any]]) -> dict[str, Any]:
         details = self._summary(output) | {"prefill": prefill, "tokens": list(map(self._token, output.tokens))}
-        if self.parameters.top_n_tokens is not None:
+        if self.parameters.top_n_tokens:
             details["top_tokens"] = [self._top(token) for token in output.tokens]
         return details
 
@@ -274,7 +274,7 @@ def _finish_reason(output: Output) -> str:
         return "length"
     if output.finish_reason == "stop":
         return "stop_sequence" if isinstance(output.stop_reason, str) else "eos_token"
-    raise Cancelled("the answer was cancelled before its end", hint="send the request again")
+    raise no_answer(output)
 
 
 def _event(data: Mapping[str, Any]) -> bytes:

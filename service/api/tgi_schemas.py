@@ -39,7 +39,7 @@ class TGIParameters(Strict):
     stop: Annotated[list[str] | None, Field(description="Texts that end the answer, which keeps them.")] = None
     temperature: Annotated[float, Field(gt=0)] | None = None
     top_k: Annotated[int, Field(ge=1)] | None = None
-    top_n_tokens: Annotated[int, Field(ge=1, le=1000)] | None = None
+    top_n_tokens: Annotated[int, Field(ge=0, le=1000)] | None = None
     top_p: Annotated[float, Field(gt=0, lt=1)] | None = None
     truncate: Annotated[int, Field(ge=1, description="Read only so many tokens from the end of the prompt.")] | (
         None

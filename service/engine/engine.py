@@ -7,53 +7,39 @@ next tokens at once, and hands each job the events of the step in one call.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import TypeVar
+from dataclasses import replace
 
-from torch import Tensor
-
-from model.cache import Work
 from model.config import ModelConfig
-from model.decoding.choosing import choose
 from model.decoding.parameters import BY_NAME, grammar_parameter
 from model.decoding.speculation import DRAFT_TOKENS, Drafter
-from model.errors import Cancelled, EngineError, InvalidRequest, Overloaded, TopkapiError
+from model.errors import Cancelled, EngineError, EngineStopped, InvalidRequest, Overloaded
 from model.generation import check_prompt
 from model.scoring import check_text
 from model.transformer import Decoder
 from service.engine.network import DecoderNetwork, Network
-from service.engine.request import Deliver, GenerateJob, Job
-from service.engine.scheduler import Scheduler, Share
+from service.engine.request import Deliver, Failed, GenerateJob, Job
 from service.engine.search import sequences_of
-from service.engine.sequences import Continuation, Sequence, layers_of
-from service.engine.slots import Grant
+from service.engine.sequences import Sequence, layers_of
+from service.engine.steps import Counters, Steps
 from service.engine.submitted import Submitted
 
 logger = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
-
 # Fewer rows at once leave the matrix units idle, more delay the sequences that generate beside a long prompt.
 STEP_TOKENS = 256
 
+MOST_CRASHES, CRASHES_SECONDS = 3, 60.0
+"""How often the loop may break down within so many seconds and begin anew; once more, and only a new process helps."""
 
-@dataclass
-class Counters:
-    """What an engine has done since it started."""
+PAUSE_SECONDS = 1.0
+"""Before it begins anew, for each time but one that it did so of late."""
 
-    steps: int = 0
-    read_tokens: int = 0
-    generated_tokens: int = 0
-    cached_tokens: int = 0
-    guessed_tokens: int = 0
-    accepted_tokens: int = 0
-    failed_steps: int = 0
-    network_seconds: float = 0.0
-    step_seconds: float = 0.0
+LONGEST_WAIT = 3600
+"""Seconds that a client is told to wait at most."""
 
 
 class Engine:
@@ -78,19 +64,57 @@ class Engine:
     ) -> None:
         self.model, self.name = model, name
         self.max_running, self.max_queue = max_running, max_queue
-        self.network: Network = network or DecoderNetwork(model, max_running)
+        network = network or DecoderNetwork(model, max_running)
         if isinstance(draft, Decoder):
-            draft = DecoderNetwork(draft, self.network.slots)
-        self.drafter = None if draft is None else Drafter(draft, step_tokens)
-        self.config: ModelConfig = replace(model.config, context_length=self.network.capacity)
+            draft = DecoderNetwork(draft, network.slots)
+        self._steps = Steps(name, network, None if draft is None else Drafter(draft, step_tokens), step_tokens)
+        self.heartbeat = self._steps.heartbeat
+        self.config: ModelConfig = replace(model.config, context_length=network.capacity)
         self.max_queued_tokens = max_queued_tokens or 64 * self.config.context_length
-        self.counters = Counters()
-        self._scheduler = Scheduler(self.network.slots, step_tokens, self._admitted)
+        self.trouble: EngineStopped | None = None
+        self._given_up = False
         self._arriving: list[Submitted] = []
         self._jobs: list[Submitted] = []
         self._changed = threading.Condition()
-        self._closing = False
-        self._thread = threading.Thread(target=self._loop, name=f"engine-{name}", daemon=True)
+        self._telling = threading.Lock()
+        self._abandoned = False
+        self._closing: Cancelled | None = None
+        self._crashes: list[float] = []
+        self._thread = threading.Thread(target=self._live, name=f"engine-{name}", daemon=True)
+
+    def __repr__(self) -> str:
+        return f"the engine of {self.name}"
+
+    @property
+    def dead(self) -> bool:
+        """Whether its loop has ended without having been asked to."""
+        started = self._thread.ident is not None
+        return self._given_up or (started and self._closing is None and not self._thread.is_alive())
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it computes what it is given."""
+        return self.trouble is None and not self.dead
+
+    @property
+    def restarts(self) -> int:
+        """How often it has begun anew."""
+        return self.counters.restarts
+
+    @property
+    def network(self) -> Network:
+        """What computes."""
+        return self._steps.network
+
+    @property
+    def drafter(self) -> Drafter | None:
+        """What guesses ahead, if something does."""
+        return self._steps.drafter
+
+    @property
+    def counters(self) -> Counters:
+        """What it has done so far."""
+        return self._steps.counters
 
     @property
     def deterministic(self) -> bool:
@@ -109,7 +133,7 @@ class Engine:
 
     def sequences(self) -> list[Sequence]:
         """The sequences that have a slot at this moment. Safe from any thread; the engine goes on changing them."""
-        return list(self._scheduler.running)
+        return list(self._steps.scheduler.running)
 
     def start(self) -> None:
         self._thread.start()
@@ -136,24 +160,58 @@ class Engine:
                 hint="ask for fewer" if self.network.slots > 1 else "the server's memory holds one sequence at a time",
             )
         with self._changed:
-            if self._closing:
-                raise Cancelled(f"the model {self.name!r} is being unloaded", hint="try again with a loaded model")
-            waiting = [*self._arriving, *(other for other in self._jobs if other.started_at is None)]
+            if self._closing is not None:
+                raise self.cancellation()
+            if self.trouble is not None:
+                raise EngineStopped(self.trouble.message, retry_after=self.trouble.retry_after)
+            # What is going to be ended takes up no room.
+            jobs = [other for other in (*self._arriving, *self._jobs) if not other.unwanted]
+            waiting = [other for other in jobs if other.started_at is None]
             queued = sum(_length(other.job) for other in waiting)
             if len(waiting) >= self.max_queue or (waiting and queued + _length(job) > self.max_queued_tokens):
+                wait = self._steps.speed.wait(jobs, self.network.slots)
+                retry_after = max(1, min(LONGEST_WAIT, math.ceil(wait or 0)))
                 message = f"{len(waiting)} requests are waiting, the queue is full"
-                raise Overloaded(message, hint="try again in a moment")
+                hint = "try again in a moment" if wait is None else f"what is waiting takes about {retry_after} s"
+                raise Overloaded(message, retry_after=retry_after, hint=hint)
             self._arriving.append(submitted)
             self._changed.notify()
         return submitted
 
-    def close(self, timeout: float = 5.0) -> None:
-        """End every job as cancelled and stop the thread."""
+    def cancellation(self) -> Cancelled:
+        """Why work that was cancelled was: because the engine is being closed, or somebody ended it."""
+        if self._closing is None:
+            return Cancelled("the answer was cancelled before its end", hint="send the request again")
+        return Cancelled(self._closing.message, hint=self._closing.hint)
+
+    def stop(self, why: Cancelled | None = None) -> None:
+        """Have every job end as cancelled, and the thread after that; `why` is what is told of it. Does not wait."""
         with self._changed:
-            self._closing = True
+            if self._closing is None:
+                unloaded = Cancelled(f"{self.name} is being unloaded", hint="send the request again to a loaded model")
+                self._closing = why or unloaded
             self._changed.notify()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether its thread has ended, or never began."""
+        return not self._thread.is_alive()
+
+    def close(self, timeout: float = 5.0, why: Cancelled | None = None) -> None:
+        """As `stop`, and wait; a thread that does not end in `timeout` seconds is left to itself, its jobs ended."""
+        self.stop(why)
         if self._thread.is_alive():
             self._thread.join(timeout)
+        if self._thread.is_alive() or not self._thread.ident:
+            self._end_all(lambda submitted: submitted.close("cancelled"))
+
+    def abandon(self, error: EngineStopped) -> None:
+        """End every job with `error`, from another thread than the engine's, which does not get on.
+
+        If it gets on after all, it begins anew; until then nothing is accepted.
+        """
+        self.trouble = error
+        self._end_all(lambda submitted: submitted.fail(error))
 
     def step(self) -> bool:
         """One step: take in what arrived, end what must end, run the network once; whether work is left.
@@ -161,22 +219,17 @@ class Engine:
         The engine's own thread calls this; tests call it on an engine that was not started.
         """
         began = time.perf_counter()
+        self.heartbeat.beat()
         with self._changed:
             arrived, self._arriving = self._arriving, []
             self._jobs += arrived
         for submitted in arrived:
-            self._scheduler.add(submitted.sequences)
+            self._steps.scheduler.add(submitted.sequences)
         self._end_what_must()
-        shares = self._scheduler.plan()
-        if self.drafter is not None and shares:
-            self._draft(self.drafter, shares)
-        if shares:
-            self._run(shares)
-            self.counters.steps += 1
-            self.counters.step_seconds += time.perf_counter() - began
+        self._steps.step(began)
         self._settle()
         if not self._jobs and not self._arriving:
-            self._check_invariants()
+            self._steps.check_idle()
         return bool(self._jobs or self._arriving)
 
     def _check(self, job: Job) -> None:
@@ -201,12 +254,26 @@ class Engine:
             if not 1 <= job.first <= len(job.token_ids):
                 raise InvalidRequest(f"nothing can be scored from position {job.first} on", field="first")
 
+    def _live(self) -> None:
+        """The thread: whatever breaks the loop off, its jobs end with an error and it begins anew, within bounds."""
+        while True:
+            try:
+                self._loop()
+                return
+            except BaseException as error:
+                self._break_down(error)
+                if self._given_up or not self._recover():
+                    return
+            finally:
+                self.heartbeat.rest()
+
     def _loop(self) -> None:
         while True:
             with self._changed:
                 while not (self._arriving or self._jobs or self._closing):
+                    self.heartbeat.rest()
                     self._changed.wait()
-                if self._closing:
+                if self._closing is not None:
                     self._jobs += self._arriving
                     self._arriving = []
                     break
@@ -215,157 +282,102 @@ class Engine:
             submitted.close("cancelled")
         self._settle()
 
-    def _admitted(self, sequence: Sequence, grant: Grant) -> None:
-        if sequence.owner.started_at is None:
-            sequence.owner.started_at = time.monotonic()
-        if grant.copy_from is not None:
-            self.network.copy(grant.copy_from, grant.slot, 0, grant.cached)
-        if sequence is sequence.owner.sequences[0]:
-            sequence.owner.cached_tokens = grant.cached
-        self.counters.cached_tokens += grant.cached
+    def _break_down(self, error: BaseException) -> None:
+        now = time.monotonic()
+        self._crashes = [at for at in self._crashes if now - at < CRASHES_SECONDS] + [now]
+        self.counters.restarts += 1
+        dead = len(self._crashes) > MOST_CRASHES
+        if isinstance(error, _Abandoned):
+            logger.critical("%r is back after it was given up, and begins anew", self)
+        else:
+            logger.critical("%r broke down%s", self, "" if dead else ", and begins anew", exc_info=error)
+            message = f"the engine broke down: {type(error).__name__}: {error}"
+            self.trouble = EngineStopped(message)
+            failure = EngineStopped(message, hint="send the request again; the server's log has more")
+            self._end_all(lambda submitted: submitted.fail(failure))
+        self._given_up = dead
+
+    def _recover(self) -> bool:
+        """Begin anew, the later the more often it was needed of late; whether it can go on."""
+        self.heartbeat.rest()
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing is not None, timeout=PAUSE_SECONDS * (len(self._crashes) - 1))
+        try:
+            self._steps.begin_anew()
+        except BaseException as error:
+            self._break_down(error)
+            return not self._given_up and self._recover()
+        with self._telling:
+            self._abandoned = False
+            self.trouble = None
+        return True
+
+    def _end_all(self, end: Callable[[Submitted], None]) -> None:
+        """End every job by `end`, and see that each is told of it. Safe from any thread, whatever state they are in."""
+        # The engine's own thread holds it while it hands out events; a receiver that hangs must not hang this too.
+        held = self._telling.acquire(timeout=1.0)
+        try:
+            with self._changed:
+                jobs, self._jobs, self._arriving = [*self._jobs, *self._arriving], [], []
+            self._abandoned = threading.current_thread() is not self._thread
+            for submitted in jobs:
+                try:
+                    if not submitted.over:
+                        end(submitted)
+                    submitted.tell()
+                except BaseException:
+                    logger.exception("a job of %s could not be ended properly", self.name)
+                finally:
+                    if not submitted.told:
+                        _tell_at_least(submitted, self.trouble or self.cancellation())
+        finally:
+            if held:
+                self._telling.release()
 
     def _end_what_must(self) -> None:
-        now = time.monotonic()
         for submitted in self._jobs:
             if submitted.cancelled:
                 submitted.close("cancelled")
-            elif submitted.job.deadline is not None and now >= submitted.job.deadline:
+            elif submitted.late:
                 submitted.close("deadline")
             else:
                 for sequence in submitted.sequences:
                     if not sequence.done and sequence.over_at_once is not None:
                         sequence.finish(sequence.over_at_once)
                 submitted.complete_if_done()
-        self._scheduler.drop_done()
-
-    def _draft(self, drafter: Drafter, shares: list[Share]) -> None:
-        """Let the draft network guess for sequences that have found nothing to guess themselves."""
-        began = time.perf_counter()
-        left = self._scheduler.budget - sum(share.count + len(share.guesses) for share in shares)
-        drafts = []
-        for share in shares:
-            if isinstance(share.sequence, Continuation) and not share.guesses:
-                draft = share.sequence.drafted(left)
-                if draft is not None:
-                    left -= draft.length
-                    drafts.append((share, draft))
-        drafter.guess(draft for _, draft in drafts)
-        for share, draft in drafts:
-            share.guesses.extend(draft.guesses)
-        self.counters.network_seconds += time.perf_counter() - began
-
-    def _run(self, shares: list[Share]) -> None:
-        """Read every share, then choose; a failure is traced to the jobs that cause it by running them alone."""
-        began = time.perf_counter()
-        works = [_work(share) for share in shares]
-        try:
-            outputs = self.network.run(works)
-        except Exception as error:
-            self.counters.failed_steps += 1
-            self._scheduler.pool.forget()
-            if len(shares) == 1:
-                self._fail(shares[0].sequence.owner, error)
-                return
-            for share in shares:
-                if not share.sequence.done:
-                    self._run([share])
-            return
-        self.counters.network_seconds += time.perf_counter() - began
-        choosing: list[Continuation] = []
-        for share, output in zip(shares, outputs, strict=True):
-            sequence = share.sequence
-            sequence.computed += share.count
-            self.counters.read_tokens += share.count
-            ready = self._attempt(sequence.owner, partial(sequence.receive, output, share.guesses))
-            if isinstance(ready, Continuation):
-                choosing.append(ready)
-            elif ready is not None:
-                self._attempt(ready.owner, partial(ready.advance, self.network.copy))
-                self.counters.generated_tokens += 1
-        self._choose_in_turn(choosing)
-
-    def _choose_in_turn(self, choosing: list[Continuation]) -> None:
-        """Choose from each sequence's logits for as long as its guesses are what is chosen."""
-        depth = 0
-        while choosing:
-            self._choose(choosing, [sequence.logits(depth) for sequence in choosing], guessed=depth > 0)
-            going_on = []
-            for sequence in choosing:
-                guesses = sequence.guesses
-                right = not sequence.owner.over and depth < len(guesses) and sequence.tokens[-1] == guesses[depth]
-                if right:
-                    # The guess was read in this step already.
-                    sequence.computed += 1
-                if right and not sequence.done:
-                    going_on.append(sequence)
-                else:
-                    self.counters.guessed_tokens += len(guesses)
-                    self.counters.accepted_tokens += depth + right
-                    sequence.learn(depth + right)
-            choosing, depth = going_on, depth + 1
-
-    def _choose(self, sequences: list[Continuation], logits: list[Tensor], guessed: bool) -> None:
-        try:
-            choices = choose(logits, [sequence.row for sequence in sequences])
-        except Exception as error:
-            if len(sequences) == 1:
-                self._fail(sequences[0].owner, error)
-                return
-            for index, sequence in enumerate(sequences):
-                self._choose([sequence], [logits[index]], guessed)
-            return
-        self.counters.generated_tokens += len(choices)
-        for sequence, choice in zip(sequences, choices, strict=True):
-            self._attempt(sequence.owner, partial(sequence.take, choice, guessed))
-
-    def _attempt(self, owner: Submitted, action: Callable[[], Result]) -> Result | None:
-        try:
-            return action()
-        except Exception as error:
-            self._fail(owner, error)
-            return None
-
-    def _fail(self, owner: Submitted, error: Exception) -> None:
-        if owner.over:
-            return
-        if not isinstance(error, TopkapiError):
-            logger.error("a step of %s failed", self.name, exc_info=error)
-            message = f"the step failed: {type(error).__name__}: {error}"
-            error = EngineError(message, hint="the server's log has more")
-        owner.fail(error)
+        self._steps.scheduler.drop_done()
 
     def _settle(self) -> None:
         """Hand out the step's events and let go of what is over."""
-        for submitted in self._jobs:
-            submitted.complete_if_done()
-            events, submitted.events = submitted.events, []
-            if not events:
-                continue
-            try:
-                submitted.deliver(events)
-            except Exception:
-                # A receiver that fails (its event loop is gone, say) must not take the others down.
-                logger.exception("a receiver of %s failed; its job is cancelled", self.name)
-                submitted.cancelled = True
-        self._scheduler.drop_done()
+        with self._telling:
+            if self._abandoned:
+                raise _Abandoned
+            for submitted in self._jobs:
+                submitted.complete_if_done()
+                try:
+                    submitted.tell()
+                except BaseException:
+                    # A receiver that fails (its event loop is gone, say) must not take the others down.
+                    logger.exception("a receiver of %s failed; its job is cancelled", self.name)
+                    submitted.cancelled = True
+                if submitted.over and not submitted.unwanted:
+                    self._steps.speed.ended(submitted)
+        self._steps.scheduler.drop_done()
         with self._changed:
             self._jobs = [submitted for submitted in self._jobs if not submitted.over]
 
-    def _check_invariants(self) -> None:
-        scheduler = self._scheduler
-        if scheduler.running or scheduler.waiting or scheduler.pool.free != self.network.slots:
-            logger.error("%s is idle but holds slots or sequences; starting afresh", self.name)
-            self._scheduler = Scheduler(self.network.slots, scheduler.budget, self._admitted)
+
+class _Abandoned(Exception):
+    """The thread is back, but its jobs were ended meanwhile."""
 
 
-def _work(share: Share) -> Work:
-    sequence = share.sequence
-    assert sequence.slot is not None, "a running sequence has a slot"
-    end = sequence.computed + share.count
-    tokens = [*sequence.tokens[sequence.computed : end], *share.guesses]
-    wanted = sequence.wanted(share.count) + len(share.guesses)
-    layers = sequence.layers if wanted else ()
-    return Work(sequence.slot, sequence.computed, tokens, wanted, sequence.states(share.count), layers)
+def _tell_at_least(submitted: Submitted, error: EngineError) -> None:
+    """The last resort for a job whose own events can't be handed out."""
+    submitted.over = submitted.told = True
+    try:
+        submitted.deliver([Failed(error)])
+    except BaseException:
+        logger.exception("a receiver can't be told that its job is over")
 
 
 def _length(job: Job) -> int:

@@ -28,6 +28,10 @@ class Network(Protocol):
         """Give slot `target` the tokens from `start` to before `end` of slot `source`."""
         ...
 
+    def reset(self) -> None:
+        """Forget what is in every slot, whatever state it was left in."""
+        ...
+
 
 class DecoderNetwork:
     """A `Decoder` over a `SlotCache`. `deterministic` is whether rows were found independent of their neighbours.
@@ -50,6 +54,11 @@ class DecoderNetwork:
 
     def copy(self, source: int, target: int, start: int, end: int) -> None:
         self._cache.copy(source, target, start, end)
+
+    def reset(self) -> None:
+        # The old one goes first: there may be no room for two.
+        del self._cache
+        self._cache = SlotCache(self.model, self.slots, self.capacity)
 
 
 def memory_bytes(device: torch.device) -> int:

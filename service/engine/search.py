@@ -58,6 +58,9 @@ class Branch(Sequence):
     def layers(self) -> tuple[int, ...]:
         return layers_of(self.search.job, self.search.config)
 
+    def work_left(self) -> tuple[int, int]:
+        return super().work_left()[0], self.search.limit - max(0, len(self.tokens) - len(self.search.job.prompt))
+
     def states(self, count: int) -> int:
         return self.search.states(self, count)
 

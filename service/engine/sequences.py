@@ -77,6 +77,15 @@ class Sequence(ABC):
         """The earlier layers whose logits are needed where logits are."""
         return ()
 
+    @property
+    def most(self) -> int:
+        """The most tokens that it may generate."""
+        return 0
+
+    def work_left(self) -> tuple[int, int]:
+        """Tokens of a prompt or a text that are still to be read, and the most that may still be generated."""
+        return self.pending if self.pending > 1 else 0, 0
+
     def wanted(self, count: int) -> int:
         """Of how many of the next `count` tokens, counted from the last, logits are needed."""
         return 1 if count == self.pending else 0
@@ -145,6 +154,15 @@ class Continuation(Sequence):
     @property
     def gang(self) -> Collection[Sequence]:
         return (self,) if self.guide is None else (self, self.guide)
+
+    @property
+    def most(self) -> int:
+        return self.limit
+
+    def work_left(self) -> tuple[int, int]:
+        # The others of a job start from the cache of its first.
+        reading = super().work_left()[0] if self is self.owner.sequences[0] or self.computed else 0
+        return reading, self.limit - (len(self.tokens) - len(self.job.prompt))
 
     def guess(self, room: int) -> list[int]:
         room = self._guessable(room)
@@ -261,6 +279,9 @@ class ScoredText(Sequence):
     def reusable(self) -> int:
         # State i gives the probabilities of token i + 1; what is scored already (before a preemption) stays so.
         return self.job.first - 1 + len(self.found.logprobs) - self.windows[self.at].start
+
+    def work_left(self) -> tuple[int, int]:
+        return self.pending + sum(window.end - window.start for window in self.windows[self.at + 1 :]), 0
 
     def wanted(self, count: int) -> int:
         return max(0, min(count, self.computed + count - self.reusable))

@@ -42,9 +42,28 @@ class Submitted:
     started_at: float | None = None
     prefilled_at: float | None = None
     over: bool = False
+    told: bool = False
+    """Whether its last event has been delivered."""
 
     def cancel(self) -> None:
         self.cancelled = True
+
+    @property
+    def unwanted(self) -> bool:
+        """Whether it will be ended before anything else is done for it."""
+        return self.cancelled or self.late
+
+    @property
+    def late(self) -> bool:
+        """Whether its deadline has passed."""
+        return self.job.deadline is not None and time.monotonic() >= self.job.deadline
+
+    def tell(self) -> None:
+        """Deliver the events that have collected."""
+        events, self.events = self.events, []
+        if events:
+            self.deliver(events)
+            self.told = self.over
 
     def close(self, reason: FinishReason) -> None:
         """End every open sequence with `reason`."""

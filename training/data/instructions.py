@@ -13,27 +13,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.chat import ChatTemplate
+from model.chat import ChatTemplate, EncodedChat
 from model.errors import DataError, InvalidRequest
 from model.tokenizer import Tokenizer
+from training.data.rows import FORMATS, Message, Told, check_template, conversations_of
 from training.data.sources import LINES, decode_utf8, parse_json, read_lines
 from training.data.windows import EVALUATION_EPOCH, IGNORED, Batch, Order, permutation
 from training.memorisation import joined
 
-_FORMATS = (
-    "rows are {instruction, input?, output}, {prompt, completion}, {question, answer}, "
-    "{messages: [{role, content}, …]} or {instruction, instances: [{input, output}, …]}"
-)
-
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages that end with an answer of the assistant; `origin` names the file and row for error messages."""
+    """Messages that end with an answer of the assistant; `origin` names the file and row for error messages.
 
-    messages: list[dict[str, str]]
+    `told` is all that the row says, where that is more.
+    """
+
+    messages: list[Message]
     origin: str
+    told: Told | None = None
 
-    def prompt(self) -> list[dict[str, str]]:
+    def prompt(self) -> list[Message]:
         """All but the last answer."""
         return self.messages[:-1]
 
@@ -47,24 +47,28 @@ class Example:
     origin: str
 
 
-def read_conversations(path: Path, *, input_heading: bool) -> list[Conversation]:
+def read_conversations(path: Path, *, input_heading: bool, left_out: set[str] | None = None) -> list[Conversation]:
     """The conversations of a `.json` list or a file of JSON lines, plain or compressed.
 
-    `input_heading` puts Alpaca's `### Input:` above an input, otherwise a blank line sets it off.
-    Raises `DataError` naming the row (from 1) or line for invalid UTF-8 or JSON, for rows of no known form and for
-    empty answers.
+    `input_heading` puts Alpaca's `### Input:` above an input, otherwise a blank line sets it off. The names of fields
+    that are not used are added to `left_out`.
+    Raises `DataError` naming the row (from 1) or line for invalid UTF-8 or JSON, for rows of no known form, for fields
+    that mean what can't be done, for empty answers, and for rows without any that is to be trained.
     """
     conversations = []
     for origin, row in read_rows(path):
-        for messages in messages_of(row, origin, input_heading):
-            check_messages(messages, origin)
-            conversations.append(Conversation(messages, origin))
+        for told in conversations_of(row, origin, input_heading, left_out):
+            check_messages(told.messages, origin)
+            answers = {index for index, message in enumerate(told.messages) if message["role"] == "assistant"}
+            if answers <= told.untrained:
+                raise DataError(f"{origin}: every answer has the weight 0", field="data", hint="take the row out")
+            conversations.append(Conversation(told.messages, origin, None if told.plain else told))
     if not conversations:
-        raise DataError(f"{path} holds no examples", field="data", hint=_FORMATS)
+        raise DataError(f"{path} holds no examples", field="data", hint=FORMATS)
     return conversations
 
 
-def read_rows(path: Path, formats: str = _FORMATS) -> Iterator[tuple[str, object]]:
+def read_rows(path: Path, formats: str = FORMATS) -> Iterator[tuple[str, object]]:
     """The JSON values of a file, each with its place for error messages. Raises `DataError` naming the line.
 
     `formats` says what the rows are, as a hint.
@@ -95,60 +99,29 @@ def read_rows(path: Path, formats: str = _FORMATS) -> Iterator[tuple[str, object
         )
 
 
-def messages_of(row: object, origin: str, input_heading: bool) -> Iterator[list[dict[str, str]]]:
-    """The conversations of one row, whichever form it has. Raises `DataError` naming `origin`."""
-    if not isinstance(row, dict):
-        raise DataError(f"{origin}: not an object", field="data", hint=_FORMATS)
-    if isinstance(row.get("messages"), list):
-        yield [
-            {"role": _text(message, "role", origin), "content": _text(message, "content", origin)}
-            for message in row["messages"]
-        ]
-    elif isinstance(row.get("instances"), list):
-        for instance in row["instances"]:
-            yield _turns(_instruction(row, instance, origin, input_heading), _text(instance, "output", origin))
-    elif {"chosen", "rejected"} <= row.keys():
-        raise DataError(
-            f"{origin}: a preference, chosen and rejected, where answers are needed",
-            field="data",
-            hint="topkapi dpo trains on preferences (topkapi plan: --run dpo); finetune and pick take answers",
-        )
-    elif "instruction" in row:
-        yield _turns(_instruction(row, row, origin, input_heading), _text(row, "output", origin))
-    elif "prompt" in row:
-        yield _turns(_text(row, "prompt", origin), _text(row, "completion", origin))
-    elif "question" in row:
-        yield _turns(_text(row, "question", origin), _text(row, "answer", origin))
-    else:
-        raise DataError(f"{origin}: unknown fields {', '.join(row) or '(none)'}", field="data", hint=_FORMATS)
+def messages_of(row: object, origin: str, input_heading: bool) -> Iterator[list[Message]]:
+    """The conversations of one row, whichever form it has, as roles and contents.
+
+    Raises `DataError` naming `origin`, also for rows that have more than these, such as tools.
+    """
+    for told in conversations_of(row, origin, input_heading):
+        if not told.plain:
+            raise DataError(
+                f"{origin}: tools, reasoning, names and answers that are not trained can't be used here",
+                field="data",
+                hint="topkapi finetune takes such rows; take them out here",
+            )
+        yield told.messages
 
 
-def _instruction(row: Mapping[str, object], instance: object, origin: str, input_heading: bool) -> str:
-    instruction = _text(row, "instruction", origin)
-    given = instance.get("input") if isinstance(instance, dict) else None
-    if not given:
-        return instruction
-    if not isinstance(given, str):
-        raise DataError(f"{origin}: 'input' must be text", field="data", hint=_FORMATS)
-    return f"{instruction}\n\n### Input:\n{given}" if input_heading else f"{instruction}\n\n{given}"
-
-
-def _turns(question: str, answer: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-
-def _text(row: object, name: str, origin: str) -> str:
-    value = row.get(name) if isinstance(row, dict) else None
-    if not isinstance(value, str):
-        raise DataError(f"{origin}: no text in the field {name!r}", field="data", hint=_FORMATS)
-    return value
-
-
-def check_messages(messages: Sequence[Mapping[str, str]], origin: str) -> None:
+def check_messages(messages: Sequence[Mapping[str, Any]], origin: str) -> None:
     """Raise `DataError` naming `origin` unless the last message is an answer and no answer is empty."""
     if not messages or messages[-1]["role"] != "assistant":
-        raise DataError(f"{origin}: the last message must be the assistant's answer", field="data", hint=_FORMATS)
-    if any(message["role"] == "assistant" and not message["content"].strip() for message in messages):
+        raise DataError(f"{origin}: the last message must be the assistant's answer", field="data", hint=FORMATS)
+    if any(
+        message["role"] == "assistant" and not message["content"].strip() and not message.get("tool_calls")
+        for message in messages
+    ):
         raise DataError(f"{origin}: the answer is empty", field="data", hint="fill it, or take the row out")
 
 
@@ -168,8 +141,11 @@ def encode_conversations(
     ends = chat.turn_end(tokenizer)
     examples, overlong, lengths = [], [], []
     for conversation in conversations:
+        told = conversation.told or Told(conversation.messages)
+        check_template(told, chat, conversation.origin)
+        shown: dict[str, Any] = {"tools": told.tools or None, "given": told.variables}
         try:
-            encoded = chat.encode(conversation.messages, tokenizer, add_generation_prompt=False)
+            encoded = chat.encode(conversation.messages, tokenizer, add_generation_prompt=False, **shown)
         except InvalidRequest as error:
             raise DataError(f"{conversation.origin}: {error.message}", field="data", hint=error.hint) from None
         answer = [token for token, trained in zip(encoded.token_ids, encoded.trained, strict=True) if trained]
@@ -184,7 +160,10 @@ def encode_conversations(
             overlong.append(conversation.origin)
             lengths.append(len(encoded.token_ids))
             continue
-        examples.append(Example(encoded.token_ids, encoded.trained, conversation.origin))
+        trained = encoded.trained
+        if told.untrained:
+            trained = _without(encoded, told, conversation.origin)
+        examples.append(Example(encoded.token_ids, trained, conversation.origin))
     if overlong and not drop_overlong:
         listed = "; ".join(f"{origin} ({length})" for origin, length in zip(overlong[:5], lengths, strict=False))
         raise DataError(
@@ -194,6 +173,26 @@ def encode_conversations(
             hint="leave them out with --on-overlong drop, shorten them, or start from a longer context",
         )
     return examples, overlong
+
+
+def _without(encoded: EncodedChat, told: Told, origin: str) -> list[bool]:
+    """What of a conversation is trained, but for the answers that are not to be. Raises `DataError` where the template
+    does not keep answers apart."""
+    spans: list[range] = []
+    for index, trained in enumerate(encoded.trained):
+        if trained and spans and spans[-1].stop == index:
+            spans[-1] = range(spans[-1].start, index + 1)
+        elif trained:
+            spans.append(range(index, index + 1))
+    answers = [index for index, message in enumerate(told.messages) if message["role"] == "assistant"]
+    if len(spans) != len(answers):
+        raise DataError(
+            f"{origin}: the chat template does not show where the answer that is not trained begins and ends",
+            field="data",
+            hint="take the row out, or choose another --chat-template",
+        )
+    dropped = {at for span, index in zip(spans, answers, strict=True) if index in told.untrained for at in span}
+    return [each and index not in dropped for index, each in enumerate(encoded.trained)]
 
 
 class ExampleLoader:

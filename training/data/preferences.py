@@ -24,12 +24,14 @@ from training.data.instructions import (
     encode_conversations,
     read_rows,
 )
+from training.data.rows import Message, Row, spoken
 from training.data.windows import EVALUATION_EPOCH, Batch, permutation
 from training.memorisation import joined
 
 _FORMATS = (
     "rows are {prompt, chosen, rejected}, each a text or a list of messages {role, content}; without a prompt, chosen "
-    "and rejected are whole conversations that differ in their last answers"
+    "and rejected are whole conversations that differ in their last answers, as messages or as a text in which Human: "
+    "and Assistant: speak"
 )
 
 
@@ -45,7 +47,7 @@ class Preference:
     rejected: Conversation
     origin: str
 
-    def prompt(self) -> list[dict[str, str]]:
+    def prompt(self) -> list[Message]:
         """The messages before the two answers."""
         return self.chosen.prompt()
 
@@ -77,54 +79,96 @@ class PairBatch(Batch):
         return float(self.size)
 
 
-def read_preferences(path: Path) -> list[Preference]:
-    """The pairs of a `.json` list, a `.jsonl` or a `.jsonl.bz2` file.
+def read_preferences(path: Path, left_out: set[str] | None = None) -> list[Preference]:
+    """The pairs of a `.json` list, a `.jsonl` or a `.jsonl.bz2` file; unused fields are added to `left_out`.
 
     Raises `DataError` naming the row (from 1) or line for rows of no known form, answers that are empty, and pairs
     whose answers are the same or whose prompts differ.
     """
-    preferences = [_preference(row, origin) for origin, row in read_rows(path, _FORMATS)]
+    preferences = [_preference(row, origin, left_out) for origin, row in read_rows(path, _FORMATS)]
     if not preferences:
         raise DataError(f"{path} holds no pairs", field="data", hint=_FORMATS)
     return preferences
 
 
-def _preference(row: object, origin: str) -> Preference:
+def _preference(row: object, origin: str, left_out: set[str] | None) -> Preference:
     if not isinstance(row, dict):
         raise DataError(f"{origin}: not an object", field="data", hint=_FORMATS)
-    prompt = _messages(row["prompt"], "user", "prompt", origin) if "prompt" in row else []
+    reader = Row(row, origin, _FORMATS)
+    answers = _answers(reader)
+    prompt = _prompt(reader)
     both = []
-    for name in ("chosen", "rejected"):
-        if name not in row:
-            hint = _FORMATS + ("; topkapi finetune trains on answers alone" if _ANSWERS & row.keys() else "")
-            raise DataError(f"{origin}: no field {name!r}", field="data", hint=hint)
-        messages = prompt + _messages(row[name], "assistant", name, origin)
-        check_messages(messages, f"{origin}, {name}")
-        both.append(Conversation(messages, f"{origin}, {name}"))
+    for name, answer in zip(("chosen", "rejected"), answers, strict=True):
+        told = reader.common(_joined(prompt, answer, name, reader))
+        check_messages(told.messages, f"{origin}, {name}")
+        both.append(Conversation(told.messages, f"{origin}, {name}", None if told.plain else told))
     chosen, rejected = both
-    if not chosen.prompt():
+    if not any(message["role"] != "system" for message in chosen.prompt()):
         raise DataError(f"{origin}: there is no prompt", field="data", hint=_FORMATS)
     if chosen.prompt() != rejected.prompt():
         raise DataError(f"{origin}: chosen and rejected answer different prompts", field="data", hint=_FORMATS)
     if chosen.messages == rejected.messages:
         raise DataError(f"{origin}: chosen and rejected are the same", field="data", hint="take the row out")
+    reader.close(left_out)
     return Preference(chosen, rejected, origin)
 
 
-def _messages(value: object, role: str, name: str, origin: str) -> list[dict[str, str]]:
-    if isinstance(value, str):
-        return [{"role": role, "content": value}]
-    messages = value if isinstance(value, list) else []
-    plain = [
-        {"role": message["role"], "content": message["content"]}
-        for message in messages
-        if isinstance(message, dict)
-        and isinstance(message.get("role"), str)
-        and isinstance(message.get("content"), str)
-    ]
-    if not plain or len(plain) < len(messages):
-        raise DataError(f"{origin}: {name!r} is neither a text nor a list of messages", field="data", hint=_FORMATS)
-    return plain
+def _prompt(reader: Row) -> list[Message]:
+    """The turns that a row names as its prompt; none where they are part of both answers."""
+    name = next((name for name in ("prompt", "question", "instruction") if name in reader.row), None)
+    if name is None:
+        return []
+    if isinstance(reader.row[name], str):
+        asked = reader.asked(name, False)
+        return spoken(asked) or [{"role": "user", "content": asked}]
+    return reader.turns(name, "user")[0]
+
+
+def _answers(reader: Row) -> list[list[Message]]:
+    """What chosen and rejected say: an answer, or all turns up to it."""
+    for name in ("chosen", "rejected"):
+        if name not in reader.row:
+            answers = _ANSWERS & reader.row.keys()
+            hint = _FORMATS + ("; topkapi finetune trains on answers alone" if answers else "")
+            raise reader.error(f"no field {name!r}", hint)
+    chosen, rejected = (reader.row[name] for name in ("chosen", "rejected"))
+    prompt = reader.row.get("prompt")
+    if all(isinstance(each, str) for each in (prompt, chosen, rejected)) and prompt and not spoken(chosen):
+        # Sets whose answers repeat the prompt's text: only what follows it is the answer.
+        rest = [each.removeprefix(prompt) for each in (chosen, rejected)]
+        if all(each.startswith(prompt) and other.strip() for each, other in zip((chosen, rejected), rest, strict=True)):
+            for name in ("chosen", "rejected"):
+                reader.get(name)
+            return [[{"role": "assistant", "content": each.strip()}] for each in rest]
+    found = []
+    for name in ("chosen", "rejected"):
+        messages, untrained = reader.turns(name, "assistant")
+        if len(messages) - 1 in untrained:
+            raise reader.error(f"the answer in {name!r} has the weight 0", "take the row out")
+        text = reader.row[name]
+        found.append((spoken(text) if isinstance(text, str) else None) or messages)
+    return found
+
+
+def _joined(prompt: list[Message], answer: list[Message], name: str, reader: Row) -> list[Message]:
+    """The whole conversation, in which no turn is said twice: `answer` may begin with the turns of `prompt`."""
+    if not prompt or answer[0]["role"] == "assistant" or prompt[-1]["role"] == "assistant":
+        return [*prompt, *answer]
+    system = [message for message in answer[:1] if message["role"] == "system"]
+    asked = [message for message in prompt if message["role"] != "system"]
+    turns = answer[len(system) :]
+    repeated = [_bare(each) for each in turns[: len(asked)]] == [_bare(each) for each in asked]
+    # A prompt of one text may also be the last question of several turns.
+    last = turns[-2:-1] if len(asked) == 1 else []
+    if not repeated and [_bare(each) for each in last] != [_bare(each) for each in asked]:
+        raise reader.error(
+            f"{name!r} begins with turns that are not those of its prompt", "take the prompt out, or those turns"
+        )
+    return answer if system else [*(each for each in prompt if each["role"] == "system"), *answer]
+
+
+def _bare(message: Message) -> tuple[str, str]:
+    return message["role"], message["content"].strip()
 
 
 def encode_preferences(
@@ -150,7 +194,9 @@ def encode_preferences(
         if chosen is None or rejected is None:
             overlong.append(preference.origin)
             continue
-        start = len(chat.encode(preference.prompt(), tokenizer, add_generation_prompt=True).token_ids)
+        told = preference.chosen.told
+        shown: dict[str, Any] = {} if told is None else {"tools": told.tools or None, "given": told.variables}
+        start = len(chat.encode(preference.prompt(), tokenizer, add_generation_prompt=True, **shown).token_ids)
         pairs.append(Pair(_last_answer(chosen, start), _last_answer(rejected, start)))
     return pairs, overlong
 

@@ -45,10 +45,11 @@ class Limits:
 
 @dataclass
 class Prepared:
-    """The conversations kept of a file, and how many were left out for what."""
+    """The conversations kept of a file, how many were left out for what, and fields of rows that are not used."""
 
     rows: list[Messages] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+    unused: set[str] = field(default_factory=set)
 
 
 def prepare(path: Path, limits: Limits, first: int | None = None) -> Prepared:
@@ -58,19 +59,21 @@ def prepare(path: Path, limits: Limits, first: int | None = None) -> Prepared:
     Raises `DataError` naming rows of no known form.
     """
     # torch comes with it.
-    from training.data.instructions import check_messages, messages_of, read_rows
+    from training.data.instructions import check_messages, read_rows
+    from training.data.rows import conversations_of
 
     prepared, asked = Prepared(), set[str]()
     every = list(read_rows(path))
     used = every if first is None else every[:first]
     held_out = {
-        _question(messages) for origin, row in every[len(used) :] for messages in messages_of(row, origin, False)
+        _question(told.messages) for origin, row in every[len(used) :] for told in conversations_of(row, origin, False)
     }
     for origin, row in used:
-        for messages in messages_of(row, origin, False):
+        for told in conversations_of(row, origin, False, prepared.unused):
+            messages = told.messages
             check_messages(messages, origin)
             cleaned = [{**message, "content": clean(message["content"])} for message in messages]
-            reason = unusable(cleaned, limits)
+            reason = unusable(cleaned, limits) if told.plain else "with tools, reasoning or untrained answers"
             if _question(messages) in held_out:
                 reason = "asked in what is held out"
             elif _question(cleaned) in asked:

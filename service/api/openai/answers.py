@@ -12,9 +12,9 @@ from model.decoding.aliases import translated
 from model.errors import InvalidRequest, TopkapiError
 from model.scoring import Scores
 from service.api.errors import INTERNAL
-from service.api.openai.errors import ServerStopping, render
+from service.api.openai.errors import render
 from service.api.openai.fields import CommonFields
-from service.generation import Generation, Output, Plan, plan
+from service.generation import Generation, Output, Plan, no_answer, plan
 from service.models import LoadedModel
 from service.scoring import Item, Scoring
 from service.version import VERSION
@@ -70,9 +70,9 @@ def _priority(body: CommonFields) -> int:
 
 
 def finish_reason(output: Output) -> str:
-    """Why an output ended, in OpenAI's words. Raises `ServerStopping` for one that the server broke off."""
+    """Why an output ended, in OpenAI's words. Raises `EngineError` for one that was broken off."""
     if output.finish_reason in ("cancelled", "error"):
-        raise ServerStopping("the server is stopping", hint="try again in a moment")
+        raise no_answer(output)
     return "stop" if output.finish_reason == "stop" else "length"
 
 

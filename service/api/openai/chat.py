@@ -23,6 +23,7 @@ from service.api.openai.logprobs import ChatLogprobs, chat_logprobs, prompt_logp
 from service.api.openai.tgi_client import as_it_reads, chosen, is_tgi_client
 from service.api.openai.tools import Calling, ChatWriter, calling
 from service.api.streaming import STREAM, EventStream, unless_disconnected
+from service.api.template_variables import TemplateVariables, template_variables
 from service.generation import Generation, Output, Plan
 from service.models import LoadedModel, Models
 from service.prompting import continued_tokens
@@ -63,17 +64,24 @@ class ChatFields(CommonFields):
 
     HARMLESS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **CommonFields.HARMLESS,
-        "store": (False,), "modalities": (), "audio": (), "prediction": (), "web_search_options": (),
-        "reasoning_effort": ("none",), "verbosity": (), "functions": (), "function_call": (), "moderation": (),
+        "store": (False,), "modalities": (["text"],), "audio": (), "web_search_options": (), "verbosity": ("medium",),
+        "functions": (), "function_call": ("none", "auto"), "moderation": (), "include_reasoning": (True,),
+        "mm_processor_kwargs": (), "documents": (), "chat_template": (),
     }  # fmt: skip
     REASONS: ClassVar[Mapping[str, str]] = {
         "store": "nothing is stored here", "modalities": "answers are text",
         "audio": "answers are text", "web_search_options": "nothing is looked up",
         "functions": "it was replaced by tools", "function_call": "it was replaced by tool_choice",
-        "reasoning_effort": "these checkpoints do not think first",
+        "include_reasoning": "what a checkpoint thinks is part of its answer",
+        "chat_template": "a checkpoint's own one is used", "documents": "send their text in a message",
     }  # fmt: skip
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, description="The conversation.")]
+    chat_template_kwargs: TemplateVariables = None
+    reasoning_effort: Annotated[
+        str | None, Field(description="For a template that asks for it; `none` switches thinking off.")
+    ] = None
+    prediction: Annotated[dict[str, Any] | None, Field(description="A guess at the answer; never changes it.")] = None
     stream_options: StreamOptions | None = None
     logprobs: Annotated[bool | None, Field(description="Report each token's log-probability.")] = None
     top_logprobs: Annotated[
@@ -197,7 +205,7 @@ def checked(model: LoadedModel, body: ChatRequest, continues: bool) -> tuple[Pla
     body.refuse_inapplicable()
     if body.stream_options is not None and not body.stream:
         raise InapplicableField("stream_options go with stream", field="stream_options", hint="set stream to true")
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise InapplicableField(
             "top_logprobs go with logprobs", field="top_logprobs", hint="set logprobs to true, or leave them out"
         )
@@ -224,6 +232,7 @@ def prompt_of(model: LoadedModel, body: ChatRequest, tools: Calling | None, cont
     Raises `InvalidRequest` where the template refuses it, or where the assistant has said nothing to go on with.
     """
     turns = conversation(body.messages)
+    variables = template_variables(model, body.chat_template_kwargs, body.reasoning_effort)
     asked = body.continue_final_message
     if asked and body.add_generation_prompt:
         message = "continue_final_message and add_generation_prompt exclude each other"
@@ -235,7 +244,7 @@ def prompt_of(model: LoadedModel, body: ChatRequest, tools: Calling | None, cont
             message = "without a generation prompt there is no answer, unless the last message is continued"
             hint = "leave it out, or set continue_final_message to true"
             raise InapplicableField(message, field="add_generation_prompt", hint=hint)
-        return encoded(model, turns, body.tools if tools else None)
+        return encoded(model, turns, body.tools if tools else None, variables)
     last, *before = turns[::-1]
     if last["role"] != "assistant" or last.get("tool_calls"):
         message = "the last message is no text of the assistant that the answer could go on with"
@@ -243,7 +252,8 @@ def prompt_of(model: LoadedModel, body: ChatRequest, tools: Calling | None, cont
     if before and before[0]["role"] == "assistant":
         message = "the last two messages are the assistant's, so it is not clear what the answer goes on with"
         raise InvalidRequest(message, field="messages", hint="make them one, or set add_generation_prompt to true")
-    return encoded(model, turns[:-1], body.tools if tools else None) + continued_tokens(model, last["content"])
+    before_it = encoded(model, turns[:-1], body.tools if tools else None, variables)
+    return before_it + continued_tokens(model, last["content"])
 
 
 def _finish_reason(output: Output, writer: ChatWriter) -> str:

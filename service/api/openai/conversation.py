@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from model.errors import InvalidRequest
-from service.api.errors import InapplicableField
+from service.api.harmless import CacheBreakpoint, CacheControl, Only
 from service.api.schemas import Strict
 from service.models import LoadedModel
 from service.prompting import conversation_tokens
 
 
 class TextPart(Strict):
-    """A piece of a message. Only text can be read."""
+    """A piece of a message. Only text can be read; what else an earlier answer told of its text is not looked at."""
 
     type: Literal["text", "input_text", "output_text"]
     text: str
     annotations: list[Any] | None = None
     logprobs: list[Any] | None = None
+    cache_control: CacheControl | None = None
+    prompt_cache_breakpoint: CacheBreakpoint | None = None
+
+
+class RefusalPart(Strict):
+    """What the assistant said where it would not answer."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+Part = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
 
 
 class CalledFunction(Strict):
@@ -42,22 +54,27 @@ class ToolCall(Strict):
 
 _NOTHING = {"type": "null"}
 _SAID = {"not": _NOTHING}
+_OF_THE_ASSISTANT = ("reasoning_content", "reasoning", "refusal")
 _MESSAGES: dict[str, Any] = {
     "anyOf": [
         {
             "required": ["content"],
             "properties": {
                 "role": {"enum": ["system", "developer", "user"]},
-                **dict.fromkeys(("tool_calls", "tool_call_id", "name"), _NOTHING),
+                **dict.fromkeys(("tool_calls", "tool_call_id", *_OF_THE_ASSISTANT), _NOTHING),
                 "content": _SAID,
             },
         },
         {
             "required": ["content"],
-            "properties": {"role": {"const": "tool"}, "tool_calls": _NOTHING, "content": _SAID},
+            "properties": {
+                "role": {"const": "tool"},
+                **dict.fromkeys(("tool_calls", *_OF_THE_ASSISTANT), _NOTHING),
+                "content": _SAID,
+            },
         },
         {
-            "properties": {"role": {"const": "assistant"}, "name": _NOTHING, "tool_call_id": _NOTHING},
+            "properties": {"role": {"const": "assistant"}, "tool_call_id": _NOTHING, "reasoning": _NOTHING},
             "anyOf": [
                 {"required": ["content"], "properties": {"content": _SAID}},
                 {"required": ["tool_calls"], "properties": {"tool_calls": {"type": "array", "minItems": 1}}},
@@ -69,19 +86,25 @@ _MESSAGES: dict[str, Any] = {
 
 
 class ChatMessage(Strict):
-    """One turn. `developer` is another word for `system`; several text parts are joined by line breaks."""
+    """One turn. `developer` is another word for `system`; several text parts are joined by line breaks.
+
+    The template is given `name` and `reasoning_content` (or `reasoning`, as vLLM calls it now) to do with as it does.
+    """
 
     model_config = ConfigDict(json_schema_extra=_MESSAGES)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | list[Part] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
-    refusal: None = None
-    audio: None = None
-    function_call: None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    audio: Annotated[Any, Only(why="answers are text")] = None
+    function_call: Annotated[Any, Only(why="it was replaced by tool_calls")] = None
     annotations: list[Any] | None = None
+    cache_control: CacheControl | None = None
 
 
 class FunctionDefinition(Strict):
@@ -121,20 +144,38 @@ def conversation(messages: Sequence[ChatMessage], field: str = "messages") -> li
     return [_turn(message, f"{field}[{index}]") for index, message in enumerate(messages)]
 
 
-def encoded(model: LoadedModel, messages: Sequence[dict[str, Any]], tools: Sequence[Tool] | None = None) -> list[int]:
-    """The token ids of a conversation up to where the answer begins. Raises `InvalidRequest` as the template does."""
-    checkpoint = model.checkpoint
-    if checkpoint.chat is None or not tools:
-        return conversation_tokens(model, messages)
-    described = [tool.model_dump(exclude_none=True) for tool in tools]
-    return checkpoint.chat.encode(messages, checkpoint.tokenizer, tools=described).token_ids
+def encoded(
+    model: LoadedModel,
+    messages: Sequence[dict[str, Any]],
+    tools: Sequence[Tool] | None = None,
+    variables: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """The token ids of a conversation up to where the answer begins. Raises `InvalidRequest` as the template does.
+
+    `variables` are what else the request says to the template.
+    """
+    described = [tool.model_dump(exclude_none=True) for tool in tools or ()]
+    return conversation_tokens(model, messages, described, variables)
 
 
 def _turn(message: ChatMessage, field: str) -> dict[str, Any]:
     role = "system" if message.role == "developer" else message.role
-    if message.content is None and not message.tool_calls:
+    said = [_text(message.content, f"{field}.content")] if message.content is not None else []
+    for name in _OF_THE_ASSISTANT:
+        if getattr(message, name) is not None and role != "assistant":
+            raise InvalidRequest(f"{field}.{name} belongs to the assistant", field=f"{field}.{name}")
+    if message.refusal is not None:
+        said.append(message.refusal)
+    if not said and not message.tool_calls:
         raise InvalidRequest(f"{field}.content is missing", field=f"{field}.content")
-    turn: dict[str, Any] = {"role": role, "content": _text(message.content, f"{field}.content")}
+    turn: dict[str, Any] = {"role": role, "content": "\n".join(text for text in said if text)}
+    thought = [each for each in (message.reasoning_content, message.reasoning) if each is not None]
+    if thought:
+        if thought[0] != thought[-1]:
+            raise InvalidRequest(
+                f"{field}.reasoning and reasoning_content are two names of one field", field=f"{field}.reasoning"
+            )
+        turn["reasoning_content"] = thought[0]
     if message.tool_calls:
         if role != "assistant":
             raise InvalidRequest(f"{field}.tool_calls belong to the assistant", field=f"{field}.tool_calls")
@@ -150,10 +191,6 @@ def _turn(message: ChatMessage, field: str) -> dict[str, Any]:
             for index, call in enumerate(message.tool_calls)
         ]
     if message.name is not None:
-        if role != "tool":
-            raise InapplicableField(
-                f"{field}.name can't be used: chat templates have no place for it", field=f"{field}.name"
-            )
         turn["name"] = message.name
     if message.tool_call_id is not None:
         if role != "tool":
@@ -162,12 +199,12 @@ def _turn(message: ChatMessage, field: str) -> dict[str, Any]:
     return turn
 
 
-def _text(content: str | list[TextPart] | None, field: str) -> str:
-    if content is None or isinstance(content, str):
-        return content or ""
+def _text(content: str | Sequence[TextPart | RefusalPart], field: str) -> str:
+    if isinstance(content, str):
+        return content
     if not content:
         raise InvalidRequest(f"{field} is empty", field=field, hint='send a text, or parts {"type": "text", "text"}')
-    return "\n".join(part.text for part in content)
+    return "\n".join(part.text if isinstance(part, TextPart) else part.refusal for part in content)
 
 
 def _arguments(text: str, field: str) -> dict[str, Any]:

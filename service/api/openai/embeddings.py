@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import struct
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, Field, WithJsonSchema
+from pydantic import BaseModel, Field
 
 from model.embedding import check_embeddable
 from model.errors import InvalidRequest
+from service.api.errors import inapplicable
 from service.api.openai.errors import ERRORS
-from service.api.openai.fields import Refusing
-from service.api.schemas import ModelName, Prompt
+from service.api.schemas import ModelName, Prompt, Strict
 from service.api.streaming import unless_disconnected
 from service.embedding import embedded
 from service.models import LoadedModel, Models
@@ -25,17 +24,14 @@ from service.prompting import prompt_tokens
 MOST_TEXTS = 2048
 
 
-class EmbeddingsRequest(Refusing):
+class EmbeddingsRequest(Strict):
     """The body of `POST /v1/embeddings`."""
-
-    HARMLESS: ClassVar[Mapping[str, tuple[Any, ...]]] = {"dimensions": ()}
-    REASONS: ClassVar[Mapping[str, str]] = {"dimensions": "a vector has as many numbers as the network is wide"}
 
     input: Annotated[Prompt, Field(description="A text, a list of token ids, or a list of either.")]
     model: ModelName = None
     encoding_format: Literal["float", "base64"] | None = None
     user: Annotated[str | None, Field(description="A label; without effect.")] = None
-    dimensions: Annotated[Any, WithJsonSchema({"type": "null"})] = None
+    dimensions: Annotated[int | None, Field(description="As many as the network is wide; no other number.")] = None
 
 
 class Embedding(BaseModel):
@@ -85,7 +81,9 @@ def add_routes(routes: APIRouter, models: Models) -> None:
 
 
 def _checked(model: LoadedModel, body: EmbeddingsRequest) -> list[list[int]]:
-    body.refuse_inapplicable()
+    width = model.checkpoint.config.hidden_size
+    if body.dimensions not in (None, width):
+        raise inapplicable("dimensions", f"a vector has as many numbers as the network is wide, {width}")
     texts = prompt_tokens(model, body.input, "input")
     if len(texts) > MOST_TEXTS:
         raise InvalidRequest(f"input has {len(texts)} texts, and {MOST_TEXTS} is the most", field="input")

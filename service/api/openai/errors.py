@@ -28,13 +28,6 @@ class OpenAIError(BaseModel):
     error: OpenAIErrorContent
 
 
-class ServerStopping(TopkapiError):
-    """The server ended the answer because it is going down."""
-
-    status = 503
-    kind = "server_stopping"
-
-
 def render(error: TopkapiError) -> tuple[int, dict[str, Any]]:
     """Status and body for `error`. What is wrong with a request is a 400, as their clients expect."""
     status = 400 if error.status == 422 else error.status
@@ -59,6 +52,6 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         415: "The body is not declared as JSON",
         429: "The queue is full; wait Retry-After seconds",
         500: "A step of the engine failed",
-        503: "The server is stopping",
+        503: "The server is stopping, the checkpoint was unloaded, or the engine begins anew",
     }.items()
 }

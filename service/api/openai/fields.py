@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, WithJsonSchema, create_model
 
-from model.decoding.aliases import BY_ALIAS, own_name
+from model.decoding.aliases import BY_ALIAS, ELSEWHERE, own_name
 from model.decoding.parameters import PARAMETERS
 from model.errors import InvalidRequest
-from service.api.errors import InapplicableField
+from service.api.errors import inapplicable
 from service.api.gbnf import is_gbnf, lark_of
+from service.api.harmless import NO_SUCH_THING, CacheOptions, Only, asks_for_nothing
 from service.api.schemas import ModelName, Strict, parameter_schema
 
 EXPANDED = ("structured_outputs",)
@@ -29,7 +30,8 @@ class StreamOptions(Strict):
     """What a stream tells beside the answer."""
 
     include_usage: Annotated[bool | None, Field(description="Send token counts in a last chunk.")] = None
-    include_obfuscation: Annotated[bool | None, WithJsonSchema({"enum": [False, None]})] = None
+    include_obfuscation: Annotated[Any, Only(False)] = None
+    continuous_usage_stats: Annotated[Any, Only(False)] = None
 
 
 class StructuredOutputs(Strict):
@@ -40,6 +42,10 @@ class StructuredOutputs(Strict):
     choice: list[str] | None = None
     grammar: str | None = None
     json_object: bool | None = None
+    disable_any_whitespace: Annotated[Any, Only(False)] = None
+    disable_additional_properties: Annotated[Any, Only(False)] = None
+    disable_fallback: Annotated[Any, Only(False, True)] = None
+    whitespace_pattern: Annotated[Any, Only()] = None
 
 
 class Refusing(Strict):
@@ -54,22 +60,29 @@ class Refusing(Strict):
     def refuse_inapplicable(self) -> None:
         """Raise `InapplicableField` for a field that cannot apply here and asks for something."""
         for name, harmless in self.HARMLESS.items():
-            value = getattr(self, name, None)
-            if value is not None and not any(type(value) is type(each) and value == each for each in harmless):
-                reason = self.REASONS.get(name, "there is no such thing on this server")
-                raise InapplicableField(f"{name} can't be used: {reason}", field=name, hint=f"leave {name} out")
+            if not asks_for_nothing(getattr(self, name, None), harmless):
+                raise inapplicable(name, self.REASONS.get(name, NO_SUCH_THING))
 
 
 class CommonFields(Refusing):
     """What every route that generates takes beside the decoding parameters."""
 
-    HARMLESS: ClassVar[Mapping[str, tuple[Any, ...]]] = {"service_tier": ("auto", "default")}
+    HARMLESS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "service_tier": ("auto", "default"),
+        # vLLM's, which its clients spell out with their defaults.
+        "use_beam_search": (False,), "skip_special_tokens": (True,), "spaces_between_special_tokens": (True,),
+        "add_special_tokens": (False,), "truncate_prompt_tokens": (), "return_tokens_as_token_ids": (False,),
+        "logits_processors": ([],), "cache_salt": (), "kv_transfer_params": (), "vllm_xargs": (),
+    }  # fmt: skip
 
     model: ModelName = None
     stream: Annotated[bool | None, Field(description="Answer by server-sent events as the tokens come.")] = None
     user: Label = None
     safety_identifier: Label = None
     prompt_cache_key: Label = None
+    prompt_cache_retention: Annotated[Literal["in_memory", "24h"] | None, Field(description="Without effect.")] = None
+    prompt_cache_options: Annotated[CacheOptions | None, Field(description="Without effect.")] = None
+    request_id: Label = None
     metadata: Annotated[dict[str, str] | None, Field(description="Labels; without effect.")] = None
     priority: Annotated[
         int | None, Field(ge=-100, le=100, description="As in vLLM, requests of lower priority numbers go first.")
@@ -93,7 +106,8 @@ class CommonFields(Refusing):
 
 def expanded(structured: StructuredOutputs) -> dict[str, Any]:
     """`structured_outputs` as parameters of the table."""
-    given = {name: value for name in StructuredOutputs.model_fields if (value := getattr(structured, name)) is not None}
+    asked = ("json_", "regex", "choice", "grammar", "json_object")
+    given = {name: value for name in asked if (value := getattr(structured, name)) is not None}
     if len(given) != 1:
         raise InvalidRequest(
             "structured_outputs must have exactly one of json, regex, choice, grammar and json_object",
@@ -121,6 +135,8 @@ def body(base: type[CommonFields], name: str, meaning: str, leave_out: Collectio
         for each in (parameter.name, *parameter.aliases):
             if each not in {*base.model_fields, *base.HARMLESS, *EXPANDED, *leave_out}:
                 schema = parameter_schema(parameter)
+                if parameter.name in ELSEWHERE:
+                    schema["anyOf"].append({"const": -1, "description": "As vLLM and llama.cpp mean it: no limit."})
                 if each != parameter.name:
                     schema = {**schema, "description": f"Another name of `{parameter.name}`."}
                 fields[each] = (Annotated[Any, WithJsonSchema(schema)], None)

@@ -12,34 +12,52 @@ from pydantic import BaseModel, Discriminator, Field
 
 from model.errors import InvalidRequest, TopkapiError
 from service.api import render
-from service.api.errors import INTERNAL
+from service.api.errors import INTERNAL, InapplicableField
+from service.api.harmless import Only
 from service.api.openai import answers
-from service.api.openai.conversation import ChatMessage, TextPart, conversation, encoded
+from service.api.openai.conversation import ChatMessage, Part, conversation, encoded
 from service.api.openai.errors import ERRORS
 from service.api.openai.errors import render as render_error
 from service.api.openai.fields import CommonFields, StreamOptions, body, with_default
 from service.api.openai.formats import FlatFormat, TextFormat, as_parameters
 from service.api.schemas import Strict
 from service.api.streaming import STREAM, EventStream, unless_disconnected
+from service.api.template_variables import template_variables
 from service.generation import Generation, Output, Plan
 from service.models import LoadedModel, Models
 
+NOT_APART = "what a checkpoint thinks is part of its answer"
+
 
 class InputMessage(Strict):
-    """One item of the input: a turn of the conversation. `id` and `status` of earlier answers are not looked at."""
+    """One item of the input: a turn of the conversation.
+
+    `id`, `status` and `phase` of earlier answers are not looked at.
+    """
 
     type: Literal["message"] | None = None
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | list[Part]
     id: str | None = None
     status: str | None = None
+    phase: Literal["commentary", "final_answer"] | None = None
 
 
 class TextOptions(Strict):
     """The form of the answer."""
 
     format: Annotated[FlatFormat, Discriminator("type")] | None = None
-    verbosity: None = None
+    verbosity: Annotated[Any, Only("medium", why="/v1/responses answers as the checkpoint does")] = None
+
+
+class Reasoning(Strict):
+    """How much to think before an answer, for a template that asks for it; `none` switches thinking off."""
+
+    effort: str | None = None
+    summary: Annotated[Any, Only(why=NOT_APART)] = None
+    generate_summary: Annotated[Any, Only(why=NOT_APART)] = None
+    context: Annotated[Any, Only("auto", why="the input's reasoning is not kept apart")] = None
+    mode: Annotated[Any, Only("standard")] = None
 
 
 class ResponseFields(CommonFields):
@@ -48,16 +66,17 @@ class ResponseFields(CommonFields):
     HARMLESS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **CommonFields.HARMLESS,
         "store": (False,), "background": (False,), "truncation": ("disabled",), "tools": ([],),
-        "tool_choice": ("auto", "none"), "parallel_tool_calls": (True, False), "include": ([],),
-        "previous_response_id": (), "conversation": (), "prompt": (), "reasoning": (), "max_tool_calls": (),
-        "top_logprobs": (0,), "context_management": (),
+        "tool_choice": ("auto", "none"), "parallel_tool_calls": (True, False),
+        "include": ([], ["reasoning.encrypted_content"]),
+        "previous_response_id": (), "conversation": (), "prompt": (), "max_tool_calls": (), "top_logprobs": (0,),
+        "context_management": ([],), "moderation": (),
     }  # fmt: skip
     REASONS: ClassVar[Mapping[str, str]] = {
         "store": "nothing is stored here", "background": "nothing is stored here",
         "previous_response_id": "nothing is stored here; send the whole conversation as input",
         "conversation": "nothing is stored here; send the whole conversation as input",
         "prompt": "nothing is stored here", "tools": "/v1/chat/completions has tools",
-        "truncation": "an input that is too long is refused", "reasoning": "these checkpoints do not think first",
+        "truncation": "an input that is too long is refused",
         "top_logprobs": "/v1/chat/completions has log-probabilities",
     }  # fmt: skip
 
@@ -65,6 +84,7 @@ class ResponseFields(CommonFields):
     instructions: Annotated[str | None, Field(description="A system message before the input.")] = None
     max_output_tokens: Annotated[int | None, Field(ge=0, description="Most tokens to generate.")] = None
     text: TextOptions | None = None
+    reasoning: Reasoning | None = None
     stream_options: StreamOptions | None = None
 
 
@@ -145,7 +165,10 @@ def _checked(model: LoadedModel, body: ResponsesRequest) -> Plan:
     if body.instructions is not None:
         turns.insert(0, {"role": "system", "content": body.instructions})
     try:
-        prompt = encoded(model, turns)
+        effort = body.reasoning.effort if body.reasoning else None
+        prompt = encoded(model, turns, variables=template_variables(model, None, effort, "reasoning.effort"))
+    except InapplicableField:
+        raise
     except InvalidRequest as error:
         error.field = "input"
         raise
@@ -171,7 +194,7 @@ class ResponseWriter:
         return self._response("in_progress", [])
 
     def ended(self) -> dict[str, Any]:
-        """The response at its end. Raises `ServerStopping` if the server broke it off."""
+        """The response at its end. Raises `EngineError` if it was broken off."""
         complete = answers.finish_reason(self.output) == "stop"
         response = self._response("completed" if complete else "incomplete", [self.item()])
         if not complete:

@@ -1,0 +1,101 @@
+"""The requests on their way through the application, so that the server can end what would outlast it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from model.errors import Cancelled
+from service.api.dialect import dialect_of
+from service.api.errors import NATIVE, error_response
+
+
+@dataclass(eq=False)
+class _Request:
+    task: asyncio.Task[object]
+    reading: bool = True
+    started: bool = False
+    over: bool = False
+    ended: bool = False
+
+
+class Requests:
+    """An ASGI application around another one. What it is asked to end, it ends in a proper way: no answer, no trace."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._running: set[_Request] = set()
+        self._stopping = False
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and answer for the application where it was ended."""
+        task = asyncio.current_task()
+        if scope["type"] != "http" or task is None:
+            await self._app(scope, receive, send)
+            return
+        request = _Request(task)
+
+        async def heard() -> Message:
+            message = await receive()
+            request.reading = bool(message.get("more_body", False))
+            return message
+
+        async def said(message: Message) -> None:
+            await send(message)
+            request.started = True
+            request.over = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+        self._running.add(request)
+        try:
+            if self._stopping:
+                await _refuse(scope, receive, said)
+            else:
+                await self._app(scope, heard, said)
+        except asyncio.CancelledError:
+            if not request.ended:
+                raise
+            task.uncancel()
+            if not request.started:
+                await _refuse(scope, receive, said)
+            elif not request.over:
+                # An answer whose length was announced can't be ended early; its connection is closed all the same.
+                with contextlib.suppress(Exception):
+                    await said({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self._running.discard(request)
+
+    def stop(self) -> None:
+        """Begin no more requests, and end those that have not come in as a whole."""
+        self._stopping = True
+        self._end(lambda request: request.reading and not request.started)
+
+    async def wait(self, seconds: float) -> None:
+        """Wait until all have been answered, or so many seconds; then end what is left."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        while self._running and loop.time() < until:
+            await asyncio.sleep(0.02)
+        self._end(lambda request: True)
+        # Ended ones answer in a moment, unless their client does not read.
+        until = loop.time() + 0.2
+        while self._running and loop.time() < until:
+            await asyncio.sleep(0.02)
+
+    def _end(self, which: Callable[[_Request], bool]) -> None:
+        for request in list(self._running):
+            if which(request) and not request.ended:
+                request.ended = True
+                request.task.cancel()
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    error = Cancelled("the server is stopping", hint="try again in a moment")
+    dialect = dialect_of(scope) if "app" in scope else NATIVE
+    await error_response(error, dialect, {"Connection": "close"})(scope, receive, send)
