@@ -113,7 +113,8 @@ def _settled(
     own = {name: check(BY_NAME[name], value) for name, value in own.items() if name not in given}
 
     def together(kept: Mapping[str, Any]) -> dict[str, Any]:
-        effective = {parameter.name: _copied(parameter) for parameter in PARAMETERS} | kept | given
+        table = {parameter.name: _default(parameter) for parameter in PARAMETERS}
+        effective: dict[str, Any] = {**table, **kept, **given}
         settle_search(effective, given, BY_NAME)
         settle_temperature_zero(effective, given, BY_NAME)
         settle_mirostat(effective, given, BY_NAME)
@@ -146,7 +147,7 @@ def _settled(
     return effective
 
 
-def _copied(parameter: Parameter) -> Any:
+def _default(parameter: Parameter) -> Any:
     """The table's default, in the parameter's own type."""
     return None if parameter.default is None else check(parameter, parameter.default)
 
