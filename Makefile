@@ -59,11 +59,14 @@ rebuild:
 serve: install  ## serve the default checkpoints on http://127.0.0.1:8000
 	@exec $(BIN)/topkapi serve $(ARGS)
 
+# Tests run in as many processes as there are cores, up to four (each takes about 1.5 GB), whose matrices share none:
+# two threads that wait for each other's cores are slower than one. A file is one process's, so that its fixtures are made once.
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 test: lint  ## lint, then run the tests
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PARALLEL) -m "not slow" $(ARGS)
 
 test-all: lint  ## lint, then run the tests with the slow ones
-	$(BIN)/python -m pytest $(ARGS)
+	$(PARALLEL) $(ARGS)
 
 # What depends on the processor, on the kernels of older ones: oneDNN's for AVX2, PyTorch's own for AVX2 and for none.
 PROCESSOR_TESTS := $(addprefix tests/test_,quantize.py invariance.py families.py nf4.py checkpoint.py speculation.py \

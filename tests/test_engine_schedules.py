@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -217,9 +218,20 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(OPERATIONS, st.integers(1, 4), st.integers(4, 16))
 def test_every_job_gets_its_own_tokens_and_ends_once(operations: list, slots: int, budget: int) -> None:
+    check_schedule(operations, slots, budget)
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, deadline=None)
+@given(OPERATIONS, st.integers(1, 4), st.integers(4, 16))
+def test_every_job_gets_its_own_tokens_and_ends_once_at_length(operations: list, slots: int, budget: int) -> None:
+    check_schedule(operations, slots, budget)
+
+
+def check_schedule(operations: list, slots: int, budget: int) -> None:
     network = HistoryNetwork(slots)
     engine = Engine(META, name="fake", network=network, step_tokens=budget)
     clients: list[Client] = []
