@@ -99,8 +99,8 @@ def _preference(row: object, origin: str, left_out: set[str] | None) -> Preferen
     prompt = _prompt(reader)
     both = []
     for name, answer in zip(("chosen", "rejected"), answers, strict=True):
+        check_messages(answer, f"{origin}, {name}")
         told = reader.common(_joined(prompt, answer, name, reader))
-        check_messages(told.messages, f"{origin}, {name}")
         both.append(Conversation(told.messages, f"{origin}, {name}", None if told.plain else told))
     chosen, rejected = both
     if not any(message["role"] != "system" for message in chosen.prompt()):
