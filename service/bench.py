@@ -21,7 +21,7 @@ import torch
 
 from model.errors import SettingsError
 from service.bench_model import random_checkpoint
-from service.engine.engine import Counters
+from service.engine.steps import Counters
 from service.generation import Generation, plan
 from service.models import DTYPES, LoadedModel, Models
 from service.settings import Settings
