@@ -190,6 +190,33 @@ def test_every_dialect_says_that_the_checkpoint_was_unloaded(serve, tiny_checkpo
             assert "going is being unloaded" in text and "stopping" not in text, (path, text[-300:])
 
 
+def test_a_stream_whose_client_went_away_in_the_queue_is_never_begun(serve, tiny_checkpoint) -> None:
+    """It might be resumed by its id, but its client has not been told one."""
+    with serve(tiny_checkpoint("queue", context=2048), stream_grace=60) as served:
+        engine = served.models.get().engine
+        run, entered, go_on = engine.network.run, threading.Event(), threading.Event()
+
+        def wait(works: Any) -> Any:
+            entered.set()
+            assert go_on.wait(60)
+            return run(works)
+
+        engine.network.run = wait
+        body = {"prompt": "a" * 30, "max_tokens": 3, "ignore_end_token": True, "stream": True}
+        with httpx.stream("POST", f"{served.url}/generate", json=body) as first:
+            assert entered.wait(20)
+            with httpx.stream("POST", f"{served.url}/generate", json=body):
+                wait_for(lambda: engine.waiting == 1)
+            wait_for(lambda: any(job.cancelled for job in engine._arriving))
+            go_on.set()
+            text = first.read().decode()
+        assert "event: done" in text
+        served.wait_until_idle()
+        assert served.models.metrics.registry.get_sample_value(
+            "topkapi_prompt_tokens_total", {"model_name": "queue"}
+        ) == len(served.models.get().checkpoint.tokenizer.encode("a" * 30))
+
+
 def test_a_full_thread_of_embeddings_says_when_to_come_again(watched, monkeypatch) -> None:
     monkeypatch.setattr("service.embedding.MOST_WAITING", 0)
     answer = watched.post("/v1/embeddings", input="a")
