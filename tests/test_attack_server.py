@@ -106,7 +106,9 @@ def serving(tmp_path, tiny_checkpoint) -> Iterator[Callable[..., Process]]:
     yield start
     for process in processes:
         process.process.kill()
-        process.process.communicate()
+        process.process.wait()
+        assert process.process.stdout is not None
+        process.process.stdout.close()
 
 
 @contextmanager
@@ -220,12 +222,14 @@ def test_an_open_studio_does_not_keep_it_from_ending(serving, by) -> None:
 
     browser = os.environ.get("TOPKAPI_TEST_BROWSER") or shutil.which("chromium")
     server = serving()
-    with sync_playwright() as playwright:
-        with playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"]) as launched:
-            page = launched.new_page()
-            with page.expect_response("**/heartbeat/**", timeout=60_000):
-                page.goto(server.url)
-            printed = server.end(by, 5)
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"]) as launched,
+    ):
+        page = launched.new_page()
+        with page.expect_response("**/heartbeat/**", timeout=60_000):
+            page.goto(server.url)
+        printed = server.end(by, 5)
     assert "Traceback" not in printed and "Error" not in printed, printed
 
 
