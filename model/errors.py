@@ -70,6 +70,7 @@ class EngineStopped(EngineError):
 
     status = 503
     kind = "engine_stopped"
+    retry_after: int
 
     def __init__(self, message: str, *, retry_after: int = 5, hint: str | None = "send the request again") -> None:
         super().__init__(message, hint=hint)

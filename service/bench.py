@@ -22,7 +22,7 @@ import torch
 
 from service.bench_model import random_checkpoint
 from service.bench_shape import Shape, check_shape
-from service.engine.engine import Counters
+from service.engine.steps import Counters
 from service.generation import Generation, plan
 from service.models import DTYPES, LoadedModel, Models
 from service.settings import Settings

@@ -11,11 +11,12 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import torch
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from model.errors import EngineStopped
 from service.api.checkpoints import describe
@@ -116,7 +117,7 @@ class Server(uvicorn.Server):
         listener: socket.socket,
         opening: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        self._requests = Requests(config.app)
+        self._requests = Requests(cast(ASGIApp, config.app))
         config.app = self._requests
         config.http = bounded(models.settings)
         config.ws = "none"

@@ -100,6 +100,7 @@ class Served:
     url: str
     models: Models
     client: httpx.Client
+    stop: Callable[[], None]
 
     def post(self, path: str, /, **body: object) -> httpx.Response:
         """POST a JSON body."""
@@ -136,7 +137,7 @@ def serve() -> Callable[..., object]:
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         with httpx.Client(base_url=url, timeout=60) as client:
-            yield Served(url, models, client)
+            yield Served(url, models, client, lambda: setattr(server, "should_exit", True))
         server.should_exit = True
         thread.join(10)
         listener.close()

@@ -98,11 +98,14 @@ class Stream:
             self._timer = None
 
     def leave(self, reader: Reader) -> None:
-        """A connection reads no more. Without any, the grace period begins."""
+        """A connection reads no more. Without any, the grace period begins.
+
+        A stream that has had no event ends at once: nobody knows its name to ask for the rest.
+        """
         self._readers.remove(reader)
         if self._readers:
             return
-        if not self._streams.grace_s:
+        if not self._streams.grace_s or not self.count:
             self.expire()
         else:
             self._timer = asyncio.get_running_loop().call_later(self._streams.grace_s, self.expire)
