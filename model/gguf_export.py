@@ -93,6 +93,8 @@ def _check(config: ModelConfig, path: Path) -> None:
         raise InvalidRequest(f"there is no directory {path.parent}", field="out", hint="make it, or choose another")
     if config.family == "qwen3" and (config.qkv_bias or config.output_bias):
         raise CheckpointError("llama.cpp's qwen3 has no biases in attention, this checkpoint has")
+    if config.family != "llama" and (config.rope_scaling or {}).get("rope_type") == "llama3":
+        raise CheckpointError(f"llama.cpp's {config.family} has no scaling of the type llama3, this checkpoint has")
 
 
 def _add_shape(writer: Any, config: ModelConfig) -> None:
