@@ -87,6 +87,8 @@ def _check(config: ModelConfig, path: Path) -> None:
     check_gguf_target(path)
     if config.family == "qwen3" and (config.qkv_bias or config.output_bias):
         raise CheckpointError("llama.cpp's qwen3 has no biases in attention, this checkpoint has")
+    if config.family != "llama" and (config.rope_scaling or {}).get("rope_type") == "llama3":
+        raise CheckpointError(f"llama.cpp's {config.family} has no scaling of the type llama3, this checkpoint has")
 
 
 def _add_shape(writer: Any, config: ModelConfig) -> None:

@@ -194,6 +194,7 @@ def test_what_llama_cpp_has_no_form_for_is_refused(
         (checkpoint("llama", tokenizer=sentencepiece(tiny_tokenizer)), out, "only byte-level BPE"),
         (checkpoint("llama", tokenizer=other_split(tiny_tokenizer)), out, "no name for how this tokenizer splits"),
         (checkpoint("qwen3", qkv_bias=True, output_bias=True), out, "qwen3 has no biases"),
+        (checkpoint("qwen2", rope_scaling=LLAMA3_ROPE), out, "qwen2 has no scaling of the type llama3"),
         (checkpoint("llama"), tmp_path / "model.bin", "must end in .gguf"),
         (tmp_path / "none", out, "there is no checkpoint"),
     ]
