@@ -151,7 +151,9 @@ def _add_vocabulary(writer: Any, checkpoint: Checkpoint) -> None:
             add(token_id)
     writer.add_add_bos_token(tokenizer.adds_begin_token)
     if checkpoint.chat is not None:
-        writer.add_chat_template(plain_template(checkpoint.chat.source))
+        stored = checkpoint.chat.stored
+        plain = [{**each, "template": plain_template(each["template"])} for each in stored if isinstance(each, dict)]
+        writer.add_chat_template(plain_template(stored) if isinstance(stored, str) else plain)
     for ending, parameter in SAMPLING.items():
         value = checkpoint.generation.get(parameter)
         if value is not None:

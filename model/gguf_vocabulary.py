@@ -7,6 +7,7 @@ a file encodes as it does there.
 from collections.abc import Mapping
 from typing import Any
 
+from model.added_tokens import added_token
 from model.errors import CheckpointError
 from model.pretokenize import (
     GPT2_PATTERN,
@@ -17,7 +18,7 @@ from model.pretokenize import (
     split_gpt2,
 )
 from model.tokenizer import Tokenizer
-from model.tokenizer_definition import added_token, byte_level_definition
+from model.tokenizer_definition import byte_level_definition
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 2, 3, 4, 5, 6
 """Values of `tokenizer.ggml.token_type`."""

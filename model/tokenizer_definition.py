@@ -8,6 +8,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from model.added_tokens import added_token, token_content, with_tokens_of
 from model.errors import CheckpointError, DataError
 from model.pretokenize import QWEN2_PATTERN, split_by, split_gpt2
 
@@ -42,30 +43,10 @@ def byte_level_definition(
     }
 
 
-def added_token(content: str, token_id: int, *, special: bool = True) -> dict[str, Any]:
-    """An entry of `added_tokens` in a `tokenizer.json`."""
-    return {
-        "id": token_id,
-        "content": content,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": special,
-    }
-
-
 def parse_merges(text: str) -> list[str]:
     """The merges of a `merges.txt` or `vocab.bpe`, one "left right" each; a first line `#version` is skipped."""
     lines = text.split("\n")
     return [line for line in lines[1 if lines[0].startswith("#version") else 0 :] if line.strip()]
-
-
-def token_content(token: object) -> str | None:
-    """The spelling of a token as `tokenizer_config.json` names it: a string or an object with `content`."""
-    if isinstance(token, Mapping):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
 
 
 def adds_begin_token(
@@ -88,18 +69,23 @@ def adds_begin_token(
 def read_definition(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The contents of `tokenizer.json` and `tokenizer_config.json`, or of GPT-2's older `vocab.json` and `merges.txt`.
 
+    What `special_tokens_map.json` and `added_tokens.json` say is part of them, as in transformers.
     Raises CheckpointError naming the file that is missing or damaged.
     """
     config_path = directory / "tokenizer_config.json"
     config = _read_json(config_path) if config_path.is_file() else {}
-    special_path = directory / "special_tokens_map.json"
-    if special_path.is_file():
-        config = {**_read_json(special_path), **config}
+    further: dict[str, Any] = {}
+    if "added_tokens_decoder" not in config:
+        # As transformers does: these two files are older than that field and stand back behind it.
+        if (directory / "special_tokens_map.json").is_file():
+            config = {**config, **_read_json(directory / "special_tokens_map.json")}
+        if (directory / "added_tokens.json").is_file():
+            further = _read_json(directory / "added_tokens.json")
     if (directory / "tokenizer.json").is_file():
         definition = _read_json(directory / "tokenizer.json")
         if not isinstance(definition.get("model"), dict) or not definition["model"].get("vocab"):
             raise CheckpointError(f"{directory / 'tokenizer.json'} holds no vocabulary")
-        return definition, config
+        return with_tokens_of(definition, config, further), config
     if (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
         vocabulary = _read_json(directory / "vocab.json")
         try:
@@ -107,10 +93,11 @@ def read_definition(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{directory / 'merges.txt'} is not a readable text file: {error}") from error
         end = token_content(config.get("eos_token")) or END_OF_TEXT
-        if end not in vocabulary:
-            return byte_level_definition(vocabulary, merges, split_gpt2(), []), config
-        config = {"bos_token": end, "eos_token": end, **config}
-        return byte_level_definition(vocabulary, merges, split_gpt2(), [added_token(end, vocabulary[end])]), config
+        added = [added_token(end, vocabulary[end])] if end in vocabulary else []
+        if added:
+            config = {"bos_token": end, "eos_token": end, **config}
+        definition = byte_level_definition(vocabulary, merges, split_gpt2(), added)
+        return with_tokens_of(definition, config, further), config
     raise CheckpointError(
         f"{directory} holds no tokenizer.json",
         hint="save the tokenizer with transformers' AutoTokenizer.from_pretrained(…).save_pretrained(…)",
@@ -164,7 +151,7 @@ def renamed_definition(definition: Mapping[str, Any], names: Mapping[str, str]) 
     copy = dict(definition)
     copy.update(truncation=None, padding=None, post_processor=None)
     copy["added_tokens"] = [
-        {**entry, "content": names[entry["content"]], "normalized": False} if entry["content"] in names else entry
+        {**entry, "content": names[entry["content"]]} if entry["content"] in names else entry
         for entry in definition.get("added_tokens") or []
     ]
     model = dict(definition["model"])

@@ -162,29 +162,30 @@ def encode_conversations(
 ) -> tuple[list[Example], list[str]]:
     """Examples as the template renders them, and the origins of those dropped for being longer than `longest` tokens.
 
-    Every example's last trained token is the end of the turn, so that the model learns to stop. Raises `DataError`
+    Where the template shows earlier answers otherwise than the last, a conversation becomes an example per answer.
+    In every example the end of the turn is trained, so that the model learns to stop. Raises `DataError`
     naming rows where that is not so, where the template refuses the messages, and for overlong ones unless dropped.
     """
     ends = chat.turn_end(tokenizer)
     examples, overlong, lengths = [], [], []
     for conversation in conversations:
         try:
-            encoded = chat.encode(conversation.messages, tokenizer, add_generation_prompt=False)
+            parts = chat.encode_answers(conversation.messages, tokenizer)
         except InvalidRequest as error:
             raise DataError(f"{conversation.origin}: {error.message}", field="data", hint=error.hint) from None
-        answer = [token for token, trained in zip(encoded.token_ids, encoded.trained, strict=True) if trained]
-        if not answer or answer[-1] not in ends:
+        if any(part.end(tokenizer) not in ends for part in parts):
             raise DataError(
                 f"{conversation.origin}: the answer's end token would not be trained, so the model could not stop",
                 field="chat_template",
                 hint="the template must put an end token inside {% generation %}…{% endgeneration %}",
             )
         # The last token is only ever a target.
-        if len(encoded.token_ids) - 1 > longest:
+        longest_part = max(len(part.token_ids) for part in parts)
+        if longest_part - 1 > longest:
             overlong.append(conversation.origin)
-            lengths.append(len(encoded.token_ids))
+            lengths.append(longest_part)
             continue
-        examples.append(Example(encoded.token_ids, encoded.trained, conversation.origin))
+        examples += [Example(part.token_ids, part.trained, conversation.origin) for part in parts]
     if overlong and not drop_overlong:
         listed = "; ".join(f"{origin} ({length})" for origin, length in zip(overlong[:5], lengths, strict=False))
         raise DataError(
