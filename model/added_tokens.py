@@ -38,6 +38,14 @@ def token_content(token: object) -> str | None:
     return token if isinstance(token, str) else None
 
 
+def typed(value: Any) -> Any:
+    """A field of a `tokenizer_config.json` whose tokens say that they are ones, which transformers asks for."""
+    if isinstance(value, list):
+        return [typed(each) for each in value]
+    is_token = isinstance(value, Mapping) and isinstance(value.get("content"), str) and "__type" not in value
+    return {"__type": "AddedToken", **value} if is_token else value
+
+
 def named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     """The special tokens that a `tokenizer_config.json` names, by those names: those of one model alone come last."""
     found = {name: config.get(name) for name in NAMED_TOKENS}

@@ -18,7 +18,7 @@ from typing import Any
 import tokenizers
 from tokenizers import normalizers
 
-from model.added_tokens import added_token, further_special_tokens, named_tokens, token_content
+from model.added_tokens import added_token, further_special_tokens, named_tokens, token_content, typed
 from model.bpe import BytePairEncoding, byte_pair_encoding
 from model.byte_level import components, entry_decoder
 from model.errors import CheckpointError, InvalidRequest
@@ -286,7 +286,7 @@ class Tokenizer:
 
         `chat_template` is one as text, or several with names: see `ChatTemplate.stored`.
         """
-        config = {key: value for key, value in self._config.items() if key != "chat_template"}
+        config = {key: typed(value) for key, value in self._config.items() if key != "chat_template"}
         config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
         config.setdefault("clean_up_tokenization_spaces", False)
         if chat_template is not None:

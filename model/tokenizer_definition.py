@@ -146,7 +146,8 @@ def trained_definition(texts: Iterable[str], vocab_size: int, control_tokens: Se
 def renamed_definition(definition: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """`definition` with each control token (a key of `names`) under another name, and without what pads or adds.
 
-    A Unigram vocabulary would otherwise match a control token's entry inside ordinary text.
+    A Unigram vocabulary would otherwise match a control token's entry inside ordinary text. Those that keep their names
+    are added tokens in the copy, listed or not.
     """
     copy = dict(definition)
     copy.update(truncation=None, padding=None, post_processor=None)
@@ -175,7 +176,8 @@ def renamed_definition(definition: Mapping[str, Any], names: Mapping[str, str]) 
         model["unk_token"] = names[model["unk_token"]]
     if "merges" in model:
         joined = (merge.replace(" ", "", 1) if isinstance(merge, str) else "".join(merge) for merge in model["merges"])
-        model["merges"] = [merge for merge, entry in zip(model["merges"], joined, strict=True) if entry not in names]
+        renamed = {content for content, name in names.items() if name != content}
+        model["merges"] = [merge for merge, entry in zip(model["merges"], joined, strict=True) if entry not in renamed]
     copy["model"] = model
     return copy
 
