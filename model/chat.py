@@ -270,13 +270,18 @@ class ChatTemplate:
             last_is_answer = len(messages) > 1 and messages[-1]["role"] == "assistant"
             if last_is_answer and not add_generation_prompt:
                 prompt = _marked_spans(self._render(messages[:-1], True, variables), *span_marks)[0]
-                begins = next((start for start, _ in spans if start >= len(prompt)), None)
-                if begins != len(prompt) or not text.startswith(prompt):
+                around = [span for span in spans if span[0] <= len(prompt) < span[1]]
+                if not around or not text.startswith(prompt):
                     raise CheckpointError(
                         "the chat template's generation prompt is not what precedes the last answer, "
                         "so training and serving would differ",
                         hint="make the template start {% generation %} where the generation prompt ends",
                     )
+                # A block may begin inside of the prompt, whose part is then no answer: the server writes it.
+                lead = text[around[0][0] : len(prompt)]
+                spans = [
+                    (start + len(lead) if text.startswith(lead, start, stop) else start, stop) for start, stop in spans
+                ]
             return text, spans, []
         spans, hidden = [], []
         for index, message in enumerate(messages):

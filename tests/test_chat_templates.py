@@ -174,3 +174,16 @@ def test_a_conversation_becomes_an_example_per_answer_that_history_rewrites() ->
     longest = len(examples[0].token_ids)
     kept, dropped = encode_conversations(rows, TOKENIZER, own, longest=longest, drop_overlong=True)
     assert [example.origin for example in kept] == ["row 2"] and dropped == ["row 1"]
+
+
+def test_a_generation_block_may_begin_inside_of_the_prompt() -> None:
+    source = """\
+{%- for m in messages %}{{- '<|im_start|>' + m.role }}{% if m.role == 'assistant' %}{% generation %}
+{{- '\\n' + m.content + '<|im_end|>\\n' }}{% endgeneration %}{% else %}{{ '\\n' + m.content + '<|im_end|>\\n' }}
+{%- endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+    template = ChatTemplate(source)
+    (part,) = template.encode_answers(TWO_ANSWERS, TOKENIZER)
+    answers = [token_id for token_id, trained in zip(part.token_ids, part.trained, strict=True) if trained]
+    assert TOKENIZER.decode(answers) == "I.<|im_end|>\nThey'd sung.<|im_end|>\n"
+    prompt = template.encode(TWO_ANSWERS[:3], TOKENIZER).token_ids
+    assert part.token_ids[: len(prompt)] == prompt and part.trained[len(prompt)]
