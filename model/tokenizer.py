@@ -27,6 +27,7 @@ from model.tokenizer_check import SAMPLE
 from model.tokenizer_definition import (
     END_OF_TEXT,
     adds_begin_token,
+    adds_end_token,
     read_definition,
     renamed_definition,
     trained_definition,
@@ -93,6 +94,8 @@ class Tokenizer:
         self.end_token_id: int | None = special_ids.get("eos")
         self.pad_token_id: int | None = special_ids.get("pad")
         self.adds_begin_token = adds_begin_token(self._definition, self._config, named["bos"], self.begin_token_id)
+        self.adds_end_token = adds_end_token(self._definition, self._config, named["eos"], self.end_token_id)
+        """Whether the checkpoint's own tools put the end token behind a text; to a text that goes on, none is put."""
         control = {content for content, entry in added.items() if entry.get("special")}
         control |= {content for content in self.special_tokens.values() if content in ids}
         control |= {content for content in map(token_content, further_special_tokens(self._config)) if content in ids}

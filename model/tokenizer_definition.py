@@ -9,6 +9,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from model.added_tokens import added_token, token_content, with_tokens_of
+from model.byte_level import components
 from model.errors import CheckpointError, DataError
 from model.pretokenize import QWEN2_PATTERN, split_by, split_gpt2
 
@@ -56,14 +57,22 @@ def adds_begin_token(
 
     Said by `add_bos_token` in `tokenizer_config.json`, else by the template that `tokenizer.json` puts around a text.
     """
-    if token_id is None:
-        return False
-    if isinstance(config.get("add_bos_token"), bool):
-        return bool(config["add_bos_token"])
-    processor = definition.get("post_processor") or {}
-    steps = processor.get("processors") if processor.get("type") == "Sequence" else [processor]
-    templates = (step.get("single") or [{}] for step in steps or [] if step.get("type") == "TemplateProcessing")
-    return any((template[0].get("SpecialToken") or {}).get("id") == spelling for template in templates)
+    return token_id is not None and _adds(definition, config.get("add_bos_token"), 0, spelling)
+
+
+def adds_end_token(
+    definition: Mapping[str, Any], config: Mapping[str, Any], spelling: str | None, token_id: int | None
+) -> bool:
+    """Whether they put the end token behind a text, said by `add_eos_token` or that template."""
+    return token_id is not None and _adds(definition, config.get("add_eos_token"), -1, spelling)
+
+
+def _adds(definition: Mapping[str, Any], said: object, place: int, spelling: str | None) -> bool:
+    if isinstance(said, bool):
+        return said
+    steps = components(definition.get("post_processor"))
+    templates = (step.get("single") or [{}] for step in steps if step.get("type") == "TemplateProcessing")
+    return any((template[place].get("SpecialToken") or {}).get("id") == spelling for template in templates)
 
 
 def read_definition(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
