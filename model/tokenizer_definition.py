@@ -70,9 +70,13 @@ def adds_end_token(
 def _adds(definition: Mapping[str, Any], said: object, place: int, spelling: str | None) -> bool:
     if isinstance(said, bool):
         return said
-    steps = components(definition.get("post_processor"))
-    templates = (step.get("single") or [{}] for step in steps if step.get("type") == "TemplateProcessing")
-    return any((template[place].get("SpecialToken") or {}).get("id") == spelling for template in templates)
+    ends = []
+    for step in components(definition.get("post_processor")):
+        if step["type"] == "TemplateProcessing":
+            ends.append(((step.get("single") or [{}])[place].get("SpecialToken") or {}).get("id"))
+        elif step["type"] in ("BertProcessing", "RobertaProcessing"):
+            ends.append(step["sep" if place else "cls"][0])
+    return spelling in ends
 
 
 def read_definition(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -94,6 +98,7 @@ def read_definition(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         definition = _read_json(directory / "tokenizer.json")
         if not isinstance(definition.get("model"), dict) or not definition["model"].get("vocab"):
             raise CheckpointError(f"{directory / 'tokenizer.json'} holds no vocabulary")
+        _check_config(definition, config)
         return with_tokens_of(definition, config, further), config
     if (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
         vocabulary = _read_json(directory / "vocab.json")
@@ -111,6 +116,32 @@ def read_definition(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         f"{directory} holds no tokenizer.json",
         hint="save the tokenizer with transformers' AutoTokenizer.from_pretrained(…).save_pretrained(…)",
     )
+
+
+def _check_config(definition: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuse what `tokenizer_config.json` would change in how texts are encoded."""
+    if config.get("split_special_tokens"):
+        raise CheckpointError(
+            "tokenizer_config.json sets split_special_tokens, so that control tokens would be ordinary text",
+            field="split_special_tokens",
+            hint="take it out",
+        )
+    asked = config.get("add_prefix_space")
+    plain = config.get("tokenizer_class") in (None, "PreTrainedTokenizerFast", "TokenizersBackend")
+    if not isinstance(asked, bool) or plain:
+        return  # transformers leaves it to the tokenizer's own class, and these do nothing with it
+    done = [_is_prepend(step) for step in components(definition.get("normalizer")) if _is_prepend(step)]
+    for step in components(definition.get("pre_tokenizer")):
+        if step["type"] == "ByteLevel":
+            done.append(bool(step.get("add_prefix_space", True)))
+        elif step["type"] == "Metaspace":
+            done.append(step.get("prepend_scheme", "always") != "never")
+    if done and any(done) != asked:
+        raise CheckpointError(
+            f"tokenizer_config.json says add_prefix_space: {str(asked).lower()}, but tokenizer.json does the opposite",
+            field="add_prefix_space",
+            hint="save the tokenizer anew with transformers, so that its files agree",
+        )
 
 
 def trained_definition(texts: Iterable[str], vocab_size: int, control_tokens: Sequence[str]) -> dict[str, Any]:
