@@ -63,7 +63,7 @@ def entry_decoder(definition: Mapping[str, Any]) -> Callable[[str], bytes]:
         _check_decoder(step)
     leaves = [*components(definition.get("pre_tokenizer")), *decoders]
     kinds = {leaf["type"]: leaf for leaf in leaves}
-    if "ByteLevel" in kinds:
+    if "ByteLevel" in kinds or any(step["type"] == "ByteLevel" for step in components(definition.get("normalizer"))):
         return _byte_level_or_text
     if model.get("type") == "WordPiece" or "WordPiece" in kinds:
         prefix = kinds.get("WordPiece", {}).get("prefix") or model.get("continuing_subword_prefix") or "##"

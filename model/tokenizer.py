@@ -19,7 +19,7 @@ import tokenizers
 from tokenizers import normalizers
 
 from model.added_tokens import added_token, further_special_tokens, named_tokens, token_content, typed
-from model.bpe import BytePairEncoding, byte_pair_encoding
+from model.bpe import BytePairEncoding, byte_pair_encoding, merge_pairs
 from model.byte_level import components, entry_decoder
 from model.errors import CheckpointError, InvalidRequest
 from model.gpt2_vocabulary import gpt2_definition
@@ -105,7 +105,13 @@ class Tokenizer:
             self._bytes[token_id] = content.encode()
         self._control_ids = frozenset(self.control_tokens.values())
         secret = secrets.token_hex(16)
-        self._unspoken = {content: f"<{secret}:{token_id}>" for content, token_id in self.control_tokens.items()}
+        # What merges are built on has to keep its name: it is an ordinary entry first, which any text may hold.
+        inside = [content for content in spellings if content in vocabulary] if "merges" in model else []
+        parts = {part for pair in merge_pairs(model) for part in pair} if inside else set()
+        self._unspoken: dict[str, str | None] = {
+            content: None if content in parts else f"<{secret}:{token_id}>"
+            for content, token_id in self.control_tokens.items()
+        }
         self._added = added
         self._ordinary_added = {
             content: int(entry["id"]) for content, entry in added.items() if content not in self.control_tokens
@@ -115,7 +121,7 @@ class Tokenizer:
 
     def _check_ids(self) -> None:
         for content, entry in self._added.items():
-            place = self._backend.token_to_id(self._unspoken.get(content, content))
+            place = self._backend.token_to_id(self._unspoken.get(content) or content)
             if place != int(entry["id"]):
                 raise CheckpointError(
                     f"tokenizer.json gives the added token {content!r} the id {entry['id']}, "
@@ -242,9 +248,9 @@ class Tokenizer:
         _check_unicode(text)
         if isinstance(before, str):
             return list(self._continuing.encode(text, add_special_tokens=False).ids)
-        token = next(name for spelling, name in self._unspoken.items() if self.control_tokens[spelling] == before)
-        ids = list(self._backend.encode(token + text, add_special_tokens=False).ids)
-        return ids[ids.index(before) + 1 :]
+        names = (name for spelling, name in self._unspoken.items() if self.control_tokens[spelling] == before)
+        ids = list(self._backend.encode((next(names) or "") + text, add_special_tokens=False).ids)
+        return ids[ids.index(before) + 1 :] if before in ids else ids
 
     @cached_property
     def _continuing(self) -> tokenizers.Tokenizer:

@@ -183,23 +183,26 @@ def trained_definition(texts: Iterable[str], vocab_size: int, control_tokens: Se
     return byte_level_definition(model["vocab"], merges, split_by(QWEN2_PATTERN), added)
 
 
-def renamed_definition(definition: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+def renamed_definition(definition: Mapping[str, Any], names: Mapping[str, str | None]) -> dict[str, Any]:
     """`definition` with each control token (a key of `names`) under another name, and without what pads or adds.
 
     A Unigram vocabulary would otherwise match a control token's entry inside ordinary text. Those that keep their names
-    are added tokens in the copy, listed or not.
+    are added tokens in the copy, listed or not; those whose name is None are no added tokens there.
     """
     copy = dict(definition)
     copy.update(truncation=None, padding=None, post_processor=None)
+    added = definition.get("added_tokens") or []
+    listed = {entry["content"] for entry in added}
     copy["added_tokens"] = [
-        {**entry, "content": names[entry["content"]]} if entry["content"] in names else entry
-        for entry in definition.get("added_tokens") or []
+        {**entry, "content": name}
+        for entry in added
+        if (name := names.get(entry["content"], entry["content"])) is not None
     ]
+    names = {content: name for content, name in names.items() if name is not None}
     model = dict(definition["model"])
     if model.get("dropout"):
         model["dropout"] = None
     vocabulary = model["vocab"]
-    listed = {entry["content"] for entry in definition.get("added_tokens") or []}
     if isinstance(vocabulary, dict):
         copy["added_tokens"] += [
             added_token(name, vocabulary[content]) for content, name in names.items() if content not in listed

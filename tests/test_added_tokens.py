@@ -114,6 +114,7 @@ FILES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
     "an end token nowhere else": ({"eos_token": "<e>"}, {}),
     "an end token with flags": ({"eos_token": {**token("<e>", rstrip=True), "__type": "AddedToken"}}, {}),
     "an end token in the vocabulary": ({"eos_token": "he"}, {}),
+    "an end token that merges are built on": ({"eos_token": "a"}, {}),
     "an older list": ({"eos_token": "<e>"}, {"added_tokens": {"<e>": SIZE, "<o>": SIZE + 1}}),
     "an older map": (
         {"eos_token": "<e>"},
