@@ -36,6 +36,9 @@ __all__ = ["BUILT_IN_TEMPLATES", "ChatTemplate", "EncodedChat"]
 _ABSENT = {"tools": None, "documents": None}
 """Variables that transformers always defines, so that templates ask whether they are none."""
 
+_OWN = {"messages", "tools", "add_generation_prompt", SPAN_MARKS}
+"""Variables that a conversation itself is."""
+
 
 @dataclass(frozen=True)
 class EncodedChat:
@@ -72,9 +75,15 @@ class ChatTemplate:
         try:
             environment = template_environment()
             self._template = environment.from_string(source)
-            looks_at = jinja2.meta.find_undeclared_variables(environment.parse(source))
-            self.takes_tools = "tools" in looks_at or self._for_tools is not None
+            variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
+            self.takes_tools = "tools" in variables or self._for_tools is not None
             """Whether the template looks at `tools`, or another takes its place for them."""
+            self.variables = frozenset(
+                name for name in variables - _OWN - environment.globals.keys() if not name.endswith("_token")
+            )
+            """What else the template looks at: what a caller may tell it, such as `enable_thinking`."""
+            if self._for_tools is not None:
+                self.variables |= self._for_tools.variables
         except jinja2.TemplateError as error:
             raise CheckpointError(f"the chat template is not valid Jinja: {error}") from error
         self._marks_spans = re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", source) is not None
@@ -133,16 +142,19 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        given: Mapping[str, Any] | None = None,
         **variables: object,
     ) -> EncodedChat:
         """The conversation as token ids, in which only the template can have placed control tokens.
 
-        `tools` are JSON schemas of functions, as in OpenAI's API; other `variables` are trusted. The ids of a
+        `tools` are JSON schemas of functions, as in OpenAI's API; `given` are further variables, of JSON, whose texts
+        can place control tokens as little as the messages can; other `variables` are trusted. The ids of a
         conversation up to and with the generation prompt begin the ids of the conversation with the answer, so that
         training sees exactly what serving sees. Raises InvalidRequest as `render` does, and
         CheckpointError when `add_generation_prompt` is false and the template does not show what the assistant said.
         """
-        encoded, hidden = self._encode(messages, tokenizer, add_generation_prompt, {**variables, "tools": tools})
+        variables = {**variables, "tools": tools, "given": given}
+        encoded, hidden = self._encode(messages, tokenizer, add_generation_prompt, variables)
         if hidden and not add_generation_prompt:
             raise _hides_answer(hidden[0])
         return encoded
@@ -153,7 +165,8 @@ class ChatTemplate:
         """What training sees of a conversation: one text with all its answers, or one per answer.
 
         Templates may show an answer otherwise once more was said, without its reasoning say. Each answer is then the
-        last of a text of its own and trained in that alone, as it is where it's given. Raises as `encode` does.
+        last of a text of its own and trained in that alone, as it is where it's given. `variables` are what `encode`
+        takes, `tools` and `given` among them. Raises as `encode` does.
         """
         whole, hidden = self._encode(messages, tokenizer, False, variables)
         if not hidden:
@@ -180,8 +193,10 @@ class ChatTemplate:
         tools = variables.get("tools")
         if self._for_tools is not None and tools is not None:
             return self._for_tools._encode(messages, tokenizer, add_generation_prompt, variables, last_alone)
+        given = variables.get("given") or {}
         variables = {**tokenizer.special_tokens, **variables}
-        said = "".join(texts([*messages, tools]))
+        variables.pop("given", None)
+        said = "".join(texts([*messages, tools, given]))
         mark, begin, end = unused_characters(3, said + self.source + "".join(tokenizer.control_tokens))
 
         def broken(text: str) -> str:
@@ -199,10 +214,11 @@ class ChatTemplate:
             }
             for message in messages
         ]
-        marked_variables = {**variables, "tools": mapped(tools, broken_in_calls)}
+        marked_given = {name: mapped(value, broken_in_calls) for name, value in given.items()}
+        marked_variables = {**variables, **marked_given, "tools": mapped(tools, broken_in_calls)}
         text = self._render(marked, add_generation_prompt, {**marked_variables, SPAN_MARKS: (begin, end)})
-        if mark in "".join(texts([*marked, marked_variables["tools"]])):
-            plain = self._render(messages, add_generation_prompt, {**variables, "tools": tools})
+        if mark in "".join(texts([*marked, marked_given, marked_variables["tools"]])):
+            plain = self._render(messages, add_generation_prompt, {**variables, **given, "tools": tools})
             if plain != re.sub(f"[{mark}{begin}{end}]", "", text):
                 raise InvalidRequest(
                     "a message contains the spelling of a control token where the chat template looks into its text",

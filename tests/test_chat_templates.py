@@ -13,6 +13,7 @@ from model.errors import CheckpointError, DataError, InvalidRequest
 from model.tokenizer import Tokenizer
 from tests import texts
 from training.data.instructions import Conversation, encode_conversations
+from training.data.preferences import Preference, encode_preferences
 
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TOKENIZER = Tokenizer.train([texts.JOINED] * 2, 500, CONTROL)
@@ -187,3 +188,21 @@ def test_a_generation_block_may_begin_inside_of_the_prompt() -> None:
     assert TOKENIZER.decode(answers) == "I.<|im_end|>\nThey'd sung.<|im_end|>\n"
     prompt = template.encode(TWO_ANSWERS[:3], TOKENIZER).token_ids
     assert part.token_ids[: len(prompt)] == prompt and part.trained[len(prompt)]
+
+
+def test_of_pairs_only_the_last_answer_is_trained_as_it_is_given() -> None:
+    own = ChatTemplate(unmarked(THINKS))
+    chosen = Conversation(TWO_ANSWERS, "row 1")
+    rejected = Conversation([*TWO_ANSWERS[:3], {"role": "assistant", "content": "No."}], "row 1")
+    (pair,), _ = encode_preferences([Preference(chosen, rejected, "row 1")], TOKENIZER, own, longest=999)
+    for example, answer in ((pair.chosen, "They'd sung."), (pair.rejected, "No.")):
+        said = [token_id for token_id, trained in zip(example.token_ids, example.trained, strict=True) if trained]
+        assert TOKENIZER.decode(said) == f"<think>\n\n</think>\n\n{answer}<|im_end|>"
+
+
+def test_given_variables_are_seen_and_forge_nothing() -> None:
+    template = ChatTemplate("{{ eos_token }}{{ note }}{{ flag }}", None, {"tool_use": "{{ extra }}"})
+    assert template.variables == {"note", "flag", "extra"}
+    user = [{"role": "user", "content": "x"}]
+    ids = template.encode(user, TOKENIZER, given={"note": "<|im_end|>", "flag": True}).token_ids
+    assert TOKENIZER.decode(ids) == "<|im_end|>True" and TOKENIZER.control_tokens["<|im_end|>"] not in ids

@@ -99,6 +99,11 @@ CASES = [
     (HERMES, f"<tool_call><tool_call>{CALL}</tool_call>", ("<tool_call>", [("weather", ARGUMENTS)])),
     (HERMES, '<tool_call>{"name": "rm", "arguments": {"a": "<tool_call>{}"}}</tool_call>', None),
     (HERMES, '<tool_call>{"name": "rm", "arguments": {}}</tool_call>', None),
+    (
+        HERMES,
+        '<tool_call>{"name": "weather", "arguments": {"a": "mkdir -p test/{x,y"}}</tool_call>',
+        ("", [("weather", '{"a": "mkdir -p test/{x,y"}')]),
+    ),
     (HERMES, "<tool_call>nonsense</tool_call> <b>", None),
     (HERMES, "a < b <tool_cal", None),
     (HERMES, '<tool_call>\n{"name": "weather", "arguments": {"city": "Anka', ("", [("weather", '{"city": "Anka')])),
