@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from model.errors import CheckpointError
+
 
 def _byte_characters() -> dict[int, str]:
     """GPT-2's table: printable Latin-1 bytes stand for themselves, the others for U+0100 onwards in order."""
@@ -50,25 +52,51 @@ def components(part: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
 
 
 def entry_decoder(definition: Mapping[str, Any]) -> Callable[[str], bytes]:
-    """A function from a vocabulary entry of this `tokenizer.json` to the bytes it stands for."""
+    """A function from a vocabulary entry of this `tokenizer.json` to the bytes it stands for.
+
+    What a decoder does to the beginning of a whole text is left out: an answer goes on from its prompt.
+    Raises CheckpointError for a decoder that no entry's bytes can show.
+    """
     model = definition["model"]
-    leaves = [*components(definition.get("pre_tokenizer")), *components(definition.get("decoder"))]
-    kinds = {leaf["type"] for leaf in leaves}
-    if "ByteLevel" in kinds:
+    decoders = list(components(definition.get("decoder")))
+    for step in decoders:
+        _check_decoder(step)
+    leaves = [*components(definition.get("pre_tokenizer")), *decoders]
+    kinds = {leaf["type"]: leaf for leaf in leaves}
+    if "ByteLevel" in kinds or any(step["type"] == "ByteLevel" for step in components(definition.get("normalizer"))):
         return _byte_level_or_text
     if model.get("type") == "WordPiece" or "WordPiece" in kinds:
-        prefix = model.get("continuing_subword_prefix") or "##"
+        prefix = kinds.get("WordPiece", {}).get("prefix") or model.get("continuing_subword_prefix") or "##"
         return lambda entry: entry.removeprefix(prefix).encode() if entry.startswith(prefix) else b" " + entry.encode()
-    suffix = model.get("end_of_word_suffix")
+    suffix = kinds.get("BPEDecoder", {}).get("suffix") or model.get("end_of_word_suffix")
     if suffix:
         return lambda entry: entry.removesuffix(suffix).encode() + (b" " if entry.endswith(suffix) else b"")
-    space = "\u2581"
+    replaced = [("\u2581", " ")]
     for leaf in leaves:
         if leaf["type"] == "Metaspace":
-            space = leaf.get("replacement", space)
+            replaced.append((leaf.get("replacement", "\u2581"), " "))
+    replaced += [(step["pattern"]["String"], step["content"]) for step in decoders if step["type"] == "Replace"]
 
     def sentencepiece(entry: str) -> bytes:
         match = _BYTE_ENTRY.fullmatch(entry)
-        return bytes([int(match[1], 16)]) if match else entry.replace(space, " ").encode()
+        if match:
+            return bytes([int(match[1], 16)])
+        for old, new in replaced:
+            entry = entry.replace(old, new)
+        return entry.encode()
 
     return sentencepiece
+
+
+def _check_decoder(step: Mapping[str, Any]) -> None:
+    known = ("BPEDecoder", "ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Replace", "Strip", "WordPiece")
+    problem = None
+    if step["type"] not in known:
+        problem = f"a decoder of the type {step['type']!r}"
+    elif step["type"] == "Replace" and "String" not in step["pattern"]:
+        problem = "a decoder that replaces by a regular expression"
+    elif step["type"] == "Strip" and step["content"] != " ":
+        problem = f"a decoder that strips {step['content']!r}"
+    if problem:
+        hint = f"known decoders: {', '.join(known)}"
+        raise CheckpointError(f"the tokenizer has {problem}, which is not supported", field="decoder", hint=hint)

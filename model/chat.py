@@ -5,9 +5,8 @@ spelling of a control token inside a content is broken by a private-use characte
 still whole after rendering was placed by the template. The character is removed before the text is encoded.
 """
 
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,16 +15,24 @@ from typing import Any
 import jinja2
 import jinja2.meta
 
-from model.chat_templates import BUILT_IN_TEMPLATES
+from model.chat_messages import (
+    REASONING,
+    Message,
+    as_templates_read_it,
+    broken_by,
+    check_messages,
+    mapped,
+    texts,
+    unmarked,
+    unused_characters,
+)
+from model.chat_templates import BUILT_IN_TEMPLATES, stored_templates
 from model.errors import CheckpointError, InvalidRequest, TopkapiError
 from model.template_bounds import TemplateTooExpensive, bounded
 from model.template_environment import SPAN_MARKS, template_environment
 from model.tokenizer import Tokenizer
 
 __all__ = ["BUILT_IN_TEMPLATES", "ChatTemplate", "EncodedChat"]
-
-_ROLE = re.compile(r"[A-Za-z0-9_.-]+")
-_PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 
 _LONGEST_MESSAGE = 500
 
@@ -35,13 +42,6 @@ _ABSENT = {"tools": None, "documents": None}
 _OWN = {"messages", "tools", "add_generation_prompt", SPAN_MARKS}
 """Variables that a conversation itself is."""
 
-Message = Mapping[str, Any]
-"""`role` and `content`, and `name`; `tool_calls` and `reasoning_content` of an assistant, `tool_call_id` of a tool's
-answer. `tool_calls` hold `{"type": "function", "id", "function": {"name", "arguments"}}` with the arguments as an
-object."""
-
-_KEYS = ("role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content")
-
 
 @dataclass(frozen=True)
 class EncodedChat:
@@ -49,6 +49,17 @@ class EncodedChat:
 
     token_ids: list[int]
     trained: list[bool]
+
+    def end(self, tokenizer: Tokenizer) -> int | None:
+        """The control token that ends the last answer, None without one. White space may follow, and further ones."""
+        control = set(tokenizer.control_tokens.values())
+        end = None
+        for token_id, trained in zip(reversed(self.token_ids), reversed(self.trained), strict=True):
+            if trained and token_id in control:
+                end = token_id
+            elif trained and not tokenizer.token_bytes(token_id).isspace():
+                break
+        return end
 
 
 class TooExpensive(InvalidRequest):
@@ -58,22 +69,28 @@ class TooExpensive(InvalidRequest):
 class ChatTemplate:
     """A Jinja chat template as transformers reads it.
 
-    Raises CheckpointError when `source` is not a valid template.
+    `others` are further templates of the checkpoint by their names. The one called `tool_use` takes this one's place
+    where tools are given, as in transformers; the rest is kept for `stored`.
+    Raises CheckpointError when `source` or the template for tools is not a valid template.
     """
 
-    def __init__(self, source: str, name: str | None = None) -> None:
+    def __init__(self, source: str, name: str | None = None, others: Mapping[str, str] | None = None) -> None:
         self.source = source
         self.name = name
+        self.others = dict(others or {})
+        self._for_tools = ChatTemplate(self.others["tool_use"]) if "tool_use" in self.others else None
         try:
             environment = template_environment()
             self._template = environment.from_string(source)
             variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
-            self.takes_tools = "tools" in variables
-            """Whether the template looks at `tools`."""
+            self.takes_tools = "tools" in variables or self._for_tools is not None
+            """Whether the template looks at `tools`, or another takes its place for them."""
             self.variables = frozenset(
                 name for name in variables - _OWN - environment.globals.keys() if not name.endswith("_token")
             )
             """What else the template looks at: what a caller may tell it, such as `enable_thinking`."""
+            if self._for_tools is not None:
+                self.variables |= self._for_tools.variables
         except jinja2.TemplateError as error:
             raise CheckpointError(f"the chat template is not valid Jinja: {error}") from error
         except Exception as error:  # blocks or brackets that lie in each other too deep for Python's own compiler
@@ -93,33 +110,39 @@ class ChatTemplate:
     def from_directory(cls, path: str | Path) -> "ChatTemplate | None":
         """The template of a checkpoint directory, or None where it has none.
 
-        It is `chat_template.jinja`, or `chat_template` in `tokenizer_config.json`: a string, or a list of named
-        templates of which `default` is taken.
+        `stored_templates` says where they lie.
         """
-        directory = Path(path)
-        source: object = None
-        try:
-            if (directory / "chat_template.jinja").is_file():
-                source = (directory / "chat_template.jinja").read_text(encoding="utf-8")
-            elif (directory / "tokenizer_config.json").is_file():
-                source = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8")).get(
-                    "chat_template"
-                )
-        except (OSError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"the chat template of {directory} cannot be read: {error}") from error
-        if isinstance(source, list):
-            named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
-            source = named.get("default")
-        if not isinstance(source, str) or not source:
+        return cls.of(stored_templates(Path(path)))
+
+    @classmethod
+    def of(cls, templates: Mapping[str, str]) -> "ChatTemplate | None":
+        """The template called `default` with the others beside it, or None where there is none at all.
+
+        Without a default, conversations that no other template is for are refused when they are rendered.
+        """
+        if not templates:
             return None
-        return cls(source, next((name for name, built_in in BUILT_IN_TEMPLATES.items() if built_in == source), None))
+        others = {name: source for name, source in templates.items() if name != "default"}
+        names = ", ".join(sorted(others))
+        missing = f"the checkpoint has the chat templates {names}, and none is called default"
+        source = templates.get("default", f"{{{{ raise_exception({missing!r}) }}}}")
+        return cls(source, next((name for name, each in BUILT_IN_TEMPLATES.items() if each == source), None), others)
+
+    @property
+    def stored(self) -> str | list[dict[str, str]]:
+        """As `tokenizer_config.json` and GGUF hold it: the source, or a list of named ones."""
+        if not self.others:
+            return self.source
+        return [{"name": name, "template": each} for name, each in {"default": self.source, **self.others}.items()]
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: object) -> str:
         """The conversation as text. `variables`, `tools` among them, are seen by the template and trusted.
 
         Raises InvalidRequest when the messages are malformed or the template refuses them.
         """
-        _check_messages(messages)
+        check_messages(messages)
+        if self._for_tools is not None and variables.get("tools") is not None:
+            return self._for_tools.render(messages, add_generation_prompt=add_generation_prompt, **variables)
         return self._render(messages, add_generation_prompt, variables)
 
     def encode(
@@ -140,27 +163,71 @@ class ChatTemplate:
         training sees exactly what serving sees. Raises InvalidRequest as `render` does, and
         CheckpointError when `add_generation_prompt` is false and the template does not show what the assistant said.
         """
-        _check_messages(messages)
-        variables = {**_special_tokens(tokenizer), **variables}
-        given = given or {}
-        said = "".join(_texts([*messages, tools, given]))
-        mark, begin, end = _unused_characters(3, said + self.source + "".join(tokenizer.control_tokens))
+        variables = {**variables, "tools": tools, "given": given}
+        encoded, hidden = self._encode(messages, tokenizer, add_generation_prompt, variables)
+        if hidden and not add_generation_prompt:
+            raise _hides_answer(hidden[0])
+        return encoded
+
+    def encode_answers(
+        self, messages: Sequence[Message], tokenizer: Tokenizer, **variables: object
+    ) -> list[EncodedChat]:
+        """What training sees of a conversation: one text with all its answers, or one per answer.
+
+        Templates may show an answer otherwise once more was said, without its reasoning say. Each answer is then the
+        last of a text of its own and trained in that alone, as it is where it's given. `variables` are what `encode`
+        takes, `tools` and `given` among them. Raises as `encode` does.
+        """
+        whole, hidden = self._encode(messages, tokenizer, False, variables)
+        if not hidden:
+            return [whole]
+        answers = []
+        for index, message in enumerate(messages):
+            if message["role"] == "assistant":
+                prefix, hidden = self._encode(messages[: index + 1], tokenizer, False, variables, last_alone=True)
+                if index in hidden:
+                    raise _hides_answer(index)
+                answers.append(prefix)
+        return answers
+
+    def _encode(
+        self,
+        messages: Sequence[Message],
+        tokenizer: Tokenizer,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any],
+        last_alone: bool = False,
+    ) -> tuple[EncodedChat, list[int]]:
+        """The conversation, and the indices of the answers that it does not show as they were when they were last."""
+        check_messages(messages)
+        tools = variables.get("tools")
+        if self._for_tools is not None and tools is not None:
+            return self._for_tools._encode(messages, tokenizer, add_generation_prompt, variables, last_alone)
+        given = variables.get("given") or {}
+        variables = {**tokenizer.special_tokens, **variables}
+        variables.pop("given", None)
+        said = "".join(texts([*messages, tools, given]))
+        mark, begin, end = unused_characters(3, said + self.source + "".join(tokenizer.control_tokens))
 
         def broken(text: str) -> str:
-            return _broken(text, tokenizer, mark)
+            return broken_by(text, tokenizer, mark)
 
         def broken_in_calls(text: str) -> str:
             # Templates look fields up and compare words like `function`; a word alone spells no control token.
             return text if text.isidentifier() else broken(text)
 
         marked = [
-            {**_mapped(message, broken_in_calls), "role": message["role"], "content": broken(message["content"])}
+            {
+                **mapped(message, broken_in_calls),
+                **{name: broken(message[name]) for name in ("content", *REASONING) if message.get(name) is not None},
+                "role": message["role"],
+            }
             for message in messages
         ]
-        marked_given = {name: _mapped(value, broken_in_calls) for name, value in given.items()}
-        marked_variables = {**variables, **marked_given, "tools": _mapped(tools, broken_in_calls)}
+        marked_given = {name: mapped(value, broken_in_calls) for name, value in given.items()}
+        marked_variables = {**variables, **marked_given, "tools": mapped(tools, broken_in_calls)}
         text = self._render(marked, add_generation_prompt, {**marked_variables, SPAN_MARKS: (begin, end)})
-        if mark in "".join(_texts([*marked, marked_given, marked_variables["tools"]])):
+        if mark in "".join(texts([*marked, marked_given, marked_variables["tools"]])):
             plain = self._render(messages, add_generation_prompt, {**variables, **given, "tools": tools})
             if plain != re.sub(f"[{mark}{begin}{end}]", "", text):
                 raise InvalidRequest(
@@ -168,18 +235,20 @@ class ChatTemplate:
                     field="messages",
                     hint="remove the control token's spelling from the message",
                 )
-        text, spans = self._spans(text, marked, tokenizer, marked_variables, (begin, end), add_generation_prompt)
+        text, spans, hidden = self._spans(
+            text, marked, tokenizer, marked_variables, (begin, end), add_generation_prompt
+        )
 
         borders = sorted({0, len(text), *(border for span in spans for border in span)})
         cuts = list(pairwise(borders))
-        parts = [_unmarked(tokenizer.split_control(text[start:stop]), mark) for start, stop in cuts]
-        starts = {start for start, stop in spans if start < stop}
+        parts = [unmarked(tokenizer.split_control(text[start:stop]), mark) for start, stop in cuts]
+        starts = {start for start, stop in (spans[-1:] if last_alone else spans) if start < stop}
         token_ids: list[int] = []
         trained: list[bool] = []
         for (start, _), ids in zip(cuts, tokenizer.encode_parts(parts), strict=True):
             token_ids += ids
             trained += [start in starts] * len(ids)
-        return EncodedChat(token_ids, trained)
+        return EncodedChat(token_ids, trained), hidden
 
     def turn_end(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Ids that end an assistant's turn: the control token this template puts there, else the tokenizer's end.
@@ -196,16 +265,16 @@ class ChatTemplate:
             ) from error
         except TopkapiError:
             encoded = EncodedChat([], [])
-        last = [token_id for token_id, trained in zip(encoded.token_ids, encoded.trained, strict=True) if trained][-1:]
-        if last and last[0] in tokenizer.control_tokens.values():
-            return (last[0],)
-        return () if tokenizer.end_token_id is None else (tokenizer.end_token_id,)
+        end = encoded.end(tokenizer)
+        if end is None:
+            end = tokenizer.end_token_id
+        return () if end is None else (end,)
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool, variables: Mapping[str, object]) -> str:
         try:
             with bounded():
                 return self._template.render(
-                    messages=[dict(message) for message in messages],
+                    messages=[as_templates_read_it(message) for message in messages],
                     add_generation_prompt=add_generation_prompt,
                     **{**_ABSENT, **variables},
                 )
@@ -231,21 +300,30 @@ class ChatTemplate:
         variables: Mapping[str, object],
         span_marks: tuple[str, str],
         add_generation_prompt: bool,
-    ) -> tuple[str, list[tuple[int, int]]]:
-        """`text` without span marks and where in it the assistant's answers with their end tokens stand."""
+    ) -> tuple[str, list[tuple[int, int]], list[int]]:
+        """`text` without span marks, where in it the answers with their end tokens stand, and which it does not show.
+
+        An answer is shown where the text begins as the one that ended with it.
+        """
         if self._marks_spans:
             text, spans = _marked_spans(text, *span_marks)
             last_is_answer = len(messages) > 1 and messages[-1]["role"] == "assistant"
             if last_is_answer and not add_generation_prompt:
                 prompt = _marked_spans(self._render(messages[:-1], True, variables), *span_marks)[0]
-                if not spans or spans[-1][0] != len(prompt) or not text.startswith(prompt):
+                around = [span for span in spans if span[0] <= len(prompt) < span[1]]
+                if not around or not text.startswith(prompt):
                     raise CheckpointError(
                         "the chat template's generation prompt is not what precedes the last answer, "
                         "so training and serving would differ",
                         hint="make the template start {% generation %} where the generation prompt ends",
                     )
-            return text, spans
-        spans = []
+                # A block may begin inside of the prompt, whose part is then no answer: the server writes it.
+                lead = text[around[0][0] : len(prompt)]
+                spans = [
+                    (start + len(lead) if text.startswith(lead, start, stop) else start, stop) for start, stop in spans
+                ]
+            return text, spans, []
+        spans, hidden = [], []
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
@@ -255,35 +333,17 @@ class ChatTemplate:
             except InvalidRequest:
                 before, after = "", None
             if after is None or not after.startswith(before) or not text.startswith(after):
-                if add_generation_prompt:
-                    return text, []
-                raise CheckpointError(
-                    f"the chat template does not show where the answer of messages[{index}] begins and ends",
-                    hint="put {% generation %}…{% endgeneration %} around the assistant's answer in the template",
-                )
-            spans.append((len(before), len(before) + _answer_length(after[len(before) :], tokenizer)))
-        return text, spans
+                hidden.append(index)
+            else:
+                spans.append((len(before), len(before) + _answer_length(after[len(before) :], tokenizer)))
+        return text, spans, hidden
 
 
-def _texts(value: object) -> Iterator[str]:
-    """Every text in a JSON value, names of fields too."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for name, each in value.items():
-            yield from (str(name), *_texts(each))
-    elif isinstance(value, Sequence):
-        for each in value:
-            yield from _texts(each)
-
-
-def _mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """A JSON value with `change` made to every text in it, names of fields too."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {change(str(name)): _mapped(each, change) for name, each in value.items()}
-    return [_mapped(each, change) for each in value] if isinstance(value, Sequence) else value
+def _hides_answer(index: int) -> CheckpointError:
+    return CheckpointError(
+        f"the chat template does not show where the answer of messages[{index}] begins and ends",
+        hint="put {% generation %}…{% endgeneration %} around the assistant's answer in the template",
+    )
 
 
 def _answer_length(text: str, tokenizer: Tokenizer) -> int:
@@ -312,93 +372,3 @@ def _marked_spans(text: str, begin: str, end: str) -> tuple[str, list[tuple[int,
             plain.append(piece)
             position += len(piece)
     return "".join(plain), spans
-
-
-def _broken(content: str, tokenizer: Tokenizer, mark: str) -> str:
-    """`content` with `mark` inside each control token's spelling, also inside one that its borders may cut."""
-    spellings = list(tokenizer.control_tokens)
-    for spelling in spellings:
-        if len(spelling) == 1 and spelling in content:
-            raise InvalidRequest(
-                f"a message contains {spelling!r}, which is a control token of this checkpoint",
-                field="messages",
-                hint="remove that character from the message",
-            )
-    places: set[int] = set()
-    for spelling in spellings:
-        found = content.find(spelling)
-        while found >= 0:
-            places.add(found + 1)
-            found = content.find(spelling, found + 1)
-    # What a template places next to the content could complete a spelling, with or without trimming the content.
-    longest = max(map(len, spellings), default=0)
-    for end in {len(content), len(content.rstrip())}:
-        for size in range(1, min(longest, end + 1)):
-            tail = content[end - size : end]
-            if any(len(spelling) > size and spelling.startswith(tail) for spelling in spellings):
-                places.add(end - size + 1)
-    for start in {0, len(content) - len(content.lstrip())}:
-        for size in range(1, min(longest, len(content) - start + 1)):
-            head = content[start : start + size]
-            if any(len(spelling) > size and spelling.endswith(head) for spelling in spellings):
-                places.add(start)
-    core = content.strip()
-    if core and any(core in spelling for spelling in spellings):
-        places.add(content.index(core))
-    cuts = [0, *sorted(places), len(content)]
-    return mark.join(content[a:b] for a, b in pairwise(cuts)) if places else content
-
-
-def _unmarked(pieces: Iterable[str | int], mark: str) -> list[str | int]:
-    plain = (piece if isinstance(piece, int) else piece.replace(mark, "") for piece in pieces)
-    return [piece for piece in plain if piece != ""]
-
-
-def _unused_characters(count: int, text: str) -> list[str]:
-    """Private-use characters that do not occur in `text`."""
-    used = set(text)
-    found = (chr(code) for block in _PRIVATE_USE for code in block if chr(code) not in used)
-    return [next(found) for _ in range(count)]
-
-
-def _special_tokens(tokenizer: Tokenizer) -> dict[str, object]:
-    """The begin, end and padding tokens as templates name them; one that is not defined stays undefined."""
-    ids = {
-        "bos_token": tokenizer.begin_token_id,
-        "eos_token": tokenizer.end_token_id,
-        "pad_token": tokenizer.pad_token_id,
-    }
-    return {name: tokenizer.decode([token_id]) for name, token_id in ids.items() if token_id is not None}
-
-
-def _check_messages(messages: object) -> None:
-    if not isinstance(messages, Sequence) or isinstance(messages, str):
-        raise InvalidRequest("messages must be a list", field="messages", hint=_SHAPE)
-    if not messages:
-        raise InvalidRequest("messages is empty", field="messages", hint=_SHAPE)
-    for index, message in enumerate(messages):
-        field = f"messages[{index}]"
-        if not isinstance(message, Mapping):
-            raise InvalidRequest(f"{field} must be an object", field=field, hint=_SHAPE)
-        for key in ("role", "content"):
-            if key not in message:
-                raise InvalidRequest(f"{field} has no {key}", field=f"{field}.{key}", hint=_SHAPE)
-            if not isinstance(message[key], str):
-                kind = type(message[key]).__name__
-                raise InvalidRequest(f"{field}.{key} must be a string, not {kind}", field=f"{field}.{key}", hint=_SHAPE)
-        for key in message:
-            if key not in _KEYS:
-                raise InvalidRequest(f"{field} has an unknown key {key!r}", field=f"{field}.{key}", hint=_SHAPE)
-        if not _ROLE.fullmatch(message["role"]):
-            raise InvalidRequest(
-                f"{field}.role must be a name of letters, digits, '_', '.' or '-'", field=f"{field}.role", hint=_SHAPE
-            )
-        try:
-            message["content"].encode("utf-8")
-        except UnicodeEncodeError:
-            raise InvalidRequest(
-                f"{field}.content holds a lone surrogate", field=f"{field}.content", hint="send valid Unicode"
-            ) from None
-
-
-_SHAPE = 'a message is {"role": "user", "content": "…"}; the roles are system, user and assistant'

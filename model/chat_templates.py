@@ -1,6 +1,10 @@
-"""The chat templates that come with Topkapi, as Jinja source by name."""
+"""The chat templates that come with Topkapi, as Jinja source by name, and those of a checkpoint directory."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
+
+from model.errors import CheckpointError
 
 CHATML = """\
 {%- for message in messages -%}
@@ -57,3 +61,36 @@ the header line. Later turns repeat both headings after the end token.
 """
 
 BUILT_IN_TEMPLATES: Mapping[str, str] = {"chatml": CHATML, "alpaca": ALPACA}
+
+
+def stored_templates(directory: Path) -> dict[str, str]:
+    """The chat templates of a checkpoint directory by their names, empty where it has none.
+
+    As in transformers they are `chat_template.jinja`, called `default`, and the files of `additional_chat_templates`;
+    without these, `chat_template` in `tokenizer_config.json`: a text, or named texts as an object or as a list of
+    `{"name", "template"}`. Raises CheckpointError for what can't be read or has another form.
+    """
+    files = {path.stem: path for path in sorted((directory / "additional_chat_templates").glob("*.jinja"))}
+    if (directory / "chat_template.jinja").is_file():
+        files["default"] = directory / "chat_template.jinja"
+    try:
+        if files:
+            return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+        config = directory / "tokenizer_config.json"
+        stored = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
+        return named_templates(stored)
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"the chat template of {directory} cannot be read: {error}") from error
+
+
+def named_templates(stored: object) -> dict[str, str]:
+    """The templates of a `chat_template` in any of its forms by their names. Raises ValueError for another form."""
+    if stored is None or stored == "":
+        return {}
+    if isinstance(stored, str):
+        return {"default": stored}
+    if isinstance(stored, list) and all(isinstance(entry, Mapping) for entry in stored):
+        stored = {entry.get("name"): entry.get("template") for entry in stored}
+    if isinstance(stored, Mapping) and all(isinstance(text, str) for item in stored.items() for text in item):
+        return dict(stored)
+    raise ValueError("chat_template is neither a text nor named texts")

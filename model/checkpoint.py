@@ -122,7 +122,7 @@ def _read(path: Path, verify: bool, base: Path | None = None) -> _Stored:
 
         raw_config, tensors, tokenizer, template, generation = read_gguf(path)
         details: dict[str, Any] = {}
-        chat = ChatTemplate(template, None) if template else None
+        chat = ChatTemplate.of(template)
         config = ModelConfig.from_hugging_face(raw_config)
     else:
         raw_config = read_json(path / "config.json")
@@ -253,7 +253,7 @@ def _write(
             raise OSError(None, str(error)) from error
         _write_json(partial / config_file, config)
         _write_json(partial / "generation_config.json", dict(generation))
-        tokenizer.save(partial, chat.source if chat else None)
+        tokenizer.save(partial, chat.stored if chat else None)
         digests = {path.name: sha256(path) for path in sorted(partial.iterdir())}
         _write_json(partial / "topkapi.json", {"format_version": FORMAT_VERSION, **details, "sha256": digests})
     return Path(directory)

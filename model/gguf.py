@@ -70,12 +70,12 @@ SAMPLING = {
 
 def read_gguf(
     path: str | Path,
-) -> tuple[dict[str, Any], Iterator[tuple[str, torch.Tensor]], Tokenizer, str | None, dict[str, Any]]:
+) -> tuple[dict[str, Any], Iterator[tuple[str, torch.Tensor]], Tokenizer, dict[str, str], dict[str, Any]]:
     """The parts of a checkpoint in a GGUF file.
 
     Returns a Hugging Face configuration; Hugging Face tensor names with their tensors, each made when it is asked for
-    (float16 and bfloat16 as stored, quantised ones as float32); the tokenizer; the source of the chat template, if
-    any; and the content of a `generation_config.json`. Raises CheckpointError for what is missing, truncated or not
+    (float16 and bfloat16 as stored, quantised ones as float32); the tokenizer; the sources of chat templates by their
+    names; and the content of a `generation_config.json`. Raises CheckpointError for what is missing, truncated or not
     supported, before the first tensor is read.
     """
     package = gguf_package()
@@ -106,8 +106,10 @@ def read_gguf(
             f"{path} lacks or misstates {error}", hint="convert or download the model again"
         ) from error
     generation |= _sampling(metadata)
-    template = metadata.get("tokenizer.chat_template")
-    return config, _tensors(package, config, reader.tensors), tokenizer, template or None, generation
+    key = "tokenizer.chat_template"
+    named = {name: text for name, text in metadata.items() if name == key or name.startswith(f"{key}.")}
+    templates = {name.removeprefix(key).removeprefix(".") or "default": text for name, text in named.items() if text}
+    return config, _tensors(package, config, reader.tensors), tokenizer, templates, generation
 
 
 def gguf_package(doing: str = "reading") -> ModuleType:

@@ -6,18 +6,16 @@ float32, llama's query and key rows are interleaved, gpt2's matrices lie as a pl
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
-import tokenizers
 import torch
 from numpy.typing import NDArray
 
@@ -25,10 +23,9 @@ from model.checkpoint import Checkpoint
 from model.config import ModelConfig
 from model.errors import CheckpointError
 from model.gguf import GPT2_TENSORS, LLAMA_TENSORS, SAMPLING, gguf_package
-from model.gguf_vocabulary import pre_tokenizer
+from model.gguf_vocabulary_export import add_vocabulary, plain_name
 from model.location import check_gguf_target
 from model.tensors import to_hugging_face
-from model.tokenizer_check import SAMPLE
 from model.transformer import rotary_frequencies
 
 GgufType = Literal["f32", "f16", "q8_0", "q4_0"]
@@ -41,16 +38,13 @@ _TYPES: dict[GgufType, tuple[str, str, str]] = {
     "q8_0": ("MOSTLY_Q8_0", "Q8_0", "Q8_0"),
     "q4_0": ("MOSTLY_Q4_0", "Q4_0", "Q8_0"),
 }
-# Names under which llama.cpp knows the ways to split a text before merging.
-_PRE_TOKENIZERS = ("qwen2", "gpt-2", "smollm", "llama-bpe", "default")
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 
 
 def export_gguf(checkpoint: Checkpoint, path: Path, kind: GgufType) -> None:
     """Write `checkpoint` to the file `path`, whole or not at all, its matrices as `kind`.
 
-    Raises `CheckpointError` for what llama.cpp has no form for: a vocabulary that is not byte-level BPE or splits
-    texts in an unknown way, weights outside float16, biases its architecture lacks; and when the disk is full.
+    Raises `CheckpointError` for what llama.cpp has no form for: a vocabulary that would give other ids there, weights
+    outside float16, biases its architecture lacks; and when the disk is full.
     Raises `InvalidRequest` for a `path` that is there already or whose directory is not.
     """
     package = gguf_package("writing")
@@ -71,8 +65,17 @@ def export_gguf(checkpoint: Checkpoint, path: Path, kind: GgufType) -> None:
 
 def _write(package: ModuleType, writer: Any, checkpoint: Checkpoint, kind: GgufType) -> None:
     _add_shape(writer, checkpoint.config)
-    _add_vocabulary(writer, checkpoint)
-    writer.add_name(checkpoint.name)
+    add_vocabulary(writer, checkpoint)
+    writer.add_name(plain_name(checkpoint.name))
+    generation = dict(checkpoint.generation)
+    if generation.get("repetition_penalty") is not None:
+        # Here nothing said means all tokens, there the last 64.
+        generation["repetition_range"] = generation.get("repetition_range") or -1
+    for ending, parameter in SAMPLING.items():
+        value = generation.get(parameter)
+        if value is not None:
+            whole = parameter in ("top_k", "repetition_range", "mirostat")
+            (writer.add_int32 if whole else writer.add_float32)(f"general.sampling.{ending}", value)
     writer.add_file_type(package.LlamaFileType[_TYPES[kind][0]])
     writer.add_quantization_version(package.GGML_QUANT_VERSION)
     for name, data in _tensors(checkpoint):
@@ -115,82 +118,6 @@ def _add_shape(writer: Any, config: ModelConfig) -> None:
 
 def _linear() -> Any:
     return gguf_package("writing").RopeScalingType.LINEAR
-
-
-def _add_vocabulary(writer: Any, checkpoint: Checkpoint) -> None:
-    tokenizer, size = checkpoint.tokenizer, checkpoint.config.vocab_size
-    definition = tokenizer.definition
-    model = definition["model"]
-    name = _split_name(definition)
-    entries: list[str] = [f"[PAD{token_id}]" for token_id in range(size)]
-    types = [_UNUSED] * size
-    for entry, token_id in model["vocab"].items():
-        entries[token_id], types[token_id] = entry, _NORMAL
-    for added in definition.get("added_tokens") or []:
-        token_id = int(added["id"])
-        entries[token_id] = str(added["content"])
-        types[token_id] = _CONTROL if entries[token_id] in tokenizer.control_tokens else _USER_DEFINED
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(name)
-    writer.add_token_list(entries)
-    writer.add_token_types(types)
-    merges = model["merges"]
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
-    turn_end = checkpoint.chat.turn_end(tokenizer) if checkpoint.chat else ()
-    for token_id, add in (
-        (tokenizer.begin_token_id, writer.add_bos_token_id),
-        (tokenizer.end_token_id, writer.add_eos_token_id),
-        (turn_end[0] if turn_end else None, writer.add_eot_token_id),
-        (tokenizer.pad_token_id, writer.add_pad_token_id),
-    ):
-        if token_id is not None:
-            add(token_id)
-    writer.add_add_bos_token(tokenizer.adds_begin_token)
-    if checkpoint.chat is not None:
-        writer.add_chat_template(plain_template(checkpoint.chat.source))
-    generation = dict(checkpoint.generation)
-    if generation.get("repetition_penalty") is not None:
-        # Here nothing said means all tokens, there the last 64.
-        generation["repetition_range"] = generation.get("repetition_range") or -1
-    for ending, parameter in SAMPLING.items():
-        value = generation.get(parameter)
-        if value is not None:
-            whole = parameter in ("top_k", "repetition_range", "mirostat")
-            (writer.add_int32 if whole else writer.add_float32)(f"general.sampling.{ending}", value)
-
-
-def plain_template(source: str) -> str:
-    """A chat template without `{% generation %}`, which only training needs and other readers of Jinja refuse.
-
-    Its white space stays as it was: what stood in its place is a block that is always taken.
-    """
-    source = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", source)
-    return re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", source)
-
-
-def _split_name(definition: Mapping[str, Any]) -> str:
-    """llama.cpp's name for how the tokenizer splits a text, found by comparing the pieces of a multilingual sample."""
-    model = definition["model"]
-    decoder = json.dumps(definition.get("decoder") or {})
-    if model.get("type") != "BPE" or '"ByteLevel"' not in decoder:
-        raise CheckpointError(
-            "only byte-level BPE vocabularies can be written to GGUF",
-            hint="convert the original model with llama.cpp's convert_hf_to_gguf.py",
-        )
-
-    def split(pre: object) -> list[str]:
-        plain = tokenizers.Tokenizer.from_str(json.dumps({**definition, "pre_tokenizer": pre}))
-        return [piece for piece, _ in plain.pre_tokenizer.pre_tokenize_str(SAMPLE)] if plain.pre_tokenizer else [SAMPLE]
-
-    wanted = split(definition.get("pre_tokenizer"))
-    for name in _PRE_TOKENIZERS:
-        if split(pre_tokenizer(name)) == wanted:
-            return name
-    raise CheckpointError(
-        "llama.cpp has no name for how this tokenizer splits a text",
-        field="pre_tokenizer",
-        hint=f"known ways: {', '.join(_PRE_TOKENIZERS)}",
-    )
 
 
 def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, NDArray[np.float32]]]:

@@ -7,6 +7,7 @@ a file encodes as it does there.
 from collections.abc import Mapping
 from typing import Any
 
+from model.added_tokens import added_token
 from model.errors import CheckpointError
 from model.pretokenize import (
     GPT2_PATTERN,
@@ -17,7 +18,7 @@ from model.pretokenize import (
     split_gpt2,
 )
 from model.tokenizer import Tokenizer
-from model.tokenizer_definition import added_token, byte_level_definition
+from model.tokenizer_definition import byte_level_definition
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 2, 3, 4, 5, 6
 """Values of `tokenizer.ggml.token_type`."""
@@ -26,6 +27,9 @@ _ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 """The tokens at which llama.cpp ends an answer."""
 
 _LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2")
+FINDS_WHOLE_WORDS = _LLAMA3_NAMES
+"""Names with which llama.cpp looks a word up before it merges it, as tiktoken does."""
+
 _GPT2_NAMES = ("gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "trillion", "jina-es", "jina-de", "exaone4")
 _DIGITS_NAMES = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
 _QWEN2_NAMES = ("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "solar-open")
@@ -88,7 +92,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> tuple[Tokenizer, dict[str, A
         name = metadata.get("tokenizer.ggml.pre", "default")
         definition = byte_level_definition(vocabulary, metadata["tokenizer.ggml.merges"], pre_tokenizer(name), added)
         # Vocabularies that tiktoken made find whole words first, as llama.cpp does for them.
-        definition["model"]["ignore_merges"] = name in _LLAMA3_NAMES
+        definition["model"]["ignore_merges"] = name in FINDS_WHOLE_WORDS
     else:
         definition = _sentencepiece(metadata, entries, types, added)
     ids = {"bos": named("bos"), "eos": named("eos"), "pad": named("padding")}

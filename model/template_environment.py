@@ -115,7 +115,7 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         bounds.check_operation(operator, left, right)
         return bounds.small(super().call_binop(context, operator, left, right))
 
-    def call(__self, __context: jinja2.runtime.Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805
+    def call(__self, __context: jinja2.runtime.Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Call a macro, a method or a function."""
         bounds.spend()
         if isinstance(__obj, jinja2.runtime.LoopContext):

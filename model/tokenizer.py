@@ -9,7 +9,7 @@ checkpoint's own tools put one there.
 import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -18,18 +18,18 @@ from typing import Any
 import tokenizers
 from tokenizers import normalizers
 
-from model.bpe import BytePairEncoding, byte_pair_encoding
+from model.added_tokens import added_token, further_special_tokens, named_tokens, token_content, typed
+from model.bpe import BytePairEncoding, byte_pair_encoding, merge_pairs
 from model.byte_level import components, entry_decoder
 from model.errors import CheckpointError, InvalidRequest
 from model.gpt2_vocabulary import gpt2_definition
 from model.tokenizer_check import SAMPLE
 from model.tokenizer_definition import (
     END_OF_TEXT,
-    added_token,
     adds_begin_token,
+    adds_end_token,
     read_definition,
     renamed_definition,
-    token_content,
     trained_definition,
     without_prefix,
 )
@@ -58,6 +58,7 @@ class Tokenizer:
             self._read_vocabulary()
             working_copy = renamed_definition(self._definition, self._unspoken)
             self._backend = tokenizers.Tokenizer.from_str(json.dumps(working_copy))
+            self._check_ids()
             self._fast = self._fast_encoding(working_copy)
         except CheckpointError:
             raise
@@ -85,43 +86,56 @@ class Tokenizer:
         self.vocab_size: int = max(table) + 1
         self._bytes: list[bytes] = [table.get(token_id, b"") for token_id in range(self.vocab_size)]
 
-        named = {name: token_content(self._config.get(f"{name}_token")) for name in ("bos", "eos", "pad")}
+        self.special_tokens: Mapping[str, str] = MappingProxyType(named_tokens(self._config))
+        """The special tokens that have names, by these, as chat templates know them: `eos_token`, `unk_token`, …"""
+        named = {name: self.special_tokens.get(f"{name}_token") for name in ("bos", "eos", "pad")}
         special_ids = {name: ids[content] for name, content in named.items() if content and content in ids}
         self.begin_token_id: int | None = special_ids.get("bos")
         self.end_token_id: int | None = special_ids.get("eos")
         self.pad_token_id: int | None = special_ids.get("pad")
         self.adds_begin_token = adds_begin_token(self._definition, self._config, named["bos"], self.begin_token_id)
+        self.adds_end_token = adds_end_token(self._definition, self._config, named["eos"], self.end_token_id)
+        """Whether the checkpoint's own tools put the end token behind a text; to a text that goes on, none is put."""
         control = {content for content, entry in added.items() if entry.get("special")}
-        control |= {content for content in named.values() if content in ids}
-        extra = self._config.get("additional_special_tokens") or self._config.get("extra_special_tokens") or []
-        extra = extra.values() if isinstance(extra, Mapping) else extra
-        control |= {content for content in map(token_content, extra) if content in ids}
+        control |= {content for content in self.special_tokens.values() if content in ids}
+        control |= {content for content in map(token_content, further_special_tokens(self._config)) if content in ids}
         spellings = sorted((content for content in control if content), key=lambda content: ids[content])
         self.control_tokens: Mapping[str, int] = MappingProxyType({content: ids[content] for content in spellings})
         for content, token_id in self.control_tokens.items():
             self._bytes[token_id] = content.encode()
         self._control_ids = frozenset(self.control_tokens.values())
         secret = secrets.token_hex(16)
-        self._unspoken = {content: f"<{secret}:{token_id}>" for content, token_id in self.control_tokens.items()}
+        # What merges are built on has to keep its name: it is an ordinary entry first, which any text may hold.
+        inside = [content for content in spellings if content in vocabulary] if "merges" in model else []
+        parts = {part for pair in merge_pairs(model) for part in pair} if inside else set()
+        self._unspoken: dict[str, str | None] = {
+            content: None if content in parts else f"<{secret}:{token_id}>"
+            for content, token_id in self.control_tokens.items()
+        }
         self._added = added
-        self._control_pattern = _control_pattern(spellings, added)
         self._ordinary_added = {
             content: int(entry["id"]) for content, entry in added.items() if content not in self.control_tokens
         }
-        self._ordinary_added_pattern = _control_pattern(list(self._ordinary_added), {})
+        self._ordinary_added_pattern = _any_of(self._ordinary_added)
+        self._plain_pattern = _any_of([*spellings, *self._ordinary_added])
+
+    def _check_ids(self) -> None:
+        for content, entry in self._added.items():
+            place = self._backend.token_to_id(self._unspoken.get(content) or content)
+            if place != int(entry["id"]):
+                raise CheckpointError(
+                    f"tokenizer.json gives the added token {content!r} the id {entry['id']}, "
+                    f"but its place in the vocabulary is {place}",
+                    hint="save the tokenizer anew with the tokenizers library",
+                )
 
     def _fast_encoding(self, working_copy: Mapping[str, Any]) -> BytePairEncoding | None:
         kinds = [leaf["type"] for leaf in components(self._definition.get("normalizer"))]
         if kinds not in ([], ["NFC"]):
             return None
         self._normalise = kinds == ["NFC"]
-        plain = {"single_word": False, "lstrip": False, "rstrip": False}
-        for content in self._ordinary_added:
-            entry = self._added[content]
-            if any(entry.get(key, value) != value for key, value in plain.items()):
-                return None
-            if self._normalise and entry.get("normalized"):
-                return None
+        if not _are_plain([self._added[content] for content in self._ordinary_added], self._normalise):
+            return None
         fast = byte_pair_encoding(working_copy, self._backend)
         if fast is None:
             return None
@@ -151,22 +165,62 @@ class Tokenizer:
 
     def encode_with_control(self, text: str) -> list[int]:
         """Ids of `text` in which every control token's spelling becomes that token: for trusted text only."""
-        return [token_id for part in self.encode_parts([self.split_control(text)]) for token_id in part]
+        if self._added_are_plain:
+            return [token_id for part in self.encode_parts([self.split_control(text)]) for token_id in part]
+        _check_unicode(text)
+        return list(self._trusting.encode(text, add_special_tokens=False).ids)
 
     def split_control(self, text: str) -> list[str | int]:
-        """`text` cut into ordinary text and ids of control tokens, as their spellings stand in it."""
-        if self._control_pattern is None:
-            return [text] if text else []
+        """`text` cut into ordinary text and ids of control tokens, as their spellings stand in it.
+
+        A spelling counts where the vocabulary's own rules match it: not inside another added token's, for one.
+        """
         pieces: list[str | int] = []
         position = 0
-        for match in self._control_pattern.finditer(text):
-            if match.start() > position:
-                pieces.append(text[position : match.start()])
-            pieces.append(self.control_tokens[match[0] if match[0] in self.control_tokens else match[0].strip()])
-            position = match.end()
+        for start, stop, spelling in self._matches(text):
+            if spelling in self.control_tokens:
+                if start > position:
+                    pieces.append(text[position:start])
+                pieces.append(self.control_tokens[spelling])
+                position = stop
         if position < len(text):
             pieces.append(text[position:])
         return pieces
+
+    def _matches(self, text: str) -> Iterator[tuple[int, int, str]]:
+        """Where added tokens and control tokens stand in `text`, with the white space they swallow, in order."""
+        if self._plain_pattern is None:
+            return
+        if self._added_are_plain:
+            yield from ((match.start(), match.end(), match[0]) for match in self._plain_pattern.finditer(text))
+            return
+        _check_unicode(text)
+        matcher, spellings = self._matcher
+        encoding = matcher.encode(text, add_special_tokens=False)
+        for index, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+            if index:
+                yield start, stop, spellings[index - 1]
+
+    @cached_property
+    def _added_are_plain(self) -> bool:
+        unlisted = [added_token(spelling, 0) for spelling in self.control_tokens if spelling not in self._added]
+        return _are_plain([*self._added.values(), *unlisted], self._definition.get("normalizer") is not None)
+
+    @cached_property
+    def _trusting(self) -> tokenizers.Tokenizer:
+        """The vocabulary as `tokenizers` runs it on text whose control tokens count."""
+        same = {spelling: spelling for spelling in self.control_tokens}
+        return tokenizers.Tokenizer.from_str(json.dumps(renamed_definition(self._definition, same)))
+
+    @cached_property
+    def _matcher(self) -> tuple[tokenizers.Tokenizer, list[str]]:
+        """`tokenizers` with the added tokens and nothing else: it finds them, from the id 1 on, and texts as id 0."""
+        listed = renamed_definition(self._definition, {spelling: spelling for spelling in self.control_tokens})
+        added = [{**entry, "id": index} for index, entry in enumerate(listed["added_tokens"], start=1)]
+        unknown = secrets.token_hex(16)
+        model = {"type": "WordLevel", "vocab": {unknown: 0}, "unk_token": unknown}
+        definition = {**listed, "added_tokens": added, "pre_tokenizer": None, "decoder": None, "model": model}
+        return tokenizers.Tokenizer.from_str(json.dumps(definition)), [entry["content"] for entry in added]
 
     def encode_parts(self, parts: Sequence[Sequence[str | int]]) -> list[list[int]]:
         """Ids of consecutive parts of one text, each a list of ordinary text and ids of control tokens.
@@ -194,8 +248,9 @@ class Tokenizer:
         _check_unicode(text)
         if isinstance(before, str):
             return list(self._continuing.encode(text, add_special_tokens=False).ids)
-        token = next(name for spelling, name in self._unspoken.items() if self.control_tokens[spelling] == before)
-        return list(self._backend.encode(token + text, add_special_tokens=False).ids)[1:]
+        names = (name for spelling, name in self._unspoken.items() if self.control_tokens[spelling] == before)
+        ids = list(self._backend.encode((next(names) or "") + text, add_special_tokens=False).ids)
+        return ids[ids.index(before) + 1 :] if before in ids else ids
 
     @cached_property
     def _continuing(self) -> tokenizers.Tokenizer:
@@ -235,9 +290,12 @@ class Tokenizer:
 
     # Storing
 
-    def save(self, directory: str | Path, chat_template: str | None = None) -> None:
-        """Write `tokenizer.json` and `tokenizer_config.json`, which transformers opens with equal encodings."""
-        config = {key: value for key, value in self._config.items() if key != "chat_template"}
+    def save(self, directory: str | Path, chat_template: str | list[dict[str, str]] | None = None) -> None:
+        """Write `tokenizer.json` and `tokenizer_config.json`, which transformers opens with equal encodings.
+
+        `chat_template` is one as text, or several with names: see `ChatTemplate.stored`.
+        """
+        config = {key: typed(value) for key, value in self._config.items() if key != "chat_template"}
         config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
         config.setdefault("clean_up_tokenization_spaces", False)
         if chat_template is not None:
@@ -289,16 +347,19 @@ class Tokenizer:
         return cls(definition, config)
 
 
-def _control_pattern(spellings: Sequence[str], added: Mapping[str, Mapping[str, Any]]) -> re.Pattern[str] | None:
-    """A pattern for any of `spellings`, the longest first, with the white space those tokens swallow."""
-    if not spellings:
-        return None
-    alternatives = []
-    for spelling in sorted(spellings, key=len, reverse=True):
-        entry = added.get(spelling, {})
-        before, after = (r"\s*" if entry.get(side) else "" for side in ("lstrip", "rstrip"))
-        alternatives.append(before + re.escape(spelling) + after)
-    return re.compile("|".join(alternatives))
+def _any_of(spellings: Iterable[str]) -> re.Pattern[str] | None:
+    """A pattern for any of `spellings`, the longest first."""
+    longest_first = sorted(filter(None, spellings), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+
+def _are_plain(entries: Sequence[Mapping[str, Any]], normalised: bool) -> bool:
+    """Whether added tokens are found by their spelling alone, the first and then longest one before all others."""
+    if any(entry.get(flag) for entry in entries for flag in ("single_word", "lstrip", "rstrip")):
+        return False
+    # Those that are looked for in the normalised text are looked for after all others.
+    kinds = {bool(entry.get("normalized")) for entry in entries}
+    return kinds <= {False} if normalised else len(kinds) <= 1
 
 
 def _check_unicode(text: str) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from model.added_tokens import added_token, token_content, with_tokens_of
+from model.byte_level import components
 from model.errors import CheckpointError, DataError
 from model.pretokenize import QWEN2_PATTERN, split_by, split_gpt2
 
@@ -42,30 +44,10 @@ def byte_level_definition(
     }
 
 
-def added_token(content: str, token_id: int, *, special: bool = True) -> dict[str, Any]:
-    """An entry of `added_tokens` in a `tokenizer.json`."""
-    return {
-        "id": token_id,
-        "content": content,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": special,
-    }
-
-
 def parse_merges(text: str) -> list[str]:
     """The merges of a `merges.txt` or `vocab.bpe`, one "left right" each; a first line `#version` is skipped."""
     lines = text.split("\n")
     return [line for line in lines[1 if lines[0].startswith("#version") else 0 :] if line.strip()]
-
-
-def token_content(token: object) -> str | None:
-    """The spelling of a token as `tokenizer_config.json` names it: a string or an object with `content`."""
-    if isinstance(token, Mapping):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
 
 
 def adds_begin_token(
@@ -75,31 +57,49 @@ def adds_begin_token(
 
     Said by `add_bos_token` in `tokenizer_config.json`, else by the template that `tokenizer.json` puts around a text.
     """
-    if token_id is None:
-        return False
-    if isinstance(config.get("add_bos_token"), bool):
-        return bool(config["add_bos_token"])
-    processor = definition.get("post_processor") or {}
-    steps = processor.get("processors") if processor.get("type") == "Sequence" else [processor]
-    templates = (step.get("single") or [{}] for step in steps or [] if step.get("type") == "TemplateProcessing")
-    return any((template[0].get("SpecialToken") or {}).get("id") == spelling for template in templates)
+    return token_id is not None and _adds(definition, config.get("add_bos_token"), 0, spelling)
+
+
+def adds_end_token(
+    definition: Mapping[str, Any], config: Mapping[str, Any], spelling: str | None, token_id: int | None
+) -> bool:
+    """Whether they put the end token behind a text, said by `add_eos_token` or that template."""
+    return token_id is not None and _adds(definition, config.get("add_eos_token"), -1, spelling)
+
+
+def _adds(definition: Mapping[str, Any], said: object, place: int, spelling: str | None) -> bool:
+    if isinstance(said, bool):
+        return said
+    ends = []
+    for step in components(definition.get("post_processor")):
+        if step["type"] == "TemplateProcessing":
+            ends.append(((step.get("single") or [{}])[place].get("SpecialToken") or {}).get("id"))
+        elif step["type"] in ("BertProcessing", "RobertaProcessing"):
+            ends.append(step["sep" if place else "cls"][0])
+    return spelling in ends
 
 
 def read_definition(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The contents of `tokenizer.json` and `tokenizer_config.json`, or of GPT-2's older `vocab.json` and `merges.txt`.
 
+    What `special_tokens_map.json` and `added_tokens.json` say is part of them, as in transformers.
     Raises CheckpointError naming the file that is missing or damaged.
     """
     config_path = directory / "tokenizer_config.json"
     config = _read_json(config_path) if config_path.is_file() else {}
-    special_path = directory / "special_tokens_map.json"
-    if special_path.is_file():
-        config = {**_read_json(special_path), **config}
+    further: dict[str, Any] = {}
+    if "added_tokens_decoder" not in config:
+        # As transformers does: these two files are older than that field and stand back behind it.
+        if (directory / "special_tokens_map.json").is_file():
+            config = {**config, **_read_json(directory / "special_tokens_map.json")}
+        if (directory / "added_tokens.json").is_file():
+            further = _read_json(directory / "added_tokens.json")
     if (directory / "tokenizer.json").is_file():
         definition = _read_json(directory / "tokenizer.json")
         if not isinstance(definition.get("model"), dict) or not definition["model"].get("vocab"):
             raise CheckpointError(f"{directory / 'tokenizer.json'} holds no vocabulary")
-        return definition, config
+        _check_config(definition, config)
+        return with_tokens_of(definition, config, further), config
     if (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
         vocabulary = _read_json(directory / "vocab.json")
         try:
@@ -107,14 +107,41 @@ def read_definition(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{directory / 'merges.txt'} is not a readable text file: {error}") from error
         end = token_content(config.get("eos_token")) or END_OF_TEXT
-        if end not in vocabulary:
-            return byte_level_definition(vocabulary, merges, split_gpt2(), []), config
-        config = {"bos_token": end, "eos_token": end, **config}
-        return byte_level_definition(vocabulary, merges, split_gpt2(), [added_token(end, vocabulary[end])]), config
+        added = [added_token(end, vocabulary[end])] if end in vocabulary else []
+        if added:
+            config = {"bos_token": end, "eos_token": end, **config}
+        definition = byte_level_definition(vocabulary, merges, split_gpt2(), added)
+        return with_tokens_of(definition, config, further), config
     raise CheckpointError(
         f"{directory} holds no tokenizer.json",
         hint="save the tokenizer with transformers' AutoTokenizer.from_pretrained(…).save_pretrained(…)",
     )
+
+
+def _check_config(definition: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuse what `tokenizer_config.json` would change in how texts are encoded."""
+    if config.get("split_special_tokens"):
+        raise CheckpointError(
+            "tokenizer_config.json sets split_special_tokens, so that control tokens would be ordinary text",
+            field="split_special_tokens",
+            hint="take it out",
+        )
+    asked = config.get("add_prefix_space")
+    plain = config.get("tokenizer_class") in (None, "PreTrainedTokenizerFast", "TokenizersBackend")
+    if not isinstance(asked, bool) or plain:
+        return  # transformers leaves it to the tokenizer's own class, and these do nothing with it
+    done = [_is_prepend(step) for step in components(definition.get("normalizer")) if _is_prepend(step)]
+    for step in components(definition.get("pre_tokenizer")):
+        if step["type"] == "ByteLevel":
+            done.append(bool(step.get("add_prefix_space", True)))
+        elif step["type"] == "Metaspace":
+            done.append(step.get("prepend_scheme", "always") != "never")
+    if done and any(done) != asked:
+        raise CheckpointError(
+            f"tokenizer_config.json says add_prefix_space: {str(asked).lower()}, but tokenizer.json does the opposite",
+            field="add_prefix_space",
+            hint="save the tokenizer anew with transformers, so that its files agree",
+        )
 
 
 def trained_definition(texts: Iterable[str], vocab_size: int, control_tokens: Sequence[str]) -> dict[str, Any]:
@@ -156,22 +183,26 @@ def trained_definition(texts: Iterable[str], vocab_size: int, control_tokens: Se
     return byte_level_definition(model["vocab"], merges, split_by(QWEN2_PATTERN), added)
 
 
-def renamed_definition(definition: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+def renamed_definition(definition: Mapping[str, Any], names: Mapping[str, str | None]) -> dict[str, Any]:
     """`definition` with each control token (a key of `names`) under another name, and without what pads or adds.
 
-    A Unigram vocabulary would otherwise match a control token's entry inside ordinary text.
+    A Unigram vocabulary would otherwise match a control token's entry inside ordinary text. Those that keep their names
+    are added tokens in the copy, listed or not; those whose name is None are no added tokens there.
     """
     copy = dict(definition)
     copy.update(truncation=None, padding=None, post_processor=None)
+    added = definition.get("added_tokens") or []
+    listed = {entry["content"] for entry in added}
     copy["added_tokens"] = [
-        {**entry, "content": names[entry["content"]], "normalized": False} if entry["content"] in names else entry
-        for entry in definition.get("added_tokens") or []
+        {**entry, "content": name}
+        for entry in added
+        if (name := names.get(entry["content"], entry["content"])) is not None
     ]
+    names = {content: name for content, name in names.items() if name is not None}
     model = dict(definition["model"])
     if model.get("dropout"):
         model["dropout"] = None
     vocabulary = model["vocab"]
-    listed = {entry["content"] for entry in definition.get("added_tokens") or []}
     if isinstance(vocabulary, dict):
         copy["added_tokens"] += [
             added_token(name, vocabulary[content]) for content, name in names.items() if content not in listed
@@ -188,7 +219,8 @@ def renamed_definition(definition: Mapping[str, Any], names: Mapping[str, str]) 
         model["unk_token"] = names[model["unk_token"]]
     if "merges" in model:
         joined = (merge.replace(" ", "", 1) if isinstance(merge, str) else "".join(merge) for merge in model["merges"])
-        model["merges"] = [merge for merge, entry in zip(model["merges"], joined, strict=True) if entry not in names]
+        renamed = {content for content, name in names.items() if name != content}
+        model["merges"] = [merge for merge, entry in zip(model["merges"], joined, strict=True) if entry not in renamed]
     copy["model"] = model
     return copy
 

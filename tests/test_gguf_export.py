@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from model.added_tokens import added_token
 from model.chat import ChatTemplate
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import Family
 from model.generation import generate
-from model.gguf_export import plain_template
+from model.gguf_vocabulary_export import plain_name, plain_template
+from model.pretokenize import LLAMA3_PATTERN, split_by
 from model.tokenizer import Tokenizer
 from model.tokenizer_definition import byte_level_definition
 from service.cli import main
@@ -181,6 +183,97 @@ def other_split(tokenizer: Tokenizer) -> Tokenizer:
     pre = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     definition = byte_level_definition(model["vocab"], model["merges"], pre, tokenizer.definition["added_tokens"])
     return Tokenizer(definition, {"eos_token": "<|endoftext|>"})
+
+
+def changed(tokenizer: Tokenizer, model: dict[str, Any] | None = None, **changes: Any) -> Tokenizer:
+    definition = {**tokenizer.definition, **changes}
+    definition["model"] = {**tokenizer.definition["model"], **(model or {})}
+    return Tokenizer(definition, {"bos_token": "<|im_start|>", "eos_token": "<|endoftext|>"})
+
+
+def with_added(tokenizer: Tokenizer, *entries: dict[str, Any]) -> Tokenizer:
+    given = [added_token(e["content"], 512 + i, special=False) | e for i, e in enumerate(entries)]
+    return changed(tokenizer, added_tokens=[*tokenizer.definition["added_tokens"], *given])
+
+
+def template(*parts: str | None) -> dict[str, Any]:
+    pieces = [{"Sequence": {"id": "A", "type_id": 0}} if part is None else {"SpecialToken": {"id": part, "type_id": 0}}
+              for part in parts]  # fmt: skip
+    ids = {"<|im_start|>": 510, "<|endoftext|>": 509, "<|im_end|>": 511}
+    special = {part: {"id": part, "ids": [ids[part]], "tokens": [part]} for part in parts if part}
+    return {"type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": special}
+
+
+NFC = {"type": "NFC"}
+UNLIKE = {
+    "normalises them (NFC)": lambda t: changed(t, normalizer={"type": "Sequence", "normalizers": [NFC]}),
+    "'<a>' has lstrip": lambda t: with_added(t, {"content": "<a>", "lstrip": True}),
+    "'<a>' has rstrip": lambda t: with_added(t, {"content": "<a>", "rstrip": True}),
+    "'<a>' has single_word": lambda t: with_added(t, {"content": "<a>", "single_word": True}),
+    "'<a>' and '><b' overlap": lambda t: with_added(t, {"content": "<a>"}, {"content": "><b"}),
+    "'ab' and 'bcd' overlap": lambda t: with_added(t, {"content": "ab"}, {"content": "bcd"}),
+    "'xaby' and 'ab' overlap": lambda t: with_added(t, {"content": "xaby", "normalized": True}, {"content": "ab"}),
+    "has a byte_fallback": lambda t: changed(t, {"byte_fallback": True}),
+    "finds whole words": lambda t: changed(t, {"ignore_merges": True, "merges": t.definition["model"]["merges"][:-9]}),
+    "TemplateProcessing puts more": lambda t: changed(t, post_processor=template("<|im_start|>", "<|im_end|>", None)),
+    "BertProcessing puts more": lambda t: changed(
+        t, post_processor={"type": "BertProcessing", "sep": ["<|im_end|>", 511], "cls": ["<|im_start|>", 510]}
+    ),
+}
+
+
+@pytest.mark.parametrize("message", UNLIKE)
+def test_what_would_change_ids_in_llama_cpp_is_refused(
+    message: str, checkpoint: Callable[..., Path], tiny_tokenizer: Tokenizer, tmp_path: Path, capsys: Any
+) -> None:
+    source = checkpoint("llama", tokenizer=UNLIKE[message](tiny_tokenizer))
+    assert export(source, tmp_path / "model.gguf") == 2
+    said = capsys.readouterr().err
+    assert message in said and "llama.cpp" in said and not any(tmp_path.iterdir())
+
+
+def test_what_changes_no_ids_is_written(
+    checkpoint: Callable[..., Path], tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    spellings = ({"content": "<abc>"}, {"content": "c>x"}, {"content": "bc", "normalized": True})
+    source = checkpoint("llama", tokenizer=with_added(tiny_tokenizer, *spellings))
+    assert export(source, tmp_path / "added.gguf") == 0
+    # Merges that reach every entry find whole words too.
+    whole = changed(
+        tiny_tokenizer, {"ignore_merges": True, "dropout": 0.1}, post_processor=template(None, "<|endoftext|>")
+    )
+    assert export(checkpoint("llama", tokenizer=whole), tmp_path / "whole.gguf") == 0
+    ends = gguf_fields(tmp_path / "whole.gguf")
+    assert ends["tokenizer.ggml.add_eos_token"] is True and ends["tokenizer.ggml.add_bos_token"] is False
+    definition = {**tiny_tokenizer.definition, "pre_tokenizer": split_by(LLAMA3_PATTERN)}
+    for whole_words, name in ((True, "llama-bpe"), (False, "smaug-bpe")):
+        definition["model"] = {**definition["model"], "ignore_merges": whole_words}
+        source = checkpoint("llama", tokenizer=Tokenizer(definition, {"eos_token": "<|endoftext|>"}))
+        assert export(source, tmp_path / f"{name}.gguf") == 0
+        assert gguf_fields(tmp_path / f"{name}.gguf")["tokenizer.ggml.pre"] == name
+
+
+def gguf_fields(path: Path) -> dict[str, Any]:
+    import gguf
+
+    return {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
+
+
+def test_named_templates_go_into_the_file_and_come_back(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    chat = ChatTemplate("{% generation %}{{ messages[0].content }}{% endgeneration %}", None, {"tool_use": "tools"})
+    model = tiny_model("llama", vocab_size=tiny_tokenizer.vocab_size)
+    source = save_checkpoint(
+        tmp_path / "several", model=model, tokenizer=tiny_tokenizer, chat=chat, generation={}, details={}
+    )
+    assert (own := load_checkpoint(source).chat) is not None and own.others == chat.others
+    assert export(source, tmp_path / "several.gguf") == 0
+    back = load_checkpoint(tmp_path / "several.gguf").chat
+    assert back is not None and back.others == {"tool_use": "tools"} and back.source == plain_template(chat.source)
+
+
+def test_llama_cpp_finds_no_flags_in_a_name() -> None:
+    names = ["Phi-3-mini", "my-phi3", "modern-bert-x", "answers", "phi-2"]
+    assert [plain_name(name) for name in names] == ["Phi 3-mini", "my-phi 3", "modern bert-x", "answers", "phi-2"]
 
 
 def test_what_llama_cpp_has_no_form_for_is_refused(

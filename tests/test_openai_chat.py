@@ -119,6 +119,22 @@ def test_a_call_that_must_be_made_fulfils_the_schema(with_tools, choice) -> None
     assert parts[-1]["choices"][0]["finish_reason"] == answer["finish_reason"]
 
 
+def test_a_schema_that_can_not_be_followed_is_named_by_its_tool(with_tools) -> None:
+    parameters = {"type": "object", "properties": {"a": {"$ref": "#/$defs/nowhere"}}}
+    tools = [WEATHER, {"type": "function", "function": {"name": "lost", "parameters": parameters}}]
+    error = refused(with_tools.post(PATH, messages=USER, tools=tools, tool_choice="required"))
+    assert error["param"] == "tools" and "'lost'" in error["message"] and "nowhere" in error["message"]
+
+
+def test_parameters_with_definitions_and_without_a_type_are_followed(with_tools) -> None:
+    parameters = {"properties": {"a": {"$ref": "#/$defs/x"}}, "required": ["a"], "additionalProperties": False}
+    parameters["$defs"] = {"x": {"enum": [1, 2]}}
+    tools = [{"type": "function", "function": {"name": "lost", "parameters": parameters}}]
+    (answer,) = with_tools.answer(PATH, messages=USER, tools=tools, tool_choice="required", max_tokens=99)["choices"]
+    (call,) = answer["message"]["tool_calls"][:1]
+    assert json.loads(call["function"]["arguments"])["a"] in (1, 2)
+
+
 def test_an_answer_that_chooses_to_call_is_read_as_a_call(with_tools) -> None:
     written = '<tool_call>\n{"name": "time_now", "arguments": {}}\n</tool_call>'
     said = {"messages": USER, "tools": [WEATHER, TIME], "choice": [f"Wait.\n{written}"], "max_tokens": 120}

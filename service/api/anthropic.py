@@ -13,13 +13,13 @@ from fastapi.responses import JSONResponse, Response
 
 from model.decoding.aliases import translated
 from model.errors import Overloaded, TopkapiError
-from model.tool_calls import CallBegan, Event, Said, ToolCallReader
+from model.tool_call_reader import CallBegan, Event, Said
 from service.api import anthropic_schemas as schemas
 from service.api.anthropic_conversation import Reading, read
 from service.api.body import JSONRoute
 from service.api.dialect import Dialect, with_hint
 from service.api.errors import INTERNAL
-from service.api.openai.tools import Calling
+from service.api.openai.tools import Calling, naming
 from service.api.streaming import STREAM, EventStream, unless_disconnected
 from service.generation import Generation, Output, Plan, no_answer, plan
 from service.models import LoadedModel, Models
@@ -99,7 +99,8 @@ def _plan(model: LoadedModel, body: schemas.AnthropicRequest) -> tuple[Plan, Rea
     with translated(given) as parameters:
         if reading.calling is not None:
             parameters = reading.calling.added_to(parameters)
-        return plan(model, [reading.token_ids], parameters, chat=True), reading
+        with naming(reading.calling):
+            return plan(model, [reading.token_ids], parameters, chat=True), reading
 
 
 class _Answer:
@@ -108,7 +109,7 @@ class _Answer:
     def __init__(self, generation: Generation, body: schemas.AnthropicRequest, calling: Calling | None) -> None:
         self._generation = generation
         self._body = body
-        self._reader = None if calling is None else ToolCallReader(calling.form, calling.names)
+        self._reader = None if calling is None else calling.reader()
         self._blocks = _Blocks()
 
     def message(self) -> dict[str, Any]:

@@ -135,7 +135,8 @@ def encode_conversations(
 ) -> tuple[list[Example], list[str]]:
     """Examples as the template renders them, and the origins of those dropped for being longer than `longest` tokens.
 
-    Every example's last trained token is the end of the turn, so that the model learns to stop. Raises `DataError`
+    Where the template shows earlier answers otherwise than the last, a conversation becomes an example per answer.
+    In every example the end of the turn is trained, so that the model learns to stop. Raises `DataError`
     naming rows where that is not so, where the template refuses the messages, and for overlong ones unless dropped.
     """
     ends = chat.turn_end(tokenizer)
@@ -145,25 +146,24 @@ def encode_conversations(
         check_template(told, chat, conversation.origin)
         shown: dict[str, Any] = {"tools": told.tools or None, "given": told.variables}
         try:
-            encoded = chat.encode(conversation.messages, tokenizer, add_generation_prompt=False, **shown)
+            parts = chat.encode_answers(conversation.messages, tokenizer, **shown)
         except InvalidRequest as error:
             raise DataError(f"{conversation.origin}: {error.message}", field="data", hint=error.hint) from None
-        answer = [token for token, trained in zip(encoded.token_ids, encoded.trained, strict=True) if trained]
-        if not answer or answer[-1] not in ends:
+        if any(part.end(tokenizer) not in ends for part in parts):
             raise DataError(
                 f"{conversation.origin}: the answer's end token would not be trained, so the model could not stop",
                 field="chat_template",
                 hint="the template must put an end token inside {% generation %}…{% endgeneration %}",
             )
         # The last token is only ever a target.
-        if len(encoded.token_ids) - 1 > longest:
+        longest_part = max(len(part.token_ids) for part in parts)
+        if longest_part - 1 > longest:
             overlong.append(conversation.origin)
-            lengths.append(len(encoded.token_ids))
+            lengths.append(longest_part)
             continue
-        trained = encoded.trained
         if told.untrained:
-            trained = _without(encoded, told, conversation.origin)
-        examples.append(Example(encoded.token_ids, trained, conversation.origin))
+            parts = _without(parts, told, conversation.origin)
+        examples += [Example(part.token_ids, part.trained, conversation.origin) for part in parts]
     if overlong and not drop_overlong:
         listed = "; ".join(f"{origin} ({length})" for origin, length in zip(overlong[:5], lengths, strict=False))
         raise DataError(
@@ -175,16 +175,21 @@ def encode_conversations(
     return examples, overlong
 
 
-def _without(encoded: EncodedChat, told: Told, origin: str) -> list[bool]:
-    """What of a conversation is trained, but for the answers that are not to be. Raises `DataError` where the template
-    does not keep answers apart."""
+def _without(parts: list[EncodedChat], told: Told, origin: str) -> list[EncodedChat]:
+    """A conversation, or a text for each of its answers, less the answers that are not to be trained.
+
+    Raises `DataError` where the template does not keep answers apart.
+    """
+    answers = [index for index, message in enumerate(told.messages) if message["role"] == "assistant"]
+    if len(parts) > 1:
+        return [part for part, index in zip(parts, answers, strict=True) if index not in told.untrained]
+    (whole,) = parts
     spans: list[range] = []
-    for index, trained in enumerate(encoded.trained):
+    for index, trained in enumerate(whole.trained):
         if trained and spans and spans[-1].stop == index:
             spans[-1] = range(spans[-1].start, index + 1)
         elif trained:
             spans.append(range(index, index + 1))
-    answers = [index for index, message in enumerate(told.messages) if message["role"] == "assistant"]
     if len(spans) != len(answers):
         raise DataError(
             f"{origin}: the chat template does not show where the answer that is not trained begins and ends",
@@ -192,7 +197,8 @@ def _without(encoded: EncodedChat, told: Told, origin: str) -> list[bool]:
             hint="take the row out, or choose another --chat-template",
         )
     dropped = {at for span, index in zip(spans, answers, strict=True) if index in told.untrained for at in span}
-    return [each and index not in dropped for index, each in enumerate(encoded.trained)]
+    kept = [each and index not in dropped for index, each in enumerate(whole.trained)]
+    return [EncodedChat(whole.token_ids, kept)]
 
 
 class ExampleLoader:

@@ -21,7 +21,7 @@ from service.api.openai.fields import CommonFields, StreamOptions, body
 from service.api.openai.formats import ResponseFormat, as_parameters
 from service.api.openai.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from service.api.openai.tgi_client import as_it_reads, chosen, is_tgi_client
-from service.api.openai.tools import Calling, ChatWriter, calling
+from service.api.openai.tools import Calling, ChatWriter, calling, naming
 from service.api.streaming import STREAM, EventStream, unless_disconnected
 from service.api.template_variables import TemplateVariables, template_variables
 from service.generation import Generation, Output, Plan
@@ -223,7 +223,8 @@ def checked(model: LoadedModel, body: ChatRequest, continues: bool) -> tuple[Pla
     if tools is not None:
         given = tools.added_to(given)
     prompt = prompt_of(model, body, tools, continues)
-    return answers.planned(model, [prompt], given, "messages"), tools
+    with naming(tools):
+        return answers.planned(model, [prompt], given, "messages"), tools
 
 
 def prompt_of(model: LoadedModel, body: ChatRequest, tools: Calling | None, continues: bool) -> list[int]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from model.decoding.parameters import PARAMETERS
 from model.errors import InvalidRequest
-from model.tool_calls import CallBegan, Event, Said, ToolCallForm, ToolCallReader
+from model.tool_call_reader import CallBegan, Event, Said, ToolCallReader
+from model.tool_calls import ToolCallForm
 from service.api.errors import InapplicableField
 from service.api.openai.conversation import NamedTool, Tool, ToolChoice
 from service.models import LoadedModel
@@ -40,11 +43,34 @@ class Calling:
                 message = f"{other} and tool_choice exclude each other: an answer that must be a call has that form"
                 raise InvalidRequest(message, field="tool_choice", hint='set tool_choice to "auto"')
             return given | {"grammar": self.form.grammar(self.functions, several=self.several)}
-        closing = self.form.suffix.strip()
-        if not self.several and closing:
-            stop = given.get("stop") or []
-            return given | {"stop": [*([stop] if isinstance(stop, str) else stop), closing]}
         return given
+
+    def reader(self) -> ToolCallReader:
+        """What reads an answer's text and calls."""
+        return ToolCallReader(self.form, self.names, several=self.several)
+
+    def about_tools(self, error: InvalidRequest) -> InvalidRequest:
+        """`error`, or where it is about the grammar of the calls, which nobody sent, one about the tools instead."""
+        if not self.must or error.field != "grammar":
+            return error
+        place = re.search(r"\bat (\d+)\(\d+\): ", error.message)
+        index = None if place is None else self.form.function_of_line(int(place[1]))
+        reason = error.message.removeprefix("grammar can't be followed: ")
+        if index is None or place is None or not 0 <= index < len(self.functions):
+            return InvalidRequest(f"the tools' parameters can't be followed: {reason}", field="tools", hint=error.hint)
+        name, reason = self.functions[index]["name"], reason.replace(place[0], "")
+        message = f"the parameters of the function {name!r} can't be followed: {reason}"
+        hint = error.hint or 'change its schema, or leave tool_choice at "auto", which does not hold calls to schemas'
+        return InvalidRequest(message, field="tools", hint=hint)
+
+
+@contextmanager
+def naming(calling: Calling | None) -> Iterator[None]:
+    """Errors about the grammar of calls that a request must make name its tools."""
+    try:
+        yield
+    except InvalidRequest as error:
+        raise (error if calling is None else calling.about_tools(error)) from None
 
 
 def calling(
@@ -91,7 +117,7 @@ class ChatWriter:
 
     def __init__(self, calling: Calling | None) -> None:
         self._calling = calling
-        self._reader = None if calling is None else ToolCallReader(calling.form, calling.names)
+        self._reader = None if calling is None else calling.reader()
 
     @property
     def called(self) -> bool:
