@@ -162,8 +162,9 @@ def test_dialects_with_defaults_of_their_own_take_none_of_the_checkpoint(
 
     for dialect in (llama, tgi):
         monkeypatch.setattr(dialect, "plan", spy)
-    for model in ("plain", "every"):
-        assert plain.client.post(path, json={"model": model, **body}).status_code == 200
+    for model in ("every", "plain"):
+        plain.models.change(model, default=True)
+        assert plain.client.post(path, json=body).status_code == 200
     assert seen[0] == seen[1]
 
 
