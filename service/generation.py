@@ -67,18 +67,24 @@ def defaults_of(model: LoadedModel, *, chat: bool | None = None) -> dict[str, An
 
 
 def plan(
-    model: LoadedModel, prompts: Sequence[list[int]], parameters: Mapping[str, Any], *, chat: bool = False
+    model: LoadedModel,
+    prompts: Sequence[list[int]],
+    parameters: Mapping[str, Any],
+    *,
+    chat: bool = False,
+    stored: bool = True,
 ) -> Plan:
     """Check a request before anything is computed. Compiling a grammar takes a while: not for the event loop.
 
-    With `chat` the prompts are conversations, which have defaults of their own. The effective `max_tokens` of a prompt
+    With `chat` the prompts are conversations, which have defaults of their own; without `stored` the checkpoint's
+    defaults have no say. The effective `max_tokens` of a prompt
     is at most what the context has room for. Raises `InvalidRequest` naming the field for a parameter, or for a prompt
     that does not fit.
     """
     config = model.checkpoint.config
     effective = resolve(
         parameters,
-        defaults_of(model, chat=chat),
+        defaults_of(model, chat=chat) if stored else {},
         vocab_size=config.vocab_size,
         end_token_ids=config.end_token_ids,
         vocabulary=model.checkpoint.tokenizer,

@@ -120,12 +120,52 @@ def test_a_conversation_is_tame_where_nothing_is_stored_of_how_tokens_are_drawn(
         assert decoding_defaults(something, chat=True) == from_generation_config(something)
 
 
+ALL_STORED: dict[str, Any] = {
+    "temperature": 0.5, "top_k": 7, "top_p": 0.5, "min_p": 0.1, "typical_p": 0.9, "epsilon_cutoff": 0.01,
+    "eta_cutoff": 0.01, "xtc_probability": 0.1, "xtc_threshold": 0.2, "repetition_penalty": 1.3,
+    "repetition_range": 7, "no_repeat_ngram_size": 3, "max_new_tokens": 3, "min_new_tokens": 2, "suppress_tokens": [9],
+    "bad_words_ids": [[8]],
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def plain(serve: Callable, tiny_checkpoint: Callable[..., Path]) -> Iterator[Any]:
-    """A server of a chat checkpoint without stored defaults, and of one that has some."""
+    """A server of checkpoints without stored defaults, with some, and with all there are."""
     stored = {"min_new_tokens": 10, "top_k": -1, "temperature": 0.9}
-    with serve(tiny_checkpoint("plain"), tiny_checkpoint("stored", generation=stored)) as served:
+    some, every = tiny_checkpoint("stored", generation=stored), tiny_checkpoint("every", generation=ALL_STORED)
+    with serve(tiny_checkpoint("plain"), some, every) as served:
         yield served
+
+
+@pytest.mark.parametrize(
+    "path,body",
+    [
+        ("/completion", {"prompt": "Hello", "seed": 3, "n_predict": -1}),
+        ("/completion", {"prompt": "Hello", "seed": 3, "n_predict": 4, "mirostat": 2}),
+        ("/generate", {"inputs": "Hello", "parameters": {"do_sample": True, "seed": 3}}),
+        ("/generate", {"inputs": "Hello"}),
+    ],
+)
+def test_dialects_with_defaults_of_their_own_take_none_of_the_checkpoint(
+    plain: Any, monkeypatch: pytest.MonkeyPatch, path: str, body: dict
+) -> None:
+    from service.api import llama, tgi
+    from service.generation import plan
+
+    assert from_generation_config(ALL_STORED).keys() >= {"temperature", "max_tokens", "min_tokens", "bad_words"}
+    seen: list[list[dict[str, Any]]] = []
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        planned = plan(*arguments, **options)
+        seen.append([{**each, "seed": None} for each in planned.parameters])
+        return planned
+
+    for dialect in (llama, tgi):
+        monkeypatch.setattr(dialect, "plan", spy)
+    for model in ("every", "plain"):
+        plain.models.change(model, default=True)
+        assert plain.client.post(path, json=body).status_code == 200
+    assert seen[0] == seen[1]
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def _count(model: LoadedModel, body: chat.ChatRequest, continues: bool) -> int:
 def _plan(model: LoadedModel, body: schemas.LlamaRequest, settings: dict[str, Any]) -> Plan:
     prompts = read_prompts(model, body.prompt)
     with translated(parameters_of(model, body, settings)) as parameters:
-        return plan(model, prompts, parameters)
+        return plan(model, prompts, parameters, stored=False)
 
 
 async def _events(generation: Generation, renderer: Renderer) -> AsyncIterator[bytes]:

@@ -41,9 +41,6 @@ OFF: dict[str, dict[str, Any]] = {
     "temperature": {"temperature": 1.0, "dynatemp_range": 0.0},
 }  # fmt: skip
 
-# What no sampler of llama.cpp does is off, whatever the checkpoint would have as its own default.
-_ABSENT = {"epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "top_a": 0.0, "no_repeat_ngram_size": 0, "min_tokens": 0}
-
 
 def settings_of(body: LlamaRequest) -> dict[str, Any]:
     """Every parameter of llama.cpp that is in force, under its name there. Raises `InvalidRequest` for samplers."""
@@ -69,7 +66,7 @@ def parameters_of(model: LoadedModel, body: LlamaRequest, settings: Mapping[str,
     if settings["ignore_eos"]:
         # As llama.cpp does it: end tokens are never chosen.
         banned += [token_id for token_id in model.checkpoint.config.end_token_ids if token_id not in banned]
-    parameters: dict[str, Any] = _ABSENT | {
+    parameters: dict[str, Any] = {
         "n_predict": None if settings["n_predict"] < 0 else settings["n_predict"],
         "n": body.n_cmpl,
         "seed": None if settings["seed"] < 0 else settings["seed"],

@@ -24,11 +24,6 @@ from service.prompting import raw_tokens
 from service.scoring import Item, finite, score_items
 from service.version import VERSION
 
-# TGI takes nothing from a checkpoint's generation_config.json: what a request leaves out is off.
-DEFAULTS: dict[str, Any] = {
-    "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
-}  # fmt: skip
 SAMPLING = ("temperature", "top_k", "top_p", "typical_p")
 """Parameters that make the answer a sampled one even without `do_sample`."""
 
@@ -241,9 +236,9 @@ def _plan(model: LoadedModel, prompt: list[int], asked: schemas.TGIParameters) -
         given |= {"stop": asked.stop, "include_stop": True}
     if asked.grammar is not None:
         given |= _structure(asked.grammar)
-    set_here = {name: value for name, value in given.items() if value is not None}
-    with translated({name: value for name, value in DEFAULTS.items() if name not in set_here} | set_here) as parameters:
-        planned = plan(model, [prompt], parameters)
+    with translated(given) as parameters:
+        # TGI takes nothing from a checkpoint's generation_config.json: what a request leaves out is off.
+        planned = plan(model, [prompt], parameters, stored=False)
     room = model.context_length - len(prompt)
     if "max_new_tokens" in asked.model_fields_set and (asked.max_new_tokens or 0) > room:
         raise InvalidRequest(
