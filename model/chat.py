@@ -288,7 +288,7 @@ class ChatTemplate:
             ) from error
         except Exception as error:  # a template's expressions can raise whatever Python's operators raise
             raise InvalidRequest(
-                f"the chat template cannot render the messages: {type(error).__name__}: {str(error)[:_LONGEST_MESSAGE]}",
+                f"the chat template fails on the messages: {type(error).__name__}: {str(error)[:_LONGEST_MESSAGE]}",
                 field="messages",
             ) from error
 
