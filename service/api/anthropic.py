@@ -20,7 +20,8 @@ from service.api.body import JSONRoute
 from service.api.dialect import Dialect, with_hint
 from service.api.errors import INTERNAL
 from service.api.openai.tools import Calling
-from service.api.streaming import STREAM, EventStream, unless_disconnected
+from service.api.streaming import STREAM, EventStream
+from service.api.apart import apart, unless_disconnected
 from service.generation import Generation, Output, Plan, plan
 from service.models import LoadedModel, Models
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,17 +12,18 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.apart import apart
 from service.api.dialect import CHOSEN, Dialect, dialect_of
 from service.api.errors import (
     BodyTooLarge,
     InapplicableField,
-    MalformedBody,
     UnsupportedMediaType,
     error_response,
     field_name,
     location_of,
     place_of,
 )
+from service.api.json_reader import FAST, parse_json
 
 Handle = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -150,63 +149,5 @@ class _StrictRequest(Request):
                     f"the body must be JSON, but it is {declared}",
                     hint="send the header Content-Type: application/json",
                 )
-            self._document = parse_json(body)
+            self._document = parse_json(body) if len(body) <= FAST else await apart(self, parse_json, body)
         return self._document
-
-
-def parse_json(body: bytes) -> dict[str, Any]:
-    """The JSON object in `body`.
-
-    Raises `MalformedBody` for anything else: bytes that are not UTF-8, JSON with NaN or Infinity or a number beyond
-    float64, a field given twice, half of a surrogate pair, nesting without end.
-    """
-    try:
-        text = body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise MalformedBody(
-            f"the body is not valid UTF-8: byte 0x{body[error.start]:02x} at offset {error.start}",
-            hint="encode the body as UTF-8",
-        ) from None
-    if not text.strip():
-        raise MalformedBody("the body is empty", hint='send a JSON object such as {"prompt": "Once"}')
-    try:
-        document = json.loads(
-            text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_duplicates
-        )
-        if "\\u" in text:
-            json.dumps(document, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        raise MalformedBody(
-            f"the body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}",
-            hint="check quotes, commas and brackets there",
-        ) from None
-    except UnicodeEncodeError:
-        raise MalformedBody(
-            "a text in the body holds half of a surrogate pair, which is no character",
-            hint="send characters beyond U+FFFF as UTF-8 or as a pair of \\u escapes",
-        ) from None
-    except (ValueError, RecursionError):
-        raise MalformedBody("the body is nested too deeply or holds a number with too many digits") from None
-    if not isinstance(document, dict):
-        raise MalformedBody("the body must be a JSON object", hint='send an object such as {"prompt": "Once"}')
-    return document
-
-
-def _refuse_constant(name: str) -> float:
-    raise MalformedBody(f"the body holds {name}, which is not JSON", hint="send a finite number or null")
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if not math.isfinite(number):
-        raise MalformedBody(f"the body holds {digits[:40]}, which is beyond float64", hint="send a finite number")
-    return number
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise MalformedBody(f"{twice} is given twice in one object", field=twice, hint="give every field once")
-    return fields

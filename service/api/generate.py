@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, Response
 
 from service.api import render, schemas
 from service.api.describing import stream_of
-from service.api.streaming import unless_disconnected
+from service.api.apart import apart, unless_disconnected
 from service.api.streams import Events, Streams, fingerprint, resumed
 from service.generation import Generation, Plan, plan
 from service.models import LoadedModel, Models

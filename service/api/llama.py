@@ -22,7 +22,8 @@ from service.api.llama_render import Renderer, server_sent_event
 from service.api.llama_state import add_state
 from service.api.llama_tokens import add_tokens
 from service.api.openai import chat
-from service.api.streaming import STREAM, EventStream, unless_disconnected
+from service.api.streaming import STREAM, EventStream
+from service.api.apart import apart, unless_disconnected
 from service.generation import Generation, Plan, plan
 from service.models import LoadedModel, Models
 

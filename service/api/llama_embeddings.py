@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from model.embedding import check_embeddable
 from service.api import llama_schemas as schemas
 from service.api.llama_prompts import read_prompts
-from service.api.streaming import unless_disconnected
+from service.api.apart import apart, unless_disconnected
 from service.embedding import embedded
 from service.models import LoadedModel, Models
 from service.scoring import require_one

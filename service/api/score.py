@@ -15,7 +15,7 @@ from model.errors import InvalidRequest
 from service import scoring
 from service.api import render, schemas, score_schemas
 from service.api.describing import stream_of
-from service.api.streaming import unless_disconnected
+from service.api.apart import apart, unless_disconnected
 from service.api.streams import Events, Streams, fingerprint, resumed
 from service.models import LoadedModel, Models
 from service.prompting import checked_ids, text_tokens, tokens_of

@@ -20,7 +20,8 @@ from service.api.errors import INTERNAL
 from service.api.gbnf import lark_of
 from service.api.render import new_id
 from service.api.schemas import Strict
-from service.api.streaming import STREAM, EventStream, unless_disconnected
+from service.api.streaming import STREAM, EventStream
+from service.api.apart import apart, unless_disconnected
 from service.engine.request import Candidate, Token
 from service.generation import Generation, Output, Plan, plan
 from service.models import LoadedModel, Models

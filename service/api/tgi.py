@@ -16,7 +16,8 @@ from service.api import tgi_schemas as schemas
 from service.api.body import JSONRoute
 from service.api.dialect import Dialect, with_hint
 from service.api.errors import INTERNAL, InapplicableField
-from service.api.streaming import STREAM, EventStream, unless_disconnected
+from service.api.streaming import STREAM, EventStream
+from service.api.apart import apart, unless_disconnected
 from service.engine.request import Token
 from service.generation import Delta, Generation, Output, Plan, plan
 from service.models import LoadedModel, Models

@@ -22,7 +22,8 @@ from service.api.openai.formats import ResponseFormat, as_parameters
 from service.api.openai.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from service.api.openai.tgi_client import as_it_reads, chosen, is_tgi_client
 from service.api.openai.tools import Calling, ChatWriter, calling
-from service.api.streaming import STREAM, EventStream, unless_disconnected
+from service.api.streaming import STREAM, EventStream
+from service.api.apart import apart, unless_disconnected
 from service.generation import Generation, Output, Plan
 from service.models import LoadedModel, Models
 from service.prompting import continued_tokens

@@ -28,7 +28,8 @@ from service.api.openai.logprobs import (
 )
 from service.api.openai.tgi_client import chosen
 from service.api.schemas import Prompt
-from service.api.streaming import STREAM, EventStream, unless_disconnected
+from service.api.streaming import STREAM, EventStream
+from service.api.apart import apart, unless_disconnected
 from service.generation import Generation, Output, Plan
 from service.models import LoadedModel, Models
 from service.prompting import prompt_tokens

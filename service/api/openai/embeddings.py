@@ -17,7 +17,7 @@ from model.errors import InvalidRequest
 from service.api.openai.errors import ERRORS
 from service.api.openai.fields import Refusing
 from service.api.schemas import ModelName, Prompt
-from service.api.streaming import unless_disconnected
+from service.api.apart import apart, unless_disconnected
 from service.embedding import embedded
 from service.models import LoadedModel, Models
 from service.prompting import prompt_tokens

@@ -20,7 +20,8 @@ from service.api.openai.errors import render as render_error
 from service.api.openai.fields import CommonFields, StreamOptions, body, with_default
 from service.api.openai.formats import FlatFormat, TextFormat, as_parameters
 from service.api.schemas import Strict
-from service.api.streaming import STREAM, EventStream, unless_disconnected
+from service.api.streaming import STREAM, EventStream
+from service.api.apart import apart, unless_disconnected
 from service.generation import Generation, Output, Plan
 from service.models import LoadedModel, Models
 
