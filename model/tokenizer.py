@@ -51,7 +51,7 @@ _LOCAL = {
     "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt", "Precompiled", "BertNormalizer", "ByteLevel",
     "Prepend", "Replace",
 }  # fmt: skip
-"""Normalizers that change a piece of a text as they change it within the whole, but for what stands at its beginning."""
+"""Normalizers that change a piece of a text as they change it within the whole, but for its beginning."""
 
 _SHORT = 2048
 """Characters that `tokenizers` encodes in a few milliseconds."""
@@ -355,7 +355,7 @@ class Tokenizer:
 
 
 def _backend_ids(backend: tokenizers.Tokenizer, text: str) -> list[int]:
-    """The ids that `tokenizers` gives. What encodes many texts lets go of the interpreter; what encodes one does not."""
+    """The ids by `tokenizers`. What encodes several texts lets go of the interpreter, what encodes one does not."""
     if len(text) < _SHORT:
         return list(backend.encode(text, add_special_tokens=False).ids)
     (encoded,) = backend.encode_batch_fast([text], add_special_tokens=False)

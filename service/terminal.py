@@ -65,7 +65,7 @@ def score(arguments: argparse.Namespace) -> int:
     names = arguments.file or ["-"]
     texts = [_standard_input("a text") if name == "-" else _read(Path(name)) for name in names]
     with loaded(arguments) as model:
-        items = [scoring.Item(token_ids) for token_ids in prompt_tokens(model, texts, "text")]
+        items = [scoring.Item(model.checkpoint.tokenizer.encode(text)) for text in texts]
         scoring.check_items(model, items, arguments.window, arguments.stride)
         found = asyncio.run(
             scoring.score_items(model, items, arguments.window, arguments.stride, arguments.top, _progress())
@@ -73,7 +73,7 @@ def score(arguments: argparse.Namespace) -> int:
         summaries = [scoring.summarise(model, *pair) for pair in zip(items, found, strict=True)]
         if arguments.json:
             results = [
-                render.score_result(model, item, scores, summary, arguments.per_token, arguments.top)
+                _complete(render.score_result(model, item, scores, summary, arguments.per_token, arguments.top))
                 for item, scores, summary in zip(items, found, summaries, strict=True)
             ]
             _print_json({"id": render.new_id("score"), "model": model.name, "results": results})
@@ -89,6 +89,11 @@ def score(arguments: argparse.Namespace) -> int:
             over = f"{summary.scored_tokens:,} tokens ({summary.bytes:,} bytes)"
             print(f"{source}: perplexity {perplexity}, {bits} bits per byte, nll {summary.nll:.3f} over {over}")
     return 0
+
+
+def _complete(result: dict[str, Any]) -> dict[str, Any]:
+    """A result with the tokens that were to be written one by one."""
+    return result | {"per_token": list(result["per_token"])} if "per_token" in result else result
 
 
 def chat(arguments: argparse.Namespace) -> int:

@@ -43,11 +43,8 @@ def read(model: LoadedModel, body: schemas.AnthropicCountRequest) -> Reading:
         raise InvalidRequest("messages end with a call, whose result is missing", field="messages")
     # How the answer begins, said by the caller: the answer goes on from there.
     begun = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
-    if calling is None or chat is None:
-        token_ids = conversation_tokens(model, messages)
-    else:
-        tools = [{"type": "function", "function": function} for function in calling.functions]
-        token_ids = chat.encode(messages, model.checkpoint.tokenizer, tools=tools).token_ids
+    tools = None if calling is None else [{"type": "function", "function": each} for each in calling.functions]
+    token_ids = conversation_tokens(model, messages, tools)
     return Reading(token_ids + continued_tokens(model, begun), calling)
 
 

@@ -46,6 +46,11 @@ async def apart(
         given_up.set()
 
 
+async def on_thread(work: Callable[[], Result]) -> Result:
+    """`work()` on a thread."""
+    return await asyncio.get_running_loop().run_in_executor(_small, contextvars.copy_context().run, work)
+
+
 async def unless_disconnected(request: Request, work: Awaitable[Result]) -> Result:
     """Await `work`, and cancel it as soon as the client has gone. Raises `ClientGone`."""
     working = asyncio.ensure_future(work)

@@ -78,9 +78,7 @@ class _FastReader(json.JSONDecoder):
     """For what is small and flat."""
 
     def __init__(self, *, escapes: bool) -> None:
-        super().__init__(
-            parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_duplicates
-        )
+        super().__init__(parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_duplicates)
         self._escapes = escapes
 
     def decode(self, text: str) -> Any:  # type: ignore[override]
@@ -95,9 +93,7 @@ class _Reader(json.JSONDecoder):
     """For everything else: counts lists and objects, and lets other threads run between two values."""
 
     def __init__(self, *, escapes: bool) -> None:
-        super().__init__(
-            parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_duplicates
-        )
+        super().__init__(parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_duplicates)
         self._escapes = escapes
         self._containers = self._depth = 0
         self.parse_array = self._array
@@ -165,6 +161,6 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
         seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise MalformedBody(f"{twice[:200]} is given twice in one object", field=twice[:200], hint="give every field once")
+        twice = next(name[:200] for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise MalformedBody(f"{twice} is given twice in one object", field=twice, hint="give every field once")
     return fields

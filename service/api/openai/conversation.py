@@ -123,11 +123,8 @@ def conversation(messages: Sequence[ChatMessage], field: str = "messages") -> li
 
 def encoded(model: LoadedModel, messages: Sequence[dict[str, Any]], tools: Sequence[Tool] | None = None) -> list[int]:
     """The token ids of a conversation up to where the answer begins. Raises `InvalidRequest` as the template does."""
-    checkpoint = model.checkpoint
-    if checkpoint.chat is None or not tools:
-        return conversation_tokens(model, messages)
-    described = [tool.model_dump(exclude_none=True) for tool in tools]
-    return checkpoint.chat.encode(messages, checkpoint.tokenizer, tools=described).token_ids
+    described = [tool.model_dump(exclude_none=True) for tool in tools] if tools else None
+    return conversation_tokens(model, messages, described)
 
 
 def _turn(message: ChatMessage, field: str) -> dict[str, Any]:
