@@ -34,6 +34,7 @@ FLAGS = (
     "stream_grace",
     "max_queue",
     "cors_origins",
+    "allowed_hosts",
     "studio",
     "access_log",
     "ignore_unknown_fields",

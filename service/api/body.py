@@ -27,6 +27,9 @@ from service.api.json_reader import FAST, parse_json
 
 Handle = Callable[[Request], Coroutine[Any, Any, Response]]
 
+STUDIO_BYTES = 2 * 2**20
+"""Largest body of the studio's own routes, which Gradio reads on the event loop; a conversation fits many times."""
+
 IGNORED = "X-Ignored-Parameters"
 """The header in which a lenient server names the fields it left out."""
 
@@ -119,9 +122,11 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        limit = min(self._limit, STUDIO_BYTES) if path.startswith("/gradio_api/") else self._limit
         declared = dict(scope["headers"]).get(b"content-length", b"")
-        if declared.isdigit() and int(declared) > self._limit:
-            await error_response(BodyTooLarge(self._limit), dialect_of(scope))(scope, receive, send)
+        if declared.isdigit() and int(declared) > limit:
+            await error_response(BodyTooLarge(limit), dialect_of(scope))(scope, receive, send)
             return
         received = 0
 
@@ -129,8 +134,8 @@ class BodyLimit:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._limit:
-                raise BodyTooLarge(self._limit)
+            if received > limit:
+                raise BodyTooLarge(limit)
             return message
 
         await self._app(scope, limited, send)
