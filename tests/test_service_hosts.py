@@ -51,7 +51,14 @@ def test_loopback_names_are_served_on_any_port(local) -> None:
 
 
 def test_on_every_interface_addresses_and_the_allowed_names_are_served(public) -> None:
-    for host in ("192.168.1.9:8000", "[fe80::1]:8000", "llm.example.org", "LLM.example.org:443", "box.lan", "localhost"):
+    for host in (
+        "192.168.1.9:8000",
+        "[fe80::1]:8000",
+        "llm.example.org",
+        "LLM.example.org:443",
+        "box.lan",
+        "localhost",
+    ):
         assert public.client.get("/health", headers={"Host": host}).status_code == 200, host
         assert public.client.get("/", headers={"Host": host}).status_code == 200, host
     for host in ("evil.example", "example.org", "lan", "xlan", "llm.example.org.evil.example"):

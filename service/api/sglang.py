@@ -12,6 +12,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 from model.decoding.aliases import translated
+from model.decoding.table import MOST_PATTERNS, MOST_STOP_IDS, MOST_STOPS
 from model.errors import Cancelled, InvalidRequest, Overloaded, TopkapiError
 from service.api.answering import PIECE, answered, event_data
 from service.api.apart import apart, on_thread, unless_disconnected
@@ -24,6 +25,7 @@ from service.api.schemas import Strict
 from service.api.streaming import STREAM, EventStream
 from service.engine.request import Candidate, Token
 from service.generation import Generation, Output, Plan, plan
+from service.limits import MOST_PROMPTS
 from service.models import LoadedModel, Models
 from service.prompting import check_count, prompt_tokens, raw_tokens
 from service.scoring import finite, require_one
@@ -41,9 +43,9 @@ class SGLangParameters(Strict):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    stop_regex: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
+    stop_token_ids: Annotated[list[int] | None, Field(max_length=MOST_STOP_IDS)] = None
+    stop_regex: str | Annotated[list[str], Field(max_length=MOST_PATTERNS)] | None = None
     no_stop_trim: Annotated[bool | None, Field(description="Leave the stop text in the answer.")] = None
     ignore_eos: bool | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
@@ -58,9 +60,12 @@ class SGLangParameters(Strict):
 class SGLangRequest(Strict):
     """The body of `POST /generate` with `text` or `input_ids`."""
 
-    text: Annotated[str | list[str] | None, Field(description="A prompt, or several.")] = None
+    text: Annotated[
+        str | Annotated[list[str], Field(max_length=MOST_PROMPTS)] | None, Field(description="A prompt, or several.")
+    ] = None
     input_ids: Annotated[
-        list[int] | list[list[int]] | None, Field(description="A prompt as token ids, or several.")
+        list[int] | Annotated[list[list[int]], Field(max_length=MOST_PROMPTS)] | None,
+        Field(description="A prompt as token ids, or several."),
     ] = None
     sampling_params: SGLangParameters | None = None
     stream: bool | None = None

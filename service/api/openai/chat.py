@@ -25,6 +25,7 @@ from service.api.openai.tgi_client import as_it_reads, chosen, is_tgi_client
 from service.api.openai.tools import Calling, ChatWriter, calling
 from service.api.streaming import STREAM, EventStream
 from service.generation import Generation, Output, Plan
+from service.limits import MOST_MESSAGES, MOST_TOOLS
 from service.models import LoadedModel, Models
 from service.prompting import continued_tokens
 
@@ -74,14 +75,18 @@ class ChatFields(CommonFields):
         "reasoning_effort": "these checkpoints do not think first",
     }  # fmt: skip
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, description="The conversation.")]
+    messages: Annotated[
+        list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES, description="The conversation.")
+    ]
     stream_options: StreamOptions | None = None
     logprobs: Annotated[bool | None, Field(description="Report each token's log-probability.")] = None
     top_logprobs: Annotated[
         int | None, Field(ge=0, le=1000, description="Report so many most likely tokens at each place too.")
     ] = None
     response_format: Annotated[ResponseFormat, Discriminator("type")] | None = None
-    tools: Annotated[list[Tool] | None, Field(description="Functions that the answer may call.")] = None
+    tools: Annotated[
+        list[Tool] | None, Field(max_length=MOST_TOOLS, description="Functions that the answer may call.")
+    ] = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     prompt_logprobs: Annotated[int | None, Field(ge=0, le=1000, description="As on /v1/completions.")] = None

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 from model.errors import InvalidRequest
 from service.api.errors import InapplicableField
 from service.api.schemas import Strict
+from service.limits import MOST_PARTS
 from service.models import LoadedModel
 from service.prompting import conversation_tokens
 
@@ -22,6 +23,9 @@ class TextPart(Strict):
     text: str
     annotations: list[Any] | None = None
     logprobs: list[Any] | None = None
+
+
+Parts = Annotated[list[TextPart], Field(max_length=MOST_PARTS)]
 
 
 class CalledFunction(Strict):
@@ -74,9 +78,9 @@ class ChatMessage(Strict):
     model_config = ConfigDict(json_schema_extra=_MESSAGES)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | Parts | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall] | None, Field(max_length=MOST_PARTS)] = None
     tool_call_id: str | None = None
     refusal: None = None
     audio: None = None
@@ -159,7 +163,7 @@ def _turn(message: ChatMessage, field: str) -> dict[str, Any]:
     return turn
 
 
-def _text(content: str | list[TextPart] | None, field: str) -> str:
+def _text(content: str | Sequence[TextPart] | None, field: str) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     if not content:

@@ -15,7 +15,7 @@ from service.api.answering import answered
 from service.api.apart import apart, unless_disconnected
 from service.api.errors import INTERNAL
 from service.api.openai import answers
-from service.api.openai.conversation import ChatMessage, TextPart, conversation, encoded
+from service.api.openai.conversation import ChatMessage, Parts, conversation, encoded
 from service.api.openai.errors import ERRORS
 from service.api.openai.errors import render as render_error
 from service.api.openai.fields import CommonFields, StreamOptions, body, with_default
@@ -23,6 +23,7 @@ from service.api.openai.formats import FlatFormat, TextFormat, as_parameters
 from service.api.schemas import Strict
 from service.api.streaming import STREAM, EventStream
 from service.generation import Generation, Output, Plan
+from service.limits import MOST_MESSAGES
 from service.models import LoadedModel, Models
 
 
@@ -31,7 +32,7 @@ class InputMessage(Strict):
 
     type: Literal["message"] | None = None
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Parts
     id: str | None = None
     status: str | None = None
 
@@ -62,7 +63,11 @@ class ResponseFields(CommonFields):
         "top_logprobs": "/v1/chat/completions has log-probabilities",
     }  # fmt: skip
 
-    input: Annotated[str | list[InputMessage], Field(min_length=1, description="A text, or a conversation.")]
+    input: Annotated[
+        Annotated[str, Field(min_length=1)]
+        | Annotated[list[InputMessage], Field(min_length=1, max_length=MOST_MESSAGES)],
+        Field(description="A text, or a conversation."),
+    ]
     instructions: Annotated[str | None, Field(description="A system message before the input.")] = None
     max_output_tokens: Annotated[int | None, Field(ge=0, description="Most tokens to generate.")] = None
     text: TextOptions | None = None
