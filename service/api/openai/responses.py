@@ -153,7 +153,7 @@ def _checked(model: LoadedModel, body: ResponsesRequest) -> Plan:
     try:
         prompt = encoded(model, turns)
     except InvalidRequest as error:
-        error.field = "input"
+        error.field, error.message = "input", error.message.replace("messages", "input", 1)
         raise
     return answers.planned(model, [prompt], given | structure, "input")
 
