@@ -1,4 +1,4 @@
-"""Attacks on a real server, `topkapi serve` in a process of its own: nothing freezes, and /health answers throughout."""
+"""Attacks on a real server, `topkapi serve` in its own process: nothing freezes, and /health answers throughout."""
 
 from __future__ import annotations
 
@@ -51,16 +51,22 @@ ATTACKS: dict[str, tuple[str, Callable[[], bytes], set[int]]] = {
     "300,000 stop strings": ("/generate", lambda: body(prompt="a", stop=["ab"] * 300_000), {422}),
     "10 MB of words": ("/generate", lambda: body(prompt="a", bad_words=["word " * 400] * 5000), {422}),
     "all the words there may be": (
-        "/generate", lambda: body(prompt="a", max_tokens=5, bad_words=[f"{n} {'w' * 240}" for n in range(4096)]), {200}),
+        "/generate", lambda: body(prompt="a", max_tokens=5, bad_words=[f"{n} {'w' * 240}" for n in range(4096)]), {200},
+    ),
     "all the breakers": (
         "/generate",
-        lambda: body(prompt="a", max_tokens=2, dry_multiplier=1, dry_breakers=[f"{n:03}" + "e" * 60 for n in range(128)]),
-        {200}),
+        lambda: body(prompt="a", max_tokens=2, dry_multiplier=1, dry_breakers=[f"{n}{'e' * 60}" for n in range(128)]),
+        {200},
+    ),
     "bans": ("/generate", lambda: body(prompt="a", banned_token_ids=[1] * 3_000_000), {422}),
-    "a bias for everything": ("/generate", lambda: body(prompt="a", logit_bias={str(n): 1 for n in range(500_000)}), {422}),
+    "a bias for everything": (
+        "/generate", lambda: body(prompt="a", logit_bias={str(n): 1 for n in range(500_000)}), {422},
+    ),
     "many parts": (
         "/v1/chat/completions",
-        lambda: filled('{"messages": [{"role": "user", "content": [', '{"type": "text", "text": "a"},', '""]}]}'), {400}),
+        lambda: filled('{"messages": [{"role": "user", "content": [', '{"type": "text", "text": "a"},', '""]}]}'),
+        {400},
+    ),
     "many messages": (
         "/v1/chat/completions", lambda: filled('{"messages": [', '{"role": "user", "content": "a"},', "1]}"), {400}),
     "unknown fields": (
@@ -73,7 +79,18 @@ ATTACKS: dict[str, tuple[str, Callable[[], bytes], set[int]]] = {
     "an enormous grammar": ("/generate", lambda: body(prompt="a", grammar="\n" * 30_000_000), {422}),
     "a grammar of brackets": ("/generate", lambda: body(prompt="a", grammar="[" * 65_000), {422}),
     "a grammar of quotes": ("/v1/completions", lambda: body(prompt="a", grammar='"' + '\\"' * 32_000), {400}),
-    "choices": ("/generate", lambda: body(prompt="a", max_tokens=2, choice=[f"{n} {'c' * 200}" for n in range(4000)]), {200}),
+    "60,000 nested groups": (
+        "/completion", lambda: body(prompt="a", grammar="root ::= " + "(" * 30_000 + '"a"' + ")" * 30_000), {400},
+    ),
+    "a bounded text deep in a schema": (
+        "/generate",
+        lambda: body(prompt="a", max_tokens=2, json_schema={"type": "object", "properties": {"patch": {
+            "type": "object", "properties": {"script": {"anyOf": [{"type": "string", "maxLength": 65_536}]}}}}}),
+        {200},
+    ),
+    "choices": (
+        "/generate", lambda: body(prompt="a", max_tokens=2, choice=[f"{n} {'c' * 200}" for n in range(4000)]), {200},
+    ),
     "numbers": ("/score", lambda: filled('{"token_ids": [1', ",1", "]}"), {422}),
     "lists": ("/score", lambda: filled('{"token_ids": [1', ",[]", "]}"), {400}),
     "objects": ("/score", lambda: filled('{"pairs": [{}', ",{}", "]}"), {400}),
@@ -170,7 +187,10 @@ def test_what_nobody_waits_for_ends_and_so_does_the_server(tiny_checkpoint) -> N
     running = Server(tiny_checkpoint("left"))
     address = running.url.removeprefix("http://").split(":")
     content = body(text=["The quick brown fox jumps over the lazy dog. " * 170_000] * 3, per_token=False)
-    head = f"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = (
+        "POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(content)}\r\n\r\n"
+    )
     with running.watched() as took:
         for _ in range(3):
             connection = socket.create_connection((address[0], int(address[1])))

@@ -146,12 +146,16 @@ def test_the_studio_talks_in_a_browser_by_an_allowed_name(serve, tiny_checkpoint
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
     if found is None:
         pytest.skip("no Chromium on this machine: apt-get install chromium")
-    with serve(tiny_checkpoint("browser"), studio=True, allowed_hosts="llm.example.org") as served:
-        with playwright.sync_playwright() as driver:
-            arguments = ["--no-sandbox", "--host-resolver-rules=MAP llm.example.org 127.0.0.1"]
-            page = driver.chromium.launch(executable_path=found, args=arguments).new_page()
-            page.set_default_timeout(60_000)
-            page.goto(f"http://llm.example.org:{httpx.URL(served.url).port}/")
-            page.fill("#message textarea", "What is a list?")
-            page.keyboard.press("Enter")
-            page.locator("#status", has_text="tokens/s").wait_for()
+    with (
+        serve(tiny_checkpoint("browser"), studio=True, allowed_hosts="llm.example.org") as served,
+        playwright.sync_playwright() as driver,
+    ):
+        arguments = ["--no-sandbox", "--host-resolver-rules=MAP llm.example.org 127.0.0.1"]
+        browser = driver.chromium.launch(executable_path=found, args=arguments)
+        page = browser.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(f"http://llm.example.org:{httpx.URL(served.url).port}/")
+        page.fill("#message textarea", "What is a list?")
+        page.keyboard.press("Enter")
+        page.locator("#status", has_text="tokens/s").wait_for()
+        browser.close()
