@@ -88,14 +88,14 @@ def router(models: Models) -> APIRouter:
 
         return await answered(made)
 
-    answers = schemas.LlamaCompletion | list[schemas.LlamaCompletion]
+    shapes = schemas.LlamaCompletion | list[schemas.LlamaCompletion]
     for path in ("/completion", "/completions"):
         routes.add_api_route(
             path,
             complete,
             methods=["POST"],
             summary="llama.cpp: continue a prompt",
-            responses={**ERRORS, 200: {"model": answers, "content": STREAM}},
+            responses={**ERRORS, 200: {"model": shapes, "content": STREAM}},
             response_model=None,
             name=path.strip("/"),
         )
