@@ -41,6 +41,10 @@ class ContextExceeded(InvalidRequest):
         self.context_length = context_length
 
 
+class TextTooLong(ContextExceeded):
+    """A text of so many bytes that no `context_length` tokens make it; `tokens` is the least number that could."""
+
+
 class UnknownModel(TopkapiError):
     """The request names a checkpoint that is not loaded."""
 

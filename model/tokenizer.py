@@ -23,7 +23,8 @@ from model.bpe import BytePairEncoding, byte_pair_encoding, merge_pairs
 from model.byte_level import components, entry_decoder
 from model.errors import CheckpointError, InvalidRequest
 from model.gpt2_vocabulary import gpt2_definition
-from model.tokenizer_check import SAMPLE
+from model.interruption import between_pieces
+from model.tokenizer_check import SAMPLE, WORDS
 from model.tokenizer_definition import (
     END_OF_TEXT,
     adds_begin_token,
@@ -39,6 +40,23 @@ _LONG_RUN = 16_384
 
 _MOST_ENTRIES = 1 << 24
 """No vocabulary has so many; an id beyond is a damaged file, which must not ask for a table of that size."""
+
+_PIECE = 65_536
+"""Characters that are encoded at once: a few milliseconds of work, between which others get the interpreter."""
+
+_BORDER = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])|(?<=\S\n)(?=[^\W\d_])")
+"""Where a text may be cut: between two words of ASCII letters, and where a line begins with a letter."""
+
+_LOCAL = {
+    "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt", "Precompiled", "BertNormalizer", "ByteLevel",
+    "Prepend", "Replace",
+}  # fmt: skip
+"""Normalizers that change a piece of a text as they change it within the whole, but for its beginning."""
+
+_SHORT = 2048
+"""Characters that `tokenizers` encodes in a few milliseconds."""
+
+_ACROSS_BORDER = re.compile(rb"[A-Za-z] |\n[A-Za-z\x80-\xff]")
 
 _NFC = normalizers.NFC()
 
@@ -159,9 +177,56 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of `text` as ordinary text. Raises InvalidRequest for a text that is not valid Unicode."""
         _check_unicode(text)
+        return self._encode_whole(text) if len(text) <= _PIECE else self._encode_in_pieces(text, self._backend)
+
+    @cached_property
+    def longest_token(self) -> int:
+        """The bytes of the token that has most: no text of more than n times as many is n tokens."""
+        return max(map(len, self._bytes))
+
+    def _encode_whole(self, text: str) -> list[int]:
         if self._fast is None or _has_long_run(text):
-            return list(self._backend.encode(text, add_special_tokens=False).ids)
+            return _backend_ids(self._backend, text)
         return self._encode_fast(text)
+
+    def _encode_in_pieces(self, text: str, beginning: tokenizers.Tokenizer) -> list[int]:
+        """The ids of a long text, cut only where that can't change them; a text without such a place stays whole."""
+        ids: list[int] = []
+        backend = beginning
+        for piece in self.pieces(text):
+            between_pieces()
+            ids += self._encode_whole(piece) if self._fast is not None else _backend_ids(backend, piece)
+            backend = self._continuing
+        return ids
+
+    def pieces(self, text: str) -> Iterator[str]:
+        """`text` as it is encoded piece by piece; one is long where there is no place for a cut."""
+        start = 0
+        while start < len(text):
+            found = _BORDER.search(text, start + _PIECE) if len(text) > start + _PIECE and self._can_be_cut else None
+            end = len(text) if found is None else found.start()
+            yield text[start:end]
+            start = end
+
+    @cached_property
+    def _can_be_cut(self) -> bool:
+        """Whether a text's pieces between two borders have the ids that they have within it.
+
+        So it is where no entry has a border inside, for then nothing is merged across one, and where what splits and
+        normalises a text looks no further than the next word. The latter is tried out.
+        """
+        steps = {leaf["type"] for leaf in components(self._definition.get("normalizer"))}
+        swallowing = any(entry.get("rstrip") for entry in self._added.values())
+        if not steps <= _LOCAL or swallowing or any(map(_ACROSS_BORDER.search, self._bytes)):
+            return False
+        text = f"{SAMPLE}\n{WORDS}"
+        whole = self._encode_whole(text)
+        for border in _BORDER.finditer(text):
+            before, after = text[: border.start()], text[border.start() :]
+            rest = self._encode_whole(after) if self._fast is not None else _backend_ids(self._continuing, after)
+            if self._encode_whole(before) + rest != whole:
+                return False
+        return True
 
     def encode_with_control(self, text: str) -> list[int]:
         """Ids of `text` in which every control token's spelling becomes that token: for trusted text only."""
@@ -247,9 +312,9 @@ class Tokenizer:
             return self.encode(text)
         _check_unicode(text)
         if isinstance(before, str):
-            return list(self._continuing.encode(text, add_special_tokens=False).ids)
+            return self._encode_in_pieces(text, self._continuing)
         names = (name for spelling, name in self._unspoken.items() if self.control_tokens[spelling] == before)
-        ids = list(self._backend.encode((next(names) or "") + text, add_special_tokens=False).ids)
+        ids = self._encode_in_pieces((next(names) or "") + text, self._backend)
         return ids[ids.index(before) + 1 :] if before in ids else ids
 
     @cached_property
@@ -345,6 +410,14 @@ class Tokenizer:
         definition = trained_definition(texts, vocab_size, control)
         config = {f"{name}_token": control[0] for name in ("bos", "eos", "pad")} if control else {}
         return cls(definition, config)
+
+
+def _backend_ids(backend: tokenizers.Tokenizer, text: str) -> list[int]:
+    """The ids by `tokenizers`. What encodes several texts lets go of the interpreter, what encodes one does not."""
+    if len(text) < _SHORT:
+        return list(backend.encode(text, add_special_tokens=False).ids)
+    (encoded,) = backend.encode_batch_fast([text], add_special_tokens=False)
+    return list(encoded.ids)
 
 
 def _any_of(spellings: Iterable[str]) -> re.Pattern[str] | None:

@@ -10,3 +10,10 @@ SAMPLE = (
     '\u007f\u0300 \u0300 1 2  3\t4\n5 \u0661\u0662 Ⅷ ² x1y22z333 ### --- ... "q" (a)[b]{c} $_ @#%&*!? <'
     "|endoftext|><|im_start|></s>   "
 )
+
+WORDS = (
+    "The first of them said that it was so, and it's what they'd do. He has 12 apples, 3.5 kilos (or so) at 9 o'clock; "
+    "New York is far away. \u201cIs it?\u201d she asked... Caf\u00e9 au lait, na\u00efve words   and a tab\t here.\n"
+    "    def indented(a, b): return a in b or not b\nIn 1999 a b c d E F G HELLO WORLD iPhone x86 don't can't we'll."
+)
+"""The same for where a text may be cut: words, with what may stand beside them."""

@@ -9,6 +9,7 @@ from fastapi_offline import FastAPIOffline
 from service.api import anthropic, llama, native, openai, sglang, tgi
 from service.api.body import BodyLimit
 from service.api.errors import NATIVE
+from service.api.hosts import AllowedHosts, SameOrigin
 from service.api.keep_alive import KeepAlive
 from service.api.prefix import UnderPrefix
 from service.api.registration import register, set_up
@@ -38,10 +39,12 @@ def create_app(models: Models, settings: Settings) -> FastAPI:
     app.add_middleware(SlowBody, seconds=settings.request_timeout)
     if settings.stream_keep_alive:
         app.add_middleware(KeepAlive, seconds=settings.stream_keep_alive)
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"]
-        )
+    # Also where no origin is allowed: in its absence Gradio would answer for all paths, and allow any.
+    app.add_middleware(
+        CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"]
+    )
+    app.add_middleware(SameOrigin, allowed=settings.cors_origins)
+    app.add_middleware(AllowedHosts, listening=settings.host, allowed=settings.allowed_hosts)
     register(app, NATIVE, native.router(models))
     register(app, tgi.TGI, tgi.router(models))
     register(app, sglang.SGLANG, sglang.router(models))

@@ -121,6 +121,11 @@ def _add_serve(commands: Any) -> None:
     )
     serve.add_argument("--cors-origins", metavar="URL,…", help="origins whose web pages may call the API [none]")
     serve.add_argument(
+        "--allowed-hosts",
+        metavar="NAME,…",
+        help="host names by which it may be called besides localhost and its own address; * for any [none]",
+    )
+    serve.add_argument(
         "--studio", action=argparse.BooleanOptionalAction, default=None, help="serve the browser studio [yes]"
     )
     serve.add_argument(

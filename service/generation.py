@@ -17,7 +17,9 @@ from model.errors import Cancelled, EngineError, InvalidRequest
 from model.generation import check_prompt, token_limit
 from service.engine.request import Completed, Finished, FinishReason, GenerateJob, StopCheck, Timings, Token
 from service.jobs import JobGroup, Work
+from service.limits import MOST_ANSWERS
 from service.models import LoadedModel
+from service.prompting import tokens_of
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,13 @@ def plan(
         end_token_ids=config.end_token_ids,
         vocabulary=model.checkpoint.tokenizer,
     )
+    for name in ("n", "best_of"):
+        if len(prompts) * (effective[name] or 1) > MOST_ANSWERS:
+            asked = f"{effective[name]} answers to each of {len(prompts):,} prompts"
+            message = f"{name}: {asked} are more than {MOST_ANSWERS:,} together"
+            raise InvalidRequest(message, field=name, hint="send several requests")
     negative = effective["negative_prompt"] or []
-    negative = model.checkpoint.tokenizer.encode(negative) if isinstance(negative, str) else negative
+    negative = tokens_of(model, negative, "negative_prompt") if negative else negative
     if negative:
         check_prompt(negative, config, "negative_prompt")
     each = []

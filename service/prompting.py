@@ -6,10 +6,12 @@ chat template, the one it was trained with.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from model.errors import InvalidRequest
+from model.errors import ContextExceeded, InvalidRequest, TextTooLong
+from model.interruption import between_pieces
+from service import limits
 from service.models import LoadedModel
 
 Message = Mapping[str, Any]
@@ -28,28 +30,74 @@ def prompt_tokens(model: LoadedModel, prompt: object, field: str = "prompt") -> 
         raise InvalidRequest(f"{field} must be {expected}, not {_kind(prompt)}", field=field)
     if not prompt:
         raise InvalidRequest(f"{field} is empty", field=field, hint="send a text or at least one token id")
+    check_count(prompt, field)
     return [tokens_of(model, entry, f"{field}[{position}]") for position, entry in enumerate(prompt)]
 
 
-def tokens_of(model: LoadedModel, source: object, field: str) -> list[int]:
-    """The token ids of one text, or one list of ids after checking it. Raises `InvalidRequest` naming `field`."""
+def check_count(entries: Sequence[object], field: str, most: int = limits.MOST_PROMPTS) -> None:
+    """Raise `InvalidRequest` naming `field` where a list has more entries than a request may."""
+    if len(entries) > most:
+        message = f"{field} has {len(entries):,} entries, and {most:,} is the most"
+        raise InvalidRequest(message, field=field, hint="send several requests")
+
+
+def tokens_of(model: LoadedModel, source: object, field: str, *, fits: bool = True) -> list[int]:
+    """The token ids of one text, or one list of ids after checking it. Raises as `text_tokens` and `checked_ids`."""
     if isinstance(source, str):
-        return text_tokens(model, source, field)
+        return text_tokens(model, source, field, fits=fits)
     if isinstance(source, list):
-        return checked_ids(model, source, field)
+        return checked_ids(model, source, field, fits=fits)
     raise InvalidRequest(f"{field} must be a text or a list of token ids, not {_kind(source)}", field=field)
 
 
-def text_tokens(model: LoadedModel, text: object, field: str) -> list[int]:
-    """The token ids of one text. Raises `InvalidRequest` naming `field` where it is empty or no text."""
+def text_tokens(model: LoadedModel, text: object, field: str, *, fits: bool = True) -> list[int]:
+    """The token ids of one text, which `fits` says must fit into the context.
+
+    Raises `InvalidRequest` naming `field` where it is empty, no text, or too long to be looked at.
+    """
     if not isinstance(text, str):
         raise InvalidRequest(f"{field} must be a text, not {_kind(text)}", field=field)
     if not text:
         raise InvalidRequest(f"{field} is empty", field=field, hint="send a text of at least one character")
+    check_size(model, [text], field, fits=fits)
     return model.checkpoint.tokenizer.encode(text)
 
 
-def raw_tokens(model: LoadedModel, text: object, field: str) -> list[int]:
+def check_size(model: LoadedModel, texts: Sequence[str], field: str, *, fits: bool = True) -> None:
+    """Refuse, before anything is done with them, texts that are too long together, naming `field`.
+
+    Those that must fit into the context (`fits`) are so long as its tokens are at most; others have a limit of their
+    own. Raises `TextTooLong` and `InvalidRequest`.
+    """
+    between_pieces()
+    tokenizer, context = model.checkpoint.tokenizer, model.context_length
+    most = context * tokenizer.longest_token if fits else limits.LONGEST_TEXT
+    size = 0
+    for text in texts:
+        # Characters have at most four bytes, so most texts need not be measured.
+        size += len(text) if size + 4 * len(text) <= most else len(text.encode("utf-8", "replace"))
+    if size > most and fits:
+        raise TextTooLong(
+            f"{field} has {size:,} bytes of text, but the context holds {context:,} tokens, which are {most:,} at most",
+            field=field,
+            hint="shorten it",
+            tokens=-(-size // tokenizer.longest_token),
+            context_length=context,
+        )
+    if size > most:
+        raise InvalidRequest(
+            f"{field} has {size:,} bytes of text, and {most:,} is the most", field=field, hint="send it in parts"
+        )
+    for text in texts:
+        if len(text) > limits.MOST_UNCUT and any(len(each) > limits.MOST_UNCUT for each in tokenizer.pieces(text)):
+            raise InvalidRequest(
+                f"{field} has more than {limits.MOST_UNCUT:,} characters without a space between words or a new line",
+                field=field,
+                hint="send it in parts",
+            )
+
+
+def raw_tokens(model: LoadedModel, text: object, field: str, *, fits: bool = True) -> list[int]:
     """The token ids of a text whose author places control tokens, as TGI and llama.cpp read their prompts.
 
     A control token spelled out in it is that token, and the checkpoint's begin token comes first where its own tools
@@ -59,6 +107,7 @@ def raw_tokens(model: LoadedModel, text: object, field: str) -> list[int]:
         raise InvalidRequest(f"{field} must be a text, not {_kind(text)}", field=field)
     if not text:
         raise InvalidRequest(f"{field} is empty", field=field, hint="send a text of at least one character")
+    check_size(model, [text], field, fits=fits)
     tokenizer = model.checkpoint.tokenizer
     token_ids = tokenizer.encode_with_control(text)
     begin = tokenizer.begin_token_id
@@ -67,12 +116,24 @@ def raw_tokens(model: LoadedModel, text: object, field: str) -> list[int]:
     return token_ids
 
 
-def checked_ids(model: LoadedModel, token_ids: object, field: str) -> list[int]:
-    """`token_ids` if it is a list of the vocabulary's ids. Raises `InvalidRequest` naming the position otherwise."""
+def checked_ids(model: LoadedModel, token_ids: object, field: str, *, fits: bool = True) -> list[int]:
+    """`token_ids` if it is a list of the vocabulary's ids. Raises `InvalidRequest` naming the position otherwise.
+
+    Of those that must fit into the context (`fits`), more are not looked at.
+    """
     if not isinstance(token_ids, list):
         raise InvalidRequest(f"{field} must be a list of token ids, not {_kind(token_ids)}", field=field)
     if not token_ids:
         raise InvalidRequest(f"{field} is empty", field=field, hint="send at least one token id")
+    if fits and len(token_ids) > model.context_length:
+        raise ContextExceeded(
+            f"{field} has {len(token_ids):,} tokens, and the context holds {model.context_length:,}",
+            field=field,
+            hint="shorten it",
+            tokens=len(token_ids),
+            context_length=model.context_length,
+        )
+    check_count(token_ids, field, limits.MOST_TOKENS)
     size = model.checkpoint.tokenizer.vocab_size
     token_ids = [int(each) if isinstance(each, float) and each.is_integer() else each for each in token_ids]
     for position, token_id in enumerate(token_ids):
@@ -98,7 +159,8 @@ def conversation_tokens(
 
     The template is also given `tools`, where there are any, and `variables`, whose texts are no more trusted than those
     of messages.
-    Raises `InvalidRequest` where the checkpoint has no chat template or its template refuses the conversation.
+    Raises `InvalidRequest` where the checkpoint has no chat template, its template refuses the conversation, or this is
+    too long to fit into the context.
     """
     if not messages:
         raise InvalidRequest("messages is empty", field="messages", hint='send at least one {"role", "content"}')
@@ -115,12 +177,40 @@ def conversation_tokens(
             field="messages",
             hint="leave the calls and their answers out, or choose a checkpoint whose template takes tools",
         )
+    check_conversation(model, messages, tools, variables)
     turns = [dict(message) for message in messages]
     return checkpoint.chat.encode(turns, checkpoint.tokenizer, tools=tools or None, given=variables).token_ids
 
 
+def check_conversation(
+    model: LoadedModel,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
+) -> None:
+    """Raise `InvalidRequest` for a conversation that is too long, or whose tools are, to be made a prompt of."""
+    check_count(messages, "messages", limits.MOST_MESSAGES)
+    check_size(model, list(_texts(messages)), "messages")
+    check_size(model, list(_texts(tools)), "tools")
+    check_size(model, list(_texts(variables)), "chat_template_kwargs")
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a JSON value, names of fields too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            yield str(name)
+            yield from _texts(each)
+    elif isinstance(value, Sequence):
+        for each in value:
+            yield from _texts(each)
+
+
 def continued_tokens(model: LoadedModel, begun: str) -> list[int]:
     """The token ids of an answer's beginning that the caller says, to follow those of its conversation."""
+    check_size(model, [begun], "messages")
     # Encoded as the middle of a text, where no vocabulary puts a space before it.
     return model.checkpoint.tokenizer.encode_parts([["\n"], [begun] if begun else []])[1]
 
@@ -133,10 +223,15 @@ def fit_conversation(model: LoadedModel, messages: Sequence[Message], answer_tok
     kept = list(messages)
     head = 1 if kept and kept[0]["role"] == "system" else 0
     room = model.context_length - min(answer_tokens, model.context_length // 4)
-    while len(kept) > head + 1 and len(conversation_tokens(model, kept)) > room:
-        del kept[head]
+    # What can't fit by its size alone is not rendered again and again to find that out.
+    most = model.context_length * model.checkpoint.tokenizer.longest_token
+    sizes = [len(message["content"].encode("utf-8", "replace")) for message in kept]
+    while len(kept) > head + 1 and (
+        sum(sizes) > most or len(kept) > limits.MOST_MESSAGES or len(conversation_tokens(model, kept)) > room
+    ):
+        del kept[head], sizes[head]
         while len(kept) > head + 1 and kept[head]["role"] != "user":
-            del kept[head]
+            del kept[head], sizes[head]
     return kept, len(messages) - len(kept)
 
 

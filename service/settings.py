@@ -65,6 +65,10 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     """Origins whose web pages may call the API, separated by commas; none by default."""
 
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Host names by which the server may be called besides localhost and its address; * is any, *.example.org those
+    below that one."""
+
     ignore_unknown_fields: bool = False
     """Whether fields that would be refused as unknown are left out instead, and named in X-Ignored-Parameters."""
 
@@ -91,12 +95,24 @@ class Settings(BaseSettings):
             raise ValueError("must be a path such as /topkapi")
         return path
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "allowed_hosts", mode="before")
     @classmethod
-    def _split_origins(cls, origins: object) -> object:
-        if isinstance(origins, str):
-            return tuple(origin.strip() for origin in origins.split(",") if origin.strip())
-        return origins
+    def _split(cls, listed: object) -> object:
+        if isinstance(listed, str):
+            return tuple(each.strip() for each in listed.split(",") if each.strip())
+        return listed
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if host != "*" and not re.fullmatch(
+                r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*", host
+            ):
+                raise ValueError(
+                    "a host is a name or an address without a port, such as example.org, *.example.org or *"
+                )
+        return hosts
 
     @field_validator("cors_origins")
     @classmethod

@@ -69,7 +69,7 @@ def score(arguments: argparse.Namespace, settings: Settings, location: str, give
         summaries = [scoring.summarise(model, *pair) for pair in zip(items, found, strict=True)]
         if arguments.json:
             results = [
-                render.score_result(model, item, scores, summary, arguments.per_token, arguments.top)
+                _complete(render.score_result(model, item, scores, summary, arguments.per_token, arguments.top))
                 for item, scores, summary in zip(items, found, summaries, strict=True)
             ]
             _print_json({"id": render.new_id("score"), "model": model.name, "results": results})
@@ -86,6 +86,11 @@ def score(arguments: argparse.Namespace, settings: Settings, location: str, give
             over = f"{summary.scored_tokens:,} tokens ({summary.bytes:,} bytes{less})"
             print(f"{source}: perplexity {perplexity}, {bits} bits per byte, nll {summary.nll:.3f} over {over}")
     return 0
+
+
+def _complete(result: dict[str, Any]) -> dict[str, Any]:
+    """A result with the tokens that were to be written one by one."""
+    return result | {"per_token": list(result["per_token"])} if "per_token" in result else result
 
 
 def chat(arguments: argparse.Namespace, settings: Settings, location: str, parameters: dict[str, Any]) -> int:

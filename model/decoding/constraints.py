@@ -51,10 +51,10 @@ def bad_words(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Ca
 
 
 def _completing(row: Row) -> list[int]:
-    tokens, found = row.tokens, []
-    for sequence in row.parameters["bad_words"].sequences:
-        before = len(sequence) - 1
-        if before == 0 or tuple(tokens[-before:]) == sequence[:-1]:
+    tokens, words = row.tokens, row.parameters["bad_words"].by_last_but_one
+    found = [word for (word,) in words.get(None, ())]
+    for sequence in words.get(tokens[-1], ()) if tokens else ():
+        if tuple(tokens[1 - len(sequence) :]) == sequence[:-1]:
             found.append(sequence[-1])
     return found
 

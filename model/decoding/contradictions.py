@@ -146,7 +146,7 @@ def refuse_contradictions(effective: Effective) -> None:
             raise InvalidRequest(
                 f"stop_regex {pattern!r} is no regular expression: {error}", field="stop_regex"
             ) from None
-        if regex.search(pattern, "") is not None:
+        if _matches_nothing(pattern):
             raise InvalidRequest(
                 f"stop_regex {pattern!r} matches the empty text, so the answer would end before it begins",
                 field="stop_regex",
@@ -158,6 +158,16 @@ def refuse_contradictions(effective: Effective) -> None:
             field="include_stop",
             hint="give stop or stop_regex, or leave include_stop out",
         )
+
+
+def _matches_nothing(pattern: str) -> bool:
+    """Whether a pattern matches the empty text, which takes some patterns of nested repetitions long to find out."""
+    try:
+        return regex.search(pattern, "", timeout=0.1) is not None
+    except TimeoutError:
+        raise InvalidRequest(
+            f"stop_regex {pattern!r} takes too long to search for", field="stop_regex", hint="avoid nested repetitions"
+        ) from None
 
 
 def refuse_structures(effective: Effective, table: Table) -> None:

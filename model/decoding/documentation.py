@@ -146,6 +146,11 @@ def _value(parameter: Parameter) -> str:
     if low is not None:
         start = "above" if parameter.above is not None else "from"
         kind += f", {start} {low:g}" + ("" if parameter.maximum is None else f" to {_number(parameter.maximum)}")
+    if parameter.most is not None:
+        kind += f", at most {parameter.most:,}"
+    if parameter.longest is not None:
+        kind += f"{' of' if parameter.most is not None else ', at most'} {parameter.longest:,} characters"
+        kind += " each" if parameter.most is not None else ""
     if isinstance(parameter.off, int | float) and not isinstance(parameter.off, bool):
         kind += f"; {parameter.off:g} is off"
     return kind

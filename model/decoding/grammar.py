@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.decoding.parameters import grammar_parameter
+from model.decoding.table import LONGEST_STRUCTURE
 from model.errors import EngineError, InvalidRequest, Overloaded
 from model.tokenizer import Tokenizer
 
@@ -33,7 +34,9 @@ WHITE_SPACE = r"[ ]|\n[ ]{0,16}"
 
 # Grammars come from strangers. llguidance recurses along chains of definitions, and an ordinary thread's stack
 # overflows at about 2,000 of them, which would end the process; intersections can take exponential time.
-LONGEST_TEXT = 65_536
+LONGEST_TEXT = LONGEST_STRUCTURE
+LONGEST_CHOICES = 1_048_576
+"""Characters of all choices together; they are compiled in a time that grows with them alone."""
 STACK_BYTES = 128 * 1024 * 1024
 COMPILE_SECONDS = 10.0
 MOST_COMPILING = 4
@@ -42,7 +45,11 @@ WAIT_SECONDS = 1.0
 
 _STACK_SIZE = threading.Lock()
 _COMPILING = threading.BoundedSemaphore(MOST_COMPILING)
-_LITERAL = re.compile(r'//[^\n]*|#[^\n]*|"(?:\\.|[^"\\])*"|/(?:\\.|[^/\\])+/')
+# These hold the interpreter while they search, so each reads a place of the text once: a literal without an end goes to
+# the end of the text, and no repetition may begin anew within what another one has read.
+_LITERAL = re.compile(r'//[^\n]*|#[^\n]*|"(?:\\[\s\S]|[^"\\])*+(?:"|\\?\Z)|/(?:\\[\s\S]|[^/\\])++(?:/|\\?\Z)')
+_GBNF_RULE = re.compile(r"^[ \t]*[\w-]+\s*::=", re.MULTILINE)
+_TEMPERATURE = re.compile(r"\[[^\[\]]*\btemperature\s*=")
 
 Mask = NDArray[np.bool_]
 
@@ -146,8 +153,9 @@ def compile_constraint(
     if field == "grammar":
         _check_lark(parameters[field], [tokenizer.token_bytes(token_id).decode() for token_id in ends & control])
     source = _source(field, parameters[field])
-    if len(source) > LONGEST_TEXT and field != "choice":
-        raise _refused(field, f"it has {len(source):,} characters, and {LONGEST_TEXT:,} is the most", "make it shorter")
+    most = LONGEST_CHOICES if field == "choice" else LONGEST_TEXT
+    if len(source) > most:
+        raise _refused(field, f"it has {len(source):,} characters, and {most:,} is the most", "make it shorter")
     token_count = min(tokenizer.vocab_size, vocab_size)
     grammar = _Grammar(field, token_count, frozenset(ends), ends_only, ~ends_only)
 
@@ -186,14 +194,14 @@ def _source(field: str, value: Any) -> str:
 def _check_lark(text: str, end_spellings: Sequence[str]) -> None:
     """Refuse what llguidance reads but leaves to others to act on."""
     bare = _LITERAL.sub(" ", text)
-    if re.search(r"^\s*[\w-]+\s*::=", bare, re.MULTILINE):
+    if _GBNF_RULE.search(bare):
         hint = 'write rules as `start: "yes" | "no"`, or send it to a route of llama.cpp\'s or OpenAI\'s clients'
         raise _refused("grammar", "it looks like llama.cpp's GBNF (rules with ::=), and is read as Lark here", hint)
     named = next((spelling for spelling in end_spellings if spelling in bare), None)
     if named is not None:
         hint = "leave it out: it is allowed by itself where the grammar may stop"
         raise _refused("grammar", f"it names the end token {named}", hint)
-    if re.search(r"\[[^\]]*\btemperature\s*=", bare):
+    if _TEMPERATURE.search(bare):
         hint = "leave it out, and set the temperature of the request"
         raise _refused("grammar", "a rule's own temperature is not supported", hint)
 

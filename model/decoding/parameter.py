@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +23,8 @@ class Parameter:
 
     `stage` is the decoding stage it belongs to, and `needs` the parameter without which it has nothing to act on.
     Integers and numbers lie between `minimum` and `maximum` or strictly above `above`; `slider` is (low, high, step).
+    A list or an object has at most `most` entries, and each text at most `longest` characters, each list of token ids
+    within it as many ids, a schema as many characters of JSON.
     """
 
     name: str
@@ -37,6 +40,8 @@ class Parameter:
     aliases: tuple[str, ...] = ()
     stage: str | None = None
     needs: str | None = None
+    most: int | None = None
+    longest: int | None = None
 
 
 def check(parameter: Parameter, value: Any) -> Any:
@@ -52,17 +57,25 @@ def check(parameter: Parameter, value: Any) -> Any:
         return value
     if kind == "strings":
         items = [value] if isinstance(value, str) else value
-        if not isinstance(items, list | tuple) or not all(isinstance(item, str) and item for item in items):
+        if not isinstance(items, list | tuple):
             raise InvalidRequest(f"{name} must be a text or a list of texts, none of them empty", field=name)
+        _limit(name, items, parameter.most, "entries")
+        if not all(isinstance(item, str) and item for item in items):
+            raise InvalidRequest(f"{name} must be a text or a list of texts, none of them empty", field=name)
+        for position, item in enumerate(items):
+            _limit(name if isinstance(value, str) else f"{name}[{position}]", item, parameter.longest, "characters")
         return list(items)
     if kind == "integers":
         if not isinstance(value, list | tuple):
             raise InvalidRequest(f"{name} must be a list of token ids", field=name)
+        _limit(name, value, parameter.most, "entries")
         return [_integer(name, item) for item in value]
     if kind == "words":
-        return _words(name, value)
+        return _words(parameter, value)
     if kind == "text":
-        return _text(name, value)
+        text = _text(name, value)
+        _limit(name, text, parameter.longest, "characters")
+        return text
     if kind == "prompt":
         if not isinstance(value, list | tuple):
             return _text(name, value)
@@ -70,13 +83,15 @@ def check(parameter: Parameter, value: Any) -> Any:
             raise InvalidRequest(f"{name} must be one text, or one list of token ids", field=name)
         return [_integer(name, item) for item in value]
     if kind == "layers":
-        return _layers(name, value)
+        return _layers(parameter, value)
     if kind == "schema":
         if not isinstance(value, Mapping | bool):
             raise InvalidRequest(f"{name} must be a JSON schema: an object, or true for any JSON", field=name)
+        _limit_json(name, value, parameter.longest)
         return dict(value) if isinstance(value, Mapping) else value
     if not isinstance(value, Mapping):
         raise InvalidRequest(f"{name} must map token ids to numbers", field=name)
+    _limit(name, value, parameter.most, "entries")
     try:
         return {int(key): float(_in_range(parameter, _number(name, number))) for key, number in value.items()}
     except (TypeError, ValueError):
@@ -117,23 +132,49 @@ def _text(name: str, value: Any) -> str:
     return value
 
 
-def _layers(name: str, value: Any) -> str | list[int]:
+def _limit(place: str, value: Sized, most: int | None, unit: str) -> None:
+    """Refuse what is longer than any request needs, before anything is done with it."""
+    if most is not None and len(value) > most:
+        raise InvalidRequest(f"{place} has {len(value):,} {unit}, and {most:,} is the most", field=place)
+
+
+def _limit_json(name: str, value: Any, most: int | None) -> None:
+    """The same for a value's JSON, of which no more is written than may be there."""
+    size = 0
+    try:
+        for part in json.JSONEncoder(ensure_ascii=False).iterencode(value):
+            size += len(part)
+            if most is not None and size > most:
+                raise InvalidRequest(f"{name} has more than {most:,} characters of JSON", field=name)
+    except RecursionError:
+        raise InvalidRequest(f"{name} is nested too deeply", field=name) from None
+    except (TypeError, ValueError):
+        raise InvalidRequest(f"{name} must be JSON", field=name) from None
+
+
+def _layers(parameter: Parameter, value: Any) -> str | list[int]:
+    name = parameter.name
     if value in ("low", "high"):
         return str(value)
     if not isinstance(value, list | tuple) or not value:
         raise InvalidRequest(f'{name} must be "low", "high" or a list of layer numbers', field=name)
+    _limit(name, value, parameter.most, "entries")
     return sorted({_integer(name, item) for item in value})
 
 
-def _words(name: str, value: Any) -> Words:
+def _words(parameter: Parameter, value: Any) -> Words:
+    name = parameter.name
     if isinstance(value, Words):
         return value
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list | tuple):
         raise InvalidRequest(f"{name} must be a list of texts or of lists of token ids", field=name)
-    for item in items:
+    _limit(name, items, parameter.most, "entries")
+    for position, item in enumerate(items):
         if not item or not isinstance(item, str | list | tuple):
             raise InvalidRequest(f"{name} must hold texts or lists of token ids, none of them empty", field=name)
+        place = name if isinstance(value, str) else f"{name}[{position}]"
+        _limit(place, item, parameter.longest, "characters" if isinstance(item, str) else "token ids")
     return Words(item if isinstance(item, str) else [_integer(name, token_id) for token_id in item] for item in items)
 
 

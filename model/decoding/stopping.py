@@ -7,6 +7,7 @@ may still match, never leaks in halves.
 from __future__ import annotations
 
 import codecs
+import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import Any, Self
@@ -16,7 +17,8 @@ import regex
 from model.errors import InvalidRequest
 
 TokenBytes = Callable[[int], bytes]
-SEARCH_SECONDS = 0.25
+SEARCH_SECONDS = 0.1
+"""What all searches for one token may take together: they hold the interpreter."""
 
 
 class Stopper:
@@ -97,6 +99,7 @@ class PatternStopper(Stopper):
         self._patterns += [(text, regex.compile(text)) for text in patterns]
         self._text = ""
         self._sent = 0
+        self._until = 0.0
 
     def feed(self, token_id: int) -> str:
         """The text that this token makes certain; empty once a stop was found."""
@@ -110,6 +113,7 @@ class PatternStopper(Stopper):
         return released if self.stopped is not None else released + self._release(len(self._text))
 
     def _add(self, characters: str) -> str:
+        self._until = time.monotonic() + SEARCH_SECONDS
         for character in characters:
             self._text += character
             found = [(text, match) for text, pattern in self._patterns if (match := self._search(pattern)) is not None]
@@ -122,7 +126,8 @@ class PatternStopper(Stopper):
     def _search(self, pattern: Any, partial: bool = False) -> Any:
         """A match in the text not yet sent, which what was sent before may lead up to."""
         try:
-            return pattern.search(self._text, self._sent, partial=partial, timeout=SEARCH_SECONDS)
+            left = max(self._until - time.monotonic(), 0.001)
+            return pattern.search(self._text, self._sent, partial=partial, timeout=left)
         except TimeoutError:
             raise InvalidRequest(
                 f"stop_regex {pattern.pattern!r} takes too long to search for",

@@ -8,6 +8,15 @@ from __future__ import annotations
 
 from model.decoding.parameter import Parameter
 
+# Several times what anybody has been seen to send. Each answer is held against these at every token, so they also
+# bound what one request can cost the others.
+MOST_STOPS, LONGEST_STOP, MOST_STOP_IDS = 128, 1024, 1024
+MOST_PATTERNS = 16
+MOST_WORDS, LONGEST_WORD = 4096, 256
+MOST_BREAKERS, LONGEST_BREAKER = 128, 64
+MOST_IDS = 65_536
+LONGEST_STRUCTURE = 65_536
+
 PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "max_tokens", "integer", None, None,
@@ -158,6 +167,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         "dry_breakers", "words", ["\n", ":", '"', "*"], [],
         "Texts, or lists of token ids, across which no passage is matched.",
         "DRY, p-e-w 2024", aliases=("dry_sequence_breakers",), stage="dry", needs="dry_multiplier",
+        most=MOST_BREAKERS, longest=LONGEST_BREAKER,
     ),
     Parameter(
         "no_repeat_ngram_size", "integer", 0, 0,
@@ -167,27 +177,28 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "logit_bias", "integer_to_number", {}, {},
         "Added to the logits of these token ids, between -100 and 100 each.",
-        "OpenAI API", minimum=-100, maximum=100, stage="logit_bias",
+        "OpenAI API", minimum=-100, maximum=100, stage="logit_bias", most=MOST_IDS,
     ),
     Parameter(
         "allowed_token_ids", "integers", None, None,
         "Only these token ids can be chosen.",
-        "vLLM", stage="allowed_token_ids",
+        "vLLM", stage="allowed_token_ids", most=MOST_IDS,
     ),
     Parameter(
         "banned_token_ids", "integers", [], [],
         "These token ids are never chosen.",
         "transformers (suppress_tokens)", aliases=("suppress_tokens", "custom_token_bans"), stage="banned_token_ids",
+        most=MOST_IDS,
     ),
     Parameter(
         "bad_words", "words", [], [],
         "Texts, or lists of token ids, that are never completed: their last token is not chosen after the others.",
-        "vLLM, transformers", aliases=("bad_words_ids",), stage="bad_words",
+        "vLLM, transformers", aliases=("bad_words_ids",), stage="bad_words", most=MOST_WORDS, longest=LONGEST_WORD,
     ),
     Parameter(
         "json_schema", "schema", None, None,
         "The answer is JSON that fulfils this schema: an object, or true or {} for any JSON.",
-        "llguidance (JSON Schema 2020-12)", aliases=("guided_json",), stage="grammar",
+        "llguidance (JSON Schema 2020-12)", aliases=("guided_json",), stage="grammar", longest=LONGEST_STRUCTURE,
     ),
     Parameter(
         "json_object", "boolean", False, False,
@@ -197,17 +208,17 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "regex", "text", None, None,
         "The whole answer matches this regular expression (Rust's syntax: no look-around, no back-references).",
-        "llguidance", aliases=("guided_regex",), stage="grammar",
+        "llguidance", aliases=("guided_regex",), stage="grammar", longest=LONGEST_STRUCTURE,
     ),
     Parameter(
         "choice", "strings", None, None,
         "The answer is one of these texts.",
-        "llguidance, vLLM", aliases=("guided_choice",), stage="grammar",
+        "llguidance, vLLM", aliases=("guided_choice",), stage="grammar", most=MOST_WORDS, longest=LONGEST_STRUCTURE,
     ),
     Parameter(
         "grammar", "text", None, None,
         "The answer follows this context-free grammar, in Lark's notation with a rule named start.",
-        "llguidance (Lark syntax)", aliases=("guided_grammar",), stage="grammar",
+        "llguidance (Lark syntax)", aliases=("guided_grammar",), stage="grammar", longest=LONGEST_STRUCTURE,
     ),
     Parameter(
         "guidance_scale", "number", 1.0, 1.0,
@@ -226,7 +237,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         "dola_layers", "layers", None, None,
         "Score tokens by how much more likely the last layer holds them than an earlier one: `low` or `high` half of "
         "the layers, or their numbers (0 is the embedding); at each token the layer that differs most is taken.",
-        "DoLa, Chuang et al. 2023, section 2", stage="dola",
+        "DoLa, Chuang et al. 2023, section 2", stage="dola", most=MOST_STOPS,
     ),
     Parameter(
         "num_beams", "integer", 1, 1,
@@ -263,6 +274,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         "order", "strings", None, None,
         "The stages in the order to apply them; constraints always come first. Every stage in force must be named.",
         "llama.cpp (samplers)", aliases=("samplers", "sampler_order", "sampler_priority"),
+        most=MOST_STOPS, longest=LONGEST_WORD,
     ),
     Parameter(
         "prompt_lookup", "integer", 0, 0,
@@ -293,12 +305,12 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "stop", "strings", [], [],
         "Texts that end the answer; they are not part of it unless `include_stop` is set.",
-        "OpenAI API", aliases=("stop_sequences",),
+        "OpenAI API", aliases=("stop_sequences",), most=MOST_STOPS, longest=LONGEST_STOP,
     ),
     Parameter(
         "stop_regex", "strings", [], [],
         "Regular expressions that end the answer at the first character where one of them matches.",
-        "SGLang (stop_regex)",
+        "SGLang (stop_regex)", most=MOST_PATTERNS, longest=LONGEST_STOP,
     ),
     Parameter(
         "include_stop", "boolean", False, False,
@@ -308,7 +320,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "stop_token_ids", "integers", [], [],
         "Token ids that end the answer, beside the checkpoint's own end tokens.",
-        "vLLM",
+        "vLLM", most=MOST_STOP_IDS,
     ),
     Parameter(
         "ignore_end_token", "boolean", False, False,

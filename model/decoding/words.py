@@ -37,10 +37,14 @@ class Words(list[Any]):
         self.sequences: tuple[tuple[int, ...], ...] | None = None
         # By their last token: what a sequence is about to end with.
         self.by_last: dict[int, list[tuple[int, ...]]] = {}
+        # By the token before the last, None for those of one token: what a sequence may be about to be completed by.
+        self.by_last_but_one: dict[int | None, list[tuple[int, ...]]] = {}
         if sequences is not None:
             self.sequences = tuple(dict.fromkeys(sequences))
             for sequence in self.sequences:
                 self.by_last.setdefault(sequence[-1], []).append(sequence)
+                before = sequence[-2] if len(sequence) > 1 else None
+                self.by_last_but_one.setdefault(before, []).append(sequence)
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
         return Words, (list(self), self.sequences)
@@ -86,14 +90,17 @@ def _holding(vocabulary: Vocabulary, text: str) -> tuple[tuple[int, ...], ...]:
     raw = text.encode("utf-8")
     found: list[tuple[int, ...]] = []
     tails = {size: tuple(vocabulary.encode(text[size:])) for size in range(1, len(text))}
+    begun: dict[int, list[tuple[bytes, tuple[int, ...]]]] = {}
+    for size, tail in tails.items():
+        beginning = text[:size].encode("utf-8")
+        begun.setdefault(beginning[-1], []).append((beginning, tail))
     for token_id in range(vocabulary.vocab_size):
         piece = vocabulary.token_bytes(token_id)
         if raw in piece:
             found.append((token_id,))
             continue
-        for size, tail in tails.items():
-            if piece.endswith(text[:size].encode("utf-8")):
-                found.append((token_id, *tail))
+        ends = begun.get(piece[-1], ()) if piece else ()
+        found += [(token_id, *tail) for beginning, tail in ends if piece.endswith(beginning)]
     return tuple(found)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
@@ -15,12 +14,14 @@ from model.decoding.aliases import translated
 from model.errors import Overloaded, TopkapiError
 from model.tool_call_reader import CallBegan, Event, Said
 from service.api import anthropic_schemas as schemas
+from service.api.answering import answered
 from service.api.anthropic_conversation import Reading, read
+from service.api.apart import apart, unless_disconnected
 from service.api.body import JSONRoute
 from service.api.dialect import Dialect, with_hint
 from service.api.errors import INTERNAL
 from service.api.openai.tools import Calling, naming
-from service.api.streaming import STREAM, EventStream, unless_disconnected
+from service.api.streaming import STREAM, EventStream
 from service.generation import Generation, Output, Plan, no_answer, plan
 from service.models import LoadedModel, Models
 
@@ -62,7 +63,7 @@ def router(models: Models) -> APIRouter:
         response_model=None,
     )
     async def messages(request: Request, body: schemas.AnthropicRequest) -> Response:
-        asked, reading = await asyncio.to_thread(_plan, models.get(body.model), body)
+        asked, reading = await apart(request, _plan, models.get(body.model), body)
         generation = Generation(asked)
         answer = _Answer(generation, body, reading.calling)
         if body.stream:
@@ -70,7 +71,7 @@ def router(models: Models) -> APIRouter:
             return EventStream(generation, answer.events())
         async with generation:
             await unless_disconnected(request, generation.finish())
-        return JSONResponse(answer.message())
+        return await answered(answer.message)
 
     @routes.post(
         "/v1/messages/count_tokens",
@@ -78,8 +79,8 @@ def router(models: Models) -> APIRouter:
         responses={**ERRORS, 200: {"model": schemas.AnthropicCount}},
         response_model=None,
     )
-    async def count_tokens(body: schemas.AnthropicCountRequest) -> Response:
-        reading = await asyncio.to_thread(read, models.get(body.model), body)
+    async def count_tokens(request: Request, body: schemas.AnthropicCountRequest) -> Response:
+        reading = await apart(request, read, models.get(body.model), body)
         return JSONResponse({"input_tokens": len(reading.token_ids)})
 
     return routes

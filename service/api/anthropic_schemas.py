@@ -7,10 +7,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema
 
+from model.decoding.table import MOST_STOPS
 from service.api.harmless import CacheControl as AnthropicCacheControl
 from service.api.harmless import Only
 from service.api.openai.fields import Refusing
 from service.api.schemas import Strict
+from service.limits import MOST_MESSAGES, MOST_PARTS, MOST_TOOLS
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
 
@@ -53,7 +55,7 @@ class AnthropicToolResult(Strict):
 
     type: Literal["tool_result"]
     tool_use_id: str
-    content: str | list[AnthropicText] | None = None
+    content: str | Annotated[list[AnthropicText], Field(max_length=MOST_PARTS)] | None = None
     is_error: bool | None = None
     cache_control: CacheControl = None
     toolset_name: Annotated[Any, Only()] = None
@@ -68,7 +70,7 @@ class AnthropicTurn(Strict):
     """One turn. Turns of one role in a row are one; a last turn of the assistant is how its answer begins."""
 
     role: Literal["user", "assistant", "system"]
-    content: str | list[AnthropicBlock]
+    content: str | Annotated[list[AnthropicBlock], Field(max_length=MOST_PARTS)]
 
 
 class AnthropicTool(Strict):
@@ -124,9 +126,9 @@ class AnthropicCountRequest(Refusing):
     }  # fmt: skip
 
     model: Annotated[str, Field(description="A loaded checkpoint's name.")]
-    messages: Annotated[list[AnthropicTurn], Field(min_length=1)]
-    system: str | list[AnthropicText] | None = None
-    tools: list[AnthropicTool] | None = None
+    messages: Annotated[list[AnthropicTurn], Field(min_length=1, max_length=MOST_MESSAGES)]
+    system: str | Annotated[list[AnthropicText], Field(max_length=MOST_PARTS)] | None = None
+    tools: Annotated[list[AnthropicTool] | None, Field(max_length=MOST_TOOLS)] = None
     tool_choice: AnthropicToolChoice | None = None
     thinking: Annotated[
         Any, WithJsonSchema({"type": ["object", "null"], "properties": {"type": {"const": "disabled"}}})
@@ -146,7 +148,7 @@ class AnthropicRequest(AnthropicCountRequest):
     }  # fmt: skip
 
     max_tokens: Annotated[int, Field(ge=0)]
-    stop_sequences: list[str] | None = None
+    stop_sequences: Annotated[list[str] | None, Field(max_length=MOST_STOPS)] = None
     stream: bool | None = None
     temperature: Annotated[float, Field(ge=0)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None

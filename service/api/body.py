@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,19 +12,23 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.apart import apart
 from service.api.dialect import CHOSEN, Dialect, dialect_of
 from service.api.errors import (
     BodyTooLarge,
     InapplicableField,
-    MalformedBody,
     UnsupportedMediaType,
     error_response,
     field_name,
     location_of,
     place_of,
 )
+from service.api.json_reader import FAST, parse_json
 
 Handle = Callable[[Request], Coroutine[Any, Any, Response]]
+
+STUDIO_BYTES = 2 * 2**20
+"""Largest body of the studio's own routes, which Gradio reads on the event loop; a conversation fits many times."""
 
 IGNORED = "X-Ignored-Parameters"
 """The header in which a lenient server names the fields it left out."""
@@ -120,9 +122,11 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        limit = min(self._limit, STUDIO_BYTES) if path.startswith("/gradio_api/") else self._limit
         declared = dict(scope["headers"]).get(b"content-length", b"")
-        if declared.isdigit() and int(declared) > self._limit:
-            await error_response(BodyTooLarge(self._limit), dialect_of(scope))(scope, receive, send)
+        if declared.isdigit() and int(declared) > limit:
+            await error_response(BodyTooLarge(limit), dialect_of(scope))(scope, receive, send)
             return
         received = 0
 
@@ -130,8 +134,8 @@ class BodyLimit:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._limit:
-                raise BodyTooLarge(self._limit)
+            if received > limit:
+                raise BodyTooLarge(limit)
             return message
 
         await self._app(scope, limited, send)
@@ -150,63 +154,5 @@ class _StrictRequest(Request):
                     f"the body must be JSON, but it is {declared}",
                     hint="send the header Content-Type: application/json",
                 )
-            self._document = parse_json(body)
+            self._document = parse_json(body) if len(body) <= FAST else await apart(self, parse_json, body)
         return self._document
-
-
-def parse_json(body: bytes) -> dict[str, Any]:
-    """The JSON object in `body`.
-
-    Raises `MalformedBody` for anything else: bytes that are not UTF-8, JSON with NaN or Infinity or a number beyond
-    float64, a field given twice, half of a surrogate pair, nesting without end.
-    """
-    try:
-        text = body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise MalformedBody(
-            f"the body is not valid UTF-8: byte 0x{body[error.start]:02x} at offset {error.start}",
-            hint="encode the body as UTF-8",
-        ) from None
-    if not text.strip():
-        raise MalformedBody("the body is empty", hint='send a JSON object such as {"prompt": "Once"}')
-    try:
-        document = json.loads(
-            text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_duplicates
-        )
-        if "\\u" in text:
-            json.dumps(document, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        raise MalformedBody(
-            f"the body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}",
-            hint="check quotes, commas and brackets there",
-        ) from None
-    except UnicodeEncodeError:
-        raise MalformedBody(
-            "a text in the body holds half of a surrogate pair, which is no character",
-            hint="send characters beyond U+FFFF as UTF-8 or as a pair of \\u escapes",
-        ) from None
-    except (ValueError, RecursionError):
-        raise MalformedBody("the body is nested too deeply or holds a number with too many digits") from None
-    if not isinstance(document, dict):
-        raise MalformedBody("the body must be a JSON object", hint='send an object such as {"prompt": "Once"}')
-    return document
-
-
-def _refuse_constant(name: str) -> float:
-    raise MalformedBody(f"the body holds {name}, which is not JSON", hint="send a finite number or null")
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if not math.isfinite(number):
-        raise MalformedBody(f"the body holds {digits[:40]}, which is beyond float64", hint="send a finite number")
-    return number
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise MalformedBody(f"{twice} is given twice in one object", field=twice, hint="give every field once")
-    return fields

@@ -40,13 +40,6 @@ _MAY_BE = {
 INTERNAL = TopkapiError("the server met an unexpected error", hint="its log has the details; please report it")
 
 
-class MalformedBody(InvalidRequest):
-    """The body is not the JSON that the route reads."""
-
-    status = 400
-    kind = "malformed_body"
-
-
 class UnsupportedMediaType(InvalidRequest):
     """The body is not declared as JSON."""
 

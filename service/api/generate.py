@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from service.api import render, schemas
+from service.api.answering import answered
+from service.api.apart import apart, on_thread, unless_disconnected
 from service.api.describing import stream_of
-from service.api.streaming import unless_disconnected
 from service.api.streams import Events, Streams, fingerprint, resumed
 from service.generation import Generation, Plan, plan
 from service.models import LoadedModel, Models
@@ -40,15 +39,15 @@ def add_generate(routes: APIRouter, models: Models, streams: Streams) -> None:
         if last_event_id is not None:
             return await resumed(streams, request, body.stream, last_event_id)
         model = models.get(body.model)
-        generation = Generation(await asyncio.to_thread(_plan, model, body), body.priority)
+        generation = Generation(await apart(request, _plan, model, body), body.priority)
         identifier, created = render.new_id("gen"), render.timestamp()
         if body.stream:
-            same = fingerprint(await request.json())
+            same = await fingerprint(request)
             generation.start()
             return streams.begin(identifier, same, _events(generation, identifier, created), generation.cancel)
         async with generation:
             await unless_disconnected(request, generation.finish())
-        return JSONResponse(await asyncio.to_thread(render.generate_response, generation, identifier, created))
+        return await answered(lambda: render.generate_response(generation, identifier, created))
 
 
 def _plan(model: LoadedModel, body: schemas.GenerateRequest) -> Plan:
@@ -63,4 +62,4 @@ def _plan(model: LoadedModel, body: schemas.GenerateRequest) -> Plan:
 async def _events(generation: Generation, identifier: str, created: int) -> Events:
     async for delta in generation.deltas():
         yield "token", render.token_event(generation, delta)
-    yield "done", await asyncio.to_thread(render.generate_response, generation, identifier, created)
+    yield "done", await on_thread(lambda: render.generate_response(generation, identifier, created))

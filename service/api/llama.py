@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from model.decoding.aliases import translated
-from model.errors import ContextExceeded, InvalidRequest, TopkapiError
+from model.errors import ContextExceeded, InvalidRequest, TextTooLong, TopkapiError
 from service.api import llama_schemas as schemas
+from service.api.answering import answered
+from service.api.apart import apart, on_thread, unless_disconnected
 from service.api.body import JSONRoute
 from service.api.dialect import Dialect, with_hint
 from service.api.errors import INTERNAL
@@ -22,7 +24,7 @@ from service.api.llama_render import Renderer, server_sent_event
 from service.api.llama_state import add_state
 from service.api.llama_tokens import add_tokens
 from service.api.openai import chat
-from service.api.streaming import STREAM, EventStream, unless_disconnected
+from service.api.streaming import STREAM, EventStream
 from service.generation import Generation, Plan, plan
 from service.models import LoadedModel, Models
 
@@ -36,9 +38,9 @@ def _error(error: TopkapiError) -> tuple[int, dict[str, Any]]:
     kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
     content = {"code": status, "message": with_hint(error), "type": kind}
     if isinstance(error, ContextExceeded):
-        message = (
-            f"the request ({error.tokens} tokens) exceeds the available context size ({error.context_length} tokens)"
-        )
+        least = "at least " if isinstance(error, TextTooLong) else ""
+        available = f"the available context size ({error.context_length} tokens)"
+        message = f"the request ({least}{error.tokens} tokens) exceeds {available}"
         content |= {"message": message, "type": "exceed_context_size_error"}
         content |= {"n_prompt_tokens": error.tokens, "n_ctx": error.context_length}
     return status, {"error": content}
@@ -73,24 +75,28 @@ def router(models: Models) -> APIRouter:
         if slot >= model.engine.max_running:
             message = f"id_slot is {slot}, but there are the slots 0 to {model.engine.max_running - 1}"
             raise InvalidRequest(message, field="id_slot", hint="leave it out, or send -1")
-        generation = Generation(await asyncio.to_thread(_plan, model, body, settings))
+        generation = Generation(await apart(request, _plan, model, body, settings))
         renderer = Renderer(generation, settings, slot, body.response_fields or ())
         if body.stream:
             generation.start()
             return EventStream(generation, _events(generation, renderer))
         async with generation:
             await unless_disconnected(request, generation.finish())
-        answers = [renderer.completion(output) for output in generation.outputs]
-        return JSONResponse(answers[0] if len(answers) == 1 else answers)
 
-    answered = schemas.LlamaCompletion | list[schemas.LlamaCompletion]
+        def made() -> Any:
+            answers = [renderer.completion(output) for output in generation.outputs]
+            return answers[0] if len(answers) == 1 else answers
+
+        return await answered(made)
+
+    shapes = schemas.LlamaCompletion | list[schemas.LlamaCompletion]
     for path in ("/completion", "/completions"):
         routes.add_api_route(
             path,
             complete,
             methods=["POST"],
             summary="llama.cpp: continue a prompt",
-            responses={**ERRORS, 200: {"model": answered, "content": STREAM}},
+            responses={**ERRORS, 200: {"model": shapes, "content": STREAM}},
             response_model=None,
             name=path.strip("/"),
         )
@@ -129,8 +135,8 @@ def _add_count(routes: APIRouter, models: Models, prefix: str, continues: bool) 
         responses={**ERRORS, 200: {"model": schemas.LlamaCount}},
         response_model=None,
     )
-    async def count(body: chat.ChatRequest) -> Response:
-        return JSONResponse({"input_tokens": await asyncio.to_thread(_count, models.get(body.model), body, continues)})
+    async def count(request: Request, body: chat.ChatRequest) -> Response:
+        return JSONResponse({"input_tokens": await apart(request, _count, models.get(body.model), body, continues)})
 
 
 def _count(model: LoadedModel, body: chat.ChatRequest, continues: bool) -> int:
@@ -138,7 +144,7 @@ def _count(model: LoadedModel, body: chat.ChatRequest, continues: bool) -> int:
     try:
         (prompt,) = chat.checked(model, body, continues)[0].prompts
     except ContextExceeded as error:
-        if error.field != "messages":
+        if error.field != "messages" or isinstance(error, TextTooLong):
             raise
         return error.tokens
     return len(prompt)
@@ -160,7 +166,7 @@ async def _events(generation: Generation, renderer: Renderer) -> AsyncIterator[b
             else:
                 yield server_sent_event(renderer.chunk(delta, delta.token))
         for output in generation.outputs:
-            yield server_sent_event(renderer.completion(output, rest.get(output.index, "")))
+            yield server_sent_event(await on_thread(partial(renderer.completion, output, rest.get(output.index, ""))))
     except TopkapiError as error:
         yield server_sent_event(_error(error)[1])
     except Exception:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from model.embedding import check_embeddable
 from service.api import llama_schemas as schemas
+from service.api.answering import answered
+from service.api.apart import apart, unless_disconnected
 from service.api.llama_prompts import read_prompts
-from service.api.streaming import unless_disconnected
 from service.embedding import embedded
 from service.models import LoadedModel, Models
 from service.scoring import require_one
@@ -23,9 +23,9 @@ def add_embeddings(routes: APIRouter, models: Models, errors: Mapping[int | str,
 
     async def embed(request: Request, body: schemas.LlamaEmbeddingRequest) -> Response:
         model = models.get(body.model)
-        texts = await asyncio.to_thread(_texts, model, body)
+        texts = await apart(request, _texts, model, body)
         vectors = await unless_disconnected(request, embedded(model, texts))
-        return JSONResponse([{"index": index, "embedding": [vector]} for index, vector in enumerate(vectors)])
+        return await answered(lambda: [{"index": index, "embedding": [vector]} for index, vector in enumerate(vectors)])
 
     for path in ("/embedding", "/embeddings"):
         routes.add_api_route(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from model.decoding.table import LONGEST_WORD, MOST_IDS
 from model.errors import InvalidRequest
 from service.api.gbnf import lark_of
 from service.api.llama_schemas import LlamaRequest
@@ -156,8 +157,12 @@ def _biases(model: LoadedModel, given: Any) -> tuple[dict[int, float], list[int]
     wrong = "logit_bias must be a list of [token id or text, number or false], or an object from those to numbers"
     if given is None:
         return {}, []
+    if isinstance(given, list | dict) and len(given) > MOST_IDS:
+        raise InvalidRequest(f"logit_bias has {len(given):,} entries, and {MOST_IDS:,} is the most", field="logit_bias")
     if isinstance(given, dict):
-        pairs: list[Any] = [[int(key) if key.isdecimal() else key, value] for key, value in given.items()]
+        pairs: list[Any] = [
+            [int(key) if key.isdecimal() and len(key) < 16 else key, value] for key, value in given.items()
+        ]
     else:
         pairs = given
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
@@ -171,6 +176,9 @@ def _biases(model: LoadedModel, given: Any) -> tuple[dict[int, float], list[int]
             or not (number is False or (isinstance(number, int | float) and not isinstance(number, bool)))
         ):
             raise InvalidRequest(wrong, field="logit_bias")
+        if isinstance(token, str) and len(token) > LONGEST_WORD:
+            message = f"logit_bias: a text has {len(token):,} characters, and {LONGEST_WORD} is the most"
+            raise InvalidRequest(message, field="logit_bias")
         for token_id in [token] if isinstance(token, int) else model.checkpoint.tokenizer.encode(token):
             if number is False:
                 banned.append(token_id)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from model.errors import InvalidRequest
+from service import limits
 from service.api.errors import InapplicableField
 from service.models import LoadedModel
-from service.prompting import checked_ids, raw_tokens
+from service.prompting import check_count, check_size, checked_ids, raw_tokens
 
 
 def read_prompts(model: LoadedModel, prompt: Any, field: str = "prompt") -> list[list[int]]:
@@ -16,6 +17,7 @@ def read_prompts(model: LoadedModel, prompt: Any, field: str = "prompt") -> list
     if isinstance(prompt, list) and not any(_is_id(part) for part in prompt):
         if not prompt:
             raise InvalidRequest(f"{field} is empty", field=field, hint="send a text or at least one token id")
+        check_count(prompt, field)
         return [_one(model, part, f"{field}[{position}]") for position, part in enumerate(prompt)]
     return [_one(model, prompt, field)]
 
@@ -36,6 +38,8 @@ def _one(model: LoadedModel, prompt: Any, field: str) -> list[int]:
 
 def _mixed(model: LoadedModel, parts: Sequence[Any], field: str) -> list[int]:
     token_ids: list[int] = []
+    check_size(model, [part for part in parts if isinstance(part, str)], field)
+    check_count(parts, field, limits.MOST_TOKENS)
     for position, part in enumerate(parts):
         place = f"{field}[{position}]"
         if isinstance(part, str) and position == 0:

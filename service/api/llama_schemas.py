@@ -7,11 +7,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema
 
+from model.decoding.table import MOST_BREAKERS, MOST_IDS, MOST_STOPS
 from service.api.llama_timings import LlamaTimings
 from service.api.openai.conversation import ChatMessage, Tool
 from service.api.openai.fields import Refusing
-from service.api.schemas import ModelName, Strict
+from service.api.schemas import MANY, ModelName, Strict
 from service.api.template_variables import TemplateVariables
+from service.limits import MOST_MESSAGES, MOST_TOKENS, MOST_TOOLS
 
 _TEXT: dict[str, Any] = {"type": "string"}
 _MIXED: dict[str, Any] = {
@@ -28,8 +30,11 @@ _OBJECT: dict[str, Any] = {
 _ONE: list[dict[str, Any]] = [_TEXT, _MIXED, _OBJECT]
 _BIAS: dict[str, Any] = {"anyOf": [{"type": "number", "minimum": -100, "maximum": 100}, {"const": False}]}
 
-Prompt = Annotated[Any, WithJsonSchema({"anyOf": [*_ONE, {"type": "array", "items": {"anyOf": _ONE}, "minItems": 1}]})]
-Texts = Annotated[str | list[str], Field(description="Texts that end the answer; they are not part of it.")]
+Prompt = Annotated[Any, WithJsonSchema({"anyOf": [*_ONE, {"type": "array", "items": {"anyOf": _ONE}, **MANY}]})]
+Texts = Annotated[
+    str | Annotated[list[str], Field(max_length=MOST_STOPS)],
+    Field(description="Texts that end the answer; they are not part of it."),
+]
 LogitBias = Annotated[
     Any,
     WithJsonSchema(
@@ -37,9 +42,10 @@ LogitBias = Annotated[
             "anyOf": [
                 {
                     "type": "array",
+                    "maxItems": MOST_IDS,
                     "items": {"type": "array", "prefixItems": [{"type": ["integer", "string"]}, _BIAS], "minItems": 2},
                 },
-                {"type": "object", "additionalProperties": _BIAS},
+                {"type": "object", "additionalProperties": _BIAS, "maxProperties": MOST_IDS},
             ]
         }
     ),
@@ -101,9 +107,10 @@ class LlamaRequest(Refusing):
     dry_base: Annotated[float | None, Field(ge=0, le=16, description="Below 1, DRY does nothing.")] = None
     dry_allowed_length: Annotated[int, Field(ge=1)] | None = None
     dry_penalty_last_n: Annotated[int | None, Field(ge=-1, description="-1: all tokens, 0: no DRY.")] = None
-    dry_sequence_breakers: list[str] | None = None
+    dry_sequence_breakers: Annotated[list[str] | None, Field(max_length=MOST_BREAKERS)] = None
     samplers: Annotated[
-        list[str] | str | None, Field(description="The samplers to apply, in order; those left out are off.")
+        Annotated[list[str], Field(max_length=MOST_STOPS)] | Annotated[str, Field(max_length=MOST_STOPS)] | None,
+        Field(description="The samplers to apply, in order; those left out are off."),
     ] = None
     logit_bias: LogitBias | None = None
     grammar: Annotated[str | None, Field(description="A GBNF grammar, or Lark after a line %llguidance.")] = None
@@ -113,7 +120,7 @@ class LlamaRequest(Refusing):
     post_sampling_probs: bool | None = None
     return_tokens: bool | None = None
     timings_per_token: bool | None = None
-    response_fields: list[str] | None = None
+    response_fields: Annotated[list[str] | None, Field(max_length=256)] = None
 
     cache_prompt: Annotated[bool | None, Field(description="Reuse of prefixes never changes an answer.")] = None
     id_slot: Annotated[int | None, Field(ge=-1, description="A prefix is reused from whichever slot has it.")] = None
@@ -196,7 +203,9 @@ class LlamaTokenizeResponse(BaseModel):
 class LlamaDetokenizeRequest(Strict):
     """The body of `POST /detokenize` with `tokens`."""
 
-    tokens: Annotated[Any, WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 0}})]
+    tokens: Annotated[
+        Any, WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 0}, "maxItems": MOST_TOKENS})
+    ]
     model: ModelName = None
 
 
@@ -210,8 +219,8 @@ class LlamaDetokenizeResponse(BaseModel):
 class LlamaTemplateRequest(Strict):
     """The body of `POST /apply-template`."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    tools: list[Tool] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES)]
+    tools: Annotated[list[Tool] | None, Field(max_length=MOST_TOOLS)] = None
     chat_template_kwargs: TemplateVariables = None
     add_generation_prompt: Annotated[bool | None, Field(description="End where the answer begins; yes by default.")] = (
         None

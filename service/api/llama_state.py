@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from model.errors import InvalidRequest, TopkapiError
 from model.tool_calls import ToolCallForm
 from service.api import llama_schemas as schemas
+from service.api.apart import apart
 from service.api.llama_parameters import DEFAULTS, SAMPLERS
 from service.api.openai.conversation import conversation
 from service.api.template_variables import template_variables
 from service.engine.request import GenerateJob
 from service.models import LoadedModel, Models
+from service.prompting import check_conversation
 from service.slots import SlotView, slot_views
 from service.version import VERSION
 
@@ -73,8 +74,8 @@ def add_state(routes: APIRouter, models: Models, errors: Mapping[int | str, dict
         responses={**errors, 200: {"model": schemas.LlamaPrompt}},
         response_model=None,
     )
-    async def apply_template(body: schemas.LlamaTemplateRequest) -> Response:
-        return JSONResponse({"prompt": await asyncio.to_thread(_rendered, models.get(body.model), body)})
+    async def apply_template(request: Request, body: schemas.LlamaTemplateRequest) -> Response:
+        return JSONResponse({"prompt": await apart(request, _rendered, models.get(body.model), body)})
 
 
 def _props(model: LoadedModel) -> dict[str, Any]:
@@ -136,7 +137,8 @@ def _rendered(model: LoadedModel, body: schemas.LlamaTemplateRequest) -> str:
     if body.tools:
         ToolCallForm.of(chat, tokenizer)
         tools = [tool.model_dump(exclude_none=True) for tool in body.tools]
+    turns = conversation(body.messages)
+    check_conversation(model, turns, tools)
     ends_open = body.add_generation_prompt is not False
     variables = template_variables(model, body.chat_template_kwargs)
-    turns = conversation(body.messages)
     return chat.render(turns, add_generation_prompt=ends_open, tools=tools, **spelled, **variables)

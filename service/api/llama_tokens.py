@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import APIRouter
-from fastapi.responses import JSONResponse, Response
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
 
 from model.errors import InvalidRequest
 from service.api import llama_schemas as schemas
+from service.api.answering import as_json
+from service.api.apart import apart
 from service.api.llama_render import token_piece
 from service.models import LoadedModel, Models
-from service.prompting import checked_ids
+from service.prompting import check_size, checked_ids
 from service.scoring import require_one
 
 
@@ -26,8 +27,9 @@ def add_tokens(routes: APIRouter, models: Models, errors: Mapping[int | str, dic
         responses={**errors, 200: {"model": schemas.LlamaTokenizeResponse}},
         response_model=None,
     )
-    async def tokenize(body: schemas.LlamaTokenizeRequest) -> Response:
-        return JSONResponse(await asyncio.to_thread(_tokenized, models.get(body.model), body))
+    async def tokenize(request: Request, body: schemas.LlamaTokenizeRequest) -> Response:
+        model = models.get(body.model)
+        return await apart(request, lambda: as_json(_tokenized(model, body)))
 
     @routes.post(
         "/detokenize",
@@ -35,15 +37,15 @@ def add_tokens(routes: APIRouter, models: Models, errors: Mapping[int | str, dic
         responses={**errors, 200: {"model": schemas.LlamaDetokenizeResponse}},
         response_model=None,
     )
-    async def detokenize(body: schemas.LlamaDetokenizeRequest) -> Response:
+    async def detokenize(request: Request, body: schemas.LlamaDetokenizeRequest) -> Response:
         model = models.get(body.model)
 
-        def respond() -> JSONResponse:
-            token_ids = checked_ids(model, body.tokens, "tokens") if body.tokens != [] else []
+        def respond() -> dict[str, str]:
+            token_ids = checked_ids(model, body.tokens, "tokens", fits=False) if body.tokens != [] else []
             text = model.checkpoint.tokenizer.decode(token_ids)
-            return JSONResponse({"content": text, "prompt": text})
+            return {"content": text, "prompt": text}
 
-        return await asyncio.to_thread(respond)
+        return await apart(request, lambda: as_json(respond()))
 
 
 def _tokenized(model: LoadedModel, body: schemas.LlamaTokenizeRequest) -> dict[str, Any]:
@@ -53,9 +55,10 @@ def _tokenized(model: LoadedModel, body: schemas.LlamaTokenizeRequest) -> dict[s
         message = "add_special and add_special_tokens are two names of one parameter"
         raise InvalidRequest(message, field="add_special_tokens", hint="send one of them")
     tokenizer = model.checkpoint.tokenizer
+    check_size(model, [text], given[0], fits=False)
     token_ids = tokenizer.encode(text) if body.parse_special is False else tokenizer.encode_with_control(text)
     if (body.add_special or body.add_special_tokens) and tokenizer.adds_begin_token:
         assert tokenizer.begin_token_id is not None
         token_ids = [tokenizer.begin_token_id, *token_ids]
-    shown = [token_piece(model, token_id) for token_id in token_ids] if body.with_pieces else token_ids
+    shown = (token_piece(model, token_id) for token_id in token_ids) if body.with_pieces else token_ids
     return {"tokens": shown, "count": len(token_ids), "max_model_len": model.context_length}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from dataclasses import asdict
@@ -18,12 +17,6 @@ from service.scoring import Item, TextScore, finite
 def new_id(kind: str) -> str:
     """A fresh identifier for a response."""
     return f"{kind}-{uuid.uuid4().hex}"
-
-
-def server_sent_event(name: str, data: dict[str, Any], identifier: str | None = None) -> bytes:
-    """One event. JSON escapes line breaks, so the data is always a single line."""
-    begin = "" if identifier is None else f"id: {identifier}\n"
-    return f"{begin}event: {name}\ndata: {json.dumps(data, ensure_ascii=False, allow_nan=False)}\n\n".encode()
 
 
 def token_event(generation: Generation, delta: Delta) -> dict[str, Any]:
@@ -124,7 +117,9 @@ def score_result(
         result["greedy_match"] = score.greedy_match
     if per_token:
         begin = item.first if item.is_completion else 0
-        result["per_token"] = [_scored(model, item, scores, position, top) for position in range(begin, score.tokens)]
+        positions = range(begin, score.tokens)
+        # One by one as they are written: those of a book would fill the memory.
+        result["per_token"] = (_scored(model, item, scores, position, top) for position in positions)
     return result
 
 

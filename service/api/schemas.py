@@ -12,20 +12,27 @@ from fastapi import Header
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
 
 from model.decoding.parameters import PARAMETERS, Parameter
+from service import limits
 from service.api.describing import one_of
 
 TOKEN_IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 _NUMBER: dict[str, Any] = {"type": "integer", "minimum": 0}
 TEXT: dict[str, Any] = {"type": "string", "minLength": 1}
 TEXT_OR_IDS: dict[str, Any] = {"anyOf": [TEXT, TOKEN_IDS]}
-_PROMPT: dict[str, Any] = {"anyOf": [TEXT, TOKEN_IDS, {"type": "array", "items": TEXT_OR_IDS, "minItems": 1}]}
+MANY: dict[str, Any] = {"minItems": 1, "maxItems": limits.MOST_PROMPTS}
+"""How many texts, for the description."""
+
+_PROMPT: dict[str, Any] = {"anyOf": [TEXT, TOKEN_IDS, {"type": "array", "items": TEXT_OR_IDS, **MANY}]}
 
 NOT_EMPTY: dict[str, Any] = {"minItems": 1}
 """For the description only: the refusal of an empty list says more than the schema's would."""
 
 Prompt = Annotated[Any, WithJsonSchema(_PROMPT)]
 TextOrIds = Annotated[Any, WithJsonSchema(TEXT_OR_IDS)]
-ModelName = Annotated[str | None, Field(description="A loaded checkpoint's name; the first one by default.")]
+ModelName = Annotated[
+    str | None,
+    Field(max_length=limits.LONGEST_NAME, description="A loaded checkpoint's name; the first one by default."),
+]
 
 
 def _whole(value: object) -> object:
@@ -69,7 +76,12 @@ class GenerateFields(Strict):
 
     prompt: Annotated[Prompt | None, Field(description="A text, a list of token ids, or a list of either.")] = None
     messages: Annotated[
-        list[Message] | None, Field(description="A conversation, for chat checkpoints.", json_schema_extra=NOT_EMPTY)
+        list[Message] | None,
+        Field(
+            max_length=limits.MOST_MESSAGES,
+            description="A conversation, for chat checkpoints.",
+            json_schema_extra=NOT_EMPTY,
+        ),
     ] = None
     model: ModelName = None
     stream: Annotated[bool, Field(description="Answer by server-sent events as the tokens come.")] = False
@@ -85,21 +97,27 @@ def parameter_schema(parameter: Parameter) -> dict[str, Any]:
     number: dict[str, Any] = {"type": "integer" if parameter.kind == "integer" else "number"}
     bounds = {"minimum": parameter.minimum, "maximum": parameter.maximum, "exclusiveMinimum": parameter.above}
     number |= {name: bound for name, bound in bounds.items() if bound is not None}
+    count = {} if parameter.most is None else {"maxItems": parameter.most}
+    length = {} if parameter.longest is None else {"maxLength": parameter.longest}
+    text = TEXT | length
+    ids: dict[str, Any] = {"type": "array", "items": _NUMBER, "minItems": 1}
+    words = {"anyOf": [text, ids | ({} if parameter.longest is None else {"maxItems": parameter.longest})]}
     schemas: dict[str, dict[str, Any]] = {
         "integer": number,
         "number": number,
         "boolean": {"type": "boolean"},
-        "text": TEXT,
+        "text": text,
         "schema": {"anyOf": [{"type": "object"}, {"type": "boolean"}]},
-        "strings": {"anyOf": [TEXT, {"type": "array", "items": TEXT}]},
-        "integers": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        "strings": {"anyOf": [text, {"type": "array", "items": text, **count}]},
+        "integers": {"type": "array", "items": {"type": "integer", "minimum": 0}, **count},
         "prompt": TEXT_OR_IDS,
-        "layers": {"anyOf": [{"enum": ["low", "high"]}, {"type": "array", "items": _NUMBER, "minItems": 1}]},
-        "words": {"anyOf": [TEXT, {"type": "array", "items": TEXT_OR_IDS}]},
+        "layers": {"anyOf": [{"enum": ["low", "high"]}, ids | count]},
+        "words": {"anyOf": [text, {"type": "array", "items": words, **count}]},
         "integer_to_number": {
             "type": "object",
             "propertyNames": {"pattern": "^[0-9]+$"},
             "additionalProperties": number,
+            **({} if parameter.most is None else {"maxProperties": parameter.most}),
         },
     }
     description = (
@@ -260,8 +278,10 @@ class TokenizeRequest(Strict):
 
     model_config = ConfigDict(json_schema_extra=one_of(("text",), ("messages",)))
 
-    text: str | None = None
-    messages: Annotated[list[Message] | None, Field(json_schema_extra=NOT_EMPTY)] = None
+    text: Annotated[str | None, Field(description=f"At most {limits.LONGEST_TEXT:,} bytes.")] = None
+    messages: Annotated[list[Message] | None, Field(max_length=limits.MOST_MESSAGES, json_schema_extra=NOT_EMPTY)] = (
+        None
+    )
     model: ModelName = None
 
 
@@ -285,7 +305,7 @@ class TokenizeResponse(BaseModel):
 class DetokenizeRequest(Strict):
     """The body of `POST /detokenize`."""
 
-    token_ids: Annotated[Any, WithJsonSchema(TOKEN_IDS)]
+    token_ids: Annotated[Any, WithJsonSchema({**TOKEN_IDS, "maxItems": limits.MOST_TOKENS})]
     model: ModelName = None
 
 

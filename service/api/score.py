@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from model.decoding.parameters import BY_NAME, check
 from model.errors import InvalidRequest
 from service import scoring
 from service.api import render, schemas, score_schemas
+from service.api.answering import answered
+from service.api.apart import apart, on_thread, unless_disconnected
 from service.api.describing import stream_of
-from service.api.streaming import unless_disconnected
 from service.api.streams import Events, Streams, fingerprint, resumed
+from service.limits import MOST_REPORTED, MOST_TOKENS
 from service.models import LoadedModel, Models
-from service.prompting import checked_ids, text_tokens, tokens_of
+from service.prompting import check_count, checked_ids, text_tokens, tokens_of
 
 SECONDS_BETWEEN_PROGRESS = 0.1
 
@@ -48,7 +49,7 @@ def add_score(routes: APIRouter, models: Models, streams: Streams) -> None:
             return await resumed(streams, request, body.stream, last_event_id)
         model = models.get(body.model)
         timeout_s = None if body.timeout_s is None else check(BY_NAME["timeout_s"], body.timeout_s)
-        items = await asyncio.to_thread(_items, model, body)
+        items = await apart(request, _items, model, body)
         work = scoring.Scoring(model, items, body.window, body.stride, body.top, body.priority, timeout_s)
         identifier = render.new_id("score")
 
@@ -56,12 +57,12 @@ def add_score(routes: APIRouter, models: Models, streams: Streams) -> None:
             return {"id": identifier, **_answer(model, body, items, work)}
 
         if body.stream:
-            same = fingerprint(await request.json())
+            same = await fingerprint(request)
             work.start()
             return streams.begin(identifier, same, _events(work, answer), work.cancel)
         async with work:
             await unless_disconnected(request, work.finish())
-        return await asyncio.to_thread(lambda: JSONResponse(answer()))
+        return await answered(answer)
 
 
 def _answer(
@@ -87,7 +88,7 @@ async def _events(work: scoring.Scoring, answer: Callable[[], dict[str, Any]]) -
         if scored == total or time.monotonic() - told > SECONDS_BETWEEN_PROGRESS:
             told = time.monotonic()
             yield "progress", {"scored": scored, "total": total}
-    yield "done", await asyncio.to_thread(answer)
+    yield "done", await on_thread(answer)
 
 
 def _items(model: LoadedModel, body: score_schemas.ScoreRequest) -> list[scoring.Item]:
@@ -106,26 +107,64 @@ def _items(model: LoadedModel, body: score_schemas.ScoreRequest) -> list[scoring
     else:
         items = [scoring.Item(token_ids) for token_ids in _texts(model, body, kind)]
         scoring.check_items(model, items, body.window, body.stride)
+        _check_report(kind, sum(len(item.token_ids) for item in items), body)
         return items
     if not pairs:
         raise InvalidRequest(f"{kind} is empty", field=kind, hint="send at least one")
-    items = [
-        scoring.item_of_pair(tokens_of(model, prompt, prompt_field), tokens_of(model, completion, completion_field))
-        for prompt, prompt_field, completion, completion_field in pairs
-    ]
+    check_count(pairs, kind)
+    items = []
+    prompt_tokens: dict[str, list[int]] = {}
+    total = 0
+    for prompt, prompt_field, completion, completion_field in pairs:
+        if prompt_field not in prompt_tokens:
+            # The one prompt of many choices is encoded once.
+            prompt_tokens = {prompt_field: tokens_of(model, prompt, prompt_field, fits=False)}
+        begun = prompt_tokens[prompt_field]
+        rest = tokens_of(model, completion, completion_field, fits=False)
+        total = _counted(kind, total, len(begun) + len(rest))
+        items.append(scoring.item_of_pair(begun, rest))
     scoring.check_items(model, items, body.window, body.stride)
+    _check_report(kind, sum(len(item.token_ids) - item.first for item in items), body)
     return items
+
+
+def _counted(kind: str, before: int, tokens: int) -> int:
+    """The tokens of a request so far. Raises `InvalidRequest` where they are more than one may have."""
+    if before + tokens > MOST_TOKENS:
+        message = f"{kind}: the texts have more than {MOST_TOKENS:,} tokens together"
+        raise InvalidRequest(message, field=kind, hint="send several requests")
+    return before + tokens
+
+
+def _check_report(kind: str, tokens: int, body: score_schemas.ScoreRequest) -> None:
+    """Raise `InvalidRequest` where the answer would report more than one may."""
+    if body.per_token and tokens * (1 + body.top) > MOST_REPORTED:
+        message = f"per_token: {tokens:,} tokens with {body.top:,} alternatives each are more than {MOST_REPORTED:,}"
+        hint = "set per_token to false, lower top, or send the text in parts"
+        raise InvalidRequest(message, field="per_token", hint=hint)
 
 
 def _texts(model: LoadedModel, body: score_schemas.ScoreRequest, kind: str) -> list[list[int]]:
     if kind == "text":
         texts = body.text if isinstance(body.text, list) else None
         if texts is None:
-            return [text_tokens(model, body.text, kind)]
+            return [text_tokens(model, body.text, kind, fits=False)]
         if not texts:
             raise InvalidRequest("text is empty", field=kind, hint="send at least one text")
-        return [text_tokens(model, text, f"text[{position}]") for position, text in enumerate(texts)]
+        check_count(texts, kind)
+        return _together(kind, (text_tokens(model, text, f"text[{at}]", fits=False) for at, text in enumerate(texts)))
     lists = body.token_ids
     if isinstance(lists, list) and lists and isinstance(lists[0], list):
-        return [checked_ids(model, each, f"token_ids[{position}]") for position, each in enumerate(lists)]
-    return [checked_ids(model, lists, kind)]
+        check_count(lists, kind)
+        return _together(
+            kind, (checked_ids(model, each, f"token_ids[{at}]", fits=False) for at, each in enumerate(lists))
+        )
+    return [checked_ids(model, lists, kind, fits=False)]
+
+
+def _together(kind: str, texts: Iterable[list[int]]) -> list[list[int]]:
+    total, found = 0, []
+    for token_ids in texts:
+        total = _counted(kind, total, len(token_ids))
+        found.append(token_ids)
+    return found

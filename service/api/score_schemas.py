@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from service.api.describing import one_of
 from service.api.schemas import (
+    MANY,
     NOT_EMPTY,
     TEXT,
     TOKEN_IDS,
@@ -21,9 +22,10 @@ from service.api.schemas import (
     TextOrIds,
     Usage,
 )
+from service.limits import LONGEST_TEXT, MOST_PROMPTS, MOST_REPORTED
 
-Texts = Annotated[Any, WithJsonSchema({"anyOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1}]})]
-IdLists = Annotated[Any, WithJsonSchema({"anyOf": [TOKEN_IDS, {"type": "array", "items": TOKEN_IDS, "minItems": 1}]})]
+Texts = Annotated[Any, WithJsonSchema({"anyOf": [TEXT, {"type": "array", "items": TEXT, **MANY}]})]
+IdLists = Annotated[Any, WithJsonSchema({"anyOf": [TOKEN_IDS, {"type": "array", "items": TOKEN_IDS, **MANY}]})]
 
 
 class Pair(Strict):
@@ -40,15 +42,22 @@ class ScoreRequest(Strict):
         json_schema_extra=one_of(("text",), ("token_ids",), ("pairs",), ("prompt", "choices", "normalize?"))
     )
 
-    text: Annotated[Texts | None, Field(description="A text or several.")] = None
+    text: Annotated[Texts | None, Field(description=f"A text or several, of at most {LONGEST_TEXT:,} bytes each.")] = (
+        None
+    )
     token_ids: Annotated[IdLists | None, Field(description="Token ids, or several lists of them.")] = None
     pairs: Annotated[
         list[Pair] | None,
-        Field(description="Completions to score, each after its prompt.", json_schema_extra=NOT_EMPTY),
+        Field(
+            max_length=MOST_PROMPTS,
+            description="Completions to score, each after its prompt.",
+            json_schema_extra=NOT_EMPTY,
+        ),
     ] = None
     prompt: Annotated[TextOrIds | None, Field(description="What the choices continue.")] = None
     choices: Annotated[
-        list[TextOrIds] | None, Field(description="Continuations to rank.", json_schema_extra=NOT_EMPTY)
+        list[TextOrIds] | None,
+        Field(max_length=MOST_PROMPTS, description="Continuations to rank.", json_schema_extra=NOT_EMPTY),
     ] = None
     model: ModelName = None
     window: Annotated[
@@ -60,7 +69,10 @@ class ScoreRequest(Strict):
         Field(description="Tokens between windows; half a window by default.", json_schema_extra={"minimum": 1}),
     ] = None
     top: Annotated[int, Field(ge=0, le=1000, description="Most likely alternatives to report per token."), WHOLE] = 0
-    per_token: Annotated[bool, Field(description="Whether to report every token.")] = True
+    per_token: Annotated[
+        bool,
+        Field(description=f"Whether to report every token: at most {MOST_REPORTED:,} with their alternatives."),
+    ] = True
     normalize: Annotated[
         Literal["byte", "token", "none"] | None,
         Field(

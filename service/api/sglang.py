@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 from model.decoding.aliases import translated
+from model.decoding.table import MOST_PATTERNS, MOST_STOP_IDS, MOST_STOPS
 from model.errors import InvalidRequest, Overloaded, TopkapiError
+from service.api.answering import PIECE, answered, event_data
+from service.api.apart import apart, on_thread, unless_disconnected
 from service.api.body import JSONRoute
 from service.api.dialect import Dialect, with_hint
 from service.api.errors import INTERNAL
@@ -21,11 +23,12 @@ from service.api.gbnf import lark_of
 from service.api.harmless import Only
 from service.api.render import new_id
 from service.api.schemas import Strict
-from service.api.streaming import STREAM, EventStream, unless_disconnected
+from service.api.streaming import STREAM, EventStream
 from service.engine.request import Candidate, Token
 from service.generation import Generation, Output, Plan, no_answer, plan
+from service.limits import MOST_PROMPTS
 from service.models import LoadedModel, Models
-from service.prompting import prompt_tokens, raw_tokens
+from service.prompting import check_count, prompt_tokens, raw_tokens
 from service.scoring import finite, require_one
 
 TEXT_ONLY = "only text is read"
@@ -43,9 +46,9 @@ class SGLangParameters(Strict):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    stop_regex: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
+    stop_token_ids: Annotated[list[int] | None, Field(max_length=MOST_STOP_IDS)] = None
+    stop_regex: str | Annotated[list[str], Field(max_length=MOST_PATTERNS)] | None = None
     no_stop_trim: Annotated[bool | None, Field(description="Leave the stop text in the answer.")] = None
     ignore_eos: bool | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
@@ -64,9 +67,12 @@ class SGLangParameters(Strict):
 class SGLangRequest(Strict):
     """The body of `POST /generate` with `text` or `input_ids`."""
 
-    text: Annotated[str | list[str] | None, Field(description="A prompt, or several.")] = None
+    text: Annotated[
+        str | Annotated[list[str], Field(max_length=MOST_PROMPTS)] | None, Field(description="A prompt, or several.")
+    ] = None
     input_ids: Annotated[
-        list[int] | list[list[int]] | None, Field(description="A prompt as token ids, or several.")
+        list[int] | Annotated[list[list[int]], Field(max_length=MOST_PROMPTS)] | None,
+        Field(description="A prompt as token ids, or several."),
     ] = None
     sampling_params: SGLangParameters | None = None
     stream: bool | None = None
@@ -142,18 +148,26 @@ def router(models: Models) -> APIRouter:
         response_model=None,
     )
     async def generate(request: Request, body: SGLangRequest) -> Response:
-        generation = Generation(await asyncio.to_thread(_plan, models.get(), body), body.priority or 0)
+        generation = Generation(await apart(request, _plan, models.get(), body), body.priority or 0)
         answers = _Answers(generation, body)
         if body.stream:
             generation.start()
             return EventStream(generation, answers.events())
         async with generation:
             await unless_disconnected(request, generation.finish())
-        whole = [answers.of(output) for output in generation.outputs]
-        listed = isinstance(body.text, list) or _is_listed(body.input_ids) or len(whole) > 1
-        return JSONResponse(whole if listed else whole[0])
+        listed = isinstance(body.text, list) or _is_listed(body.input_ids) or len(generation.outputs) > 1
+
+        def made() -> Any:
+            whole = [answers.of(output) for output in generation.outputs]
+            return whole if listed else whole[0]
+
+        return await answered(made)
 
     return routes
+
+
+_SOON = 0.002
+"""Seconds that an event may take without any being left out."""
 
 
 def _is_listed(token_ids: Any) -> bool:
@@ -167,6 +181,7 @@ def _plan(model: LoadedModel, body: SGLangRequest) -> Plan:
     elif isinstance(body.text, list):
         if not body.text:
             raise InvalidRequest("text is empty", field="text", hint="send at least one text")
+        check_count(body.text, "text")
         prompts = [raw_tokens(model, text, f"text[{position}]") for position, text in enumerate(body.text)]
     else:
         prompts = [raw_tokens(model, body.text, "text")]
@@ -226,14 +241,23 @@ class _Answers:
         }
 
     async def events(self) -> AsyncIterator[bytes]:
-        """The events of a stream. Each holds its whole answer so far, as SGLang sends it."""
+        """The events of a stream. Each holds its whole answer so far, as SGLang sends it.
+
+        So a long answer takes a while to tell. Then not each token has an event, and those together take no more than
+        half of the time.
+        """
         indexed = len(self._generation.outputs) > 1
+        told: dict[int, tuple[float, float]] = {}
         try:
             async for delta in self._generation.deltas():
-                if delta.token is not None:
-                    yield self._event(delta.output, indexed)
+                last, took = told.get(delta.output.index, (0.0, 0.0))
+                began = time.monotonic()
+                if delta.token is not None and (took < _SOON or began - last > took * len(self._generation.outputs)):
+                    yield await self._event(delta.output, indexed)
+                    ended = time.monotonic()
+                    told[delta.output.index] = ended, ended - began
             for output in self._generation.outputs:
-                yield self._event(output, indexed)
+                yield await self._event(output, indexed)
             yield b"data: [DONE]\n\n"
         except TopkapiError as error:
             yield _sent(_error(error)[1])
@@ -241,8 +265,13 @@ class _Answers:
             yield _sent(_error(INTERNAL)[1])
             raise
 
-    def _event(self, output: Output, indexed: bool) -> bytes:
-        return _sent(self.of(output) | ({"index": output.index} if indexed else {}))
+    async def _event(self, output: Output, indexed: bool) -> bytes:
+        def made() -> dict[str, Any]:
+            return self.of(output) | ({"index": output.index} if indexed else {})
+
+        if len(output.tokens) * (1 + (self._body.top_logprobs_num or 0)) < PIECE:
+            return _sent(made())
+        return f"data: {await event_data(await on_thread(made))}\n\n".encode()
 
     def _tops(self, token: Token) -> list[list[Any]]:
         top: tuple[Candidate, ...] = token.top

@@ -20,8 +20,9 @@ from starlette.types import Receive, Scope, Send
 
 from model.errors import InvalidRequest, TopkapiError
 from service.api import schemas
+from service.api.answering import event_data
+from service.api.apart import on_thread
 from service.api.errors import INTERNAL, error_body
-from service.api.render import server_sent_event
 from service.api.streaming import STREAM
 
 logger = logging.getLogger(__name__)
@@ -136,24 +137,24 @@ class Stream:
     async def _collect(self, events: Events) -> None:
         try:
             async for name, data in events:
-                self._append(name, data)
+                await self._append(name, data)
         except TopkapiError as error:
             # Of several jobs one has failed; the others still run.
             self.cancel()
-            self._append("error", error_body(error))
+            await self._append("error", error_body(error))
         except Exception as error:
             self.cancel()
             # The response has begun, so no error handler can answer any more.
             logger.error("the stream %s failed", self.identifier, exc_info=error)
-            self._append("error", error_body(INTERNAL))
+            await self._append("error", error_body(INTERNAL))
         finally:
             # What was computed need not be held as long as its events are.
             self.cancel = _nothing
             self.over = True
             self._wake()
 
-    def _append(self, name: str, data: dict[str, Any]) -> None:
-        event = server_sent_event(name, data, f"{self.identifier}:{self.count + 1}")
+    async def _append(self, name: str, data: dict[str, Any]) -> None:
+        event = await _server_sent_event(name, data, f"{self.identifier}:{self.count + 1}")
         self._events.append(event)
         self._wake()
         self._grew(len(event))
@@ -285,7 +286,7 @@ async def resumed(streams: Streams, request: Request, stream: bool, last_event_i
     if not stream:
         message = "Last-Event-ID goes on with a stream, but the body does not ask for one"
         raise InvalidRequest(message, field="Last-Event-ID", hint="set stream to true, or leave the header out")
-    return streams.resume(last_event_id, request=fingerprint(await request.json()))
+    return streams.resume(last_event_id, request=await fingerprint(request))
 
 
 def add_streams(routes: APIRouter, streams: Streams) -> None:
@@ -321,9 +322,23 @@ def add_streams(routes: APIRouter, streams: Streams) -> None:
         return Response(status_code=204)
 
 
-def fingerprint(document: Any) -> bytes:
+async def fingerprint(request: Request) -> bytes:
     """What two bodies have in common exactly if they say the same."""
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).digest()
+    document = await request.json()
+
+    def made() -> bytes:
+        found = hashlib.sha256()
+        # Piece by piece: written at once, a large body would hold the interpreter.
+        for piece in json.JSONEncoder(sort_keys=True).iterencode(document):
+            found.update(piece.encode())
+        return found.digest()
+
+    return await on_thread(made)
+
+
+async def _server_sent_event(name: str, data: dict[str, Any], identifier: str) -> bytes:
+    """One event. JSON escapes line breaks, so the data is always a single line."""
+    return f"id: {identifier}\nevent: {name}\ndata: {await event_data(data)}\n\n".encode()
 
 
 def _nothing() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -13,10 +12,12 @@ from fastapi.responses import JSONResponse, Response
 from model.decoding.aliases import translated
 from model.errors import EngineError, InvalidRequest, Overloaded, TopkapiError
 from service.api import tgi_schemas as schemas
+from service.api.answering import answered
+from service.api.apart import apart, unless_disconnected
 from service.api.body import JSONRoute
 from service.api.dialect import Dialect, with_hint
 from service.api.errors import INTERNAL, InapplicableField
-from service.api.streaming import STREAM, EventStream, unless_disconnected
+from service.api.streaming import STREAM, EventStream
 from service.engine.request import Token
 from service.generation import Delta, Generation, Output, Plan, no_answer, plan
 from service.models import LoadedModel, Models
@@ -66,8 +67,8 @@ def router(models: Models) -> APIRouter:
         response_model=None,
     )
     async def generate(request: Request, body: schemas.TGIRequest) -> Response:
-        asked = await asyncio.to_thread(_Asked, models.get(), body)
-        return asked.stream() if body.stream else JSONResponse(await asked.answer(request))
+        asked = await apart(request, _Asked, models.get(), body)
+        return asked.stream() if body.stream else await asked.answer(request)
 
     @routes.post(
         "/",
@@ -76,8 +77,8 @@ def router(models: Models) -> APIRouter:
         response_model=None,
     )
     async def compatible(request: Request, body: schemas.TGIRequest) -> Response:
-        asked = await asyncio.to_thread(_Asked, models.get(), body)
-        return asked.stream() if body.stream else JSONResponse([await asked.answer(request)])
+        asked = await apart(request, _Asked, models.get(), body)
+        return asked.stream() if body.stream else await asked.answer(request, listed=True)
 
     @routes.post(
         "/generate_stream",
@@ -86,8 +87,8 @@ def router(models: Models) -> APIRouter:
         response_class=Response,
         response_model=None,
     )
-    async def generate_stream(body: schemas.TGIStreamRequest) -> Response:
-        return (await asyncio.to_thread(_Asked, models.get(), body, streamed=True)).stream()
+    async def generate_stream(request: Request, body: schemas.TGIStreamRequest) -> Response:
+        return (await apart(request, _Asked, models.get(), body, streamed=True)).stream()
 
     @routes.get("/info", summary="TGI: what is served", response_model=schemas.TGIInfo, responses={404: ERRORS[404]})
     async def info() -> Response:
@@ -105,7 +106,8 @@ class _Asked:
         self.inputs = body.inputs
         self.model = model
         _refuse(self.parameters, streamed or bool(getattr(body, "stream", False)))
-        prompt = raw_tokens(model, body.inputs, "inputs")
+        # What is cut to its end is read as a whole, so it need not fit.
+        prompt = raw_tokens(model, body.inputs, "inputs", fits=self.parameters.truncate is None)
         if self.parameters.truncate is not None:
             prompt = prompt[-self.parameters.truncate :]
         self.plan = _plan(model, prompt, self.parameters)
@@ -117,14 +119,22 @@ class _Asked:
         generation.start()
         return EventStream(generation, self._events(generation))
 
-    async def answer(self, request: Request) -> dict[str, Any]:
-        """The whole answer."""
+    async def answer(self, request: Request, *, listed: bool = False) -> Response:
+        """The whole answer; `listed` puts it into a list."""
         prefill: list[dict[str, Any]] = []
         if self.parameters.decoder_input_details:
             prefill = await unless_disconnected(request, self._prefill())
         generation = Generation(self.plan)
         async with generation:
             await unless_disconnected(request, generation.finish())
+
+        def made() -> Any:
+            answer = self._answer(generation, prefill)
+            return [answer] if listed else answer
+
+        return await answered(made)
+
+    def _answer(self, generation: Generation, prefill: list[dict[str, Any]]) -> dict[str, Any]:
         # The likeliest per token first, as TGI ranks them.
         best, *others = sorted(generation.outputs, key=_mean_logprob, reverse=True)
         content: dict[str, Any] = {"generated_text": self._text(best)}

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema
 
+from model.decoding.table import MOST_STOPS
 from service.api.schemas import Strict
 
 FinishReason = Literal["length", "eos_token", "stop_sequence"]
@@ -36,7 +37,9 @@ class TGIParameters(Strict):
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
     return_full_text: Annotated[bool | None, Field(description="Put the prompt before the answer.")] = None
     seed: Annotated[int, Field(ge=0, le=2**53 - 1)] | None = None
-    stop: Annotated[list[str] | None, Field(description="Texts that end the answer, which keeps them.")] = None
+    stop: Annotated[
+        list[str] | None, Field(max_length=MOST_STOPS, description="Texts that end the answer, which keeps them.")
+    ] = None
     temperature: Annotated[float, Field(gt=0)] | None = None
     top_k: Annotated[int, Field(ge=1)] | None = None
     top_n_tokens: Annotated[int, Field(ge=0, le=1000)] | None = None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
+from typing import Any
 
-from fastapi import APIRouter
-from fastapi.responses import JSONResponse, Response
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
 
 from service.api import render, schemas
+from service.api.answering import as_json
+from service.api.apart import apart
 from service.models import Models
-from service.prompting import checked_ids, conversation_tokens
+from service.prompting import check_size, checked_ids, conversation_tokens
 from service.scoring import require_one
 
 
@@ -23,21 +25,20 @@ def add_tokens(routes: APIRouter, models: Models) -> None:
         responses={**schemas.ERRORS, 200: {"model": schemas.TokenizeResponse}},
         response_model=None,
     )
-    async def tokenize(body: schemas.TokenizeRequest) -> Response:
+    async def tokenize(request: Request, body: schemas.TokenizeRequest) -> Response:
         model = models.get(body.model)
 
-        def respond() -> JSONResponse:
+        def respond() -> dict[str, Any]:
             kind = require_one(schemas.given(body, "text", "messages"), "text and messages")
             if kind == "messages":
                 token_ids = conversation_tokens(model, [message.model_dump() for message in body.messages or []])
             else:
+                check_size(model, [body.text or ""], "text", fits=False)
                 token_ids = model.checkpoint.tokenizer.encode(body.text or "")
-            pieces = [render.piece(model, token_id) for token_id in token_ids]
-            return JSONResponse(
-                {"model": model.name, "count": len(token_ids), "token_ids": token_ids, "pieces": pieces}
-            )
+            pieces = (render.piece(model, token_id) for token_id in token_ids)
+            return {"model": model.name, "count": len(token_ids), "token_ids": token_ids, "pieces": pieces}
 
-        return await asyncio.to_thread(respond)
+        return await apart(request, lambda: as_json(respond()))
 
     @routes.post(
         "/detokenize",
@@ -46,11 +47,11 @@ def add_tokens(routes: APIRouter, models: Models) -> None:
         responses={**schemas.ERRORS, 200: {"model": schemas.DetokenizeResponse}},
         response_model=None,
     )
-    async def detokenize(body: schemas.DetokenizeRequest) -> Response:
+    async def detokenize(request: Request, body: schemas.DetokenizeRequest) -> Response:
         model = models.get(body.model)
 
-        def respond() -> JSONResponse:
-            token_ids = checked_ids(model, body.token_ids, "token_ids")
-            return JSONResponse({"model": model.name, "text": model.checkpoint.tokenizer.decode(token_ids)})
+        def respond() -> dict[str, str]:
+            token_ids = checked_ids(model, body.token_ids, "token_ids", fits=False)
+            return {"model": model.name, "text": model.checkpoint.tokenizer.decode(token_ids)}
 
-        return await asyncio.to_thread(respond)
+        return await apart(request, lambda: as_json(respond()))

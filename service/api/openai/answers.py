@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel
 from model.decoding.aliases import translated
 from model.errors import InvalidRequest, TopkapiError
 from model.scoring import Scores
+from service.api.answering import event_data
 from service.api.errors import INTERNAL
 from service.api.openai.errors import render
 from service.api.openai.fields import CommonFields
@@ -106,22 +106,21 @@ def reproducible(generation: Generation) -> dict[str, Any]:
     }
 
 
-def data_event(data: Mapping[str, Any], name: str | None = None) -> bytes:
+async def data_event(data: Mapping[str, Any], name: str | None = None) -> bytes:
     """One server-sent event. JSON escapes line breaks, so the data is always a single line."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False)
-    return (f"event: {name}\n" if name else "").encode() + f"data: {text}\n\n".encode()
+    return (f"event: {name}\n" if name else "").encode() + f"data: {await event_data(data)}\n\n".encode()
 
 
 async def chunk_events(chunks: AsyncIterator[dict[str, Any]], done: bool = True) -> AsyncIterator[bytes]:
     """Chunks as events, up to `[DONE]` unless it is not wanted; an error in mid-stream is the last event instead."""
     try:
         async for chunk in chunks:
-            yield data_event(chunk)
+            yield await data_event(chunk)
         if done:
             yield DONE
     except TopkapiError as error:
-        yield data_event(render(error)[1])
+        yield await data_event(render(error)[1])
     except Exception:
         # The response has begun, so the error handler can't answer any more.
-        yield data_event(render(INTERNAL)[1])
+        yield await data_event(render(INTERNAL)[1])
         raise

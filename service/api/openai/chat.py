@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Discriminator, Field
 
 from model.errors import InvalidRequest
 from service.api import render
+from service.api.answering import answered
+from service.api.apart import apart, on_thread, unless_disconnected
 from service.api.errors import InapplicableField
 from service.api.llama_timings import LlamaTimings, Stopwatch
 from service.api.openai import answers
@@ -22,9 +23,10 @@ from service.api.openai.formats import ResponseFormat, as_parameters
 from service.api.openai.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from service.api.openai.tgi_client import as_it_reads, chosen, is_tgi_client
 from service.api.openai.tools import Calling, ChatWriter, calling, naming
-from service.api.streaming import STREAM, EventStream, unless_disconnected
+from service.api.streaming import STREAM, EventStream
 from service.api.template_variables import TemplateVariables, template_variables
 from service.generation import Generation, Output, Plan
+from service.limits import MOST_MESSAGES, MOST_TOOLS
 from service.models import LoadedModel, Models
 from service.prompting import continued_tokens
 
@@ -76,7 +78,9 @@ class ChatFields(CommonFields):
         "chat_template": "a checkpoint's own one is used", "documents": "send their text in a message",
     }  # fmt: skip
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, description="The conversation.")]
+    messages: Annotated[
+        list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES, description="The conversation.")
+    ]
     chat_template_kwargs: TemplateVariables = None
     reasoning_effort: Annotated[
         str | None, Field(description="For a template that asks for it; `none` switches thinking off.")
@@ -88,7 +92,9 @@ class ChatFields(CommonFields):
         int | None, Field(ge=0, le=1000, description="Report so many most likely tokens at each place too.")
     ] = None
     response_format: Annotated[ResponseFormat, Discriminator("type")] | None = None
-    tools: Annotated[list[Tool] | None, Field(description="Functions that the answer may call.")] = None
+    tools: Annotated[
+        list[Tool] | None, Field(max_length=MOST_TOOLS, description="Functions that the answer may call.")
+    ] = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     prompt_logprobs: Annotated[int | None, Field(ge=0, le=1000, description="As on /v1/completions.")] = None
@@ -178,13 +184,13 @@ def add_routes(routes: APIRouter, models: Models, *, continues: bool = False) ->
     )
     async def chat(request: Request, body: ChatRequest) -> Response:
         model = chosen(models, body.model)
-        plan, tools = await asyncio.to_thread(checked, model, body, continues)
+        plan, tools = await apart(request, checked, model, body, continues)
         identifier, created = render.new_id("chatcmpl"), render.timestamp()
         told: dict[str, Any] = {"prompt_token_ids": list(plan.prompts[0])} if body.return_token_ids else {}
         if body.prompt_logprobs is not None:
             work = answers.scored(body, model, plan.prompts, body.prompt_logprobs)
             (scores,) = await unless_disconnected(request, work)
-            told["prompt_logprobs"] = prompt_logprobs(model, plan.prompts[0], scores)
+            told["prompt_logprobs"] = await on_thread(lambda: prompt_logprobs(model, plan.prompts[0], scores))
         generation = answers.started(body, plan)
         stopwatch = Stopwatch(generation) if body.timings_per_token else None
         if body.stream:
@@ -197,7 +203,7 @@ def add_routes(routes: APIRouter, models: Models, *, continues: bool = False) ->
             await unless_disconnected(request, generation.finish())
         if stopwatch is not None:
             told["timings"] = stopwatch.of(generation.outputs[0])
-        return JSONResponse(await asyncio.to_thread(_response, body, tools, generation, identifier, created) | told)
+        return await answered(lambda: _response(body, tools, generation, identifier, created) | told)
 
 
 def checked(model: LoadedModel, body: ChatRequest, continues: bool) -> tuple[Plan, Calling | None]:

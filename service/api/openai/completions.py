@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 from model.errors import InvalidRequest
 from model.scoring import Scores
 from service.api import render
+from service.api.answering import answered
+from service.api.apart import apart, on_thread, unless_disconnected
 from service.api.errors import InapplicableField
 from service.api.openai import answers
 from service.api.openai.errors import ERRORS
@@ -28,7 +30,7 @@ from service.api.openai.logprobs import (
 )
 from service.api.openai.tgi_client import chosen
 from service.api.schemas import Prompt
-from service.api.streaming import STREAM, EventStream, unless_disconnected
+from service.api.streaming import STREAM, EventStream
 from service.generation import Generation, Output, Plan
 from service.models import LoadedModel, Models
 from service.prompting import prompt_tokens
@@ -145,7 +147,7 @@ def add_routes(routes: APIRouter, models: Models) -> None:
         response_model=None,
     )
     async def completions(request: Request, body: CompletionRequest) -> Response:
-        completion = await asyncio.to_thread(_checked, chosen(models, body.model), body)
+        completion = await apart(request, _checked, chosen(models, body.model), body)
         identifier, created = render.new_id("cmpl"), render.timestamp()
         if completion.scored_top is not None:
             work = answers.scored(body, completion.model, completion.prompts, completion.scored_top)
@@ -157,7 +159,7 @@ def add_routes(routes: APIRouter, models: Models) -> None:
             return EventStream(generation, answers.chunk_events(chunks))
         async with generation:
             await unless_disconnected(request, generation.finish())
-        return JSONResponse(await asyncio.to_thread(_response, completion, generation, identifier, created))
+        return await answered(lambda: _response(completion, generation, identifier, created))
 
 
 def _checked(model: LoadedModel, body: CompletionRequest) -> Completion:
@@ -220,13 +222,20 @@ async def _chunks(
         ended.update(output.index for output in new)
         return [chunk([completion.choice(output, "", None) | completion.ended(output)]) for output in new]
 
-    for output in generation.outputs:
+    def before(output: Output) -> dict[str, Any] | None:
+        """What is told of an answer's prompt, which may be long."""
         told = completion.about_prompt(output)
-        if body.echo or told:
-            logprobs = None
-            if completion.top is not None:
-                logprobs = writers[output.index].write(completion.echoed_tokens(output), spelled=True)
-            yield chunk([completion.choice(output, completion.echoed(output), logprobs) | told])
+        if not body.echo and not told:
+            return None
+        logprobs = None
+        if completion.top is not None:
+            logprobs = writers[output.index].write(completion.echoed_tokens(output), spelled=True)
+        return chunk([completion.choice(output, completion.echoed(output), logprobs) | told])
+
+    for output in generation.outputs:
+        first = await on_thread(partial(before, output)) if body.echo or body.return_token_ids else None
+        if first is not None:
+            yield first
     async for delta in generation.deltas():
         tokens = [] if delta.token is None else [delta.token]
         logprobs = None

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 from model.errors import InvalidRequest
 from service.api.harmless import CacheBreakpoint, CacheControl, Only
 from service.api.schemas import Strict
+from service.limits import MOST_PARTS
 from service.models import LoadedModel
 from service.prompting import conversation_tokens
 
@@ -34,6 +35,9 @@ class RefusalPart(Strict):
 
 
 Part = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
+
+
+Parts = Annotated[list[Part], Field(max_length=MOST_PARTS)]
 
 
 class CalledFunction(Strict):
@@ -94,9 +98,9 @@ class ChatMessage(Strict):
     model_config = ConfigDict(json_schema_extra=_MESSAGES)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
+    content: str | Parts | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall] | None, Field(max_length=MOST_PARTS)] = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
@@ -199,9 +203,9 @@ def _turn(message: ChatMessage, field: str) -> dict[str, Any]:
     return turn
 
 
-def _text(content: str | Sequence[TextPart | RefusalPart], field: str) -> str:
-    if isinstance(content, str):
-        return content
+def _text(content: str | Sequence[TextPart | RefusalPart] | None, field: str) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
     if not content:
         raise InvalidRequest(f"{field} is empty", field=field, hint='send a text, or parts {"type": "text", "text"}')
     return "\n".join(part.text if isinstance(part, TextPart) else part.refusal for part in content)

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import struct
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 from model.embedding import check_embeddable
-from model.errors import InvalidRequest
+from service.api.answering import answered
+from service.api.apart import apart, unless_disconnected
 from service.api.errors import inapplicable
 from service.api.openai.errors import ERRORS
 from service.api.schemas import ModelName, Prompt, Strict
-from service.api.streaming import unless_disconnected
 from service.embedding import embedded
 from service.models import LoadedModel, Models
 from service.prompting import prompt_tokens
-
-MOST_TEXTS = 2048
 
 
 class EmbeddingsRequest(Strict):
@@ -69,15 +66,19 @@ def add_routes(routes: APIRouter, models: Models) -> None:
     )
     async def embeddings(request: Request, body: EmbeddingsRequest) -> Response:
         model = models.get(body.model)
-        texts = await asyncio.to_thread(_checked, model, body)
+        texts = await apart(request, _checked, model, body)
         vectors = await unless_disconnected(request, embedded(model, texts))
-        data = [
-            {"object": "embedding", "index": index, "embedding": _written(vector, body.encoding_format)}
-            for index, vector in enumerate(vectors)
-        ]
         count = sum(map(len, texts))
         usage = {"prompt_tokens": count, "total_tokens": count}
-        return JSONResponse({"object": "list", "data": data, "model": model.name, "usage": usage})
+
+        def made() -> dict[str, Any]:
+            data = [
+                {"object": "embedding", "index": index, "embedding": _written(vector, body.encoding_format)}
+                for index, vector in enumerate(vectors)
+            ]
+            return {"object": "list", "data": data, "model": model.name, "usage": usage}
+
+        return await answered(made)
 
 
 def _checked(model: LoadedModel, body: EmbeddingsRequest) -> list[list[int]]:
@@ -85,8 +86,6 @@ def _checked(model: LoadedModel, body: EmbeddingsRequest) -> list[list[int]]:
     if body.dimensions not in (None, width):
         raise inapplicable("dimensions", f"a vector has as many numbers as the network is wide, {width}")
     texts = prompt_tokens(model, body.input, "input")
-    if len(texts) > MOST_TEXTS:
-        raise InvalidRequest(f"input has {len(texts)} texts, and {MOST_TEXTS} is the most", field="input")
     for index, token_ids in enumerate(texts):
         check_embeddable(token_ids, model.context_length, f"input[{index}]" if len(texts) > 1 else "input")
     return texts

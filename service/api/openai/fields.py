@@ -14,6 +14,7 @@ from pydantic import Field, WithJsonSchema, create_model
 
 from model.decoding.aliases import BY_ALIAS, ELSEWHERE, own_name
 from model.decoding.parameters import PARAMETERS
+from model.decoding.table import MOST_WORDS
 from model.errors import InvalidRequest
 from service.api.errors import inapplicable
 from service.api.gbnf import is_gbnf, lark_of
@@ -39,7 +40,7 @@ class StructuredOutputs(Strict):
 
     json_: Annotated[dict[str, Any] | bool | str | None, Field(alias="json")] = None
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Annotated[list[str] | None, Field(max_length=MOST_WORDS)] = None
     grammar: str | None = None
     json_object: bool | None = None
     disable_any_whitespace: Annotated[Any, Only(False)] = None

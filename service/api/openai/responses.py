@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel, Discriminator, Field
 
 from model.errors import InvalidRequest, TopkapiError
 from service.api import render
+from service.api.answering import answered
+from service.api.apart import apart, unless_disconnected
 from service.api.errors import INTERNAL, InapplicableField
 from service.api.harmless import Only
 from service.api.openai import answers
-from service.api.openai.conversation import ChatMessage, Part, conversation, encoded
+from service.api.openai.conversation import ChatMessage, Parts, conversation, encoded
 from service.api.openai.errors import ERRORS
 from service.api.openai.errors import render as render_error
 from service.api.openai.fields import CommonFields, StreamOptions, body, with_default
 from service.api.openai.formats import FlatFormat, TextFormat, as_parameters
 from service.api.schemas import Strict
-from service.api.streaming import STREAM, EventStream, unless_disconnected
+from service.api.streaming import STREAM, EventStream
 from service.api.template_variables import template_variables
 from service.generation import Generation, Output, Plan
+from service.limits import MOST_MESSAGES
 from service.models import LoadedModel, Models
 
 NOT_APART = "what a checkpoint thinks is part of its answer"
@@ -37,7 +39,7 @@ class InputMessage(Strict):
 
     type: Literal["message"] | None = None
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | Parts
     id: str | None = None
     status: str | None = None
     phase: Literal["commentary", "final_answer"] | None = None
@@ -80,7 +82,11 @@ class ResponseFields(CommonFields):
         "top_logprobs": "/v1/chat/completions has log-probabilities",
     }  # fmt: skip
 
-    input: Annotated[str | list[InputMessage], Field(min_length=1, description="A text, or a conversation.")]
+    input: Annotated[
+        Annotated[str, Field(min_length=1)]
+        | Annotated[list[InputMessage], Field(min_length=1, max_length=MOST_MESSAGES)],
+        Field(description="A text, or a conversation."),
+    ]
     instructions: Annotated[str | None, Field(description="A system message before the input.")] = None
     max_output_tokens: Annotated[int | None, Field(ge=0, description="Most tokens to generate.")] = None
     text: TextOptions | None = None
@@ -141,7 +147,7 @@ def add_routes(routes: APIRouter, models: Models) -> None:
         response_model=None,
     )
     async def responses(request: Request, body: ResponsesRequest) -> Response:
-        plan = await asyncio.to_thread(_checked, models.get(body.model), body)
+        plan = await apart(request, _checked, models.get(body.model), body)
         generation = answers.started(body, plan)
         writer = ResponseWriter(body, generation)
         if body.stream:
@@ -149,7 +155,7 @@ def add_routes(routes: APIRouter, models: Models) -> None:
             return EventStream(generation, _events(writer))
         async with generation:
             await unless_disconnected(request, generation.finish())
-        return JSONResponse(writer.ended())
+        return await answered(writer.ended)
 
 
 def _checked(model: LoadedModel, body: ResponsesRequest) -> Plan:
@@ -170,7 +176,7 @@ def _checked(model: LoadedModel, body: ResponsesRequest) -> Plan:
     except InapplicableField:
         raise
     except InvalidRequest as error:
-        error.field = "input"
+        error.field, error.message = "input", error.message.replace("messages", "input", 1)
         raise
     return answers.planned(model, [prompt], given | structure, "input")
 
@@ -260,28 +266,28 @@ async def _events(writer: ResponseWriter) -> AsyncIterator[bytes]:
     """The events of a stream, numbered, each with its type as its name."""
     number = 0
 
-    def event(kind: str, **data: Any) -> bytes:
+    async def event(kind: str, **data: Any) -> bytes:
         nonlocal number
         number += 1
-        return answers.data_event({"type": kind, "sequence_number": number - 1, **data}, kind)
+        return await answers.data_event({"type": kind, "sequence_number": number - 1, **data}, kind)
 
     at = {"item_id": writer.message_id, "output_index": 0, "content_index": 0}
     try:
-        yield event("response.created", response=writer.begun())
-        yield event("response.in_progress", response=writer.begun())
-        yield event("response.output_item.added", output_index=0, item=writer.item("in_progress"))
-        yield event("response.content_part.added", **at, part=writer.part(""))
+        yield await event("response.created", response=writer.begun())
+        yield await event("response.in_progress", response=writer.begun())
+        yield await event("response.output_item.added", output_index=0, item=writer.item("in_progress"))
+        yield await event("response.content_part.added", **at, part=writer.part(""))
         async for delta in writer.generation.deltas():
             if delta.text:
-                yield event("response.output_text.delta", **at, delta=delta.text, logprobs=[])
+                yield await event("response.output_text.delta", **at, delta=delta.text, logprobs=[])
         response = writer.ended()
-        yield event("response.output_text.done", **at, text=writer.output.text, logprobs=[])
-        yield event("response.content_part.done", **at, part=writer.part(writer.output.text))
-        yield event("response.output_item.done", output_index=0, item=writer.item())
-        yield event(f"response.{response['status']}", response=response)
+        yield await event("response.output_text.done", **at, text=writer.output.text, logprobs=[])
+        yield await event("response.content_part.done", **at, part=writer.part(writer.output.text))
+        yield await event("response.output_item.done", output_index=0, item=writer.item())
+        yield await event(f"response.{response['status']}", response=response)
     except TopkapiError as error:
-        yield event("response.failed", response=writer.failed(error))
+        yield await event("response.failed", response=writer.failed(error))
     except Exception:
         # The response has begun, so the error handler can't answer any more.
-        yield event("response.failed", response=writer.failed(INTERNAL))
+        yield await event("response.failed", response=writer.failed(INTERNAL))
         raise
