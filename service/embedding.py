@@ -38,7 +38,7 @@ class Embedder:
 
     def __init__(self) -> None:
         self.heartbeat = Heartbeat()
-        self.trouble: EngineStopped | None = None
+        self._given_up: tuple[EngineStopped, int] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embeddings")
         self._waiting: dict[object, int] = {}
         self._seconds_per_token = 0.0
@@ -46,9 +46,17 @@ class Embedder:
     def __repr__(self) -> str:
         return "the thread that embeds"
 
+    @property
+    def trouble(self) -> EngineStopped | None:
+        """Why nothing is embedded at present: the thread has given no sign of life since it was given up."""
+        if self._given_up is None:
+            return None
+        error, count = self._given_up
+        return error if self.heartbeat.busy and self.heartbeat.count == count else None
+
     def abandon(self, error: EngineStopped) -> None:
         """End everything that waits with `error`; nothing is accepted until the thread is back."""
-        self.trouble = error
+        self._given_up = error, self.heartbeat.count
 
     async def embedded(self, model: LoadedModel, texts: Sequence[Sequence[int]]) -> list[Vector]:
         """The vectors of texts given as token ids, in order. When it is cancelled, no further text is begun.
@@ -86,7 +94,6 @@ class Embedder:
 
     def _embed(self, model: LoadedModel, text: Sequence[int]) -> Vector | TopkapiError:
         """The vector, or what went wrong: what is no `Exception` would take the event loop down with it."""
-        self.trouble = None
         began = time.perf_counter()
         try:
             return embed(model.checkpoint.model, text, self.heartbeat.beat)
@@ -98,7 +105,6 @@ class Embedder:
         finally:
             self._seconds_per_token = (time.perf_counter() - began) / max(len(text), 1)
             self.heartbeat.rest()
-            self.trouble = None
 
 
 EMBEDDER = Embedder()

@@ -13,6 +13,9 @@ from model.errors import Cancelled
 from service.api.dialect import dialect_of
 from service.api.errors import NATIVE, error_response
 
+ANSWER_SECONDS = 0.2
+"""How long the end of an answer may take to be sent: for ever, to a client that does not read."""
+
 
 @dataclass(eq=False)
 class _Request:
@@ -67,7 +70,8 @@ class Requests:
             elif not request.over:
                 # An answer whose length was announced can't be ended early; its connection is closed all the same.
                 with contextlib.suppress(Exception):
-                    await said({"type": "http.response.body", "body": b"", "more_body": False})
+                    async with asyncio.timeout(ANSWER_SECONDS):
+                        await said({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._running.discard(request)
 
@@ -84,7 +88,7 @@ class Requests:
             await asyncio.sleep(0.02)
         self._end(lambda request: True)
         # Ended ones answer in a moment, unless their client does not read.
-        until = loop.time() + 0.2
+        until = loop.time() + 2 * ANSWER_SECONDS
         while self._running and loop.time() < until:
             await asyncio.sleep(0.02)
 

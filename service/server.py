@@ -148,7 +148,8 @@ class Server(uvicorn.Server):
         if self._models.lost is not None and not self.should_exit:
             self.lost = self._models.lost
             self.should_exit = True
-            self._end_at_last(ENGINE_FAILED)
+            if threading.current_thread() is threading.main_thread():
+                self._end_at_last(ENGINE_FAILED)
         return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -184,4 +185,8 @@ class Server(uvicorn.Server):
             await asyncio.sleep(0.02)
         self._models.close(0)
         await self._requests.wait(0 if self.force_exit else GRACE_SECONDS)
+        for connection in list(self.server_state.connections):
+            if connection.cycle is not None and not connection.cycle.response_complete:
+                # Its client has not read what it was sent; there is nothing to wait for.
+                connection.transport.abort()
         await super().shutdown(sockets)

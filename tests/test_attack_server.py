@@ -22,7 +22,7 @@ import pytest
 from service.server import ENGINE_FAILED
 from tests.driver import free_port
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ENDLESS = {"prompt": "a", "max_tokens": 2000, "ignore_end_token": True}
 HEAD = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -69,7 +69,7 @@ class Process:
         answer = self.get("/ready")
         return None if answer is None else answer.status_code
 
-    def wait_for(self, condition: Callable[[], object], seconds: float = 120) -> None:
+    def wait_for(self, condition: Callable[[], object], seconds: float = 400) -> None:
         """Wait until something is so; fails when that takes too long, or the process ends first."""
         end = time.monotonic() + seconds
         while not condition():
@@ -96,8 +96,9 @@ class Process:
 def serving(tmp_path, tiny_checkpoint) -> Iterator[Callable[..., Process]]:
     processes = []
 
-    def start(*arguments: str, wait: bool = True) -> Process:
-        process = Process(tmp_path, str(tiny_checkpoint("attacked", context=2048)), *arguments)
+    def start(*arguments: str, wait: bool = True, studio: bool = False) -> Process:
+        shown = "--studio" if studio else "--no-studio"
+        process = Process(tmp_path, str(tiny_checkpoint("attacked", context=2048)), shown, *arguments)
         processes.append(process)
         if wait:
             process.wait_for(lambda: process.ready() == 200)
@@ -221,7 +222,7 @@ def test_an_open_studio_does_not_keep_it_from_ending(serving, by) -> None:
     from playwright.sync_api import sync_playwright
 
     browser = os.environ.get("TOPKAPI_TEST_BROWSER") or shutil.which("chromium")
-    server = serving()
+    server = serving(studio=True)
     with (
         sync_playwright() as playwright,
         playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"]) as launched,

@@ -138,7 +138,8 @@ def test_every_import_is_a_declared_dependency() -> None:
     core = {canonicalize_name(requirement.name) for requirement in requirements()}
     train = {canonicalize_name(requirement.name) for requirement in requirements("train")}
     optional = {canonicalize_name(requirement.name) for requirement in requirements("train", *UNLOCKED, "gguf")}
-    providers = packages_distributions() | {"starlette": ["fastapi"]}  # FastAPI is built on it and never comes without
+    # Each of these is built on the other and never comes without.
+    providers = packages_distributions() | {"starlette": ["fastapi"], "h11": ["uvicorn"]}
 
     def rule(path: Path) -> Iterator[str]:
         eager = train if path.is_relative_to(ROOT / "training") else core

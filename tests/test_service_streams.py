@@ -222,8 +222,9 @@ def test_what_is_kept_is_bounded() -> None:
             leave = begin(name, counted(10))
             await settle()
             leave()
-        begin("unread", counted(10**6, pause=1e9))()
+        leave = begin("unread", counted(10**6, pause=1e9))
         await settle()
+        leave()
         begin("read", counted(20))
         await settle()
         kept = [name for name in ("a", "b", "unread", "read") if _known(streams, name)]

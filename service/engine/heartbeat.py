@@ -44,8 +44,11 @@ class Watched(Protocol):
     """What a watch looks after."""
 
     heartbeat: Heartbeat
-    trouble: EngineStopped | None
-    """Why nothing is computed at present, if nothing is."""
+
+    @property
+    def trouble(self) -> EngineStopped | None:
+        """Why nothing is computed at present, if nothing is."""
+        ...
 
     @property
     def dead(self) -> bool:
