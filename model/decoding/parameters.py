@@ -90,7 +90,7 @@ def from_generation_config(generation: Mapping[str, Any]) -> dict[str, Any]:
     Other fields of it are about training or about transformers itself. `do_sample: false` means greedy decoding, as
     in transformers, where it also switches the sampling parameters off.
     """
-    sampling = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+    sampling: tuple[str, ...] = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
     # What GGUF files recommend beyond that.
     sampling += ("xtc_probability", "xtc_threshold", "mirostat", "mirostat_tau", "mirostat_eta")
     renamed = {
