@@ -158,7 +158,7 @@ def from_generation_config(generation: Mapping[str, Any]) -> dict[str, Any]:
     Other fields of it are about training or about transformers itself. `do_sample: false` means greedy decoding, as
     in transformers, where it also switches the sampling parameters off. A `top_k` of -1 keeps all, as in vLLM.
     """
-    sampling = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+    sampling: tuple[str, ...] = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
     # What GGUF files recommend beyond that.
     sampling += ("xtc_probability", "xtc_threshold", "mirostat", "mirostat_tau", "mirostat_eta")
     always = ("repetition_penalty", "repetition_range", "no_repeat_ngram_size", *STORED_NAMES)
