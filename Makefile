@@ -69,8 +69,9 @@ test-all: lint  ## lint, then run the tests with the slow ones
 	$(PARALLEL) $(ARGS)
 
 # What depends on the processor, on the kernels of older ones: oneDNN's for AVX2, PyTorch's own for AVX2 and for none.
+# In one process, with as many threads as there are cores.
 PROCESSOR_TESTS := $(addprefix tests/test_,quantize.py invariance.py families.py nf4.py checkpoint.py speculation.py \
-  service_invariance.py training_agreement.py training_loss.py)
+  training_agreement.py)
 test-processor: tools  ## run the tests that depend on the processor as on one with AVX2 and without VNNI
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -m "not slow" $(PROCESSOR_TESTS) $(ARGS)
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -m "not slow" $(PROCESSOR_TESTS) $(ARGS)

@@ -39,7 +39,8 @@ def test_every_strategy_draws_from_its_exact_distribution(name: str, parameters:
     """Thousands of seeds against the full enumeration of the eight most likely tokens of a small vocabulary."""
     logits = torch.full((VOCABULARY,), float("-inf"))
     logits[[2, 5, 7, 11, 12, 20, 30, 41]] = LOGITS
-    rows = [Row(resolve({"seed": 0, **parameters}) | {"seed": s}, HISTORY, PROMPT_LENGTH) for s in range(DRAWS)]
+    effective = resolve({"seed": 0, **parameters})
+    rows = [Row(effective | {"seed": seed}, HISTORY, PROMPT_LENGTH) for seed in range(DRAWS)]
     # Of strategies that are chance themselves (XTC), the mean over many coins is the exact distribution.
     processed = process(logits.expand(DRAWS, -1), rows)
     expected = processed.double().softmax(-1).mean(0)
