@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from model.decoding.aliases import translated
 from model.errors import ContextExceeded, InvalidRequest, TextTooLong, TopkapiError
 from service.api import llama_schemas as schemas
+from service.api.answering import answered
 from service.api.apart import apart, on_thread, unless_disconnected
 from service.api.body import JSONRoute
 from service.api.dialect import Dialect, with_hint
