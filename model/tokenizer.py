@@ -24,6 +24,7 @@ from model.byte_level import components, entry_decoder
 from model.errors import CheckpointError, InvalidRequest
 from model.gpt2_vocabulary import gpt2_definition
 from model.interruption import between_pieces
+from model.text_borders import ACROSS_BORDER, LOCAL_NORMALIZERS, next_border
 from model.tokenizer_check import SAMPLE, WORDS
 from model.tokenizer_definition import (
     END_OF_TEXT,
@@ -44,19 +45,8 @@ _MOST_ENTRIES = 1 << 24
 _PIECE = 65_536
 """Characters that are encoded at once: a few milliseconds of work, between which others get the interpreter."""
 
-_BORDER = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])|(?<=\S\n)(?=[^\W\d_])")
-"""Where a text may be cut: between two words of ASCII letters, and where a line begins with a letter."""
-
-_LOCAL = {
-    "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt", "Precompiled", "BertNormalizer", "ByteLevel",
-    "Prepend", "Replace",
-}  # fmt: skip
-"""Normalizers that change a piece of a text as they change it within the whole, but for its beginning."""
-
 _SHORT = 2048
 """Characters that `tokenizers` encodes in a few milliseconds."""
-
-_ACROSS_BORDER = re.compile(rb"[A-Za-z] |\n[A-Za-z\x80-\xff]")
 
 _NFC = normalizers.NFC()
 
@@ -203,8 +193,8 @@ class Tokenizer:
         """`text` as it is encoded piece by piece; one is long where there is no place for a cut."""
         start = 0
         while start < len(text):
-            found = _BORDER.search(text, start + _PIECE) if len(text) > start + _PIECE and self._can_be_cut else None
-            end = len(text) if found is None else found.start()
+            border = next_border(text, start + _PIECE) if len(text) > start + _PIECE and self._can_be_cut else None
+            end = len(text) if border is None else border
             yield text[start:end]
             start = end
 
@@ -217,12 +207,13 @@ class Tokenizer:
         """
         steps = {leaf["type"] for leaf in components(self._definition.get("normalizer"))}
         swallowing = any(entry.get("rstrip") for entry in self._added.values())
-        if not steps <= _LOCAL or swallowing or any(map(_ACROSS_BORDER.search, self._bytes)):
+        if not steps <= LOCAL_NORMALIZERS or swallowing or any(map(ACROSS_BORDER.search, self._bytes)):
             return False
         text = f"{SAMPLE}\n{WORDS}"
         whole = self._encode_whole(text)
-        for border in _BORDER.finditer(text):
-            before, after = text[: border.start()], text[border.start() :]
+        border = 0
+        while (border := next_border(text, border + 1) or 0) > 0:
+            before, after = text[:border], text[border:]
             rest = self._encode_whole(after) if self._fast is not None else _backend_ids(self._continuing, after)
             if self._encode_whole(before) + rest != whole:
                 return False
