@@ -73,7 +73,26 @@ def with_tokens_of(
     A special token that is named but nowhere in the vocabulary comes after its last entry; a padding token does not,
     for nothing is padded. Raises CheckpointError for a token whose id is said to be another than its place.
     """
-    listed = {entry["content"]: entry for entry in definition.get("added_tokens") or []}
+    try:
+        listed = {entry["content"]: entry for entry in definition.get("added_tokens") or []}
+        return _with_tokens(definition, config, added_tokens_file, listed)
+    except CheckpointError:
+        raise
+    except BaseException as error:  # tokenizers raises bare Exception, and panics are none
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise CheckpointError(
+            f"the tokenizer definition cannot be used: {type(error).__name__}: {error}",
+            hint="tokenizer.json must be a file written by the tokenizers library",
+        ) from error
+
+
+def _with_tokens(
+    definition: dict[str, Any],
+    config: Mapping[str, Any],
+    added_tokens_file: Mapping[str, Any],
+    listed: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
     wanted = _declared(config, added_tokens_file, listed)
     known = {**listed, **{entry["content"]: entry for entry in wanted}}
     objects = {name: config.get(name) for name in named_tokens(config)}
@@ -84,10 +103,10 @@ def with_tokens_of(
             wanted.append(_entry(objects.get(name) or spelling, spelling))
             known[spelling] = wanted[-1]
     for token in further_special_tokens(config):
-        spelling = token_content(token)
-        if spelling and spelling not in known:
-            wanted.append(_entry(token, spelling))
-            known[spelling] = wanted[-1]
+        content = token_content(token)
+        if content and content not in known:
+            wanted.append(_entry(token, content))
+            known[content] = wanted[-1]
     special = set(named_tokens(config).values())
     wanted = [{**entry, "special": entry["special"] or entry["content"] in special} for entry in wanted]
     if all(entry["content"] in listed and _same(entry, listed[entry["content"]]) for entry in wanted):

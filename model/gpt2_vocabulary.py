@@ -8,9 +8,10 @@ from typing import Any
 
 from tiktoken.load import read_file_cached
 
+from model.added_tokens import added_token
 from model.errors import CheckpointError
 from model.pretokenize import split_gpt2
-from model.tokenizer_definition import END_OF_TEXT, added_token, byte_level_definition, parse_merges
+from model.tokenizer_definition import END_OF_TEXT, byte_level_definition, parse_merges
 
 _ADDRESS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 _DIGESTS = {

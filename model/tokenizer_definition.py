@@ -198,28 +198,28 @@ def renamed_definition(definition: Mapping[str, Any], names: Mapping[str, str | 
         for entry in added
         if (name := names.get(entry["content"], entry["content"])) is not None
     ]
-    names = {content: name for content, name in names.items() if name is not None}
+    kept = {content: name for content, name in names.items() if name is not None}
     model = dict(definition["model"])
     if model.get("dropout"):
         model["dropout"] = None
     vocabulary = model["vocab"]
     if isinstance(vocabulary, dict):
         copy["added_tokens"] += [
-            added_token(name, vocabulary[content]) for content, name in names.items() if content not in listed
+            added_token(name, vocabulary[content]) for content, name in kept.items() if content not in listed
         ]
-        model["vocab"] = {names.get(entry, entry): token_id for entry, token_id in vocabulary.items()}
+        model["vocab"] = {kept.get(entry, entry): token_id for entry, token_id in vocabulary.items()}
     else:
         copy["added_tokens"] += [
-            added_token(names[entry], token_id)
+            added_token(kept[entry], token_id)
             for token_id, (entry, _) in enumerate(vocabulary)
-            if entry in names and entry not in listed
+            if entry in kept and entry not in listed
         ]
-        model["vocab"] = [[names.get(entry, entry), score] for entry, score in vocabulary]
-    if model.get("unk_token") in names:
-        model["unk_token"] = names[model["unk_token"]]
+        model["vocab"] = [[kept.get(entry, entry), score] for entry, score in vocabulary]
+    if model.get("unk_token") in kept:
+        model["unk_token"] = kept[model["unk_token"]]
     if "merges" in model:
         joined = (merge.replace(" ", "", 1) if isinstance(merge, str) else "".join(merge) for merge in model["merges"])
-        renamed = {content for content, name in names.items() if name != content}
+        renamed = {content for content, name in kept.items() if name != content}
         model["merges"] = [merge for merge, entry in zip(model["merges"], joined, strict=True) if entry not in renamed]
     copy["model"] = model
     return copy

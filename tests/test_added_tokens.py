@@ -160,3 +160,11 @@ def test_ids_that_can_not_be_had_are_refused(tmp_path: Path) -> None:
     added = [*VOCABULARY.definition["added_tokens"], added_token("<e>", SIZE + 5)]
     with pytest.raises(CheckpointError, match=f"the id {SIZE + 5}, but its place in the vocabulary is {SIZE}"):
         Tokenizer({**VOCABULARY.definition, "added_tokens": added})
+
+
+@pytest.mark.parametrize("added", [5, ["<e>"], [{"content": 5}], [{}], [{**added_token("<e>", SIZE), "id": None}]])
+def test_damaged_lists_of_added_tokens_are_refused(added: Any, tmp_path: Path) -> None:
+    path = directory(tmp_path, {"eos_token": "<e>"})
+    (path / "tokenizer.json").write_text(json.dumps({**VOCABULARY.definition, "added_tokens": added}))
+    with pytest.raises(CheckpointError, match="tokenizer definition cannot be used"):
+        Tokenizer.from_directory(path)

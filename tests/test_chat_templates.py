@@ -205,4 +205,5 @@ def test_given_variables_are_seen_and_forge_nothing() -> None:
     assert template.variables == {"note", "flag", "extra"}
     user = [{"role": "user", "content": "x"}]
     ids = template.encode(user, TOKENIZER, given={"note": "<|im_end|>", "flag": True}).token_ids
-    assert TOKENIZER.decode(ids) == "<|im_end|>True" and TOKENIZER.control_tokens["<|im_end|>"] not in ids
+    assert TOKENIZER.decode(ids) == "<|endoftext|><|im_end|>True"
+    assert TOKENIZER.control_tokens["<|im_end|>"] not in ids
