@@ -78,12 +78,13 @@ def fields_of(roots: list[Any], whole: set[str]) -> dict[str, set[str]]:
     def walk(hint: Any) -> None:
         while get_origin(hint) in (Annotated, Required, NotRequired):
             hint = get_args(hint)[0]
-        if hint in found or getattr(hint, "__name__", "") in whole:
+        name = getattr(hint, "__name__", "")
+        if hint in found or whole & {name, f"{getattr(hint, '__module__', '').split('.')[-1]}.{name}"}:
             return
         if is_typeddict(hint) or hasattr(hint, "__dataclass_fields__"):
             hints = get_type_hints(hint, include_extras=True)
         elif issubclass(getattr(hint, "__class__", type), type) and hint.__module__ == "text_generation.types":
-            hints = {name: field.annotation for name, field in getattr(hint, "model_fields", {}).items()}
+            hints = {each: field.annotation for each, field in getattr(hint, "model_fields", {}).items()}
         else:
             hints = {}
         if not hints:
@@ -261,7 +262,7 @@ CHAT_WHOLE = {
     "ChatCompletionMessageCustomToolCallParam", "ChatCompletionFunctionMessageParam", "ChatCompletionAudioParam",
     "ChatCompletionFunctionCallOptionParam", "Moderation", "WebSearchOptions", "ChatCompletionCustomToolParam",
     "ChatCompletionAllowedToolChoiceParam", "ChatCompletionNamedToolChoiceCustomParam",
-    "ChatCompletionPredictionContentParam",
+    "ChatCompletionPredictionContentParam", "completion_create_params.Function",
 }  # fmt: skip
 
 COMPLETION_FIELDS: dict[str, Field] = {
@@ -434,7 +435,7 @@ BLOCKS = refused_blocks(
     "text_editor_code_execution_tool_result", "tool_search_tool_result", "container_upload", "mid_conv_system",
 )  # fmt: skip
 COUNT_FIELDS: dict[str, Field] = {
-    "messages": Field((USER,), ([],)), "model": Field(("tiny",), ("x", None)), "cache_control": CACHE,
+    "messages": Field((USER,), ([],)), "model": Field(("tiny",), (None,)), "cache_control": CACHE,
     "output_config": Field(({}, None), ("x",)), "speed": Field(("standard", None), ("fast",)),
     "system": Field(("Be brief.", [{"type": "text", "text": "Be brief."}], None), (5,)),
     "thinking": Field(
@@ -554,7 +555,8 @@ def refused_whole(kind: str) -> bool:
         and kind.startswith(
             ("Image", "Document", "SearchResult", "Redacted", "ServerTool", "WebSearch", "WebFetch", "CodeExecution",
              "Bash", "TextEditor", "ToolSearch", "ContainerUpload", "ContainerParams", "DiagnosticsParam", "Browser",
-             "Computer", "Memory", "ToolBash", "ToolTextEditor", "ToolReference", "ThinkingConfig", "MidConv")
+             "Computer", "Memory", "ToolBash", "ToolTextEditor", "ToolReference", "ThinkingConfig", "MidConv",
+             "Citations", "Encrypted", "Skill")
         )
     )  # fmt: skip
 
@@ -581,7 +583,7 @@ GRAMMAR: dict[str, Field] = {
 
 
 def parameters(fields: dict[str, Any]) -> dict[str, Any]:
-    return {"parameters": fields}
+    return {"parameters": {"max_new_tokens": 1} | fields}
 
 
 def grammar(fields: dict[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,13 @@
 """Every field of the rows that training reads, with what becomes of it: used, refused by name, or named as left out."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.ipc
+import pyarrow.parquet
 import pytest
 
 from model.chat import ChatTemplate
@@ -13,6 +17,7 @@ from tests.openai_cases import TOOL_TEMPLATE, WEATHER
 from training.data.instructions import Conversation, encode_conversations, read_conversations
 from training.data.preferences import encode_preferences, read_preferences
 from training.data.rows import REFUSED, REFUSED_OF_MESSAGES
+from training.data.sources import fields_beside
 
 USED, REFUSED_BY_NAME, LEFT_OUT = "used", "refused", "left out"
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -299,3 +304,28 @@ def test_the_tools_of_a_pair_reach_the_template(tiny_tokenizer: Tokenizer, tmp_p
     ((pair,), _) = encode_preferences(read_preferences(path), tiny_tokenizer, chat, longest=999)
     assert "The weather of a city." in tiny_tokenizer.decode(pair.rejected.token_ids)
     assert trained(pair.chosen, tiny_tokenizer) == "So.<|im_end|>"
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet", "a.arrow", "indexed.arrow", "a.txt"])
+def test_what_stands_beside_a_text_is_named(name: str, tmp_path: Path) -> None:
+    """Rows of plain text: the text is trained on, whatever else they hold is not."""
+    rows = [{"text": "a", "title": "b", "id": 3}]
+    table = pyarrow.table({key: [row[key] for row in rows] for key in rows[0]})
+    path = tmp_path / name
+    if name.endswith(".parquet"):
+        pyarrow.parquet.write_table(table, path)
+    elif name.endswith(".arrow"):
+        make = pyarrow.ipc.new_file if name.startswith("indexed") else pyarrow.ipc.new_stream
+        with make(path, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        line = b"" if name.endswith(".txt") else b"\n" + json.dumps(rows[0]).encode()
+        path.write_bytes(gzip.compress(line) if name.endswith(".gz") else line)
+    assert fields_beside(path) == (set() if name.endswith(".txt") else {"title", "id"})
+    assert fields_beside(path, "title") == (set() if name.endswith(".txt") else {"text", "id"})
+
+
+def test_a_file_that_cannot_be_read_has_no_fields(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "a.parquet", "a.arrow", "a.jsonl.gz"):
+        (tmp_path / name).write_bytes(b"{")
+        assert fields_beside(tmp_path / name) == set()

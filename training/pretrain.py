@@ -24,7 +24,7 @@ from training.console import Console
 from training.data.inspection import token_findings
 from training.data.mixing import describe_mixture, mixed_order
 from training.data.shards import TokenData, prepare_tokens, tokenizer_digest
-from training.data.sources import find_files
+from training.data.sources import fields_beside, find_files
 from training.data.weights import sources_and_weights
 from training.data.windows import WindowLoader
 from training.device import prepare_torch
@@ -66,6 +66,8 @@ def pretrain(
     if weights is not None and len(files) < sum(map(len, sources)):
         raise DataError("a file belongs to two sources of the mixture", field="data", hint="name each file once")
     validation_files = find_files(recipe.validation_data)
+    if beside := {name for file in files for name in fields_beside(file, recipe.text_field)}:
+        console.message(f"fields of the rows that are not used: {', '.join(sorted(beside))}")
     with distributed.in_turn():
         saved = directory.load_state() if resume else None
         device = prepare_torch(recipe, saved[1]["threads"] if saved else None)

@@ -167,6 +167,34 @@ def read_documents(path: Path, text_field: str = "text") -> Iterator[str]:
         raise DataError(f"{path} holds no text", field="data", hint="take it out of the data, or fill it")
 
 
+def fields_beside(path: Path, text_field: str = "text") -> set[str]:
+    """What else than the text the rows of a file hold, which is not trained on; of JSON lines, by the first row.
+
+    A file that cannot be read has none: that is told where it is read.
+    """
+    import pyarrow
+    import pyarrow.ipc
+    import pyarrow.parquet
+
+    suffix = _suffix(path)
+    names: Iterable[str] = ()
+    try:
+        if suffix == ".parquet":
+            names = pyarrow.parquet.read_schema(path).names
+        elif suffix == ".arrow":
+            with pyarrow.memory_map(str(path)) as source:
+                indexed = source.read(6) == b"ARROW1"
+                source.seek(0)
+                names = (pyarrow.ipc.open_file(source) if indexed else pyarrow.ipc.open_stream(source)).schema.names
+        elif suffix != ".txt":
+            first = next((line for _, line in read_lines(path) if line.strip()), b"{}")
+            row = json.loads(first)
+            names = row if isinstance(row, dict) else ()
+    except (DataError, ValueError, OSError, pyarrow.ArrowException):
+        return set()
+    return set(names) - {text_field}
+
+
 # After a mark that ends a sentence, before what begins one; not after an initial or a usual abbreviation.
 _SENTENCE_END = re.compile(
     r"""(?:(?<=[a-z0-9)][.!?])|(?<=[.!?]["'”’]))(?<!\bMr\.)(?<!\bMrs\.)(?<!\bDr\.)(?<!\bSt\.)\s+(?=["'“‘]?[A-Z])"""
