@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
 from model.errors import CheckpointError, InvalidRequest
-from model.gguf import GPT2_TENSORS, LLAMA_TENSORS, SAMPLING, gguf_package
+from model.gguf import GPT2_TENSORS, LLAMA_TENSORS, gguf_package
+from model.gguf_sampling import add_sampling
 from model.gguf_vocabulary import pre_tokenizer
 from model.tensors import to_hugging_face
 from model.tokenizer_check import SAMPLE
@@ -154,15 +155,7 @@ def _add_vocabulary(writer: Any, checkpoint: Checkpoint) -> None:
     writer.add_add_bos_token(tokenizer.adds_begin_token)
     if checkpoint.chat is not None:
         writer.add_chat_template(plain_template(checkpoint.chat.source))
-    generation = dict(checkpoint.generation)
-    if generation.get("repetition_penalty") is not None:
-        # Here nothing said means all tokens, there the last 64.
-        generation["repetition_range"] = generation.get("repetition_range") or -1
-    for ending, parameter in SAMPLING.items():
-        value = generation.get(parameter)
-        if value is not None:
-            whole = parameter in ("top_k", "repetition_range", "mirostat")
-            (writer.add_int32 if whole else writer.add_float32)(f"general.sampling.{ending}", value)
+    add_sampling(writer, checkpoint.generation)
 
 
 def plain_template(source: str) -> str:
