@@ -18,6 +18,7 @@ import torch
 from model.config import ModelConfig
 from model.errors import CheckpointError
 from model.gguf_keys import check_keys
+from model.gguf_sampling import decimal, read_sampling
 from model.gguf_vocabulary import read_vocabulary
 from model.tokenizer import Tokenizer
 
@@ -52,20 +53,6 @@ GPT2_TENSORS = {
     "ffn_down": "mlp.c_proj",
 }
 _TENSOR_NAME = re.compile(r"(?:blk\.(\d+)\.)?([a-z_]+)\.(weight|bias)")
-SAMPLING = {
-    "temp": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "xtc_probability": "xtc_probability",
-    "xtc_threshold": "xtc_threshold",
-    "penalty_repeat": "repetition_penalty",
-    "penalty_last_n": "repetition_range",
-    "mirostat": "mirostat",
-    "mirostat_tau": "mirostat_tau",
-    "mirostat_eta": "mirostat_eta",
-}
-"""Decoding defaults: what follows `general.sampling.`, and our parameter."""
 
 
 def read_gguf(
@@ -105,7 +92,7 @@ def read_gguf(
         raise CheckpointError(
             f"{path} lacks or misstates {error}", hint="convert or download the model again"
         ) from error
-    generation |= _sampling(metadata)
+    generation |= read_sampling(metadata)
     key = "tokenizer.chat_template"
     named = {name: text for name, text in metadata.items() if name == key or name.startswith(f"{key}.")}
     templates = {name.removeprefix(key).removeprefix(".") or "default": text for name, text in named.items() if text}
@@ -200,7 +187,7 @@ def _configuration(metadata: Mapping[str, Any], architecture: str, tensors: Mapp
             "n_layer": int(field("block_count")),
             "n_positions": int(field("context_length")),
             "n_inner": int(field("feed_forward_length")),
-            "layer_norm_epsilon": _decimal(field("attention.layer_norm_epsilon")),
+            "layer_norm_epsilon": decimal(field("attention.layer_norm_epsilon")),
             "activation_function": "gelu_new",
         }
     if int(field("expert_count", 0)):
@@ -220,7 +207,7 @@ def _configuration(metadata: Mapping[str, Any], architecture: str, tensors: Mapp
         "num_key_value_heads": int(field("attention.head_count_kv", heads)),
         "head_dim": head_dim,
         "max_position_embeddings": int(field("context_length")),
-        "rms_norm_eps": _decimal(field("attention.layer_norm_rms_epsilon")),
+        "rms_norm_eps": decimal(field("attention.layer_norm_rms_epsilon")),
         "hidden_act": "silu",
         "rope_theta": float(field("rope.freq_base", 10_000.0)),
         "rope_scaling": _rope_scaling(metadata, architecture, tensors, head_dim),
@@ -236,42 +223,6 @@ def _check(path: Path, config: Mapping[str, Any]) -> None:
     except CheckpointError as error:
         message = error.message.removeprefix("config.json: ")
         raise CheckpointError(f"{path}: {message}", field=error.field, hint=error.hint) from error
-
-
-def _decimal(number: float) -> float:
-    """The number that was meant by a float32: the shortest decimal that rounds to it."""
-    return number if isinstance(number, int) else float(str(np.float32(number)))
-
-
-def _sampling(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The decoding defaults of `general.sampling`, by our names, as llama.cpp takes them."""
-    found: dict[str, Any] = {}
-    for ending, name in SAMPLING.items():
-        key = f"general.sampling.{ending}"
-        value = metadata.get(key)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise CheckpointError(f"the GGUF file's {key} must be a number, not {value!r:.100}", field=key)
-        found[name] = _decimal(value)
-    if found.get("mirostat") == 1:
-        raise CheckpointError(
-            "the GGUF file asks for general.sampling.mirostat = 1, which is not supported",
-            field="general.sampling.mirostat",
-            hint="supported: 2, and 0 for off",
-        )
-    # The penalty counts the last 64 tokens by default; none of them is no penalty, and -1 all.
-    span = found.pop("repetition_range", 64)
-    if span == 0:
-        found.pop("repetition_penalty", None)
-    elif found.get("repetition_penalty", 1.0) != 1.0:
-        found["repetition_range"] = max(span, 0)
-    # A threshold above a half is never reached by two tokens, which switches XTC off.
-    if not found.get("xtc_probability") or found.get("xtc_threshold", 0.1) > 0.5:
-        found = {name: value for name, value in found.items() if not name.startswith("xtc")}
-    if not found.get("mirostat"):
-        found = {name: value for name, value in found.items() if not name.startswith("mirostat")}
-    return found
 
 
 def _rope_scaling(
@@ -305,7 +256,7 @@ def _rope_scaling(
             float(metadata.get(key("freq_base"), 10_000.0)),
             head_dim,
         )
-    return {"rope_type": "linear", "factor": _decimal(factor)} if linear else None
+    return {"rope_type": "linear", "factor": decimal(factor)} if linear else None
 
 
 def _llama3_scaling(factors: np.ndarray[Any, np.dtype[np.float64]], theta: float, head_dim: int) -> dict[str, Any]:

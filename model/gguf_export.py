@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
 from model.errors import CheckpointError
-from model.gguf import GPT2_TENSORS, LLAMA_TENSORS, SAMPLING, gguf_package
+from model.gguf import GPT2_TENSORS, LLAMA_TENSORS, gguf_package
+from model.gguf_sampling import add_sampling
 from model.gguf_vocabulary_export import add_vocabulary, plain_name
 from model.location import check_gguf_target
 from model.tensors import to_hugging_face
@@ -67,15 +68,7 @@ def _write(package: ModuleType, writer: Any, checkpoint: Checkpoint, kind: GgufT
     _add_shape(writer, checkpoint.config)
     add_vocabulary(writer, checkpoint)
     writer.add_name(plain_name(checkpoint.name))
-    generation = dict(checkpoint.generation)
-    if generation.get("repetition_penalty") is not None:
-        # Here nothing said means all tokens, there the last 64.
-        generation["repetition_range"] = generation.get("repetition_range") or -1
-    for ending, parameter in SAMPLING.items():
-        value = generation.get(parameter)
-        if value is not None:
-            whole = parameter in ("top_k", "repetition_range", "mirostat")
-            (writer.add_int32 if whole else writer.add_float32)(f"general.sampling.{ending}", value)
+    add_sampling(writer, checkpoint.generation)
     writer.add_file_type(package.LlamaFileType[_TYPES[kind][0]])
     writer.add_quantization_version(package.GGML_QUANT_VERSION)
     for name, data in _tensors(checkpoint):

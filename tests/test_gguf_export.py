@@ -42,7 +42,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Tokeniz
             model=model,
             tokenizer=tokenizer,
             chat=ChatTemplate.built_in("chatml"),
-            generation={"temperature": 0.7, "top_k": 20},
+            generation={"temperature": 0.7, "top_k": 20, "repetition_penalty": 1.5},
             details={},
         )
 
@@ -80,7 +80,8 @@ def test_a_file_reads_back_as_the_checkpoint(
     assert back.config.tie_embeddings is tied["tie_embeddings"]
     assert back.config.end_token_ids[0] == ours.config.end_token_ids[0]
     assert set(back.config.end_token_ids) == set(ours.config.end_token_ids)
-    assert {name: back.generation[name] for name in ("temperature", "top_k")} == {"temperature": 0.7, "top_k": 20}
+    sampling = {"temperature": 0.7, "top_k": 20, "repetition_penalty": 1.5, "repetition_range": 0}
+    assert {name: back.generation[name] for name in sampling} == sampling
     for text in texts.ALL:
         assert back.tokenizer.encode(text) == ours.tokenizer.encode(text)
     turns = [{"role": "user", "content": " a\n"}, {"role": "assistant", "content": "b "}]
