@@ -6,7 +6,6 @@ names modules as transformers does: the gpt2 family's query, key and value matri
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from torch import Tensor
 from model.adapter import SMALLEST_SQUARE, Adapter, named_linears
 from model.config import ModelConfig
 from model.errors import CheckpointError
+from model.reading import read_json
 from model.tensors import GPT2_LAYER_NAMES, PROJECTIONS, from_hugging_face
 from model.transformer import Decoder
 
@@ -125,13 +125,9 @@ def is_adapter(path: Path) -> bool:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """`adapter_config.json`. Raises `CheckpointError` for a kind of adapter that is not LoRA or DoRA."""
-    try:
-        settings = json.loads((path / CONFIG_FILE).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / CONFIG_FILE} cannot be read: {error}", hint="copy it again") from None
-    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
-        kind = settings.get("peft_type") if isinstance(settings, dict) else None
-        raise CheckpointError(f"{path} is an adapter of kind {kind!r}", hint="LoRA and DoRA are supported")
+    settings = read_json(path / CONFIG_FILE)
+    if settings.get("peft_type") != "LORA":
+        raise CheckpointError(f"{path} is an adapter of kind {settings.get('peft_type')!r}", hint="LoRA and DoRA are supported")
     refused = {name: settings[name] for name in _REFUSED if settings.get(name)}
     refused |= {
         name: settings[name] for name, plain in _PLAIN.items() if settings.get(name, plain[0]) not in (*plain, None)

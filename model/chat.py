@@ -5,7 +5,6 @@ spelling of a control token inside a content is broken by a private-use characte
 still whole after rendering was placed by the template. The character is removed before the text is encoded.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import jinja2.meta
 
 from model.chat_templates import BUILT_IN_TEMPLATES
 from model.errors import CheckpointError, InvalidRequest, TopkapiError
+from model.reading import read_json, read_text
 from model.template_bounds import TemplateTooExpensive, bounded
 from model.template_environment import SPAN_MARKS, template_environment
 from model.tokenizer import Tokenizer
@@ -89,12 +89,10 @@ class ChatTemplate:
         source: object = None
         try:
             if (directory / "chat_template.jinja").is_file():
-                source = (directory / "chat_template.jinja").read_text(encoding="utf-8")
-            elif (directory / "tokenizer_config.json").is_file():
-                source = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8")).get(
-                    "chat_template"
-                )
-        except (OSError, ValueError, AttributeError) as error:
+                source = read_text(directory / "chat_template.jinja")
+            else:
+                source = read_json(directory / "tokenizer_config.json").get("chat_template")
+        except OSError as error:
             raise CheckpointError(f"the chat template of {directory} cannot be read: {error}") from error
         if isinstance(source, list):
             named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}

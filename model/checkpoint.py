@@ -34,9 +34,20 @@ from model.chat import ChatTemplate
 from model.config import ModelConfig
 from model.errors import CheckpointError
 from model.files import recover_directory, sha256, write_directory
+from model.generation_config import check_defaults
 from model.nf4 import NF4
 from model.quantize import quantize
-from model.tensors import from_hugging_face, read_safetensors, to_hugging_face
+from model.reading import (
+    check_directory,
+    check_memory,
+    check_place,
+    confined,
+    is_confined,
+    may_be_read,
+    member,
+    read_json,
+)
+from model.tensors import from_hugging_face, read_safetensors, stored_shapes, to_hugging_face, weight_files
 from model.tokenizer import Tokenizer
 from model.transformer import Decoder
 
@@ -64,20 +75,38 @@ def load_checkpoint(
     device: torch.device | str = "cpu",
     verify: bool = True,
     base: str | Path | None = None,
+    within: str | Path | None = None,
 ) -> Checkpoint:
     """Load a checkpoint directory, an adapter's or a GGUF file for inference.
 
     Matrices are held in `dtype` (None: as stored, float16 becoming float32 on the CPU, where it is slow; `torch.int8`:
     see `model.quantize`), vectors in float32. `verify` compares every file with the digests in `topkapi.json`. An
-    adapter is merged into `base`, by default the checkpoint that it names. Raises `CheckpointError` naming the file for
-    what is missing, unreadable, truncated, altered or not supported.
+    adapter is merged into `base`, by default the checkpoint that it names. A load that somebody else asked for is
+    confined to the directory `within`: nothing is read that lies elsewhere, links followed, and its tokenizer is tried
+    in a process of its own first.
+
+    Raises `CheckpointError` naming the file for what is missing, unreadable, truncated, altered or not supported,
+    whatever the files hold.
     """
     try:
-        return _load(Path(path), dtype, torch.device(device), verify, None if base is None else Path(base))
+        with confined(None if within is None else Path(within)):
+            return _load(Path(path), dtype, torch.device(device), verify, None if base is None else Path(base))
     except OSError as error:
         raise CheckpointError(
             f"{error.filename or path} cannot be read: {error.strerror or error}",
             hint="check that this user may read it and that the disk is sound",
+        ) from error
+    except CheckpointError as error:
+        if str(path) not in error.message:
+            error.message = f"{path}: {error.message}"
+            error.args = (error.message,)
+        raise
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # what a damaged file makes libraries raise; a panic of theirs is no Exception
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise CheckpointError(
+            f"{path} cannot be loaded ({problem})", hint="one of its files is damaged: copy or download it again"
         ) from error
 
 
@@ -101,6 +130,7 @@ def _load(path: Path, dtype: torch.dtype | None, device: torch.device, verify: b
             f"{path}: the tokenizer has {tokenizer.vocab_size} entries but the network only {config.vocab_size}",
             hint="the two files belong to different models",
         )
+    check_defaults(stored.generation, tokenizer, path)
     config = config.with_end_tokens(_end_tokens(config, tokenizer, stored.chat, stored.generation))
     stored_as = stored.raw_config.get("dtype", stored.raw_config.get("torch_dtype"))
     held = torch.float32 if dtype in (None, torch.int8) and stored_as == "float16" else dtype
@@ -113,9 +143,12 @@ def _load(path: Path, dtype: torch.dtype | None, device: torch.device, verify: b
 
 
 def _read(path: Path, verify: bool, base: Path | None = None) -> _Stored:
+    check_place(path)
     recover_directory(path)
     if not path.exists():
         raise CheckpointError(f"there is no checkpoint at {path}", hint="give a checkpoint directory or a .gguf file")
+    if path.is_dir():
+        check_directory(path)
     if is_adapter(path):
         return _read_adapted(path, verify, base)
     if base is not None and path.is_dir() and not (path / "config.json").is_file():
@@ -127,6 +160,7 @@ def _read(path: Path, verify: bool, base: Path | None = None) -> _Stored:
             raise CheckpointError(f"{path} is a file but not .gguf", hint="give a checkpoint directory or a .gguf file")
         from model.gguf import read_gguf
 
+        check_memory(path, path.stat().st_size)
         raw_config, tensors, tokenizer, template, generation = read_gguf(path)
         details: dict[str, Any] = {}
         chat = ChatTemplate(template, None) if template else None
@@ -134,13 +168,14 @@ def _read(path: Path, verify: bool, base: Path | None = None) -> _Stored:
     else:
         if not (path / "config.json").is_file():
             raise _not_a_checkpoint(path)
-        raw_config = _read_json(path / "config.json")
-        details = _read_json(path / "topkapi.json")
+        raw_config = read_json(path / "config.json")
+        # The family and the sizes are checked before anything slow is read.
+        config = ModelConfig.from_hugging_face(raw_config)
+        _check_sizes(path, config)
+        details = _read_details(path)
         if verify:
             _verify(path, details)
-        generation = _read_json(path / "generation_config.json")
-        # The family is checked before anything slow is read.
-        config = ModelConfig.from_hugging_face(raw_config)
+        generation = read_json(path / "generation_config.json")
         tokenizer = Tokenizer.from_directory(path)
         chat = ChatTemplate.from_directory(path)
         tensors = read_safetensors(path)
@@ -148,12 +183,16 @@ def _read(path: Path, verify: bool, base: Path | None = None) -> _Stored:
 
 
 def _read_adapted(path: Path, verify: bool, base: Path | None) -> _Stored:
-    details = _read_json(path / "topkapi.json")
+    check_memory(path, sum(file.stat().st_size for file in path.glob("*.safetensors")))
+    details = _read_details(path)
     if verify:
         _verify(path, details)
     named = read_settings(path).get("base_model_name_or_path")
     if base is None:
-        base = Path(named or "")
+        base = Path(named if isinstance(named, str) else "")
+        if named and is_confined():
+            # Whether it is there is for nobody to learn who may not load it.
+            base = check_place(path / base)
         if not named or not base.exists():
             raise CheckpointError(
                 f"the adapter {path} was trained on {named or 'a base that it does not name'}, which is not there",
@@ -176,7 +215,7 @@ def _read_adapted(path: Path, verify: bool, base: Path | None) -> _Stored:
         adapter.merged(tensors),
         Tokenizer.from_directory(path) if (path / "tokenizer.json").is_file() else stored.tokenizer,
         ChatTemplate.from_directory(path) or stored.chat,
-        _read_json(path / "generation_config.json") or stored.generation,
+        read_json(path / "generation_config.json") or stored.generation,
         details,
     )
 
@@ -326,7 +365,8 @@ def _not_a_checkpoint(path: Path, wanted: str = "config.json") -> CheckpointErro
     """The error for a directory without the file `wanted`, which says where checkpoints lie in it, if they do."""
     what = "an adapter" if wanted == CONFIG_FILE else "a checkpoint"
     message, hint = f"{path / wanted} is missing: {path} is not {what}", f"give a directory that holds {wanted}"
-    inside = [child for child in path.iterdir() if (child / "config.json").is_file() or is_adapter(child)]
+    children = [child for child in path.iterdir() if may_be_read(child)]
+    inside = [child for child in children if (child / "config.json").is_file() or is_adapter(child)]
     # A training run points at its checkpoints.
     pointers = [path / name for name in ("best", "last") if path / name in inside]
     if pointers:
@@ -339,31 +379,44 @@ def _not_a_checkpoint(path: Path, wanted: str = "config.json") -> CheckpointErro
     return CheckpointError(message, hint=hint)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error})", hint="copy or download it again") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object", hint="copy or download it again")
-    return content
-
-
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _read_details(directory: Path) -> dict[str, Any]:
+    """`topkapi.json`, if there is one. Raises `CheckpointError` where what is used of it is something else."""
+    path = directory / "topkapi.json"
+    details = read_json(path)
+    version, digests, parent = (details.get(name) for name in ("format_version", "sha256", "parent"))
+    if not isinstance(version, int | None) or not isinstance(digests, dict | None) or not isinstance(parent, dict | None):
+        raise CheckpointError(
+            f"{path}: format_version must be a whole number, sha256 and parent objects",
+            hint="copy or download the checkpoint again, or delete topkapi.json",
+        )
+    return details
+
+
+def _check_sizes(path: Path, config: ModelConfig) -> None:
+    """Refuse sizes of `config.json` that the weights do not have, before anything is made of such a size."""
+    shapes = stored_shapes(path)
+    if shapes and config.num_layers > len(shapes):
+        raise CheckpointError(
+            f"{path}: config.json says that there are {config.num_layers:,} layers, and there are {len(shapes):,} tensors",
+            field="num_hidden_layers",
+            hint="config.json and the weights belong to different models",
+        )
+    check_memory(path, sum(file.stat().st_size for file in weight_files(path) if file.is_file()))
+
+
 def _verify(directory: Path, details: Mapping[str, Any]) -> None:
-    if details.get("format_version", FORMAT_VERSION) > FORMAT_VERSION:
+    if (details.get("format_version") or FORMAT_VERSION) > FORMAT_VERSION:
         raise CheckpointError(
             f"{directory / 'topkapi.json'} has format version {details['format_version']}, this Topkapi reads up to "
             f"{FORMAT_VERSION}",
             hint="upgrade Topkapi",
         )
     for name, digest in (details.get("sha256") or {}).items():
-        path = directory / name
+        path = member(directory, name, "topkapi.json")
         if not path.is_file():
             raise CheckpointError(f"{path} is missing", hint="copy or download the checkpoint again")
         if sha256(path) != digest:

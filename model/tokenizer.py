@@ -9,7 +9,8 @@ checkpoint's own tools put one there.
 import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -20,8 +21,9 @@ from tokenizers import normalizers
 
 from model.bpe import BytePairEncoding, byte_pair_encoding
 from model.byte_level import components, entry_decoder
-from model.errors import CheckpointError, InvalidRequest
+from model.errors import CheckpointError, InvalidRequest, TopkapiError
 from model.gpt2_vocabulary import gpt2_definition
+from model.reading import is_confined
 from model.tokenizer_check import SAMPLE
 from model.tokenizer_definition import (
     END_OF_TEXT,
@@ -33,6 +35,7 @@ from model.tokenizer_definition import (
     trained_definition,
     without_prefix,
 )
+from model.trial import try_tokenizer
 
 _LONG_RUN = 16_384
 """tiktoken's regular expressions run out of stack on runs of about a million characters; `tokenizers` does not."""
@@ -54,14 +57,16 @@ class Tokenizer:
     def __init__(self, definition: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> None:
         self._definition = dict(definition)
         self._config = dict(config or {})
+        if is_confined():
+            try_tokenizer(self._definition, self._config)
         try:
             self._read_vocabulary()
             working_copy = renamed_definition(self._definition, self._unspoken)
             self._backend = tokenizers.Tokenizer.from_str(json.dumps(working_copy))
             self._fast = self._fast_encoding(working_copy)
-        except CheckpointError:
+        except (CheckpointError, KeyboardInterrupt, SystemExit):
             raise
-        except Exception as error:  # tokenizers raises bare Exception; a malformed file anything
+        except BaseException as error:  # tokenizers raises bare Exception and panics; a malformed file anything
             raise CheckpointError(
                 f"the tokenizer definition cannot be used: {type(error).__name__}: {error}",
                 hint="tokenizer.json must be a file written by the tokenizers library",
@@ -145,9 +150,10 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of `text` as ordinary text. Raises InvalidRequest for a text that is not valid Unicode."""
         _check_unicode(text)
-        if self._fast is None or _has_long_run(text):
-            return list(self._backend.encode(text, add_special_tokens=False).ids)
-        return self._encode_fast(text)
+        with _panics_refused():
+            if self._fast is None or _has_long_run(text):
+                return list(self._backend.encode(text, add_special_tokens=False).ids)
+            return self._encode_fast(text)
 
     def encode_with_control(self, text: str) -> list[int]:
         """Ids of `text` in which every control token's spelling becomes that token: for trusted text only."""
@@ -192,10 +198,11 @@ class Tokenizer:
         if before is None or self._fast is not None:
             return self.encode(text)
         _check_unicode(text)
-        if isinstance(before, str):
-            return list(self._continuing.encode(text, add_special_tokens=False).ids)
-        token = next(name for spelling, name in self._unspoken.items() if self.control_tokens[spelling] == before)
-        return list(self._backend.encode(token + text, add_special_tokens=False).ids)[1:]
+        with _panics_refused():
+            if isinstance(before, str):
+                return list(self._continuing.encode(text, add_special_tokens=False).ids)
+            token = next(name for spelling, name in self._unspoken.items() if self.control_tokens[spelling] == before)
+            return list(self._backend.encode(token + text, add_special_tokens=False).ids)[1:]
 
     @cached_property
     def _continuing(self) -> tokenizers.Tokenizer:
@@ -287,6 +294,20 @@ class Tokenizer:
         definition = trained_definition(texts, vocab_size, control)
         config = {f"{name}_token": control[0] for name in ("bos", "eos", "pad")} if control else {}
         return cls(definition, config)
+
+
+@contextmanager
+def _panics_refused() -> Iterator[None]:
+    """Turn what the libraries raise where a pattern fails on a text into an error: their panics are no `Exception`."""
+    try:
+        yield
+    except (TopkapiError, KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise InvalidRequest(
+            f"the checkpoint's tokenizer fails on this text: {' '.join(str(error).split())[:200]}",
+            hint="its pattern cannot be matched there; send another text or use another checkpoint",
+        ) from error
 
 
 def _control_pattern(spellings: Sequence[str], added: Mapping[str, Mapping[str, Any]]) -> re.Pattern[str] | None:

@@ -10,6 +10,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from model.errors import CheckpointError, DataError
 from model.pretokenize import QWEN2_PATTERN, split_by, split_gpt2
+from model.reading import read_json, read_text
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -91,21 +92,18 @@ def read_definition(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises CheckpointError naming the file that is missing or damaged.
     """
     config_path = directory / "tokenizer_config.json"
-    config = _read_json(config_path) if config_path.is_file() else {}
+    config = read_json(config_path)
     special_path = directory / "special_tokens_map.json"
     if special_path.is_file():
-        config = {**_read_json(special_path), **config}
+        config = {**read_json(special_path), **config}
     if (directory / "tokenizer.json").is_file():
-        definition = _read_json(directory / "tokenizer.json")
+        definition = read_json(directory / "tokenizer.json")
         if not isinstance(definition.get("model"), dict) or not definition["model"].get("vocab"):
             raise CheckpointError(f"{directory / 'tokenizer.json'} holds no vocabulary")
         return definition, config
     if (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
-        vocabulary = _read_json(directory / "vocab.json")
-        try:
-            merges = parse_merges((directory / "merges.txt").read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{directory / 'merges.txt'} is not a readable text file: {error}") from error
+        vocabulary = read_json(directory / "vocab.json")
+        merges = parse_merges(read_text(directory / "merges.txt"))
         end = token_content(config.get("eos_token")) or END_OF_TEXT
         if end not in vocabulary:
             return byte_level_definition(vocabulary, merges, split_gpt2(), []), config
@@ -212,13 +210,3 @@ def without_prefix(part: Any) -> Any:
 
 def _is_prepend(part: object) -> bool:
     return isinstance(part, Mapping) and part.get("type") == "Prepend"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a readable JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
-    return content

@@ -211,7 +211,8 @@ def test_whatever_a_template_does_it_ends(statements) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=1500, suppress_health_check=RELAXED)
+@pytest.mark.timeout(900)
+@settings(max_examples=800, suppress_health_check=RELAXED)
 @given(STATEMENTS)
 def test_whatever_a_template_does_it_ends_many_times(statements) -> None:
     ends(statements)
