@@ -210,8 +210,11 @@ def _read_adapted(path: Path, verify: bool, base: Path | None) -> _Stored:
             hint="bring the earlier base back, or train the adapter anew on this one",
         )
     adapter = read_adapter(path, ModelConfig.from_hugging_face(stored.raw_config))
+    changes: dict[str, Any] = {"vocab_size": adapter.vocabulary_size(stored.raw_config["vocab_size"])}
+    if adapter.untied:
+        changes["tie_word_embeddings"] = False
     return _Stored(
-        stored.raw_config | {"vocab_size": adapter.vocabulary_size(stored.raw_config["vocab_size"])},
+        stored.raw_config | changes,
         adapter.merged(tensors),
         Tokenizer.from_directory(path) if (path / "tokenizer.json").is_file() else stored.tokenizer,
         ChatTemplate.from_directory(path) or stored.chat,

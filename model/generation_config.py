@@ -6,12 +6,11 @@ checkpoint is loaded. What changes nothing here may have any value.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from model.decoding.parameter import check
+from model.decoding.parameter import Parameter, check
 from model.decoding.parameters import BY_NAME
 from model.errors import CheckpointError, InvalidRequest
 from model.tokenizer import Tokenizer
@@ -126,14 +125,21 @@ def check_defaults(generation: Mapping[str, Any], tokenizer: Tokenizer, path: Pa
             _check_parameter(parameter, name, value, path)
 
 
-def _check_parameter(parameter: Any, name: str, value: Any, path: Path) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if parameter.kind in ("integer", "number") and number and (parameter.kind == "number" or float(value).is_integer()):
-        return  # whether it is in range, and what one outside means, is judged with the request
+def _check_parameter(parameter: Parameter, name: str, value: Any, path: Path) -> None:
+    if parameter.kind in ("integer", "number"):
+        kinds = "a whole number" if parameter.kind == "integer" else "a number"
+        # Whether it is in range, and what one outside means, is judged with the request.
+        if not _is_number(value) or (parameter.kind == "integer" and value != int(value)):
+            raise _wrong(path, name, f"{name} must be {kinds}, not {_shown(value)}")
+        return
     try:
         check(parameter, value)
     except InvalidRequest as error:
         raise _wrong(path, name, error.message.replace(parameter.name, name, 1)) from None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -(2**63) < value < 2**63
 
 
 def _is_id(value: Any) -> bool:
