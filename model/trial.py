@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,8 +19,10 @@ from typing import Any
 
 from model.errors import CheckpointError
 
-_SECONDS = 30
+_SECONDS = 20
 _BYTES = 1 << 33
+_MOST_GROWTH = 256
+"""How many times longer the steps of a normalizer may make a text."""
 _RUN = 300
 _GROWTH = 20
 """Most tokens per byte of a text. A byte is one token; what precedes or surrounds a text adds a few."""
@@ -27,6 +30,8 @@ _GROWTH = 20
 
 def try_tokenizer(definition: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Use a tokenizer in another process. Raises `CheckpointError` where that fails or does not end."""
+    if growth(definition.get("normalizer")) > _MOST_GROWTH:
+        raise _refused(f"its normalizer makes texts more than {_MOST_GROWTH} times longer")
     environment = os.environ | {"RUST_BACKTRACE": "0", "TOKENIZERS_PARALLELISM": "false"}
     environment["PYTHONPATH"] = os.pathsep.join(
         filter(None, (str(Path(__file__).resolve().parents[1]), environment.get("PYTHONPATH")))
@@ -56,6 +61,27 @@ def _refused(reason: str) -> CheckpointError:
         f"the tokenizer definition cannot be used: {reason}",
         hint="tokenizer.json must be a file written by the tokenizers library",
     )
+
+
+def growth(step: Any) -> float:
+    """How many times longer a text may become by a step of a normalizer, or by all steps of a sequence."""
+    if isinstance(step, list):
+        return math.prod(map(growth, step))
+    if not isinstance(step, Mapping):
+        return 1
+    if step.get("type") == "Sequence":
+        return growth(step.get("normalizers"))
+    if step.get("type") == "Replace":
+        content, pattern = step.get("content"), step.get("pattern")
+        added = len(content) if isinstance(content, str) else 1
+        replaced = pattern.get("String") if isinstance(pattern, Mapping) else None
+        # An expression may match nothing at all, between any two characters.
+        return max(1, added / len(replaced)) if isinstance(replaced, str) and replaced else 1 + added
+    return _EXPANSIONS.get(str(step.get("type")), 1)
+
+
+_EXPANSIONS = {"ByteLevel": 2, "NFKC": 1, "NFKD": 1, "Precompiled": 3}
+"""For a few characters more; those of composed forms do not expand again."""
 
 
 def texts(definition: Mapping[str, Any]) -> Iterator[str]:
