@@ -57,7 +57,7 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "use_qalora": (False,),
     "velora_config": (),
 }
-"""Fields that change what is computed in ways that are not known here, with the values beside null that change nothing."""
+"""Fields that change what is computed in ways not known here, with the values beside null that change nothing."""
 
 
 def refused(settings: Mapping[str, Any]) -> tuple[str, str] | None:

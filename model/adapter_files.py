@@ -32,6 +32,7 @@ _ROWS = ".token_adapter.trainable_tokens_delta"
 _SECONDS_PER_PATTERN = 0.5
 _PARTS = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
 
+
 @dataclass(frozen=True)
 class LowRank:
     """What an adapter does to one matrix: `down [rank, inputs]`, `up [outputs, rank]`, DoRA's `magnitude [outputs]`."""
@@ -127,7 +128,9 @@ def read_settings(path: Path) -> dict[str, Any]:
     """`adapter_config.json`. Raises `CheckpointError` for a kind of adapter that is not LoRA or DoRA."""
     settings = read_json(path / CONFIG_FILE)
     if settings.get("peft_type") != "LORA":
-        raise CheckpointError(f"{path} is an adapter of kind {settings.get('peft_type')!r}", hint="LoRA and DoRA are supported")
+        raise CheckpointError(
+            f"{path} is an adapter of kind {settings.get('peft_type')!r}", hint="LoRA and DoRA are supported"
+        )
     if (found := refused(settings)) is not None:
         field_name, problem = found
         raise CheckpointError(
@@ -174,7 +177,7 @@ def read_adapter(path: Path, config: ModelConfig) -> AdapterFiles:
 
 
 def _settle_tied(found: AdapterFiles, settings: Mapping[str, Any]) -> None:
-    """One matrix is the base's input and output embedding: where the adapter changes one of them alone, two are made."""
+    """Make two matrices of the base's one input and output embedding where the adapter changes one of them alone."""
     together = bool(settings.get("ensure_weight_tying"))
     if "lm_head.weight" in found.rows or (together and "lm_head.weight" in found.matrices):
         raise CheckpointError(
@@ -255,8 +258,9 @@ def _pattern(patterns: Mapping[str, Any] | None, module: str, default: float, pa
             if found:
                 return float(value)
         except (regex.error, TimeoutError, TypeError, ValueError) as error:
+            problem = str(error) or "it takes too long"
             raise CheckpointError(
-                f"{path / CONFIG_FILE}: alpha_pattern cannot be used at {str(pattern)[:100]!r}: {error or 'it takes too long'}",
+                f"{path / CONFIG_FILE}: alpha_pattern cannot be used at {str(pattern)[:100]!r}: {problem}",
                 field="alpha_pattern",
             ) from None
     return float(default)

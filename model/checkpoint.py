@@ -37,21 +37,11 @@ from model.files import recover_directory, sha256, write_directory
 from model.generation_config import check_defaults
 from model.nf4 import NF4
 from model.quantize import quantize
-from model.reading import (
-    check_directory,
-    check_memory,
-    check_place,
-    confined,
-    is_confined,
-    may_be_read,
-    member,
-    read_json,
-)
-from model.tensors import from_hugging_face, read_safetensors, stored_shapes, to_hugging_face, weight_files
+from model.reading import check_directory, check_memory, check_place, confined, is_confined, may_be_read, read_json
+from model.tensors import from_hugging_face, read_safetensors, to_hugging_face
 from model.tokenizer import Tokenizer
 from model.transformer import Decoder
-
-FORMAT_VERSION = 1
+from model.verification import FORMAT_VERSION, check_sizes, read_details, verify_digests
 
 
 @dataclass
@@ -171,10 +161,10 @@ def _read(path: Path, verify: bool, base: Path | None = None) -> _Stored:
         raw_config = read_json(path / "config.json")
         # The family and the sizes are checked before anything slow is read.
         config = ModelConfig.from_hugging_face(raw_config)
-        _check_sizes(path, config)
-        details = _read_details(path)
+        check_sizes(path, config)
+        details = read_details(path)
         if verify:
-            _verify(path, details)
+            verify_digests(path, details)
         generation = read_json(path / "generation_config.json")
         tokenizer = Tokenizer.from_directory(path)
         chat = ChatTemplate.from_directory(path)
@@ -184,9 +174,9 @@ def _read(path: Path, verify: bool, base: Path | None = None) -> _Stored:
 
 def _read_adapted(path: Path, verify: bool, base: Path | None) -> _Stored:
     check_memory(path, sum(file.stat().st_size for file in path.glob("*.safetensors")))
-    details = _read_details(path)
+    details = read_details(path)
     if verify:
-        _verify(path, details)
+        verify_digests(path, details)
     named = read_settings(path).get("base_model_name_or_path")
     if base is None:
         base = Path(named if isinstance(named, str) else "")
@@ -384,46 +374,3 @@ def _not_a_checkpoint(path: Path, wanted: str = "config.json") -> CheckpointErro
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _read_details(directory: Path) -> dict[str, Any]:
-    """`topkapi.json`, if there is one. Raises `CheckpointError` where what is used of it is something else."""
-    path = directory / "topkapi.json"
-    details = read_json(path)
-    version, digests, parent = (details.get(name) for name in ("format_version", "sha256", "parent"))
-    if not isinstance(version, int | None) or not isinstance(digests, dict | None) or not isinstance(parent, dict | None):
-        raise CheckpointError(
-            f"{path}: format_version must be a whole number, sha256 and parent objects",
-            hint="copy or download the checkpoint again, or delete topkapi.json",
-        )
-    return details
-
-
-def _check_sizes(path: Path, config: ModelConfig) -> None:
-    """Refuse sizes of `config.json` that the weights do not have, before anything is made of such a size."""
-    shapes = stored_shapes(path)
-    if shapes and config.num_layers > len(shapes):
-        raise CheckpointError(
-            f"{path}: config.json says that there are {config.num_layers:,} layers, and there are {len(shapes):,} tensors",
-            field="num_hidden_layers",
-            hint="config.json and the weights belong to different models",
-        )
-    check_memory(path, sum(file.stat().st_size for file in weight_files(path) if file.is_file()))
-
-
-def _verify(directory: Path, details: Mapping[str, Any]) -> None:
-    if (details.get("format_version") or FORMAT_VERSION) > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{directory / 'topkapi.json'} has format version {details['format_version']}, this Topkapi reads up to "
-            f"{FORMAT_VERSION}",
-            hint="upgrade Topkapi",
-        )
-    for name, digest in (details.get("sha256") or {}).items():
-        path = member(directory, name, "topkapi.json")
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing", hint="copy or download the checkpoint again")
-        if sha256(path) != digest:
-            raise CheckpointError(
-                f"{path} differs from its digest in topkapi.json: it was altered or only partly copied",
-                hint="copy or download it again; if you changed it on purpose, delete topkapi.json",
-            )

@@ -1,7 +1,7 @@
 """`generation_config.json`, field by field: what becomes of each, and which values it may have.
 
-What would change an answer is either a default of `model.decoding.parameters.from_generation_config` or refused when the
-checkpoint is loaded. What changes nothing here may have any value.
+What would change an answer is either a default of `model.decoding.parameters.from_generation_config` or refused when
+the checkpoint is loaded. What changes nothing here may have any value.
 """
 
 from __future__ import annotations
@@ -113,7 +113,9 @@ def check_defaults(generation: Mapping[str, Any], tokenizer: Tokenizer, path: Pa
         if value is None:
             continue
         if name in REFUSED and value not in REFUSED[name]:
-            raise _wrong(path, name, f"{name} = {_shown(value)} is not supported as a default", "ask for it per request")
+            raise _wrong(
+                path, name, f"{name} = {_shown(value)} is not supported as a default", "ask for it per request"
+            )
         if name == "do_sample" and not isinstance(value, bool):
             raise _wrong(path, name, f"do_sample must be true or false, not {_shown(value)}")
         if name in _IDS and not _is_id(value):
@@ -150,5 +152,7 @@ def _shown(value: Any) -> str:
     return repr(value)[:100]
 
 
-def _wrong(path: Path, name: str, problem: str, hint: str = "correct it or leave it out of the file") -> CheckpointError:
+def _wrong(
+    path: Path, name: str, problem: str, hint: str = "correct it or leave it out of the file"
+) -> CheckpointError:
     return CheckpointError(f"{path / 'generation_config.json'}: {problem}", field=name, hint=hint)

@@ -1,7 +1,7 @@
-"""The files of a checkpoint, which may come from anybody: where they may lie, how large they may be, what they may hold.
+"""The files of a checkpoint, which may come from anybody: where they may lie, how large they may be, what they hold.
 
-A load that a request asked for is confined to one directory: every path that it touches lies in it, links followed. What
-such a load reads is trusted less, too: see `model.trial`.
+A load that a request asked for is confined to one directory: every path that it touches lies in it, links followed.
+What such a load reads is trusted less, too: see `model.trial`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def member(directory: Path, name: object, said_by: str) -> Path:
     """The file of a checkpoint that another of its files names. Raises `CheckpointError` for more than a plain name."""
     if not isinstance(name, str) or name in ("", ".", "..") or any(sign in name for sign in "/\\\0"):
         raise CheckpointError(
-            f"{directory / said_by} names the file {str(name)[:200]!r}, which is not the plain name of a file beside it",
+            f"{directory / said_by} names the file {str(name)[:200]!r}, not the plain name of a file beside it",
             field=said_by,
             hint="copy or download the checkpoint again",
         )

@@ -64,7 +64,7 @@ WRONG: dict[str, list[Any]] = {
 NUMBERS = ["hot", [0.5], {}, True, float("nan"), float("inf"), 10**400]
 
 
-@pytest.mark.parametrize("name", [name for name in [*HONOURED, "bos_token_id", "pad_token_id"]])
+@pytest.mark.parametrize("name", [*HONOURED, "bos_token_id", "pad_token_id"])
 def test_a_value_of_another_type_is_refused_by_file_and_field(name: str, checkpoint: Path) -> None:
     for value in WRONG.get(name, NUMBERS):
         with pytest.raises(CheckpointError) as refused:

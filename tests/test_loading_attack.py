@@ -128,8 +128,8 @@ def test_a_template_that_is_slow_for_some_messages_freezes_nobody(client: httpx.
     slow = place / "room" / "slow"
     shutil.copytree(place / "room" / "good", slow)
     source = (
-        "{% if messages|length > 2 %}{% for a in range(100000) %}{% for b in range(100000) %}{{ loop.index }}{% endfor %}"
-        "{% endfor %}{% endif %}{{ messages[-1].content }}"
+        "{% if messages|length > 2 %}{% for a in range(100000) %}{% for b in range(100000) %}{{ loop.index }}"
+        "{% endfor %}{% endfor %}{% endif %}{{ messages[-1].content }}"
     )
     edit("tokenizer_config.json", chat_template=source)(slow)
     assert client.post("/models", json={"path": "slow"}).status_code == 201

@@ -1,5 +1,8 @@
 """Chat templates of strangers end: those that would run or grow without end are refused, the others render as ever."""
 
+# Templates are easier to read in one line.
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 import pytest

@@ -1,4 +1,4 @@
-"""Checkpoints of strangers: whatever their files hold, a load ends soon, stays in its directory, and says what is wrong."""
+"""Checkpoints of strangers: whatever they hold, a load ends soon, stays in its directory, and says what is wrong."""
 
 from __future__ import annotations
 
@@ -85,7 +85,9 @@ def tokenizer(**parts: Any) -> Change:
 
 
 def split_at(pattern: str) -> Change:
-    return tokenizer(pre_tokenizer={"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False})
+    return tokenizer(
+        pre_tokenizer={"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    )
 
 
 def header(length: int, content: bytes = b"") -> bytes:
@@ -94,7 +96,10 @@ def header(length: int, content: bytes = b"") -> bytes:
 
 HUGE = b'{"a":{"dtype":"F32","shape":[274877906000],"data_offsets":[0,1099511624000]}}'
 NESTED = '{"a":' * 100_000 + "1" + "}" * 100_000
-GROWING = {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}] * 12}
+GROWING = {
+    "type": "Sequence",
+    "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}] * 12,
+}
 
 OUTSIDE: dict[str, Change] = {
     "weights by .. in the index": index("../../outside/model.safetensors"),
@@ -154,7 +159,9 @@ DAMAGED: dict[str, Change] = {
     "a header without end": lambda path: (path / "model.safetensors").write_bytes(header(1 << 62)),
     "a header longer than the file": lambda path: (path / "model.safetensors").write_bytes(header(1 << 20, b"{}")),
     "a header that is none": lambda path: (path / "model.safetensors").write_bytes(header(2, b"[]")),
-    "a header nested deeply": lambda path: (path / "model.safetensors").write_bytes(header(len(NESTED), NESTED.encode())),
+    "a header nested deeply": lambda path: (path / "model.safetensors").write_bytes(
+        header(len(NESTED), NESTED.encode())
+    ),
     "an empty file of weights": lambda path: (path / "model.safetensors").write_bytes(b""),
     "a terabyte of nothing": sparse("model.safetensors"),
     "a terabyte of one tensor": lambda path: (
@@ -270,7 +277,9 @@ def gguf_tensor(*sizes: int, offset: int = 0, dimensions: int | None = None) -> 
         "a place beyond the end": gguf(1, 1, ARCHITECTURE, gguf_tensor(4, offset=1 << 60)),
         "an unknown kind": gguf(0, 1, gguf_string("a"), struct.pack("<I", 99)),
         "a list for a name": gguf(0, 1, gguf_string("general.architecture"), struct.pack("<IIQ", 9, 4, 2), bytes(8)),
-        "a text for a number": gguf(0, 2, ARCHITECTURE, gguf_string("split.count"), struct.pack("<I", 8), gguf_string("x")),
+        "a text for a number": gguf(
+            0, 2, ARCHITECTURE, gguf_string("split.count"), struct.pack("<I", 8), gguf_string("x")
+        ),
         "a name that is no text": gguf(0, 1, struct.pack("<Q", 2), b"\xff\xfe", struct.pack("<II", 4, 1)),
         "nothing": b"",
         "its first word": b"GGUF",
