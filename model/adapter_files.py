@@ -6,7 +6,6 @@ names modules as transformers does: the gpt2 family's query, key and value matri
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -14,31 +13,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import regex
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from model.adapter import SMALLEST_SQUARE, Adapter, named_linears
+from model.adapter_fields import refused
 from model.config import ModelConfig
 from model.errors import CheckpointError
 from model.location import ADAPTER_CONFIG
+from model.reading import read_json
 from model.tensors import GPT2_LAYER_NAMES, PROJECTIONS, from_hugging_face
 from model.transformer import Decoder
 
 CONFIG_FILE, WEIGHTS_FILE = ADAPTER_CONFIG, "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _ROWS = ".token_adapter.trainable_tokens_delta"
+_SECONDS_PER_PATTERN = 0.5
 _PARTS = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
-
-# What changes what an adapter computes in ways that are not known here, with the values that change nothing.
-_PLAIN: dict[str, tuple[object, ...]] = {
-    "bias": ("none",),
-    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
-}
-_REFUSED = (
-    "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "lora_bias", "monteclora_config",
-    "target_parameters", "use_bdlora", "use_qalora", "velora_config",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,7 +57,8 @@ class AdapterFiles:
     """A stored adapter, by names of `Decoder`'s parameters.
 
     `base` is the checkpoint it was trained on, as the file names it. `rows` are single rows that take the place of a
-    matrix's own, `replaced` whole tensors.
+    matrix's own, `replaced` whole tensors. `untied` says that of a base whose input and output embedding are one
+    matrix it makes two.
     """
 
     path: Path
@@ -72,6 +66,7 @@ class AdapterFiles:
     matrices: dict[str, LowRank] = field(default_factory=dict)
     rows: dict[str, tuple[list[int], Tensor]] = field(default_factory=dict)
     replaced: dict[str, Tensor] = field(default_factory=dict)
+    untied: bool = False
 
     def merged(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """`tensors` by parameter name with the adapter in them, each in the dtype that it came in.
@@ -79,13 +74,19 @@ class AdapterFiles:
         Raises `CheckpointError` where the adapter does not fit them, once all are read.
         """
         unused = {*self.matrices, *self.rows, *self.replaced}
-        for name, tensor in tensors:
+        for name, tensor in self._with_output(tensors):
             if name in unused:
                 unused.discard(name)
                 tensor = self._merged(name, tensor)
             yield name, tensor
         if unused:
             raise self._misfit(f"changes {', '.join(sorted(unused)[:3])}, which the base does not have")
+
+    def _with_output(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in tensors:
+            if self.untied and name == "embed_tokens.weight":
+                yield "lm_head.weight", tensor
+            yield name, tensor
 
     def _merged(self, name: str, tensor: Tensor) -> Tensor:
         if name in self.replaced:
@@ -121,21 +122,16 @@ _EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")
 
 def read_settings(path: Path) -> dict[str, Any]:
     """`adapter_config.json`. Raises `CheckpointError` for a kind of adapter that is not LoRA or DoRA."""
-    try:
-        settings = json.loads((path / CONFIG_FILE).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / CONFIG_FILE} cannot be read: {error}", hint="copy it again") from None
-    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
-        kind = settings.get("peft_type") if isinstance(settings, dict) else None
-        raise CheckpointError(f"{path} is an adapter of kind {kind!r}", hint="LoRA and DoRA are supported")
-    refused = {name: settings[name] for name in _REFUSED if settings.get(name)}
-    refused |= {
-        name: settings[name] for name, plain in _PLAIN.items() if settings.get(name, plain[0]) not in (*plain, None)
-    }
-    for name, value in refused.items():
+    settings = read_json(path / CONFIG_FILE)
+    if settings.get("peft_type") != "LORA":
         raise CheckpointError(
-            f"the adapter {path} was made with {name} = {value!r}, which is not supported",
-            field=name,
+            f"{path} is an adapter of kind {settings.get('peft_type')!r}", hint="LoRA and DoRA are supported"
+        )
+    if (found := refused(settings)) is not None:
+        field_name, problem = found
+        raise CheckpointError(
+            f"the adapter {path} {problem}",
+            field=field_name,
             hint="merge it with PEFT (merge_and_unload) and serve what that saves",
         )
     return settings
@@ -163,31 +159,36 @@ def read_adapter(path: Path, config: ModelConfig) -> AdapterFiles:
                 f"the adapter {path} holds {name}, which is not supported",
                 hint="merge it with PEFT (merge_and_unload) and serve what that saves",
             )
-        else:
-            whole[name.replace(".base_layer.", ".")] = tensor
+        elif ".original_module." not in name:
+            # After a resize PEFT also stores what it replaced, and what takes its place under two names.
+            whole[name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")] = tensor
     for module, parts in changes.items():
         for name, change in _low_rank(config, settings, module, parts, path):
             found.matrices[name] = change
     # Untied, so that nothing that names an output matrix is passed over.
     found.replaced = dict(from_hugging_face(replace(config, tie_embeddings=False), iter(whole.items())))
     if config.tie_embeddings:
-        _check_tied(found, settings)
+        _settle_tied(found, settings)
     return found
 
 
-def _check_tied(found: AdapterFiles, settings: Mapping[str, Any]) -> None:
-    """One matrix is input and output embedding: refuse what would make two of it."""
-    input_embedding = found.replaced.get("embed_tokens.weight")
-    output = found.replaced.pop("lm_head.weight", None)
-    both = output is not None and input_embedding is not None and torch.equal(output, input_embedding)
-    alone = input_embedding is not None and not settings.get("ensure_weight_tying")
-    changed = output is not None or "lm_head.weight" in found.matrices or "lm_head.weight" in found.rows
-    if (changed or alone) and not both:
+def _settle_tied(found: AdapterFiles, settings: Mapping[str, Any]) -> None:
+    """Make two matrices of the base's one input and output embedding where the adapter changes one of them alone."""
+    together = bool(settings.get("ensure_weight_tying"))
+    if "lm_head.weight" in found.rows or (together and "lm_head.weight" in found.matrices):
         raise CheckpointError(
-            f"the adapter {found.path} changes {'lm_head' if changed else 'embed_tokens'} alone, and in "
-            "this base lm_head and embed_tokens are one matrix",
-            hint="train it with ensure_weight_tying=True, or merge it with PEFT (merge_and_unload) and serve that",
+            f"the adapter {found.path} changes lm_head, and in this base lm_head and embed_tokens are one matrix",
+            hint="merge it with PEFT (merge_and_unload) and serve that",
         )
+    both = [found.replaced.get(name) for name in _EMBEDDINGS]
+    if "lm_head.weight" in found.matrices:
+        found.untied = True
+    elif both[1] is not None:
+        found.untied = both[0] is None or not torch.equal(both[0], both[1])
+        if not found.untied:
+            del found.replaced["lm_head.weight"]
+    else:
+        found.untied = both[0] is not None and not together
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -215,7 +216,7 @@ def _low_rank(
         raise CheckpointError(f"{path}: {module} lacks {(*missing, _PARTS[2])[0][1:]}", hint="copy the adapter again")
     down, up, magnitude = (parts.get(part) for part in _PARTS)
     assert down is not None and up is not None, "checked above"
-    alpha = _pattern(settings.get("alpha_pattern"), module, settings.get("lora_alpha", 8))
+    alpha = _pattern(settings.get("alpha_pattern"), module, settings.get("lora_alpha") or 8, path)
     rank = down.shape[0]
     scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
     names = _parameter(config, module, path)
@@ -245,11 +246,19 @@ def _parameter(config: ModelConfig, module: str, path: Path) -> list[str]:
     )
 
 
-def _pattern(patterns: Mapping[str, Any] | None, module: str, default: float) -> float:
+def _pattern(patterns: Mapping[str, Any] | None, module: str, default: float, path: Path) -> float:
     """PEFT's rule: the first pattern that the module's name ends with, after a dot or as a whole."""
     for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return float(value)
+        try:
+            found = regex.match(rf"(.*\.)?({pattern})$", module, timeout=_SECONDS_PER_PATTERN, concurrent=True)
+            if found:
+                return float(value)
+        except (regex.error, TimeoutError, TypeError, ValueError) as error:
+            problem = str(error) or "it takes too long"
+            raise CheckpointError(
+                f"{path / CONFIG_FILE}: alpha_pattern cannot be used at {str(pattern)[:100]!r}: {problem}",
+                field="alpha_pattern",
+            ) from None
     return float(default)
 
 

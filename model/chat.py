@@ -287,9 +287,9 @@ class ChatTemplate:
                 f"the chat template refuses the messages: {str(error.message)[:_LONGEST_MESSAGE]}", field="messages"
             ) from error
         except Exception as error:  # a template's expressions can raise whatever Python's operators raise
+            problem = f"{type(error).__name__}: {str(error)[:_LONGEST_MESSAGE]}"
             raise InvalidRequest(
-                f"the chat template fails on the messages: {type(error).__name__}: {str(error)[:_LONGEST_MESSAGE]}",
-                field="messages",
+                f"the chat template cannot render the messages: {problem}", field="messages"
             ) from error
 
     def _spans(

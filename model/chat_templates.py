@@ -1,10 +1,10 @@
 """The chat templates that come with Topkapi, as Jinja source by name, and those of a checkpoint directory."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from model.errors import CheckpointError
+from model.reading import read_json, read_text
 
 CHATML = """\
 {%- for message in messages -%}
@@ -75,11 +75,9 @@ def stored_templates(directory: Path) -> dict[str, str]:
         files["default"] = directory / "chat_template.jinja"
     try:
         if files:
-            return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
-        config = directory / "tokenizer_config.json"
-        stored = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
-        return named_templates(stored)
-    except (OSError, ValueError, AttributeError) as error:
+            return {name: read_text(path) for name, path in files.items()}
+        return named_templates(read_json(directory / "tokenizer_config.json").get("chat_template"))
+    except OSError as error:
         raise CheckpointError(f"the chat template of {directory} cannot be read: {error}") from error
 
 

@@ -35,14 +35,15 @@ from model.config import ModelConfig
 from model.decoding.defaults import check_generation_config
 from model.errors import CheckpointError
 from model.files import sha256, write_directory
-from model.location import check_location, is_adapter, read_json, unreadable
+from model.generation_config import check_defaults
+from model.location import check_location, is_adapter, unreadable
 from model.nf4 import NF4
 from model.quantize import int8_product, quantize
+from model.reading import check_memory, check_place, confined, is_confined, read_json
 from model.tensors import from_hugging_face, read_safetensors, to_hugging_face
 from model.tokenizer import Tokenizer
 from model.transformer import Decoder
-
-FORMAT_VERSION = 1
+from model.verification import FORMAT_VERSION, check_sizes, read_details, verify_digests
 
 
 @dataclass
@@ -66,18 +67,36 @@ def load_checkpoint(
     device: torch.device | str = "cpu",
     verify: bool = True,
     base: str | Path | None = None,
+    within: str | Path | None = None,
 ) -> Checkpoint:
     """Load a checkpoint directory, an adapter's or a GGUF file for inference.
 
     Matrices are held in `dtype` (None: as each is stored, see `model.building`; `torch.int8`: see `model.quantize`),
     vectors in float32. `verify` compares every file with the digests in `topkapi.json`. An adapter is merged into
-    `base`, by default the checkpoint that it names. Raises `CheckpointError` naming the file for what is missing,
-    unreadable, truncated, altered, ambiguous or not supported.
+    `base`, by default the checkpoint that it names. A load that somebody else asked for is confined to the directory
+    `within`: nothing is read that lies elsewhere, links followed, and its tokenizer is tried in a process of its own
+    first.
+
+    Raises `CheckpointError` naming the file for what is missing, unreadable, truncated, altered, ambiguous or not
+    supported, whatever the files hold.
     """
     try:
-        return _load(Path(path), dtype, torch.device(device), verify, None if base is None else Path(base))
+        with confined(None if within is None else Path(within)):
+            return _load(Path(path), dtype, torch.device(device), verify, None if base is None else Path(base))
     except OSError as error:
         raise unreadable(path, error) from error
+    except CheckpointError as error:
+        if str(path) not in error.message:
+            error.message = f"{path}: {error.message}"
+            error.args = (error.message,)
+        raise
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # what a damaged file makes libraries raise; a panic of theirs is no Exception
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise CheckpointError(
+            f"{path} cannot be loaded ({problem})", hint="one of its files is damaged: copy or download it again"
+        ) from error
 
 
 @dataclass
@@ -103,6 +122,7 @@ def _load(path: Path, dtype: torch.dtype | None, device: torch.device, verify: b
             hint="the two files belong to different models",
         )
     at = path / "generation_config.json" if path.is_dir() else path
+    check_defaults(stored.generation, tokenizer, path)
     check_generation_config(stored.generation, config.vocab_size, str(at))
     config = config.with_end_tokens(_end_tokens(config, tokenizer, stored.chat, stored.generation))
     model = build(config, stored.tensors, path, None if dtype == torch.int8 else dtype, device)
@@ -120,18 +140,20 @@ def _read(path: Path, verify: bool, base: Path | None = None) -> _Stored:
     if path.is_file():
         from model.gguf import read_gguf
 
+        check_memory(path, path.stat().st_size)
         raw_config, tensors, tokenizer, template, generation = read_gguf(path)
         details: dict[str, Any] = {}
         chat = ChatTemplate.of(template)
         config = ModelConfig.from_hugging_face(raw_config)
     else:
         raw_config = read_json(path / "config.json")
-        details = read_json(path / "topkapi.json")
-        if verify:
-            _verify(path, details)
-        generation = read_json(path / "generation_config.json")
-        # The family is checked before anything slow is read.
+        # The family and the sizes are checked before anything slow is read.
         config = ModelConfig.from_hugging_face(raw_config)
+        check_sizes(path, config)
+        details = read_details(path)
+        if verify:
+            verify_digests(path, details)
+        generation = read_json(path / "generation_config.json")
         tokenizer = Tokenizer.from_directory(path)
         chat = ChatTemplate.from_directory(path)
         tensors = read_safetensors(path)
@@ -139,12 +161,16 @@ def _read(path: Path, verify: bool, base: Path | None = None) -> _Stored:
 
 
 def _read_adapted(path: Path, verify: bool, base: Path | None) -> _Stored:
-    details = read_json(path / "topkapi.json")
+    check_memory(path, sum(file.stat().st_size for file in path.glob("*.safetensors")))
+    details = read_details(path)
     if verify:
-        _verify(path, details)
+        verify_digests(path, details)
     named = read_settings(path).get("base_model_name_or_path")
     if base is None:
-        base = Path(named or "")
+        base = Path(named if isinstance(named, str) else "")
+        if named and is_confined():
+            # Whether it is there is for nobody to learn who may not load it.
+            base = check_place(path / base)
         if not named or not base.exists():
             raise CheckpointError(
                 f"the adapter {path} was trained on {named or 'a base that it does not name'}, which is not there",
@@ -162,8 +188,11 @@ def _read_adapted(path: Path, verify: bool, base: Path | None) -> _Stored:
             hint="bring the earlier base back, or train the adapter anew on this one",
         )
     adapter = read_adapter(path, ModelConfig.from_hugging_face(stored.raw_config))
+    changes: dict[str, Any] = {"vocab_size": adapter.vocabulary_size(stored.raw_config["vocab_size"])}
+    if adapter.untied:
+        changes["tie_word_embeddings"] = False
     return _Stored(
-        stored.raw_config | {"vocab_size": adapter.vocabulary_size(stored.raw_config["vocab_size"])},
+        stored.raw_config | changes,
         adapter.merged(tensors),
         Tokenizer.from_directory(path) if (path / "tokenizer.json").is_file() else stored.tokenizer,
         ChatTemplate.from_directory(path) or stored.chat,
@@ -279,21 +308,3 @@ def _end_tokens(
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _verify(directory: Path, details: Mapping[str, Any]) -> None:
-    if details.get("format_version", FORMAT_VERSION) > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{directory / 'topkapi.json'} has format version {details['format_version']}, this Topkapi reads up to "
-            f"{FORMAT_VERSION}",
-            hint="upgrade Topkapi",
-        )
-    for name, digest in (details.get("sha256") or {}).items():
-        path = directory / name
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing", hint="copy or download the checkpoint again")
-        if sha256(path) != digest:
-            raise CheckpointError(
-                f"{path} differs from its digest in topkapi.json: it was altered or only partly copied",
-                hint="copy or download it again; if you changed it on purpose, delete topkapi.json",
-            )

@@ -53,6 +53,8 @@ GPT2_TENSORS = {
     "ffn_down": "mlp.c_proj",
 }
 _TENSOR_NAME = re.compile(r"(?:blk\.(\d+)\.)?([a-z_]+)\.(weight|bias)")
+_MOST_FIELDS, _MOST_ITEMS, _MOST_DIMENSIONS, _LONGEST_TEXT = 1 << 16, 1 << 22, 4, 1 << 24
+"""More than any file has of fields or tensors, of items in lists (a vocabulary of 300,000 has a million), and so on."""
 
 
 def read_gguf(
@@ -68,7 +70,10 @@ def read_gguf(
     package = gguf_package()
     path = Path(path)
     reader = _open(package, path)
-    metadata = {name: field.contents() for name, field in reader.fields.items()}
+    try:
+        metadata = {name: field.contents() for name, field in reader.fields.items()}
+    except Exception as error:
+        raise CheckpointError(f"{path} is damaged: {error}", hint="copy or download the file again") from error
     architecture = metadata.get("general.architecture")
     if architecture not in ARCHITECTURES:
         raise CheckpointError(
@@ -131,7 +136,12 @@ def _open(package: ModuleType, path: Path) -> Any:
 
 def _reader(package: ModuleType, path: Path) -> Any:
     class PlainReader(package.GGUFReader):  # type: ignore[misc, name-defined]
-        """The package's reader on a plain array: slices of a `numpy.memmap` take four times as long to make."""
+        """The package's reader on a plain array, which refuses what no file of that size can hold.
+
+        Slices of a `numpy.memmap` take four times as long to make.
+        """
+
+        _items = _MOST_ITEMS
 
         @property
         def data(self) -> Any:
@@ -141,7 +151,50 @@ def _reader(package: ModuleType, path: Path) -> Any:
         def data(self, mapped: Any) -> None:
             self._data = np.asarray(mapped)
 
+        def _get(self, offset: int, dtype: Any, count: int = 1, *order: Any, **named: Any) -> Any:
+            if offset + int(count) * np.dtype(dtype).itemsize > len(self._data):
+                raise ValueError("it ends in the middle of what it announces")
+            return super()._get(offset, dtype, count, *order, **named)
+
+        def _get_str(self, offset: int) -> Any:
+            if int(self._get(offset, np.uint64)[0]) > _LONGEST_TEXT:
+                raise ValueError(f"it announces a text of more than {_LONGEST_TEXT:,} bytes")
+            return super()._get_str(offset)
+
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+            if raw_type == package.GGUFValueType.ARRAY:
+                kind, length = self._get(orig_offs, np.uint32)[0], int(self._get(orig_offs + 4, np.uint64)[0])
+                self._items -= length
+                if self._items < 0:
+                    raise ValueError(f"it announces lists of more than {_MOST_ITEMS:,} items")
+                if kind == package.GGUFValueType.ARRAY:
+                    raise ValueError("it holds lists of lists")
+            return super()._get_field_parts(orig_offs, raw_type)
+
+        def _build_fields(self, offs: int, count: int) -> Any:
+            return super()._build_fields(offs, _checked_count(count))
+
+        def _build_tensor_info(self, offs: int, count: int) -> Any:
+            return super()._build_tensor_info(offs, _checked_count(count))
+
+        def _get_tensor_info_field(self, orig_offs: int) -> Any:
+            place = orig_offs + 8 + int(self._get(orig_offs, np.uint64)[0])
+            dimensions = int(self._get(place, np.uint32)[0])
+            if dimensions > _MOST_DIMENSIONS:
+                raise ValueError(f"a tensor of it has {dimensions:,} dimensions")
+            sizes = self._get(place + 4, np.uint64, dimensions).tolist()
+            # No kind of tensor takes less than a bit per number, and a product of these would run over.
+            if math.prod(sizes) > 8 * len(self._data):
+                raise ValueError(f"a tensor of {' x '.join(map(str, sizes))} has no room in it")
+            return super()._get_tensor_info_field(orig_offs)
+
     return PlainReader(path)
+
+
+def _checked_count(count: int) -> int:
+    if int(count) > _MOST_FIELDS:
+        raise ValueError(f"it announces {int(count):,} fields or tensors")
+    return int(count)
 
 
 def _check_types(package: ModuleType, path: Path, tensors: Sequence[Any]) -> None:

@@ -6,13 +6,12 @@ anything that takes seconds to import.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from model.config import ModelConfig
 from model.errors import CheckpointError, InvalidRequest
 from model.files import recover_directory
+from model.reading import check_directory, check_place, may_be_read, read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -24,11 +23,14 @@ def check_location(path: Path, base: Path | None = None) -> ModelConfig | None:
     With `base` it must be an adapter's. The configuration of a directory; None for a file or an adapter.
     """
     try:
+        check_place(path)
         recover_directory(path)
         if not path.exists():
             raise CheckpointError(
                 f"there is no checkpoint at {path}", hint="give a checkpoint directory or a .gguf file"
             )
+        if path.is_dir():
+            check_directory(path)
         if is_adapter(path):
             return None
         if (path / ADAPTER_CONFIG).is_file():
@@ -77,24 +79,12 @@ def is_adapter(path: Path) -> bool:
     return (path / ADAPTER_CONFIG).is_file() and not any((path / name).is_file() for name in whole)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is no such file. Raises `CheckpointError` for anything else."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error})", hint="copy or download it again") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object", hint="copy or download it again")
-    return content
-
-
 def _not_a_checkpoint(path: Path, wanted: str) -> CheckpointError:
     """The error for a directory without the file `wanted`, which says where checkpoints lie in it, if they do."""
     what = "an adapter" if wanted == ADAPTER_CONFIG else "a checkpoint"
     message, hint = f"{path / wanted} is missing: {path} is not {what}", f"give a directory that holds {wanted}"
-    inside = [child for child in path.iterdir() if (child / "config.json").is_file() or is_adapter(child)]
+    children = [child for child in path.iterdir() if may_be_read(child)]
+    inside = [child for child in children if (child / "config.json").is_file() or is_adapter(child)]
     # A training run points at its checkpoints.
     pointers = [path / name for name in ("best", "last") if path / name in inside]
     if pointers:

@@ -129,7 +129,7 @@ def _items(value: Any) -> Iterable[Any]:
     return ()
 
 
-_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 
 
 def rounds(iterable: Any) -> Any:
@@ -230,10 +230,10 @@ def check_braces(form: str, arguments: Any) -> None:
     _check_length((size(arguments) + 1000) * form.count("{"))
 
 
-def check_replacement(text: str | bytes, old: Any = "", new: Any = "", *_: Any) -> None:
+def check_replacement(text: Any, old: Any = "", new: Any = "", *_: Any) -> None:
     """Refuse `replace` where the result would be too long."""
     if isinstance(old, type(text)) and isinstance(new, type(text)):
-        _check_length(len(text) + text.count(old) * len(new))  # type: ignore[arg-type]
+        _check_length(len(text) + text.count(old) * len(new))
 
 
 def check_joining(separator: str | bytes, items: Sequence[Any]) -> None:
@@ -245,7 +245,7 @@ def checked_method(owner: Any, name: str, arguments: Sequence[Any]) -> Sequence[
     """The arguments for a method of one of Python's own types. Raises where the result could be large."""
     if name in ("translate", "maketrans", "fromkeys", "to_bytes", "from_bytes", "expandtabs"):
         raise TemplateTooExpensive(f"it calls {name}, which chat templates may not")
-    if isinstance(owner, list | tuple) or isinstance(owner, _VIEWS):
+    if isinstance(owner, (list, tuple, *_VIEWS)):
         size((owner, *arguments))
     elif isinstance(owner, str | bytes):
         if name in ("ljust", "rjust", "center", "zfill"):
@@ -294,6 +294,11 @@ def _check_indent(value: Any, width: Any = 4, *_: Any, **__: Any) -> None:
         _check_length((value.count("\n") + 1) * (width if isinstance(width, int) else len(width)) + len(value))
 
 
+def _check_replace(value: Any, *arguments: Any, **_: Any) -> None:
+    size(value)
+    check_replacement(str(value), *arguments)
+
+
 def _check_sum(value: Any, attribute: Any = None, start: Any = 0) -> None:
     if not isinstance(start, int | float):
         raise TemplateTooExpensive("it sums up something other than numbers")
@@ -322,7 +327,7 @@ FILTER_CHECKS: Mapping[str, Callable[..., None]] = {
     "float": _check_number,
     "int": _check_number,
     "list": _check_list,
-    "replace": lambda text, *arguments, **_: (size(text), check_replacement(str(text), *arguments))[1],
+    "replace": _check_replace,
     "sum": _check_sum,
     "tojson": _check_json,
 }  # fmt: skip

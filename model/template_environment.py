@@ -88,7 +88,7 @@ class _Bounding(jinja2.visitor.NodeTransformer):
         return node
 
 
-def _filtered(node: jinja2.nodes.Expr, name: str) -> jinja2.nodes.Filter:
+def _filtered(node: Any, name: str) -> jinja2.nodes.Filter:
     return jinja2.nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
@@ -155,7 +155,8 @@ def template_environment() -> BoundedEnvironment:
         del environment.filters[name]
     environment.filters.update({name: _bounded_filter(name, each) for name, each in environment.filters.items()})
     environment.filters.update({_ROUNDS: bounds.rounds, _COMPARED: _looked_through, _JOINED: _joined, _STEP: _step})
-    environment.tests.update({name: _bounded_test(environment.tests[name]) for name in _COMPARING})
+    tests: dict[str, Any] = environment.tests
+    tests.update({name: _bounded_test(tests[name]) for name in _COMPARING})
     del environment.globals["lipsum"]
     environment.globals["namespace"] = _Namespace
     environment.globals["raise_exception"] = _raise_exception

@@ -6,9 +6,9 @@ and value matrices are stored as one, and every matrix is stored transposed.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.errors import CheckpointError
+from model.reading import member, read_json
 
 GPT2_NAMES = {
     "wte.weight": "embed_tokens.weight",
@@ -34,29 +35,65 @@ GPT2_LAYER_NAMES = {
 GPT2_BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)$")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
+_LONGEST_HEADER = 1 << 24
+"""Bytes of the list of tensors at the beginning of a safetensors file; a thousand tensors take a tenth of a million."""
+
 
 def read_safetensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a checkpoint directory, one file or sharded with an index."""
-    index = directory / "model.safetensors.index.json"
-    # Where both are there, transformers reads the one file.
-    if index.is_file() and not (directory / "model.safetensors").is_file():
-        files = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    else:
-        files = ["model.safetensors"]
-    for name in files:
-        path = directory / name
+    for path in weight_files(directory):
         if not path.is_file():
             pickled = sorted(p.name for p in directory.glob("*.bin"))
             hint = "convert its weights to safetensors first (pickled weights are never read)" if pickled else None
             raise CheckpointError(f"{path} is missing", hint=hint or "copy or download the checkpoint again")
-        try:
-            with safe_open(path, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118 (not a mapping)
-                    yield key, file.get_tensor(key)
-        except SafetensorError as error:
-            raise CheckpointError(
-                f"{path} is truncated or not a safetensors file ({error})", hint="copy or download it again"
-            ) from None
+        with _opened(path) as file:
+            for key in file.keys():  # noqa: SIM118 (not a mapping)
+                yield key, file.get_tensor(key)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is truncated or not a safetensors file ({error})", hint="copy or download it again"
+        ) from None
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files that hold a checkpoint's weights, whether they exist or not: one, or those that an index names."""
+    index = directory / "model.safetensors.index.json"
+    # Where both are there, transformers reads the one file.
+    if not index.is_file() or (directory / "model.safetensors").is_file():
+        return [directory / "model.safetensors"]
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            f"{index} must hold a weight_map of the tensors' files by name",
+            field="weight_map",
+            hint="copy or download the checkpoint again",
+        )
+    return sorted({member(directory, name, index.name) for name in weight_map.values()})
+
+
+def stored_shapes(directory: Path) -> dict[str, list[int]]:
+    """The shapes of all tensors of a checkpoint directory by name, read without the tensors."""
+    return {name: shape for path in weight_files(directory) if path.is_file() for name, shape in _shapes(path)}
+
+
+def _shapes(path: Path) -> Iterator[tuple[str, list[int]]]:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > _LONGEST_HEADER:
+        raise CheckpointError(
+            f"{path} is truncated or not a safetensors file (its header would have {length:,} bytes)",
+            hint="copy or download it again",
+        )
+    with _opened(path) as file:
+        for key in file.keys():  # noqa: SIM118 (not a mapping)
+            yield key, file.get_slice(key).get_shape()
 
 
 def to_hugging_face(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import json
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -21,9 +22,10 @@ from tokenizers import normalizers
 from model.added_tokens import added_token, further_special_tokens, named_tokens, token_content, typed
 from model.bpe import BytePairEncoding, byte_pair_encoding, merge_pairs
 from model.byte_level import components, entry_decoder
-from model.errors import CheckpointError, InvalidRequest
+from model.errors import CheckpointError, InvalidRequest, TopkapiError
 from model.gpt2_vocabulary import gpt2_definition
 from model.interruption import between_pieces
+from model.reading import is_confined
 from model.text_borders import ACROSS_BORDER, LOCAL_NORMALIZERS, next_border
 from model.tokenizer_check import SAMPLE, WORDS
 from model.tokenizer_definition import (
@@ -35,6 +37,7 @@ from model.tokenizer_definition import (
     trained_definition,
     without_prefix,
 )
+from model.trial import try_tokenizer
 
 _LONG_RUN = 16_384
 """tiktoken's regular expressions run out of stack on runs of about a million characters; `tokenizers` does not."""
@@ -62,15 +65,17 @@ class Tokenizer:
     def __init__(self, definition: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> None:
         self._definition = dict(definition)
         self._config = dict(config or {})
+        if is_confined():
+            try_tokenizer(self._definition, self._config)
         try:
             self._read_vocabulary()
             working_copy = renamed_definition(self._definition, self._unspoken)
             self._backend = tokenizers.Tokenizer.from_str(json.dumps(working_copy))
             self._check_ids()
             self._fast = self._fast_encoding(working_copy)
-        except CheckpointError:
+        except (CheckpointError, KeyboardInterrupt, SystemExit):
             raise
-        except Exception as error:  # tokenizers raises bare Exception; a malformed file anything
+        except BaseException as error:  # tokenizers raises bare Exception and panics; a malformed file anything
             raise CheckpointError(
                 f"the tokenizer definition cannot be used: {type(error).__name__}: {error}",
                 hint="tokenizer.json must be a file written by the tokenizers library",
@@ -167,7 +172,8 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of `text` as ordinary text. Raises InvalidRequest for a text that is not valid Unicode."""
         _check_unicode(text)
-        return self._encode_whole(text) if len(text) <= _PIECE else self._encode_in_pieces(text, self._backend)
+        with _panics_refused():
+            return self._encode_whole(text) if len(text) <= _PIECE else self._encode_in_pieces(text, self._backend)
 
     @cached_property
     def longest_token(self) -> int:
@@ -302,11 +308,12 @@ class Tokenizer:
         if before is None or self._fast is not None:
             return self.encode(text)
         _check_unicode(text)
-        if isinstance(before, str):
-            return self._encode_in_pieces(text, self._continuing)
-        names = (name for spelling, name in self._unspoken.items() if self.control_tokens[spelling] == before)
-        ids = self._encode_in_pieces((next(names) or "") + text, self._backend)
-        return ids[ids.index(before) + 1 :] if before in ids else ids
+        with _panics_refused():
+            if isinstance(before, str):
+                return self._encode_in_pieces(text, self._continuing)
+            names = (name for spelling, name in self._unspoken.items() if self.control_tokens[spelling] == before)
+            ids = self._encode_in_pieces((next(names) or "") + text, self._backend)
+            return ids[ids.index(before) + 1 :] if before in ids else ids
 
     @cached_property
     def _continuing(self) -> tokenizers.Tokenizer:
@@ -409,6 +416,20 @@ def _backend_ids(backend: tokenizers.Tokenizer, text: str) -> list[int]:
         return list(backend.encode(text, add_special_tokens=False).ids)
     (encoded,) = backend.encode_batch_fast([text], add_special_tokens=False)
     return list(encoded.ids)
+
+
+@contextmanager
+def _panics_refused() -> Iterator[None]:
+    """Turn what the libraries raise where a pattern fails on a text into an error: their panics are no `Exception`."""
+    try:
+        yield
+    except (TopkapiError, KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise InvalidRequest(
+            f"the checkpoint's tokenizer fails on this text: {' '.join(str(error).split())[:200]}",
+            hint="its pattern cannot be matched there; send another text or use another checkpoint",
+        ) from error
 
 
 def _any_of(spellings: Iterable[str]) -> re.Pattern[str] | None:

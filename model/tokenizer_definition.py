@@ -12,6 +12,7 @@ from model.added_tokens import added_token, token_content, with_tokens_of
 from model.byte_level import components
 from model.errors import CheckpointError, DataError
 from model.pretokenize import QWEN2_PATTERN, split_by, split_gpt2
+from model.reading import read_json, read_text
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -86,26 +87,23 @@ def read_definition(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises CheckpointError naming the file that is missing or damaged.
     """
     config_path = directory / "tokenizer_config.json"
-    config = _read_json(config_path) if config_path.is_file() else {}
+    config = read_json(config_path)
     further: dict[str, Any] = {}
     if "added_tokens_decoder" not in config:
         # As transformers does: these two files are older than that field and stand back behind it.
         if (directory / "special_tokens_map.json").is_file():
-            config = {**config, **_read_json(directory / "special_tokens_map.json")}
+            config = {**config, **read_json(directory / "special_tokens_map.json")}
         if (directory / "added_tokens.json").is_file():
-            further = _read_json(directory / "added_tokens.json")
+            further = read_json(directory / "added_tokens.json")
     if (directory / "tokenizer.json").is_file():
-        definition = _read_json(directory / "tokenizer.json")
+        definition = read_json(directory / "tokenizer.json")
         if not isinstance(definition.get("model"), dict) or not definition["model"].get("vocab"):
             raise CheckpointError(f"{directory / 'tokenizer.json'} holds no vocabulary")
         _check_config(definition, config)
         return with_tokens_of(definition, config, further), config
     if (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
-        vocabulary = _read_json(directory / "vocab.json")
-        try:
-            merges = parse_merges((directory / "merges.txt").read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{directory / 'merges.txt'} is not a readable text file: {error}") from error
+        vocabulary = read_json(directory / "vocab.json")
+        merges = parse_merges(read_text(directory / "merges.txt"))
         end = token_content(config.get("eos_token")) or END_OF_TEXT
         added = [added_token(end, vocabulary[end])] if end in vocabulary else []
         if added:
@@ -244,13 +242,3 @@ def without_prefix(part: Any) -> Any:
 
 def _is_prepend(part: object) -> bool:
     return isinstance(part, Mapping) and part.get("type") == "Prepend"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a readable JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
-    return content

@@ -19,7 +19,7 @@ from typing import Any
 from model.config import ModelConfig
 from model.decoding.parameters import check_together, check_values, from_generation_config
 from model.errors import DataError, InvalidRequest, SettingsError
-from model.location import read_json
+from model.reading import read_json
 from model.windows import window_sizes
 from service.bench_shape import RANDOM_CONTEXT, Shape, check_shape
 from service.flags import given_parameters

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from model.checkpoint import Checkpoint, load_checkpoint
-from model.errors import Cancelled, EngineStopped, SettingsError, UnknownModel
+from model.errors import Cancelled, CheckpointError, EngineStopped, SettingsError, TopkapiError, UnknownModel
 from model.packing import pack
 from model.tokenizer import Tokenizer
 from service.embedding import EMBEDDER
@@ -116,12 +116,19 @@ class Models:
         return self.load_as(name or name_of(path), path)
 
     def load_as(
-        self, name: str, path: Path, *, aliases: Sequence[str] = (), default: bool = False, replace: bool = False
+        self,
+        name: str,
+        path: Path,
+        *,
+        aliases: Sequence[str] = (),
+        default: bool = False,
+        replace: bool = False,
+        within: Path | None = None,
     ) -> LoadedModel:
         """Load the checkpoint at `path` and start its engine; with `default` it answers requests that name none.
 
         With `replace` it takes the place of the one with its name, whose running requests end as cancelled once the
-        new one can answer. Raises as `load` does.
+        new one can answer. With `within`, nothing is read that lies outside that directory. Raises as `load` does.
         """
         with self._alone():
             if (owner := self._owner(name)) and not (replace and owner == name):
@@ -129,9 +136,9 @@ class Models:
             self._check_aliases(name, aliases)
             self.loading = name
             try:
-                checkpoint = load_checkpoint(path, dtype=DTYPES[self.settings.dtype])
+                checkpoint = load_checkpoint(path, dtype=DTYPES[self.settings.dtype], within=within)
                 before = self._models.get(name)
-                loaded = self.add(name, checkpoint, math.floor(path.stat().st_mtime))
+                loaded = self._start(name, checkpoint, path)
             finally:
                 self.loading = None
             if default:
@@ -142,6 +149,15 @@ class Models:
             replaced = f"{name} is being replaced by another checkpoint"
             before.engine.close(why=Cancelled(replaced, hint="send the request again"))
         return loaded
+
+    def _start(self, name: str, checkpoint: Checkpoint, path: Path) -> LoadedModel:
+        try:
+            return self.add(name, checkpoint, math.floor(path.stat().st_mtime))
+        except TopkapiError:
+            raise
+        except Exception as error:  # weights that no kernel takes, or no memory for the cache
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise CheckpointError(f"{path} is read but cannot be served ({problem})") from error
 
     def unload(self, name: str) -> None:
         """Let go of a checkpoint; its running requests end as cancelled. Raises `UnknownModel`."""

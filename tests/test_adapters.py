@@ -197,6 +197,10 @@ THEIRS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"tie_embeddings": False},
         {"target_modules": ["q_proj", "lm_head"], "modules_to_save": ["embed_tokens", "norm"]},
     ),
+    "one of two tied matrices": ("llama", {}, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
+    "the other one": ("llama", {}, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+    "both, and apart": ("qwen3", {}, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
+    "the output of two tied matrices": ("llama", {}, {"target_modules": ["q_proj", "lm_head"]}),
     "tokens": ("qwen3", {}, {"target_modules": ["k_proj"], "trainable_token_indices": [7, 11]}),
 }
 
@@ -276,19 +280,29 @@ def test_an_adapter_for_another_network_is_named(
     assert message in caught.value.message and caught.value.hint
 
 
-@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
-def test_one_of_two_tied_matrices_cannot_change_alone(
-    module: str, base: Callable[..., Path], tokenizer: Tokenizer
+@pytest.mark.parametrize("modules", [["embed_tokens", "lm_head"], ["embed_tokens"], ["lm_head"], None], ids=str)
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_after_a_resize_what_peft_wrote_is_loaded_as_peft_loads_it(
+    tied: bool, modules: list[str] | None, base: Callable[..., Path], tmp_path: Path, peft: Any
 ) -> None:
-    """PEFT then computes with two matrices, which the merged checkpoint has no place for."""
-    path = base()
-    adapter = stored(adapted(path, decomposed=False), path, tokenizer)
-    (adapter / "topkapi.json").unlink()
-    file = adapter / "adapter_model.safetensors"
-    name = "base_model.model." + {"embed_tokens": "model.embed_tokens.weight", "lm_head": "lm_head.weight"}[module]
-    save_file(load_file(file) | {name: torch.zeros(304, 32)}, file)
-    with pytest.raises(CheckpointError, match=f"changes {module} alone"):
-        load_checkpoint(adapter)
+    """PEFT then stores both embeddings, trained or not, and those that are trained three times."""
+    import transformers
+
+    path = base("llama", tie_embeddings=tied)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model.resize_token_embeddings(310)
+    settings = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=modules, init_lora_weights=False)
+    model = peft.get_peft_model(model, settings).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and "lora_A" not in name:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+        expected = model(TOKENS).logits
+    model.save_pretrained(tmp_path / "theirs")
+    assert expected.shape[-1] == 310
+    found = load_checkpoint(tmp_path / "theirs").model
+    assert_close(found(TOKENS, positions(TOKENS)), expected)
 
 
 def test_a_changed_or_missing_base_is_refused(base: Callable[..., Path], tokenizer: Tokenizer) -> None:

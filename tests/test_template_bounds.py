@@ -1,5 +1,8 @@
 """Chat templates of strangers end: those that would run or grow without end are refused, the others render as ever."""
 
+# Templates are easier to read in one line.
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 import pytest
@@ -211,7 +214,8 @@ def test_whatever_a_template_does_it_ends(statements) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=1500, suppress_health_check=RELAXED)
+@pytest.mark.timeout(900)
+@settings(max_examples=800, suppress_health_check=RELAXED)
 @given(STATEMENTS)
 def test_whatever_a_template_does_it_ends_many_times(statements) -> None:
     ends(statements)

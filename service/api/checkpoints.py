@@ -232,14 +232,22 @@ def _path_within(directory: Path, path: str) -> Path:
 def _load(models: Models, path: Path, body: LoadRequest) -> LoadedModel:
     name = body.name or name_of(Path(models.settings.model_directory or "") / body.path)
     try:
-        return models.load_as(name, path, aliases=body.aliases, default=body.default, replace=body.replace)
+        root = models.settings.model_directory
+        return models.load_as(
+            name,
+            path,
+            aliases=body.aliases,
+            default=body.default,
+            replace=body.replace,
+            within=None if root is None else root.expanduser(),
+        )
     except (CheckpointError, OSError) as error:
         told = error.message if isinstance(error, CheckpointError) else f"path cannot be read: {error.strerror}"
         hint = error.hint if isinstance(error, CheckpointError) else None
         # The caller named it by its place in the directory; where that lies is no concern of theirs.
-        root = os.path.realpath(models.settings.model_directory or "")
+        place = os.path.realpath((models.settings.model_directory or Path()).expanduser())
 
         def within(text: str) -> str:
-            return text.replace(root + os.sep, "").replace(root, ".")
+            return text.replace(place + os.sep, "").replace(place, ".")
 
         raise InvalidRequest(within(told), field="path", hint=hint and within(hint)) from None
