@@ -204,8 +204,8 @@ class ChatTemplate:
         if self._for_tools is not None and tools is not None:
             return self._for_tools._encode(messages, tokenizer, add_generation_prompt, variables, last_alone)
         given = variables.get("given") or {}
-        variables = {**tokenizer.special_tokens, **variables}
-        variables.pop("given", None)
+        told = {name: value for name, value in variables.items() if name != "given"}
+        variables = {**tokenizer.special_tokens, **told}
         said = "".join(texts([*messages, tools, given]))
         mark, begin, end = unused_characters(3, said + self.source + "".join(tokenizer.control_tokens))
 
