@@ -257,7 +257,7 @@ def checked_method(owner: Any, name: str, arguments: Sequence[Any]) -> Sequence[
             check_joining(owner, items)
             return [items, *arguments[1:]]
         elif name in ("split", "rsplit", "splitlines"):
-            separator = arguments[0] if arguments and isinstance(arguments[0], type(owner)) else None
+            separator: Any = arguments[0] if arguments and isinstance(arguments[0], type(owner)) else None
             _check_items(owner.count(separator) if separator else len(owner) // 4)
         elif name in ("encode", "decode") and any(argument not in _ENCODINGS for argument in arguments[:1]):
             raise TemplateTooExpensive(f"it calls {name} with {str(arguments[0])[:40]!r}, which chat templates may not")

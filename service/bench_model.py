@@ -6,13 +6,14 @@ from pathlib import Path
 
 import torch
 
+from model.added_tokens import added_token
 from model.byte_level import BYTE_TO_CHARACTER
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
 from model.pretokenize import split_gpt2
 from model.quantize import quantize
 from model.tokenizer import Tokenizer
-from model.tokenizer_definition import END_OF_TEXT, added_token, byte_level_definition
+from model.tokenizer_definition import END_OF_TEXT, byte_level_definition
 from model.transformer import Decoder, initialise
 
 VOCABULARY = 50_257

@@ -17,6 +17,7 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from model.errors import EngineStopped
 from service.api.checkpoints import describe
@@ -185,7 +186,8 @@ class Server(uvicorn.Server):
             await asyncio.sleep(0.02)
         self._models.close(0)
         await self._requests.wait(0 if self.force_exit else GRACE_SECONDS)
-        for connection in list(self.server_state.connections):
+        # All are of `service.connections`, whose class is uvicorn's for h11.
+        for connection in cast("list[H11Protocol]", list(self.server_state.connections)):
             if connection.cycle is not None and not connection.cycle.response_complete:
                 # Its client has not read what it was sent; there is nothing to wait for.
                 connection.transport.abort()

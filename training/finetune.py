@@ -98,6 +98,7 @@ def finetune(
     `CheckpointError`, `Diverged` and `Interrupted`.
     """
     check_inputs(recipe)
+    assert recipe.checkpoint is not None, "checked with the other inputs"
     if prepare is None:
         assert isinstance(recipe, FinetuneRecipe), "another kind of recipe comes with its own task"
         prepare = partial(_conversations, recipe)

@@ -186,9 +186,11 @@ def _plan(model: LoadedModel, body: SGLangRequest) -> Plan:
     else:
         prompts = [raw_tokens(model, body.text, "text")]
     asked = body.sampling_params or SGLangParameters()
-    inert = ("skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim", "sampling_seed", "ebnf")
-    inert += ("structural_tag", "custom_params", "stream_interval")
-    parameters = asked.model_dump(exclude=set(inert))
+    apart_or_inert = {
+        "skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim", "sampling_seed", "ebnf",
+        "structural_tag", "custom_params", "stream_interval",
+    }  # fmt: skip
+    parameters = asked.model_dump(exclude=apart_or_inert)
     parameters |= {
         "include_stop": asked.no_stop_trim or None,
         "seed": asked.sampling_seed,
