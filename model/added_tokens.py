@@ -5,7 +5,8 @@ may list more, or the same ones with other flags. What comes of that follows tra
 """
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tokenizers
@@ -168,3 +169,18 @@ def _as_added(definition: Mapping[str, Any], wanted: Iterable[Mapping[str, Any]]
                 hint="save the tokenizer anew with transformers, so that its files agree",
             )
     return sorted(added.values(), key=lambda entry: int(entry["id"]))
+
+
+def any_of(spellings: Iterable[str]) -> re.Pattern[str] | None:
+    """A pattern for any of `spellings`, the longest first."""
+    longest_first = sorted(filter(None, spellings), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+
+def are_plain(entries: Sequence[Mapping[str, Any]], normalised: bool) -> bool:
+    """Whether added tokens are found by their spelling alone, the first and then longest one before all others."""
+    if any(entry.get(flag) for entry in entries for flag in ("single_word", "lstrip", "rstrip")):
+        return False
+    # Those that are looked for in the normalised text are looked for after all others.
+    kinds = {bool(entry.get("normalized")) for entry in entries}
+    return kinds <= {False} if normalised else len(kinds) <= 1

@@ -7,10 +7,8 @@ checkpoint's own tools put one there.
 """
 
 import json
-import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -19,10 +17,19 @@ from typing import Any
 import tokenizers
 from tokenizers import normalizers
 
-from model.added_tokens import added_token, further_special_tokens, named_tokens, token_content, typed
+from model.added_tokens import (
+    added_token,
+    any_of,
+    are_plain,
+    further_special_tokens,
+    named_tokens,
+    token_content,
+    typed,
+)
 from model.bpe import BytePairEncoding, byte_pair_encoding, merge_pairs
 from model.byte_level import components, entry_decoder
-from model.errors import CheckpointError, InvalidRequest, TopkapiError
+from model.encoding import backend_ids, check_unicode, has_long_run, panics_refused
+from model.errors import CheckpointError
 from model.gpt2_vocabulary import gpt2_definition
 from model.interruption import between_pieces
 from model.reading import is_confined
@@ -36,20 +43,15 @@ from model.tokenizer_definition import (
     renamed_definition,
     trained_definition,
     without_prefix,
+    write_definition,
 )
 from model.trial import try_tokenizer
-
-_LONG_RUN = 16_384
-"""tiktoken's regular expressions run out of stack on runs of about a million characters; `tokenizers` does not."""
 
 _MOST_ENTRIES = 1 << 24
 """No vocabulary has so many; an id beyond is a damaged file, which must not ask for a table of that size."""
 
 _PIECE = 65_536
 """Characters that are encoded at once: a few milliseconds of work, between which others get the interpreter."""
-
-_SHORT = 2048
-"""Characters that `tokenizers` encodes in a few milliseconds."""
 
 _NFC = normalizers.NFC()
 
@@ -80,8 +82,6 @@ class Tokenizer:
                 f"the tokenizer definition cannot be used: {type(error).__name__}: {error}",
                 hint="tokenizer.json must be a file written by the tokenizers library",
             ) from error
-
-    # Reading the definition
 
     def _read_vocabulary(self) -> None:
         model = self._definition["model"]
@@ -129,8 +129,8 @@ class Tokenizer:
         self._ordinary_added = {
             content: int(entry["id"]) for content, entry in added.items() if content not in self.control_tokens
         }
-        self._ordinary_added_pattern = _any_of(self._ordinary_added)
-        self._plain_pattern = _any_of([*spellings, *self._ordinary_added])
+        self._ordinary_added_pattern = any_of(self._ordinary_added)
+        self._plain_pattern = any_of([*spellings, *self._ordinary_added])
 
     def _check_ids(self) -> None:
         for content, entry in self._added.items():
@@ -147,7 +147,7 @@ class Tokenizer:
         if kinds not in ([], ["NFC"]):
             return None
         self._normalise = kinds == ["NFC"]
-        if not _are_plain([self._added[content] for content in self._ordinary_added], self._normalise):
+        if not are_plain([self._added[content] for content in self._ordinary_added], self._normalise):
             return None
         fast = byte_pair_encoding(working_copy, self._backend)
         if fast is None:
@@ -167,12 +167,10 @@ class Tokenizer:
         """The content of its `tokenizer.json`."""
         return self._definition
 
-    # Encoding
-
     def encode(self, text: str) -> list[int]:
         """Ids of `text` as ordinary text. Raises InvalidRequest for a text that is not valid Unicode."""
-        _check_unicode(text)
-        with _panics_refused():
+        check_unicode(text)
+        with panics_refused():
             return self._encode_whole(text) if len(text) <= _PIECE else self._encode_in_pieces(text, self._backend)
 
     @cached_property
@@ -181,8 +179,8 @@ class Tokenizer:
         return max(map(len, self._bytes))
 
     def _encode_whole(self, text: str) -> list[int]:
-        if self._fast is None or _has_long_run(text):
-            return _backend_ids(self._backend, text)
+        if self._fast is None or has_long_run(text):
+            return backend_ids(self._backend, text)
         return self._encode_fast(text)
 
     def _encode_in_pieces(self, text: str, beginning: tokenizers.Tokenizer) -> list[int]:
@@ -191,7 +189,7 @@ class Tokenizer:
         backend = beginning
         for piece in self.pieces(text):
             between_pieces()
-            ids += self._encode_whole(piece) if self._fast is not None else _backend_ids(backend, piece)
+            ids += self._encode_whole(piece) if self._fast is not None else backend_ids(backend, piece)
             backend = self._continuing
         return ids
 
@@ -220,7 +218,7 @@ class Tokenizer:
         border = 0
         while (border := next_border(text, border + 1) or 0) > 0:
             before, after = text[:border], text[border:]
-            rest = self._encode_whole(after) if self._fast is not None else _backend_ids(self._continuing, after)
+            rest = self._encode_whole(after) if self._fast is not None else backend_ids(self._continuing, after)
             if self._encode_whole(before) + rest != whole:
                 return False
         return True
@@ -229,7 +227,7 @@ class Tokenizer:
         """Ids of `text` in which every control token's spelling becomes that token: for trusted text only."""
         if self._added_are_plain:
             return [token_id for part in self.encode_parts([self.split_control(text)]) for token_id in part]
-        _check_unicode(text)
+        check_unicode(text)
         return list(self._trusting.encode(text, add_special_tokens=False).ids)
 
     def split_control(self, text: str) -> list[str | int]:
@@ -256,7 +254,7 @@ class Tokenizer:
         if self._added_are_plain:
             yield from ((match.start(), match.end(), match[0]) for match in self._plain_pattern.finditer(text))
             return
-        _check_unicode(text)
+        check_unicode(text)
         matcher, spellings = self._matcher
         encoding = matcher.encode(text, add_special_tokens=False)
         for index, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
@@ -266,7 +264,7 @@ class Tokenizer:
     @cached_property
     def _added_are_plain(self) -> bool:
         unlisted = [added_token(spelling, 0) for spelling in self.control_tokens if spelling not in self._added]
-        return _are_plain([*self._added.values(), *unlisted], self._definition.get("normalizer") is not None)
+        return are_plain([*self._added.values(), *unlisted], self._definition.get("normalizer") is not None)
 
     @cached_property
     def _trusting(self) -> tokenizers.Tokenizer:
@@ -307,8 +305,8 @@ class Tokenizer:
         """
         if before is None or self._fast is not None:
             return self.encode(text)
-        _check_unicode(text)
-        with _panics_refused():
+        check_unicode(text)
+        with panics_refused():
             if isinstance(before, str):
                 return self._encode_in_pieces(text, self._continuing)
             names = (name for spelling, name in self._unspoken.items() if self.control_tokens[spelling] == before)
@@ -340,8 +338,6 @@ class Tokenizer:
             text = _NFC.normalize_str(text)
         return self._fast.encode(text)
 
-    # Decoding
-
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token; a control token's spelling; nothing for an id beyond the vocabulary."""
         return self._bytes[token_id] if 0 <= token_id < self.vocab_size else b""
@@ -350,8 +346,6 @@ class Tokenizer:
         """The text of `ids`: their bytes in a row, with U+FFFD where those are not valid UTF-8."""
         left_out = self._control_ids if skip_control else frozenset()
         return b"".join(self.token_bytes(i) for i in ids if i not in left_out).decode("utf-8", errors="replace")
-
-    # Storing
 
     def save(self, directory: str | Path, chat_template: str | list[dict[str, str]] | None = None) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json`, which transformers opens with equal encodings.
@@ -363,14 +357,7 @@ class Tokenizer:
         config.setdefault("clean_up_tokenization_spaces", False)
         if chat_template is not None:
             config["chat_template"] = chat_template
-        directory = Path(directory)
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            for name, content in (("tokenizer.json", self._definition), ("tokenizer_config.json", config)):
-                indent = 2 if name == "tokenizer_config.json" else None
-                (directory / name).write_text(json.dumps(content, ensure_ascii=False, indent=indent), encoding="utf-8")
-        except OSError as error:
-            raise CheckpointError(f"the tokenizer could not be written to {directory}: {error.strerror}") from error
+        write_definition(Path(directory), self._definition, config)
 
     def with_control_tokens(self, spellings: Iterable[str]) -> "Tokenizer":
         """This vocabulary with further control tokens after its last id; those it already has are kept as they are."""
@@ -408,61 +395,3 @@ class Tokenizer:
         definition = trained_definition(texts, vocab_size, control)
         config = {f"{name}_token": control[0] for name in ("bos", "eos", "pad")} if control else {}
         return cls(definition, config)
-
-
-def _backend_ids(backend: tokenizers.Tokenizer, text: str) -> list[int]:
-    """The ids by `tokenizers`. What encodes several texts lets go of the interpreter, what encodes one does not."""
-    if len(text) < _SHORT:
-        return list(backend.encode(text, add_special_tokens=False).ids)
-    (encoded,) = backend.encode_batch_fast([text], add_special_tokens=False)
-    return list(encoded.ids)
-
-
-@contextmanager
-def _panics_refused() -> Iterator[None]:
-    """Turn what the libraries raise where a pattern fails on a text into an error: their panics are no `Exception`."""
-    try:
-        yield
-    except (TopkapiError, KeyboardInterrupt, SystemExit, MemoryError):
-        raise
-    except BaseException as error:
-        raise InvalidRequest(
-            f"the checkpoint's tokenizer fails on this text: {' '.join(str(error).split())[:200]}",
-            hint="its pattern cannot be matched there; send another text or use another checkpoint",
-        ) from error
-
-
-def _any_of(spellings: Iterable[str]) -> re.Pattern[str] | None:
-    """A pattern for any of `spellings`, the longest first."""
-    longest_first = sorted(filter(None, spellings), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
-
-
-def _are_plain(entries: Sequence[Mapping[str, Any]], normalised: bool) -> bool:
-    """Whether added tokens are found by their spelling alone, the first and then longest one before all others."""
-    if any(entry.get(flag) for entry in entries for flag in ("single_word", "lstrip", "rstrip")):
-        return False
-    # Those that are looked for in the normalised text are looked for after all others.
-    kinds = {bool(entry.get("normalized")) for entry in entries}
-    return kinds <= {False} if normalised else len(kinds) <= 1
-
-
-def _check_unicode(text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(
-            f"the text holds a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}",
-            hint="send valid Unicode; a lone surrogate is half of a character, usually cut in two",
-        ) from None
-
-
-def _has_long_run(text: str) -> bool:
-    """Whether `text` may hold a run of over 2 * _LONG_RUN characters with or without white space throughout.
-
-    Such a run covers one aligned block, and a block is judged without a scan of its own.
-    """
-    if len(text) < 2 * _LONG_RUN:
-        return False
-    blocks = (text[start : start + _LONG_RUN] for start in range(0, len(text), _LONG_RUN))
-    return any(block.isspace() or len(block.split(None, 1)) == 1 for block in blocks if len(block) == _LONG_RUN)

@@ -80,6 +80,17 @@ def _adds(definition: Mapping[str, Any], said: object, place: int, spelling: str
     return spelling in ends
 
 
+def write_definition(directory: Path, definition: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Write `tokenizer.json` and `tokenizer_config.json`. Raises CheckpointError where that fails."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in (("tokenizer.json", definition), ("tokenizer_config.json", config)):
+            indent = 2 if name == "tokenizer_config.json" else None
+            (directory / name).write_text(json.dumps(content, ensure_ascii=False, indent=indent), encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"the tokenizer could not be written to {directory}: {error.strerror}") from error
+
+
 def read_definition(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The contents of `tokenizer.json` and `tokenizer_config.json`, or of GPT-2's older `vocab.json` and `merges.txt`.
 
