@@ -77,7 +77,7 @@ def stored_templates(directory: Path) -> dict[str, str]:
         if files:
             return {name: read_text(path) for name, path in files.items()}
         return named_templates(read_json(directory / "tokenizer_config.json").get("chat_template"))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"the chat template of {directory} cannot be read: {error}") from error
 
 

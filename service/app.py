@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 
 from service.api import anthropic, llama, native, openai, sglang, tgi
@@ -34,6 +35,10 @@ def create_app(models: Models, settings: Settings) -> FastAPI:
         version=VERSION,
         redoc_url=None,
     )
+    for route in app.routes:
+        # The documentation's page answers HEAD as every other route does.
+        if isinstance(route, APIRoute):
+            route.methods.add("HEAD")
     set_up(app, ignore_unknown_fields=settings.ignore_unknown_fields)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(SlowBody, seconds=settings.request_timeout)

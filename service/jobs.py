@@ -162,7 +162,8 @@ class JobGroup:
             metrics.finished(event.reason)
         elif isinstance(event, Completed):
             job = self._jobs[number]
-            metrics.prompt.inc(len(job.prompt if isinstance(job, GenerateJob) else job.token_ids))
+            if event.timings.prefill_s > 0:  # nothing was read of what was over before it began
+                metrics.prompt.inc(len(job.prompt if isinstance(job, GenerateJob) else job.token_ids))
             metrics.cached.inc(event.cached_tokens)
             metrics.queue_time.observe(event.timings.queue_s)
             metrics.latency.observe(now - self._started)

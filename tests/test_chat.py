@@ -310,7 +310,7 @@ def test_templates_are_read_from_a_directory(tmp_path: Path) -> None:
     assert found is not None and found.source == "from the file"
     (tmp_path / "chat_template.jinja").unlink()
     config.write_text("{")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="is not valid JSON"):
         ChatTemplate.from_directory(tmp_path)
 
 

@@ -112,7 +112,7 @@ def test_a_file_that_cannot_be_read_is_named(
     def refused(file: Path) -> str:
         raise PermissionError(errno.EACCES, "Permission denied", str(file))
 
-    monkeypatch.setattr("model.checkpoint.sha256", refused)
+    monkeypatch.setattr("model.verification.sha256", refused)
     with pytest.raises(CheckpointError, match=r"checkpoint/config\.json cannot be read: Permission denied"):
         load_checkpoint(path)
 

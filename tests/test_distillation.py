@@ -136,5 +136,5 @@ def test_a_real_model_answers(tiny_checkpoint: Callable[..., Path], tmp_path: Pa
     assert main([*command, str(tiny_checkpoint("base", chat=False))]) == 2
     assert "has no chat template" in capsys.readouterr().err
     questions.write_text("\n")
-    assert main([*command, str(tmp_path)]) == 2
+    assert main([*command, str(tiny_checkpoint("random"))]) == 2
     assert "there are no questions" in capsys.readouterr().err

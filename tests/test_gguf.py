@@ -239,7 +239,7 @@ def test_the_vocabulary_encodes_as_before(tmp_path: Path, tokenizer: Tokenizer, 
     assert read.uses_tiktoken
     assert dict(read.control_tokens) == dict(tokenizer.control_tokens)
     assert (read.begin_token_id, read.end_token_id) == (VOCABULARY - 3, VOCABULARY - 3)
-    assert template == BUILT_IN_TEMPLATES["chatml"]
+    assert template == {"default": BUILT_IN_TEMPLATES["chatml"]}
     assert generation == {
         "bos_token_id": VOCABULARY - 3,
         "eos_token_id": [VOCABULARY - 3, VOCABULARY - 1],
@@ -304,7 +304,7 @@ def test_sentencepiece_vocabularies(prefix: bool, tmp_path: Path) -> None:
     assert (tokenizer.begin_token_id, tokenizer.end_token_id) == (1, 2)
     assert tokenizer.adds_begin_token
     assert generation == {"bos_token_id": 1, "eos_token_id": [2]}
-    assert template is None
+    assert template == {}
 
 
 @pytest.mark.parametrize("name", ["gpt-2", "smollm", "qwen2", "llama-bpe", "default"])

@@ -121,7 +121,7 @@ BAD_EMBEDDINGS = [
     ({"input": "a", "dimensions": 8}, "dimensions", "wide"),
     ({"input": "a", "encoding_format": "int8"}, "encoding_format", "base64"),
     ({"input": "a " * 300}, "input", "context holds 128"),
-    ({"input": ["a"] * 2049}, "input", "2048"),
+    ({"input": ["a"] * 2049}, "input", "2,048"),
 ]
 
 

@@ -421,7 +421,7 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"holds no tokenizer\.json"):
         Tokenizer.from_directory(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}, "ty')
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json is not a readable JSON file"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is not valid JSON"):
         Tokenizer.from_directory(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"model": {}}')
     with pytest.raises(CheckpointError, match="no vocabulary"):

@@ -83,7 +83,7 @@ def test_the_verdict_is_the_books_network() -> None:
         (["--resume", "gone"], "no training run in gone", ""),
         (["--data", "bad.yaml"], "bad.yaml is not a kind of file that can be read", "a recipe (.yaml) comes before"),
         (["--data", "text.txt", "--device", "tpu"], "device 'tpu' is not supported", "cpu, cuda or auto"),
-        (["--data", "text.txt", "--tokenizer", "gone"], "gone holds no tokenizer.json", ""),
+        (["--data", "text.txt", "--tokenizer", "gone"], "there is no tokenizer at gone", "tokenizer.json, or gpt2"),
         (
             ["--data", "text.txt", "--hidden-size", "30", "--family", "gpt2"],
             "--hidden-size 30 is not a multiple",

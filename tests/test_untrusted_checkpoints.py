@@ -41,8 +41,18 @@ def edit(name: str, **changes: Any) -> Change:
     return lambda path: (path / name).write_text(json.dumps(json.loads((path / name).read_text()) | changes))
 
 
+def index_of(content: Any) -> Change:
+    """An index in place of the one file of weights, beside which it would not be read."""
+
+    def change(path: Path) -> None:
+        (path / "model.safetensors").unlink(missing_ok=True)
+        write("model.safetensors.index.json", content)(path)
+
+    return change
+
+
 def index(*names: Any) -> Change:
-    return write("model.safetensors.index.json", {"weight_map": {f"t{i}": name for i, name in enumerate(names)}})
+    return index_of({"weight_map": {f"t{i}": name for i, name in enumerate(names)}})
 
 
 def link(name: str, target: str) -> Change:
@@ -118,16 +128,16 @@ OUTSIDE: dict[str, Change] = {
 }
 
 DAMAGED: dict[str, Change] = {
-    "weight_map is a list": write("model.safetensors.index.json", {"weight_map": ["model.safetensors"]}),
+    "weight_map is a list": index_of({"weight_map": ["model.safetensors"]}),
     "weight_map holds numbers": index(1),
     "weight_map is empty": index(),
-    "an index without weight_map": write("model.safetensors.index.json", {}),
-    "an index that is no object": write("model.safetensors.index.json", "[]"),
+    "an index without weight_map": index_of({}),
+    "an index that is no object": index_of("[]"),
     "an index of other files": index("other.safetensors"),
     "a deeply nested tokenizer": write("tokenizer.json", NESTED),
     "deeply nested settings": write("config.json", NESTED),
     "deeply nested defaults": write("generation_config.json", NESTED),
-    "a deeply nested index": write("model.safetensors.index.json", NESTED),
+    "a deeply nested index": index_of(NESTED),
     "settings that are no text": lambda path: (path / "config.json").write_bytes(b"\xff\xfe"),
     "settings that are a list": write("config.json", "[1]"),
     "settings without end": sparse("config.json"),

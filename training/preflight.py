@@ -43,12 +43,13 @@ def check_inputs(recipe: TrainingRecipe) -> None:
         raise SettingsError("no checkpoint to start from", field="checkpoint", hint="give one with --checkpoint")
     if recipe.device not in ("auto", "cpu", "cuda"):
         raise SettingsError(f"device {recipe.device!r} is not supported", field="device", hint="use cpu, cuda or auto")
-    before = None if checkpoint is None else check_location(Path(checkpoint))
     if isinstance(recipe, PretrainRecipe):
         if checkpoint is None:
             new_config(recipe, recipe.vocab_size or 1)
         else:
             check_inherited(recipe)
+    before = None if checkpoint is None else check_location(Path(checkpoint))
+    if isinstance(recipe, PretrainRecipe):
         if before is not None:
             continued_config(recipe, before)
         _check_tokenizer(recipe.tokenizer)

@@ -192,7 +192,8 @@ def _plan(model: LoadedModel, body: SGLangRequest) -> Plan:
     }  # fmt: skip
     parameters = asked.model_dump(exclude=apart_or_inert)
     parameters |= {
-        "include_stop": asked.no_stop_trim or None,
+        # Without a stop text there is nothing to trim, as there.
+        "include_stop": (asked.no_stop_trim and bool(asked.stop or asked.stop_regex)) or None,
         "seed": asked.sampling_seed,
         "grammar": lark_of(asked.ebnf, "ebnf"),
         "json_schema": _schema(asked.json_schema),
