@@ -37,7 +37,7 @@ def create_app(models: Models, settings: Settings) -> FastAPI:
     )
     for route in app.routes:
         # The documentation's page answers HEAD as every other route does.
-        if isinstance(route, APIRoute):
+        if isinstance(route, APIRoute) and route.methods is not None:
             route.methods.add("HEAD")
     set_up(app, ignore_unknown_fields=settings.ignore_unknown_fields)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)

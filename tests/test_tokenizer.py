@@ -435,7 +435,7 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "vocab.json").write_text('{"a": 0}')
     (tmp_path / "merges.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(CheckpointError, match=r"merges\.txt is not a readable text file"):
+    with pytest.raises(CheckpointError, match=r"merges\.txt is not UTF-8"):
         Tokenizer.from_directory(tmp_path)
 
 
