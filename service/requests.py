@@ -101,5 +101,7 @@ class Requests:
 
 async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
     error = Cancelled("the server is stopping", hint="try again in a moment")
-    dialect = dialect_of(scope) if "app" in scope else NATIVE
+    # The studio's requests are of an application of its own, which has no dialects.
+    known = "app" in scope and hasattr(scope["app"].state, "dialects")
+    dialect = dialect_of(scope) if known else NATIVE
     await error_response(error, dialect, {"Connection": "close"})(scope, receive, send)

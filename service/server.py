@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import math
 import os
 import socket
@@ -59,6 +60,10 @@ def serve(settings: Settings, listener: socket.socket, locations: list[str]) -> 
         )
 
         def make() -> FastAPI:
+            if settings.studio:
+                import service.ui.studio  # noqa: F401  (what is imported is not looked through, either)
+            # Collecting garbage holds the interpreter for as long as it looks through the million objects of modules.
+            gc.freeze()
             load(models, locations)
             return create_app(models, settings)
 

@@ -15,6 +15,9 @@ MOST_PATTERNS = 16
 MOST_WORDS, LONGEST_WORD = 4096, 256
 MOST_BREAKERS, LONGEST_BREAKER = 128, 64
 MOST_IDS = 65_536
+MOST_BIASES = 16_384
+# llguidance follows no more than 2,000 alternatives at once.
+MOST_CHOICES = 1_900
 LONGEST_STRUCTURE = 65_536
 
 PARAMETERS: tuple[Parameter, ...] = (
@@ -177,7 +180,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "logit_bias", "integer_to_number", {}, {},
         "Added to the logits of these token ids, between -100 and 100 each.",
-        "OpenAI API", minimum=-100, maximum=100, stage="logit_bias", most=MOST_IDS,
+        "OpenAI API", minimum=-100, maximum=100, stage="logit_bias", most=MOST_BIASES,
     ),
     Parameter(
         "allowed_token_ids", "integers", None, None,
@@ -213,7 +216,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "choice", "strings", None, None,
         "The answer is one of these texts.",
-        "llguidance, vLLM", aliases=("guided_choice",), stage="grammar", most=MOST_WORDS, longest=LONGEST_STRUCTURE,
+        "llguidance, vLLM", aliases=("guided_choice",), stage="grammar", most=MOST_CHOICES, longest=LONGEST_STRUCTURE,
     ),
     Parameter(
         "grammar", "text", None, None,

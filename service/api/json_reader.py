@@ -22,6 +22,8 @@ FAST = 128 * 1024
 
 MOST_CONTAINERS = 100_000
 MOST_NESTED = 128
+MOST_FIELDS, MOST_NAMED = 16_384, 256
+"""Fields of any object, and of the body itself, whose unknown ones are told one by one."""
 
 _NUMBERS = re.compile(r"(?:[ \t\r\n]*(?:0|[1-9][0-9]{0,14})[ \t\r\n]*,){1,4096}")
 _LIST_END = re.compile(r"[ \t\r\n]*\]")
@@ -71,6 +73,8 @@ def parse_json(body: bytes) -> dict[str, Any]:
         raise MalformedBody("the body holds a number with too many digits") from None
     if not isinstance(document, dict):
         raise MalformedBody("the body must be a JSON object", hint='send an object such as {"prompt": "Once"}')
+    if len(document) > MOST_NAMED:
+        raise InvalidRequest(f"the body has {len(document):,} fields, and no route has more than {MOST_NAMED}")
     return document
 
 
@@ -158,6 +162,8 @@ def _finite(digits: str) -> float:
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MOST_FIELDS:
+        raise InvalidRequest(f"an object in the body has {len(pairs):,} fields, and {MOST_FIELDS:,} are the most")
     fields = dict(pairs)
     if len(fields) != len(pairs):
         seen: set[str] = set()
