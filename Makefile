@@ -60,8 +60,9 @@ serve: install  ## serve the default checkpoints on http://127.0.0.1:8000
 	@exec $(BIN)/topkapi serve $(ARGS)
 
 # Tests run in as many processes as there are cores, up to four (each takes about 1.5 GB), whose matrices share none:
-# two threads that wait for each other's cores are slower than one. A file is one process's, so that its fixtures are made once.
-PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+# two threads that wait for each other's cores are slower than one. Files are shared out evenly, so that their fixtures
+# are made once, and whoever has done with its own takes from the others'.
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 test: lint  ## lint, then run the tests
 	$(PARALLEL) -m "not slow" $(ARGS)
 
