@@ -3,6 +3,7 @@
 import os
 import pydoc_data.topics
 import random
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -153,6 +154,17 @@ def served(serve: Callable, tiny_checkpoint: Callable[..., Path]) -> Iterator[Se
     base = tiny_checkpoint("base", chat=False, seed=1, context=2048)
     with serve(chat, base) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Where a Chromium lies; skips where there is none, before Playwright's driver starts, which needs libraries, too."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    fetched = Path(os.environ.get("PLAYWRIGHT_BROWSERS_PATH", Path.home() / ".cache" / "ms-playwright"))
+    found = found or next(map(str, sorted(fetched.glob("chromium-*/chrome-*/chrome"))), None)
+    if found is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium, or playwright install chromium")
+    return found
 
 
 @pytest.fixture(scope="session")

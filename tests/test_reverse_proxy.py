@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -97,14 +95,10 @@ def test_what_is_no_path_is_refused(wrong) -> None:
         Settings.read(root_path=wrong)
 
 
-def test_the_studio_answers_in_a_browser(behind) -> None:
+def test_the_studio_answers_in_a_browser(behind, chromium: str) -> None:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
     with proxy(behind, strips=True) as address, playwright.sync_playwright() as driver:
-        path = found or driver.chromium.executable_path
-        if not os.path.exists(path):
-            pytest.skip("no Chromium on this machine: apt-get install chromium, or playwright install chromium")
-        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page()
         page.set_default_timeout(30_000)
         failed: list[str] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 
 import httpx
@@ -140,18 +139,15 @@ async def test_websockets_are_closed_and_probes_without_a_host_answered(anyio_ba
     assert await _call(AllowedHosts(app, "127.0.0.1", ("*",)), "websocket", b"evil.example") == [{"type": "served"}]
 
 
-def test_the_studio_talks_in_a_browser_by_an_allowed_name(serve, tiny_checkpoint) -> None:
+def test_the_studio_talks_in_a_browser_by_an_allowed_name(serve, tiny_checkpoint, chromium) -> None:
     """Over a name that is none of loopback's, as behind a proxy: the page, its events and an answer."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-    if found is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
     with (
         serve(tiny_checkpoint("browser"), studio=True, allowed_hosts="llm.example.org") as served,
         playwright.sync_playwright() as driver,
     ):
         arguments = ["--no-sandbox", "--host-resolver-rules=MAP llm.example.org 127.0.0.1"]
-        browser = driver.chromium.launch(executable_path=found, args=arguments)
+        browser = driver.chromium.launch(executable_path=chromium, args=arguments)
         page = browser.new_page()
         page.set_default_timeout(60_000)
         page.goto(f"http://llm.example.org:{httpx.URL(served.url).port}/")

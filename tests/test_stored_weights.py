@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.errors import CheckpointError
+from model.quantize import int8_product
 from model.tokenizer import Tokenizer
 from tests.tiny import tiny_model
 
@@ -225,6 +226,15 @@ def test_a_bias_that_config_json_denies_is_not_dropped(tmp_path: Path, tokenizer
         load_checkpoint(path)
 
 
+def has_int8() -> bool:
+    """Whether this processor has an exact product of int8 matrices."""
+    try:
+        int8_product("cpu")
+    except CheckpointError:
+        return False
+    return True
+
+
 # What a type is held in
 
 HELD = {
@@ -254,7 +264,8 @@ def test_what_is_stored_decides_what_matrices_are_held_in(
             assert {p.dtype for p in model.parameters() if p.ndim == 2} == {getattr(torch, held)}
             assert {p.dtype for p in model.parameters() if p.ndim == 1} == {torch.float32}
             assert model.held_in == held
-    assert load_checkpoint(path, dtype=torch.int8).model.held_in in ("int8", "float32")
+    if has_int8():
+        assert load_checkpoint(path, dtype=torch.int8).model.held_in == "int8"
 
 
 @pytest.mark.parametrize("stored", ["float8_e4m3fn", "float8_e5m2", "int8", "uint8", "int32", "bool"])
@@ -266,7 +277,7 @@ def test_types_that_are_not_computed_with_are_refused_by_name(
     name = "model.layers.1.mlp.up_proj.weight"
     tensors[name] = tensors[name].to(getattr(torch, stored))
     save_file(tensors, path / "model.safetensors", {"format": "pt"})
-    for dtype in (None, torch.float32, torch.int8):
+    for dtype in (None, torch.float32, *([torch.int8] if has_int8() else [])):
         with pytest.raises(CheckpointError, match=rf"layers\.1\.mlp\.up_proj\.weight is stored as {stored}"):
             load_checkpoint(path, dtype=dtype)
 

@@ -1,8 +1,6 @@
 """The studio in a real browser: it streams, stops, remembers, explains, and asks nothing of the internet."""
 
-import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,17 +10,13 @@ import pytest
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.timeout(180)
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 SECONDS = 30_000
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator:
+def browser(chromium: str) -> Iterator:
     with playwright.sync_playwright() as driver:
-        path = CHROMIUM or driver.chromium.executable_path
-        if not os.path.exists(path):
-            pytest.skip("no Chromium on this machine: apt-get install chromium, or playwright install chromium")
-        running = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        running = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield running
         running.close()
 

@@ -22,7 +22,7 @@ FAST = 128 * 1024
 
 MOST_CONTAINERS = 100_000
 MOST_NESTED = 128
-MOST_FIELDS, MOST_NAMED = 16_384, 256
+MOST_FIELDS, MOST_NAMED = 20_000, 256
 """Fields of any object, and of the body itself, whose unknown ones are told one by one."""
 
 _NUMBERS = re.compile(r"(?:[ \t\r\n]*(?:0|[1-9][0-9]{0,14})[ \t\r\n]*,){1,4096}")
