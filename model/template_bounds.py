@@ -31,6 +31,7 @@ _MOST_DEPTH = 64
 _WIDEST = 100_000
 """Largest whole number that widths, counts and precisions may be."""
 _LONGEST_FORMAT = 10_000
+_MOST_STRIPPED = 100
 _ROUNDS_PER_LOOK_AT_THE_CLOCK = 16
 
 _PERCENT = re.compile(r"%(?:\([^)]*\))?[-#0 +]*(\*|\d+)?(?:\.(\*|\d+))?")
@@ -217,6 +218,8 @@ def check_percent(form: str | bytes, arguments: Any) -> None:
         raise TemplateTooExpensive(f"it formats with a text of more than {_LONGEST_FORMAT:,} characters")
     text = form if isinstance(form, str) else form.decode("latin-1")
     fields = _PERCENT.findall(text)
+    if re.search(r"%\([^)]*\(", text):
+        raise TemplateTooExpensive("it formats by names with brackets in them")
     for numbers in fields:
         if any(number == "*" or len(number) > 3 for number in numbers):
             raise TemplateTooExpensive("it formats to a width of 1,000 or more")
@@ -236,6 +239,12 @@ def check_replacement(text: Any, old: Any = "", new: Any = "", *_: Any) -> None:
         _check_length(len(text) + text.count(old) * len(new))
 
 
+def check_stripping(text: Any, characters: Any = None, *_: Any) -> None:
+    """Refuse `strip` of many characters, each of which is looked for among all of them."""
+    if isinstance(characters, str | bytes) and len(characters) > _MOST_STRIPPED:
+        raise TemplateTooExpensive(f"it strips more than {_MOST_STRIPPED} different characters")
+
+
 def check_joining(separator: str | bytes, items: Sequence[Any]) -> None:
     """Refuse `join` where the result would be too long."""
     _check_length(size(items) + len(separator) * len(items))
@@ -250,6 +259,8 @@ def checked_method(owner: Any, name: str, arguments: Sequence[Any]) -> Sequence[
     elif isinstance(owner, str | bytes):
         if name in ("ljust", "rjust", "center", "zfill"):
             check_widths(arguments)
+        elif name in ("strip", "lstrip", "rstrip"):
+            check_stripping(owner, *arguments)
         elif name == "replace":
             check_replacement(owner, *arguments)
         elif name == "join" and arguments:
@@ -269,6 +280,11 @@ def checked_method(owner: Any, name: str, arguments: Sequence[Any]) -> Sequence[
 
 
 def _nothing(*_: Any, **__: Any) -> None: ...
+
+
+def _check_trim(value: Any, chars: Any = None) -> None:
+    _check_text(value)
+    check_stripping(value, chars)
 
 
 def _check_text(value: Any, *_: Any, **__: Any) -> None:
@@ -321,7 +337,8 @@ FILTER_CHECKS: Mapping[str, Callable[..., None]] = {
         ("abs", "attr", "batch", "count", "d", "default", "first", "items", "last", "length", "map", "reject",
          "rejectattr", "reverse", "round", "safe", "select", "selectattr", "slice"), _nothing,
     ),
-    **dict.fromkeys(("capitalize", "lower", "string", "trim", "upper"), _check_text),
+    **dict.fromkeys(("capitalize", "lower", "string", "upper"), _check_text),
+    "trim": _check_trim,
     "format": lambda form, *values, **named: check_percent(str(form), (values, named)),
     "indent": _check_indent,
     "float": _check_number,

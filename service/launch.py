@@ -107,7 +107,7 @@ def bind(host: str, port: int) -> socket.socket:
     """A socket bound to host and port. Raises `SettingsError` saying why it cannot be had."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):
         raise SettingsError(f"{host!r} is not an address of this machine", hint="use --host 127.0.0.1") from None
     listener = socket.socket(family, kind, protocol)
     try:

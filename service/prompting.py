@@ -171,12 +171,6 @@ def conversation_tokens(
             field="messages",
             hint="send prompt for it to continue, or choose a chat checkpoint with model",
         )
-    if "tool_calls" not in checkpoint.chat.source and any(message.get("tool_calls") for message in messages):
-        raise InvalidRequest(
-            "the checkpoint's chat template has no place for tool_calls, so it can't be shown them",
-            field="messages",
-            hint="leave the calls and their answers out, or choose a checkpoint whose template takes tools",
-        )
     check_conversation(model, messages, tools, variables)
     turns = [dict(message) for message in messages]
     return checkpoint.chat.encode(turns, checkpoint.tokenizer, tools=tools or None, given=variables).token_ids
@@ -188,7 +182,17 @@ def check_conversation(
     tools: Sequence[Mapping[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> None:
-    """Raise `InvalidRequest` for a conversation that is too long, or whose tools are, to be made a prompt of."""
+    """Raise `InvalidRequest` for a conversation that is too long, or whose tools are, to be made a prompt of.
+
+    And for calls that the checkpoint's template would not show.
+    """
+    chat = model.checkpoint.chat
+    if chat is not None and "tool_calls" not in chat.source and any(message.get("tool_calls") for message in messages):
+        raise InvalidRequest(
+            "the checkpoint's chat template has no place for tool_calls, so it can't be shown them",
+            field="messages",
+            hint="leave the calls and their answers out, or choose a checkpoint whose template takes tools",
+        )
     check_count(messages, "messages", limits.MOST_MESSAGES)
     check_size(model, list(_texts(messages)), "messages")
     check_size(model, list(_texts(tools)), "tools")

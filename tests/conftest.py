@@ -158,7 +158,7 @@ def served(serve: Callable, tiny_checkpoint: Callable[..., Path]) -> Iterator[Se
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """Where a Chromium lies; skips where there is none, before Playwright's driver starts, which needs libraries, too."""
+    """Where a Chromium lies; skips where there is none before a driver starts, which needs libraries, too."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
     fetched = Path(os.environ.get("PLAYWRIGHT_BROWSERS_PATH", Path.home() / ".cache" / "ms-playwright"))
     found = found or next(map(str, sorted(fetched.glob("chromium-*/chrome-*/chrome"))), None)

@@ -257,3 +257,31 @@ def test_grammars_beyond_the_limit_are_not_converted() -> None:
 def test_the_limits_leave_room() -> None:
     """What real workloads need, by several times."""
     assert limits.LONGEST_TEXT >= 4 * 1_500_000 and limits.MOST_PROMPTS >= 1000 and limits.MOST_TOKENS >= 8 * 131_072
+
+
+DEEP = '{"a":' * 5000 + "1" + "}" * 5000
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/generate", {"text": "a", "sampling_params": {"json_schema": DEEP}}),
+        ("/generate", {"text": "a", "sampling_params": {"json_schema": "null"}}),
+        ("/generate", {"text": "a", "sampling_params": {"json_schema": "1" * 5000}}),
+        ("/generate", {"inputs": "a", "parameters": {"grammar": {"type": "json", "value": DEEP}}}),
+        ("/generate", {"inputs": "a", "parameters": {"grammar": {"type": "json", "value": "null"}}}),
+        ("/v1/completions", {"prompt": "a", "structured_outputs": {"json": DEEP}}),
+        ("/v1/completions", {"prompt": "a", "structured_outputs": {"json": "null"}}),
+    ],
+)
+def test_json_in_a_text_is_read_as_carefully_as_the_body(served, path: str, body: dict[str, Any]) -> None:
+    answer = served.post(path, **body)
+    assert answer.status_code in (400, 422), answer.text
+    assert "json" in answer.text or "grammar.value" in answer.text
+    assert "set_int_max_str_digits" not in answer.text
+
+
+def test_an_origin_that_is_no_address_is_foreign(served) -> None:
+    for origin in ("http://[", "http://a]b"):
+        answer = served.client.post("/tokenize", json={"text": "a"}, headers={"Origin": origin})
+        assert answer.status_code == 403 and answer.json()["error"]["type"] == "foreign_origin"

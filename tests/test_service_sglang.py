@@ -83,7 +83,7 @@ def test_stops_and_structures(served) -> None:
         ({"text": "a", "logprob_start_len": 0}, "logprob_start_len"),
         ({"text": "a", "sampling_params": {"max_tokens": 3}}, "sampling_params.max_tokens"),
         ({"text": "a", "sampling_params": {"skip_special_tokens": False}}, "skip_special_tokens"),
-        ({"text": "a", "sampling_params": {"json_schema": "{"}}, "json_schema is not JSON"),
+        ({"text": "a", "sampling_params": {"json_schema": "{"}}, "json_schema is not valid JSON"),
         ({"text": "a", "sampling_params": {"ebnf": "root ::= ("}}, "ebnf is not valid GBNF"),
         ({"text": "a", "sampling_params": {"stop": [""]}}, "stop"),
     ],

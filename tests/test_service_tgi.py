@@ -191,7 +191,7 @@ BAD = [
     ({"inputs": "a", "parameters": {"best_of": 2, "do_sample": True}, "stream": True}, "best_of"),
     ({"inputs": "a", "parameters": {"decoder_input_details": True}, "stream": True}, "decoder_input_details"),
     ({"inputs": "a", "parameters": {"grammar": {"type": "xml", "value": "a"}}}, "grammar.type"),
-    ({"inputs": "a", "parameters": {"grammar": {"type": "json", "value": "{"}}}, "not JSON"),
+    ({"inputs": "a", "parameters": {"grammar": {"type": "json", "value": "{"}}}, "not valid JSON"),
     ({"inputs": "a", "parameters": {"grammar": {"type": "regex", "value": "("}}}, "regex"),
     ({"inputs": "a", "parameters": {"stop": [""]}}, "stop"),
     ({"parameters": {}}, "inputs is missing"),

@@ -228,7 +228,7 @@ def _input(text: str) -> Any:
     """The input of a call; one that max_tokens cut short is no JSON, and is given as none."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
 
 

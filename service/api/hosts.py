@@ -117,7 +117,10 @@ def _foreign(origin: str, headers: Headers) -> bool:
     site = headers.get("sec-fetch-site")
     if site is not None:
         return site not in ("same-origin", "none")
-    return urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+    try:
+        return urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+    except ValueError:  # what is no address is nobody's own page
+        return True
 
 
 async def _refuse(error: TopkapiError, scope: Scope, receive: Receive, send: Send) -> None:

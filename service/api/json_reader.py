@@ -78,6 +78,27 @@ def parse_json(body: bytes) -> dict[str, Any]:
     return document
 
 
+def json_in(text: str, field: str, name: str | None = None) -> Any:
+    """The JSON in a text of a request. Raises `InvalidRequest` naming `field`, called `name`, where it is none."""
+    called = name or field
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise InvalidRequest(f"{called} is nested too deeply", field=field) from None
+    except json.JSONDecodeError as error:
+        raise InvalidRequest(f"{called} is not valid JSON: {error}", field=field) from None
+    except ValueError:
+        raise InvalidRequest(f"{called} holds a number with too many digits", field=field) from None
+
+
+def schema_in(text: str, field: str, name: str | None = None) -> Any:
+    """The JSON schema in a text; null is none. Raises as `json_in` does."""
+    schema = json_in(text, field, name)
+    if schema is None:
+        raise InvalidRequest(f"{name or field} must be a JSON schema, not null", field=field, hint="leave it out")
+    return schema
+
+
 class _FastReader(json.JSONDecoder):
     """For what is small and flat."""
 

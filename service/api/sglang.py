@@ -21,6 +21,7 @@ from service.api.dialect import Dialect, with_hint
 from service.api.errors import INTERNAL
 from service.api.gbnf import lark_of
 from service.api.harmless import Only
+from service.api.json_reader import schema_in
 from service.api.render import new_id
 from service.api.schemas import Strict
 from service.api.streaming import STREAM, EventStream
@@ -205,10 +206,7 @@ def _plan(model: LoadedModel, body: SGLangRequest) -> Plan:
 
 
 def _schema(text: str | None) -> Any:
-    try:
-        return None if text is None else json.loads(text)
-    except ValueError as error:
-        raise InvalidRequest(f"json_schema is not JSON: {error}", field="sampling_params.json_schema") from None
+    return None if text is None else schema_in(text, "sampling_params.json_schema", "json_schema")
 
 
 class _Answers:

@@ -17,6 +17,7 @@ from service.api.apart import apart, unless_disconnected
 from service.api.body import JSONRoute
 from service.api.dialect import Dialect, with_hint
 from service.api.errors import INTERNAL, InapplicableField
+from service.api.json_reader import schema_in
 from service.api.streaming import STREAM, EventStream
 from service.engine.request import Token
 from service.generation import Delta, Generation, Output, Plan, no_answer, plan
@@ -263,11 +264,9 @@ def _plan(model: LoadedModel, prompt: list[int], asked: schemas.TGIParameters) -
 def _structure(grammar: schemas.TGIGrammar) -> Mapping[str, Any]:
     if grammar.type == "regex":
         return {"regex": grammar.value}
-    try:
-        return {"json_schema": json.loads(grammar.value) if isinstance(grammar.value, str) else grammar.value}
-    except ValueError as error:
-        message = f"grammar.value is not JSON: {error}"
-        raise InvalidRequest(message, field="parameters.grammar.value", hint="send the schema as an object") from None
+    if isinstance(grammar.value, str):
+        return {"json_schema": schema_in(grammar.value, "parameters.grammar.value", "grammar.value")}
+    return {"json_schema": grammar.value}
 
 
 def _mean_logprob(output: Output) -> float:

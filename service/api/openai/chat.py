@@ -256,6 +256,9 @@ def prompt_of(model: LoadedModel, body: ChatRequest, tools: Calling | None, cont
     if last["role"] != "assistant" or last.get("tool_calls"):
         message = "the last message is no text of the assistant that the answer could go on with"
         raise InvalidRequest(message, field="messages", hint="leave continue_final_message out")
+    if last.get("reasoning_content"):
+        message = "an answer can't go on from a message with reasoning_content"
+        raise InvalidRequest(message, field="messages", hint="leave it out of the last message")
     if before and before[0]["role"] == "assistant":
         message = "the last two messages are the assistant's, so it is not clear what the answer goes on with"
         raise InvalidRequest(message, field="messages", hint="make them one, or set add_generation_prompt to true")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -10,6 +9,7 @@ from pydantic import ConfigDict, Field
 
 from model.errors import InvalidRequest
 from service.api.harmless import CacheBreakpoint, CacheControl, Only
+from service.api.json_reader import json_in
 from service.api.schemas import Strict
 from service.limits import MOST_PARTS
 from service.models import LoadedModel
@@ -212,10 +212,7 @@ def _text(content: str | Sequence[TextPart | RefusalPart] | None, field: str) ->
 
 
 def _arguments(text: str, field: str) -> dict[str, Any]:
-    try:
-        arguments = json.loads(text or "{}")
-    except ValueError as error:
-        raise InvalidRequest(f"{field} is not valid JSON: {error}", field=field) from None
+    arguments = json_in(text or "{}", field)
     if not isinstance(arguments, dict):
         raise InvalidRequest(f"{field} must be a JSON object", field=field)
     return arguments

@@ -6,7 +6,6 @@ declared with the values that ask for nothing, and refused by name with any othe
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -19,6 +18,7 @@ from model.errors import InvalidRequest
 from service.api.errors import inapplicable
 from service.api.gbnf import is_gbnf, lark_of
 from service.api.harmless import NO_SUCH_THING, CacheOptions, Only, asks_for_nothing
+from service.api.json_reader import schema_in
 from service.api.schemas import ModelName, Strict, parameter_schema
 
 EXPANDED = ("structured_outputs",)
@@ -118,11 +118,7 @@ def expanded(structured: StructuredOutputs) -> dict[str, Any]:
         return given
     schema = given["json_"]
     if isinstance(schema, str):
-        try:
-            schema = json.loads(schema)
-        except ValueError as error:
-            message = f"structured_outputs.json is not valid JSON: {error}"
-            raise InvalidRequest(message, field="structured_outputs.json") from None
+        schema = schema_in(schema, "structured_outputs.json")
     return {"json_schema": schema}
 
 
