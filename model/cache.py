@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy
 import torch
@@ -74,6 +75,9 @@ class SlotCache:
         config = model.config
         self.slots = slots
         self.capacity = capacity or config.context_length
+        self.native = None if model.core is None else model.core.slots(slots, self.capacity)
+        if self.native is not None:
+            return
         blocks = -(-self.capacity // KEY_BLOCK)
         before = (config.num_layers, slots, config.num_kv_heads)
         self._keys = _zeros((*before, blocks, config.head_dim, KEY_BLOCK), model.device)
@@ -86,6 +90,9 @@ class SlotCache:
 
     def copy(self, source: int, target: int, start: int, end: int) -> None:
         """Give slot `target` the tokens from `start` to before `end` of slot `source`; before that they are alike."""
+        if self.native is not None:
+            self.native.copy(source, target, start, end)
+            return
         self._values[:, target, :, start:end] = self._values[:, source, :, start:end]
         # Whole blocks: before `start` the slots are alike, and what lies behind `end` is masked until it is written.
         blocks = slice(start // KEY_BLOCK, -(-end // KEY_BLOCK))
@@ -107,17 +114,15 @@ def read(model: Decoder, cache: SlotCache, works: Sequence[Work]) -> Tensor:
 
     Returns the wanted final states, `[sum of wanted, hidden_size]` float32, in the order of `works`.
     """
-    reading = _Reading(cache, works, model)
-    return _run(model, reading, works)[reading.wanted]
+    return _run(model, cache, works)[_wanted(works)]
 
 
 @torch.inference_mode()
 def outputs(model: Decoder, cache: SlotCache, works: Sequence[Work]) -> list[Output]:
     """Run the network over all the new tokens of `works`, one work per slot at most; what each asked for."""
-    reading = _Reading(cache, works, model)
     layers: dict[int, Tensor] = {layer: torch.empty(0) for work in works for layer in work.layers}
-    hidden = _run(model, reading, works, layers)
-    parts = torch.split(wanted_logits(model, hidden[reading.wanted]), [work.wanted for work in works])
+    hidden = _run(model, cache, works, layers)
+    parts = torch.split(wanted_logits(model, hidden[_wanted(works)]), [work.wanted for work in works])
     found, end = [], 0
     for work, logits in zip(works, parts, strict=True):
         end += len(work.token_ids)
@@ -127,8 +132,25 @@ def outputs(model: Decoder, cache: SlotCache, works: Sequence[Work]) -> list[Out
     return found
 
 
-def _run(model: Decoder, reading: _Reading, works: Sequence[Work], layers: dict[int, Tensor] | None = None) -> Tensor:
+def _wanted(works: Sequence[Work]) -> list[int]:
+    """The rows of a pass whose final states are asked for."""
+    ends = accumulate(len(work.token_ids) for work in works)
+    return [row for work, end in zip(works, ends, strict=True) for row in range(end - work.wanted, end)]
+
+
+def _run(
+    model: Decoder, cache: SlotCache, works: Sequence[Work], layers: dict[int, Tensor] | None = None
+) -> Tensor:
     """The final states of all rows read, `[padded rows, hidden_size]`; those below `layers` are filled in there."""
+    if model.core is not None:
+        assert cache.native is not None, "a cache belongs to the network that it was made for"
+        kept = list(layers or ())
+        spans = [(work.slot, work.start, work.token_ids) for work in works]
+        states, *early = model.core.run(cache.native, spans, kept)
+        if layers is not None:
+            layers.update(zip(kept, early, strict=True))
+        return states
+    reading = _Reading(cache, works, model)
     padded = model.padded_rows(reading.rows)
     tokens = torch.zeros(1, padded, dtype=torch.int64)
     tokens[0, : reading.rows] = torch.tensor([token_id for work in works for token_id in work.token_ids])
@@ -147,6 +169,8 @@ def wanted_logits(model: Decoder, hidden: Tensor) -> Tensor:
     """Logits `[R, vocab_size]` of `hidden [R, hidden_size]`, with the row counts that keep every row's bits."""
     if not len(hidden):
         return hidden.new_empty(0, model.config.vocab_size)
+    if model.core is not None:
+        return model.core.logits(hidden)
     parts = []
     for part in torch.split(hidden, LOGIT_ROWS):
         missing = model.padded_rows(len(part)) - len(part)
@@ -180,15 +204,6 @@ class _Reading:
         )
         slots = torch.tensor([work.slot for work in works for _ in work.token_ids], device=device)
         self.places = Places(slots, self.positions)
-        self.wanted = torch.tensor(
-            [
-                first + row
-                for first, work, length in zip(firsts, works, lengths, strict=True)
-                for row in range(length - work.wanted, length)
-            ],
-            dtype=torch.int64,
-            device=device,
-        )
         single = sorted((work.slot, first, work.start) for work, first in zip(works, firsts, strict=True)
                         if len(work.token_ids) == 1)  # fmt: skip
         self.groups = [self._chunk(work, first) for work, first in zip(works, firsts, strict=True)

@@ -20,6 +20,7 @@ from model.linear import Linear, stacked
 
 if TYPE_CHECKING:
     from model.adapter import TrainedRows
+    from model.native import Core
 
 # What the number of keys at hand is rounded up to, where that changes no bits: fewer than 16 take other code paths.
 KEY_STEP = 16
@@ -196,6 +197,8 @@ class Decoder(nn.Module):
         self.recompute = False
         # Rows of the embedding that train while its table is frozen; see `model.adapter`.
         self.trained_rows: TrainedRows | None = None
+        # What computes the network for serving in the place of everything below; see `model.native`.
+        self.core: Core | None = None
         # Set by `model.invariance.calibrate`: its verdict, row counts that agree bit for bit, queries per tile, and
         # what the number of keys at hand is rounded up to.
         self.invariant: bool | None = None
@@ -222,6 +225,8 @@ class Decoder(nn.Module):
     @property
     def held_in(self) -> str:
         """The precision that the layers' matrices are held in: `float32`, `bfloat16`, `int8`."""
+        if self.core is not None:
+            return self.core.held_in
         block = cast(Block, self.layers[0])
         return block.mlp.down_proj.held_in
 
@@ -237,14 +242,7 @@ class Decoder(nn.Module):
         `observe(layer, state)` is told the state `[B, T, hidden_size]` below each layer; that below the first is the
         embedding.
         """
-        x = self.embed_tokens(tokens).float()
-        if self.trained_rows is not None:
-            x = self.trained_rows.embed(tokens, x)
-        rotary = None
-        if self.embed_positions is not None:
-            x = x + self.embed_positions(positions).float()
-        else:
-            rotary = self._rotary(positions)
+        x, rotary = self.embed(tokens, positions)
         if self.training and self.config.dropout:
             x = functional.dropout(x, self.config.dropout)
         for layer, block in enumerate(self.layers):
@@ -256,6 +254,18 @@ class Decoder(nn.Module):
                 x = block(x, rotary, attend)
         state: Tensor = self.norm(x)
         return state
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """The states below the first layer `[B, T, hidden_size]` float32, and rotary positions where the family has them.
+
+        Those are cosines and sines, `[B, 1, T, head_dim / 2]` each.
+        """
+        x = self.embed_tokens(tokens).float()
+        if self.trained_rows is not None:
+            x = self.trained_rows.embed(tokens, x)
+        if self.embed_positions is not None:
+            return x + self.embed_positions(positions).float(), None
+        return x, self._rotary(positions)
 
     def scores(self, hidden: Tensor) -> Tensor:
         """Scores of every token in the precision of the output matrix: `[..., hidden_size] -> [..., vocab_size]`."""

@@ -1,0 +1,74 @@
+// What the parts of the native core share: matrices as they are held, the work of one pass, and the kernels of an instruction set.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum Format { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
+
+// Inputs that share a scale, in the matrix and in the rows it is multiplied with.
+enum { GROUP = 32 };
+// Outputs that lie together in memory, one lane each.
+enum { BLOCK = 16 };
+// Keys that lie together in the cache, one lane each.
+enum { KEYS = 16 };
+
+// A matrix of `outputs` x `inputs` in blocks of 16 outputs. Within a block, inputs one after another:
+// FLOAT32, BFLOAT16: 16 numbers for each input. INT8: for each group 8 times (16 outputs x 4 inputs) bytes, then 16 scales in
+// half precision. `inputs` is a multiple of GROUP for INT8 (the packer pads with zeros).
+struct Matrix {
+    const uint8_t *data;
+    const float *bias;
+    int32_t format, outputs, inputs, blocks;
+    size_t block_bytes;
+};
+
+// Rows that are multiplied: as they are, and quantised in groups where the matrix is. `room` rows are allocated, a multiple of 16.
+struct Rows {
+    const float *floats;
+    int32_t stride;
+    const int8_t *bytes;
+    int32_t byte_stride;
+    const float *scales;
+    int32_t scale_stride;
+    int32_t count;
+};
+
+// The cache of one layer. A block holds 16 positions of a sequence: for each layer and head keys `[D][16]`, then values `[16][D]`.
+// Blocks of a slot follow one another, so that memory is taken as a sequence grows and a prefix is copied in one piece.
+struct Cache {
+    float *layer;  // of slot 0, block 0
+    size_t slot_stride, block_stride;
+    int32_t size, blocks;
+};
+
+// Rows of queries of one sequence that stand one after another: row `first + i` is position `position + i`.
+struct Span {
+    int32_t slot, first, count, position;
+};
+
+struct Kernels {
+    const char *name;
+    // to[row][output] (+)= rows x matrix + bias, for the blocks from `begin` to before `end`.
+    void (*multiply)(const Matrix *, const Rows *, float *to, int32_t stride, int add, int32_t begin, int32_t end);
+    // One row of floats as bytes with a scale for each group; `unsigned_bytes` adds 128 to each.
+    void (*quantise)(const float *from, int32_t inputs, int8_t *bytes, float *scales);
+    void (*rms_norm)(const float *from, const float *weight, float eps, int32_t size, float *to);
+    void (*layer_norm)(const float *from, const float *weight, const float *bias, float eps, int32_t size, float *to);
+    // to = silu(gate) * up; to = gelu(x) by tanh.
+    void (*silu_gate)(const float *gate, const float *up, int32_t size, float *to);
+    void (*gelu)(const float *from, int32_t size, float *to);
+    // Rotary positions on one head, halves paired.
+    void (*rotate)(float *head, const float *cosines, const float *sines, int32_t half);
+    // Attention of up to `QUERIES` rows of one span for the query heads of one key-value head.
+    void (*attend)(const Cache *, const Span *, int32_t head, int32_t begin, int32_t end, const float *queries,
+                   int32_t query_stride, int32_t heads_per_key, float scale, float *scores, float *to, int32_t to_stride);
+};
+
+// Rows of a span that attend together.
+enum { QUERIES = 8 };
+
+extern "C" const Kernels topkapi_scalar;
+#if defined(__x86_64__)
+extern "C" const Kernels topkapi_avx2, topkapi_avx_vnni, topkapi_avx512_vnni, topkapi_amx;
+#endif

@@ -1,0 +1,203 @@
+// Sixteen numbers at a time, in whatever registers the target has. Every operation rounds as IEEE 754 says and every sum
+// has one order, so that the same arithmetic gives the same bits on each instruction set: tests hold them to the scalar one.
+//
+// Included by one kernels_*.cpp per instruction set, which defines the macro TOPKAPI_LEVEL. Nothing here may come from the C++
+// library: what it inlines would be shared with code for other processors.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define LEVEL_SCALAR 0
+#define LEVEL_AVX2 1
+#define LEVEL_AVX_VNNI 2
+#define LEVEL_AVX512_VNNI 3
+#define LEVEL_AMX 4
+
+#if TOPKAPI_LEVEL > LEVEL_SCALAR
+#include <immintrin.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum { LANES = 16 };
+
+INLINE float half_to_float(uint16_t half) {
+    uint32_t sign = (uint32_t)(half & 0x8000) << 16, exponent = (half >> 10) & 31, fraction = half & 1023, bits;
+    if (exponent == 31) {
+        bits = sign | 0x7f800000 | fraction << 13;
+    } else if (exponent) {
+        bits = sign | (exponent + 112) << 23 | fraction << 13;
+    } else {
+        float value = (float)fraction * 0x1p-24f;
+        memcpy(&bits, &value, 4);
+        bits |= sign;
+    }
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+#if TOPKAPI_LEVEL >= LEVEL_AVX512_VNNI
+
+typedef __m512 Floats;
+typedef __m512i Integers;
+
+INLINE Floats zeros() { return _mm512_setzero_ps(); }
+INLINE Floats all(float x) { return _mm512_set1_ps(x); }
+INLINE Floats load(const float *from) { return _mm512_loadu_ps(from); }
+INLINE void store(float *to, Floats x) { _mm512_storeu_ps(to, x); }
+INLINE Floats load_half(const uint16_t *from) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from)); }
+INLINE Floats load_bfloat(const uint16_t *from) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+INLINE Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+INLINE Floats sub(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
+INLINE Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+INLINE Floats divide(Floats a, Floats b) { return _mm512_div_ps(a, b); }
+INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE Floats largest(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+INLINE Floats least(Floats a, Floats b) { return _mm512_min_ps(a, b); }
+INLINE Floats absolute(Floats a) { return _mm512_abs_ps(a); }
+INLINE Integers no_integers() { return _mm512_setzero_si512(); }
+INLINE Integers load_integers(const int32_t *from) { return _mm512_loadu_si512(from); }
+INLINE Integers rounded(Floats a) { return _mm512_cvtps_epi32(a); }
+INLINE Floats floats(Integers a) { return _mm512_cvtepi32_ps(a); }
+INLINE Floats power_of_two(Integers a) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(a, _mm512_set1_epi32(127)), 23));
+}
+INLINE void store_bytes(int8_t *to, Integers a) { _mm_storeu_si128((__m128i *)to, _mm512_cvtsepi32_epi8(a)); }
+
+#elif TOPKAPI_LEVEL >= LEVEL_AVX2
+
+typedef struct { __m256 a, b; } Floats;
+typedef struct { __m256i a, b; } Integers;
+
+#define PAIR(type, low, high) ((type){(low), (high)})
+INLINE Floats zeros() { return PAIR(Floats, _mm256_setzero_ps(), _mm256_setzero_ps()); }
+INLINE Floats all(float x) { return PAIR(Floats, _mm256_set1_ps(x), _mm256_set1_ps(x)); }
+INLINE Floats load(const float *from) { return PAIR(Floats, _mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)); }
+INLINE void store(float *to, Floats x) {
+    _mm256_storeu_ps(to, x.a);
+    _mm256_storeu_ps(to + 8, x.b);
+}
+INLINE Floats load_half(const uint16_t *from) {
+    return PAIR(Floats, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from)),
+                _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(from + 8))));
+}
+INLINE __m256 bfloats(const uint16_t *from) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from)), 16));
+}
+INLINE Floats load_bfloat(const uint16_t *from) { return PAIR(Floats, bfloats(from), bfloats(from + 8)); }
+INLINE Floats add(Floats x, Floats y) { return PAIR(Floats, _mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)); }
+INLINE Floats sub(Floats x, Floats y) { return PAIR(Floats, _mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)); }
+INLINE Floats mul(Floats x, Floats y) { return PAIR(Floats, _mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)); }
+INLINE Floats divide(Floats x, Floats y) { return PAIR(Floats, _mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)); }
+INLINE Floats fma(Floats x, Floats y, Floats z) {
+    return PAIR(Floats, _mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b));
+}
+INLINE Floats largest(Floats x, Floats y) { return PAIR(Floats, _mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)); }
+INLINE Floats least(Floats x, Floats y) { return PAIR(Floats, _mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)); }
+INLINE Floats absolute(Floats x) {
+    __m256 sign = _mm256_set1_ps(-0.0f);
+    return PAIR(Floats, _mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b));
+}
+INLINE Integers no_integers() { return PAIR(Integers, _mm256_setzero_si256(), _mm256_setzero_si256()); }
+INLINE Integers load_integers(const int32_t *from) {
+    return PAIR(Integers, _mm256_loadu_si256((const __m256i *)from), _mm256_loadu_si256((const __m256i *)(from + 8)));
+}
+INLINE Integers rounded(Floats x) { return PAIR(Integers, _mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)); }
+INLINE Floats floats(Integers x) { return PAIR(Floats, _mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)); }
+INLINE __m256 eight_powers(__m256i x) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(x, _mm256_set1_epi32(127)), 23));
+}
+INLINE Floats power_of_two(Integers x) { return PAIR(Floats, eight_powers(x.a), eight_powers(x.b)); }
+INLINE void store_bytes(int8_t *to, Integers x) {
+    __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8);
+    _mm_storeu_si128((__m128i *)to, _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+
+#else
+
+typedef struct { float at[LANES]; } Floats;
+typedef struct { int32_t at[LANES]; } Integers;
+
+#define EACH(type, expression)                                                                                         \
+    do {                                                                                                               \
+        type result;                                                                                                   \
+        for (int i = 0; i < LANES; i++) result.at[i] = (expression);                                                   \
+        return result;                                                                                                 \
+    } while (0)
+INLINE Floats zeros() { EACH(Floats, 0.0f); }
+INLINE Floats all(float x) { EACH(Floats, x); }
+INLINE Floats load(const float *from) { EACH(Floats, from[i]); }
+INLINE void store(float *to, Floats x) { memcpy(to, x.at, sizeof x.at); }
+INLINE Floats load_half(const uint16_t *from) { EACH(Floats, half_to_float(from[i])); }
+INLINE float bfloat(uint16_t from) {
+    uint32_t bits = (uint32_t)from << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+INLINE Floats load_bfloat(const uint16_t *from) { EACH(Floats, bfloat(from[i])); }
+INLINE Floats add(Floats a, Floats b) { EACH(Floats, a.at[i] + b.at[i]); }
+INLINE Floats sub(Floats a, Floats b) { EACH(Floats, a.at[i] - b.at[i]); }
+INLINE Floats mul(Floats a, Floats b) { EACH(Floats, a.at[i] * b.at[i]); }
+INLINE Floats divide(Floats a, Floats b) { EACH(Floats, a.at[i] / b.at[i]); }
+INLINE Floats fma(Floats a, Floats b, Floats c) { EACH(Floats, __builtin_fmaf(a.at[i], b.at[i], c.at[i])); }
+// As the instructions do: where one is no number, the second is taken.
+INLINE Floats largest(Floats a, Floats b) { EACH(Floats, a.at[i] > b.at[i] ? a.at[i] : b.at[i]); }
+INLINE Floats least(Floats a, Floats b) { EACH(Floats, a.at[i] < b.at[i] ? a.at[i] : b.at[i]); }
+INLINE Floats absolute(Floats a) { EACH(Floats, __builtin_fabsf(a.at[i])); }
+INLINE Integers no_integers() { EACH(Integers, 0); }
+INLINE Integers load_integers(const int32_t *from) { EACH(Integers, from[i]); }
+INLINE int32_t nearest(float x) { return x >= -0x1p31f && x < 0x1p31f ? (int32_t)__builtin_rintf(x) : INT32_MIN; }
+INLINE Integers rounded(Floats a) { EACH(Integers, nearest(a.at[i])); }
+INLINE Floats floats(Integers a) { EACH(Floats, (float)a.at[i]); }
+INLINE float power(int32_t exponent) {
+    uint32_t bits = (uint32_t)(exponent + 127) << 23;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+INLINE Floats power_of_two(Integers a) { EACH(Floats, power(a.at[i])); }
+INLINE void store_bytes(int8_t *to, Integers a) {
+    for (int i = 0; i < LANES; i++) to[i] = (int8_t)(a.at[i] > 127 ? 127 : a.at[i] < -128 ? -128 : a.at[i]);
+}
+
+#endif
+
+// The sum and the largest of sixteen lanes, in one order everywhere: halves upon halves.
+INLINE float total(Floats x) {
+    float lanes[LANES];
+    store(lanes, x);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+INLINE float largest_lane(Floats x) {
+    float lanes[LANES];
+    store(lanes, x);
+    float found = lanes[0];
+    for (int i = 1; i < LANES; i++) found = found > lanes[i] ? found : lanes[i];
+    return found;
+}
+
+// exp(x) to within 2 units in the last place; 0 below -87 and finite above 88 (Cody and Waite's reduction, a polynomial of degree 6).
+INLINE Floats exponential(Floats x) {
+    // The second operand is what remains of one that is no number.
+    x = least(all(88.0f), largest(all(-87.0f), x));
+    Floats turns = floats(rounded(mul(x, all(1.44269504088896341f))));
+    Floats rest = fma(turns, all(-0.693359375f), x);
+    rest = fma(turns, all(2.12194440e-4f), rest);
+    Floats y = all(1.9875691500e-4f);
+    y = fma(y, rest, all(1.3981999507e-3f));
+    y = fma(y, rest, all(8.3334519073e-3f));
+    y = fma(y, rest, all(4.1665795894e-2f));
+    y = fma(y, rest, all(1.6666665459e-1f));
+    y = fma(y, rest, all(5.0000001201e-1f));
+    y = fma(y, mul(rest, rest), add(rest, all(1.0f)));
+    return mul(y, power_of_two(rounded(turns)));
+}
