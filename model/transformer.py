@@ -220,11 +220,11 @@ class Decoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.embed_tokens.weight.device
+        return torch.device("cpu") if self.core is not None else self.embed_tokens.weight.device
 
     @property
     def held_in(self) -> str:
-        """The precision that the layers' matrices are held in: `float32`, `bfloat16`, `int8`."""
+        """The precision that the layers' matrices are held in: `float32`, `bfloat16`, `int8`, `int4`."""
         if self.core is not None:
             return self.core.held_in
         block = cast(Block, self.layers[0])
@@ -242,7 +242,14 @@ class Decoder(nn.Module):
         `observe(layer, state)` is told the state `[B, T, hidden_size]` below each layer; that below the first is the
         embedding.
         """
-        x, rotary = self.embed(tokens, positions)
+        x = self.embed_tokens(tokens).float()
+        if self.trained_rows is not None:
+            x = self.trained_rows.embed(tokens, x)
+        rotary = None
+        if self.embed_positions is not None:
+            x = x + self.embed_positions(positions).float()
+        else:
+            rotary = self._rotary(positions)
         if self.training and self.config.dropout:
             x = functional.dropout(x, self.config.dropout)
         for layer, block in enumerate(self.layers):
@@ -254,18 +261,6 @@ class Decoder(nn.Module):
                 x = block(x, rotary, attend)
         state: Tensor = self.norm(x)
         return state
-
-    def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """The states below the first layer `[B, T, hidden_size]` float32, and rotary positions where the family has them.
-
-        Those are cosines and sines, `[B, 1, T, head_dim / 2]` each.
-        """
-        x = self.embed_tokens(tokens).float()
-        if self.trained_rows is not None:
-            x = self.trained_rows.embed(tokens, x)
-        if self.embed_positions is not None:
-            return x + self.embed_positions(positions).float(), None
-        return x, self._rotary(positions)
 
     def scores(self, hidden: Tensor) -> Tensor:
         """Scores of every token in the precision of the output matrix: `[..., hidden_size] -> [..., vocab_size]`."""

@@ -18,8 +18,8 @@ from tests.tiny import tiny_model
 pytestmark = pytest.mark.skipif(not native.levels(), reason="the native core was not built: there was no compiler")
 
 LENGTH = 41
-# How far products may be off that hold eight bits, or sixteen with eight of fraction.
-TOLERANCE: dict[native.HeldIn, float] = {"float32": 1e-6, "bfloat16": 4e-3, "int8": 1.5e-2}
+# How far products may be off that hold four bits, eight, or sixteen with eight of fraction.
+TOLERANCE: dict[native.HeldIn, float] = {"float32": 1e-6, "bfloat16": 4e-3, "int8": 1.5e-2, "int4": 0.15}
 # Sizes that fill no block: of 16 outputs, of 32 inputs that share a scale, of 16 components or keys.
 ODD = {"hidden_size": 40, "intermediate_size": 52, "head_dim": 10, "num_heads": 4, "num_kv_heads": 2, "vocab_size": 101}
 
@@ -121,5 +121,5 @@ def test_a_text_is_continued_as_the_network_would() -> None:
 
 def test_matrices_are_in_one_place_only() -> None:
     model = held(tiny_model("qwen3"), "int8")
-    assert [name for name, each in model.named_parameters() if each.ndim == 2 and not each.is_meta] == ["embed_tokens.weight"]
-    assert not native.can_hold(model) or model.core is not None
+    assert [name for name, each in model.named_parameters() if each.ndim == 2 and not each.is_meta] == []
+    assert not native.can_hold(model)

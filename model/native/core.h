@@ -4,7 +4,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum Format { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
+// How a matrix is held. Integers have a scale for each output and each group of inputs; MINIMUM: and a number that is added to
+// each weight of the group; SIXTEENS: two scales, one for each half of the group.
+enum Format { FLOAT32, BFLOAT16, INT8, INT4, INT8_MINIMUM, INT4_MINIMUM, INT8_SIXTEENS };
 
 // Inputs that share a scale, in the matrix and in the rows it is multiplied with.
 enum { GROUP = 32 };
@@ -12,10 +14,23 @@ enum { GROUP = 32 };
 enum { BLOCK = 16 };
 // Keys that lie together in the cache, one lane each.
 enum { KEYS = 16 };
+// What four bits hold is counted from, where there is no minimum.
+enum { MIDDLE = 8 };
+
+inline int is_integer(int format) { return format >= INT8; }
+inline int is_four_bits(int format) { return format == INT4 || format == INT4_MINIMUM; }
+inline int has_minimum(int format) { return format == INT8_MINIMUM || format == INT4_MINIMUM; }
+
+// Bytes of the integers of 16 outputs and one group of inputs, and with the numbers in half precision that follow them.
+inline size_t integer_bytes(int format) { return is_four_bits(format) ? GROUP * BLOCK / 2 : GROUP * BLOCK; }
+inline size_t group_bytes(int format) {
+    return integer_bytes(format) + BLOCK * 2 * (has_minimum(format) || format == INT8_SIXTEENS ? 2 : 1);
+}
 
 // A matrix of `outputs` x `inputs` in blocks of 16 outputs. Within a block, inputs one after another:
-// FLOAT32, BFLOAT16: 16 numbers for each input. INT8: for each group 8 times (16 outputs x 4 inputs) bytes, then 16 scales in
-// half precision. `inputs` is a multiple of GROUP for INT8 (the packer pads with zeros).
+// FLOAT32, BFLOAT16: 16 numbers for each input. INT8 …: for each group 8 times (16 outputs x 4 inputs) bytes, `flip` on each of
+// them; INT4 …: 4 times 64 bytes, the higher halves being what follows the lower ones 16 inputs later. Then 16 scales, 16 scales of
+// the second half or 16 minima. `inputs` is a multiple of GROUP for integers (the packer pads with what counts as zero).
 struct Matrix {
     const uint8_t *data;
     const float *bias;
@@ -24,6 +39,7 @@ struct Matrix {
 };
 
 // Rows that are multiplied: as they are, and quantised in groups where the matrix is. `room` rows are allocated, a multiple of 16.
+// `sums` are those of the bytes of each half of a group.
 struct Rows {
     const float *floats;
     int32_t stride;
@@ -31,6 +47,7 @@ struct Rows {
     int32_t byte_stride;
     const float *scales;
     int32_t scale_stride;
+    const int32_t *sums;
     int32_t count;
 };
 
@@ -49,10 +66,12 @@ struct Span {
 
 struct Kernels {
     const char *name;
+    // What each byte of INT8 is combined with by exclusive or: 128 where instructions want one side unsigned.
+    int32_t flip;
     // to[row][output] (+)= rows x matrix + bias, for the blocks from `begin` to before `end`.
     void (*multiply)(const Matrix *, const Rows *, float *to, int32_t stride, int add, int32_t begin, int32_t end);
-    // One row of floats as bytes with a scale for each group; `unsigned_bytes` adds 128 to each.
-    void (*quantise)(const float *from, int32_t inputs, int8_t *bytes, float *scales);
+    // One row of floats as bytes with a scale for each group, and the sums of the bytes of each half of a group.
+    void (*quantise)(const float *from, int32_t inputs, int8_t *bytes, float *scales, int32_t *sums);
     void (*rms_norm)(const float *from, const float *weight, float eps, int32_t size, float *to);
     void (*layer_norm)(const float *from, const float *weight, const float *bias, float eps, int32_t size, float *to);
     // to = silu(gate) * up; to = gelu(x) by tanh.

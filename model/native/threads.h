@@ -4,6 +4,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <pthread.h>
 #include <thread>
 #include <vector>
 
@@ -11,23 +12,21 @@
 #include <immintrin.h>
 #endif
 
+// They are never ended: the process ends with them.
 class Threads {
   public:
     explicit Threads(int count) {
         for (int index = 1; index < count; index++) workers_.emplace_back([this, index] { work(index); });
     }
 
-    ~Threads() {
-        ending_ = true;
-        wake();
-        for (std::thread &worker : workers_) worker.join();
-    }
-
     int count() const { return (int)workers_.size() + 1; }
 
-    // Call `task(context, number, thread)` for every number before `tasks`, and return when all are done.
+    // Call `task(context, number, thread)` for every number before `tasks`, and return when all are done. Where the workers
+    // are busy for somebody else, or were left behind by a fork, the caller computes alone.
     void run(int tasks, void (*task)(void *, int, int), void *context) {
-        if (workers_.empty() || tasks < 2) {
+        bool alone = workers_.empty() || tasks < 2 || forks() != forks_;
+        std::unique_lock<std::mutex> mine(in_use_, std::defer_lock);
+        if (alone || !mine.try_lock()) {
             for (int number = 0; number < tasks; number++) task(context, number, 0);
             return;
         }
@@ -68,7 +67,6 @@ class Threads {
                 sleeping_--;
             }
             seen++;
-            if (ending_) return;
             take(thread);
             busy_.fetch_sub(1, std::memory_order_release);
         }
@@ -82,13 +80,23 @@ class Threads {
 #endif
     }
 
+    // How often the process is the child of a fork since the first threads were started.
+    static int forks() { return counted_forks().load(std::memory_order_relaxed); }
+
+    static std::atomic<int> &counted_forks() {
+        static std::atomic<int> count{0};
+        static int registered = pthread_atfork(nullptr, nullptr, [] { counted_forks()++; });
+        (void)registered;
+        return count;
+    }
+
     static const int SPINS = 20000;
     std::vector<std::thread> workers_;
-    std::mutex mutex_;
+    std::mutex mutex_, in_use_;
+    int forks_ = forks();
     std::condition_variable condition_;
     std::atomic<unsigned> round_{0};
     std::atomic<int> next_{0}, busy_{0}, sleeping_{0};
-    std::atomic<bool> ending_{false};
     void (*task_)(void *, int, int) = nullptr;
     void *context_ = nullptr;
     int tasks_ = 0;

@@ -169,7 +169,7 @@ INLINE void store_bytes(int8_t *to, Integers a) {
 
 #endif
 
-// The sum and the largest of sixteen lanes, in one order everywhere: halves upon halves.
+// The sum of sixteen lanes, in one order everywhere: halves upon halves.
 INLINE float total(Floats x) {
     float lanes[LANES];
     store(lanes, x);
@@ -177,13 +177,26 @@ INLINE float total(Floats x) {
         for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
     return lanes[0];
 }
+
+// The largest of sixteen lanes, and sums of integers: the same in every order, where all are numbers.
+#if TOPKAPI_LEVEL >= LEVEL_AVX512_VNNI
+INLINE float largest_lane(Floats x) { return _mm512_reduce_max_ps(x); }
+INLINE int32_t total_integers(Integers x) { return _mm512_reduce_add_epi32(x); }
+#else
 INLINE float largest_lane(Floats x) {
     float lanes[LANES];
     store(lanes, x);
-    float found = lanes[0];
-    for (int i = 1; i < LANES; i++) found = found > lanes[i] ? found : lanes[i];
-    return found;
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+    return lanes[0];
 }
+INLINE int32_t total_integers(Integers x) {
+    uint32_t lanes[LANES], sum = 0;
+    memcpy(lanes, &x, sizeof lanes);
+    for (int i = 0; i < LANES; i++) sum += lanes[i];
+    return (int32_t)sum;
+}
+#endif
 
 // exp(x) to within 2 units in the last place; 0 below -87 and finite above 88 (Cody and Waite's reduction, a polynomial of degree 6).
 INLINE Floats exponential(Floats x) {

@@ -1,0 +1,201 @@
+"""A decoder's weights in the form that the kernels want, and passes of the network over a cache of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Sequence
+from typing import Literal, cast
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from model.linear import Linear
+from model.native import library as interface
+from model.native.library import c_int, c_pointer, check
+from model.transformer import Block, Decoder, rotary_frequencies
+
+HeldIn = Literal["float32", "bfloat16", "int8", "int4"]
+FORMATS: dict[HeldIn, int] = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 5}
+"""What matrices can be held in, and the number by which the core knows it."""
+
+KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 30}
+"""What weights are stored as, by GGUF's numbers for it."""
+
+KEYS = 16
+"""Positions that lie together in the cache."""
+
+
+class Core:
+    """The network of `model` as the core computes it; `level` is the instruction set."""
+
+    def __init__(self, model: Decoder, held_in: HeldIn, *, level: str | None = None, threads: int | None = None) -> None:
+        library = interface.library()
+        assert library is not None, "asked for where there is a core"
+        self._library, self.held_in = library, held_in
+        config = self._config = model.config
+        self._shape = interface.Shape(
+            config.vocab_size, config.hidden_size, config.intermediate_size, config.num_layers, config.num_heads,
+            config.num_kv_heads, config.head_dim, config.layer_norm, config.gated_mlp, not config.learned_positions,
+            config.qk_norm, config.context_length if config.learned_positions else 0, config.norm_eps,
+        )  # fmt: skip
+        self.level = level or interface.levels()[-1]
+        self._handle = c_pointer()
+        workers = interface.shared_threads(threads or torch.get_num_threads())
+        made = ctypes.addressof(self._handle)
+        check(library.topkapi_network_new(self._shape_at, interface.levels().index(self.level), workers, made))
+        format_number = FORMATS[held_in]
+        for index, block in enumerate(model.layers):
+            layer = _Given(format_number).layer(cast(Block, block))
+            check(library.topkapi_network_layer(self._handle, index, ctypes.addressof(layer.structure)))
+        outer = _Given(FORMATS["int8"] if held_in == "int4" else format_number).outer(model)
+        check(library.topkapi_network_outer(self._handle, ctypes.addressof(outer.structure)))
+        self._rotary = None if config.learned_positions else _Angles(rotary_frequencies(config))
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self._library.topkapi_network_free(self._handle)
+
+    @property
+    def _shape_at(self) -> int:
+        return ctypes.addressof(self._shape)
+
+    def slots(self, count: int, capacity: int) -> Slots:
+        """A cache for `count` sequences of up to `capacity` tokens."""
+        return Slots(self, count, capacity)
+
+    def run(self, slots: Slots, works: Sequence[tuple[int, int, Sequence[int]]], kept: Sequence[int] = ()) -> list[Tensor]:
+        """Read `(slot, start, token ids)`, a slot once at most.
+
+        The final states of all rows `[R, hidden_size]` float32, then the states below each of the layers `kept`.
+        """
+        spans, tokens, most = (interface.Span * len(works))(), [], 0
+        for index, (slot, start, token_ids) in enumerate(works):
+            spans[index] = (slot, len(tokens), len(token_ids), start)
+            tokens += token_ids
+            most = max(most, start + len(token_ids))
+        rows, hidden = len(tokens), self._config.hidden_size
+        states = torch.empty(rows, hidden)
+        layers = (c_int * max(1, len(kept)))(*kept)
+        early = torch.empty(len(kept), rows, hidden)
+        ids = numpy.array(tokens, dtype=numpy.int32)
+        cosines, sines = (None, None) if self._rotary is None else self._rotary.up_to(most)
+        work = interface.Pass(
+            rows, len(works), ctypes.addressof(spans), ids.ctypes.data, states.data_ptr(),
+            None if cosines is None else cosines.data_ptr(), None if sines is None else sines.data_ptr(),
+            0 if cosines is None else len(cosines), len(kept), ctypes.addressof(layers), early.data_ptr(),
+        )  # fmt: skip
+        check(self._library.topkapi_run(self._handle, slots.handle, ctypes.addressof(work)))
+        return [states, *early]
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Scores of every token: `[R, hidden_size]` float32 -> `[R, vocab_size]` float32."""
+        states = states.contiguous()
+        assert states.shape[1] == self._config.hidden_size and states.dtype == torch.float32
+        scores = torch.empty(len(states), self._config.vocab_size)
+        check(self._library.topkapi_logits(self._handle, states.data_ptr(), len(states), scores.data_ptr()))
+        return scores
+
+
+class Slots:
+    """Keys and values of sequences, in blocks of `KEYS` positions; memory is taken as blocks are written."""
+
+    def __init__(self, core: Core, count: int, capacity: int) -> None:
+        self._library = core._library
+        blocks = -(-capacity // KEYS)
+        block_floats = self._library.topkapi_block_floats(core._shape_at)
+        # calloc: what was never written takes no memory, and reads as zeros.
+        self._memory = numpy.zeros((count, blocks, block_floats), dtype=numpy.float32)
+        self.handle = c_pointer()
+        made = ctypes.addressof(self.handle)
+        check(self._library.topkapi_slots_new(core._shape_at, count, blocks, self._memory.ctypes.data, made))
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None):
+            self._library.topkapi_slots_free(self.handle)
+
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        """Give slot `target` the tokens from `start` to before `end` of slot `source`; before that they are alike."""
+        blocks = slice(start // KEYS, -(-end // KEYS))
+        self._memory[target, blocks] = self._memory[source, blocks]
+
+
+class _Angles:
+    """Rotary positions as the network computes them, cosines and sines `[positions, head_dim / 2]`, for those met so far."""
+
+    def __init__(self, frequencies: Tensor) -> None:
+        self._frequencies, self._lock = frequencies, threading.Lock()
+        self._made = self._make(256)
+
+    def up_to(self, positions: int) -> tuple[Tensor, Tensor]:
+        """Those of the first `positions`, or of more."""
+        with self._lock:
+            if positions > len(self._made[0]):
+                self._made = self._make(max(positions, 2 * len(self._made[0])))
+            return self._made
+
+    def _make(self, count: int) -> tuple[Tensor, Tensor]:
+        angles = torch.arange(count).float().unsqueeze(-1) * self._frequencies
+        return angles.cos(), angles.sin()
+
+
+class _Given:
+    """Weights as the core is given them; what the pointers lead to lives as long as this does."""
+
+    def __init__(self, format_number: int) -> None:
+        self._format, self._alive = format_number, list[Tensor]()
+        self.structure: ctypes.Structure
+
+    def layer(self, block: Block) -> _Given:
+        """The weights of one layer."""
+        attention, mlp = block.self_attn, block.mlp
+        matrices = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+        matrices += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+        norms = [block.input_layernorm, block.post_attention_layernorm]
+        heads = [None if norm is None else norm.weight for norm in (attention.q_norm, attention.k_norm)]
+        self.structure = interface.LayerWeights(
+            *(self._matrix(linear) for linear in matrices),
+            *(self._vector(vector) for norm in norms for vector in (norm.weight, norm.bias)),
+            *(self._vector(vector) for vector in heads),
+        )
+        return self
+
+    def outer(self, model: Decoder) -> _Given:
+        """Embeddings, the last norm and the output matrix."""
+        table, positions = model.embed_tokens.weight, model.embed_positions
+        self.structure = interface.OuterWeights(
+            self._source(None if model.config.tie_embeddings else table, None),
+            self._source(model.lm_head.weight, None),
+            self._vector(model.norm.weight),
+            self._vector(model.norm.bias),
+            self._vector(None if positions is None else positions.weight),
+        )
+        return self
+
+    def _matrix(self, linear: Linear | None) -> ctypes.Structure:
+        return self._source(None, None) if linear is None else self._source(linear.weight, linear.bias)
+
+    def _source(self, weight: Tensor | None, bias: Tensor | None) -> ctypes.Structure:
+        if weight is None:
+            return interface.Source()
+        weight = weight.detach().contiguous()
+        self._alive.append(weight)
+        outputs, inputs = weight.shape
+        return interface.Source(
+            weight.data_ptr(), self._vector(bias), KINDS[weight.dtype], self._format, outputs, inputs
+        )
+
+    def _vector(self, vector: Tensor | None) -> int | None:
+        if vector is None:
+            return None
+        held = vector.detach().float().contiguous()
+        self._alive.append(held)
+        return held.data_ptr()
+
+
+def let_go(model: Decoder) -> None:
+    """Let the parameters of `model` that the core holds keep their shapes and give up their memory."""
+    for module in model.modules():
+        if isinstance(module, Linear | nn.Embedding):
+            module.weight = nn.Parameter(torch.empty_like(module.weight, device="meta"), requires_grad=False)

@@ -1,0 +1,124 @@
+// Products of bytes summed into integers, sixteen outputs at a time: four inputs into each of sixteen 32-bit lanes.
+// Sums of integers are exact, so each instruction set may add as suits it.
+#pragma once
+
+#include "core.h"
+#include "vectors.h"
+
+// `Quads` are four bytes for each of sixteen outputs, or one row's four bytes sixteen times. A sum of bytes begins with
+// `begin_bytes(correction)` and is `end_bytes(sum, correction)`, one of nibbles likewise; the correction makes up for what the
+// weights are counted from: it is minus `FLIP` (for nibbles minus 8, or 0 with a minimum) times the sum of the row's bytes.
+
+#if TOPKAPI_LEVEL >= LEVEL_AVX512_VNNI
+
+enum { FLIP = 128 };
+typedef __m512i Quads;
+INLINE Quads load_quads(const uint8_t *from) { return _mm512_loadu_si512(from); }
+INLINE Quads four_bytes(const int8_t *from) {
+    int32_t four;
+    memcpy(&four, from, 4);
+    return _mm512_set1_epi32(four);
+}
+INLINE Quads low_nibbles(Quads x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
+INLINE Quads high_nibbles(Quads x) { return _mm512_and_si512(_mm512_srli_epi16(x, 4), _mm512_set1_epi8(15)); }
+INLINE Integers all_integers(int32_t x) { return _mm512_set1_epi32(x); }
+INLINE Integers begin_bytes(int32_t correction) { return all_integers(correction); }
+INLINE Integers add_bytes(Integers sum, Quads row, Quads weights) { return _mm512_dpbusd_epi32(sum, weights, row); }
+INLINE Integers end_bytes(Integers sum, int32_t) { return sum; }
+INLINE Integers begin_nibbles(int32_t correction) { return all_integers(correction); }
+INLINE Integers add_nibbles(Integers sum, Quads row, Quads weights) { return _mm512_dpbusd_epi32(sum, weights, row); }
+INLINE Integers end_nibbles(Integers sum, int32_t) { return sum; }
+
+#elif TOPKAPI_LEVEL >= LEVEL_AVX2
+
+typedef Integers Quads;
+INLINE Quads load_quads(const uint8_t *from) { return load_integers((const int32_t *)from); }
+INLINE Quads four_bytes(const int8_t *from) {
+    int32_t four;
+    memcpy(&four, from, 4);
+    __m256i all_alike = _mm256_set1_epi32(four);
+    return PAIR(Quads, all_alike, all_alike);
+}
+INLINE Quads low_nibbles(Quads x) {
+    __m256i mask = _mm256_set1_epi8(15);
+    return PAIR(Quads, _mm256_and_si256(x.a, mask), _mm256_and_si256(x.b, mask));
+}
+INLINE Quads high_nibbles(Quads x) {
+    return low_nibbles(PAIR(Quads, _mm256_srli_epi16(x.a, 4), _mm256_srli_epi16(x.b, 4)));
+}
+INLINE Integers all_integers(int32_t x) { return PAIR(Integers, _mm256_set1_epi32(x), _mm256_set1_epi32(x)); }
+
+#if TOPKAPI_LEVEL >= LEVEL_AVX_VNNI
+
+enum { FLIP = 128 };
+INLINE Integers begin_bytes(int32_t correction) { return all_integers(correction); }
+INLINE Integers add_bytes(Integers sum, Quads row, Quads weights) {
+    return PAIR(Integers, _mm256_dpbusd_avx_epi32(sum.a, weights.a, row.a),
+                _mm256_dpbusd_avx_epi32(sum.b, weights.b, row.b));
+}
+INLINE Integers end_bytes(Integers sum, int32_t) { return sum; }
+INLINE Integers begin_nibbles(int32_t correction) { return all_integers(correction); }
+INLINE Integers add_nibbles(Integers sum, Quads row, Quads weights) { return add_bytes(sum, row, weights); }
+INLINE Integers end_nibbles(Integers sum, int32_t) { return sum; }
+
+#else
+
+enum { FLIP = 0 };
+INLINE Integers begin_bytes(int32_t) { return no_integers(); }
+// |row| times the weights with the row's sign: pairs of products stay below 2 * 127 * 127, which 16 bits hold.
+INLINE __m256i eight_dots(__m256i sum, __m256i row, __m256i weights) {
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(row), _mm256_sign_epi8(weights, row));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+INLINE Integers add_bytes(Integers sum, Quads row, Quads weights) {
+    return PAIR(Integers, eight_dots(sum.a, row.a, weights.a), eight_dots(sum.b, row.b, weights.b));
+}
+INLINE Integers end_bytes(Integers sum, int32_t) { return sum; }
+// Nibbles are small: sixteen bits hold the pairs of a whole group, at most 8 * 2 * 15 * 127, and are widened at its end.
+INLINE Integers begin_nibbles(int32_t) { return no_integers(); }
+INLINE Integers add_nibbles(Integers sum, Quads row, Quads weights) {
+    return PAIR(Integers, _mm256_add_epi16(sum.a, _mm256_maddubs_epi16(weights.a, row.a)),
+                _mm256_add_epi16(sum.b, _mm256_maddubs_epi16(weights.b, row.b)));
+}
+INLINE Integers end_nibbles(Integers sum, int32_t correction) {
+    __m256i one = _mm256_set1_epi16(1), start = _mm256_set1_epi32(correction);
+    return PAIR(Integers, _mm256_add_epi32(start, _mm256_madd_epi16(sum.a, one)),
+                _mm256_add_epi32(start, _mm256_madd_epi16(sum.b, one)));
+}
+
+#endif
+
+#else
+
+enum { FLIP = 0 };
+typedef struct { int8_t at[4 * LANES]; } Quads;
+INLINE Quads load_quads(const uint8_t *from) {
+    Quads result;
+    memcpy(result.at, from, sizeof result.at);
+    return result;
+}
+INLINE Quads four_bytes(const int8_t *from) {
+    Quads result;
+    for (int i = 0; i < LANES; i++) memcpy(result.at + 4 * i, from, 4);
+    return result;
+}
+INLINE Quads low_nibbles(Quads x) {
+    for (int i = 0; i < 4 * LANES; i++) x.at[i] &= 15;
+    return x;
+}
+INLINE Quads high_nibbles(Quads x) {
+    for (int i = 0; i < 4 * LANES; i++) x.at[i] = (int8_t)((uint8_t)x.at[i] >> 4);
+    return x;
+}
+INLINE Integers all_integers(int32_t x) { EACH(Integers, x); }
+INLINE Integers begin_bytes(int32_t) { return no_integers(); }
+INLINE Integers add_bytes(Integers sum, Quads row, Quads weights) {
+    for (int i = 0; i < 4 * LANES; i++) sum.at[i / 4] += row.at[i] * weights.at[i];
+    return sum;
+}
+INLINE Integers end_bytes(Integers sum, int32_t) { return sum; }
+INLINE Integers begin_nibbles(int32_t correction) { return all_integers(correction); }
+INLINE Integers add_nibbles(Integers sum, Quads row, Quads weights) { return add_bytes(sum, row, weights); }
+INLINE Integers end_nibbles(Integers sum, int32_t) { return sum; }
+
+#endif

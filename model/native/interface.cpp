@@ -1,0 +1,145 @@
+// The C interface that model/native/__init__.py calls, and which instruction sets this processor has.
+
+#include "network.h"
+
+#include <stdexcept>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace {
+
+#if defined(__x86_64__)
+bool may_use_tiles() {
+#if defined(__linux__)
+    // The kernel grants the tiles' registers to a process that asks.
+    const int REQUEST = 0x1023, TILE_DATA = 18;
+    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+#else
+    return false;
+#endif
+}
+
+bool has_avx_vnni() {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+
+bool has_amx() {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 1) && (d >> 25 & 1) && may_use_tiles();
+}
+#endif
+
+std::vector<const Kernels *> available() {
+    std::vector<const Kernels *> found = {&topkapi_scalar};
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                  __builtin_cpu_supports("avx512vnni");
+    if (avx2) found.push_back(&topkapi_avx2);
+    if (avx2 && has_avx_vnni()) found.push_back(&topkapi_avx_vnni);
+    if (avx512) found.push_back(&topkapi_avx512_vnni);
+    if (avx512 && has_amx()) found.push_back(&topkapi_amx);
+#endif
+    return found;
+}
+
+// 0, or what went wrong: no memory, what cannot be computed, anything else.
+template <class F> int guarded(F &&body) {
+    try {
+        body();
+        return 0;
+    } catch (const std::bad_alloc &) {
+        return 1;
+    } catch (const std::logic_error &) {
+        return 2;
+    } catch (...) {
+        return 3;
+    }
+}
+
+int64_t block_floats(const Shape &shape) { return (int64_t)shape.layers * shape.key_heads * 2 * shape.head_size * KEYS; }
+
+}  // namespace
+
+extern "C" {
+
+int topkapi_levels() { return (int)available().size(); }
+
+const char *topkapi_level_name(int level) { return available()[level]->name; }
+
+void *topkapi_threads_new(int count) {
+    try {
+        return new Threads(count);
+    } catch (...) {
+        return nullptr;
+    }
+}
+
+int topkapi_network_new(const Shape *shape, int level, void *threads, void **made) {
+    return guarded([&] {
+        auto network = std::make_unique<Network>();
+        network->shape = *shape;
+        network->kernels = available().at(level);
+        network->threads = (Threads *)threads;
+        network->layers.resize(shape->layers);
+        *made = network.release();
+    });
+}
+
+void topkapi_network_free(void *network) { delete (Network *)network; }
+
+int topkapi_network_layer(void *handle, int number, const LayerWeights *from) {
+    return guarded([&] {
+        Network &network = *(Network *)handle;
+        Layer &layer = network.layers.at(number);
+        size_t hidden = network.shape.hidden, size = network.shape.head_size;
+        layer.query_key_value = network.stack({&from->query, &from->key, &from->value});
+        layer.output = network.stack({&from->output});
+        layer.up = network.stack({&from->gate, &from->up});
+        layer.down = network.stack({&from->down});
+        layer.norm = copied(from->norm, hidden), layer.norm_bias = copied(from->norm_bias, hidden);
+        layer.post_norm = copied(from->post_norm, hidden), layer.post_norm_bias = copied(from->post_norm_bias, hidden);
+        layer.query_norm = copied(from->query_norm, size), layer.key_norm = copied(from->key_norm, size);
+    });
+}
+
+int topkapi_network_outer(void *handle, const OuterWeights *from) {
+    return guarded([&] {
+        Network &network = *(Network *)handle;
+        const Shape &shape = network.shape;
+        network.norm = copied(from->norm, shape.hidden), network.norm_bias = copied(from->norm_bias, shape.hidden);
+        network.positions = copied(from->positions, (size_t)shape.positions * shape.hidden);
+        network.embedding = network.stack({&from->embedding});
+        network.head = network.stack({&from->head});
+    });
+}
+
+// Floats that one block of 16 positions takes.
+int64_t topkapi_block_floats(const Shape *shape) { return block_floats(*shape); }
+
+// `memory` [slots][blocks][floats of a block] is the caller's.
+int topkapi_slots_new(const Shape *shape, int count, int blocks, float *memory, void **made) {
+    return guarded([&] {
+        size_t block = block_floats(*shape);
+        *made = new Slots{block * blocks, block, count, blocks, shape->key_heads, shape->head_size, memory};
+    });
+}
+
+void topkapi_slots_free(void *slots) { delete (Slots *)slots; }
+
+int topkapi_run(void *network, void *slots, const Pass *pass) {
+    return guarded([&] { ((Network *)network)->run(*(Slots *)slots, *pass); });
+}
+
+// Scores of every token for `rows` states [rows][hidden]: to [rows][vocabulary].
+int topkapi_logits(void *network, const float *states, int rows, float *to) {
+    return guarded([&] { ((Network *)network)->logits(states, rows, to); });
+}
+}

@@ -1,0 +1,122 @@
+"""The compiled library: where it is, what its C interface looks like, and which instruction sets it may use here."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from model.errors import EngineError, SettingsError
+
+SWITCH = "TOPKAPI_NATIVE"
+"""Environment variable: 0 leaves the core alone, the name of an instruction set takes none beyond that one."""
+
+c_int, c_pointer = ctypes.c_int32, ctypes.c_void_p
+
+
+def _structure(name: str, **fields: Any) -> type[ctypes.Structure]:
+    return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
+
+
+# As core.h, packing.h and network.h declare them.
+Shape = _structure(
+    "Shape",
+    **dict.fromkeys(
+        ("vocabulary", "hidden", "inner", "layers", "heads", "key_heads", "head_size", "layer_norm", "gated", "rotary",
+         "head_norm", "positions"), c_int),
+    epsilon=ctypes.c_float,
+)  # fmt: skip
+Source = _structure(
+    "Source", weights=c_pointer, bias=c_pointer, **dict.fromkeys(("kind", "format", "outputs", "inputs"), c_int)
+)
+LayerWeights = _structure(
+    "LayerWeights",
+    **dict.fromkeys(("query", "key", "value", "output", "gate", "up", "down"), Source),
+    **dict.fromkeys(("norm", "norm_bias", "post_norm", "post_norm_bias", "query_norm", "key_norm"), c_pointer),
+)
+OuterWeights = _structure(
+    "OuterWeights", embedding=Source, head=Source, norm=c_pointer, norm_bias=c_pointer, positions=c_pointer
+)
+Span = _structure("Span", slot=c_int, first=c_int, count=c_int, position=c_int)
+Pass = _structure(
+    "Pass", rows=c_int, spans=c_int, span=c_pointer, tokens=c_pointer, states=c_pointer, cosines=c_pointer,
+    sines=c_pointer, angles=c_int, kept=c_int, kept_layers=c_pointer, kept_states=c_pointer,
+)  # fmt: skip
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled core, or None where it was not built."""
+    path = Path(__file__).with_name("_core.so")
+    if not path.exists():
+        return None
+    try:
+        core = ctypes.CDLL(str(path))
+    except OSError:  # built for another machine
+        return None
+    core.topkapi_level_name.restype = ctypes.c_char_p
+    core.topkapi_threads_new.restype = c_pointer
+    core.topkapi_block_floats.restype = ctypes.c_int64
+    core.topkapi_block_floats.argtypes = [c_pointer]
+    for name in ("network", "slots"):
+        free = getattr(core, f"topkapi_{name}_free")
+        free.argtypes, free.restype = [c_pointer], None
+    core.topkapi_network_new.argtypes = [c_pointer, c_int, c_pointer, c_pointer]
+    core.topkapi_network_layer.argtypes = [c_pointer, c_int, c_pointer]
+    core.topkapi_network_outer.argtypes = [c_pointer, c_pointer]
+    core.topkapi_slots_new.argtypes = [c_pointer, c_int, c_int, c_pointer, c_pointer]
+    core.topkapi_run.argtypes = [c_pointer, c_pointer, c_pointer]
+    core.topkapi_logits.argtypes = [c_pointer, c_pointer, c_int, c_pointer]
+    return core
+
+
+@cache
+def levels() -> tuple[str, ...]:
+    """The instruction sets that this processor and the core have in common, the plainest first; none without a core.
+
+    Raises `SettingsError` where the environment variable `TOPKAPI_NATIVE` names another one.
+    """
+    core, most = library(), os.environ.get(SWITCH, "")
+    if core is None or most == "0":
+        return ()
+    found = tuple(core.topkapi_level_name(at).decode() for at in range(core.topkapi_levels()))
+    if most in ("", "1"):
+        return found
+    if most not in found:
+        raise SettingsError(
+            f"{SWITCH}={most} is no instruction set of this processor",
+            field=SWITCH,
+            hint=f"use one of {', '.join(found)}, or 0 for PyTorch alone",
+        )
+    return found[: found.index(most) + 1]
+
+
+def why_not() -> str | None:
+    """Why there is no core to compute with; None where there is one."""
+    if levels():
+        return None
+    if library() is not None:
+        return f"the native core is switched off by {SWITCH}=0"
+    return "the native core was not built: install Topkapi where there is a C++ compiler"
+
+
+@cache
+def shared_threads(count: int) -> int:
+    """Threads that networks share; they sleep while there is nothing to do, and live as long as the process."""
+    core = library()
+    made = None if core is None else core.topkapi_threads_new(count)
+    if made is None:
+        raise EngineError(f"{count} threads cannot be started")
+    return int(made)
+
+
+def check(code: int) -> None:
+    """Raise what a call's answer stands for."""
+    if code == 1:
+        raise MemoryError("the native core has no memory left")
+    if code == 2:
+        raise EngineError("the native core was asked for what it cannot compute")
+    if code:
+        raise EngineError("the native core failed")

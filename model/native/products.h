@@ -1,0 +1,159 @@
+// Rows times a matrix. A row's sum of one output: group after group (or input after input), each by one fused multiplication.
+#pragma once
+
+#include "core.h"
+#include "integers.h"
+#include "vectors.h"
+
+INLINE void put(const Matrix *matrix, Floats sum, int32_t block, float *row, int add_to) {
+    int32_t at = block * BLOCK, left = matrix->outputs - at;
+    float *to = row + at;
+    if (left >= BLOCK) {
+        if (matrix->bias) sum = add(sum, load(matrix->bias + at));
+        store(to, add_to ? add(load(to), sum) : sum);
+        return;
+    }
+    float lanes[LANES];
+    store(lanes, sum);
+    for (int i = 0; i < left; i++) {
+        float value = matrix->bias ? lanes[i] + matrix->bias[at + i] : lanes[i];
+        to[i] = add_to ? to[i] + value : value;
+    }
+}
+
+// What is taken from the integer sums of one row and the half or whole of a group, `halves` of one, from half `first` on.
+INLINE int32_t correction(const Rows *rows, int32_t row, int32_t group, int first, int halves, const int format) {
+    const int32_t *sums = rows->sums + ((size_t)row * rows->scale_stride + group) * 2 + first;
+    int32_t sum = halves == 2 ? sums[0] + sums[1] : sums[0];
+    return -sum * (!is_four_bits(format) ? FLIP : has_minimum(format) ? 0 : MIDDLE);
+}
+
+// The float that a group adds to a sum besides the products: its minimum times the sum of the row there.
+INLINE Floats add_minimum(Floats sum, Floats minimum, const Rows *rows, int32_t row, int32_t group) {
+    size_t at = (size_t)row * rows->scale_stride + group;
+    int32_t bytes = rows->sums[2 * at] + rows->sums[2 * at + 1];
+    return fma(minimum, all(rows->scales[at] * (float)bytes), sum);
+}
+
+// `count` rows (at most 4) by `blocks` blocks (at most 4) of a `format`, all known when this is compiled.
+INLINE void multiply_integers(const Matrix *matrix, const Rows *rows, int32_t row, const int count, int32_t block,
+                              const int blocks, float *to, int32_t stride, int add_to, const int format) {
+    const int halves = format == INT8_SIXTEENS ? 2 : 1, quads = GROUP / 4 / halves;
+    Floats sums[4][4];
+    for (int r = 0; r < count; r++)
+        for (int b = 0; b < blocks; b++) sums[r][b] = zeros();
+    const uint8_t *data = matrix->data + block * matrix->block_bytes;
+    for (int32_t group = 0; group < matrix->inputs / GROUP; group++, data += group_bytes(format)) {
+        const int8_t *bytes = rows->bytes + (size_t)row * rows->byte_stride + group * GROUP;
+        for (int half = 0; half < halves; half++) {
+            Integers parts[4][4];
+            int32_t corrections[4];
+            for (int r = 0; r < count; r++) {
+                corrections[r] = correction(rows, row + r, group, half, 3 - halves, format);
+                for (int b = 0; b < blocks; b++)
+                    parts[r][b] = is_four_bits(format) ? begin_nibbles(corrections[r]) : begin_bytes(corrections[r]);
+            }
+            for (int quad = half * quads; quad < (half + 1) * quads; quad++) {
+                if (is_four_bits(format) && quad >= quads / 2) break;
+                Quads weights[4];
+                for (int b = 0; b < blocks; b++) weights[b] = load_quads(data + b * matrix->block_bytes + quad * 4 * BLOCK);
+                for (int r = 0; r < count; r++) {
+                    const int8_t *from = bytes + (size_t)r * rows->byte_stride + quad * 4;
+                    Quads low = four_bytes(from), high = is_four_bits(format) ? four_bytes(from + GROUP / 2) : low;
+                    for (int b = 0; b < blocks; b++) {
+                        if (is_four_bits(format)) {
+                            parts[r][b] = add_nibbles(parts[r][b], low, low_nibbles(weights[b]));
+                            parts[r][b] = add_nibbles(parts[r][b], high, high_nibbles(weights[b]));
+                        } else {
+                            parts[r][b] = add_bytes(parts[r][b], low, weights[b]);
+                        }
+                    }
+                }
+            }
+            for (int b = 0; b < blocks; b++) {
+                const uint16_t *numbers = (const uint16_t *)(data + b * matrix->block_bytes + integer_bytes(format));
+                Floats scales = load_half(numbers + half * BLOCK);
+                for (int r = 0; r < count; r++) {
+                    Integers part = is_four_bits(format) ? end_nibbles(parts[r][b], corrections[r])
+                                                         : end_bytes(parts[r][b], corrections[r]);
+                    Floats scale = mul(scales, all(rows->scales[(size_t)(row + r) * rows->scale_stride + group]));
+                    sums[r][b] = fma(floats(part), scale, sums[r][b]);
+                    if (has_minimum(format))
+                        sums[r][b] = add_minimum(sums[r][b], load_half(numbers + BLOCK), rows, row + r, group);
+                }
+            }
+        }
+    }
+    for (int r = 0; r < count; r++)
+        for (int b = 0; b < blocks; b++) put(matrix, sums[r][b], block + b, to + (size_t)(row + r) * stride, add_to);
+}
+
+INLINE void multiply_floats(const Matrix *matrix, const Rows *rows, int32_t row, const int count, int32_t block,
+                            const int blocks, float *to, int32_t stride, int add_to, const int format) {
+    Floats sums[8][4];
+    for (int r = 0; r < count; r++)
+        for (int b = 0; b < blocks; b++) sums[r][b] = zeros();
+    const uint8_t *data = matrix->data + block * matrix->block_bytes;
+    const float *from = rows->floats + (size_t)row * rows->stride;
+    for (int32_t input = 0; input < matrix->inputs; input++) {
+        Floats weights[4];
+        for (int b = 0; b < blocks; b++) {
+            const uint8_t *here = data + b * matrix->block_bytes;
+            weights[b] = format == BFLOAT16 ? load_bfloat((const uint16_t *)here + (size_t)input * BLOCK)
+                                            : load((const float *)here + (size_t)input * BLOCK);
+        }
+        for (int r = 0; r < count; r++) {
+            Floats x = all(from[(size_t)r * rows->stride + input]);
+            for (int b = 0; b < blocks; b++) sums[r][b] = fma(x, weights[b], sums[r][b]);
+        }
+    }
+    for (int r = 0; r < count; r++)
+        for (int b = 0; b < blocks; b++) put(matrix, sums[r][b], block + b, to + (size_t)(row + r) * stride, add_to);
+}
+
+// As many sums at once as there are registers for: a single row takes more blocks side by side, so that no sum waits for itself.
+#if TOPKAPI_LEVEL >= LEVEL_AVX512_VNNI
+enum { WIDE = 4, NARROW = 2, TALL = 8 };
+#else
+enum { WIDE = 2, NARROW = 1, TALL = 4 };
+#endif
+
+// The blocks from `begin` to before `end` in tiles; `tile` is one of the products above for a format that is known.
+#define IN_TILES(tile, format, most)                                                                                   \
+    do {                                                                                                               \
+        int32_t block = begin, count = rows->count;                                                                    \
+        if (count == 1)                                                                                                \
+            for (; block + WIDE <= end; block += WIDE) tile(matrix, rows, 0, 1, block, WIDE, to, stride, add_to, format); \
+        for (; block + NARROW <= end; block += NARROW) {                                                               \
+            int32_t row = 0;                                                                                           \
+            for (; row + most <= count; row += most)                                                                   \
+                tile(matrix, rows, row, most, block, NARROW, to, stride, add_to, format);                              \
+            for (; row + 2 <= count; row += 2) tile(matrix, rows, row, 2, block, NARROW, to, stride, add_to, format);   \
+            if (row < count) tile(matrix, rows, row, 1, block, NARROW, to, stride, add_to, format);                    \
+        }                                                                                                              \
+        for (; block < end; block++)                                                                                   \
+            for (int32_t row = 0; row < count; row++)                                                                  \
+                tile(matrix, rows, row, 1, block, 1, to, stride, add_to, format);                                      \
+    } while (0)
+
+static void multiply_lanes(const Matrix *matrix, const Rows *rows, float *to, int32_t stride, int add_to, int32_t begin,
+                           int32_t end) {
+    switch (matrix->format) {
+    case FLOAT32: IN_TILES(multiply_floats, FLOAT32, TALL); break;
+    case BFLOAT16: IN_TILES(multiply_floats, BFLOAT16, TALL); break;
+    case INT8: IN_TILES(multiply_integers, INT8, 4); break;
+    case INT4: IN_TILES(multiply_integers, INT4, 4); break;
+    case INT8_MINIMUM: IN_TILES(multiply_integers, INT8_MINIMUM, 4); break;
+    case INT4_MINIMUM: IN_TILES(multiply_integers, INT4_MINIMUM, 4); break;
+    default: IN_TILES(multiply_integers, INT8_SIXTEENS, 4);
+    }
+}
+
+#if TOPKAPI_LEVEL >= LEVEL_AMX
+#include "tiles.h"
+#else
+static void multiply(const Matrix *matrix, const Rows *rows, float *to, int32_t stride, int add_to, int32_t begin,
+                     int32_t end) {
+    multiply_lanes(matrix, rows, to, stride, add_to, begin, end);
+}
+#endif

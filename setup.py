@@ -1,0 +1,56 @@
+"""Builds the native core with the package; everything else about the package stands in pyproject.toml.
+
+Where there is no C++ compiler, or it fails, the package is installed without the core, and PyTorch computes.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+CORE = "model.native._core"
+SOURCES = Path("model/native")
+# No contraction of products and sums, which would round differently on each instruction set; no -march either: a file has
+# the instructions of its level, and which one runs is chosen at run time.
+FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-pthread"]
+
+
+class BuildCore(build_ext):
+    """Compiles the files of the core side by side, as a library for ctypes instead of a module of Python."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return os.path.join(*fullname.split(".")) + ".so"
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        return []
+
+    def build_extension(self, ext: Extension) -> None:
+        compile_files = self.compiler.compile
+
+        def side_by_side(sources: list[str], **options: object) -> list[str]:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                objects = list(pool.map(lambda source: compile_files([source], **options), sources))
+            return [path for paths in objects for path in paths]
+
+        self.compiler.compile = side_by_side
+        super().build_extension(ext)
+
+
+setup(
+    cmdclass={"build_ext": BuildCore},
+    ext_modules=[
+        Extension(
+            CORE,
+            sources=[str(path) for path in sorted(SOURCES.glob("*.cpp"))],
+            depends=[str(path) for path in sorted(SOURCES.glob("*.h"))],
+            extra_compile_args=FLAGS,
+            extra_link_args=["-pthread"],
+            language="c++",
+            optional=True,
+        )
+    ],
+)
