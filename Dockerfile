@@ -10,13 +10,15 @@ ARG TORCH_ARGS=""
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
 COPY pyproject.toml requirements.lock install_torch.py ./
+# The native core is compiled where there is a compiler; without one PyTorch computes, and serving is slower.
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends g++ >/dev/null || echo "no compiler: no native core"
 # What serving needs, at the locked versions, in layers that a change of our own code leaves alone.
 RUN python -m venv /opt/topkapi \
  && /opt/topkapi/bin/python install_torch.py ${TORCH_ARGS}
 RUN /opt/topkapi/bin/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 print('\n'.join(p['dependencies'] + p['optional-dependencies']['gguf'] + ['setuptools']))" > serving.txt \
  && /opt/topkapi/bin/pip install -r serving.txt -c requirements.lock
-COPY README.md LICENSE ./
+COPY README.md LICENSE setup.py ./
 COPY model model
 COPY service service
 COPY training training

@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 # What serving and training need, and what linting and testing need beside it.
 LOCK := requirements.lock
 TOOLS_LOCK := requirements-dev.lock
-CODE := model service training tests benchmarks install_torch.py
+CODE := model service training tests benchmarks install_torch.py setup.py
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # They lie in the environment and go with it: that an install began, that what serves is there, that the tools are, too.
 BEGUN := $(VENV)/.begun
@@ -34,7 +34,8 @@ tools: $(TOOLS)  ## add what linting and testing need
 # An environment whose install was interrupted, or whose interpreter is gone, is made anew.
 # The locks are complete, so pip has nothing to resolve but what torch's own build asks for (see install_torch.py);
 # setuptools is in them, so that building topkapi itself needs no second, unpinned environment.
-$(DONE): pyproject.toml $(LOCK) install_torch.py $(if $(wildcard $(BEGUN)),rebuild) $(if $(wildcard $(BIN)/python),,rebuild)
+NATIVE := $(wildcard setup.py model/native/*.cpp model/native/*.h)
+$(DONE): pyproject.toml $(LOCK) install_torch.py $(NATIVE) $(if $(wildcard $(BEGUN)),rebuild) $(if $(wildcard $(BIN)/python),,rebuild)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo 'error: Topkapi needs Python 3.11 or later, and "$(PYTHON)" is' "$$($(PYTHON) --version 2>&1)"; \
 	  echo 'hint: choose another one: make install PYTHON=python3.12'; exit 2; }

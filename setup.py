@@ -14,9 +14,10 @@ from setuptools.command.build_ext import build_ext
 
 CORE = "model.native._core"
 SOURCES = Path("model/native")
-# No contraction of products and sums, which would round differently on each instruction set; no -march either: a file has
-# the instructions of its level, and which one runs is chosen at run time.
+# Products and sums are not contracted, which would round differently on each instruction set. No -march either: a file
+# has the instructions of its level, and which one runs is chosen at run time.
 FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-pthread"]
+FLAGS += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # of gcc's own intrinsics
 
 
 class BuildCore(build_ext):

@@ -138,9 +138,7 @@ def _wanted(works: Sequence[Work]) -> list[int]:
     return [row for work, end in zip(works, ends, strict=True) for row in range(end - work.wanted, end)]
 
 
-def _run(
-    model: Decoder, cache: SlotCache, works: Sequence[Work], layers: dict[int, Tensor] | None = None
-) -> Tensor:
+def _run(model: Decoder, cache: SlotCache, works: Sequence[Work], layers: dict[int, Tensor] | None = None) -> Tensor:
     """The final states of all rows read, `[padded rows, hidden_size]`; those below `layers` are filled in there."""
     if model.core is not None:
         assert cache.native is not None, "a cache belongs to the network that it was made for"

@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 
+from model.serving import stored_dtype
 from service.bench_model import random_checkpoint
 from service.bench_shape import Shape, check_shape
 from service.engine.steps import Counters
 from service.generation import Generation, plan
-from service.models import DTYPES, LoadedModel, Models
+from service.models import LoadedModel, Models
 from service.settings import Settings
 
 STRATEGIES: dict[str, dict[str, Any]] = {
@@ -219,7 +220,7 @@ def bench(settings: Settings, location: str | None, shape: Shape, *, as_json: bo
         with _progress(as_json) as said:
             said("loading" if location else "making random weights")
             if location is None:
-                model = models.add("random", random_checkpoint(DTYPES[settings.dtype]))
+                model = models.add("random", random_checkpoint(stored_dtype(settings.dtype)))
             else:
                 model = models.load(location)
             check_shape(shape, model.context_length, model.engine.network.slots, model.name)
@@ -228,6 +229,7 @@ def bench(settings: Settings, location: str | None, shape: Shape, *, as_json: bo
             "model": model.name,
             "parameters": model.checkpoint.config.parameter_count(),
             "dtype": model.dtype,
+            "kernels": model.kernels,
             "threads": torch.get_num_threads(),
             "cores": os.cpu_count(),
             "load_average": os.getloadavg()[0],
@@ -275,8 +277,9 @@ def table(result: dict[str, Any]) -> str:
         (f"step, {streams} streams", "streams_step_ms", 1, "ms"),
     ]
     lines = [
-        f"{result['model']}: {result['parameters'] / 1e6:.1f}M parameters ({result['dtype']}), {result['threads']} "
-        f"threads on {result['cores']} cores, which had {result['load_average']:.1f} busy programs in the last minute",
+        f"{result['model']}: {result['parameters'] / 1e6:.1f}M parameters ({result['dtype']}), "
+        f"kernels: {result['kernels']}, {result['threads']} threads on {result['cores']} cores, which had "
+        f"{result['load_average']:.1f} busy programs in the last minute",
         f"{result['prompt_tokens']} prompt tokens, {result['tokens']} generated, {result['repeats']} repeats",
         f"{'':34s}{'median':>10s}{'least':>10s}{'greatest':>10s}",
     ]

@@ -223,7 +223,8 @@ def _add_checkpoint(parser: argparse.ArgumentParser, meaning: str) -> None:
 
 
 def _add_compute_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "int8"), help="precision [auto: as stored]")
+    precisions = ("auto", "float32", "bfloat16", "int8", "int4")
+    parser.add_argument("--dtype", choices=precisions, help="precision [auto: as stored]")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads [chosen by PyTorch]")
 
 

@@ -10,25 +10,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.errors import Cancelled, CheckpointError, EngineStopped, SettingsError, TopkapiError, UnknownModel
-from model.packing import pack
+from model.serving import kernels, prepare, stored_dtype
 from model.tokenizer import Tokenizer
 from service.embedding import EMBEDDER
 from service.engine.engine import Engine
 from service.engine.heartbeat import Watch
 from service.locations import name_of, split_location
 from service.metrics import Metrics, ModelMetrics
-from service.settings import DtypeName, Settings
-
-DTYPES: dict[DtypeName, torch.dtype | None] = {
-    "auto": None,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "int8": torch.int8,
-}
+from service.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -51,6 +42,11 @@ class LoadedModel:
     def dtype(self) -> str:
         """What the matrices are held in."""
         return self.checkpoint.model.held_in
+
+    @property
+    def kernels(self) -> str:
+        """What computes the network: the native core, on which instruction set, or PyTorch."""
+        return kernels(self.checkpoint.model)
 
     def token_text(self, token_id: int) -> str:
         """The bytes of one token as text; a part of a character shows as U+FFFD."""
@@ -136,7 +132,7 @@ class Models:
             self._check_aliases(name, aliases)
             self.loading = name
             try:
-                checkpoint = load_checkpoint(path, dtype=DTYPES[self.settings.dtype], within=within)
+                checkpoint = load_checkpoint(path, dtype=stored_dtype(self.settings.dtype), within=within)
                 before = self._models.get(name)
                 loaded = self._start(name, checkpoint, path)
             finally:
@@ -216,7 +212,7 @@ class Models:
 
     def add(self, name: str, checkpoint: Checkpoint, created: int = 0) -> LoadedModel:
         """Start an engine for a checkpoint that is in memory already. Its matrices become unfit for training."""
-        pack(checkpoint.model)
+        prepare(checkpoint.model, self.settings.dtype)
         draft = self._draft_for(name, checkpoint)
         engine = Engine(
             checkpoint.model, name=name, max_queue=self.settings.max_queue, draft=None if draft is None else draft.model
@@ -237,8 +233,8 @@ class Models:
         if self.settings.draft is None:
             return None
         if self._draft is None:
-            self._draft = load_checkpoint(self.settings.draft.expanduser(), dtype=DTYPES[self.settings.dtype])
-            pack(self._draft.model)
+            self._draft = load_checkpoint(self.settings.draft.expanduser(), dtype=stored_dtype(self.settings.dtype))
+            prepare(self._draft.model, self.settings.dtype)
         if _same_vocabulary(self._draft.tokenizer, checkpoint.tokenizer):
             return self._draft
         if not self._models:

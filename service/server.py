@@ -21,6 +21,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from model.errors import EngineStopped
+from model.native import why_not
 from service.api.checkpoints import describe
 from service.app import create_app
 from service.connections import bounded
@@ -93,6 +94,8 @@ def load(models: Models, locations: list[str]) -> None:
     """Load the checkpoints, saying what each is."""
     if models.settings.threads is not None:
         torch.set_num_threads(models.settings.threads)
+    if (why := why_not()) is not None:
+        print(f"  {why}; PyTorch computes, which takes longer", flush=True)
     for location in locations:
         print(f"  {summary(describe(models, models.load(location)))}", flush=True)
 
@@ -105,7 +108,7 @@ def summary(details: dict[str, object]) -> str:
     kind = "chat" if details["chat"] else "base"
     return (
         f"{details['name']}: {kind} checkpoint, {details['family']}, {size} parameters ({details['dtype']}), "
-        f"context {details['context_length']}, vocabulary {details['vocab_size']}"
+        f"context {details['context_length']}, vocabulary {details['vocab_size']}, kernels: {details['kernels']}"
     )
 
 

@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.errors import SettingsError
 
-DtypeName = Literal["auto", "float32", "bfloat16", "int8"]
+DtypeName = Literal["auto", "float32", "bfloat16", "int8", "int4"]
 
 
 class Settings(BaseSettings):
@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     """Directory from which requests may load checkpoints; without one, no request can load or unload any."""
 
     dtype: DtypeName = "auto"
-    """Precision of the matrices: `auto` keeps what is stored, `int8` is the fastest (see docs/LOG.md)."""
+    """Precision of the matrices: `auto` keeps what is stored; fewer bits are faster (see docs/formats.md)."""
 
     draft: Path | None = None
     """Smaller checkpoint with the same vocabulary that guesses ahead: the same answers, sooner."""

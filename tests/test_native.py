@@ -116,7 +116,10 @@ def test_a_text_is_continued_as_the_network_would() -> None:
         plain = tiny_model(family, scale=2.0)
         prompt = text(plain, length=9)
         expected = generate(plain, prompt, {"max_tokens": 20, "temperature": 0}).token_ids
-        assert generate(held(plain, "float32", threads=2), prompt, {"max_tokens": 20, "temperature": 0}).token_ids == expected
+        assert (
+            generate(held(plain, "float32", threads=2), prompt, {"max_tokens": 20, "temperature": 0}).token_ids
+            == expected
+        )
 
 
 def test_matrices_are_in_one_place_only() -> None:

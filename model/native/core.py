@@ -30,7 +30,9 @@ KEYS = 16
 class Core:
     """The network of `model` as the core computes it; `level` is the instruction set."""
 
-    def __init__(self, model: Decoder, held_in: HeldIn, *, level: str | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self, model: Decoder, held_in: HeldIn, *, level: str | None = None, threads: int | None = None
+    ) -> None:
         library = interface.library()
         assert library is not None, "asked for where there is a core"
         self._library, self.held_in = library, held_in
@@ -65,14 +67,18 @@ class Core:
         """A cache for `count` sequences of up to `capacity` tokens."""
         return Slots(self, count, capacity)
 
-    def run(self, slots: Slots, works: Sequence[tuple[int, int, Sequence[int]]], kept: Sequence[int] = ()) -> list[Tensor]:
+    def run(
+        self, slots: Slots, works: Sequence[tuple[int, int, Sequence[int]]], kept: Sequence[int] = ()
+    ) -> list[Tensor]:
         """Read `(slot, start, token ids)`, a slot once at most.
 
         The final states of all rows `[R, hidden_size]` float32, then the states below each of the layers `kept`.
         """
-        spans, tokens, most = (interface.Span * len(works))(), [], 0
+        spans = (interface.Span * len(works))()
+        tokens: list[int] = []
+        most = 0
         for index, (slot, start, token_ids) in enumerate(works):
-            spans[index] = (slot, len(tokens), len(token_ids), start)
+            spans[index] = interface.Span(slot, len(tokens), len(token_ids), start)
             tokens += token_ids
             most = max(most, start + len(token_ids))
         rows, hidden = len(tokens), self._config.hidden_size
@@ -122,14 +128,14 @@ class Slots:
 
 
 class _Angles:
-    """Rotary positions as the network computes them, cosines and sines `[positions, head_dim / 2]`, for those met so far."""
+    """Rotary positions as the network computes them, for those met so far."""
 
     def __init__(self, frequencies: Tensor) -> None:
         self._frequencies, self._lock = frequencies, threading.Lock()
         self._made = self._make(256)
 
     def up_to(self, positions: int) -> tuple[Tensor, Tensor]:
-        """Those of the first `positions`, or of more."""
+        """Cosines and sines `[positions or more, head_dim / 2]`."""
         with self._lock:
             if positions > len(self._made[0]):
                 self._made = self._make(max(positions, 2 * len(self._made[0])))
@@ -150,7 +156,7 @@ class _Given:
     def layer(self, block: Block) -> _Given:
         """The weights of one layer."""
         attention, mlp = block.self_attn, block.mlp
-        matrices = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+        matrices: list[Linear | None] = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
         matrices += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
         norms = [block.input_layernorm, block.post_attention_layernorm]
         heads = [None if norm is None else norm.weight for norm in (attention.q_norm, attention.k_norm)]

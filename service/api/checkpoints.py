@@ -50,9 +50,9 @@ class ChangeRequest(schemas.Strict):
 
 
 class ModelDetails(BaseModel):
-    """A loaded checkpoint. `chat` says whether it takes messages, `draft` whether a smaller one guesses ahead for it;
-    `defaults` are the decoding parameters that a prompt is continued with where a request says nothing, `chat_defaults`
-    those of answers to messages (null for a base checkpoint)."""
+    """A loaded checkpoint. `kernels` says what computes it, `chat` whether it takes messages, `draft` whether a smaller
+    one guesses ahead for it; `defaults` are the decoding parameters that a prompt is continued with where a request
+    says nothing, `chat_defaults` those of answers to messages (null for a base checkpoint)."""
 
     name: str
     aliases: list[str]
@@ -62,6 +62,7 @@ class ModelDetails(BaseModel):
     context_length: int
     vocab_size: int
     dtype: str
+    kernels: str
     chat: bool
     draft: bool
     defaults: dict[str, Any]
@@ -199,6 +200,7 @@ def describe(models: Models, model: LoadedModel) -> dict[str, Any]:
         "context_length": checkpoint.config.context_length,
         "vocab_size": checkpoint.tokenizer.vocab_size,
         "dtype": model.dtype,
+        "kernels": model.kernels,
         "chat": checkpoint.chat is not None,
         "draft": model.engine.drafter is not None,
         "defaults": defaults_of(model, chat=False),

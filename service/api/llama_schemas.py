@@ -295,6 +295,7 @@ class LlamaProps(BaseModel):
     bos_token: str
     eos_token: str
     build_info: str
+    kernels: str
     is_sleeping: bool
 
 

@@ -104,6 +104,7 @@ def _props(model: LoadedModel) -> dict[str, Any]:
         "chat_template_caps": {} if chat is None else {"supports_tools": chat.takes_tools},
         **spelled,
         "build_info": f"topkapi-{VERSION}",
+        "kernels": model.kernels,
         "is_sleeping": False,
     }
 

@@ -290,7 +290,7 @@ def _info(model: LoadedModel) -> dict[str, Any]:
         "model_id": model.name,
         "model_sha": None,
         "model_dtype": model.dtype,
-        "model_device_type": model.checkpoint.model.embed_tokens.weight.device.type,
+        "model_device_type": model.checkpoint.model.device.type,
         "model_pipeline_tag": "text-generation",
         "max_concurrent_requests": model.engine.max_queue,
         "max_best_of": 128,

@@ -1,0 +1,43 @@
+"""How matrices are held for serving: by the native core where there is one, else by PyTorch's kernels."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+
+from model import native
+from model.errors import CheckpointError
+from model.packing import pack
+from model.transformer import Decoder
+
+_DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+
+
+def stored_dtype(dtype: str) -> torch.dtype | None:
+    """What `load_checkpoint` has to hold matrices in for them to be served in `dtype` (`auto`: as stored).
+
+    Raises `CheckpointError` for what only the native core computes where there is none.
+    """
+    if dtype in ("int8", "int4") and native.levels():
+        # The core rounds what is stored.
+        return None
+    if dtype == "int4":
+        raise CheckpointError(f"int4 needs the native core, and {native.why_not()}", hint="leave dtype out")
+    return _DTYPES[dtype]
+
+
+def prepare(model: Decoder, dtype: str = "auto") -> None:
+    """Hold every matrix of `model` for serving in `dtype`, for good; it becomes unfit for training.
+
+    Where the native core cannot compute it, it stays in what it was loaded in.
+    """
+    if native.can_hold(model):
+        native.hold(model, cast(native.HeldIn, model.held_in if dtype == "auto" else dtype))
+    else:
+        pack(model)
+
+
+def kernels(model: Decoder) -> str:
+    """What computes `model`: the native core on an instruction set, or PyTorch."""
+    return "PyTorch" if model.core is None else f"native, {model.core.level}"
