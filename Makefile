@@ -74,9 +74,13 @@ test-all: lint  ## lint, then run the tests with the slow ones
 # In one process, with as many threads as there are cores.
 PROCESSOR_TESTS := $(addprefix tests/test_,quantize.py invariance.py families.py nf4.py checkpoint.py speculation.py \
   training_agreement.py)
+# What serves through the native core, without it and on its plainest instructions.
+SERVED_TESTS := $(addprefix tests/test_,service_invariance.py service_generate.py service_score.py smollm2.py)
 test-processor: tools  ## run the tests that depend on the processor as on one with AVX2 and without VNNI
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -m "not slow" $(PROCESSOR_TESTS) $(ARGS)
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -m "not slow" $(PROCESSOR_TESTS) $(ARGS)
+	TOPKAPI_NATIVE=0 $(BIN)/python -m pytest -m "not slow" $(SERVED_TESTS) $(ARGS)
+	TOPKAPI_NATIVE=scalar $(BIN)/python -m pytest -m "not slow" $(SERVED_TESTS) $(ARGS)
 
 lint: tools  ## ruff and mypy
 	$(BIN)/ruff check $(CODE)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.errors import CheckpointError
+from model.gguf_blocks import Blocks
 from model.transformer import Decoder
 
 
@@ -32,6 +33,7 @@ def build(
     # An output matrix of its own, whatever config.json says; see `from_hugging_face`.
     untied = {"lm_head.weight": expected["embed_tokens.weight"]} if config.tie_embeddings else {}
     state: dict[str, Tensor] = {}
+    blocks: dict[str, Blocks] = {}
     unknown: list[str] = []
     for name, tensor in tensors:
         shape = expected.get(name, untied.get(name))
@@ -47,6 +49,9 @@ def build(
             raise CheckpointError(
                 f"{path}: the weights hold {name} twice", hint="keep one of the two, or download the weights again"
             )
+        if isinstance(tensor, Blocks):
+            blocks[name], state[name] = tensor, torch.empty(shape, device="meta")
+            continue
         state[name] = tensor.to(device=device, dtype=_held(path, name, tensor, dtype, device)).contiguous()
     if "lm_head.weight" in state:
         config = replace(config, tie_embeddings=False)
@@ -61,6 +66,11 @@ def build(
     model = _empty(config)
     model.load_state_dict(state, strict=False, assign=True)
     model.tie()
+    for name, held in blocks.items():
+        module = name.removesuffix(".weight")
+        tied = ["lm_head"] if config.tie_embeddings and module == "embed_tokens" else []
+        for each in (module, *tied):
+            model.get_submodule(each).blocks = held  # type: ignore[assignment]
     model.requires_grad_(False)
     return model.eval()
 

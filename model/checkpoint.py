@@ -68,13 +68,15 @@ def load_checkpoint(
     verify: bool = True,
     base: str | Path | None = None,
     within: str | Path | None = None,
+    blocks: bool = False,
 ) -> Checkpoint:
     """Load a checkpoint directory, an adapter's or a GGUF file for inference.
 
     Matrices are held in `dtype` (None: as each is stored, see `model.building`; `torch.int8`: see `model.quantize`),
-    vectors in float32. `verify` compares every file with the digests in `topkapi.json`. An adapter is merged into
-    `base`, by default the checkpoint that it names. A load that somebody else asked for is confined to the directory
-    `within`: nothing is read that lies elsewhere, links followed, and its tokenizer is tried in a process of its own
+    vectors in float32. With `blocks`, a GGUF file's matrices stay in the blocks they are stored in, with which
+    the native core alone computes. `verify` compares every file with the digests in `topkapi.json`. An adapter is
+    merged into `base`, by default the checkpoint that it names. A load that somebody else asked for is confined to the
+    directory `within`: nothing is read that lies elsewhere, links followed, and its tokenizer is tried in a process of its own
     first.
 
     Raises `CheckpointError` naming the file for what is missing, unreadable, truncated, altered, ambiguous or not
@@ -82,7 +84,7 @@ def load_checkpoint(
     """
     try:
         with confined(None if within is None else Path(within)):
-            return _load(Path(path), dtype, torch.device(device), verify, None if base is None else Path(base))
+            return _load(Path(path), dtype, torch.device(device), verify, None if base is None else Path(base), blocks)
     except OSError as error:
         raise unreadable(path, error) from error
     except CheckpointError as error:
@@ -111,10 +113,12 @@ class _Stored:
     details: dict[str, Any]
 
 
-def _load(path: Path, dtype: torch.dtype | None, device: torch.device, verify: bool, base: Path | None) -> Checkpoint:
+def _load(
+    path: Path, dtype: torch.dtype | None, device: torch.device, verify: bool, base: Path | None, blocks: bool
+) -> Checkpoint:
     if dtype == torch.int8:
         int8_product(device.type)  # where this machine has none, that is said before anything is read
-    stored = _read(path, verify, base)
+    stored = _read(path, verify, base, blocks)
     config, tokenizer = ModelConfig.from_hugging_face(stored.raw_config), stored.tokenizer
     if tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
@@ -133,7 +137,7 @@ def _load(path: Path, dtype: torch.dtype | None, device: torch.device, verify: b
     )
 
 
-def _read(path: Path, verify: bool, base: Path | None = None) -> _Stored:
+def _read(path: Path, verify: bool, base: Path | None = None, blocks: bool = False) -> _Stored:
     check_location(path, base)
     if is_adapter(path):
         return _read_adapted(path, verify, base)
@@ -141,7 +145,7 @@ def _read(path: Path, verify: bool, base: Path | None = None) -> _Stored:
         from model.gguf import read_gguf
 
         check_memory(path, path.stat().st_size)
-        raw_config, tensors, tokenizer, template, generation = read_gguf(path)
+        raw_config, tensors, tokenizer, template, generation = read_gguf(path, blocks=blocks)
         details: dict[str, Any] = {}
         chat = ChatTemplate.of(template)
         config = ModelConfig.from_hugging_face(raw_config)

@@ -10,13 +10,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from model.config import ModelConfig
 from model.errors import CheckpointError
+from model.gguf_blocks import blocks_of
 from model.gguf_keys import check_keys
 from model.gguf_sampling import decimal, read_sampling
 from model.gguf_vocabulary import read_vocabulary
@@ -58,14 +59,15 @@ _MOST_FIELDS, _MOST_ITEMS, _MOST_DIMENSIONS, _LONGEST_TEXT = 1 << 16, 1 << 22, 4
 
 
 def read_gguf(
-    path: str | Path,
+    path: str | Path, *, blocks: bool = False
 ) -> tuple[dict[str, Any], Iterator[tuple[str, torch.Tensor]], Tokenizer, dict[str, str], dict[str, Any]]:
     """The parts of a checkpoint in a GGUF file.
 
     Returns a Hugging Face configuration; Hugging Face tensor names with their tensors, each made when it is asked for
     (float16 and bfloat16 as stored, quantised ones as float32); the tokenizer; the sources of chat templates by their
-    names; and the content of a `generation_config.json`. Raises CheckpointError for what is missing, truncated or not
-    supported, before the first tensor is read.
+    names; and the content of a `generation_config.json`. With `blocks`, matrices in blocks that `model.gguf_blocks`
+    knows come as those instead. Raises CheckpointError for what is missing, truncated or not supported, before the
+    first tensor is read.
     """
     package = gguf_package()
     path = Path(path)
@@ -101,7 +103,7 @@ def read_gguf(
     key = "tokenizer.chat_template"
     named = {name: text for name, text in metadata.items() if name == key or name.startswith(f"{key}.")}
     templates = {name.removeprefix(key).removeprefix(".") or "default": text for name, text in named.items() if text}
-    return config, _tensors(package, config, reader.tensors), tokenizer, templates, generation
+    return config, _tensors(package, config, reader.tensors, blocks), tokenizer, templates, generation
 
 
 def gguf_package(doing: str = "reading") -> ModuleType:
@@ -333,7 +335,7 @@ def _llama3_scaling(factors: np.ndarray[Any, np.dtype[np.float64]], theta: float
 
 
 def _tensors(
-    package: ModuleType, config: Mapping[str, Any], stored: Sequence[Any]
+    package: ModuleType, config: Mapping[str, Any], stored: Sequence[Any], in_blocks: bool
 ) -> Iterator[tuple[str, torch.Tensor]]:
     gpt2 = config["model_type"] == "gpt2"
     names = GPT2_TENSORS if gpt2 else LLAMA_TENSORS
@@ -344,12 +346,16 @@ def _tensors(
         if match is None or match[2] not in names:
             raise CheckpointError(f"the GGUF file holds a tensor {tensor.name} that its architecture does not have")
         layer, kind, ending = match.groups()
-        data = _dequantised(package, tensor)
+        blocks = blocks_of(tensor) if in_blocks and kind != "position_embd" else None
+        data = _dequantised(package, tensor) if blocks is None else cast(torch.Tensor, blocks)
         if config["model_type"] == "llama" and kind in ("attn_q", "attn_k"):
             heads = config["num_attention_heads" if kind == "attn_q" else "num_key_value_heads"]
             # The converter put the two halves of each head's rows in turn; put the first half first again.
-            pairs = data.reshape(heads, data.shape[0] // heads // 2, 2, *data.shape[1:])
-            data = pairs.transpose(1, 2).reshape(data.shape)
+            if blocks is not None:
+                data = cast(torch.Tensor, blocks.interleaved(heads))
+            else:
+                pairs = data.reshape(heads, data.shape[0] // heads // 2, 2, *data.shape[1:])
+                data = pairs.transpose(1, 2).reshape(data.shape)
         if gpt2 and layer is not None and data.ndim == 2:
             data = data.t().contiguous()
         prefix = "" if layer is None else f"transformer.h.{layer}." if gpt2 else f"model.layers.{layer}."

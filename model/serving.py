@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TypedDict, cast
 
 import torch
 
@@ -25,6 +25,21 @@ def stored_dtype(dtype: str) -> torch.dtype | None:
     if dtype == "int4":
         raise CheckpointError(f"int4 needs the native core, and {native.why_not()}", hint="leave dtype out")
     return _DTYPES[dtype]
+
+
+class Reading(TypedDict):
+    """Arguments of `load_checkpoint`."""
+
+    dtype: torch.dtype | None
+    blocks: bool
+
+
+def reading(dtype: str) -> Reading:
+    """How a checkpoint is loaded that is to be served in `dtype`.
+
+    A GGUF file's blocks are kept as they are where the native core computes and no other precision is asked for.
+    """
+    return {"dtype": stored_dtype(dtype), "blocks": dtype == "auto" and bool(native.levels())}
 
 
 def prepare(model: Decoder, dtype: str = "auto") -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.errors import Cancelled, CheckpointError, EngineStopped, SettingsError, TopkapiError, UnknownModel
-from model.serving import kernels, prepare, stored_dtype
+from model.serving import kernels, prepare, reading
 from model.tokenizer import Tokenizer
 from service.embedding import EMBEDDER
 from service.engine.engine import Engine
@@ -132,7 +132,7 @@ class Models:
             self._check_aliases(name, aliases)
             self.loading = name
             try:
-                checkpoint = load_checkpoint(path, dtype=stored_dtype(self.settings.dtype), within=within)
+                checkpoint = load_checkpoint(path, within=within, **reading(self.settings.dtype))
                 before = self._models.get(name)
                 loaded = self._start(name, checkpoint, path)
             finally:
@@ -233,7 +233,7 @@ class Models:
         if self.settings.draft is None:
             return None
         if self._draft is None:
-            self._draft = load_checkpoint(self.settings.draft.expanduser(), dtype=stored_dtype(self.settings.dtype))
+            self._draft = load_checkpoint(self.settings.draft.expanduser(), **reading(self.settings.dtype))
             prepare(self._draft.model, self.settings.dtype)
         if _same_vocabulary(self._draft.tokenizer, checkpoint.tokenizer):
             return self._draft

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
+from model import native
 from model.cache import SlotCache, Work, read, wanted_logits
 from model.decoding.parameters import resolve
 from model.generation import generate
@@ -25,17 +26,20 @@ CONTEXT = 400
 
 
 FORMS = ["float32", "bfloat16", "float32 packed", "bfloat16 packed", "int8"]
+NATIVE = [f"native {held_in}" for held_in in native.FORMATS] if native.levels() else []
 
 
 def network_of(form: str, family: str = "qwen3") -> Decoder:
-    """A random network with its matrices as parameters, packed as for serving, or as int8."""
+    """A random network with its matrices as parameters, packed as for serving, as int8, or in the native core."""
     model = tiny_model(family, context_length=CONTEXT, hidden_size=64, head_dim=16, intermediate_size=192)
     if form.startswith("bfloat16"):
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim == 2:
                     parameter.data = parameter.data.bfloat16()
-    if form == "int8":
+    if form.startswith("native "):
+        native.hold(model, cast(native.HeldIn, form.removeprefix("native ")))
+    elif form == "int8":
         skip_without_int8()
         quantize(model)
     elif form.endswith("packed"):
@@ -110,7 +114,7 @@ def run(network: DecoderNetwork, jobs: list[Any], step_tokens: int, steps_betwee
     return [collector.outcome() for collector in collectors]
 
 
-@pytest.mark.parametrize("form", [form for form in FORMS if form != "bfloat16"])
+@pytest.mark.parametrize("form", [*(form for form in FORMS if form != "bfloat16"), *NATIVE])
 def test_alone_and_in_every_company_bit_for_bit(form: str) -> None:
     model, jobs = network_of(form), mixed_jobs()
     single = [run(DecoderNetwork(model, 1), [without_guessing(job)], 256)[0] for job in jobs]
@@ -120,15 +124,17 @@ def test_alone_and_in_every_company_bit_for_bit(form: str) -> None:
     assert run(DecoderNetwork(model, 5), jobs[::-1], 64)[::-1] == single, "another order"
 
 
-def test_generate_and_the_engine_agree() -> None:
-    network = DecoderNetwork(network_of("float32"), 4)
+@pytest.mark.parametrize("form", ["float32", *NATIVE])
+def test_generate_and_the_engine_agree(form: str) -> None:
+    network = DecoderNetwork(network_of(form), 4)
     wanted = {"seed": 4, "max_tokens": 25, "temperature": 0.9}
     got = run(network, [GenerateJob(tokens(30, 5), resolve(wanted))], 256)[0]
     assert [token.token_id for token in got] == generate(network.model, tokens(30, 5), wanted).token_ids
 
 
-def test_log_probabilities_of_a_prompt_are_equal_cold_and_after_a_prefix_hit() -> None:
-    model, text = network_of("float32"), tokens(200)
+@pytest.mark.parametrize("form", ["float32", *NATIVE])
+def test_log_probabilities_of_a_prompt_are_equal_cold_and_after_a_prefix_hit(form: str) -> None:
+    model, text = network_of(form), tokens(200)
     assert calibrate(model)
     cold = SlotCache(model, 1)
     whole = wanted_logits(model, read(model, cold, [Work(0, 0, text, wanted=60)]))

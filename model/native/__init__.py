@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from model.linear import Linear
-from model.native.core import FORMATS, KINDS, Core, HeldIn, Slots, let_go
+from model.native.core import FORMATS, KINDS, Core, HeldIn, Slots, in_blocks, let_go
 from model.native.library import levels, why_not
 
 if TYPE_CHECKING:
@@ -25,7 +25,14 @@ __all__ = ["FORMATS", "Core", "HeldIn", "Slots", "can_hold", "hold", "levels", "
 
 def can_hold(model: Decoder) -> bool:
     """Whether the core can compute this network: it was built, and the matrices are plain and on the CPU."""
-    if not levels() or model.core is not None or model.device.type != "cpu" or model.trained_rows is not None:
+    if (
+        not levels()
+        or model.core is not None
+        or model.device.type not in ("cpu", "meta")
+        or model.trained_rows is not None
+    ):
+        return False
+    if any(each.is_meta for each in model.parameters()) and not in_blocks(model):
         return False
     plain = all(
         module.product is None and module.adapter is None for module in model.modules() if isinstance(module, Linear)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, cast
 
@@ -11,6 +12,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from model.gguf_blocks import KINDS as BLOCK_KINDS
+from model.gguf_blocks import Blocks
 from model.linear import Linear
 from model.native import library as interface
 from model.native.library import c_int, c_pointer, check
@@ -35,7 +38,7 @@ class Core:
     ) -> None:
         library = interface.library()
         assert library is not None, "asked for where there is a core"
-        self._library, self.held_in = library, held_in
+        self._library, self.held_in = library, kind_of(model) or held_in
         config = self._config = model.config
         self._shape = interface.Shape(
             config.vocab_size, config.hidden_size, config.intermediate_size, config.num_layers, config.num_heads,
@@ -150,7 +153,8 @@ class _Given:
     """Weights as the core is given them; what the pointers lead to lives as long as this does."""
 
     def __init__(self, format_number: int) -> None:
-        self._format, self._alive = format_number, list[Tensor]()
+        # With blocks, what is stored as floats stays what it is.
+        self._format, self._alive = format_number, list[object]()
         self.structure: ctypes.Structure
 
     def layer(self, block: Block) -> _Given:
@@ -169,28 +173,29 @@ class _Given:
 
     def outer(self, model: Decoder) -> _Given:
         """Embeddings, the last norm and the output matrix."""
-        table, positions = model.embed_tokens.weight, model.embed_positions
+        positions = model.embed_positions
         self.structure = interface.OuterWeights(
-            self._source(None if model.config.tie_embeddings else table, None),
-            self._source(model.lm_head.weight, None),
+            interface.Source() if model.config.tie_embeddings else self._matrix(model.embed_tokens),
+            self._matrix(model.lm_head),
             self._vector(model.norm.weight),
             self._vector(model.norm.bias),
             self._vector(None if positions is None else positions.weight),
         )
         return self
 
-    def _matrix(self, linear: Linear | None) -> ctypes.Structure:
-        return self._source(None, None) if linear is None else self._source(linear.weight, linear.bias)
-
-    def _source(self, weight: Tensor | None, bias: Tensor | None) -> ctypes.Structure:
-        if weight is None:
+    def _matrix(self, module: Linear | nn.Embedding | None) -> ctypes.Structure:
+        if module is None:
             return interface.Source()
-        weight = weight.detach().contiguous()
-        self._alive.append(weight)
+        bias = self._vector(module.bias) if isinstance(module, Linear) else None
+        held: Blocks | None = getattr(module, "blocks", None)
+        weight = module.weight.detach()
         outputs, inputs = weight.shape
-        return interface.Source(
-            weight.data_ptr(), self._vector(bias), KINDS[weight.dtype], self._format, outputs, inputs
-        )
+        if held is not None:
+            self._alive.append(held.rows)
+            return interface.Source(held.rows.ctypes.data, bias, BLOCK_KINDS[held.kind], 0, outputs, inputs)
+        weight = weight.contiguous()
+        self._alive.append(weight)
+        return interface.Source(weight.data_ptr(), bias, KINDS[weight.dtype], self._format, outputs, inputs)
 
     def _vector(self, vector: Tensor | None) -> int | None:
         if vector is None:
@@ -200,8 +205,21 @@ class _Given:
         return held.data_ptr()
 
 
+def in_blocks(model: Decoder) -> list[Blocks]:
+    """The matrices of `model` that a GGUF file holds in blocks."""
+    found = (getattr(module, "blocks", None) for module in model.modules())
+    return [held for held in found if held is not None]
+
+
+def kind_of(model: Decoder) -> str | None:
+    """The kind of blocks that most matrices are in, None where there are no blocks."""
+    kinds = Counter(held.kind for held in in_blocks(model))
+    return kinds.most_common(1)[0][0] if kinds else None
+
+
 def let_go(model: Decoder) -> None:
     """Let the parameters of `model` that the core holds keep their shapes and give up their memory."""
     for module in model.modules():
         if isinstance(module, Linear | nn.Embedding):
+            module.blocks = None  # type: ignore[assignment]
             module.weight = nn.Parameter(torch.empty_like(module.weight, device="meta"), requires_grad=False)
