@@ -17,7 +17,7 @@ from model.transformer import Decoder
 
 def build(
     config: ModelConfig,
-    tensors: Iterator[tuple[str, Tensor]],
+    tensors: Iterator[tuple[str, Tensor | Blocks]],
     path: Path,
     dtype: torch.dtype | None,
     device: torch.device,

@@ -76,8 +76,8 @@ def load_checkpoint(
     vectors in float32. With `blocks`, a GGUF file's matrices stay in the blocks they are stored in, with which
     the native core alone computes. `verify` compares every file with the digests in `topkapi.json`. An adapter is
     merged into `base`, by default the checkpoint that it names. A load that somebody else asked for is confined to the
-    directory `within`: nothing is read that lies elsewhere, links followed, and its tokenizer is tried in a process of its own
-    first.
+    directory `within`: nothing is read that lies elsewhere, links followed, and its tokenizer is tried in a process of
+    its own first.
 
     Raises `CheckpointError` naming the file for what is missing, unreadable, truncated, altered, ambiguous or not
     supported, whatever the files hold.
