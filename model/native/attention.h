@@ -52,20 +52,53 @@ INLINE float weigh(float *scores, int32_t length) {
     return 1.0f / total(sum);
 }
 
-// 16 times `parts` components (at most 8 parts) of one query's weighted values, keys in order.
+// 16 times `parts` components of the weighted values of `count` queries, keys in order. Those before `together` are everybody's;
+// what lies behind a query's own length is not even read, for it may be anything.
 INLINE void mix(const float *values, size_t block_stride, int32_t size, int32_t at, const int parts, const float *weights,
-                int32_t length, float scale, float *to) {
-    Floats sums[8];
-    for (int p = 0; p < parts; p++) sums[p] = zeros();
-    for (int32_t first = 0; first < length; first += KEYS) {
+                int32_t weight_stride, const int count, const int32_t *lengths, const float *inverse, float *const *to) {
+    Floats sums[4][8];
+    int32_t together = lengths[0];
+    for (int q = 0; q < count; q++) {
+        together = lengths[q] < together ? lengths[q] : together;
+        for (int p = 0; p < parts; p++) sums[q][p] = zeros();
+    }
+    for (int32_t first = 0; first < together; first += KEYS) {
         const float *block = values + (size_t)(first / KEYS) * block_stride + at;
-        int32_t here = length - first < KEYS ? length - first : KEYS;
+        int32_t here = together - first < KEYS ? together - first : KEYS;
         for (int32_t key = 0; key < here; key++) {
-            Floats weight = all(weights[first + key]);
-            for (int p = 0; p < parts; p++) sums[p] = fma(weight, load(block + key * size + p * LANES), sums[p]);
+            Floats value[8];
+            for (int p = 0; p < parts; p++) value[p] = load(block + key * size + p * LANES);
+            for (int q = 0; q < count; q++) {
+                Floats weight = all(weights[(size_t)q * weight_stride + first + key]);
+                for (int p = 0; p < parts; p++) sums[q][p] = fma(weight, value[p], sums[q][p]);
+            }
         }
     }
-    for (int p = 0; p < parts; p++) store(to + at + p * LANES, mul(sums[p], all(scale)));
+    for (int q = 0; q < count; q++) {
+        for (int32_t key = together; key < lengths[q]; key++) {
+            const float *value = values + (size_t)(key / KEYS) * block_stride + key % KEYS * size + at;
+            Floats weight = all(weights[(size_t)q * weight_stride + key]);
+            for (int p = 0; p < parts; p++) sums[q][p] = fma(weight, load(value + p * LANES), sums[q][p]);
+        }
+        for (int p = 0; p < parts; p++) store(to[q] + at + p * LANES, mul(sums[q][p], all(inverse[q])));
+    }
+}
+
+// As many parts of as many queries as there are registers for.
+#if TOPKAPI_LEVEL >= LEVEL_AVX512_VNNI
+enum { PARTS = 4 };
+#else
+enum { PARTS = 1 };
+#endif
+
+INLINE void mix_all(const float *values, size_t stride, int32_t size, const int parts, const float *weights,
+                    int32_t weight_stride, const int count, const int32_t *lengths, const float *inverse, float *const *to) {
+    int32_t at = 0;
+    for (; at + parts * LANES <= size; at += parts * LANES)
+        mix(values, stride, size, at, parts, weights, weight_stride, count, lengths, inverse, to);
+    if (parts > 1)
+        for (; at + LANES <= size; at += LANES)
+            mix(values, stride, size, at, 1, weights, weight_stride, count, lengths, inverse, to);
 }
 
 INLINE float mix_one(const float *values, size_t block_stride, int32_t size, int32_t at, const float *weights, int32_t length) {
@@ -100,18 +133,20 @@ static void attend(const Cache *cache, const Span *span, int32_t head, int32_t b
             else if (here - q >= 2) score_all(keys, stride, size, from + q, 2, scale, into, score_stride, blocks), q += 2;
             else score_all(keys, stride, size, from + q, 1, scale, into, score_stride, blocks), q += 1;
         }
-        for (int32_t q = 0; q < here; q++) {
-            float *weights = scores + (size_t)q * score_stride;
-            float inverse = weigh(weights, lengths[q]);
-            int32_t at = 0;
-            for (; at + 8 * LANES <= size; at += 8 * LANES)
-                mix(values, stride, size, at, 8, weights, lengths[q], inverse, mixed[q]);
-            for (; at + 4 * LANES <= size; at += 4 * LANES)
-                mix(values, stride, size, at, 4, weights, lengths[q], inverse, mixed[q]);
-            for (; at + LANES <= size; at += LANES)
-                mix(values, stride, size, at, 1, weights, lengths[q], inverse, mixed[q]);
-            for (; at < size; at++) mixed[q][at] = mix_one(values, stride, size, at, weights, lengths[q]) * inverse;
+        float inverse[QUERIES];
+        for (int32_t q = 0; q < here; q++) inverse[q] = weigh(scores + (size_t)q * score_stride, lengths[q]);
+        for (int32_t q = 0; q < here;) {
+            const float *weights = scores + (size_t)q * score_stride;
+            if (here - q >= 4) {
+                mix_all(values, stride, size, PARTS, weights, score_stride, 4, lengths + q, inverse + q, mixed + q), q += 4;
+            } else if (here - q >= 2) {
+                mix_all(values, stride, size, PARTS, weights, score_stride, 2, lengths + q, inverse + q, mixed + q), q += 2;
+            } else {
+                mix_all(values, stride, size, 4, weights, score_stride, 1, lengths + q, inverse + q, mixed + q), q += 1;
+            }
         }
+        for (int32_t q = 0; q < here; q++)
+            for (int32_t at = size / LANES * LANES; at < size; at++)
+                mixed[q][at] = mix_one(values, stride, size, at, scores + (size_t)q * score_stride, lengths[q]) * inverse[q];
     }
 }
-

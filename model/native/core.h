@@ -38,8 +38,8 @@ struct Matrix {
     size_t block_bytes;
 };
 
-// Rows that are multiplied: as they are, and quantised in groups where the matrix is. `room` rows are allocated, a multiple of 16.
-// `sums` are those of the bytes of each half of a group.
+// Rows that are multiplied: as they are, and quantised in groups where the matrix is; a multiple of 16 rows is allocated. For each
+// group a scale, the sum of the bytes as a float times that (`sums`), -128 times that sum, and those of its halves.
 struct Rows {
     const float *floats;
     int32_t stride;
@@ -47,8 +47,16 @@ struct Rows {
     int32_t byte_stride;
     const float *scales;
     int32_t scale_stride;
-    const int32_t *sums;
+    const float *sums;
+    const int32_t *offsets, *half_offsets;
     int32_t count;
+};
+
+// Where one row of floats is put as bytes.
+struct Quantised {
+    int8_t *bytes;
+    float *scales, *sums;
+    int32_t *offsets, *half_offsets;
 };
 
 // The cache of one layer. A block holds 16 positions of a sequence: for each layer and head keys `[D][16]`, then values `[16][D]`.
@@ -66,12 +74,11 @@ struct Span {
 
 struct Kernels {
     const char *name;
-    // What each byte of INT8 is combined with by exclusive or: 128 where instructions want one side unsigned.
+    // What each byte of INT8 is combined with by exclusive or when it is packed: 128 where instructions want it unsigned.
     int32_t flip;
     // to[row][output] (+)= rows x matrix + bias, for the blocks from `begin` to before `end`.
     void (*multiply)(const Matrix *, const Rows *, float *to, int32_t stride, int add, int32_t begin, int32_t end);
-    // One row of floats as bytes with a scale for each group, and the sums of the bytes of each half of a group.
-    void (*quantise)(const float *from, int32_t inputs, int8_t *bytes, float *scales, int32_t *sums);
+    void (*quantise)(const float *from, int32_t inputs, const Quantised *to);
     void (*rms_norm)(const float *from, const float *weight, float eps, int32_t size, float *to);
     void (*layer_norm)(const float *from, const float *weight, const float *bias, float eps, int32_t size, float *to);
     // to = silu(gate) * up; to = gelu(x) by tanh.

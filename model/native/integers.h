@@ -7,13 +7,20 @@
 
 // `Quads` are four bytes for each of sixteen outputs, or one row's four bytes sixteen times. A sum of bytes begins with
 // `begin_bytes(correction)` and is `end_bytes(sum, correction)`, one of nibbles likewise; the correction makes up for what the
-// weights are counted from: it is minus `FLIP` (for nibbles minus 8, or 0 with a minimum) times the sum of the row's bytes.
+// weights are counted from. `load_bytes` brings weights of eight bits, packed with `FLIP`, into the form that is added.
 
 #if TOPKAPI_LEVEL >= LEVEL_AVX512_VNNI
 
-enum { FLIP = 128 };
 typedef __m512i Quads;
 INLINE Quads load_quads(const uint8_t *from) { return _mm512_loadu_si512(from); }
+#if TOPKAPI_LEVEL >= LEVEL_AMX
+// Tiles multiply signed bytes.
+enum { FLIP = 0 };
+INLINE Quads load_bytes(const uint8_t *from) { return _mm512_xor_si512(load_quads(from), _mm512_set1_epi8(-128)); }
+#else
+enum { FLIP = 128 };
+INLINE Quads load_bytes(const uint8_t *from) { return load_quads(from); }
+#endif
 INLINE Quads four_bytes(const int8_t *from) {
     int32_t four;
     memcpy(&four, from, 4);
@@ -33,6 +40,7 @@ INLINE Integers end_nibbles(Integers sum, int32_t) { return sum; }
 
 typedef Integers Quads;
 INLINE Quads load_quads(const uint8_t *from) { return load_integers((const int32_t *)from); }
+INLINE Quads load_bytes(const uint8_t *from) { return load_quads(from); }
 INLINE Quads four_bytes(const int8_t *from) {
     int32_t four;
     memcpy(&four, from, 4);
@@ -97,6 +105,7 @@ INLINE Quads load_quads(const uint8_t *from) {
     memcpy(result.at, from, sizeof result.at);
     return result;
 }
+INLINE Quads load_bytes(const uint8_t *from) { return load_quads(from); }
 INLINE Quads four_bytes(const int8_t *from) {
     Quads result;
     for (int i = 0; i < LANES; i++) memcpy(result.at + 4 * i, from, 4);

@@ -26,7 +26,9 @@ std::unique_ptr<Room> Network::rent(int rows) {
     room->activated = allocate<float>(needed * shape.inner);
     room->bytes = allocate<int8_t>(needed * widest_);
     room->scales = allocate<float>(needed * (widest_ / GROUP + 1));
-    room->sums = allocate<int32_t>(needed * (widest_ / GROUP + 1) * 2);
+    room->sums = allocate<float>(needed * (widest_ / GROUP + 1));
+    room->offsets = allocate<int32_t>(needed * (widest_ / GROUP + 1));
+    room->half_offsets = allocate<int32_t>(needed * (widest_ / GROUP + 1) * 2);
     room->rows = needed;
     return room;
 }
@@ -57,14 +59,17 @@ template <class F> void Network::each_row(int rows, F &&body) {
 void Network::quantise(Room &room, const Stack &stack, const float *from, int inputs, int row) {
     if (!stack.integers()) return;
     size_t groups = (inputs + GROUP - 1) / GROUP, at = row * groups;
-    kernels->quantise(from, inputs, room.bytes.get() + at * GROUP, room.scales.get() + at, room.sums.get() + 2 * at);
+    Quantised to = {room.bytes.get() + at * GROUP, room.scales.get() + at, room.sums.get() + at, room.offsets.get() + at,
+                    room.half_offsets.get() + 2 * at};
+    kernels->quantise(from, inputs, &to);
 }
 
 void Network::multiply(Room &room, const Stack &stack, const float *from, int inputs, int rows, float *to, int stride,
                        bool add) {
     int groups = (inputs + GROUP - 1) / GROUP, all = 0;
     for (const OwnMatrix &part : stack.parts) all += part.blocks;
-    Rows of = {from, inputs, room.bytes.get(), groups * GROUP, room.scales.get(), groups, room.sums.get(), rows};
+    Rows of = {from, inputs, room.bytes.get(), groups * GROUP, room.scales.get(), groups, room.sums.get(),
+               room.offsets.get(), room.half_offsets.get(), rows};
     // Several pieces for each thread, so that one that was held up does not keep the others waiting.
     int pieces = std::min(all, threads->count() * 4);
     threads->each(pieces, [&](int piece, int) {

@@ -64,9 +64,9 @@ struct Layer {
 // What one pass works in. Several threads may run passes over caches of their own at a time, each in a room of its own.
 struct Room {
     size_t rows = 0, score_count = 0;
-    Memory<float> normed, mixed, queries, inner, activated, scales;
+    Memory<float> normed, mixed, queries, inner, activated, scales, sums;
     Memory<int8_t> bytes;
-    Memory<int32_t> sums;
+    Memory<int32_t> offsets, half_offsets;
     std::vector<Memory<float>> scores;
 };
 

@@ -21,18 +21,11 @@ INLINE void put(const Matrix *matrix, Floats sum, int32_t block, float *row, int
     }
 }
 
-// What is taken from the integer sums of one row and the half or whole of a group, `halves` of one, from half `first` on.
-INLINE int32_t correction(const Rows *rows, int32_t row, int32_t group, int first, int halves, const int format) {
-    const int32_t *sums = rows->sums + ((size_t)row * rows->scale_stride + group) * 2 + first;
-    int32_t sum = halves == 2 ? sums[0] + sums[1] : sums[0];
-    return -sum * (!is_four_bits(format) ? FLIP : has_minimum(format) ? 0 : MIDDLE);
-}
-
-// The float that a group adds to a sum besides the products: its minimum times the sum of the row there.
-INLINE Floats add_minimum(Floats sum, Floats minimum, const Rows *rows, int32_t row, int32_t group) {
-    size_t at = (size_t)row * rows->scale_stride + group;
-    int32_t bytes = rows->sums[2 * at] + rows->sums[2 * at + 1];
-    return fma(minimum, all(rows->scales[at] * (float)bytes), sum);
+// What makes up for what the weights of a group are counted from, or of one half of it: minus that times the sum of the row's bytes.
+INLINE int32_t correction(const Rows *rows, size_t at, int half, const int format) {
+    if (format == INT8_SIXTEENS) return rows->half_offsets[2 * at + half];
+    if (format == INT4) return rows->offsets[at] / (128 / MIDDLE);
+    return format == INT4_MINIMUM ? 0 : rows->offsets[at];
 }
 
 // `count` rows (at most 4) by `blocks` blocks (at most 4) of a `format`, all known when this is compiled.
@@ -49,14 +42,17 @@ INLINE void multiply_integers(const Matrix *matrix, const Rows *rows, int32_t ro
             Integers parts[4][4];
             int32_t corrections[4];
             for (int r = 0; r < count; r++) {
-                corrections[r] = correction(rows, row + r, group, half, 3 - halves, format);
+                corrections[r] = correction(rows, (size_t)(row + r) * rows->scale_stride + group, half, format);
                 for (int b = 0; b < blocks; b++)
                     parts[r][b] = is_four_bits(format) ? begin_nibbles(corrections[r]) : begin_bytes(corrections[r]);
             }
             for (int quad = half * quads; quad < (half + 1) * quads; quad++) {
                 if (is_four_bits(format) && quad >= quads / 2) break;
                 Quads weights[4];
-                for (int b = 0; b < blocks; b++) weights[b] = load_quads(data + b * matrix->block_bytes + quad * 4 * BLOCK);
+                for (int b = 0; b < blocks; b++) {
+                    const uint8_t *from = data + b * matrix->block_bytes + quad * 4 * BLOCK;
+                    weights[b] = is_four_bits(format) ? load_quads(from) : load_bytes(from);
+                }
                 for (int r = 0; r < count; r++) {
                     const int8_t *from = bytes + (size_t)r * rows->byte_stride + quad * 4;
                     Quads low = four_bytes(from), high = is_four_bits(format) ? four_bytes(from + GROUP / 2) : low;
@@ -76,10 +72,9 @@ INLINE void multiply_integers(const Matrix *matrix, const Rows *rows, int32_t ro
                 for (int r = 0; r < count; r++) {
                     Integers part = is_four_bits(format) ? end_nibbles(parts[r][b], corrections[r])
                                                          : end_bytes(parts[r][b], corrections[r]);
-                    Floats scale = mul(scales, all(rows->scales[(size_t)(row + r) * rows->scale_stride + group]));
-                    sums[r][b] = fma(floats(part), scale, sums[r][b]);
-                    if (has_minimum(format))
-                        sums[r][b] = add_minimum(sums[r][b], load_half(numbers + BLOCK), rows, row + r, group);
+                    size_t at = (size_t)(row + r) * rows->scale_stride + group;
+                    sums[r][b] = fma(floats(part), mul(scales, all(rows->scales[at])), sums[r][b]);
+                    if (has_minimum(format)) sums[r][b] = fma(load_half(numbers + BLOCK), all(rows->sums[at]), sums[r][b]);
                 }
             }
         }

@@ -20,7 +20,7 @@ INLINE void store_some(float *to, Floats x, int32_t left) {
     for (int i = 0; i < left; i++) to[i] = lanes[i];
 }
 
-static void quantise(const float *from, int32_t inputs, int8_t *bytes, float *scales, int32_t *sums) {
+static void quantise(const float *from, int32_t inputs, const Quantised *to) {
     Floats damage = zeros();
     for (int32_t at = 0; at < inputs; at += GROUP) {
         Floats x = some_or_all(from + at, inputs - at);
@@ -30,12 +30,17 @@ static void quantise(const float *from, int32_t inputs, int8_t *bytes, float *sc
         float most = largest_lane(largest(absolute(x), absolute(y)));
         Floats inverse = all(most > 1e-30f ? 127.0f / most : 0.0f);
         Integers first = rounded(mul(x, inverse)), second = rounded(mul(y, inverse));
-        store_bytes(bytes + at, first);
-        store_bytes(bytes + at + LANES, second);
-        sums[at / LANES] = total_integers(first), sums[at / LANES + 1] = total_integers(second);
-        scales[at / GROUP] = most / 127.0f;
+        store_bytes(to->bytes + at, first);
+        store_bytes(to->bytes + at + LANES, second);
+        // Where there is damage, these may be anything: no sum of theirs may run over.
+        uint32_t sums[2] = {(uint32_t)total_integers(first), (uint32_t)total_integers(second)};
+        int32_t group = at / GROUP;
+        for (int half = 0; half < 2; half++) to->half_offsets[2 * group + half] = (int32_t)(0u - 128u * sums[half]);
+        to->offsets[group] = (int32_t)(0u - 128u * (sums[0] + sums[1]));
+        to->scales[group] = most / 127.0f;
+        to->sums[group] = to->scales[group] * (float)(int32_t)(sums[0] + sums[1]);
     }
-    scales[0] += total(damage);
+    to->scales[0] += total(damage);
 }
 
 static void rms_norm(const float *from, const float *weight, float eps, int32_t size, float *to) {

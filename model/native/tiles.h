@@ -9,68 +9,80 @@ struct TileConfig {
     uint8_t rows[16];
 } __attribute__((packed));
 
-enum { TILE_ROWS = 16, LEAST_TILE_ROWS = 8 };
+// Rows of a tile, fewest rows for which tiles pay, and the most inputs of a block that is unpacked once for all rows.
+enum { TILE_ROWS = 16, LEAST_TILE_ROWS = 8, UNPACKED_INPUTS = 8192 };
 
-// Sixteen rows from `row` on by one block; `format` is known when this is compiled.
-INLINE void multiply_tile(const Matrix *matrix, const Rows *rows, int32_t row, int32_t block, float *to, int32_t stride,
-                          int add_to, const int format) {
+// One group of nibbles as signed bytes.
+INLINE void unpack(const uint8_t *from, uint8_t *to, const int format) {
+    for (int quad = 0; quad < GROUP / 8; quad++) {
+        Quads both = load_quads(from + quad * 4 * BLOCK), low = low_nibbles(both), high = high_nibbles(both);
+        if (format == INT4) low = _mm512_sub_epi8(low, _mm512_set1_epi8(MIDDLE)), high = _mm512_sub_epi8(high, _mm512_set1_epi8(MIDDLE));
+        _mm512_storeu_si512(to + quad * 4 * BLOCK, low);
+        _mm512_storeu_si512(to + (quad + GROUP / 8) * 4 * BLOCK, high);
+    }
+}
+
+// Sixteen rows from `row` on by one block; `format` is known when this is compiled. `bytes` are the block's signed weights,
+// `step` bytes from a group to the next.
+INLINE void multiply_tile(const Matrix *matrix, const Rows *rows, int32_t row, int32_t block, const uint8_t *weights, size_t step,
+                          float *to, int32_t stride, int add_to, const int format) {
     int32_t integers[2][TILE_ROWS * BLOCK] __attribute__((aligned(64)));
-    uint8_t unpacked[GROUP * BLOCK] __attribute__((aligned(64)));
-    const uint8_t *data = matrix->data + block * matrix->block_bytes;
+    const uint8_t *data = matrix->data + block * matrix->block_bytes + integer_bytes(format);
     int32_t groups = matrix->inputs / GROUP;
     Floats sums[TILE_ROWS];
     for (int r = 0; r < TILE_ROWS; r++) sums[r] = zeros();
     const int8_t *bytes = rows->bytes + (size_t)row * rows->byte_stride;
+    const float *row_scales = rows->scales + (size_t)row * rows->scale_stride;
+    const float *row_sums = rows->sums + (size_t)row * rows->scale_stride;
     for (int32_t group = 0; group <= groups; group++) {
         if (group < groups) {
-            const uint8_t *weights = data + (size_t)group * group_bytes(format);
-            if (is_four_bits(format)) {
-                for (int quad = 0; quad < GROUP / 8; quad++) {
-                    Quads both = load_quads(weights + quad * 4 * BLOCK);
-                    _mm512_store_si512(unpacked + quad * 4 * BLOCK, low_nibbles(both));
-                    _mm512_store_si512(unpacked + (quad + GROUP / 8) * 4 * BLOCK, high_nibbles(both));
-                }
-                weights = unpacked;
-            }
             _tile_loadd(2, bytes + group * GROUP, rows->byte_stride);
-            _tile_loadd(3, weights, 64);
+            _tile_loadd(3, weights + group * step, 64);
             if (group & 1) {
                 _tile_zero(1);
-                _tile_dpbsud(1, 2, 3);
+                _tile_dpbssd(1, 2, 3);
                 _tile_stored(1, integers[1], 64);
             } else {
                 _tile_zero(0);
-                _tile_dpbsud(0, 2, 3);
+                _tile_dpbssd(0, 2, 3);
                 _tile_stored(0, integers[0], 64);
             }
         }
         if (!group) continue;
         // The group before is added up while this one is multiplied.
         const int32_t *done = integers[(group - 1) & 1];
-        const uint8_t *before = data + (size_t)(group - 1) * group_bytes(format) + integer_bytes(format);
-        Floats scales = load_half((const uint16_t *)before);
+        const uint16_t *numbers = (const uint16_t *)(data + (size_t)(group - 1) * group_bytes(format));
+        Floats scales = load_half(numbers), minimum = has_minimum(format) ? load_half(numbers + BLOCK) : zeros();
         for (int r = 0; r < TILE_ROWS; r++) {
-            size_t at = (size_t)(row + r) * rows->scale_stride + group - 1;
-            Integers sum = load_integers(done + r * BLOCK);
-            if (format != INT4_MINIMUM)
-                sum = _mm512_add_epi32(sum, all_integers(correction(rows, row + r, group - 1, 0, 2, format)));
-            sums[r] = fma(floats(sum), mul(scales, all(rows->scales[at])), sums[r]);
-            if (has_minimum(format))
-                sums[r] = add_minimum(sums[r], load_half((const uint16_t *)before + BLOCK), rows, row + r, group - 1);
+            size_t at = (size_t)r * rows->scale_stride + group - 1;
+            sums[r] = fma(floats(load_integers(done + r * BLOCK)), mul(scales, all(row_scales[at])), sums[r]);
+            if (has_minimum(format)) sums[r] = fma(minimum, all(row_sums[at]), sums[r]);
         }
     }
     int32_t left = rows->count - row < TILE_ROWS ? rows->count - row : TILE_ROWS;
     for (int r = 0; r < left; r++) put(matrix, sums[r], block, to + (size_t)(row + r) * stride, add_to);
 }
 
-#define ALL_TILES(format)                                                                                              \
-    for (int32_t block = begin; block < end; block++)                                                                  \
-        for (int32_t row = 0; row < rows->count; row += TILE_ROWS)                                                     \
-            multiply_tile(matrix, rows, row, block, to, stride, add_to, format)
+// All rows by the blocks from `begin` to before `end`; `unpacked` has room for the bytes of a block of nibbles.
+INLINE void multiply_tiles(const Matrix *matrix, const Rows *rows, float *to, int32_t stride, int add_to, int32_t begin, int32_t end,
+                           uint8_t *unpacked, const int format) {
+    for (int32_t block = begin; block < end; block++) {
+        const uint8_t *weights = matrix->data + block * matrix->block_bytes;
+        size_t step = group_bytes(format);
+        if (is_four_bits(format)) {
+            for (int32_t group = 0; group < matrix->inputs / GROUP; group++)
+                unpack(weights + group * step, unpacked + group * GROUP * BLOCK, format);
+            weights = unpacked, step = GROUP * BLOCK;
+        }
+        for (int32_t row = 0; row < rows->count; row += TILE_ROWS)
+            multiply_tile(matrix, rows, row, block, weights, step, to, stride, add_to, format);
+    }
+}
 
 static void multiply(const Matrix *matrix, const Rows *rows, float *to, int32_t stride, int add_to, int32_t begin,
                      int32_t end) {
-    if (!is_integer(matrix->format) || matrix->format == INT8_SIXTEENS || rows->count < LEAST_TILE_ROWS) {
+    int format = matrix->format, large = is_four_bits(format) && matrix->inputs > UNPACKED_INPUTS;
+    if (!is_integer(format) || format == INT8_SIXTEENS || large || rows->count < LEAST_TILE_ROWS) {
         multiply_lanes(matrix, rows, to, stride, add_to, begin, end);
         return;
     }
@@ -82,11 +94,12 @@ static void multiply(const Matrix *matrix, const Rows *rows, float *to, int32_t 
         config.rows[tile] = tile == 3 ? GROUP / 4 : TILE_ROWS;
     }
     _tile_loadconfig(&config);
-    switch (matrix->format) {
-    case INT8: ALL_TILES(INT8); break;
-    case INT4: ALL_TILES(INT4); break;
-    case INT8_MINIMUM: ALL_TILES(INT8_MINIMUM); break;
-    default: ALL_TILES(INT4_MINIMUM);
+    uint8_t *unpacked = is_four_bits(format) ? (uint8_t *)__builtin_alloca((size_t)matrix->inputs * BLOCK) : NULL;
+    switch (format) {
+    case INT8: multiply_tiles(matrix, rows, to, stride, add_to, begin, end, unpacked, INT8); break;
+    case INT4: multiply_tiles(matrix, rows, to, stride, add_to, begin, end, unpacked, INT4); break;
+    case INT8_MINIMUM: multiply_tiles(matrix, rows, to, stride, add_to, begin, end, unpacked, INT8_MINIMUM); break;
+    default: multiply_tiles(matrix, rows, to, stride, add_to, begin, end, unpacked, INT4_MINIMUM);
     }
     _tile_release();
 }
