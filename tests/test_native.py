@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,6 +16,7 @@ from torch import Tensor
 from model import native
 from model.cache import SlotCache, Work, outputs, read, wanted_logits
 from model.config import FAMILIES
+from model.errors import EngineError
 from model.generation import generate
 from model.transformer import Decoder
 from tests.tiny import tiny_model
@@ -126,3 +132,81 @@ def test_matrices_are_in_one_place_only() -> None:
     model = held(tiny_model("qwen3"), "int8")
     assert [name for name, each in model.named_parameters() if each.ndim == 2 and not each.is_meta] == []
     assert not native.can_hold(model)
+
+
+def test_what_cannot_be_computed_is_refused() -> None:
+    model = held(tiny_model("llama"), "int8")
+    cache = SlotCache(model, 2)
+    context = model.config.context_length
+    for slot, start, token_ids in [
+        (2, 0, [1]), (-1, 0, [1]), (0, -1, [1]), (0, context, [1]), (0, context - 1, [1, 2]),
+        (0, 0, [model.config.vocab_size]), (0, 0, [-1]), (0, 0, []),
+    ]:  # fmt: skip
+        with pytest.raises(EngineError, match="cannot compute"):
+            read(model, cache, [Work(slot, start, token_ids)])
+
+
+def test_two_threads_compute_at_a_time() -> None:
+    """An embedding is computed while the engine answers: each has a cache of its own, both have the same core."""
+    model = held(tiny_model("qwen3", scale=2.0), "int8", threads=2)
+    texts = [text(model, seed) for seed in range(4)]
+    expected = [logits(model, each) for each in texts]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            found = list(pool.map(lambda token_ids: logits(model, token_ids), texts))
+            assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_a_child_of_a_fork_computes_alone() -> None:
+    model = held(tiny_model("llama", scale=2.0), "int8", threads=2)
+    token_ids = text(model)
+    expected = logits(model, token_ids)
+    receiving, sending = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(sending, b"same" if torch.equal(logits(model, token_ids), expected) else b"other")
+        os._exit(0)
+    os.close(sending)
+    with os.fdopen(receiving, "rb") as pipe:
+        assert pipe.read() == b"same"
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_other_threads_run_while_a_long_pass_does() -> None:
+    """The pass is outside the interpreter's lock: a thread of Python counts on."""
+    model = held(tiny_model("llama", context_length=2048, hidden_size=128, intermediate_size=512), "float32")
+    over, counted = threading.Event(), [0]
+
+    def count() -> None:
+        while not over.is_set():
+            counted[0] += 1
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    try:
+        before = counted[0]
+        read(model, SlotCache(model), [Work(0, 0, text(model, length=2048))])
+        assert counted[0] > before
+    finally:
+        over.set()
+        counter.join()
+
+
+@pytest.mark.parametrize("value", ["0", "scalar", "1", ""])
+def test_the_environment_chooses(value: str) -> None:
+    code = "from model import native; print(*native.levels(), sep=','); print(native.why_not())"
+    environment = {**os.environ, "TOPKAPI_NATIVE": value}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    levels, why = ran.stdout.splitlines()
+    if value == "0":
+        assert levels == "" and "switched off" in why
+    else:
+        assert levels.startswith("scalar") and why == "None"
+        assert (levels == "scalar") == (value == "scalar" or len(native.levels()) == 1)
+
+
+def test_an_unknown_instruction_set_is_named() -> None:
+    code = "from model import native; native.levels()"
+    environment = {**os.environ, "TOPKAPI_NATIVE": "mmx"}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert ran.returncode != 0 and "TOPKAPI_NATIVE=mmx is no instruction set of this processor" in ran.stderr

@@ -29,16 +29,16 @@ static void quantise(const float *from, int32_t inputs, const Quantised *to) {
         damage = fma(y, zeros(), fma(x, zeros(), damage));
         float most = largest_lane(largest(absolute(x), absolute(y)));
         Floats inverse = all(most > 1e-30f ? 127.0f / most : 0.0f);
-        Integers first = rounded(mul(x, inverse)), second = rounded(mul(y, inverse));
+        // Of two numbers the second is taken where the first is none: sums of bytes stay small.
+        Integers first = rounded(largest(mul(x, inverse), all(-127.0f)));
+        Integers second = rounded(largest(mul(y, inverse), all(-127.0f)));
         store_bytes(to->bytes + at, first);
         store_bytes(to->bytes + at + LANES, second);
-        // Where there is damage, these may be anything: no sum of theirs may run over.
-        uint32_t sums[2] = {(uint32_t)total_integers(first), (uint32_t)total_integers(second)};
-        int32_t group = at / GROUP;
-        for (int half = 0; half < 2; half++) to->half_offsets[2 * group + half] = (int32_t)(0u - 128u * sums[half]);
-        to->offsets[group] = (int32_t)(0u - 128u * (sums[0] + sums[1]));
+        int32_t sums[2] = {total_integers(first), total_integers(second)}, group = at / GROUP;
+        for (int half = 0; half < 2; half++) to->half_offsets[2 * group + half] = -128 * sums[half];
+        to->offsets[group] = -128 * (sums[0] + sums[1]);
         to->scales[group] = most / 127.0f;
-        to->sums[group] = to->scales[group] * (float)(int32_t)(sums[0] + sums[1]);
+        to->sums[group] = to->scales[group] * (float)(sums[0] + sums[1]);
     }
     to->scales[0] += total(damage);
 }

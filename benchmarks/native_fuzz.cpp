@@ -1,0 +1,163 @@
+// Attacks the native core's entry points under the sanitizers: networks of random shapes, with weights of random bytes in every kind
+// and format, read random spans, right and wrong ones, on every instruction set, which have to agree on every bit.
+//
+//   g++ -std=c++17 -O1 -g -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all -pthread
+//       benchmarks/native_fuzz.cpp model/native/*.cpp -o native_fuzz   (one line)
+//   ./native_fuzz 1800      seconds; prints how many networks it made, and stops at the first finding
+
+#include "../model/native/network.h"
+
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <random>
+
+extern "C" {
+int topkapi_levels();
+const char *topkapi_level_name(int);
+void *topkapi_threads_new(int);
+int topkapi_network_new(const Shape *, int, void *, void **);
+void topkapi_network_free(void *);
+int topkapi_network_layer(void *, int, const LayerWeights *);
+int topkapi_network_outer(void *, const OuterWeights *);
+int64_t topkapi_block_floats(const Shape *);
+int topkapi_slots_new(const Shape *, int, int, float *, void **);
+void topkapi_slots_free(void *);
+int topkapi_run(void *, void *, const Pass *);
+int topkapi_logits(void *, const float *, int, float *);
+}
+
+namespace {
+
+std::mt19937 generator;
+
+int between(int least, int most) { return std::uniform_int_distribution<int>(least, most)(generator); }
+
+// Exactly as large as it has to be, so that a byte too far is found.
+template <class T> std::vector<T> exact(size_t count) {
+    std::vector<T> made(count);
+    made.shrink_to_fit();
+    return made;
+}
+
+struct Weights {
+    std::vector<std::vector<float>> floats;
+    std::vector<std::vector<uint8_t>> bytes;
+
+    const float *vector(int count, bool present = true) {
+        if (!present) return nullptr;
+        floats.push_back(exact<float>(count));
+        for (float &value : floats.back()) value = std::normal_distribution<float>(0, 0.5f)(generator);
+        return floats.back().data();
+    }
+
+    Source matrix(int outputs, int inputs, bool bias) {
+        const int kinds[][3] = {{0, 1, 4}, {1, 1, 2}, {30, 1, 2}, {2, 32, 18}, {3, 32, 20}, {6, 32, 22}, {7, 32, 24}, {8, 32, 34},
+                                {12, 256, 144}, {13, 256, 176}, {14, 256, 210}};
+        const int *kind;
+        do kind = kinds[between(0, 10)];
+        while (inputs % kind[1]);
+        const int formats[] = {FLOAT32, BFLOAT16, INT8, INT4, INT4_MINIMUM};
+        Source made = {nullptr, vector(outputs, bias), kind[0], formats[between(0, 4)], outputs, inputs};
+        if (kind[0] == 0) {
+            made.weights = vector(outputs * inputs);
+            return made;
+        }
+        bytes.push_back(exact<uint8_t>((size_t)outputs * inputs / kind[1] * kind[2]));
+        for (uint8_t &value : bytes.back()) value = (uint8_t)between(0, 255);
+        made.weights = bytes.back().data();
+        return made;
+    }
+};
+
+int failures = 0;
+
+bool same(float one, float other) { return one == other || (std::isnan(one) && std::isnan(other)); }
+
+void attack(void *threads) {
+    const int sizes[] = {16, 32, 40, 64, 256};
+    Shape shape = {};
+    shape.key_heads = between(1, 2), shape.heads = shape.key_heads * between(1, 3), shape.head_size = 2 * between(1, 20);
+    shape.vocabulary = between(1, 70), shape.hidden = sizes[between(0, 4)], shape.inner = sizes[between(0, 4)];
+    shape.layers = between(1, 2), shape.layer_norm = between(0, 1), shape.gated = between(0, 1);
+    shape.rotary = between(0, 1), shape.head_norm = between(0, 1), shape.epsilon = 1e-5f;
+    int blocks = between(1, 3), count = between(1, 3), positions = blocks * KEYS;
+    shape.positions = shape.rotary ? 0 : positions;
+    Weights weights;
+    weights.floats.reserve(100), weights.bytes.reserve(100);
+    int query = shape.heads * shape.head_size, key = shape.key_heads * shape.head_size, hidden = shape.hidden;
+    bool bias = between(0, 1);
+    std::vector<LayerWeights> layers;
+    for (int layer = 0; layer < shape.layers; layer++) {
+        LayerWeights of = {weights.matrix(query, hidden, bias), weights.matrix(key, hidden, bias), weights.matrix(key, hidden, bias),
+                           weights.matrix(hidden, query, bias), {}, weights.matrix(shape.inner, hidden, bias),
+                           weights.matrix(hidden, shape.inner, bias), weights.vector(hidden), weights.vector(hidden),
+                           weights.vector(hidden), weights.vector(hidden), weights.vector(shape.head_size),
+                           weights.vector(shape.head_size)};
+        if (shape.gated) of.gate = weights.matrix(shape.inner, hidden, bias);
+        layers.push_back(of);
+    }
+    OuterWeights outer = {{}, weights.matrix(shape.vocabulary, hidden, false), weights.vector(hidden), weights.vector(hidden),
+                          weights.vector(positions * hidden, !shape.rotary)};
+    if (between(0, 1)) outer.embedding = weights.matrix(shape.vocabulary, hidden, false);
+    const float *cosines = weights.vector(positions * shape.head_size / 2), *sines = weights.vector(positions * shape.head_size / 2);
+
+    unsigned seed = generator();
+    std::vector<float> reference;
+    for (int level = 0; level < topkapi_levels(); level++) {
+        generator.seed(seed);
+        void *network = nullptr, *slots = nullptr;
+        int failed = topkapi_network_new(&shape, level, threads, &network);
+        for (int layer = 0; layer < shape.layers; layer++) failed |= topkapi_network_layer(network, layer, &layers[layer]);
+        failed |= topkapi_network_outer(network, &outer);
+        std::vector<float> memory = exact<float>((size_t)count * blocks * topkapi_block_floats(&shape)), results;
+        failed |= topkapi_slots_new(&shape, count, blocks, memory.data(), &slots);
+        if (failed) printf("refused\n"), failures++;
+        for (int pass = 0; pass < 4; pass++) {
+            std::vector<Span> spans;
+            int rows = 0;
+            bool wrong = between(0, 3) == 0;
+            for (int slot = 0; slot < count; slot++) {
+                int position = between(0, positions - 1), length = between(1, positions - position);
+                if (wrong) position += between(-2 * positions, 2 * positions), length += between(-1, 2);
+                spans.push_back({wrong ? slot + between(-1, 1) : slot, rows, length, position});
+                rows += std::max(0, length);
+            }
+            std::vector<int32_t> tokens = exact<int32_t>(rows);
+            for (int32_t &token : tokens) token = between(0, shape.vocabulary - 1) + (wrong ? between(-1, 1) : 0);
+            std::vector<float> states = exact<float>((size_t)rows * hidden), kept = exact<float>((size_t)rows * hidden);
+            int32_t kept_layer = between(0, shape.layers - 1);
+            Pass of = {rows, (int)spans.size(), spans.data(), tokens.data(), states.data(), cosines, sines, positions, 1,
+                       &kept_layer, kept.data()};
+            if (topkapi_run(network, slots, &of)) {
+                if (!wrong) printf("refused a pass\n"), failures++;
+                continue;
+            }
+            std::vector<float> scores = exact<float>((size_t)rows * shape.vocabulary);
+            topkapi_logits(network, states.data(), rows, scores.data());
+            results.insert(results.end(), kept.begin(), kept.end());
+            results.insert(results.end(), scores.begin(), scores.end());
+        }
+        topkapi_slots_free(slots);
+        topkapi_network_free(network);
+        if (level == 0) reference = results;
+        bool equal = reference.size() == results.size();
+        for (size_t at = 0; equal && at < results.size(); at++) equal = same(reference[at], results[at]);
+        if (!equal) printf("%s differs from %s\n", topkapi_level_name(level), topkapi_level_name(0)), failures++;
+    }
+    generator.seed(seed + 1);
+}
+
+}  // namespace
+
+int main(int count, char **arguments) {
+    double seconds = count > 1 ? atof(arguments[1]) : 60;
+    generator.seed(count > 2 ? atoi(arguments[2]) : 0);
+    void *threads = topkapi_threads_new(3);
+    auto began = std::chrono::steady_clock::now();
+    int made = 0;
+    while (std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count() < seconds && !failures)
+        attack(threads), made++;
+    printf("%d networks, %d findings\n", made, failures);
+    return failures != 0;
+}
