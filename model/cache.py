@@ -122,10 +122,11 @@ def outputs(model: Decoder, cache: SlotCache, works: Sequence[Work]) -> list[Out
     """Run the network over all the new tokens of `works`, one work per slot at most; what each asked for."""
     layers: dict[int, Tensor] = {layer: torch.empty(0) for work in works for layer in work.layers}
     hidden = _run(model, cache, works, layers)
-    parts = torch.split(wanted_logits(model, hidden[_wanted(works)]), [work.wanted for work in works])
-    found, end = [], 0
-    for work, logits in zip(works, parts, strict=True):
-        end += len(work.token_ids)
+    rows = wanted_logits(model, hidden[_wanted(works)])
+    found, end, told = [], 0, 0
+    for work in works:
+        end, told = end + len(work.token_ids), told + work.wanted
+        logits = rows[told - work.wanted : told]
         # As in DoLa's own code, the output matrix is applied to the earlier state as it is, without the final norm.
         early = [wanted_logits(model, layers[layer][end - work.wanted : end]) for layer in work.layers if work.wanted]
         found.append(Output(logits, hidden[end - work.states : end], torch.stack(early) if early else logits[:0]))
