@@ -2,7 +2,7 @@
 
 LoRA (Hu et al. 2021) adds a product of two thin matrices to a frozen one; DoRA (Liu et al. 2024) then sets the length
 of each of the sum's rows. Rows of the embedding that stand for new tokens train whole. How adapters are stored:
-`model.adapter_files`.
+`model.storage.adapters`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.linear import Linear
-from model.transformer import Decoder
+from topkapi.model.linear import Linear
+from topkapi.model.transformer import Decoder
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The matrices of a layer, by their names in `Decoder`; the gpt2 family has no `gate_proj`."""

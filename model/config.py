@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from model.config_fields import GPT2_NAMES, Fields, read_rope
-from model.errors import CheckpointError
+from topkapi.model.config_fields import GPT2_NAMES, Fields, read_rope
+from topkapi.model.errors import CheckpointError
 
 Family = Literal["gpt2", "llama", "qwen2", "qwen3"]
 FAMILIES: tuple[Family, ...] = get_args(Family)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
-from model.errors import CheckpointError
+from topkapi.model.errors import CheckpointError
 
 REQUIRED: Final = object()
 

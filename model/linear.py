@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from model.adapter import Adapter
+    from topkapi.model.adapter import Adapter
 
 
 class Product(Protocol):

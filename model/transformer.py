@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from model.config import ModelConfig
-from model.linear import Linear, stacked
+from topkapi.model.config import ModelConfig
+from topkapi.model.linear import Linear, stacked
 
 if TYPE_CHECKING:
-    from model.adapter import TrainedRows
+    from topkapi.model.adapter import TrainedRows
 
 # What the number of keys at hand is rounded up to, where that changes no bits: fewer than 16 take other code paths.
 KEY_STEP = 16

@@ -14,13 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
-from model.embedding import embed
-from model.errors import EngineError, EngineStopped, Overloaded, TopkapiError
-from service.engine.engine import LONGEST_WAIT
-from service.engine.heartbeat import Heartbeat
+from topkapi.engine.engine import LONGEST_WAIT
+from topkapi.engine.heartbeat import Heartbeat
+from topkapi.model.embedding import embed
+from topkapi.model.errors import EngineError, EngineStopped, Overloaded, TopkapiError
 
 if TYPE_CHECKING:
-    from service.models import LoadedModel
+    from topkapi.service.models import LoadedModel
 
 MOST_WAITING = 64
 """Requests that may wait for the thread."""

@@ -13,9 +13,9 @@ from fastapi import FastAPI
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from model.errors import CheckpointError
-from service.models import Models
-from service.version import VERSION
+from topkapi.model.errors import CheckpointError
+from topkapi.service.models import Models
+from topkapi.service.version import VERSION
 
 LONGEST_WAIT = 60
 """Seconds that a client is told to wait at most while checkpoints are being loaded."""

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoint import Checkpoint, load_checkpoint
-from model.errors import Cancelled, CheckpointError, EngineStopped, SettingsError, TopkapiError, UnknownModel
-from model.packing import pack
-from model.tokenizer import Tokenizer
-from service.embedding import EMBEDDER
-from service.engine.engine import Engine
-from service.engine.heartbeat import Watch
-from service.locations import name_of, split_location
-from service.metrics import Metrics, ModelMetrics
-from service.settings import DtypeName, Settings
+from topkapi.engine.engine import Engine
+from topkapi.engine.heartbeat import Watch
+from topkapi.model.errors import Cancelled, CheckpointError, EngineStopped, SettingsError, TopkapiError, UnknownModel
+from topkapi.model.packing import pack
+from topkapi.model.storage.checkpoint import Checkpoint, load_checkpoint
+from topkapi.model.text.tokenizer import Tokenizer
+from topkapi.service.embedding import EMBEDDER
+from topkapi.service.locations import name_of, split_location
+from topkapi.service.metrics import Metrics, ModelMetrics
+from topkapi.service.settings import DtypeName, Settings
 
 DTYPES: dict[DtypeName, torch.dtype | None] = {
     "auto": None,

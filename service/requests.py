@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from model.errors import Cancelled
-from service.api.dialect import dialect_of
-from service.api.errors import NATIVE, error_response
+from topkapi.model.errors import Cancelled
+from topkapi.service.api.http.dialect import dialect_of
+from topkapi.service.api.http.errors import NATIVE, error_response
 
 ANSWER_SECONDS = 0.2
 """How long the end of an answer may take to be sent: for ever, to a client that does not read."""

@@ -20,14 +20,14 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from model.errors import EngineStopped
-from service.api.checkpoints import describe
-from service.app import create_app
-from service.connections import bounded
-from service.gate import Gate
-from service.models import Models
-from service.requests import Requests
-from service.settings import Settings
+from topkapi.model.errors import EngineStopped
+from topkapi.service.api.native.checkpoints import describe
+from topkapi.service.app import create_app
+from topkapi.service.connections import bounded
+from topkapi.service.gate import Gate
+from topkapi.service.models import Models
+from topkapi.service.requests import Requests
+from topkapi.service.settings import Settings
 
 ENGINE_SECONDS = 2.0
 """How long engines may take to end their step after a signal; then what they do is ended for them."""
@@ -61,7 +61,7 @@ def serve(settings: Settings, listener: socket.socket, locations: list[str]) -> 
 
         def make() -> FastAPI:
             if settings.studio:
-                import service.ui.studio  # noqa: F401  (what is imported is not looked through, either)
+                import topkapi.service.ui.studio  # noqa: F401  (what is imported is not looked through, either)
             # Collecting garbage holds the interpreter for as long as it looks through the million objects of modules.
             gc.freeze()
             load(models, locations)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from model.errors import SettingsError
+from topkapi.model.errors import SettingsError
 
 DtypeName = Literal["auto", "float32", "bfloat16", "int8"]
 

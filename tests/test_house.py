@@ -91,10 +91,10 @@ def test_rooms_import_only_what_they_may() -> None:
 
 
 def test_the_engine_knows_no_text_and_the_api_no_tensors() -> None:
-    web = ("fastapi", "starlette", "pydantic", "gradio", "service.api")
+    web = ("fastapi", "starlette", "pydantic", "gradio", "topkapi.service.api")
     unknown = {
-        ("service", "engine"): (*web, "model.tokenizer", "model.chat"),
-        ("service", "api"): ("torch", "gradio", "service.ui"),
+        ("service", "engine"): (*web, "topkapi.model.text.tokenizer", "topkapi.model.conversation.chat_template"),
+        ("service", "api"): ("torch", "gradio", "topkapi.service.ui"),
         ("service", "ui"): ("torch",),
     }
 
@@ -196,7 +196,7 @@ def test_the_files_that_install_agree() -> None:
     extras = set(PYPROJECT["project"]["optional-dependencies"])
     assert set(re.findall(r"--extra (\w+)", makefile)) == extras - UNLOCKED
     assert all(name in makefile for name in LOCKS)
-    assert PYPROJECT["project"]["scripts"] == {"topkapi": "service.cli:main"}
+    assert PYPROJECT["project"]["scripts"] == {"topkapi": "topkapi.service.commands.cli:main"}
     assert "make test" in (ROOT / ".ci" / "run").read_text()
     (minimum,) = re.findall(r"version_info < \((\d+, \d+)\)", makefile)
     assert PYPROJECT["project"]["requires-python"] == ">=" + minimum.replace(", ", ".")

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from model.config import Family, ModelConfig
-from model.errors import CheckpointError
-from model.quantize import int8_product
-from model.transformer import Decoder, initialise
+from topkapi.model.config import Family, ModelConfig
+from topkapi.model.errors import CheckpointError
+from topkapi.model.quantize import int8_product
+from topkapi.model.transformer import Decoder, initialise
 
 
 def tiny_config(family: Family = "qwen3", **changes: Any) -> ModelConfig:

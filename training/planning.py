@@ -13,15 +13,14 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from training.console import Console, duration
-from training.data.windows import Batch, Loader
-from training.memorisation import Tokens
-from training.memory import PeakMemory, memory_for_a_run
-from training.pace import flops_per_token, longest_text
-from training.recipe import TrainingRecipe
-from training.run import RunDirectory
-from training.standing import Standing
-from training.trainer import Training
+from topkapi.training.data.windows import Batch, Loader, Tokens
+from topkapi.training.optimisation.memory import PeakMemory, memory_for_a_run
+from topkapi.training.optimisation.throughput import flops_per_token, longest_text
+from topkapi.training.recipes.recipe import TrainingRecipe
+from topkapi.training.run.console import Console, duration
+from topkapi.training.run.directory import RunDirectory
+from topkapi.training.run.state import Standing
+from topkapi.training.trainer import Training
 
 # A trial lasts so long, and so many steps at least and at most, besides the first, which is warmer than the others.
 TRIAL_SECONDS = 10.0

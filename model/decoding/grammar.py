@@ -24,10 +24,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.decoding.parameters import grammar_parameter
-from model.decoding.table import LONGEST_STRUCTURE
-from model.errors import EngineError, InvalidRequest, Overloaded
-from model.tokenizer import Tokenizer
+from topkapi.model.decoding.parameters import grammar_parameter
+from topkapi.model.decoding.table import LONGEST_STRUCTURE
+from topkapi.model.errors import EngineError, InvalidRequest, Overloaded
+from topkapi.model.text.tokenizer import Tokenizer
 
 # Between the elements of JSON: small models given more freedom go on with blanks for ever.
 WHITE_SPACE = r"[ ]|\n[ ]{0,16}"

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from model.decoding.words import Words
-from model.errors import InvalidRequest
+from topkapi.model.decoding.words import Words
+from topkapi.model.errors import InvalidRequest
 
 Kind = Literal[
     "integer", "number", "boolean", "strings", "integers", "integer_to_number", "words", "text", "schema", "prompt",

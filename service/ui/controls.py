@@ -7,9 +7,9 @@ from typing import Any
 
 import gradio as gr
 
-from model.decoding.parameters import BY_NAME, PARAMETERS, Parameter
-from service.generation import defaults_of
-from service.models import LoadedModel
+from topkapi.model.decoding.parameters import BY_NAME, PARAMETERS, Parameter
+from topkapi.service.generation import defaults_of
+from topkapi.service.models import LoadedModel
 
 COMMON = ("temperature", "top_k", "top_p", "min_p")
 """What most people reach for first; other controls lie in a folded section."""

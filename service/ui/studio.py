@@ -14,9 +14,9 @@ from fastapi import FastAPI
 from starlette.routing import Mount, compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.errors import error_response, method_not_allowed, not_found
-from service.models import Models
-from service.ui.chat import chat_tab
+from topkapi.service.api.http.errors import error_response, method_not_allowed, not_found
+from topkapi.service.models import Models
+from topkapi.service.ui.chat import chat_tab
 
 STYLE = Path(__file__).with_name("studio.css")
 SCRIPT = Path(__file__).with_name("studio.js")

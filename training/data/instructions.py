@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.chat import ChatTemplate, EncodedChat
-from model.errors import DataError, InvalidRequest
-from model.tokenizer import Tokenizer
-from training.data.rows import FORMATS, Message, Told, check_template, conversations_of
-from training.data.sources import LINES, decode_utf8, parse_json, read_lines
-from training.data.windows import EVALUATION_EPOCH, IGNORED, Batch, Order, permutation
-from training.memorisation import joined
+from topkapi.model.conversation.chat_template import ChatTemplate, EncodedChat
+from topkapi.model.errors import DataError, InvalidRequest
+from topkapi.model.text.tokenizer import Tokenizer
+from topkapi.training.data.rows import FORMATS, Message, Told, check_template, conversations_of
+from topkapi.training.data.sources import LINES, decode_utf8, parse_json, read_lines
+from topkapi.training.data.windows import EVALUATION_EPOCH, IGNORED, Batch, Order, joined, permutation
 
 
 @dataclass(frozen=True)

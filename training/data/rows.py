@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from model.chat import ChatTemplate
-from model.errors import DataError
+from topkapi.model.conversation.chat_template import ChatTemplate
+from topkapi.model.errors import DataError
 
 Message = dict[str, Any]
 

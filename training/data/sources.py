@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
-from model.errors import DataError
+from topkapi.model.errors import DataError
 
 LINES = (".jsonl", ".jsonl.bz2", ".jsonl.gz", ".jsonl.zst")
 SUFFIXES = (".txt", *LINES, ".parquet", ".arrow")

@@ -6,16 +6,16 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from model.chat import BUILT_IN_TEMPLATES, ChatTemplate
-from model.checkpoint import Checkpoint
-from model.errors import InvalidRequest, SettingsError
-from model.generation import Generation, generate_batch
-from model.tokenizer import Tokenizer
-from training.evaluation.judge import Judge
-from training.evaluation.measures import Measure, mean
-from training.evaluation.scoring_tasks import Outcome, Progress
-from training.evaluation.tasks import Instruction, Task, exercises, instructions
-from training.evaluation.text_measures import exact_match, repetition, rouge_l, token_f1
+from topkapi.model.conversation.chat_template import BUILT_IN_TEMPLATES, ChatTemplate
+from topkapi.model.errors import InvalidRequest, SettingsError
+from topkapi.model.generation import Generation, generate_batch
+from topkapi.model.storage.checkpoint import Checkpoint
+from topkapi.model.text.tokenizer import Tokenizer
+from topkapi.training.evaluation.judge import Judge
+from topkapi.training.evaluation.measures import Measure, mean
+from topkapi.training.evaluation.scoring_tasks import Outcome, Progress
+from topkapi.training.evaluation.tasks import Instruction, Task, exercises, instructions
+from topkapi.training.evaluation.text_measures import exact_match, repetition, rouge_l, token_f1
 
 # Scaffolding of a template shorter than this may well occur in an honest answer.
 _LEAST_LEAK = 6

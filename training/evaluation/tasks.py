@@ -12,9 +12,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from model.errors import DataError, SettingsError
-from training.data.sources import no_such_file, read_documents
-from training.evaluation.checks import Check, ifeval_checks, parse_checks
+from topkapi.model.errors import DataError, SettingsError
+from topkapi.training.data.sources import no_such_file, read_documents
+from topkapi.training.evaluation.checks import Check, ifeval_checks, parse_checks
 
 Kind = Literal["perplexity", "lambada", "blimp", "choices", "instructions", "exercises"]
 
@@ -208,7 +208,7 @@ def exercises(task: Task) -> list[Instruction]:
 
 def _instructions(row: object, origin: str, input_heading: bool) -> Iterator[Instruction]:
     # torch comes with it.
-    from training.data.instructions import messages_of
+    from topkapi.training.data.instructions import messages_of
 
     given: dict[str, Any] = dict(row) if isinstance(row, dict) else {}
     checks = parse_checks(given.pop("checks"), origin) if "checks" in given else []
@@ -234,7 +234,7 @@ def _instructions(row: object, origin: str, input_heading: bool) -> Iterator[Ins
 
 
 def _rows(path: Path, task: Task) -> Iterator[tuple[str, object]]:
-    from training.data.instructions import read_rows
+    from topkapi.training.data.instructions import read_rows
 
     if task.test_examples is None:
         rows = list(islice(read_rows(path), task.limit))

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from model.decoding.parameters import PARAMETERS
-from model.errors import InvalidRequest
-from model.tool_call_reader import CallBegan, Event, Said, ToolCallReader
-from model.tool_calls import ToolCallForm
-from service.api.errors import InapplicableField
-from service.api.openai.conversation import NamedTool, Tool, ToolChoice
-from service.models import LoadedModel
+from topkapi.model.conversation.tool_call_reader import CallBegan, Event, Said, ToolCallReader
+from topkapi.model.conversation.tool_calls import ToolCallForm
+from topkapi.model.decoding.parameters import PARAMETERS
+from topkapi.model.errors import InvalidRequest
+from topkapi.service.api.http.errors import InapplicableField
+from topkapi.service.api.openai.conversation import NamedTool, Tool, ToolChoice
+from topkapi.service.models import LoadedModel
 
 STRUCTURES = tuple(parameter.name for parameter in PARAMETERS if parameter.stage == "grammar")
 
