@@ -16,9 +16,9 @@ from dataclasses import replace
 from topkapi.engine.network import DecoderNetwork, Network
 from topkapi.engine.request import Deliver, Failed, GenerateJob, Job
 from topkapi.engine.search import sequences_of
-from topkapi.engine.sequences import Sequence, layers_of
+from topkapi.engine.sequences import layers_of
 from topkapi.engine.steps import Counters, Steps
-from topkapi.engine.submitted import Submitted
+from topkapi.engine.submitted import Sequence, Submitted
 from topkapi.model.config import ModelConfig
 from topkapi.model.decoding.parameters import BY_NAME, grammar_parameter
 from topkapi.model.decoding.speculation import DRAFT_TOKENS, Drafter

@@ -10,8 +10,8 @@ import bisect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from topkapi.engine.sequences import Sequence
 from topkapi.engine.slots import Grant, SlotPool
+from topkapi.engine.submitted import Sequence
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from topkapi.engine.request import Finished, FinishReason, GenerateJob, ScoreJob, StopCheck, Token
-from topkapi.engine.sequences import Continuation, ScoredText, Sequence, end_of, layers_of, limit_of, token_event
+from topkapi.engine.sequences import Continuation, ScoredText, end_of, layers_of, limit_of, token_event
 from topkapi.engine.slots import common_prefix
-from topkapi.engine.submitted import Submitted
+from topkapi.engine.submitted import Choosing, Sequence, Submitted
 from topkapi.model.cache import Output
 from topkapi.model.config import ModelConfig
 from topkapi.model.decoding.choosing import check_logits, choose, nothing_left
@@ -67,7 +67,7 @@ class Branch(Sequence):
         self.search.finish(reason)
 
 
-class Search(ABC):
+class Search(Choosing):
     """A job whose next tokens are chosen for several branches at once."""
 
     def __init__(self, owner: Submitted, job: GenerateJob, config: ModelConfig, width: int) -> None:
@@ -85,7 +85,7 @@ class Search(ABC):
         """Of how many of a branch's next `count` tokens final states are needed."""
         return 0
 
-    def read(self, branch: Branch, output: Output) -> None:  # noqa: B027 (not every search needs it)
+    def read(self, branch: Branch, output: Output) -> None:
         """Told of every output of a branch, those from the midst of the prompt too."""
 
     @abstractmethod

@@ -1,12 +1,10 @@
-"""What the engine runs: one continuation of a prompt, or one text to score. Tokens, progress and how each ends."""
+"""The sequences that the engine runs: one continuation of a prompt, or one text to score."""
 
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import replace
-from typing import Protocol
 
 from torch import Tensor
 
@@ -21,7 +19,7 @@ from topkapi.engine.request import (
     StopCheck,
     Token,
 )
-from topkapi.engine.submitted import Submitted, ranked
+from topkapi.engine.submitted import Sequence, Submitted, ranked
 from topkapi.model.cache import Output
 from topkapi.model.config import ModelConfig
 from topkapi.model.decoding.choosing import Choice
@@ -31,94 +29,6 @@ from topkapi.model.decoding.speculation import Draft, Pace, looked_up
 from topkapi.model.decoding.stages import Row
 from topkapi.model.generation import ends_sequence, token_limit
 from topkapi.model.scoring import Scores, add_scores, windows
-
-
-class Sequence(ABC):
-    """A list of tokens of which the first `computed` are in cache slot `slot`; the engine's unit of work."""
-
-    def __init__(self, owner: Submitted, index: int, tokens: list[int]) -> None:
-        self.owner, self.index, self.tokens = owner, index, tokens
-        self.computed = 0
-        self.slot: int | None = None
-        self.done = False
-        self.scores: Scores | None = None
-        # What the network said after the last token, kept until it can be gone on with; gone with the slot.
-        self.output: Output | None = None
-        # Events that wait until it is known whether they are reported at all.
-        self.held: list[Event] = []
-
-    @property
-    def pending(self) -> int:
-        """Tokens still to be read."""
-        return len(self.tokens) - self.computed
-
-    @property
-    def over_at_once(self) -> FinishReason | None:
-        """Why there is nothing to do, if there is not."""
-        return None
-
-    @property
-    def gang(self) -> Collection[Sequence]:
-        """The sequences that can only go on together, this one among them: all of them have a slot, or none."""
-        return (self,)
-
-    @property
-    def ready(self) -> bool:
-        """Whether the sequence may be admitted."""
-        return True
-
-    @property
-    def reusable(self) -> int:
-        """How many of its first tokens may come from the cache without being read."""
-        return len(self.tokens) - 1
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The earlier layers whose logits are needed where logits are."""
-        return ()
-
-    @property
-    def most(self) -> int:
-        """The most tokens that it may generate."""
-        return 0
-
-    def work_left(self) -> tuple[int, int]:
-        """Tokens of a prompt or a text that are still to be read, and the most that may still be generated."""
-        return self.pending if self.pending > 1 else 0, 0
-
-    def wanted(self, count: int) -> int:
-        """Of how many of the next `count` tokens, counted from the last, logits are needed."""
-        return 1 if count == self.pending else 0
-
-    def states(self, count: int) -> int:
-        """Of how many of the next `count` tokens, counted from the last, final states are needed."""
-        return 0
-
-    def guess(self, room: int) -> list[int]:
-        """Up to `room` tokens that may come after the next one, to be read with it."""
-        return []
-
-    @abstractmethod
-    def receive(self, output: Output, guesses: list[int]) -> Continuation | Choosing | None:
-        """Take in what the network said of the tokens it just read (`computed` counts them already, but no guesses).
-
-        Returns what can now be gone on with, if something can.
-        """
-
-    def finish(self, reason: FinishReason, stop_reason: str | int | None = None) -> None:
-        """End with `reason`."""
-        self.done = True
-        self.owner.events.append(Finished(self.index, reason, stop_reason))
-
-
-class Choosing(Protocol):
-    """Sequences whose next tokens are chosen together once all of them have been read."""
-
-    owner: Submitted
-
-    def advance(self, copy: Callable[[int, int, int, int], None]) -> None:
-        """Choose; `copy(source slot, target slot, start, end)` moves what is in the cache."""
-        ...
 
 
 class Continuation(Sequence):

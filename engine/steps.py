@@ -15,10 +15,10 @@ from torch import Tensor
 from topkapi.engine.heartbeat import Heartbeat
 from topkapi.engine.network import Network
 from topkapi.engine.scheduler import Scheduler, Share
-from topkapi.engine.sequences import Continuation, Sequence
+from topkapi.engine.sequences import Continuation
 from topkapi.engine.slots import Grant
 from topkapi.engine.speed import Speed
-from topkapi.engine.submitted import Submitted
+from topkapi.engine.submitted import Choosing, Sequence, Submitted
 from topkapi.model.cache import Work
 from topkapi.model.decoding.choosing import choose
 from topkapi.model.decoding.speculation import Drafter
@@ -150,7 +150,7 @@ class Steps:
             ready = self._attempt(sequence.owner, partial(sequence.receive, output, share.guesses))
             if isinstance(ready, Continuation):
                 choosing.append(ready)
-            elif ready is not None:
+            elif isinstance(ready, Choosing):
                 self._attempt(ready.owner, partial(ready.advance, self.network.copy))
                 self.counters.generated_tokens += 1
         self._choose_in_turn(choosing)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from topkapi.engine.engine import Engine
 from topkapi.engine.request import Job
-from topkapi.engine.sequences import Continuation, Sequence
+from topkapi.engine.sequences import Continuation
+from topkapi.engine.submitted import Sequence
 
 
 @dataclass(frozen=True)

@@ -333,6 +333,7 @@ def _modules(model: Decoder) -> dict[str, list[Adapter]]:
     for name, linear in named_linears(model):
         if linear.adapter is None:
             continue
+        assert isinstance(linear.adapter, Adapter)
         if model.config.family == "gpt2":
             _, layer, module = name.split(".", 2)
             name = f"transformer.h.{layer}.{theirs.get(module, 'attn.c_attn')}"

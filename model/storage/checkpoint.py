@@ -71,14 +71,12 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Load a checkpoint directory, an adapter's or a GGUF file for inference.
 
-    Matrices are held in `dtype` (None: as each is stored, see `model.storage.building`; `torch.int8`: see `model.quantize`),
-    vectors in float32. `verify` compares every file with the digests in `topkapi.json`. An adapter is merged into
-    `base`, by default the checkpoint that it names. A load that somebody else asked for is confined to the directory
-    `within`: nothing is read that lies elsewhere, links followed, and its tokenizer is tried in a process of its own
-    first.
-
-    Raises `CheckpointError` naming the file for what is missing, unreadable, truncated, altered, ambiguous or not
-    supported, whatever the files hold.
+    Matrices are held in `dtype` (None: as each is stored, see `model.storage.building`; `torch.int8`: see
+    `model.quantize`), vectors in float32. `verify` compares every file with the digests in `topkapi.json`. An adapter
+    is merged into `base`, by default the checkpoint that it names. A load that somebody else asked for is confined to
+    the directory `within`: nothing is read that lies elsewhere, links followed, and its tokenizer is tried in a process
+    of its own first. Raises `CheckpointError` naming the file for what is missing, unreadable, truncated, altered,
+    ambiguous or not supported, whatever the files hold.
     """
     try:
         with confined(None if within is None else Path(within)):

@@ -1,7 +1,7 @@
 """Checkpoints as GGUF files that llama.cpp loads: metadata, tensors, tokenizer and chat template.
 
-The inverse of `model.gguf`, under the conventions of llama.cpp's own converter: vectors and learned positions stay
-float32, llama's query and key rows are interleaved, gpt2's matrices lie as a plain product wants them.
+The inverse of `model.storage.gguf`, under the conventions of llama.cpp's own converter: vectors and learned positions
+stay float32, llama's query and key rows are interleaved, gpt2's matrices lie as a plain product wants them.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ READ = (
     "rope.scaling.factor",
     "rope.scaling.type",
 )
-"""What `model.gguf` reads, after the architecture's name."""
+"""What `model.storage.gguf` reads, after the architecture's name."""
 
 NO_EFFECT = {
     "classifier.output_labels": "names of a classifier's outputs",

@@ -24,7 +24,7 @@ def add_embeddings(routes: APIRouter, models: Models, errors: Mapping[int | str,
     async def embed(request: Request, body: schemas.LlamaEmbeddingRequest) -> Response:
         model = models.get(body.model)
         texts = await apart(request, _texts, model, body)
-        vectors = await unless_disconnected(request, embedded(model, texts))
+        vectors = await unless_disconnected(request, embedded(model.checkpoint.model, texts))
         return await answered(lambda: [{"index": index, "embedding": [vector]} for index, vector in enumerate(vectors)])
 
     for path in ("/embedding", "/embeddings"):

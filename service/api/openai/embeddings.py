@@ -68,7 +68,7 @@ def add_routes(routes: APIRouter, models: Models) -> None:
     async def embeddings(request: Request, body: EmbeddingsRequest) -> Response:
         model = models.get(body.model)
         texts = await apart(request, _checked, model, body)
-        vectors = await unless_disconnected(request, embedded(model, texts))
+        vectors = await unless_disconnected(request, embedded(model.checkpoint.model, texts))
         count = sum(map(len, texts))
         usage = {"prompt_tokens": count, "total_tokens": count}
 

@@ -1,4 +1,4 @@
-"""Writes tests/model/decoding/llama_vectors.json: what llama.cpp's samplers leave of some logits, to compare Topkapi's stages with.
+"""Writes llama_vectors.json: what llama.cpp's samplers leave of some logits, to compare Topkapi's stages with.
 
 Needs `pip install llama-cpp-python`, which compiles llama.cpp and is no dependency of this project; run it where that
 is installed: `python tests/model/decoding/record_llama_vectors.py`. The file names the version it was recorded with.
