@@ -78,10 +78,11 @@ def listens(port: int) -> bool:
 
 def test_a_signal_while_it_loads_ends_the_process_cleanly(tiny_checkpoint) -> None:
     slow = (
-        "import time, service.models as models; load = models.load_checkpoint\n"
+        "import time, topkapi.service.models as models; load = models.load_checkpoint\n"
         "def later(*a, **k): time.sleep(60); return load(*a, **k)\n"
         "models.load_checkpoint = later\n"
-        "from service.cli import main; import sys; sys.exit(main(['serve', '--port', sys.argv[2], sys.argv[1]]))"
+        "from topkapi.service.commands.cli import main; import sys\n"
+        "sys.exit(main(['serve', '--port', sys.argv[2], sys.argv[1]]))"
     )
     with bind("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]

@@ -29,7 +29,7 @@ HEAD = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application
 
 BROKEN = """
 import os, sys, time
-import service.engine.network as network, service.engine.scheduler as scheduler
+import topkapi.engine.network as network, topkapi.engine.scheduler as scheduler
 run, plan = network.DecoderNetwork.run, scheduler.Scheduler.plan
 def sabotaged(self, works):
     while os.path.exists(sys.argv[1] + "/hang"):
@@ -43,7 +43,7 @@ def broken(self):
         raise RuntimeError("the plan")
     return plan(self)
 network.DecoderNetwork.run, scheduler.Scheduler.plan = sabotaged, broken
-from service.cli import main
+from topkapi.service.commands.cli import main
 sys.exit(main(["serve", *sys.argv[2:]]))
 """
 

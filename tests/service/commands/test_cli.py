@@ -57,8 +57,10 @@ def type_in(monkeypatch: pytest.MonkeyPatch, raw: bytes) -> None:
 
 def test_help_and_version_load_no_torch() -> None:
     for flag, words in (("--help", "serve checkpoints over HTTP"), ("--version", "topkapi ")):
-        script = f"import sys; sys.argv = ['topkapi', '{flag}']\nimport service.cli\n"
-        script += "try: service.cli.main()\nfinally: print('torch' in sys.modules, 'gradio' in sys.modules)"
+        script = f"import sys; sys.argv = ['topkapi', '{flag}']\nimport topkapi.service.commands.cli\n"
+        script += (
+            "try: topkapi.service.commands.cli.main()\nfinally: print('torch' in sys.modules, 'gradio' in sys.modules)"
+        )
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
         assert words in done.stdout and done.stdout.endswith("False False\n"), done.stderr
 

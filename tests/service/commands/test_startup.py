@@ -20,7 +20,7 @@ from topkapi.service.commands.parser import Parser
 # Commands are refused one after the other in one child, which says after each whether it has imported torch.
 CHILD = """
 import contextlib, io, json, sys
-from service.cli import main
+from topkapi.service.commands.cli import main
 for line in sys.stdin:
     told = io.StringIO()
     with contextlib.redirect_stderr(told):
@@ -217,7 +217,7 @@ class Wait:
             sys.__stdout__.write("importing torch\\n"); sys.__stdout__.flush()
             raise KeyboardInterrupt
 sys.meta_path.insert(0, Wait())
-from service.cli import main
+from topkapi.service.commands.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 
