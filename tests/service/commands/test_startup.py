@@ -198,7 +198,7 @@ def test_no_beginning_of_a_flag_is_taken_for_the_flag(refused: Refused) -> None:
 
 
 def test_helps_import_nothing_heavy(place: Path) -> None:
-    script = "import sys\nfrom service.cli import build_parser\nparser = build_parser()\n"
+    script = "import sys\nfrom topkapi.service.commands.cli import build_parser\nparser = build_parser()\n"
     script += "def walk(parser):\n    parser.format_help()\n    for action in parser._actions:\n"
     script += "        for child in action.choices.values() if isinstance(action.choices, dict) else ():\n"
     script += "            walk(child)\nwalk(parser)\n"
