@@ -11,7 +11,6 @@ import torch
 
 from tests.model.test_scoring import transformers_model
 from tests.tiny import tiny_model
-from topkapi.model.config import Family
 from topkapi.model.generation import generate, generate_batch
 from topkapi.model.storage.checkpoint import load_checkpoint, save_checkpoint
 from topkapi.service.commands.cli import main
@@ -22,7 +21,7 @@ BASE, CHOICES = [5, 9, 2, 44, 7, 7, 31], [[3], [8, 1, 9], [8, 2], [3, 3, 3, 3, 3
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "qwen3"])
-def test_likelihoods_equal_transformers_whatever_is_read_together(family: Family) -> None:
+def test_likelihoods_equal_transformers_whatever_is_read_together(family: str) -> None:
     """Choices after one prompt, texts that begin alike, one that is another's beginning, and texts of other lengths."""
     choices = [Scored([*BASE, *choice], len(BASE)) for choice in CHOICES]
     pair = [Scored([4, 8, 15, 16, 23]), Scored([4, 8, 42, 16, 23, 5])]
