@@ -158,6 +158,8 @@ def loaded(settings: Settings, location: str) -> Iterator[LoadedModel]:
     try:
         with loading(name_of_location(location)):
             model = models.load(location)
+        for warning in model.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
         yield model
     finally:
         models.close()

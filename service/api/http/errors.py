@@ -47,6 +47,10 @@ class UnsupportedMediaType(InvalidRequest):
     kind = "unsupported_media_type"
 
 
+class UnsupportedEncoding(UnsupportedMediaType):
+    """The body is compressed."""
+
+
 class NotFound(InvalidRequest):
     """There is no such route."""
 
@@ -120,6 +124,8 @@ def error_response(error: TopkapiError, dialect: Dialect, headers: dict[str, str
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, RequestTimeout):
         headers["Connection"] = "close"
+    if isinstance(error, UnsupportedEncoding):
+        headers["Accept-Encoding"] = "identity"
     status, body = dialect.render(error)
     return JSONResponse(body, status, headers)
 
@@ -186,7 +192,7 @@ def from_validation(errors: Sequence[Any], body: Any, known_fields: Sequence[str
 
     Of what it says about the alternatives of one field, that which got furthest counts.
     """
-    places = [place_of(each["loc"], body) + _tag(each) for each in errors]
+    places = [place_of(each["loc"], body, missing=each["type"] == "missing") + _tag(each) for each in errors]
     field = places[0][:1]
     depth = max(len(place) for place in places if place[:1] == field)
     chosen = [
@@ -220,8 +226,11 @@ def _said(complaint: Any) -> str:
     return f"{text[:1].lower()}{text[1:]}"
 
 
-def place_of(location: Sequence[str | int], body: Any) -> list[str | int]:
-    """Where in `body` pydantic's `location` is: it also names the alternatives of a field, which nobody sent."""
+def place_of(location: Sequence[str | int], body: Any, *, missing: bool = False) -> list[str | int]:
+    """Where in `body` pydantic's `location` is: it also names the alternatives of a field, which nobody sent.
+
+    Of a field that is `missing`, the name is meant though it's not there.
+    """
     if location[:1] and location[0] in ("query", "path", "header"):
         return list(location[1:])
     place: list[str | int] = []
@@ -234,8 +243,7 @@ def place_of(location: Sequence[str | int], body: Any) -> list[str | int]:
             inside = isinstance(at[part], dict | list) and parts[number + 1] != part
         if inside:
             at = at[part]
-        # A field that is missing is not there, but its name is meant all the same.
-        if inside or (isinstance(at, dict) and number == len(parts) - 1):
+        if inside or (missing and isinstance(at, dict) and number == len(parts) - 1):
             place.append(part)
     return place
 
@@ -247,7 +255,7 @@ def field_name(location: Sequence[str | int]) -> str:
 
 def location_of(name: str) -> list[str | int]:
     """The parts of a place in a body, from `a.b[0].c`."""
-    return [int(part[1:-1]) if part[0] == "[" else part for part in re.findall(r"[^.[\]]+|\[\d+\]", name)]
+    return [int(part[1:-1]) if part[0] == "[" else part for part in re.findall(r"[^.[\]]+|\[[0-9]{1,9}\]", name)]
 
 
 def inapplicable(name: str, why: str) -> InapplicableField:
