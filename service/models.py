@@ -14,10 +14,10 @@ import torch
 
 from topkapi.engine.engine import Engine
 from topkapi.engine.heartbeat import Watch
+from topkapi.model.conversation.template_trial import try_template
 from topkapi.model.errors import Cancelled, CheckpointError, EngineStopped, SettingsError, TopkapiError, UnknownModel
 from topkapi.model.packing import pack
 from topkapi.model.storage.checkpoint import Checkpoint, load_checkpoint
-from topkapi.model.template_trial import try_template
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.service.embedding import EMBEDDER
 from topkapi.service.locations import name_of, split_location

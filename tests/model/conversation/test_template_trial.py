@@ -9,8 +9,8 @@ import pytest
 
 from tests.model.conversation.test_tool_calls import LLAMA_TEMPLATE, TOOL_TEMPLATE
 from topkapi.model.conversation.chat_template import BUILT_IN_TEMPLATES, ChatTemplate
+from topkapi.model.conversation.template_trial import try_template
 from topkapi.model.errors import CheckpointError
-from topkapi.model.template_trial import try_template
 
 EACH = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 REFUSED = {
