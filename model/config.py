@@ -193,7 +193,7 @@ class ModelConfig:
             rest["attention_bias"] = self.qkv_bias
         if self.traits.mlp_bias:
             rest["mlp_bias"] = self.mlp_bias
-        return common | rest | self.traits.written
+        return {**common, **rest, **self.traits.written}
 
 
 def _divisors(number: int) -> str:
