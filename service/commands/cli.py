@@ -1,19 +1,21 @@
 """The `topkapi` command: serving and the terminal here, training registered from its own room.
 
-What a command needs is imported when it runs, so that `topkapi --help` answers at once.
+What a command needs is imported when it runs, so that `topkapi --help` answers at once; and nothing is imported with
+this module that takes a moment, for Ctrl-C in it would end in the interpreter's trace.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
 
-from topkapi.model.errors import TopkapiError
-from topkapi.service.commands.parser import Parser
-from topkapi.service.version import VERSION
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+    from types import FrameType
+    from typing import Any
 
 DESCRIPTION = "Train small language models, serve them over HTTP, and talk to them."
 EPILOG = """examples:
@@ -32,18 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads that wait for each other by spinning take the cores from the event loop, from whatever else runs on the
     # machine, and then from one another. Must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    parser = build_parser()
-    parsed = parser.parse_args(arguments)
-    if "handler" not in parsed:
-        parser.print_help()
-        return 0
+    before = signal.getsignal(signal.SIGINT)
+    # Whoever ignores Ctrl-C, as a shell does for what runs in the background, goes on ignoring it.
+    takes_over = before is signal.default_int_handler and _in_main_thread()
+    if takes_over:
+        signal.signal(signal.SIGINT, interrupted)
     try:
-        code: int = parsed.handler(parsed)
+        code = _run(arguments)
         sys.stdout.flush()
         return code
-    except TopkapiError as error:
-        print(parsed.parser.told(error), file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
@@ -51,10 +50,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of a pipe has gone (`topkapi generate … | head -1`): flushing at exit must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    finally:
+        if takes_over:
+            signal.signal(signal.SIGINT, before)
+
+
+def _in_main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()
+
+
+def interrupted(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C: a `KeyboardInterrupt`; but while something is imported, the end of the process at once.
+
+    Extension modules lose such an exception, or leave a module behind that is half there and fails as something else.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, b"\n")
+            os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    from topkapi.model.errors import TopkapiError
+
+    parser = build_parser()
+    parsed = parser.parse_args(arguments)
+    if "handler" not in parsed:
+        parser.print_help()
+        return 0
+    try:
+        code: int = parsed.handler(parsed)
+    except TopkapiError as error:
+        print(parsed.parser.told(error), file=sys.stderr)
+        return 2
+    return code
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every command; each sets `handler`, which takes the parsed namespace and returns an exit code."""
+    import argparse
+
+    from topkapi.service.commands.parser import Parser
+    from topkapi.service.version import VERSION
+
     parser = Parser(
         "topkapi", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -72,6 +114,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_serve(commands: Any) -> None:
+    import argparse
+
     serve = commands.add_parser(
         "serve",
         help="serve checkpoints over HTTP, with a studio in the browser",
@@ -82,40 +126,35 @@ def _add_serve(commands: Any) -> None:
         "checkpoint", nargs="*", help="directory or .gguf file, or name=path (default: every one in checkpoints/)"
     )
     serve.add_argument("--host", help="address to listen on; 0.0.0.0 for every interface [127.0.0.1]")
-    serve.add_argument("--port", type=int, help="port to listen on; 0 for a free one [8000]")
+    serve.add_argument("--port", metavar="N", help="port to listen on; 0 for a free one [8000]")
     serve.add_argument("--root-path", metavar="PATH", help="path under which a reverse proxy serves this server [none]")
     serve.add_argument(
         "--model-directory", metavar="DIR", help="directory from which requests may load checkpoints [none]"
     )
     serve.add_argument(
         "--stream-grace",
-        type=float,
         metavar="SECONDS",
         help="how long a stream goes on without its connection and may be resumed [15]",
     )
     serve.add_argument(
         "--stream-keep-alive",
-        type=float,
         metavar="SECONDS",
         help="how long a stream may be silent before a comment says that it is still there [15]",
     )
-    serve.add_argument("--max-queue", type=int, metavar="N", help="requests that may wait per checkpoint [256]")
-    serve.add_argument("--max-connections", type=int, metavar="N", help="connections that may be open together [512]")
+    serve.add_argument("--max-queue", metavar="N", help="requests that may wait per checkpoint [256]")
+    serve.add_argument("--max-connections", metavar="N", help="connections that may be open together [512]")
     serve.add_argument(
         "--step-timeout",
-        type=float,
         metavar="SECONDS",
         help="after which a pass of the network counts as hanging, and the process ends for it; 0 never does [300]",
     )
     serve.add_argument(
         "--request-timeout",
-        type=float,
         metavar="SECONDS",
         help="that a request's head may take to come in, and its body beyond what it takes at 1 KiB/s [30]",
     )
     serve.add_argument(
         "--idle-timeout",
-        type=float,
         metavar="SECONDS",
         help="that a connection may be open without a request [15]",
     )
@@ -218,13 +257,15 @@ def _add_bench(commands: Any) -> None:
 
 def _add_checkpoint(parser: argparse.ArgumentParser, meaning: str) -> None:
     """A checkpoint as the one argument, or by the flag that the other commands have."""
+    import argparse
+
     parser.add_argument("checkpoint", nargs="?", default=argparse.SUPPRESS, help=meaning)
     parser.add_argument("-c", "--checkpoint", metavar="CHECKPOINT", help="the same as a flag")
 
 
 def _add_compute_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "int8"), help="precision [auto: as stored]")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads [chosen by PyTorch]")
+    parser.add_argument("--threads", metavar="N", help="CPU threads [chosen by PyTorch]")
 
 
 def _add_draft_flag(parser: argparse.ArgumentParser) -> None:

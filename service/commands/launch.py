@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from topkapi.model.config import ModelConfig
+from topkapi.model.decoding.grammar_source import check_syntax
 from topkapi.model.decoding.parameters import check_together, check_values, from_generation_config
 from topkapi.model.errors import DataError, InvalidRequest, SettingsError
 from topkapi.model.reading import read_json
+from topkapi.model.user_files import LONGEST_TEXT, read_file, read_stream
 from topkapi.model.windows import window_sizes
 from topkapi.service.commands.bench_shape import RANDOM_CONTEXT, Shape, check_shape
 from topkapi.service.commands.flags import given_parameters
@@ -155,6 +157,7 @@ def _checkpoint(arguments: argparse.Namespace) -> tuple[Settings, str, ModelConf
 def _check_parameters(parameters: dict[str, Any], location: str, config: ModelConfig | None) -> None:
     """Raise `InvalidRequest` for parameters that the checkpoint could not be given, as far as can be said before it is
     read: what is wrong with its tokenizer or in the light of a file's own defaults shows once it is."""
+    check_syntax(parameters)
     if config is None:
         check_values(parameters)
     else:
@@ -166,6 +169,9 @@ def _shown_only_in_json(parameters: dict[str, Any], remedy: str) -> None:
     for name in ("trace", "logprobs"):
         if parameters.get(name) not in (None, False):
             raise InvalidRequest(f"{name} is not part of plain text", field=name, hint=f"use {remedy}")
+
+
+_SHORTER = "give a UTF-8 text of that length, or its parts one by one"
 
 
 @dataclass(frozen=True)
@@ -183,14 +189,11 @@ class Text:
 def _standard_input(what: str) -> Text:
     if sys.stdin.isatty():
         print(f"Reading {what} from standard input; end it with Ctrl-D.", file=sys.stderr)
-    return _decode(sys.stdin.buffer.read(), "standard input")
+    return _decode(read_stream(sys.stdin.buffer, "standard input", LONGEST_TEXT, hint=_SHORTER), "standard input")
 
 
 def _read(path: Path) -> Text:
-    try:
-        return _decode(path.read_bytes(), str(path))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}", hint="name a UTF-8 text file") from None
+    return _decode(read_file(path, LONGEST_TEXT, hint=_SHORTER), str(path))
 
 
 def _decode(raw: bytes, name: str) -> Text:

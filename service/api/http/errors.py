@@ -14,28 +14,11 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from topkapi.model.errors import InvalidRequest, TopkapiError
+from topkapi.model.wrong_values import MAY_BE
 from topkapi.service.api.http.dialect import Dialect, dialect_of
 
 MOST_LISTED = 60
 """Fields that a hint names; more would hide it."""
-
-_MAY_BE = {
-    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
-    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
-    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
-    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be an object"),
-    "string_type": "must be a text", "list_type": "must be a list", "none_required": "must be null",
-    "literal_error": "must be {expected}", "enum": "must be {expected}",
-    "union_tag_invalid": "must be one of {expected_tags}",
-    "union_tag_not_found": "must be an object with a {discriminator}",
-    "greater_than": "must be above {gt}", "greater_than_equal": "must be at least {ge}",
-    "less_than": "must be below {lt}", "less_than_equal": "must be at most {le}",
-    "string_too_short": "must have at least {min_length} characters",
-    "string_too_long": "must have at most {max_length} characters",
-    "too_short": "must have at least {min_length} entries", "too_long": "must have at most {max_length} entries",
-    "string_pattern_mismatch": "must be of the form {pattern}",
-}  # fmt: skip
-"""What pydantic complains about, as what may be sent instead."""
 
 INTERNAL = TopkapiError("the server met an unexpected error", hint="its log has the details; please report it")
 
@@ -220,8 +203,8 @@ def _tag(complaint: Any) -> list[str | int]:
 
 def _said(complaint: Any) -> str:
     """One of pydantic's complaints in words about what may be sent."""
-    if complaint["type"] in _MAY_BE:
-        return _MAY_BE[complaint["type"]].format(**complaint.get("ctx", {}))
+    if complaint["type"] in MAY_BE:
+        return MAY_BE[complaint["type"]].format(**complaint.get("ctx", {}))
     text: str = complaint["msg"].removeprefix("Value error, ")
     return f"{text[:1].lower()}{text[1:]}"
 

@@ -70,6 +70,32 @@ def test_a_paired_difference_is_narrower_than_the_two_intervals() -> None:
     assert difference(first, first).high == 0 == difference(first, first).low
 
 
+@pytest.mark.parametrize("items", [2, 10, 100, 10_200])
+def test_a_share_of_all_or_none_has_the_interval_of_wilson(items: int) -> None:
+    """Resampled, all wrong stays all wrong, which says nothing of others."""
+    from scipy.stats import binomtest
+
+    for right in (False, True):
+        found = interval(mean("accuracy", [right] * items, unit="%"))
+        wanted = binomtest(items * right, items).proportion_ci(method="wilson")
+        assert (found.low, found.value, found.high) == pytest.approx((wanted.low, float(right), wanted.high), abs=1e-12)
+    # Newcombe 1998, table I: none of 20 (the score method) 0 to 0.1611.
+    assert interval(mean("accuracy", [False] * 20, unit="%")).high == pytest.approx(0.1611, abs=5e-5)
+    # What is no share can be anything, and items that take no part say nothing.
+    assert interval(mean("tokens per answer", [0] * items)).high == 0
+    assert interval(mean("accuracy", [False] * 20 + [None] * items, unit="%")).high == pytest.approx(0.1611, abs=5e-5)
+
+
+def test_a_difference_that_is_the_same_on_every_item_is_not_certain() -> None:
+    none, all_ = (interval(mean("accuracy", [right] * 20, unit="%")) for right in (False, True))
+    same, more, less = difference(none, none), difference(none, all_), difference(all_, none)
+    assert (same.low, same.high) == pytest.approx((-0.1611, 0.1611), abs=5e-5)
+    assert (more.value, more.low, more.high) == pytest.approx((1, 1 - 2 * 0.1611, 1), abs=1e-4)
+    assert (less.value, less.low, less.high) == pytest.approx((-1, -1, -1 + 2 * 0.1611), abs=1e-4)
+    half = interval(mean("accuracy", [index % 2 == 0 for index in range(20)], unit="%"))
+    assert (difference(half, half).low, difference(half, half).high) == pytest.approx((-0.1611, 0.1611), abs=5e-5)
+
+
 def test_a_single_item_has_no_interval_and_no_star(checkpoints: list[str], tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "short.txt").write_text("One short text.")
     assert evaluate(*checkpoints[:2], "--perplexity", tmp_path / "short.txt", "--out", tmp_path / "out") == 0
@@ -233,7 +259,7 @@ def test_tasks_come_from_a_file_too(checkpoints: list[str], tmp_path: Path, caps
         (["--lambada", "{gold}"], "no text in the field 'context'"),
         (["--blimp", "{folder}"], "holds no .jsonl files"),
         (["--tasks", "{tasks}"], "entry 1: stride does not apply to lambada"),
-        (["--tasks", "{unknown}"], "entry 1: kind: Input should be"),
+        (["--tasks", "{unknown}"], "entry 1: kind must be"),
         (["--lambada", "{gold}", "--judge", "http://x"], "--judge applies to --instructions"),
         (["--lambada", "{gold}", "--tasks", "{tasks}", "--limit", "3"], "do not apply to --tasks"),
     ],
