@@ -17,7 +17,7 @@ import torch
 from topkapi.model.errors import DataError, InvalidRequest
 from topkapi.service import scoring
 from topkapi.service.api.native import render
-from topkapi.service.commands.launch import Text, loading
+from topkapi.service.commands.inputs import Text, loading
 from topkapi.service.generation import Generation, plan
 from topkapi.service.locations import name_of_location
 from topkapi.service.models import LoadedModel, Models

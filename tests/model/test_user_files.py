@@ -57,8 +57,8 @@ def test_the_limits_themselves_hold() -> None:
     script = """
 import resource
 from pathlib import Path
-from model.errors import DataError
-from model.user_files import LONGEST_TEXT, read_file
+from topkapi.model.errors import DataError
+from topkapi.model.user_files import LONGEST_TEXT, read_file
 resource.setrlimit(resource.RLIMIT_AS, (LONGEST_TEXT * 5, LONGEST_TEXT * 5))
 try:
     read_file(Path("/dev/zero"), LONGEST_TEXT)

@@ -28,7 +28,7 @@ class Interrupt:
             except KeyboardInterrupt:
                 pass
 sys.meta_path.insert(0, Interrupt())
-from service.cli import main
+from topkapi.service.commands.cli import main
 sys.exit(main(arguments))
 """
 
@@ -85,7 +85,16 @@ def test_ctrl_c_otherwise_is_an_exception_as_always(monkeypatch: pytest.MonkeyPa
 
 def test_nothing_that_takes_a_moment_is_imported_with_the_command() -> None:
     """Before `main` runs, Ctrl-C ends in the interpreter's trace, so there should be nothing between."""
-    script = "import sys; before = set(sys.modules); import service.cli; print(*set(sys.modules) - before)"
+    script = "import sys; before = set(sys.modules); import topkapi.service.commands.cli\n"
+    script += "print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    late = {"argparse", "typing", "difflib", "model", "topkapi.service.commands.parser", "training", "pydantic"}
+    late = {
+        "argparse",
+        "typing",
+        "difflib",
+        "topkapi.model",
+        "topkapi.service.commands.parser",
+        "topkapi.training",
+        "pydantic",
+    }
     assert "topkapi.service.commands.cli" in done.stdout.split() and not late & set(done.stdout.split()), done.stdout
