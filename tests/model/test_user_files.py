@@ -15,7 +15,7 @@ import pytest
 
 from topkapi.model import user_files
 from topkapi.model.errors import DataError, SettingsError
-from topkapi.service.commands import launch, terminal
+from topkapi.service.commands import inputs, terminal
 from topkapi.service.commands.cli import main
 from topkapi.training.data import instructions, sources
 from topkapi.training.distillation import read_questions
@@ -27,7 +27,7 @@ from topkapi.training.recipes.files import read_yaml
 @pytest.fixture
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundredth of a megabyte instead of hundreds of them."""
-    for module in (launch, sources, instructions):
+    for module in (inputs, sources, instructions):
         for name in ("LONGEST_TEXT", "LONGEST_DOCUMENT"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, 1 << 20)
