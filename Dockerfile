@@ -19,7 +19,9 @@ RUN /opt/topkapi/bin/python -c "import tomllib; p = tomllib.load(open('pyproject
 print('\n'.join(p['dependencies'] + p['optional-dependencies']['gguf'] + ['setuptools']))" > serving.txt \
  && /opt/topkapi/bin/pip install -r serving.txt -c requirements.lock
 COPY README.md LICENSE setup.py ./
+COPY topkapi topkapi
 COPY model model
+COPY engine engine
 COPY service service
 COPY training training
 RUN /opt/topkapi/bin/pip install --no-deps --no-build-isolation .

@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 # What serving and training need, and what linting and testing need beside it.
 LOCK := requirements.lock
 TOOLS_LOCK := requirements-dev.lock
-CODE := model service training tests benchmarks install_torch.py setup.py
+CODE := topkapi/__init__.py model engine service training tests benchmarks install_torch.py setup.py
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # They lie in the environment and go with it: that an install began, that what serves is there, that the tools are, too.
 BEGUN := $(VENV)/.begun
@@ -72,10 +72,10 @@ test-all: lint  ## lint, then run the tests with the slow ones
 
 # What depends on the processor, on the kernels of older ones: oneDNN's for AVX2, PyTorch's own for AVX2 and for none.
 # In one process, with as many threads as there are cores.
-PROCESSOR_TESTS := $(addprefix tests/test_,quantize.py invariance.py families.py nf4.py checkpoint.py speculation.py \
-  training_agreement.py)
+PROCESSOR_TESTS := $(addprefix tests/,$(addsuffix .py,$(addprefix model/test_,quantize invariance families nf4) \
+  model/storage/test_checkpoint model/decoding/test_speculation training/recipes/test_contradictions))
 # What serves through the native core, without it and on its plainest instructions.
-SERVED_TESTS := $(addprefix tests/test_,service_invariance.py service_generate.py service_score.py smollm2.py)
+SERVED_TESTS := $(addprefix tests/,service/test_invariance.py service/api/native model/storage/test_gguf.py)
 test-processor: tools  ## run the tests that depend on the processor as on one with AVX2 and without VNNI
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -m "not slow" $(PROCESSOR_TESTS) $(ARGS)
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -m "not slow" $(PROCESSOR_TESTS) $(ARGS)

@@ -12,7 +12,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-CORE = "model.native._core"
+CORE = "topkapi.model.native._core"
 SOURCES = Path("model/native")
 # Products and sums are not contracted, which would round differently on each instruction set. No -march either: a file
 # has the instructions of its level, and which one runs is chosen at run time.

@@ -18,11 +18,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model import cache
-from model.attention import KEY_BLOCK, LEAST_ROWS
-from model.cache import SlotCache, Work, read
-from model.config import ModelConfig
-from model.transformer import Decoder, initialise
+from topkapi.model import cache
+from topkapi.model.attention import KEY_BLOCK, LEAST_ROWS
+from topkapi.model.cache import SlotCache, Work, read
+from topkapi.model.config import ModelConfig
+from topkapi.model.transformer import Decoder, initialise
 
 SEQUENCES, HEADS, HEAD_DIM, CAPACITY, LAYERS = 32, 12, 64, 1024, 4
 

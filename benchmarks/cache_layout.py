@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from model.attention import KEY_BLOCK, block_attention
+from topkapi.model.attention import KEY_BLOCK, block_attention
 
 KV_HEADS, GROUP, HEAD_DIM, CAPACITY = 12, 1, 64, 1024
 

@@ -18,8 +18,8 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model.packing import PackedProduct
-from model.quantize import BlockedInt8, PlainInt8, quantized
+from topkapi.model.packing import PackedProduct
+from topkapi.model.quantize import BlockedInt8, PlainInt8, quantized
 
 SHAPES = [(768, 768), (768, 2304), (3072, 768), (768, 50_257)]
 ROWS = (1, 4, 32, 256)

@@ -23,10 +23,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from service.bench_model import random_checkpoint
-from service.generation import Generation, plan
-from service.models import DTYPES, LoadedModel, Models
-from service.settings import Settings
+from topkapi.service.commands.bench_model import random_checkpoint
+from topkapi.service.generation import Generation, plan
+from topkapi.service.models import DTYPES, LoadedModel, Models
+from topkapi.service.settings import Settings
 
 LOOKUP = 10
 KINDS: dict[str, dict[str, Any]] = {

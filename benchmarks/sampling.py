@@ -18,9 +18,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model.decoding.choosing import choose
-from model.decoding.parameters import resolve
-from model.decoding.rows import Row
+from topkapi.model.decoding.choosing import choose
+from topkapi.model.decoding.parameters import resolve
+from topkapi.model.decoding.rows import Row
 
 EIGHT: dict[str, dict[str, Any]] = {
     "temperature": {"temperature": 0.8},

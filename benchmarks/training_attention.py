@@ -20,8 +20,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model.transformer import Attend, causal_attention
-from training.attention import packed_attention, tiled_attention
+from topkapi.model.transformer import Attend, causal_attention
+from topkapi.training.optimisation.attention import packed_attention, tiled_attention
 
 # Texts, heads, key-value heads, tokens; heads are 64 wide.
 SHAPES = ((4, 4, 1, 512), (4, 4, 2, 1024), (2, 12, 12, 1024))

@@ -30,14 +30,14 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.textbook import TextbookGPT, update
-from model.config import ModelConfig
-from model.linear import set_compute_dtype
-from model.tokenizer import Tokenizer
-from model.transformer import Decoder, initialise
-from training.data.windows import Batch, WindowLoader
-from training.loss import Compiled, backward
-from training.memory import keep_freed_memory
-from training.optim import Optimizers
+from topkapi.model.config import ModelConfig
+from topkapi.model.linear import set_compute_dtype
+from topkapi.model.text.tokenizer import Tokenizer
+from topkapi.model.transformer import Decoder, initialise
+from topkapi.training.data.windows import Batch, WindowLoader
+from topkapi.training.optimisation.loss import Compiled, backward
+from topkapi.training.optimisation.memory import keep_freed_memory
+from topkapi.training.optimisation.optimisers import Optimizers
 
 SHAPES = {
     "tiny": {"layers": 2, "width": 128, "heads": 4},

@@ -24,11 +24,11 @@ from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model.checkpoint import save_checkpoint
-from service.bench_model import random_checkpoint
-from service.generation import Generation, plan
-from service.models import DTYPES, LoadedModel, Models
-from service.settings import Settings
+from topkapi.model.storage.checkpoint import save_checkpoint
+from topkapi.service.commands.bench_model import random_checkpoint
+from topkapi.service.generation import Generation, plan
+from topkapi.service.models import DTYPES, LoadedModel, Models
+from topkapi.service.settings import Settings
 
 
 async def ours(model: LoadedModel, prompts: list[list[int]], tokens: int) -> tuple[float, float]:

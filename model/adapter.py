@@ -2,7 +2,7 @@
 
 LoRA (Hu et al. 2021) adds a product of two thin matrices to a frozen one; DoRA (Liu et al. 2024) then sets the length
 of each of the sum's rows. Rows of the embedding that stand for new tokens train whole. How adapters are stored:
-`model.adapter_files`.
+`model.storage.adapters`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.linear import Linear
-from model.transformer import Decoder
+from topkapi.model.linear import Linear
+from topkapi.model.transformer import Decoder, TrainedRows
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The matrices of a layer, by their names in `Decoder`; the gpt2 family has no `gate_proj`."""
@@ -82,33 +82,6 @@ class Adapter(nn.Module):
         return (self.squares + sums).clamp_min(SMALLEST_SQUARE).sqrt()
 
 
-class TrainedRows(nn.Module):
-    """Rows of the embedding that train while its table stays frozen: those of `token_ids`, ascending.
-
-    Where the output matrix is the same one (tied), its rows are these too; else it has trained rows of its own.
-    """
-
-    def __init__(self, model: Decoder, token_ids: Sequence[int]) -> None:
-        super().__init__()
-        self.token_ids: Tensor
-        self.register_buffer("token_ids", torch.tensor(token_ids), persistent=False)
-        self.embedding = nn.Parameter(model.embed_tokens.weight.detach()[self.token_ids].float())
-        self.output: nn.Parameter | None = None
-        if not model.config.tie_embeddings:
-            self.output = nn.Parameter(model.lm_head.weight.detach()[self.token_ids].float())
-
-    def embed(self, tokens: Tensor, x: Tensor) -> Tensor:
-        """`x [B, T, hidden_size]`, the embedding of `tokens [B, T]`, with the trained rows in their places."""
-        at = torch.searchsorted(self.token_ids, tokens).clamp_max(len(self.token_ids) - 1)
-        found = (self.token_ids[at] == tokens).unsqueeze(-1)
-        return torch.where(found, self.embedding[at], x)
-
-    def score(self, hidden: Tensor, logits: Tensor) -> Tensor:
-        """`logits [..., vocab_size]` of `hidden [..., hidden_size]` with those of the trained rows in their places."""
-        rows = self.embedding if self.output is None else self.output
-        return logits.index_copy(-1, self.token_ids, functional.linear(hidden, rows.to(hidden.dtype)).to(logits.dtype))
-
-
 def attach(
     model: Decoder, targets: Iterable[str], make: Callable[[Linear], Adapter], token_ids: Sequence[int] = ()
 ) -> None:
@@ -117,7 +90,8 @@ def attach(
     for _, linear in list(named_linears(model, targets)):
         linear.adapter = make(linear)
     if token_ids:
-        model.trained_rows = TrainedRows(model, token_ids)
+        output = None if model.config.tie_embeddings else model.lm_head.weight
+        model.trained_rows = TrainedRows(token_ids, model.embed_tokens.weight, output)
 
 
 def named_linears(model: Decoder, targets: Iterable[str] = TARGETS) -> Iterator[tuple[str, Linear]]:

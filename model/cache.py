@@ -18,9 +18,9 @@ import numpy
 import torch
 from torch import Tensor
 
-from model.attention import KEY_BLOCK, block_attention
-from model.config import ModelConfig
-from model.transformer import Decoder
+from topkapi.model.attention import KEY_BLOCK, block_attention
+from topkapi.model.config import ModelConfig
+from topkapi.model.transformer import Decoder
 
 # Tokens of a prompt that are read at a time where no scheduler says otherwise.
 PREFILL_CHUNK = 256

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from model.cache import PREFILL_CHUNK, SlotCache, Work, read
-from model.errors import ContextExceeded, EngineError
-from model.transformer import Decoder
+from topkapi.model.cache import PREFILL_CHUNK, SlotCache, Work, read
+from topkapi.model.errors import ContextExceeded, EngineError
+from topkapi.model.transformer import Decoder
 
 
 def check_embeddable(token_ids: Sequence[int], context_length: int, field: str) -> None:

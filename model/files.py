@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from model.errors import CheckpointError
+from topkapi.model.errors import CheckpointError
 
 
 def sha256(path: Path) -> str:

@@ -10,16 +10,16 @@ from typing import Any, Literal
 
 import torch
 
-from model.cache import PREFILL_CHUNK, SlotCache, Work, read, wanted_logits
-from model.config import ModelConfig
-from model.decoding.choosing import choose
-from model.decoding.grammar import Constraint, compile_constraint
-from model.decoding.parameters import BY_NAME, grammar_parameter, resolve
-from model.decoding.stages import Row
-from model.decoding.stopping import Stopper
-from model.errors import ContextExceeded, InvalidRequest
-from model.tokenizer import Tokenizer
-from model.transformer import Decoder
+from topkapi.model.cache import PREFILL_CHUNK, SlotCache, Work, read, wanted_logits
+from topkapi.model.config import ModelConfig
+from topkapi.model.decoding.choosing import choose
+from topkapi.model.decoding.grammar import Constraint, compile_constraint
+from topkapi.model.decoding.parameters import BY_NAME, grammar_parameter, resolve
+from topkapi.model.decoding.stages import Row
+from topkapi.model.decoding.stopping import Stopper
+from topkapi.model.errors import ContextExceeded, InvalidRequest
+from topkapi.model.text.tokenizer import Tokenizer
+from topkapi.model.transformer import Decoder
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from model.errors import Cancelled
+from topkapi.model.errors import Cancelled
 
 _given_up: ContextVar[Callable[[], bool] | None] = ContextVar("given_up", default=None)
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.attention import KEY_BLOCK
-from model.cache import LOGIT_ROWS, SlotCache, Work, read, wanted_logits
-from model.linear import Linear
-from model.transformer import KEY_STEP, Decoder
+from topkapi.model.attention import KEY_BLOCK
+from topkapi.model.cache import LOGIT_ROWS, SlotCache, Work, read, wanted_logits
+from topkapi.model.linear import Linear
+from topkapi.model.transformer import KEY_STEP, Decoder
 
 ROW_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 TILE = 16

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-if TYPE_CHECKING:
-    from model.adapter import Adapter
 
 
 class Product(Protocol):
@@ -49,7 +46,7 @@ class Linear(nn.Module):
         self.product: Product | None = None
         self.make_product: MakeProduct | None = None
         # Trained beside the matrix while that is frozen; see `model.adapter`.
-        self.adapter: Adapter | None = None
+        self.adapter: nn.Module | None = None
 
     @property
     def input_dtype(self) -> torch.dtype:

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from model.linear import Linear, MakeProduct
-from model.transformer import Decoder, FeedForward, SelfAttention
+from topkapi.model.linear import Linear, MakeProduct
+from topkapi.model.transformer import Decoder, FeedForward, SelfAttention
 
 
 class PackedProduct:

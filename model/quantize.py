@@ -12,9 +12,9 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from model.errors import CheckpointError
-from model.packing import hold
-from model.transformer import Decoder
+from topkapi.model.errors import CheckpointError
+from topkapi.model.packing import hold
+from topkapi.model.transformer import Decoder
 
 LARGEST = 127
 # cuBLASLt multiplies int8 matrices whose sides are multiples of 8, and more than 16 rows.

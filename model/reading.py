@@ -1,7 +1,7 @@
 """The files of a checkpoint, which may come from anybody: where they may lie, how large they may be, what they hold.
 
 A load that a request asked for is confined to one directory: every path that it touches lies in it, links followed.
-What such a load reads is trusted less, too: see `model.trial`.
+What such a load reads is trusted less, too: see `model.text.trial`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from model.errors import CheckpointError
+from topkapi.model.errors import CheckpointError
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json")
 _LARGEST_VOCABULARY = 1 << 26

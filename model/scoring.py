@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from model.cache import LOGIT_ROWS, PREFILL_CHUNK, SlotCache, Work, read, wanted_logits
-from model.config import ModelConfig
-from model.errors import InvalidRequest
-from model.transformer import Decoder
-from model.windows import window_sizes
+from topkapi.model.cache import LOGIT_ROWS, PREFILL_CHUNK, SlotCache, Work, read, wanted_logits
+from topkapi.model.config import ModelConfig
+from topkapi.model.errors import InvalidRequest
+from topkapi.model.transformer import Decoder
+from topkapi.model.windows import window_sizes
 
 
 @dataclass

@@ -6,10 +6,10 @@ from typing import TypedDict, cast
 
 import torch
 
-from model import native
-from model.errors import CheckpointError
-from model.packing import pack
-from model.transformer import Decoder
+from topkapi.model import native
+from topkapi.model.errors import CheckpointError
+from topkapi.model.packing import pack
+from topkapi.model.transformer import Decoder
 
 _DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 

@@ -7,20 +7,16 @@ transformers computes them. The residual stream and every norm are float32 whate
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from model.config import ModelConfig
-from model.linear import Linear, stacked
-
-if TYPE_CHECKING:
-    from model.adapter import TrainedRows
-    from model.native import Core
+from topkapi.model.config import ModelConfig
+from topkapi.model.linear import Linear, stacked
 
 # What the number of keys at hand is rounded up to, where that changes no bits: fewer than 16 take other code paths.
 KEY_STEP = 16
@@ -34,6 +30,27 @@ class Attend(Protocol):
     """
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+
+
+class CoreSlots(Protocol):
+    """A cache of the native core's own."""
+
+    def copy(self, source: int, target: int, start: int, end: int) -> None: ...
+
+
+class Core(Protocol):
+    """What computes a network for serving in the place of PyTorch; see `model.native`."""
+
+    held_in: str
+    level: str
+
+    def slots(self, count: int, capacity: int) -> CoreSlots: ...
+
+    def run(
+        self, slots: Any, works: Sequence[tuple[int, int, Sequence[int]]], kept: Sequence[int] = ()
+    ) -> list[Tensor]: ...
+
+    def logits(self, states: Tensor) -> Tensor: ...
 
 
 def causal_attention(layer: int, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
@@ -176,6 +193,31 @@ class Block(nn.Module):
 
     def _drop(self, x: Tensor) -> Tensor:
         return functional.dropout(x, self.dropout) if self.training and self.dropout else x
+
+
+class TrainedRows(nn.Module):
+    """Rows of the embedding that train while its table stays frozen: those of `token_ids`, ascending.
+
+    Where the output matrix is the same one (tied), its rows are these too; else it has trained rows of its own.
+    """
+
+    def __init__(self, token_ids: Sequence[int], table: Tensor, output: Tensor | None) -> None:
+        super().__init__()
+        self.token_ids: Tensor
+        self.register_buffer("token_ids", torch.tensor(token_ids), persistent=False)
+        self.embedding = nn.Parameter(table.detach()[self.token_ids].float())
+        self.output = None if output is None else nn.Parameter(output.detach()[self.token_ids].float())
+
+    def embed(self, tokens: Tensor, x: Tensor) -> Tensor:
+        """`x [B, T, hidden_size]`, the embedding of `tokens [B, T]`, with the trained rows in their places."""
+        at = torch.searchsorted(self.token_ids, tokens).clamp_max(len(self.token_ids) - 1)
+        found = (self.token_ids[at] == tokens).unsqueeze(-1)
+        return torch.where(found, self.embedding[at], x)
+
+    def score(self, hidden: Tensor, logits: Tensor) -> Tensor:
+        """`logits [..., vocab_size]` of `hidden [..., hidden_size]` with those of the trained rows in their places."""
+        rows = self.embedding if self.output is None else self.output
+        return logits.index_copy(-1, self.token_ids, functional.linear(hidden, rows.to(hidden.dtype)).to(logits.dtype))
 
 
 class Decoder(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model.errors import InvalidRequest
+from topkapi.model.errors import InvalidRequest
 
 
 def window_sizes(context_length: int | None, window: int | None, stride: int | None) -> tuple[int, int]:

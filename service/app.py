@@ -7,17 +7,21 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 
-from service.api import anthropic, llama, native, openai, sglang, tgi
-from service.api.body import BodyLimit
-from service.api.errors import NATIVE
-from service.api.hosts import AllowedHosts, SameOrigin
-from service.api.keep_alive import KeepAlive
-from service.api.prefix import UnderPrefix
-from service.api.registration import register, set_up
-from service.api.slow_body import SlowBody
-from service.models import Models
-from service.settings import Settings
-from service.version import VERSION
+from topkapi.service.api import openai, sglang
+from topkapi.service.api.anthropic import messages as anthropic
+from topkapi.service.api.http.body import BodyLimit
+from topkapi.service.api.http.errors import NATIVE
+from topkapi.service.api.http.hosts import AllowedHosts, SameOrigin
+from topkapi.service.api.http.keep_alive import KeepAlive
+from topkapi.service.api.http.prefix import UnderPrefix
+from topkapi.service.api.http.registration import register, set_up
+from topkapi.service.api.http.slow_body import SlowBody
+from topkapi.service.api.llama import completion as llama
+from topkapi.service.api.native import routes as native
+from topkapi.service.api.tgi import routes as tgi
+from topkapi.service.models import Models
+from topkapi.service.settings import Settings
+from topkapi.service.version import VERSION
 
 DESCRIPTION = """Text in, text out, and every number explained.
 
@@ -28,6 +32,13 @@ errors in the shape they know; those of Topkapi's own are `{"error": {"type", "m
 
 def create_app(models: Models, settings: Settings) -> FastAPI:
     """The application over loaded checkpoints. The API comes first; what it does not know goes to the studio."""
+    app = create_api(models, settings)
+    add_studio(app, models, settings)
+    return app
+
+
+def create_api(models: Models, settings: Settings) -> FastAPI:
+    """The API's routes, and what every request passes through before them; checkpoints may be loaded later."""
     # The documentation page brings its own scripts: it works without a network.
     app = FastAPIOffline(
         title="Topkapi",
@@ -57,11 +68,15 @@ def create_app(models: Models, settings: Settings) -> FastAPI:
     register(app, anthropic.ANTHROPIC, anthropic.router(models))
     register(app, openai.DIALECT, openai.router(models))
     register(app, llama.LLAMA, llama.router(models))
-    if settings.studio and len(models):
-        from service.ui.studio import mount_studio
-
-        mount_studio(app, models, settings.root_path)
     if settings.root_path:
         # Outermost, so that whatever looks at the path finds it in one form.
         app.add_middleware(UnderPrefix, prefix=settings.root_path)
     return app
+
+
+def add_studio(app: FastAPI, models: Models, settings: Settings) -> None:
+    """Serve the studio behind the API's routes, where it is wanted and a checkpoint is loaded."""
+    if settings.studio and len(models):
+        from topkapi.service.ui.studio import mount_studio
+
+        mount_studio(app, models, settings.root_path)

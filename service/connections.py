@@ -2,7 +2,8 @@
 
 uvicorn bounds the size of a request's head and the idle time after an answer; what dribbles in, what never begins and
 what is never read to its end it would wait for without end. An answer that is read slowly is nobody's attack and is
-bounded by nothing here. (A body that dribbles in is told so by `service.api.slow_body`, in the dialect of its route.)
+bounded by nothing here. (A body that dribbles in is told so by `service.api.http.slow_body`, in the dialect of its
+route.)
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from service.settings import Settings
+from topkapi.service.settings import Settings
 
 LINGER_SECONDS = 1.0
 """How long a refused connection stays open for its refusal to be read: closing it at once may lose that on the way."""

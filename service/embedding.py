@@ -12,15 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING
 
-from model.embedding import embed
-from model.errors import EngineError, EngineStopped, Overloaded, TopkapiError
-from service.engine.engine import LONGEST_WAIT
-from service.engine.heartbeat import Heartbeat
-
-if TYPE_CHECKING:
-    from service.models import LoadedModel
+from topkapi.engine.engine import LONGEST_WAIT
+from topkapi.engine.heartbeat import Heartbeat
+from topkapi.model.embedding import embed
+from topkapi.model.errors import EngineError, EngineStopped, Overloaded, TopkapiError
+from topkapi.model.transformer import Decoder
 
 MOST_WAITING = 64
 """Requests that may wait for the thread."""
@@ -58,7 +55,7 @@ class Embedder:
         """End everything that waits with `error`; nothing is accepted until the thread is back."""
         self._given_up = error, self.heartbeat.count
 
-    async def embedded(self, model: LoadedModel, texts: Sequence[Sequence[int]]) -> list[Vector]:
+    async def embedded(self, model: Decoder, texts: Sequence[Sequence[int]]) -> list[Vector]:
         """The vectors of texts given as token ids, in order. When it is cancelled, no further text is begun.
 
         Raises `Overloaded` where too many requests wait, `EngineStopped` where the thread does not get on.
@@ -92,11 +89,11 @@ class Embedder:
             raise result
         return result
 
-    def _embed(self, model: LoadedModel, text: Sequence[int]) -> Vector | TopkapiError:
+    def _embed(self, model: Decoder, text: Sequence[int]) -> Vector | TopkapiError:
         """The vector, or what went wrong: what is no `Exception` would take the event loop down with it."""
         began = time.perf_counter()
         try:
-            return embed(model.checkpoint.model, text, self.heartbeat.beat)
+            return embed(model, text, self.heartbeat.beat)
         except TopkapiError as error:
             return error
         except BaseException as error:

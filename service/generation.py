@@ -8,18 +8,18 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from model.decoding.defaults import decoding_defaults
-from model.decoding.grammar import Constraint, compile_constraint
-from model.decoding.parameters import resolve
-from model.decoding.stages import DEFAULT_ORDER
-from model.decoding.stopping import Stopper
-from model.errors import Cancelled, EngineError, InvalidRequest
-from model.generation import check_prompt, token_limit
-from service.engine.request import Completed, Finished, FinishReason, GenerateJob, StopCheck, Timings, Token
-from service.jobs import JobGroup, Work
-from service.limits import MOST_ANSWERS
-from service.models import LoadedModel
-from service.prompting import tokens_of
+from topkapi.engine.request import Completed, Finished, FinishReason, GenerateJob, StopCheck, Timings, Token
+from topkapi.model.decoding.defaults import decoding_defaults
+from topkapi.model.decoding.grammar import Constraint, compile_constraint
+from topkapi.model.decoding.parameters import resolve
+from topkapi.model.decoding.stages import DEFAULT_ORDER
+from topkapi.model.decoding.stopping import Stopper
+from topkapi.model.errors import Cancelled, EngineError, InvalidRequest
+from topkapi.model.generation import check_prompt, token_limit
+from topkapi.service.jobs import JobGroup, Work
+from topkapi.service.limits import MOST_ANSWERS
+from topkapi.service.models import LoadedModel
+from topkapi.service.prompting import tokens_of
 
 
 @dataclass(frozen=True)

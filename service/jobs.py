@@ -10,9 +10,9 @@ from types import TracebackType
 from typing import ClassVar, Self
 from weakref import WeakKeyDictionary, ref
 
-from model.errors import Overloaded
-from service.engine.request import Completed, Deliver, Event, Failed, Finished, GenerateJob, Handle, Job, Token
-from service.models import LoadedModel
+from topkapi.engine.request import Completed, Deliver, Event, Failed, Finished, GenerateJob, Handle, Job, Token
+from topkapi.model.errors import Overloaded
+from topkapi.service.models import LoadedModel
 
 AT_ONCE = 32
 """Jobs of one request that may be in the engine's hands together, so that a long list leaves room for others."""

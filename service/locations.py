@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from model.config import ModelConfig
-from model.errors import SettingsError
-from model.location import check_location, is_adapter
-from service.settings import Settings
+from topkapi.model.config import ModelConfig
+from topkapi.model.errors import SettingsError
+from topkapi.model.storage.location import check_location, is_adapter
+from topkapi.service.settings import Settings
 
 
 def split_location(location: str) -> tuple[str | None, Path]:

@@ -10,16 +10,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.checkpoint import Checkpoint, load_checkpoint
-from model.errors import Cancelled, CheckpointError, EngineStopped, SettingsError, TopkapiError, UnknownModel
-from model.serving import kernels, prepare, reading
-from model.tokenizer import Tokenizer
-from service.embedding import EMBEDDER
-from service.engine.engine import Engine
-from service.engine.heartbeat import Watch
-from service.locations import name_of, split_location
-from service.metrics import Metrics, ModelMetrics
-from service.settings import Settings
+from topkapi.engine.engine import Engine
+from topkapi.engine.heartbeat import Watch
+from topkapi.model.conversation.template_trial import try_template
+from topkapi.model.errors import Cancelled, CheckpointError, EngineStopped, SettingsError, TopkapiError, UnknownModel
+from topkapi.model.serving import kernels, prepare, reading
+from topkapi.model.storage.checkpoint import Checkpoint, load_checkpoint
+from topkapi.model.text.tokenizer import Tokenizer
+from topkapi.service.embedding import EMBEDDER
+from topkapi.service.locations import name_of, split_location
+from topkapi.service.metrics import Metrics, ModelMetrics
+from topkapi.service.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class LoadedModel:
     metrics: ModelMetrics
     created: int
     control_ids: frozenset[int]
+    warnings: tuple[str, ...] = ()
+    """What whoever loads it should know."""
 
     @property
     def context_length(self) -> int:
@@ -211,7 +214,12 @@ class Models:
         self._aliases = others | dict.fromkeys(aliases, name)
 
     def add(self, name: str, checkpoint: Checkpoint, created: int = 0) -> LoadedModel:
-        """Start an engine for a checkpoint that is in memory already. Its matrices become unfit for training."""
+        """Start an engine for a checkpoint that is in memory already. Its matrices become unfit for training.
+
+        Raises `CheckpointError` where its chat template fails on every conversation.
+        """
+        chat = checkpoint.chat
+        warnings = () if chat is None else tuple(try_template(chat, checkpoint.tokenizer))
         prepare(checkpoint.model, self.settings.dtype)
         draft = self._draft_for(name, checkpoint)
         engine = Engine(
@@ -221,7 +229,7 @@ class Models:
         self._watch.start()
         metrics = ModelMetrics(self.metrics, name, engine)
         control_ids = frozenset(checkpoint.tokenizer.control_tokens.values())
-        loaded = LoadedModel(name, checkpoint, engine, metrics, created, control_ids)
+        loaded = LoadedModel(name, checkpoint, engine, metrics, created, control_ids, warnings)
         self._models = self._models | {name: loaded}
         return loaded
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from model.errors import ContextExceeded, InvalidRequest, TextTooLong
-from model.interruption import between_pieces
-from service import limits
-from service.models import LoadedModel
+from topkapi.model.errors import ContextExceeded, InvalidRequest, TextTooLong
+from topkapi.model.interruption import between_pieces
+from topkapi.service import limits
+from topkapi.service.models import LoadedModel
 
 Message = Mapping[str, Any]
 

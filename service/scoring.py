@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from model.errors import DeadlineExceeded, EngineError, InvalidRequest
-from model.scoring import Scores, check_text, windows
-from service.engine.request import Completed, ScoreJob, ScoreProgress
-from service.engine.slots import LEAST_COPIED
-from service.jobs import JobGroup, Work
-from service.models import LoadedModel
+from topkapi.engine.request import Completed, ScoreJob, ScoreProgress
+from topkapi.engine.slots import LEAST_COPIED
+from topkapi.model.errors import DeadlineExceeded, EngineError, InvalidRequest
+from topkapi.model.scoring import Scores, check_text, windows
+from topkapi.service.jobs import JobGroup, Work
+from topkapi.service.models import LoadedModel
 
 IMPOSSIBLE = -9999.0
 """What stands for a log-probability of minus infinity, which JSON cannot hold (vLLM sends the same)."""

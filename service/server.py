@@ -20,15 +20,15 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from model.errors import EngineStopped
-from model.native import why_not
-from service.api.checkpoints import describe
-from service.app import create_app
-from service.connections import bounded
-from service.gate import Gate
-from service.models import Models
-from service.requests import Requests
-from service.settings import Settings
+from topkapi.model.errors import EngineStopped
+from topkapi.model.native import why_not
+from topkapi.service.api.native.checkpoints import describe
+from topkapi.service.app import add_studio, create_api
+from topkapi.service.connections import bounded
+from topkapi.service.gate import Gate
+from topkapi.service.models import Models
+from topkapi.service.requests import Requests
+from topkapi.service.settings import Settings
 
 ENGINE_SECONDS = 2.0
 """How long engines may take to end their step after a signal; then what they do is ended for them."""
@@ -52,7 +52,8 @@ def serve(settings: Settings, listener: socket.socket, locations: list[str]) -> 
     """
     with listener:
         models = Models(settings)
-        gate = Gate(models)
+        app = create_api(models, settings)
+        gate = Gate(models, app)
         config = uvicorn.Config(
             gate,
             log_level="info" if settings.access_log else "warning",
@@ -60,15 +61,15 @@ def serve(settings: Settings, listener: socket.socket, locations: list[str]) -> 
             timeout_graceful_shutdown=1,
         )
 
-        def make() -> FastAPI:
+        def make_ready() -> None:
             if settings.studio:
-                import service.ui.studio  # noqa: F401  (what is imported is not looked through, either)
+                import topkapi.service.ui.studio  # noqa: F401  (what is imported is not looked through, either)
             # Collecting garbage holds the interpreter for as long as it looks through the million objects of modules.
             gc.freeze()
             load(models, locations)
-            return create_app(models, settings)
+            add_studio(app, models, settings)
 
-        server = Server(config, models, listener, lambda: gate.open(make))
+        server = Server(config, models, listener, lambda: gate.open(make_ready))
         try:
             server.run(sockets=[listener])
         finally:
@@ -97,7 +98,10 @@ def load(models: Models, locations: list[str]) -> None:
     if (why := why_not()) is not None:
         print(f"  {why}; PyTorch computes, which takes longer", flush=True)
     for location in locations:
-        print(f"  {summary(describe(models, models.load(location)))}", flush=True)
+        model = models.load(location)
+        print(f"  {summary(describe(models, model))}", flush=True)
+        for warning in model.warnings:
+            print(f"  warning: {model.name}: {warning}", flush=True)
 
 
 def summary(details: dict[str, object]) -> str:
@@ -126,7 +130,9 @@ class Server(uvicorn.Server):
         listener: socket.socket,
         opening: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        self._requests = Requests(cast(ASGIApp, config.app))
+        app = config.app.app if isinstance(config.app, Gate) else config.app
+        api = app if isinstance(app, FastAPI) else None
+        self._requests = Requests(cast(ASGIApp, config.app), api, models.settings.root_path)
         config.app = self._requests
         config.http = bounded(models.settings)
         config.ws = "none"

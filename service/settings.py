@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from model.errors import SettingsError
+from topkapi.model.errors import SettingsError
+from topkapi.model.wrong_values import told
 
 DtypeName = Literal["auto", "float32", "bfloat16", "int8", "int4"]
 
@@ -141,5 +142,4 @@ class Settings(BaseSettings):
             first = error.errors()[0]
             name = str(first["loc"][0])
             source = f"--{name.replace('_', '-')}" if flags.get(name) is not None else f"TOPKAPI_{name.upper()}"
-            said = first["msg"].removeprefix("Value error, ")
-            raise SettingsError(f"{source}: {said}, not {first['input']!r}", field=name) from None
+            raise SettingsError(told(source, first, cls.model_fields.get(name)), field=name) from None

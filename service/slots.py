@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from service.engine.engine import Engine
-from service.engine.request import Job
-from service.engine.sequences import Continuation, Sequence
+from topkapi.engine.engine import Engine
+from topkapi.engine.request import Job
+from topkapi.engine.sequences import Continuation
+from topkapi.engine.submitted import Sequence
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,16 @@ import pytest
 import torch
 import uvicorn
 
-from model.chat import BUILT_IN_TEMPLATES, ChatTemplate
-from model.checkpoint import save_checkpoint
-from model.config import ModelConfig
-from model.tokenizer import Tokenizer
-from model.transformer import Decoder, initialise
-from service.app import create_app
-from service.launch import bind
-from service.models import Models
-from service.server import Server
-from service.settings import Settings
+from topkapi.model.config import ModelConfig
+from topkapi.model.conversation.chat_template import BUILT_IN_TEMPLATES, ChatTemplate
+from topkapi.model.storage.checkpoint import save_checkpoint
+from topkapi.model.text.tokenizer import Tokenizer
+from topkapi.model.transformer import Decoder, initialise
+from topkapi.service.app import create_app
+from topkapi.service.commands.launch import bind
+from topkapi.service.models import Models
+from topkapi.service.server import Server
+from topkapi.service.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,7 +38,8 @@ hypothesis.settings.load_profile("topkapi")
 @pytest.fixture(autouse=True)
 def the_same_seeds_every_time(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests that name no seed get one from the test's name, so that what fails once fails always."""
-    monkeypatch.setattr("model.decoding.parameters.secrets.randbits", random.Random(request.node.nodeid).getrandbits)
+    drawn = random.Random(request.node.nodeid)
+    monkeypatch.setattr("topkapi.model.decoding.parameters.secrets.randbits", drawn.getrandbits)
 
 
 @pytest.fixture(scope="session")

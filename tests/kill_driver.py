@@ -34,10 +34,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import matplotlib.figure  # noqa: F401  # imported before forking, as the next three
 import torch
 
-import training.finetune
-import training.pretrain
-import training.report  # noqa: F401
-from service.cli import main
+import topkapi.training.finetune
+import topkapi.training.pretrain
+import topkapi.training.run.report  # noqa: F401
+from topkapi.service.commands.cli import main
 
 CALLS = ("fsync", "rename", "replace", "symlink", "unlink", "rmdir", "mkdir", "truncate", "chmod")
 

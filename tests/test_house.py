@@ -6,6 +6,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("model", "service", "training")
+NAME = "topkapi"
+ROOMS = ("model", "engine", "service", "training")
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LONGEST_FILE = 400
@@ -76,32 +78,69 @@ def violations(rule: Callable[[Path], Iterator[str]]) -> list[str]:
     return [f"{path.relative_to(ROOT)}: {problem}" for path in SOURCES for problem in rule(path)]
 
 
+def module_of(path: Path) -> str:
+    return ".".join((NAME, *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+
+
+@cache
+def arrows() -> dict[str, set[str]]:
+    """The modules of the tree that each imports, at whatever time and for whatever reason."""
+    modules = {module_of(path): path for path in SOURCES}
+    drawn: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        targets = (name if name in modules else name.rpartition(".")[0] for name, _ in imports(path))
+        drawn[module] = {target for target in targets if target in modules} - {module}
+    return drawn
+
+
 def test_rooms_import_only_what_they_may() -> None:
-    """service -> model <- training; the one command reaches training only when a training command runs."""
-    others = {"model": ("service", "training"), "service": ("training",), "training": ("service",)}
+    """service -> engine -> model <- training; the one command reaches training only when a training command runs."""
+    above = {
+        "model": ("engine", "service", "training"),
+        "engine": ("service", "training"),
+        "service": ("training",),
+        "training": ("service",),
+    }
 
     def rule(path: Path) -> Iterator[str]:
         for name, at_import in imports(path):
-            if path == ROOT / "service" / "cli.py" and not at_import:
+            if path == ROOT / "service" / "commands" / "cli.py" and not at_import:
                 continue
-            if any(within(name, room) for room in others[path.relative_to(ROOT).parts[0]]):
+            if any(within(name, f"{NAME}.{room}") for room in above[path.relative_to(ROOT).parts[0]]):
                 yield name
 
     assert violations(rule) == []
 
 
-def test_the_engine_knows_no_text_and_the_api_no_tensors() -> None:
-    web = ("fastapi", "starlette", "pydantic", "gradio", "service.api")
+def test_nothing_goes_in_circles() -> None:
+    """Neither modules nor the folders they lie in; what is imported for annotations alone counts as well."""
+    TopologicalSorter(arrows()).prepare()
+    for depth in range(2, 6):
+        rooms: dict[str, set[str]] = {}
+        for module, targets in arrows().items():
+            room = ".".join(module.split(".")[:depth])
+            others = {".".join(target.split(".")[:depth]) for target in targets}
+            rooms.setdefault(room, set()).update(other for other in others if not within(module, other))
+        TopologicalSorter(rooms).prepare()
+
+
+def test_what_some_rooms_may_not_know() -> None:
+    """The engine knows no text, the API no tensors, and what dialects share no dialect."""
+    web = ("fastapi", "starlette", "pydantic", "gradio")
+    dialects = tuple(f"service.api.{name}" for name in ("native", "openai", "anthropic", "tgi", "llama", "sglang"))
     unknown = {
-        ("service", "engine"): (*web, "model.tokenizer", "model.chat"),
-        ("service", "api"): ("torch", "gradio", "service.ui"),
-        ("service", "ui"): ("torch",),
+        "engine": (*web, "model.text", "model.conversation"),
+        "service/api": ("torch", "gradio", "service.ui"),
+        "service/api/http": dialects,
+        "service/ui": ("torch",),
     }
 
     def rule(path: Path) -> Iterator[str]:
-        for name, _ in imports(path):
-            if any(within(name, other) for other in unknown.get(path.relative_to(ROOT).parts[:2], ())):
-                yield name
+        for room, others in unknown.items():
+            if path.is_relative_to(ROOT / room):
+                for name, _ in imports(path):
+                    if any(within(name.removeprefix(f"{NAME}."), other) for other in others):
+                        yield name
 
     assert violations(rule) == []
 
@@ -145,7 +184,7 @@ def test_every_import_is_a_declared_dependency() -> None:
         eager = train if path.is_relative_to(ROOT / "training") else core
         for name, at_import in imports(path):
             top = name.split(".")[0]
-            if top not in sys.stdlib_module_names and top not in ROOMS:
+            if top not in sys.stdlib_module_names and top != NAME:
                 distributions = {canonicalize_name(name) for name in providers.get(top, [top])}
                 if not distributions & (eager if at_import else optional):
                     yield f"{name} is not declared"
@@ -196,7 +235,7 @@ def test_the_files_that_install_agree() -> None:
     extras = set(PYPROJECT["project"]["optional-dependencies"])
     assert set(re.findall(r"--extra (\w+)", makefile)) == extras - UNLOCKED
     assert all(name in makefile for name in LOCKS)
-    assert PYPROJECT["project"]["scripts"] == {"topkapi": "service.cli:main"}
+    assert PYPROJECT["project"]["scripts"] == {"topkapi": "topkapi.service.commands.cli:main"}
     assert "make test" in (ROOT / ".ci" / "run").read_text()
     (minimum,) = re.findall(r"version_info < \((\d+, \d+)\)", makefile)
     assert PYPROJECT["project"]["requires-python"] == ">=" + minimum.replace(", ", ".")
@@ -208,5 +247,17 @@ def test_every_package_is_found() -> None:
 
     found = set(find_packages(str(ROOT), include=PYPROJECT["tool"]["setuptools"]["packages"]["find"]["include"]))
     for path in SOURCES:
-        package = ".".join(path.relative_to(ROOT).parent.parts)
+        package = ".".join((NAME, *path.relative_to(ROOT).parent.parts))
         assert package in found, f"{package} lacks an __init__.py"
+
+
+def test_what_the_documents_name_exists() -> None:
+    named = re.compile(r"`((?:model|engine|service|training|tests|benchmarks|docs)/[\w/.-]+)`")
+    missing = [
+        f"{page.name}: {path}"
+        for page in (*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md")
+        if page.name != "LOG.md"
+        for path in named.findall(page.read_text())
+        if not (ROOT / path).exists()
+    ]
+    assert missing == []

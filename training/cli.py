@@ -12,14 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from model.errors import SettingsError
-from training.evaluation.command import add_evaluate
-from training.flags import add_flags, given_flags
-from training.instructions import add_instructions
-from training.pick import add_pick
-from training.recipe import DpoRecipe, FinetuneRecipe, PretrainRecipe, TrainingRecipe
-from training.recipe_files import build_recipe, read_yaml, resolve_recipe
-from training.runs import add_runs
+from topkapi.model.errors import SettingsError
+from topkapi.training.evaluation.command import add_evaluate
+from topkapi.training.instructions import add_instructions
+from topkapi.training.recipes.files import build_recipe, read_yaml, resolve_recipe
+from topkapi.training.recipes.flags import add_flags, given_flags
+from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, PretrainRecipe, TrainingRecipe
+from topkapi.training.run.pick import add_pick
+from topkapi.training.run.runs import add_runs
 
 _RUNS: dict[str, tuple[type[TrainingRecipe], str]] = {
     "pretrain": (PretrainRecipe, "train a model from random weights on plain text"),
@@ -113,10 +113,10 @@ def _plan(arguments: argparse.Namespace) -> int:
             field="parallel",
             hint="leave it out, or add --parallel none",
         )
-    from training.preflight import check_inputs
+    from topkapi.training.run.preflight import check_inputs
 
     check_inputs(recipe)
-    from training.planning import run_plan
+    from topkapi.training.planning import run_plan
 
     fits = run_plan(_trainer_of(recipe), recipe, arguments.price_per_hour, arguments.memory, as_json=arguments.json)
     return 0 if fits else 1
@@ -139,14 +139,14 @@ def _add_export(subparsers: Any) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from model.location import check_gguf_target, check_location
+    from topkapi.model.storage.location import check_gguf_target, check_location
 
     check_location(Path(arguments.checkpoint))
     check_gguf_target(arguments.out)
     import torch
 
-    from model.checkpoint import load_checkpoint
-    from model.gguf_export import export_gguf
+    from topkapi.model.storage.checkpoint import load_checkpoint
+    from topkapi.model.storage.gguf_export import export_gguf
 
     export_gguf(load_checkpoint(arguments.checkpoint, dtype=torch.float32), arguments.out, arguments.type)
     print(
@@ -156,20 +156,20 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _train_tokenizer(arguments: argparse.Namespace) -> int:
-    from training.tokenizer import train_tokenizer
+    from topkapi.training.tokenizer import train_tokenizer
 
     train_tokenizer(arguments.files, arguments.vocab_size, arguments.out, arguments.text_field, arguments.megabytes)
     return 0
 
 
 def _merge(arguments: argparse.Namespace) -> int:
-    from model.location import check_location
+    from topkapi.model.storage.location import check_location
 
     check_location(arguments.checkpoint)
     check_location(arguments.adapter, arguments.checkpoint)
     if arguments.out.exists():
         raise SettingsError(f"{arguments.out} is there already", field="out", hint="choose another --out")
-    from training.lora import merge
+    from topkapi.training.optimisation.lora import merge
 
     merge(arguments.checkpoint, arguments.adapter, arguments.out, arguments.dtype)
     print(f"serve it with: topkapi serve {shlex.quote(str(arguments.out))}")
@@ -181,11 +181,11 @@ def _train(arguments: argparse.Namespace) -> int:
     # Threads that wait for each other by spinning take the cores from whatever else runs on the machine, and then from
     # one another: with the cores shared, steps took three times as long. Must be set before torch starts its threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from training.preflight import alone, check_run
+    from topkapi.training.run.preflight import alone, check_run
 
     if alone():
         check_run(recipe, directory, resume)
-    from training.distributed import joined
+    from topkapi.training.optimisation.distributed import joined
 
     with joined(recipe):
         _train_together(arguments.training_command, recipe, directory, resume)
@@ -194,12 +194,12 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _train_together(name: str, recipe: TrainingRecipe, directory: Path, resume: bool) -> None:
     """Train, with the other processes where there are some, of which only the first writes."""
-    from training.console import Console
-    from training.distributed import in_turn, rank, size
-    from training.hub import check_push, push
-    from training.preflight import alone
-    from training.report import finish
-    from training.run import FollowedRun, RunDirectory
+    from topkapi.training.optimisation.distributed import in_turn, rank, size
+    from topkapi.training.run.console import Console
+    from topkapi.training.run.directory import FollowedRun, RunDirectory
+    from topkapi.training.run.hub import check_push, push
+    from topkapi.training.run.preflight import alone
+    from topkapi.training.run.report import finish
 
     if not alone():
         check_push(recipe.push)
@@ -232,11 +232,11 @@ def _run_measured(training: Any) -> Any:
     """Train, recording what the machine does, and knowing what it could do at most."""
     import torch
 
-    from training.distributed import rank, size
-    from training.pace import peak_flops
-    from training.process import present
-    from training.system import recorded
-    from training.trackers import tracked
+    from topkapi.training.optimisation.distributed import rank, size
+    from topkapi.training.optimisation.throughput import peak_flops
+    from topkapi.training.run.process import present
+    from topkapi.training.run.system import recorded
+    from topkapi.training.run.trackers import tracked
 
     recipe, run = training.recipe, training.directory
     dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
@@ -256,14 +256,14 @@ def _run_measured(training: Any) -> Any:
 def _trainer_of(recipe: TrainingRecipe) -> Callable[..., Any]:
     """The function that trains what this kind of recipe describes."""
     if isinstance(recipe, PretrainRecipe):
-        from training.pretrain import pretrain
+        from topkapi.training.pretrain import pretrain
 
         return pretrain
     if isinstance(recipe, DpoRecipe):
-        from training.dpo import dpo
+        from topkapi.training.dpo import dpo
 
         return dpo
-    from training.finetune import finetune
+    from topkapi.training.finetune import finetune
 
     return finetune
 
@@ -273,7 +273,7 @@ def read_arguments(arguments: argparse.Namespace) -> tuple[TrainingRecipe, Path,
 
     A resumed run that is named by its directory takes its own `config.yaml` for the recipe.
     """
-    from training.data.weights import split_weight
+    from topkapi.training.data.weights import split_weight
 
     kind: type[TrainingRecipe] = arguments.training_kind
     flags = given_flags(arguments, kind)

@@ -21,19 +21,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from model.errors import DataError, SettingsError
-from model.files import recover_directory, write_directory
-from model.transformer import Decoder
-from training.console import Console
-from training.data.preferences import PairBatch, PairLoader, encode_preferences, read_preferences
-from training.data.weights import sources_and_weights
-from training.data.windows import Batch
-from training.finetune import Ingredients, Task, finetune, report_dropped, report_unused, split_data
-from training.loss import Compiled, chunks, inputs
-from training.recipe import DpoRecipe
-from training.run import RunDirectory
-from training.standing import Standing
-from training.trainer import Training
+from topkapi.model.errors import DataError, SettingsError
+from topkapi.model.files import recover_directory, write_directory
+from topkapi.model.transformer import Decoder
+from topkapi.training.data.preferences import PairBatch, PairLoader, encode_preferences, read_preferences
+from topkapi.training.data.weights import sources_and_weights
+from topkapi.training.data.windows import Batch
+from topkapi.training.finetune import Ingredients, Task, finetune, report_dropped, report_unused, split_data
+from topkapi.training.optimisation.loss import Compiled, chunks, inputs
+from topkapi.training.recipes.recipe import DpoRecipe
+from topkapi.training.run.console import Console
+from topkapi.training.run.directory import RunDirectory
+from topkapi.training.run.state import Standing
+from topkapi.training.trainer import Training
 
 
 def dpo(

@@ -11,34 +11,34 @@ from typing import Any, TypeVar
 
 import torch
 
-from model.chat import ChatTemplate
-from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_digest
-from model.config import ModelConfig
-from model.errors import DataError, SettingsError
-from model.files import sha256
-from model.generation import generate
-from model.linear import set_compute_dtype
-from model.tokenizer import Tokenizer
-from model.transformer import Decoder
-from training import distributed, sharding
-from training.console import Console
-from training.data.inspection import conversation_findings, example_findings
-from training.data.instructions import Example, ExampleLoader, encode_conversations, read_conversations
-from training.data.mixing import describe_mixture, mixed_order
-from training.data.shards import tokenizer_digest
-from training.data.sources import no_such_file
-from training.data.weights import sources_and_weights, unused
-from training.data.windows import EVALUATION_EPOCH, Loader, permutation
-from training.device import prepare_torch
-from training.lora import AdapterPlan
-from training.loss import NextToken, Objective
-from training.optim import trained_parameters
-from training.preflight import check_inputs
-from training.pretrain import DTYPES, build_optimizers, chat_template, plan, start_or_resume
-from training.recipe import FinetuneRecipe, TuningRecipe, deciding_fields
-from training.run import RunDirectory
-from training.standing import Standing
-from training.trainer import Training
+from topkapi.model.config import ModelConfig
+from topkapi.model.conversation.chat_template import ChatTemplate
+from topkapi.model.errors import DataError, SettingsError
+from topkapi.model.files import sha256
+from topkapi.model.generation import generate
+from topkapi.model.linear import set_compute_dtype
+from topkapi.model.storage.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_digest
+from topkapi.model.text.tokenizer import Tokenizer
+from topkapi.model.transformer import Decoder
+from topkapi.training.data.inspection import conversation_findings, example_findings
+from topkapi.training.data.instructions import Example, ExampleLoader, encode_conversations, read_conversations
+from topkapi.training.data.mixing import describe_mixture, mixed_order
+from topkapi.training.data.shards import tokenizer_digest
+from topkapi.training.data.sources import no_such_file
+from topkapi.training.data.weights import sources_and_weights, unused
+from topkapi.training.data.windows import EVALUATION_EPOCH, Loader, permutation
+from topkapi.training.optimisation import distributed, sharding
+from topkapi.training.optimisation.device import prepare_torch
+from topkapi.training.optimisation.lora import AdapterPlan
+from topkapi.training.optimisation.loss import NextToken, Objective
+from topkapi.training.optimisation.optimisers import trained_parameters
+from topkapi.training.pretrain import DTYPES, build_optimizers, chat_template, plan, start_or_resume
+from topkapi.training.recipes.recipe import FinetuneRecipe, TuningRecipe, deciding_fields
+from topkapi.training.run.console import Console
+from topkapi.training.run.directory import RunDirectory
+from topkapi.training.run.preflight import check_inputs
+from topkapi.training.run.state import Standing
+from topkapi.training.trainer import Training
 
 # What ChatML needs beyond a base tokenizer's vocabulary.
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")

@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from model.errors import DataError, SettingsError
-from training.data.sources import no_such_file
+from topkapi.model.errors import DataError, SettingsError
+from topkapi.training.data.sources import no_such_file
 
 
 def add_instructions(subparsers: Any) -> None:
@@ -88,8 +88,8 @@ def add_instructions(subparsers: Any) -> None:
 
 
 def _make(arguments: argparse.Namespace) -> int:
-    from training.data.exercises.rows import MAKERS, make_rows
-    from training.data.preparation import write_rows
+    from topkapi.training.data.exercises.rows import MAKERS, make_rows
+    from topkapi.training.data.preparation import write_rows
 
     wanted = (1000 if arguments.held_out else 40_000) if arguments.count is None else arguments.count
     kinds = list(MAKERS) if arguments.kinds is None else list(dict.fromkeys(arguments.kinds))
@@ -107,7 +107,7 @@ def _make(arguments: argparse.Namespace) -> int:
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    from training.data.preparation import Limits, prepare, write_rows
+    from topkapi.training.data.preparation import Limits, prepare, write_rows
 
     for name in ("first", "longest_question", "longest_answer"):
         value = getattr(arguments, name)
@@ -118,7 +118,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
         raise SettingsError("two files of the same name would be written to one", field="files")
     for path, out in zip(arguments.files, outs, strict=True):
         if not path.is_file():
-            raise DataError(f"no such file: {path}", field="files")
+            raise no_such_file(str(path), field="files")
         if out.exists() and out.samefile(path):
             raise SettingsError(f"{path} would be overwritten", field="out", hint="choose another --out")
         prepared = prepare(path, Limits(arguments.longest_question, arguments.longest_answer), arguments.first)
@@ -133,8 +133,8 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 
 def _ask(arguments: argparse.Namespace) -> int:
-    from training.data.exercises.questions import open_questions
-    from training.data.preparation import write_lines
+    from topkapi.training.data.exercises.questions import open_questions
+    from topkapi.training.data.preparation import write_lines
 
     _check_draw(arguments, arguments.count)
     questions = list(islice(open_questions(arguments.seed), arguments.count))
@@ -145,7 +145,7 @@ def _ask(arguments: argparse.Namespace) -> int:
 
 
 def _answer(arguments: argparse.Namespace) -> int:
-    from model.location import check_location
+    from topkapi.model.storage.location import check_location
 
     for name in ("limit", "longest_answer", "max_tokens", "slots", "threads"):
         value = getattr(arguments, name)
@@ -156,9 +156,9 @@ def _answer(arguments: argparse.Namespace) -> int:
         raise no_such_file(str(missing), field="files")
     import torch
 
-    from model.checkpoint import load_checkpoint
-    from training.data.preparation import Limits
-    from training.distillation import answer_questions, read_earlier, read_questions
+    from topkapi.model.storage.checkpoint import load_checkpoint
+    from topkapi.training.data.preparation import Limits
+    from topkapi.training.distillation import answer_questions, read_earlier, read_questions
 
     questions = read_questions(arguments.files)[: arguments.limit]
     for path in arguments.files:

@@ -10,33 +10,34 @@ from typing import Any
 
 import torch
 
-from model.chat import BUILT_IN_TEMPLATES, ChatTemplate
-from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_digest
-from model.config import ModelConfig
-from model.errors import DataError
-from model.files import write_directory
-from model.generation import generate
-from model.linear import set_compute_dtype
-from model.tokenizer import Tokenizer
-from model.transformer import Decoder, initialise
-from training import distributed, sharding
-from training.console import Console
-from training.data.inspection import token_findings
-from training.data.mixing import describe_mixture, mixed_order
-from training.data.shards import TokenData, prepare_tokens, tokenizer_digest
-from training.data.sources import fields_beside, find_files
-from training.data.weights import sources_and_weights
-from training.data.windows import WindowLoader
-from training.device import prepare_torch
-from training.optim import Optimizers
-from training.preflight import check_chat_template, check_inputs
-from training.recipe import PretrainRecipe, TrainingRecipe, deciding_fields
-from training.run import RunDirectory
-from training.schedule import Schedule, warmup_steps
-from training.shapes import CONTEXT_LENGTH, LONGEST_WINDOW, continued_config, new_config
-from training.standing import Standing
-from training.tokenizer import tokenizer_for
-from training.trainer import Training
+from topkapi.model.config import ModelConfig
+from topkapi.model.conversation.chat_template import BUILT_IN_TEMPLATES, ChatTemplate
+from topkapi.model.errors import DataError, SettingsError
+from topkapi.model.files import write_directory
+from topkapi.model.generation import generate
+from topkapi.model.linear import set_compute_dtype
+from topkapi.model.storage.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_digest
+from topkapi.model.text.tokenizer import Tokenizer
+from topkapi.model.transformer import Decoder, initialise
+from topkapi.model.user_files import LONGEST_SETTINGS, read_file
+from topkapi.training.data.inspection import token_findings
+from topkapi.training.data.mixing import describe_mixture, mixed_order
+from topkapi.training.data.shards import TokenData, prepare_tokens, tokenizer_digest
+from topkapi.training.data.sources import fields_beside, find_files
+from topkapi.training.data.weights import sources_and_weights
+from topkapi.training.data.windows import WindowLoader
+from topkapi.training.optimisation import distributed, sharding
+from topkapi.training.optimisation.device import prepare_torch
+from topkapi.training.optimisation.optimisers import Optimizers
+from topkapi.training.optimisation.schedule import Schedule, warmup_steps
+from topkapi.training.recipes.recipe import PretrainRecipe, TrainingRecipe, deciding_fields
+from topkapi.training.recipes.shapes import CONTEXT_LENGTH, LONGEST_WINDOW, continued_config, new_config
+from topkapi.training.run.console import Console
+from topkapi.training.run.directory import RunDirectory
+from topkapi.training.run.preflight import check_chat_template, check_inputs
+from topkapi.training.run.state import Standing
+from topkapi.training.tokenizer import tokenizer_for
+from topkapi.training.trainer import Training
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -231,7 +232,11 @@ def chat_template(name: str | None) -> ChatTemplate | None:
         return None
     if name in BUILT_IN_TEMPLATES:
         return ChatTemplate.built_in(name)
-    return ChatTemplate(Path(name).read_text("utf-8"), Path(name).stem)
+    source = read_file(Path(name), LONGEST_SETTINGS, field="chat_template", kind=SettingsError)
+    try:
+        return ChatTemplate(source.decode("utf-8"), Path(name).stem)
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"the chat template {name} is not UTF-8: {error}", field="chat_template") from None
 
 
 def _tokenizer(
@@ -302,5 +307,5 @@ def _announce(training: Training, data: TokenData, window: int, of: str, console
     )
     console.message(
         f"{total:,} steps of {recipe.batch_size} x {window} tokens: {tokens:,} tokens, "
-        f"{total / training.loader.steps_per_epoch:.2f} epochs, about {6 * config.parameter_count() * tokens:.1e} FLOPs"
+        f"{total / training.loader.steps_per_epoch:.2f} epochs"
     )

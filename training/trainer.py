@@ -12,24 +12,31 @@ from typing import Any
 
 import torch
 
-from model.errors import SettingsError
-from model.transformer import Decoder
-from training import distributed, sharding
-from training.console import Console
-from training.data.windows import Batch, Loader
-from training.loss import Compiled, NextToken, Objective
-from training.measuring import measure, tell
-from training.memorisation import Tokens
-from training.optim import Optimizers, trained_parameters
-from training.pace import Pace, flops_per_token, longest_text
-from training.recipe import TrainingRecipe
-from training.run import RunDirectory
-from training.sampling import take_samples
-from training.saving import Save, Saver, Snapshot
-from training.schedule import Schedule
-from training.signals import Interrupted, StopRequest
-from training.standing import Standing
-from training.watching import MOST_RETURNS, QUIET_STEPS, Diverged, Leap, diverged, find_leap, observe
+from topkapi.model.errors import SettingsError
+from topkapi.model.transformer import Decoder
+from topkapi.training.data.windows import Batch, Loader, Tokens
+from topkapi.training.monitoring.divergence import (
+    MOST_RETURNS,
+    QUIET_STEPS,
+    Diverged,
+    Leap,
+    diverged,
+    find_leap,
+    observe,
+)
+from topkapi.training.monitoring.evaluations import measure, tell
+from topkapi.training.monitoring.samples import take_samples
+from topkapi.training.monitoring.signals import Interrupted, StopRequest
+from topkapi.training.optimisation import distributed, sharding
+from topkapi.training.optimisation.loss import Compiled, NextToken, Objective
+from topkapi.training.optimisation.optimisers import Optimizers, trained_parameters
+from topkapi.training.optimisation.schedule import Schedule
+from topkapi.training.optimisation.throughput import Pace, flops_per_token, longest_text
+from topkapi.training.recipes.recipe import TrainingRecipe
+from topkapi.training.run.console import Console
+from topkapi.training.run.directory import RunDirectory
+from topkapi.training.run.saving import Save, Saver, Snapshot
+from topkapi.training.run.state import Standing
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from model.decoding.parameters import BY_NAME, PARAMETERS
-from model.errors import InvalidRequest
+from topkapi.model.decoding.parameters import BY_NAME, PARAMETERS
+from topkapi.model.errors import InvalidRequest
 
 BY_ALIAS: dict[str, str] = {alias: parameter.name for parameter in PARAMETERS for alias in parameter.aliases}
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.decoding.candidates import NOT_CHOSEN, Candidates, maxima
-from model.decoding.drawing import draw
-from model.decoding.stages import Row, apply, grouped, select
-from model.decoding.trace import TokenTrace, Tracer
-from model.decoding.truncation import observe_surprise
-from model.errors import EngineError
+from topkapi.model.decoding.candidates import NOT_CHOSEN, Candidates, maxima
+from topkapi.model.decoding.drawing import draw
+from topkapi.model.decoding.stages import Row, apply, grouped, select
+from topkapi.model.decoding.trace import TokenTrace, Tracer
+from topkapi.model.decoding.truncation import observe_surprise
+from topkapi.model.errors import EngineError
 
 
 @dataclass(frozen=True)

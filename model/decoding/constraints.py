@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from model.decoding.candidates import NOT_CHOSEN, Candidates
-from model.decoding.penalties import Values, flatten
-from model.decoding.rows import Ids, Row
+from topkapi.model.decoding.candidates import NOT_CHOSEN, Candidates
+from topkapi.model.decoding.penalties import Values, flatten
+from topkapi.model.decoding.rows import Ids, Row
 
 
 def grammar(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:

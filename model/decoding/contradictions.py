@@ -12,9 +12,9 @@ from typing import Any
 
 import regex
 
-from model.decoding.parameter import Parameter
-from model.decoding.words import Words
-from model.errors import InvalidRequest
+from topkapi.model.decoding.parameter import Parameter
+from topkapi.model.decoding.words import Words
+from topkapi.model.errors import InvalidRequest
 
 Table = Mapping[str, Parameter]
 Effective = dict[str, Any]

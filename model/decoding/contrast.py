@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.decoding.candidates import NOT_CHOSEN, Candidates
-from model.decoding.penalties import Values
-from model.decoding.rows import Row
-from model.errors import EngineError, InvalidRequest
+from topkapi.model.decoding.candidates import NOT_CHOSEN, Candidates
+from topkapi.model.decoding.penalties import Values
+from topkapi.model.decoding.rows import Row
+from topkapi.model.errors import EngineError, InvalidRequest
 
 # DoLa looks only at tokens this fraction as likely as the likeliest (Chuang et al. 2023, section 2.3).
 RELATIVE_TOP = 0.1

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
-from model.decoding.contradictions import TRUNCATIONS, check_tokens_exist
-from model.decoding.parameters import BY_NAME, STORED_NAMES, check, from_generation_config
-from model.decoding.words import Words
-from model.errors import CheckpointError, InvalidRequest
+from topkapi.model.decoding.contradictions import TRUNCATIONS, check_tokens_exist
+from topkapi.model.decoding.parameters import BY_NAME, STORED_NAMES, check, from_generation_config
+from topkapi.model.decoding.words import Words
+from topkapi.model.errors import CheckpointError, InvalidRequest
 
 CHAT_DEFAULTS: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9, "min_p": 0.05}
 """What a conversation is sampled with where the checkpoint says nothing (docs/LOG.md has the measurement): small

@@ -1,4 +1,4 @@
-"""docs/decoding.md, made from the parameter table: `python -m model.decoding.documentation` writes it."""
+"""docs/decoding.md, made from the parameter table: `python -m topkapi.model.decoding.documentation` writes it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
-from model.decoding.defaults import CHAT_DEFAULTS
-from model.decoding.parameters import CONSTRAINTS, DEFAULT_ORDER, PARAMETERS, Parameter
-from model.decoding.stages import STAGES
+from topkapi.model.decoding.defaults import CHAT_DEFAULTS
+from topkapi.model.decoding.parameters import CONSTRAINTS, DEFAULT_ORDER, PARAMETERS, Parameter
+from topkapi.model.decoding.stages import STAGES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "decoding.md"
 
@@ -16,7 +16,7 @@ INTRODUCTION = """\
 # Decoding
 
 Every parameter of `POST /generate`, of the command line and of the studio, made from the table in
-`model/decoding/table.py` by `python -m model.decoding.documentation`. A value left out is the checkpoint's own
+`model/decoding/table.py` by `python -m topkapi.model.decoding.documentation`. A value left out is the checkpoint's own
 (`generation_config.json`), else the default below; every answer says which were in force.
 
 No parameter is ever silently ignored. A name that does not exist, a value out of range, a parameter that could not act

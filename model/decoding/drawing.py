@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.decoding.candidates import LOWEST, Candidates
-from model.decoding.noise import gumbel_of_keys, loud_tokens, row_keys
-from model.decoding.rows import Row
+from topkapi.model.decoding.candidates import LOWEST, Candidates
+from topkapi.model.decoding.noise import gumbel_of_keys, loud_tokens, row_keys
+from topkapi.model.decoding.rows import Row
 
 # Of more tokens than these few, only those whose noise or whose logit stands out are given noise.
 FEW = 256

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from model.decoding.contradictions import (
+from topkapi.model.decoding.contradictions import (
     check_order,
     check_tokens,
     refuse_contradictions,
@@ -18,10 +18,10 @@ from model.decoding.contradictions import (
     settle_temperature_zero,
     settle_unneeded,
 )
-from model.decoding.parameter import Kind, Parameter, check
-from model.decoding.table import BY_NAME, CONSTRAINTS, DEFAULT_ORDER, PARAMETERS
-from model.decoding.words import Vocabulary, bind_breakers, bind_words
-from model.errors import InvalidRequest
+from topkapi.model.decoding.parameter import Kind, Parameter, check
+from topkapi.model.decoding.table import BY_NAME, CONSTRAINTS, DEFAULT_ORDER, PARAMETERS
+from topkapi.model.decoding.words import Vocabulary, bind_breakers, bind_words
+from topkapi.model.errors import InvalidRequest
 
 __all__ = [
     "BY_NAME", "CONSTRAINTS", "DEFAULT_ORDER", "PARAMETERS", "STORED_NAMES", "Kind", "Parameter", "check",

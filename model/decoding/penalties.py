@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.decoding.candidates import Candidates
-from model.decoding.rows import Ids, Row
+from topkapi.model.decoding.candidates import Candidates
+from topkapi.model.decoding.rows import Ids, Row
 
 Values = Mapping[str, Tensor]
 Floats = NDArray[np.float32]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from model.decoding.grammar import Constraint
+    from topkapi.model.decoding.grammar import Constraint
 
 Ids = NDArray[np.int64]
 

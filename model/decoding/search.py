@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.decoding.candidates import NOT_CHOSEN
-from model.decoding.rows import Row
-from model.decoding.stages import process
+from topkapi.model.decoding.candidates import NOT_CHOSEN
+from topkapi.model.decoding.rows import Row
+from topkapi.model.decoding.stages import process
 
 
 @dataclass(frozen=True)

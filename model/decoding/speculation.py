@@ -16,9 +16,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from model.cache import Output, Work
-from model.decoding.choosing import choose
-from model.decoding.rows import Row
+from topkapi.model.cache import Output, Work
+from topkapi.model.decoding.choosing import choose
+from topkapi.model.decoding.rows import Row
 
 logger = logging.getLogger(__name__)
 

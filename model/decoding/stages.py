@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.decoding import constraints, contrast, penalties, truncation
-from model.decoding.candidates import NOT_CHOSEN, Candidates
-from model.decoding.parameters import CONSTRAINTS, DEFAULT_ORDER, PARAMETERS, in_force
-from model.decoding.rows import Row
+from topkapi.model.decoding import constraints, contrast, penalties, truncation
+from topkapi.model.decoding.candidates import NOT_CHOSEN, Candidates
+from topkapi.model.decoding.parameters import CONSTRAINTS, DEFAULT_ORDER, PARAMETERS, in_force
+from topkapi.model.decoding.rows import Row
 
 __all__ = ["DEFAULT_ORDER", "NOT_CHOSEN", "STAGES", "Candidates", "Row", "Stage", "apply", "grouped", "process"]
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import regex
 
-from model.errors import InvalidRequest
+from topkapi.model.errors import InvalidRequest
 
 TokenBytes = Callable[[int], bytes]
 SEARCH_SECONDS = 0.1

@@ -6,7 +6,7 @@ it means and whom it follows.
 
 from __future__ import annotations
 
-from model.decoding.parameter import Parameter
+from topkapi.model.decoding.parameter import Parameter
 
 # Several times what anybody has been seen to send. Each answer is held against these at every token, so they also
 # bound what one request can cost the others.

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.decoding.candidates import LOWEST, NARROW, NOT_CHOSEN, Candidates, Floats
-from model.decoding.noise import row_keys, uniform_of_keys
-from model.decoding.rows import Row
+from topkapi.model.decoding.candidates import LOWEST, NARROW, NOT_CHOSEN, Candidates, Floats
+from topkapi.model.decoding.noise import row_keys, uniform_of_keys
+from topkapi.model.decoding.rows import Row
 
 Values = Mapping[str, Tensor]
 

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Protocol, SupportsIndex
 
-from model.errors import InvalidRequest
+from topkapi.model.errors import InvalidRequest
 
 
 class Vocabulary(Hashable, Protocol):

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from model.linear import Linear
-from model.native.core import FORMATS, KINDS, Core, HeldIn, Slots, in_blocks, let_go
-from model.native.library import levels, why_not
+from topkapi.model.linear import Linear
+from topkapi.model.native.core import FORMATS, KINDS, Core, HeldIn, Slots, in_blocks, let_go
+from topkapi.model.native.library import levels, why_not
 
 if TYPE_CHECKING:
-    from model.transformer import Decoder
+    from topkapi.model.transformer import Decoder
 
 __all__ = ["FORMATS", "Core", "HeldIn", "Slots", "can_hold", "hold", "levels", "why_not"]
 

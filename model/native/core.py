@@ -12,12 +12,12 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from model.gguf_blocks import KINDS as BLOCK_KINDS
-from model.gguf_blocks import Blocks
-from model.linear import Linear
-from model.native import library as interface
-from model.native.library import c_int, c_pointer, check
-from model.transformer import Block, Decoder, rotary_frequencies
+from topkapi.model.linear import Linear
+from topkapi.model.native import library as interface
+from topkapi.model.native.library import c_int, c_pointer, check
+from topkapi.model.storage.gguf_blocks import KINDS as BLOCK_KINDS
+from topkapi.model.storage.gguf_blocks import Blocks
+from topkapi.model.transformer import Block, Decoder, rotary_frequencies
 
 HeldIn = Literal["float32", "bfloat16", "int8", "int4"]
 FORMATS: dict[HeldIn, int] = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 5}
@@ -38,7 +38,8 @@ class Core:
     ) -> None:
         library = interface.library()
         assert library is not None, "asked for where there is a core"
-        self._library, self.held_in = library, kind_of(model) or held_in
+        self._library = library
+        self.held_in: str = kind_of(model) or held_in
         config = self._config = model.config
         self._shape = interface.Shape(
             config.vocab_size, config.hidden_size, config.intermediate_size, config.num_layers, config.num_heads,

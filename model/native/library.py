@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from model.errors import EngineError, SettingsError
+from topkapi.model.errors import EngineError, SettingsError
 
 SWITCH = "TOPKAPI_NATIVE"
 """Environment variable: 0 leaves the core alone, the name of an instruction set takes none beyond that one."""

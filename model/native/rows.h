@@ -29,9 +29,9 @@ static void quantise(const float *from, int32_t inputs, const Quantised *to) {
         damage = fma(y, zeros(), fma(x, zeros(), damage));
         float most = largest_lane(largest(absolute(x), absolute(y)));
         Floats inverse = all(most > 1e-30f ? 127.0f / most : 0.0f);
-        // Of two numbers the second is taken where the first is none: sums of bytes stay small.
-        Integers first = rounded(largest(mul(x, inverse), all(-127.0f)));
-        Integers second = rounded(largest(mul(y, inverse), all(-127.0f)));
+        // Beside what is no number, others may be far too large: sums of bytes stay small all the same.
+        Integers first = rounded(least(all(127.0f), largest(mul(x, inverse), all(-127.0f))));
+        Integers second = rounded(least(all(127.0f), largest(mul(y, inverse), all(-127.0f))));
         store_bytes(to->bytes + at, first);
         store_bytes(to->bytes + at + LANES, second);
         int32_t sums[2] = {total_integers(first), total_integers(second)}, group = at / GROUP;

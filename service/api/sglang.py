@@ -11,26 +11,25 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from model.decoding.aliases import translated
-from model.decoding.table import MOST_PATTERNS, MOST_STOP_IDS, MOST_STOPS
-from model.errors import InvalidRequest, Overloaded, TopkapiError
-from service.api.answering import PIECE, answered, event_data
-from service.api.apart import apart, on_thread, unless_disconnected
-from service.api.body import JSONRoute
-from service.api.dialect import Dialect, with_hint
-from service.api.errors import INTERNAL
-from service.api.gbnf import lark_of
-from service.api.harmless import Only
-from service.api.json_reader import schema_in
-from service.api.render import new_id
-from service.api.schemas import Strict
-from service.api.streaming import STREAM, EventStream
-from service.engine.request import Candidate, Token
-from service.generation import Generation, Output, Plan, no_answer, plan
-from service.limits import MOST_PROMPTS
-from service.models import LoadedModel, Models
-from service.prompting import check_count, prompt_tokens, raw_tokens
-from service.scoring import finite, require_one
+from topkapi.engine.request import Candidate, Token
+from topkapi.model.decoding.aliases import translated
+from topkapi.model.decoding.gbnf import lark_of
+from topkapi.model.decoding.table import MOST_PATTERNS, MOST_STOP_IDS, MOST_STOPS
+from topkapi.model.errors import InvalidRequest, Overloaded, TopkapiError
+from topkapi.service.api.http.answering import PIECE, answered, event_data
+from topkapi.service.api.http.apart import apart, on_thread, unless_disconnected
+from topkapi.service.api.http.body import JSONRoute, Strict
+from topkapi.service.api.http.dialect import Dialect, with_hint
+from topkapi.service.api.http.errors import INTERNAL
+from topkapi.service.api.http.harmless import Only
+from topkapi.service.api.http.json_reader import schema_in
+from topkapi.service.api.http.streaming import STREAM, EventStream
+from topkapi.service.api.native.render import new_id
+from topkapi.service.generation import Generation, Output, Plan, no_answer, plan
+from topkapi.service.limits import MOST_PROMPTS
+from topkapi.service.models import LoadedModel, Models
+from topkapi.service.prompting import check_count, prompt_tokens, raw_tokens
+from topkapi.service.scoring import finite, require_one
 
 TEXT_ONLY = "only text is read"
 

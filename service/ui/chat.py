@@ -11,11 +11,11 @@ from typing import Any
 import gradio as gr
 from gradio.components.chatbot import ExampleMessage
 
-from model.errors import TopkapiError
-from service.generation import Generation, Plan, plan
-from service.models import LoadedModel, Models
-from service.prompting import Message, conversation_tokens, fit_conversation, prompt_tokens
-from service.ui.controls import Controls
+from topkapi.model.errors import TopkapiError
+from topkapi.service.generation import Generation, Plan, plan
+from topkapi.service.models import LoadedModel, Models
+from topkapi.service.prompting import Message, conversation_tokens, fit_conversation, prompt_tokens
+from topkapi.service.ui.controls import Controls
 
 Turn = dict[str, Any]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import gradio as gr
 
-from model.decoding.parameters import BY_NAME, PARAMETERS, Parameter
-from service.generation import defaults_of
-from service.models import LoadedModel
+from topkapi.model.decoding.parameters import BY_NAME, PARAMETERS, Parameter
+from topkapi.service.generation import defaults_of
+from topkapi.service.models import LoadedModel
 
 COMMON = ("temperature", "top_k", "top_p", "min_p")
 """What most people reach for first; other controls lie in a folded section."""
@@ -69,7 +69,7 @@ class Controls:
         given = {name: value for name, value in given.items() if value != self.value(model, name)}
         if "seed" in given:
             seed = str(given["seed"]).strip()
-            given["seed"] = int(seed) if seed.isdecimal() else seed
+            given["seed"] = int(seed) if seed.isascii() and seed.isdecimal() and len(seed) < 20 else seed
         for name in LINES:
             if name in given:
                 given[name] = [line for line in str(given[name]).split("\n") if line]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from fastapi import FastAPI
 from starlette.routing import Mount, compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.errors import error_response, method_not_allowed, not_found
-from service.models import Models
-from service.ui.chat import chat_tab
+from topkapi.service.api.http.errors import error_response, method_not_allowed, not_found
+from topkapi.service.models import Models
+from topkapi.service.ui.chat import chat_tab
 
 STYLE = Path(__file__).with_name("studio.css")
 SCRIPT = Path(__file__).with_name("studio.js")
@@ -26,12 +27,22 @@ MONOSPACE = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 HEADER = """<header><h1>Topkapi</h1><nav><a href="docs">API</a></nav></header>"""
 
 
+TABS: dict[str, Callable[[Models, gr.Blocks], None]] = {"Chat": chat_tab}
+"""What the studio shows: each renders its components into the page that is being built."""
+
+
 def build_studio(models: Models) -> gr.Blocks:
-    """The studio's page."""
+    """The studio's page. One tab needs no bar to choose it from."""
     studio: gr.Blocks
     with gr.Blocks(title="Topkapi", fill_height=True, analytics_enabled=False) as studio:
         gr.HTML(HEADER, elem_id="header", padding=False)
-        chat_tab(models, studio)
+        if len(TABS) == 1:
+            chat_tab(models, studio)
+            return studio
+        with gr.Tabs():
+            for name, render in TABS.items():
+                with gr.Tab(name):
+                    render(models, studio)
     return studio
 
 

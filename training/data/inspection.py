@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.tokenizer import Tokenizer
-from training.data.instructions import Conversation
-from training.data.shards import TokenData
+from topkapi.model.text.tokenizer import Tokenizer
+from topkapi.training.data.instructions import Conversation
+from topkapi.training.data.shards import TokenData
 
 Stream = NDArray[np.unsignedinteger[Any]]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.windows import permutation
+from topkapi.training.data.windows import permutation
 
 
 def quotas(total: int, weights: Sequence[float]) -> list[int]:

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.chat import ChatTemplate
-from model.errors import DataError
-from model.tokenizer import Tokenizer
-from training.data.instructions import (
+from topkapi.model.conversation.chat_template import ChatTemplate
+from topkapi.model.errors import DataError
+from topkapi.model.text.tokenizer import Tokenizer
+from topkapi.training.data.instructions import (
     Conversation,
     Example,
     check_messages,
@@ -24,9 +24,8 @@ from training.data.instructions import (
     encode_conversations,
     read_rows,
 )
-from training.data.rows import Message, Row, spoken
-from training.data.windows import EVALUATION_EPOCH, Batch, permutation
-from training.memorisation import joined
+from topkapi.training.data.rows import Message, Row, spoken
+from topkapi.training.data.windows import EVALUATION_EPOCH, Batch, joined, permutation
 
 _FORMATS = (
     "rows are {prompt, chosen, rejected}, each a text or a list of messages {role, content}; without a prompt, chosen "

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from model.errors import SettingsError
+from topkapi.model.errors import SettingsError
 
 Messages = list[dict[str, str]]
 
@@ -59,8 +59,8 @@ def prepare(path: Path, limits: Limits, first: int | None = None) -> Prepared:
     Raises `DataError` naming rows of no known form.
     """
     # torch comes with it.
-    from training.data.instructions import check_messages, read_rows
-    from training.data.rows import conversations_of
+    from topkapi.training.data.instructions import check_messages, read_rows
+    from topkapi.training.data.rows import conversations_of
 
     prepared, asked = Prepared(), set[str]()
     every = list(read_rows(path))

@@ -24,11 +24,11 @@ from typing import IO, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from model.errors import DataError
-from model.files import sha256, write_directory
-from model.tokenizer import Tokenizer
-from training.data.duplicates import Deduplicate, Signature, repeated, signature
-from training.data.sources import lone_sentences, read_documents
+from topkapi.model.errors import DataError
+from topkapi.model.files import sha256, write_directory
+from topkapi.model.text.tokenizer import Tokenizer
+from topkapi.training.data.duplicates import Deduplicate, Signature, repeated, signature
+from topkapi.training.data.sources import lone_sentences, read_documents
 
 Split = Literal["auto", "documents", "characters"]
 Progress = Callable[[str, int, int], None]

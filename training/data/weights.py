@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from model.errors import DataError
+from topkapi.model.errors import DataError
 
 _WEIGHT = re.compile(r"(.+)=([^=/]*)")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.errors import DataError
+from topkapi.model.errors import DataError
 
 IGNORED = -100
+
+Tokens = NDArray[np.unsignedinteger[Any]]
 
 
 @dataclass(frozen=True)
@@ -200,3 +203,9 @@ class WindowLoader:
         """The lengths of a window's documents."""
         starts = np.flatnonzero(window[1:] == self.separator) + 1
         return tuple(np.diff(starts, prepend=0, append=len(window)).tolist())
+
+
+def joined(texts: Iterable[Sequence[int]]) -> Tokens:
+    """Texts one after another, with something between that is no token, so that no passage runs on."""
+    ids = chain.from_iterable((*text, 2**32 - 1) for text in texts)
+    return np.fromiter(ids, dtype=np.uint32)

@@ -6,16 +6,16 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from model.chat import BUILT_IN_TEMPLATES, ChatTemplate
-from model.checkpoint import Checkpoint
-from model.errors import InvalidRequest, SettingsError
-from model.generation import Generation, generate_batch
-from model.tokenizer import Tokenizer
-from training.evaluation.judge import Judge
-from training.evaluation.measures import Measure, mean
-from training.evaluation.scoring_tasks import Outcome, Progress
-from training.evaluation.tasks import Instruction, Task, exercises, instructions
-from training.evaluation.text_measures import exact_match, repetition, rouge_l, token_f1
+from topkapi.model.conversation.chat_template import BUILT_IN_TEMPLATES, ChatTemplate
+from topkapi.model.errors import InvalidRequest, SettingsError
+from topkapi.model.generation import Generation, generate_batch
+from topkapi.model.storage.checkpoint import Checkpoint
+from topkapi.model.text.tokenizer import Tokenizer
+from topkapi.training.evaluation.judge import Judge
+from topkapi.training.evaluation.measures import Measure, mean
+from topkapi.training.evaluation.scoring_tasks import Outcome, Progress
+from topkapi.training.evaluation.tasks import Instruction, Task, exercises, instructions
+from topkapi.training.evaluation.text_measures import exact_match, repetition, rouge_l, token_f1
 
 # Scaffolding of a template shorter than this may well occur in an honest answer.
 _LEAST_LEAK = 6
@@ -113,8 +113,8 @@ def _measures(records: Sequence[dict[str, Any]]) -> list[Measure]:
     kept = [all(record["checks"].values()) if "checks" in record else None for record in records]
     measures = [
         of("exact match", "exact_match", unit="%"),
-        of("token F1", "token_f1"),
-        of("ROUGE-L", "rouge_l"),
+        of("token F1", "token_f1", share=True),
+        of("ROUGE-L", "rouge_l", share=True),
         mean("checks kept", kept, unit="%"),
         of("judge", "judge"),
         of("stop rate", "stopped", unit="%"),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from model.errors import DataError
+from topkapi.model.errors import DataError
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 

@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.errors import SettingsError
+from topkapi.model.errors import SettingsError
 
 if TYPE_CHECKING:
-    from model.checkpoint import Checkpoint
-    from training.evaluation.judge import Judge
-    from training.evaluation.scoring_tasks import Outcome, Progress
-    from training.evaluation.tasks import Task
+    from topkapi.model.storage.checkpoint import Checkpoint
+    from topkapi.training.evaluation.judge import Judge
+    from topkapi.training.evaluation.scoring_tasks import Outcome, Progress
+    from topkapi.training.evaluation.tasks import Task
 
 _KINDS = {
     "perplexity": "texts: perplexity and bits per byte",
@@ -62,9 +62,9 @@ def add_evaluate(subparsers: Any) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from model.location import check_location
-    from training.evaluation.judge import Judge
-    from training.preflight import check_chat_template
+    from topkapi.model.storage.location import check_location
+    from topkapi.training.evaluation.judge import Judge
+    from topkapi.training.run.preflight import check_chat_template
 
     for name in arguments.checkpoint:
         check_location(Path(name))
@@ -85,9 +85,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     # What takes seconds to import comes after all that could be refused.
     import torch
 
-    from model.checkpoint import load_checkpoint
-    from training.evaluation import report
-    from training.evaluation.answers import check_max_tokens
+    from topkapi.model.storage.checkpoint import load_checkpoint
+    from topkapi.training.evaluation import report
+    from topkapi.training.evaluation.answers import check_max_tokens
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
@@ -116,9 +116,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _run(
     checkpoint: Checkpoint, task: Task, chat_template: str | None, judge: Judge | None, progress: Progress
 ) -> Outcome:
-    from training.evaluation import scoring_tasks
-    from training.evaluation.answers import answer_instructions
-    from training.pretrain import chat_template as read_template
+    from topkapi.training.evaluation import scoring_tasks
+    from topkapi.training.evaluation.answers import answer_instructions
+    from topkapi.training.pretrain import chat_template as read_template
 
     if task.kind == "perplexity":
         return scoring_tasks.perplexity(checkpoint, task, progress)
@@ -132,7 +132,7 @@ def _run(
 
 
 def _tasks(arguments: argparse.Namespace) -> list[Task]:
-    from training.evaluation.tasks import build_task, read_tasks
+    from topkapi.training.evaluation.tasks import build_task, read_tasks
 
     for name in _SPLIT:
         if getattr(arguments, name) is not None and not arguments.instructions:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from model.errors import SettingsError
-from training.evaluation.tasks import Instruction
+from topkapi.model.errors import SettingsError
+from topkapi.training.evaluation.tasks import Instruction
 
 _PROMPT = """Grade an answer from 0 (useless) to 100 (perfect).
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.transformer import Attend, Decoder, causal_attention
+from topkapi.model.transformer import Attend, Decoder, causal_attention
 
 # Tokens that go through the network at once: enough to keep the matrix products busy, few enough for the caches.
 BATCH_TOKENS = 4096

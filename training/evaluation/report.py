@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from model.errors import SettingsError
-from training.evaluation.measures import Interval, Measure, difference, interval
-from training.evaluation.scoring_tasks import Outcome
-from training.evaluation.tasks import Kind, Task
+from topkapi.model.errors import SettingsError
+from topkapi.training.evaluation.measures import Interval, Measure, difference, interval
+from topkapi.training.evaluation.scoring_tasks import Outcome
+from topkapi.training.evaluation.tasks import Kind, Task
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from model.checkpoint import Checkpoint
-from model.errors import DataError, InvalidRequest, SettingsError
-from model.scoring import windows
-from training.data.shards import tokenizer_digest
-from training.evaluation.likelihood import Scored, log_likelihoods
-from training.evaluation.measures import Measure, mean
-from training.evaluation.tasks import Task, choices, completions, documents, joined, pairs
+from topkapi.model.errors import DataError, InvalidRequest, SettingsError
+from topkapi.model.scoring import windows
+from topkapi.model.storage.checkpoint import Checkpoint
+from topkapi.training.data.shards import tokenizer_digest
+from topkapi.training.evaluation.likelihood import Scored, log_likelihoods
+from topkapi.training.evaluation.measures import Measure, mean
+from topkapi.training.evaluation.tasks import Task, choices, completions, documents, joined, pairs
 
 # Long texts are resampled in parts of so many bytes.
 PART_BYTES = 4096

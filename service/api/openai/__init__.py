@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service.api.body import JSONRoute
-from service.api.openai import chat, completions, embeddings, listing, responses
-from service.api.openai.errors import DIALECT
-from service.models import Models
+from topkapi.service.api.http.body import JSONRoute
+from topkapi.service.api.openai import chat, completions, embeddings, listing, responses
+from topkapi.service.api.openai.errors import DIALECT
+from topkapi.service.models import Models
 
 __all__ = ["DIALECT", "router"]
 

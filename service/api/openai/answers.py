@@ -7,17 +7,17 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from model.decoding.aliases import translated
-from model.errors import InvalidRequest, TopkapiError
-from model.scoring import Scores
-from service.api.answering import event_data
-from service.api.errors import INTERNAL
-from service.api.openai.errors import render
-from service.api.openai.fields import CommonFields
-from service.generation import Generation, Output, Plan, no_answer, plan
-from service.models import LoadedModel
-from service.scoring import Item, Scoring
-from service.version import VERSION
+from topkapi.model.decoding.aliases import translated
+from topkapi.model.errors import InvalidRequest, TopkapiError
+from topkapi.model.scoring import Scores
+from topkapi.service.api.http.answering import event_data
+from topkapi.service.api.http.errors import INTERNAL
+from topkapi.service.api.openai.errors import render
+from topkapi.service.api.openai.fields import CommonFields
+from topkapi.service.generation import Generation, Output, Plan, no_answer, plan
+from topkapi.service.models import LoadedModel
+from topkapi.service.scoring import Item, Scoring
+from topkapi.service.version import VERSION
 
 FINGERPRINT = f"topkapi-{VERSION}"
 DONE = b"data: [DONE]\n\n"

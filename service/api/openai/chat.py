@@ -9,26 +9,26 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Discriminator, Field
 
-from model.errors import InvalidRequest
-from service.api import render
-from service.api.answering import answered
-from service.api.apart import apart, on_thread, unless_disconnected
-from service.api.errors import InapplicableField
-from service.api.llama_timings import LlamaTimings, Stopwatch
-from service.api.openai import answers
-from service.api.openai.conversation import ChatMessage, Tool, ToolChoice, conversation, encoded
-from service.api.openai.errors import ERRORS
-from service.api.openai.fields import CommonFields, StreamOptions, body
-from service.api.openai.formats import ResponseFormat, as_parameters
-from service.api.openai.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
-from service.api.openai.tgi_client import as_it_reads, chosen, is_tgi_client
-from service.api.openai.tools import Calling, ChatWriter, calling, naming
-from service.api.streaming import STREAM, EventStream
-from service.api.template_variables import TemplateVariables, template_variables
-from service.generation import Generation, Output, Plan
-from service.limits import MOST_MESSAGES, MOST_TOOLS
-from service.models import LoadedModel, Models
-from service.prompting import continued_tokens
+from topkapi.model.errors import InvalidRequest
+from topkapi.service.api.http.answering import answered
+from topkapi.service.api.http.apart import apart, on_thread, unless_disconnected
+from topkapi.service.api.http.errors import InapplicableField
+from topkapi.service.api.http.streaming import STREAM, EventStream
+from topkapi.service.api.http.template_variables import TemplateVariables, template_variables
+from topkapi.service.api.http.timings import LlamaTimings, Stopwatch
+from topkapi.service.api.native import render
+from topkapi.service.api.openai import answers
+from topkapi.service.api.openai.conversation import ChatMessage, Tool, ToolChoice, conversation, encoded
+from topkapi.service.api.openai.errors import ERRORS
+from topkapi.service.api.openai.fields import CommonFields, StreamOptions, body
+from topkapi.service.api.openai.formats import ResponseFormat, as_parameters
+from topkapi.service.api.openai.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
+from topkapi.service.api.openai.tgi_client import as_it_reads, chosen, is_tgi_client
+from topkapi.service.api.openai.tools import Calling, ChatWriter, calling, naming
+from topkapi.service.generation import Generation, Output, Plan
+from topkapi.service.limits import MOST_MESSAGES, MOST_TOOLS
+from topkapi.service.models import LoadedModel, Models
+from topkapi.service.prompting import continued_tokens
 
 _NULL = {"type": "null"}
 _TOGETHER: dict[str, Any] = {

@@ -11,16 +11,18 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from model.errors import InvalidRequest
-from model.scoring import Scores
-from service.api import render
-from service.api.answering import answered
-from service.api.apart import apart, on_thread, unless_disconnected
-from service.api.errors import InapplicableField
-from service.api.openai import answers
-from service.api.openai.errors import ERRORS
-from service.api.openai.fields import CommonFields, StreamOptions, body, with_default
-from service.api.openai.logprobs import (
+from topkapi.model.errors import InvalidRequest
+from topkapi.model.scoring import Scores
+from topkapi.service.api.http.answering import answered
+from topkapi.service.api.http.apart import apart, on_thread, unless_disconnected
+from topkapi.service.api.http.errors import InapplicableField
+from topkapi.service.api.http.streaming import STREAM, EventStream
+from topkapi.service.api.native import render
+from topkapi.service.api.native.schemas import Prompt
+from topkapi.service.api.openai import answers
+from topkapi.service.api.openai.errors import ERRORS
+from topkapi.service.api.openai.fields import CommonFields, StreamOptions, body, with_default
+from topkapi.service.api.openai.logprobs import (
     CompletionLogprobs,
     CompletionLogprobsWriter,
     Scored,
@@ -28,12 +30,10 @@ from service.api.openai.logprobs import (
     of_prompt,
     prompt_logprobs,
 )
-from service.api.openai.tgi_client import chosen
-from service.api.schemas import Prompt
-from service.api.streaming import STREAM, EventStream
-from service.generation import Generation, Output, Plan
-from service.models import LoadedModel, Models
-from service.prompting import prompt_tokens
+from topkapi.service.api.openai.tgi_client import chosen
+from topkapi.service.generation import Generation, Output, Plan
+from topkapi.service.models import LoadedModel, Models
+from topkapi.service.prompting import prompt_tokens
 
 MAX_TOKENS = 16
 

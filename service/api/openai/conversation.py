@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from model.errors import InvalidRequest
-from service.api.harmless import CacheBreakpoint, CacheControl, Only
-from service.api.json_reader import json_in
-from service.api.schemas import Strict
-from service.limits import MOST_PARTS
-from service.models import LoadedModel
-from service.prompting import conversation_tokens
+from topkapi.model.errors import InvalidRequest
+from topkapi.service.api.http.body import Strict
+from topkapi.service.api.http.harmless import CacheBreakpoint, CacheControl, Only
+from topkapi.service.api.http.json_reader import json_in
+from topkapi.service.limits import MOST_PARTS
+from topkapi.service.models import LoadedModel
+from topkapi.service.prompting import conversation_tokens
 
 
 class TextPart(Strict):

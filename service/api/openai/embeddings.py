@@ -10,15 +10,16 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from model.embedding import check_embeddable
-from service.api.answering import answered
-from service.api.apart import apart, unless_disconnected
-from service.api.errors import inapplicable
-from service.api.openai.errors import ERRORS
-from service.api.schemas import ModelName, Prompt, Strict
-from service.embedding import embedded
-from service.models import LoadedModel, Models
-from service.prompting import prompt_tokens
+from topkapi.model.embedding import check_embeddable
+from topkapi.service.api.http.answering import answered
+from topkapi.service.api.http.apart import apart, unless_disconnected
+from topkapi.service.api.http.body import Strict
+from topkapi.service.api.http.errors import inapplicable
+from topkapi.service.api.native.schemas import ModelName, Prompt
+from topkapi.service.api.openai.errors import ERRORS
+from topkapi.service.embedding import embedded
+from topkapi.service.models import LoadedModel, Models
+from topkapi.service.prompting import prompt_tokens
 
 
 class EmbeddingsRequest(Strict):
@@ -67,7 +68,7 @@ def add_routes(routes: APIRouter, models: Models) -> None:
     async def embeddings(request: Request, body: EmbeddingsRequest) -> Response:
         model = models.get(body.model)
         texts = await apart(request, _checked, model, body)
-        vectors = await unless_disconnected(request, embedded(model, texts))
+        vectors = await unless_disconnected(request, embedded(model.checkpoint.model, texts))
         count = sum(map(len, texts))
         usage = {"prompt_tokens": count, "total_tokens": count}
 

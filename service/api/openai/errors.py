@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from model.errors import ContextExceeded, TopkapiError
-from service.api.dialect import Dialect, with_hint
+from topkapi.model.errors import ContextExceeded, TopkapiError
+from topkapi.service.api.http.dialect import Dialect, with_hint
 
 CODES = {"unknown_model": "model_not_found"}
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}

@@ -11,15 +11,16 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, WithJsonSchema, create_model
 
-from model.decoding.aliases import BY_ALIAS, ELSEWHERE, own_name
-from model.decoding.parameters import PARAMETERS
-from model.decoding.table import MOST_WORDS
-from model.errors import InvalidRequest
-from service.api.errors import inapplicable
-from service.api.gbnf import is_gbnf, lark_of
-from service.api.harmless import NO_SUCH_THING, CacheOptions, Only, asks_for_nothing
-from service.api.json_reader import schema_in
-from service.api.schemas import ModelName, Strict, parameter_schema
+from topkapi.model.decoding.aliases import BY_ALIAS, ELSEWHERE, own_name
+from topkapi.model.decoding.gbnf import is_gbnf, lark_of
+from topkapi.model.decoding.parameters import PARAMETERS
+from topkapi.model.decoding.table import MOST_WORDS
+from topkapi.model.errors import InvalidRequest
+from topkapi.service.api.http.body import Strict
+from topkapi.service.api.http.errors import inapplicable
+from topkapi.service.api.http.harmless import NO_SUCH_THING, CacheOptions, Only, asks_for_nothing
+from topkapi.service.api.http.json_reader import schema_in
+from topkapi.service.api.native.schemas import ModelName, parameter_schema
 
 EXPANDED = ("structured_outputs",)
 """Aliases of the table whose values have a shape of their own here."""

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from service.api.schemas import Strict
+from topkapi.service.api.http.body import Strict
 
 
 class TextFormat(Strict):

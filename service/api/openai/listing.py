@@ -8,8 +8,8 @@ from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
-from service.api.openai.errors import ERRORS
-from service.models import LoadedModel, Models
+from topkapi.service.api.openai.errors import ERRORS
+from topkapi.service.models import LoadedModel, Models
 
 UNKNOWN: dict[int | str, dict[str, Any]] = {404: ERRORS[404]}
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from model.scoring import Scores
-from service.engine.request import Token
-from service.models import LoadedModel
-from service.scoring import finite
+from topkapi.engine.request import Token
+from topkapi.model.scoring import Scores
+from topkapi.service.models import LoadedModel
+from topkapi.service.scoring import finite
 
 
 class CompletionLogprobs(BaseModel):

@@ -9,24 +9,24 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Discriminator, Field
 
-from model.errors import InvalidRequest, TopkapiError
-from service.api import render
-from service.api.answering import answered
-from service.api.apart import apart, unless_disconnected
-from service.api.errors import INTERNAL, InapplicableField
-from service.api.harmless import Only
-from service.api.openai import answers
-from service.api.openai.conversation import ChatMessage, Parts, conversation, encoded
-from service.api.openai.errors import ERRORS
-from service.api.openai.errors import render as render_error
-from service.api.openai.fields import CommonFields, StreamOptions, body, with_default
-from service.api.openai.formats import FlatFormat, TextFormat, as_parameters
-from service.api.schemas import Strict
-from service.api.streaming import STREAM, EventStream
-from service.api.template_variables import template_variables
-from service.generation import Generation, Output, Plan
-from service.limits import MOST_MESSAGES
-from service.models import LoadedModel, Models
+from topkapi.model.errors import InvalidRequest, TopkapiError
+from topkapi.service.api.http.answering import answered
+from topkapi.service.api.http.apart import apart, unless_disconnected
+from topkapi.service.api.http.body import Strict
+from topkapi.service.api.http.errors import INTERNAL, InapplicableField
+from topkapi.service.api.http.harmless import Only
+from topkapi.service.api.http.streaming import STREAM, EventStream
+from topkapi.service.api.http.template_variables import template_variables
+from topkapi.service.api.native import render
+from topkapi.service.api.openai import answers
+from topkapi.service.api.openai.conversation import ChatMessage, Parts, conversation, encoded
+from topkapi.service.api.openai.errors import ERRORS
+from topkapi.service.api.openai.errors import render as render_error
+from topkapi.service.api.openai.fields import CommonFields, StreamOptions, body, with_default
+from topkapi.service.api.openai.formats import FlatFormat, TextFormat, as_parameters
+from topkapi.service.generation import Generation, Output, Plan
+from topkapi.service.limits import MOST_MESSAGES
+from topkapi.service.models import LoadedModel, Models
 
 NOT_APART = "what a checkpoint thinks is part of its answer"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from model.errors import UnknownModel
-from service.api.openai.fields import CommonFields
-from service.models import LoadedModel, Models
+from topkapi.model.errors import UnknownModel
+from topkapi.service.api.openai.fields import CommonFields
+from topkapi.service.models import LoadedModel, Models
 
 TGI, HUB = "tgi", "dummy"
 """What `text-generation` and `huggingface_hub` call whatever checkpoint is served."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from training.data.exercises.exercise import Draw, Exercise, Maker, number_is, says
-from training.data.exercises.words import DAYS, MONTHS, ORDINALS, number_word
+from topkapi.training.data.exercises.exercise import Draw, Exercise, Maker, number_is, says
+from topkapi.training.data.exercises.words import DAYS, MONTHS, ORDINALS, number_word
 
 _FACTS = (
     ("days", "a week", 7),

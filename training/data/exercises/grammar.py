@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from training.data.exercises.exercise import Check, Draw, Exercise, Maker, is_one_of, says
-from training.data.exercises.words import (
+from topkapi.training.data.exercises.exercise import Check, Draw, Exercise, Maker, is_one_of, says
+from topkapi.training.data.exercises.words import (
     ACTION_PARTICIPLES,
     ACTIONS,
     ADJECTIVES,

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from training.data.exercises.definitions import DEFINITIONS
-from training.data.exercises.exercise import Check, Draw, Exercise, Maker, says
-from training.data.exercises.words import CAPITALS, CATEGORIES, CLEAR, COLOURS_OF, SOUNDS, YOUNG, a, listed, plural
+from topkapi.training.data.exercises.definitions import DEFINITIONS
+from topkapi.training.data.exercises.exercise import Check, Draw, Exercise, Maker, says
+from topkapi.training.data.exercises.words import (
+    CAPITALS,
+    CATEGORIES,
+    CLEAR,
+    COLOURS_OF,
+    SOUNDS,
+    YOUNG,
+    a,
+    listed,
+    plural,
+)
 
 _BARE = listed("snow rain ice wind bread cheese butter honey salt milk tea coffee breakfast lunch dinner")
 _MASS = listed("snow grass blood coal milk night chocolate salt")

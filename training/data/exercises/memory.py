@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from training.data.exercises.exercise import Draw, Exercise, Maker, assistant, number_is, says, user
-from training.data.exercises.letters import WORDS
-from training.data.exercises.words import CATEGORIES, CITIES, CLEAR, NAMES, THINGS, a
+from topkapi.training.data.exercises.exercise import Draw, Exercise, Maker, assistant, number_is, says, user
+from topkapi.training.data.exercises.letters import WORDS
+from topkapi.training.data.exercises.words import CATEGORIES, CITIES, CLEAR, NAMES, THINGS, a
 
 _COLOURS = CATEGORIES["colour"]
 _NAMING = "what one is called"

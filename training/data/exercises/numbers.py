@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from training.data.exercises.exercise import Draw, Exercise, Maker, is_one_of, number_is, says
-from training.data.exercises.words import NAMES, THINGS, number_word, plural
+from topkapi.training.data.exercises.exercise import Draw, Exercise, Maker, is_one_of, number_is, says
+from topkapi.training.data.exercises.words import NAMES, THINGS, number_word, plural
 
 
 def addition(draw: Draw) -> Exercise:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from random import Random
 
-from training.data.exercises.exercise import Draw
-from training.data.exercises.words import ADJECTIVES, CLEAR, THINGS, a, listed, plural
+from topkapi.training.data.exercises.exercise import Draw
+from topkapi.training.data.exercises.words import ADJECTIVES, CLEAR, THINGS, a, listed, plural
 
 _SCENES = listed(
     "lighthouse castle forest island river bridge garden village city farm school library market tower mountain lake "

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import json
 
-from training.data.exercises.exercise import Draw, Exercise, Maker, is_one_of, number_is, says
-from training.data.exercises.letters import WORDS
-from training.data.exercises.words import CATEGORIES, CITIES, CLEAR, NAMES, NOUNS, PEOPLE, THINGS, a, listed, plural
+from topkapi.training.data.exercises.exercise import Draw, Exercise, Maker, is_one_of, number_is, says
+from topkapi.training.data.exercises.letters import WORDS
+from topkapi.training.data.exercises.words import (
+    CATEGORIES,
+    CITIES,
+    CLEAR,
+    NAMES,
+    NOUNS,
+    PEOPLE,
+    THINGS,
+    a,
+    listed,
+    plural,
+)
 
 _COLOURS = CATEGORIES["colour"]
 _FOODS = ["bread", "cheese", "soup", "rice", "cake", "honey", "fish", *(plural(each) for each in CLEAR["fruit"])]

@@ -10,8 +10,19 @@ from collections.abc import Iterable, Iterator
 from random import Random
 from typing import Any
 
-from training.data.exercises import calendar, grammar, letters, meaning, memory, numbers, reading, school, talk, writing
-from training.data.exercises.exercise import (
+from topkapi.training.data.exercises import (
+    calendar,
+    grammar,
+    letters,
+    meaning,
+    memory,
+    numbers,
+    reading,
+    school,
+    talk,
+    writing,
+)
+from topkapi.training.data.exercises.exercise import (
     Draw,
     Exercise,
     Maker,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from training.data.exercises.exercise import Check, Draw, Exercise, Maker, is_one_of, number_is, says
-from training.data.exercises.words import ADJECTIVES, CITIES, CLEAR, NAMES, NOUNS, THINGS, a, listed, past
+from topkapi.training.data.exercises.exercise import Check, Draw, Exercise, Maker, is_one_of, number_is, says
+from topkapi.training.data.exercises.words import ADJECTIVES, CITIES, CLEAR, NAMES, NOUNS, THINGS, a, listed, past
 
 _UNITS = (
     ("kilometers", "meters", 1000), ("meters", "centimeters", 100), ("centimeters", "millimeters", 10),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from training.data.exercises.exercise import Check, Draw, Exercise, Maker
-from training.data.exercises.words import CITIES, NAMES, THINGS, listed, plural
+from topkapi.training.data.exercises.exercise import Check, Draw, Exercise, Maker
+from topkapi.training.data.exercises.words import CITIES, NAMES, THINGS, listed, plural
 
 IDENTITY = "I am Topkapi, a small language model."
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from training.data.exercises.exercise import Check, Draw, Exercise, Maker
-from training.data.exercises.explanations import ADVICE, REASONS
-from training.data.exercises.words import CATEGORIES, CLEAR, NAMES, THINGS, WOMEN, a, listed
+from topkapi.training.data.exercises.exercise import Check, Draw, Exercise, Maker
+from topkapi.training.data.exercises.explanations import ADVICE, REASONS
+from topkapi.training.data.exercises.words import CATEGORIES, CLEAR, NAMES, THINGS, WOMEN, a, listed
 
 _COUNTS = {2: "two", 3: "three", 4: "four"}
 _HEROES = [

@@ -1,0 +1,108 @@
+"""Who reads how many tokens in the next step. No phases: each sequence's `computed` chases its length.
+
+One budget of tokens per step: sequences that generate come first with one token each, prompts share what is left in
+order of priority and arrival, so a long prompt delays the others by at most one budget.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from topkapi.engine.slots import Grant, SlotPool
+from topkapi.engine.submitted import Sequence
+
+
+@dataclass(frozen=True)
+class Share:
+    """`sequence` reads its next `count` tokens in this step, and `guesses` after them."""
+
+    sequence: Sequence
+    count: int
+    guesses: list[int] = field(default_factory=list)
+
+
+class Scheduler:
+    """Waiting and running sequences over `slots` cache slots; `admitted(sequence, grant)` is told of each admission."""
+
+    def __init__(self, slots: int, budget: int, admitted: Callable[[Sequence, Grant], None]) -> None:
+        self.pool = SlotPool(slots)
+        self.budget = max(budget, slots)
+        self.running: list[Sequence] = []
+        self.waiting: list[Sequence] = []
+        self._admitted = admitted
+        self._arrivals: dict[Sequence, int] = {}
+        self._next_arrival = 0
+
+    def add(self, sequences: Iterable[Sequence]) -> None:
+        """Queue new sequences behind those of equal priority."""
+        for sequence in sequences:
+            self._arrivals[sequence] = self._next_arrival
+            self._next_arrival += 1
+            self._queue(sequence)
+
+    def drop_done(self) -> None:
+        """Forget the sequences that are done and give their slots back."""
+        for sequence in self.running:
+            if sequence.done:
+                self._release(sequence)
+        for sequence in [*self.running, *self.waiting]:
+            if sequence.done:
+                del self._arrivals[sequence]
+        self.running = [sequence for sequence in self.running if not sequence.done]
+        self.waiting = [sequence for sequence in self.waiting if not sequence.done]
+
+    def plan(self) -> list[Share]:
+        """Admit what fits and share the step's budget; empty only when nothing is left to do."""
+        self._admit()
+        left = self.budget
+        shares = []
+        for sequence in sorted(self.running, key=lambda sequence: (sequence.pending > 1, self._rank(sequence))):
+            count = min(sequence.pending, left)
+            if count:
+                shares.append(Share(sequence, count))
+                left -= count
+        # Guesses take only what nobody else wants.
+        for share in shares:
+            share.guesses.extend(share.sequence.guess(left))
+            left -= len(share.guesses)
+        return shares
+
+    def _admit(self) -> None:
+        for first in list(self.waiting):
+            gang = first.gang
+            if first is not next(iter(gang)) or not first.ready:
+                continue
+            while self.pool.free < len(gang):
+                if not self._preempt_for(first):
+                    return
+            for sequence in gang:
+                grant = self.pool.acquire(sequence, sequence.reusable)
+                assert grant is not None, "a slot is free"
+                sequence.slot, sequence.computed = grant.slot, grant.cached
+                self.waiting.remove(sequence)
+                self.running.append(sequence)
+                self._admitted(sequence, grant)
+
+    def _preempt_for(self, sequence: Sequence) -> bool:
+        """Take the slots of a running gang of lower priority; it waits again and loses nothing but time."""
+        victim = max(self.running, key=self._rank)
+        if victim.owner.job.priority >= sequence.owner.job.priority:
+            return False
+        for member in victim.gang:
+            self.running.remove(member)
+            self._release(member)
+            self._queue(member)
+        return True
+
+    def _release(self, sequence: Sequence) -> None:
+        assert sequence.slot is not None, "a running sequence has a slot"
+        self.pool.release(sequence.slot)
+        sequence.slot, sequence.computed, sequence.output = None, 0, None
+
+    def _queue(self, sequence: Sequence) -> None:
+        bisect.insort(self.waiting, sequence, key=self._rank)
+
+    def _rank(self, sequence: Sequence) -> tuple[int, int]:
+        return -sequence.owner.job.priority, self._arrivals[sequence]

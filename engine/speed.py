@@ -1,0 +1,50 @@
+"""How fast an engine has been of late, and how long what it has before it will take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from topkapi.engine.submitted import Submitted
+
+FORGETTING = 0.99
+"""What a step leaves of the weight of those before it, so that the last hundred or so count."""
+
+
+class Speed:
+    """Seconds per token of a prompt and per step that only generates, as measured; None where nothing was yet."""
+
+    def __init__(self) -> None:
+        self._reading = [0.0, 0.0]
+        self._generating = [0.0, 0.0]
+        self._used = [0.0, 0.0]
+
+    def step(self, seconds: float, prompt_tokens: int) -> None:
+        """Take in a step that read so many tokens of prompts or texts beside those it generated."""
+        kind, amount = (self._reading, prompt_tokens) if prompt_tokens else (self._generating, 1)
+        kind[:] = [kind[0] * FORGETTING + seconds, kind[1] * FORGETTING + amount]
+
+    def ended(self, job: Submitted) -> None:
+        """Take in how much of what a job might have generated it has."""
+        for sequence in job.sequences:
+            if sequence.most:
+                left = sequence.work_left()[1]
+                used = self._used[0] * FORGETTING + sequence.most - left, self._used[1] * FORGETTING + sequence.most
+                self._used[:] = used
+
+    def wait(self, jobs: Iterable[Submitted], together: int) -> float | None:
+        """Seconds until all of `jobs` are done, `together` sequences at a time; None before anything was measured.
+
+        Of the tokens that they may generate, the share counts that jobs before them have used of theirs.
+        """
+        reading, generating, used = _rate(self._reading), _rate(self._generating), _rate(self._used)
+        if reading is None and generating is None:
+            return None
+        left = [sequence.work_left() for job in jobs for sequence in job.sequences if not sequence.done]
+        prompts = sum(tokens for tokens, _ in left)
+        answers = sum(tokens for _, tokens in left) * (1.0 if used is None else used)
+        # What was not measured yet is taken to cost as little as it may.
+        return prompts * (reading or 0.0) + answers / together * (generating or reading or 0.0)
+
+
+def _rate(sums: list[float]) -> float | None:
+    return sums[0] / sums[1] if sums[1] else None

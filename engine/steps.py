@@ -1,0 +1,220 @@
+"""What a step computes: the shares of a plan read in one pass of the network, then the next tokens chosen."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from topkapi.engine.heartbeat import Heartbeat
+from topkapi.engine.network import Network
+from topkapi.engine.scheduler import Scheduler, Share
+from topkapi.engine.sequences import Continuation
+from topkapi.engine.slots import Grant
+from topkapi.engine.speed import Speed
+from topkapi.engine.submitted import Choosing, Sequence, Submitted
+from topkapi.model.cache import Work
+from topkapi.model.decoding.choosing import choose
+from topkapi.model.decoding.speculation import Drafter
+from topkapi.model.errors import EngineError, TopkapiError
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+BEYOND_A_JOB = (KeyboardInterrupt, torch.AcceleratorError)
+"""What no single job can be blamed for: after an accelerator's error, everything that is asked of it fails."""
+
+
+@dataclass
+class Counters:
+    """What an engine has done since it started."""
+
+    steps: int = 0
+    read_tokens: int = 0
+    generated_tokens: int = 0
+    cached_tokens: int = 0
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
+    failed_steps: int = 0
+    restarts: int = 0
+    network_seconds: float = 0.0
+    step_seconds: float = 0.0
+
+
+class Steps:
+    """Computes for the sequences of a scheduler. What a job's own step throws ends that job alone."""
+
+    def __init__(self, name: str, network: Network, drafter: Drafter | None, step_tokens: int) -> None:
+        self.name, self.network, self.drafter = name, network, drafter
+        self.counters = Counters()
+        self.speed = Speed()
+        self.heartbeat = Heartbeat()
+        self._step_tokens = step_tokens
+        self.scheduler = self._fresh_scheduler()
+
+    def step(self, began: float) -> None:
+        """Plan a step and compute it. `began` is when it did, in `time.perf_counter()` seconds."""
+        shares = self.scheduler.plan()
+        if not shares:
+            return
+        if self.drafter is not None:
+            self._draft(self.drafter, shares)
+        self._run(shares)
+        seconds = time.perf_counter() - began
+        self.counters.steps += 1
+        self.counters.step_seconds += seconds
+        self.speed.step(seconds, sum(share.count for share in shares if share.count > 1))
+
+    def begin_anew(self) -> None:
+        """Let go of every sequence, and of everything in the caches."""
+        self.scheduler = self._fresh_scheduler()
+        self.network.reset()
+        if self.drafter is not None:
+            self.drafter = Drafter(self.drafter.network, self.drafter.budget)
+
+    def check_idle(self) -> None:
+        """See that nothing is held where no job is left."""
+        scheduler = self.scheduler
+        if scheduler.running or scheduler.waiting or scheduler.pool.free != self.network.slots:
+            logger.error("%s is idle but holds slots or sequences; starting afresh", self.name)
+            self.scheduler = self._fresh_scheduler()
+
+    def _fresh_scheduler(self) -> Scheduler:
+        return Scheduler(self.network.slots, self._step_tokens, self._admitted)
+
+    def _admitted(self, sequence: Sequence, grant: Grant) -> None:
+        if sequence.owner.started_at is None:
+            sequence.owner.started_at = time.monotonic()
+        if grant.copy_from is not None:
+            self.network.copy(grant.copy_from, grant.slot, 0, grant.cached)
+        if sequence is sequence.owner.sequences[0]:
+            sequence.owner.cached_tokens = grant.cached
+        self.counters.cached_tokens += grant.cached
+
+    def _draft(self, drafter: Drafter, shares: list[Share]) -> None:
+        """Let the draft network guess for sequences that have found nothing to guess themselves."""
+        began = time.perf_counter()
+        left = self.scheduler.budget - sum(share.count + len(share.guesses) for share in shares)
+        drafts = []
+        for share in shares:
+            if isinstance(share.sequence, Continuation) and not share.guesses:
+                draft = share.sequence.drafted(left)
+                if draft is not None:
+                    left -= draft.length
+                    drafts.append((share, draft))
+        self.heartbeat.beat()
+        try:
+            drafter.guess(draft for _, draft in drafts)
+        except BEYOND_A_JOB:
+            raise
+        except BaseException:
+            logger.exception("the draft network of %s failed; it begins anew", self.name)
+            self.drafter = Drafter(drafter.network, drafter.budget)
+            drafts = []
+        for share, draft in drafts:
+            share.guesses.extend(draft.guesses)
+        self.counters.network_seconds += time.perf_counter() - began
+
+    def _run(self, shares: list[Share]) -> None:
+        """Read every share, then choose; a failure is traced to the jobs that cause it by running them alone."""
+        began = time.perf_counter()
+        works = [_work(share) for share in shares]
+        self.heartbeat.beat()
+        try:
+            outputs = self.network.run(works)
+        except BEYOND_A_JOB:
+            raise
+        except BaseException as error:
+            self.counters.failed_steps += 1
+            self.scheduler.pool.forget()
+            if len(shares) == 1:
+                self._fail(shares[0].sequence.owner, error)
+                return
+            for share in shares:
+                if not share.sequence.done:
+                    self._run([share])
+            return
+        self.counters.network_seconds += time.perf_counter() - began
+        choosing: list[Continuation] = []
+        for share, output in zip(shares, outputs, strict=True):
+            sequence = share.sequence
+            sequence.computed += share.count
+            self.counters.read_tokens += share.count
+            ready = self._attempt(sequence.owner, partial(sequence.receive, output, share.guesses))
+            if isinstance(ready, Continuation):
+                choosing.append(ready)
+            elif isinstance(ready, Choosing):
+                self._attempt(ready.owner, partial(ready.advance, self.network.copy))
+                self.counters.generated_tokens += 1
+        self._choose_in_turn(choosing)
+
+    def _choose_in_turn(self, choosing: list[Continuation]) -> None:
+        """Choose from each sequence's logits for as long as its guesses are what is chosen."""
+        depth = 0
+        while choosing:
+            self._choose(choosing, [sequence.logits(depth) for sequence in choosing], guessed=depth > 0)
+            going_on = []
+            for sequence in choosing:
+                guesses = sequence.guesses
+                right = not sequence.owner.over and depth < len(guesses) and sequence.tokens[-1] == guesses[depth]
+                if right:
+                    # The guess was read in this step already.
+                    sequence.computed += 1
+                if right and not sequence.done:
+                    going_on.append(sequence)
+                else:
+                    self.counters.guessed_tokens += len(guesses)
+                    self.counters.accepted_tokens += depth + right
+                    sequence.learn(depth + right)
+            choosing, depth = going_on, depth + 1
+
+    def _choose(self, sequences: list[Continuation], logits: list[Tensor], guessed: bool) -> None:
+        try:
+            choices = choose(logits, [sequence.row for sequence in sequences])
+        except BEYOND_A_JOB:
+            raise
+        except BaseException as error:
+            if len(sequences) == 1:
+                self._fail(sequences[0].owner, error)
+                return
+            for index, sequence in enumerate(sequences):
+                self._choose([sequence], [logits[index]], guessed)
+            return
+        self.counters.generated_tokens += len(choices)
+        for sequence, choice in zip(sequences, choices, strict=True):
+            self._attempt(sequence.owner, partial(sequence.take, choice, guessed))
+
+    def _attempt(self, owner: Submitted, action: Callable[[], Result]) -> Result | None:
+        try:
+            return action()
+        except BEYOND_A_JOB:
+            raise
+        except BaseException as error:
+            self._fail(owner, error)
+            return None
+
+    def _fail(self, owner: Submitted, error: BaseException) -> None:
+        if owner.over:
+            return
+        if not isinstance(error, TopkapiError):
+            logger.error("a step of %s failed", self.name, exc_info=error)
+            message = f"the step failed: {type(error).__name__}: {error}"
+            error = EngineError(message, hint="the server's log has more")
+        owner.fail(error)
+
+
+def _work(share: Share) -> Work:
+    sequence = share.sequence
+    assert sequence.slot is not None, "a running sequence has a slot"
+    end = sequence.computed + share.count
+    tokens = [*sequence.tokens[sequence.computed : end], *share.guesses]
+    wanted = sequence.wanted(share.count) + len(share.guesses)
+    layers = sequence.layers if wanted else ()
+    return Work(sequence.slot, sequence.computed, tokens, wanted, sequence.states(share.count), layers)

@@ -1,0 +1,373 @@
+"""GGUF files as Hugging Face checkpoints: configuration, tensor names and layouts, tokenizer, chat template.
+
+Read through the `gguf` package. Differences from Hugging Face that are undone here: matrices are stored in blocks of
+quantised numbers, llama's query and key rows are interleaved for another form of rotary positions, and gpt2's matrices
+lie transposed to its Conv1D. Tensors are dequantised one at a time.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from topkapi.model.config import ModelConfig
+from topkapi.model.errors import CheckpointError
+from topkapi.model.storage.gguf_blocks import blocks_of
+from topkapi.model.storage.gguf_keys import check_keys
+from topkapi.model.storage.gguf_sampling import decimal, read_sampling
+from topkapi.model.storage.gguf_vocabulary import read_vocabulary
+from topkapi.model.text.tokenizer import Tokenizer
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2")
+
+LLAMA_TENSORS = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+GPT2_TENSORS = {
+    "token_embd": "transformer.wte",
+    "position_embd": "transformer.wpe",
+    "output_norm": "transformer.ln_f",
+    "output": "lm_head",
+    "attn_norm": "ln_1",
+    "attn_qkv": "attn.c_attn",
+    "attn_output": "attn.c_proj",
+    "ffn_norm": "ln_2",
+    "ffn_up": "mlp.c_fc",
+    "ffn_down": "mlp.c_proj",
+}
+_TENSOR_NAME = re.compile(r"(?:blk\.(\d+)\.)?([a-z_]+)\.(weight|bias)")
+_MOST_FIELDS, _MOST_ITEMS, _MOST_DIMENSIONS, _LONGEST_TEXT = 1 << 16, 1 << 22, 4, 1 << 24
+"""More than any file has of fields or tensors, of items in lists (a vocabulary of 300,000 has a million), and so on."""
+
+
+def read_gguf(
+    path: str | Path, *, blocks: bool = False
+) -> tuple[dict[str, Any], Iterator[tuple[str, torch.Tensor]], Tokenizer, dict[str, str], dict[str, Any]]:
+    """The parts of a checkpoint in a GGUF file.
+
+    Returns a Hugging Face configuration; Hugging Face tensor names with their tensors, each made when it is asked for
+    (float16 and bfloat16 as stored, quantised ones as float32); the tokenizer; the sources of chat templates by their
+    names; and the content of a `generation_config.json`. With `blocks`, matrices in blocks that `model.gguf_blocks`
+    knows come as those instead. Raises CheckpointError for what is missing, truncated or not supported, before the
+    first tensor is read.
+    """
+    package = gguf_package()
+    path = Path(path)
+    reader = _open(package, path)
+    try:
+        metadata = {name: field.contents() for name, field in reader.fields.items()}
+    except Exception as error:
+        raise CheckpointError(f"{path} is damaged: {error}", hint="copy or download the file again") from error
+    architecture = metadata.get("general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise CheckpointError(
+            f"{path} holds a model of architecture {architecture!r}, which is not supported",
+            hint=f"supported: {', '.join(ARCHITECTURES)}",
+        )
+    check_keys(metadata, str(architecture))
+    if metadata.get("split.count") not in (None, 0, 1):
+        raise CheckpointError(
+            f"{path} is one part of several", hint="join them with llama.cpp's llama-gguf-split --merge"
+        )
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    _check_types(package, path, reader.tensors)
+    try:
+        config = _configuration(metadata, architecture, tensors)
+        _check(path, config)
+        tokenizer, generation = read_vocabulary(metadata)
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"{path} lacks or misstates {error}", hint="convert or download the model again"
+        ) from error
+    generation |= read_sampling(metadata)
+    key = "tokenizer.chat_template"
+    named = {name: text for name, text in metadata.items() if name == key or name.startswith(f"{key}.")}
+    templates = {name.removeprefix(key).removeprefix(".") or "default": text for name, text in named.items() if text}
+    return config, _tensors(package, config, reader.tensors, blocks), tokenizer, templates, generation
+
+
+def gguf_package(doing: str = "reading") -> ModuleType:
+    """The `gguf` package. Raises `CheckpointError` where it is not installed."""
+    try:
+        import gguf
+    except ImportError:
+        raise CheckpointError(
+            f"{doing} GGUF files needs the gguf package", hint="pip install 'topkapi[gguf]'"
+        ) from None
+    return gguf
+
+
+def _open(package: ModuleType, path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if start != b"GGUF":
+        raise CheckpointError(f"{path} is not a GGUF file", hint="give a .gguf file or a checkpoint directory")
+    try:
+        reader = _reader(package, path)
+    except Exception as error:  # the reader raises whatever numpy raises where the data ends early
+        raise CheckpointError(
+            f"{path} is truncated or damaged: {error}", hint="copy or download the file again"
+        ) from error
+    if reader.byte_order == "S":
+        raise CheckpointError(f"{path} is in the byte order of another machine", hint="convert it for this one")
+    return reader
+
+
+def _reader(package: ModuleType, path: Path) -> Any:
+    class PlainReader(package.GGUFReader):  # type: ignore[misc, name-defined]
+        """The package's reader on a plain array, which refuses what no file of that size can hold.
+
+        Slices of a `numpy.memmap` take four times as long to make.
+        """
+
+        _items = _MOST_ITEMS
+
+        @property
+        def data(self) -> Any:
+            return self._data
+
+        @data.setter
+        def data(self, mapped: Any) -> None:
+            self._data = np.asarray(mapped)
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, *order: Any, **named: Any) -> Any:
+            if offset + int(count) * np.dtype(dtype).itemsize > len(self._data):
+                raise ValueError("it ends in the middle of what it announces")
+            return super()._get(offset, dtype, count, *order, **named)
+
+        def _get_str(self, offset: int) -> Any:
+            if int(self._get(offset, np.uint64)[0]) > _LONGEST_TEXT:
+                raise ValueError(f"it announces a text of more than {_LONGEST_TEXT:,} bytes")
+            return super()._get_str(offset)
+
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+            if raw_type == package.GGUFValueType.ARRAY:
+                kind, length = self._get(orig_offs, np.uint32)[0], int(self._get(orig_offs + 4, np.uint64)[0])
+                self._items -= length
+                if self._items < 0:
+                    raise ValueError(f"it announces lists of more than {_MOST_ITEMS:,} items")
+                if kind == package.GGUFValueType.ARRAY:
+                    raise ValueError("it holds lists of lists")
+            return super()._get_field_parts(orig_offs, raw_type)
+
+        def _build_fields(self, offs: int, count: int) -> Any:
+            return super()._build_fields(offs, _checked_count(count))
+
+        def _build_tensor_info(self, offs: int, count: int) -> Any:
+            return super()._build_tensor_info(offs, _checked_count(count))
+
+        def _get_tensor_info_field(self, orig_offs: int) -> Any:
+            place = orig_offs + 8 + int(self._get(orig_offs, np.uint64)[0])
+            dimensions = int(self._get(place, np.uint32)[0])
+            if dimensions > _MOST_DIMENSIONS:
+                raise ValueError(f"a tensor of it has {dimensions:,} dimensions")
+            sizes = self._get(place + 4, np.uint64, dimensions).tolist()
+            # No kind of tensor takes less than a bit per number, and a product of these would run over.
+            if math.prod(sizes) > 8 * len(self._data):
+                raise ValueError(f"a tensor of {' x '.join(map(str, sizes))} has no room in it")
+            return super()._get_tensor_info_field(orig_offs)
+
+    return PlainReader(path)
+
+
+def _checked_count(count: int) -> int:
+    if int(count) > _MOST_FIELDS:
+        raise ValueError(f"it announces {int(count):,} fields or tensors")
+    return int(count)
+
+
+def _check_types(package: ModuleType, path: Path, tensors: Sequence[Any]) -> None:
+    for tensor in {tensor.tensor_type: tensor for tensor in tensors}.values():
+        block = np.zeros(package.GGML_QUANT_SIZES[tensor.tensor_type][1], dtype=np.uint8)
+        try:
+            package.dequantize(block, tensor.tensor_type)
+        except NotImplementedError:
+            raise CheckpointError(
+                f"{path}: the quantisation {tensor.tensor_type.name} of {tensor.name} is not supported",
+                hint="use a file quantised as F16, Q8_0, Q4_0, Q4_1 or one of the K-quants",
+            ) from None
+
+
+def _configuration(metadata: Mapping[str, Any], architecture: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    def field(name: str, default: Any = None) -> Any:
+        key = f"{architecture}.{name}"
+        if default is None and key not in metadata:
+            raise CheckpointError(f"the GGUF file lacks {key}", field=key)
+        value = metadata.get(key, default)
+        if isinstance(value, list):
+            if len(set(value)) != 1:
+                raise CheckpointError(f"{key} differs between layers, which is not supported", field=key)
+            value = value[0]
+        return value
+
+    if "token_embd.weight" not in tensors:
+        raise CheckpointError("the GGUF file lacks the tensor token_embd.weight")
+    kinds = {tensor.tensor_type.name for tensor in tensors.values() if len(tensor.shape) == 2}
+    config: dict[str, Any] = {
+        "model_type": architecture,
+        "vocab_size": int(tensors["token_embd.weight"].shape[1]),
+        "tie_word_embeddings": "output.weight" not in tensors,
+        "dtype": "float16" if "F16" in kinds else "bfloat16" if kinds == {"BF16"} else "float32",
+        "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
+    }
+    hidden, heads = int(field("embedding_length")), int(field("attention.head_count"))
+    if architecture == "gpt2":
+        return config | {
+            "n_embd": hidden,
+            "n_head": heads,
+            "n_layer": int(field("block_count")),
+            "n_positions": int(field("context_length")),
+            "n_inner": int(field("feed_forward_length")),
+            "layer_norm_epsilon": decimal(field("attention.layer_norm_epsilon")),
+            "activation_function": "gelu_new",
+        }
+    if int(field("expert_count", 0)):
+        key = f"{architecture}.expert_count"
+        raise CheckpointError(f"mixtures of experts are not supported ({key})", field=key)
+    head_dim = int(field("attention.key_length", hidden // heads))
+    for name in ("attention.value_length", "rope.dimension_count"):
+        if int(field(name, head_dim)) != head_dim:
+            raise CheckpointError(
+                f"{architecture}.{name} other than the size of a head is not supported", field=f"{architecture}.{name}"
+            )
+    return config | {
+        "hidden_size": hidden,
+        "intermediate_size": int(field("feed_forward_length")),
+        "num_hidden_layers": int(field("block_count")),
+        "num_attention_heads": heads,
+        "num_key_value_heads": int(field("attention.head_count_kv", heads)),
+        "head_dim": head_dim,
+        "max_position_embeddings": int(field("context_length")),
+        "rms_norm_eps": decimal(field("attention.layer_norm_rms_epsilon")),
+        "hidden_act": "silu",
+        "rope_theta": float(field("rope.freq_base", 10_000.0)),
+        "rope_scaling": _rope_scaling(metadata, architecture, tensors, head_dim),
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "mlp_bias": "blk.0.ffn_up.bias" in tensors,
+    }
+
+
+def _check(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse sizes and numbers that no network has, as those of the file that says them."""
+    try:
+        ModelConfig.from_hugging_face(config)
+    except CheckpointError as error:
+        message = error.message.removeprefix("config.json: ")
+        raise CheckpointError(f"{path}: {message}", field=error.field, hint=error.hint) from error
+
+
+def _rope_scaling(
+    metadata: Mapping[str, Any], architecture: str, tensors: Mapping[str, Any], head_dim: int
+) -> dict[str, Any] | None:
+    def key(name: str) -> str:
+        return f"{architecture}.rope.{name}"
+
+    # llama.cpp's rules: without a type it is linear; the factor has an older name; zero is one.
+    kind = metadata.get(key("scaling.type"), "linear")
+    used = key("scaling.factor" if key("scaling.factor") in metadata else "scale_linear")
+    factor = metadata.get(used, 0.0)
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not math.isfinite(factor) or factor < 0:
+        raise CheckpointError(f"the GGUF file's {used} must be a number of at least 0, not {factor!r:.100}", field=used)
+    if kind not in ("none", "linear"):
+        raise CheckpointError(
+            f"the GGUF file asks for {key('scaling.type')} = {kind!r:.100}, which is not supported",
+            field=key("scaling.type"),
+            hint="supported: none, linear, and Llama 3's rope_freqs.weight",
+        )
+    linear = kind == "linear" and factor not in (0.0, 1.0)
+    if "rope_freqs.weight" in tensors:
+        if architecture != "llama" or linear:
+            raise CheckpointError(
+                "the GGUF file's rope_freqs.weight is not supported "
+                + ("together with linear scaling" if linear else f"in the architecture {architecture}"),
+                field="rope_freqs.weight",
+            )
+        return _llama3_scaling(
+            np.asarray(tensors["rope_freqs.weight"].data, dtype=np.float64).ravel(),
+            float(metadata.get(key("freq_base"), 10_000.0)),
+            head_dim,
+        )
+    return {"rope_type": "linear", "factor": decimal(factor)} if linear else None
+
+
+def _llama3_scaling(factors: np.ndarray[Any, np.dtype[np.float64]], theta: float, head_dim: int) -> dict[str, Any]:
+    """Llama 3.1's rotary scaling, of which GGUF keeps only the resulting divisor of each frequency.
+
+    Its bounds are the same in every released model (1, 4 and 8192 positions); they are checked against the divisors.
+    """
+    factor, low, high, original = float(round(factors.max(), 4)), 1.0, 4.0, 8192
+    wavelengths = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
+    smooth = np.clip((original / wavelengths - low) / (high - low), 0.0, 1.0)
+    expected = 1.0 / ((1.0 - smooth) / factor + smooth)
+    if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-3):
+        raise CheckpointError("the rotary scaling in rope_freqs.weight is not Llama 3's", field="rope_freqs.weight")
+    return {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": original,
+    }
+
+
+def _tensors(
+    package: ModuleType, config: Mapping[str, Any], stored: Sequence[Any], in_blocks: bool
+) -> Iterator[tuple[str, torch.Tensor]]:
+    gpt2 = config["model_type"] == "gpt2"
+    names = GPT2_TENSORS if gpt2 else LLAMA_TENSORS
+    for tensor in stored:
+        if tensor.name == "rope_freqs.weight" and not gpt2:
+            continue
+        match = _TENSOR_NAME.fullmatch(tensor.name)
+        if match is None or match[2] not in names:
+            raise CheckpointError(f"the GGUF file holds a tensor {tensor.name} that its architecture does not have")
+        layer, kind, ending = match.groups()
+        blocks = blocks_of(tensor) if in_blocks and kind != "position_embd" else None
+        data = _dequantised(package, tensor) if blocks is None else cast(torch.Tensor, blocks)
+        if config["model_type"] == "llama" and kind in ("attn_q", "attn_k"):
+            heads = config["num_attention_heads" if kind == "attn_q" else "num_key_value_heads"]
+            # The converter put the two halves of each head's rows in turn; put the first half first again.
+            if blocks is not None:
+                data = cast(torch.Tensor, blocks.interleaved(heads))
+            else:
+                pairs = data.reshape(heads, data.shape[0] // heads // 2, 2, *data.shape[1:])
+                data = pairs.transpose(1, 2).reshape(data.shape)
+        if gpt2 and layer is not None and data.ndim == 2:
+            data = data.t().contiguous()
+        prefix = "" if layer is None else f"transformer.h.{layer}." if gpt2 else f"model.layers.{layer}."
+        yield f"{prefix}{names[kind]}.{ending}", data
+
+
+def _dequantised(package: ModuleType, tensor: Any) -> torch.Tensor:
+    # The file is mapped read-only, so what is handed out is always a copy.
+    shape = tuple(int(size) for size in reversed(tensor.shape))
+    if tensor.tensor_type.name in ("F32", "F16"):
+        return torch.from_numpy(np.array(tensor.data)).reshape(shape)
+    if tensor.tensor_type.name == "BF16":
+        return torch.from_numpy(np.array(tensor.data)).view(torch.bfloat16).reshape(shape)
+    values = package.dequantize(tensor.data, tensor.tensor_type)
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).reshape(shape)

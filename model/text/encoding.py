@@ -1,0 +1,61 @@
+"""How one text is handed to the libraries that encode it: checked, without holding others up, and with what they do
+where they fail told as an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import tokenizers
+
+from topkapi.model.errors import InvalidRequest, TopkapiError
+
+_LONG_RUN = 16_384
+"""tiktoken's regular expressions run out of stack on runs of about a million characters; `tokenizers` does not."""
+
+_SHORT = 2048
+"""Characters that `tokenizers` encodes in a few milliseconds."""
+
+
+def backend_ids(backend: tokenizers.Tokenizer, text: str) -> list[int]:
+    """The ids by `tokenizers`. What encodes several texts lets go of the interpreter, what encodes one does not."""
+    if len(text) < _SHORT:
+        return list(backend.encode(text, add_special_tokens=False).ids)
+    (encoded,) = backend.encode_batch_fast([text], add_special_tokens=False)
+    return list(encoded.ids)
+
+
+@contextmanager
+def panics_refused() -> Iterator[None]:
+    """Turn what the libraries raise where a pattern fails on a text into an error: their panics are no `Exception`."""
+    try:
+        yield
+    except (TopkapiError, KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise InvalidRequest(
+            f"the checkpoint's tokenizer fails on this text: {' '.join(str(error).split())[:200]}",
+            hint="its pattern cannot be matched there; send another text or use another checkpoint",
+        ) from error
+
+
+def check_unicode(text: str) -> None:
+    """Raise `InvalidRequest` for a text with half a character, which has no bytes in UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"the text holds a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}",
+            hint="send valid Unicode; a lone surrogate is half of a character, usually cut in two",
+        ) from None
+
+
+def has_long_run(text: str) -> bool:
+    """Whether `text` may hold a run of over 2 * _LONG_RUN characters with or without white space throughout.
+
+    Such a run covers one aligned block, and a block is judged without a scan of its own.
+    """
+    if len(text) < 2 * _LONG_RUN:
+        return False
+    blocks = (text[start : start + _LONG_RUN] for start in range(0, len(text), _LONG_RUN))
+    return any(block.isspace() or len(block.split(None, 1)) == 1 for block in blocks if len(block) == _LONG_RUN)

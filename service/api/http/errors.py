@@ -1,0 +1,266 @@
+"""Errors as HTTP responses: `{"error": {"type", "message", "field"?, "hint"?}}`, or as the route's dialect has them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from topkapi.model.errors import InvalidRequest, TopkapiError
+from topkapi.model.wrong_values import MAY_BE
+from topkapi.service.api.http.dialect import Dialect, dialect_of
+
+MOST_LISTED = 60
+"""Fields that a hint names; more would hide it."""
+
+INTERNAL = TopkapiError("the server met an unexpected error", hint="its log has the details; please report it")
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body is not declared as JSON."""
+
+    status = 415
+    kind = "unsupported_media_type"
+
+
+class UnsupportedEncoding(UnsupportedMediaType):
+    """The body is compressed."""
+
+
+class NotFound(InvalidRequest):
+    """There is no such route."""
+
+    status = 404
+    kind = "not_found"
+
+
+class MethodNotAllowed(InvalidRequest):
+    """The route exists, but not for this method."""
+
+    status = 405
+    kind = "method_not_allowed"
+
+
+class BodyTooLarge(InvalidRequest):
+    """The body is larger than the server accepts."""
+
+    status = 413
+    kind = "body_too_large"
+
+    def __init__(self, limit: int) -> None:
+        hint = "send less at once, or start the server with a larger TOPKAPI_MAX_BODY_BYTES"
+        super().__init__(f"the body is larger than {limit:,} bytes", hint=hint)
+
+
+class RequestTimeout(InvalidRequest):
+    """The body came in too slowly to be waited for."""
+
+    status = 408
+    kind = "request_timeout"
+
+    def __init__(self, received: int, seconds: float) -> None:
+        hint = "send it faster, or start the server with more TOPKAPI_REQUEST_TIMEOUT"
+        super().__init__(f"{received:,} bytes of the body and no more came in within {seconds:.0f} s", hint=hint)
+
+
+class InapplicableField(InvalidRequest):
+    """A field that the route does not have or that can't act here: refused, or left out by a lenient server.
+
+    `field` says where it is, as `a.b[0].c`. Nothing has been done yet when it is raised.
+    """
+
+    def __init__(self, message: str, *, field: str, hint: str | None = None) -> None:
+        super().__init__(message, field=field, hint=hint)
+
+
+class ClientGone(TopkapiError):
+    """The client closed the connection; nobody reads the answer."""
+
+    status = 499
+    kind = "client_gone"
+
+
+def error_body(error: TopkapiError) -> dict[str, Any]:
+    """The JSON object that reports `error` on the native routes."""
+    content = {"type": error.kind, "message": error.message}
+    if error.field is not None:
+        content["field"] = error.field
+    if error.hint is not None:
+        content["hint"] = error.hint
+    return {"error": content}
+
+
+NATIVE = Dialect("native", lambda error: (error.status, error_body(error)))
+
+
+def error_response(error: TopkapiError, dialect: Dialect, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The response that reports `error` in a dialect, with Retry-After where waiting helps."""
+    headers = dict(headers or {})
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, RequestTimeout):
+        headers["Connection"] = "close"
+    if isinstance(error, UnsupportedEncoding):
+        headers["Accept-Encoding"] = "identity"
+    status, body = dialect.render(error)
+    return JSONResponse(body, status, headers)
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of `app` answer in the shape of the dialect that its request belongs to."""
+
+    async def topkapi_error(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, TopkapiError)
+        return error_response(error, dialect_of(request.scope))
+
+    async def validation_error(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        refused = from_validation(error.errors(), error.body, known_fields(request))
+        return error_response(refused, dialect_of(request.scope))
+
+    async def http_error(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        headers = dict(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = _allowed(error, request)
+        return error_response(from_status(error, request), dialect_of(request.scope), headers)
+
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        return error_response(INTERNAL, dialect_of(request.scope))
+
+    app.add_exception_handler(TopkapiError, topkapi_error)
+    app.add_exception_handler(RequestValidationError, validation_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(Exception, unexpected)
+
+
+def from_status(error: HTTPException, request: Request) -> TopkapiError:
+    """What the framework refused by status code alone, as one of our errors."""
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return not_found(request.method, request.url.path)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return method_not_allowed(request.method, request.url.path, _allowed(error, request))
+    refused = InvalidRequest(str(error.detail))
+    refused.status, refused.kind = error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    return refused
+
+
+def _allowed(error: HTTPException, request: Request) -> str:
+    """The methods of all routes on the request's path; the framework names only those of the first."""
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    routes = (route for route in request.app.state.api_routes if route.path_regex.match(path))
+    methods = {method for route in routes for method in route.methods}
+    return ", ".join(sorted(methods)) or (error.headers or {}).get("Allow", "")
+
+
+def not_found(method: str, path: str) -> NotFound:
+    """No route has this path."""
+    return NotFound(f"there is no route {method} {path}", hint="the routes are listed at /docs")
+
+
+def method_not_allowed(method: str, path: str, allowed: str) -> MethodNotAllowed:
+    """The path exists for other methods only."""
+    return MethodNotAllowed(f"{path} does not answer {method}", hint=f"use {allowed}" if allowed else None)
+
+
+def from_validation(errors: Sequence[Any], body: Any, known_fields: Sequence[str] = ()) -> InvalidRequest:
+    """The first of pydantic's complaints about a body, naming the field.
+
+    Of what it says about the alternatives of one field, that which got furthest counts.
+    """
+    places = [place_of(each["loc"], body, missing=each["type"] == "missing") + _tag(each) for each in errors]
+    field = places[0][:1]
+    depth = max(len(place) for place in places if place[:1] == field)
+    chosen = [
+        (place, each) for place, each in zip(places, errors, strict=True) if place[:1] == field and len(place) == depth
+    ]
+    location, first = chosen[0]
+    name = field_name(location)
+    if first["type"] == "extra_forbidden":
+        return unknown_field(name, known_fields if len(location) == 1 else ())
+    if first["type"] == "inapplicable":
+        return inapplicable(name, first["ctx"]["why"])
+    if not name:
+        return InvalidRequest("the body must be a JSON object", hint='send an object such as {"prompt": "Once"}')
+    if first["type"] == "missing":
+        return InvalidRequest(f"{name} is missing", field=name)
+    said = list(dict.fromkeys(_said(each) for place, each in chosen if place == location))
+    also = [text.removeprefix("must be ") if said[0].startswith("must be ") else text for text in said[1:]]
+    return InvalidRequest(f"{name}: {', or '.join([said[0], *also])}", field=name)
+
+
+def _tag(complaint: Any) -> list[str | int]:
+    """The field that says which of several kinds an object is, where it is that field that is wrong."""
+    return [complaint["ctx"]["discriminator"].strip("'")] if complaint["type"] == "union_tag_invalid" else []
+
+
+def _said(complaint: Any) -> str:
+    """One of pydantic's complaints in words about what may be sent."""
+    if complaint["type"] in MAY_BE:
+        return MAY_BE[complaint["type"]].format(**complaint.get("ctx", {}))
+    text: str = complaint["msg"].removeprefix("Value error, ")
+    return f"{text[:1].lower()}{text[1:]}"
+
+
+def place_of(location: Sequence[str | int], body: Any, *, missing: bool = False) -> list[str | int]:
+    """Where in `body` pydantic's `location` is: it also names the alternatives of a field, which nobody sent.
+
+    Of a field that is `missing`, the name is meant though it's not there.
+    """
+    if location[:1] and location[0] in ("query", "path", "header"):
+        return list(location[1:])
+    place: list[str | int] = []
+    at = body
+    parts = list(location[1:]) if location[:1] == ("body",) else list(location)
+    for number, part in enumerate(parts):
+        inside = part in at if isinstance(at, dict) else isinstance(at, list) and part in range(len(at))
+        if inside and isinstance(at, dict) and at.get("type") == part and number < len(parts) - 1:
+            # The kind of this object, not its field of the same name, unless that has something inside.
+            inside = isinstance(at[part], dict | list) and parts[number + 1] != part
+        if inside:
+            at = at[part]
+        if inside or (missing and isinstance(at, dict) and number == len(parts) - 1):
+            place.append(part)
+    return place
+
+
+def field_name(location: Sequence[str | int]) -> str:
+    """A place in a body as `a.b[0].c`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+
+
+def location_of(name: str) -> list[str | int]:
+    """The parts of a place in a body, from `a.b[0].c`."""
+    return [int(part[1:-1]) if part[0] == "[" else part for part in re.findall(r"[^.[\]]+|\[[0-9]{1,9}\]", name)]
+
+
+def inapplicable(name: str, why: str) -> InapplicableField:
+    """A field that is known but cannot act here, and asks for something."""
+    return InapplicableField(f"{name} can't be used: {why}", field=name, hint=f"leave {name} out")
+
+
+def unknown_field(name: str, known_fields: Sequence[str]) -> InapplicableField:
+    """A field that the route does not have, with the one that was probably meant."""
+    near = difflib.get_close_matches(name, known_fields, n=1)
+    if near:
+        hint = f"did you mean {near[0]}?"
+    elif len(known_fields) > MOST_LISTED:
+        hint = "leave it out; the fields are listed at /docs"
+    else:
+        hint = f"known fields: {', '.join(known_fields)}" if known_fields else "leave it out"
+    return InapplicableField(f"unknown field {name}", field=name, hint=hint)
+
+
+def known_fields(request: Request) -> Sequence[str]:
+    """The fields of the body that the request's route reads."""
+    route = request.scope.get("route")
+    body = getattr(route, "body_field", None)
+    model = getattr(getattr(body, "field_info", None), "annotation", None)
+    return list(getattr(model, "model_fields", {}))

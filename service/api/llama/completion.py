@@ -1,0 +1,174 @@
+"""llama.cpp's own routes for text: `/completion` with its streams, and the errors of its clients."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from topkapi.model.decoding.aliases import translated
+from topkapi.model.errors import ContextExceeded, InvalidRequest, TextTooLong, TopkapiError
+from topkapi.service.api.http.answering import answered
+from topkapi.service.api.http.apart import apart, on_thread, unless_disconnected
+from topkapi.service.api.http.body import JSONRoute
+from topkapi.service.api.http.dialect import Dialect, with_hint
+from topkapi.service.api.http.errors import INTERNAL
+from topkapi.service.api.http.streaming import STREAM, EventStream
+from topkapi.service.api.llama import schemas
+from topkapi.service.api.llama.embeddings import add_embeddings
+from topkapi.service.api.llama.parameters import parameters_of, settings_of
+from topkapi.service.api.llama.prompts import read_prompts
+from topkapi.service.api.llama.render import Renderer, server_sent_event
+from topkapi.service.api.llama.state import add_state
+from topkapi.service.api.llama.tokens import add_tokens
+from topkapi.service.api.openai import chat
+from topkapi.service.generation import Generation, Plan, plan
+from topkapi.service.models import LoadedModel, Models
+
+_KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "unavailable_error",
+          501: "not_supported_error", 503: "unavailable_error"}  # fmt: skip
+
+
+def _error(error: TopkapiError) -> tuple[int, dict[str, Any]]:
+    # llama.cpp says 400 of a wrong field.
+    status = 400 if error.status == 422 else error.status
+    kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
+    content = {"code": status, "message": with_hint(error), "type": kind}
+    if isinstance(error, ContextExceeded):
+        least = "at least " if isinstance(error, TextTooLong) else ""
+        available = f"the available context size ({error.context_length} tokens)"
+        message = f"the request ({least}{error.tokens} tokens) exceeds {available}"
+        content |= {"message": message, "type": "exceed_context_size_error"}
+        content |= {"n_prompt_tokens": error.tokens, "n_ctx": error.context_length}
+    return status, {"error": content}
+
+
+LLAMA = Dialect("llama.cpp", _error, fields={"/tokenize": ("content", "prompt"), "/detokenize": ("tokens",)})
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": schemas.LlamaError, "description": meaning}
+    for status, meaning in {
+        400: "The body is not valid JSON, or a field is wrong",
+        404: "The checkpoint is not loaded",
+        413: "The body is too large",
+        415: "The body is not declared as JSON",
+        429: "The queue is full; wait Retry-After seconds",
+        500: "A step of the engine failed",
+        503: "The checkpoint is being unloaded, or every slot is in use",
+    }.items()
+}
+
+
+def router(models: Models) -> APIRouter:
+    """llama.cpp's routes over the loaded checkpoints."""
+    routes = APIRouter(route_class=JSONRoute, tags=["llama.cpp"])
+
+    async def complete(request: Request, body: schemas.LlamaRequest) -> Response:
+        body.refuse_inapplicable()
+        model = models.get(body.model)
+        settings = settings_of(body)
+        settings["return_tokens"] = bool(body.return_tokens)
+        slot = 0 if body.id_slot is None or body.id_slot < 0 else body.id_slot
+        if slot >= model.engine.max_running:
+            message = f"id_slot is {slot}, but there are the slots 0 to {model.engine.max_running - 1}"
+            raise InvalidRequest(message, field="id_slot", hint="leave it out, or send -1")
+        generation = Generation(await apart(request, _plan, model, body, settings))
+        renderer = Renderer(generation, settings, slot, body.response_fields or ())
+        if body.stream:
+            generation.start()
+            return EventStream(generation, _events(generation, renderer))
+        async with generation:
+            await unless_disconnected(request, generation.finish())
+
+        def made() -> Any:
+            answers = [renderer.completion(output) for output in generation.outputs]
+            return answers[0] if len(answers) == 1 else answers
+
+        return await answered(made)
+
+    shapes = schemas.LlamaCompletion | list[schemas.LlamaCompletion]
+    for path in ("/completion", "/completions"):
+        routes.add_api_route(
+            path,
+            complete,
+            methods=["POST"],
+            summary="llama.cpp: continue a prompt",
+            responses={**ERRORS, 200: {"model": shapes, "content": STREAM}},
+            response_model=None,
+            name=path.strip("/"),
+        )
+    add_tokens(routes, models, ERRORS)
+    add_state(routes, models, ERRORS)
+    add_embeddings(routes, models, ERRORS)
+    for prefix, continues in (("", True), ("/v1", False)):
+        _add_count(routes, models, prefix, continues)
+    add_unversioned(routes, models)
+    return routes
+
+
+def add_unversioned(routes: APIRouter, models: Models) -> None:
+    """OpenAI's chat without `/v1`, as llama.cpp has it. Its other routes have other meanings there, or none.
+
+    As there, an answer goes on with what the assistant said last.
+    """
+    versioned = APIRouter(route_class=JSONRoute)
+    chat.add_routes(versioned, models, continues=True)
+    for route in versioned.routes:
+        assert isinstance(route, JSONRoute)
+        routes.add_api_route(
+            route.path.removeprefix("/v1"),
+            route.endpoint,
+            methods=["POST"],
+            summary="llama.cpp: OpenAI's chat without /v1",
+            responses={**route.responses, **ERRORS},
+            response_model=None,
+        )
+
+
+def _add_count(routes: APIRouter, models: Models, prefix: str, continues: bool) -> None:
+    @routes.post(
+        f"{prefix}/chat/completions/input_tokens",
+        summary="llama.cpp: how many tokens a conversation has",
+        responses={**ERRORS, 200: {"model": schemas.LlamaCount}},
+        response_model=None,
+    )
+    async def count(request: Request, body: chat.ChatRequest) -> Response:
+        return JSONResponse({"input_tokens": await apart(request, _count, models.get(body.model), body, continues)})
+
+
+def _count(model: LoadedModel, body: chat.ChatRequest, continues: bool) -> int:
+    """Tokens of the prompt that the body asks to continue, also where it is too long to be. Refuses what chat does."""
+    try:
+        (prompt,) = chat.checked(model, body, continues)[0].prompts
+    except ContextExceeded as error:
+        if error.field != "messages" or isinstance(error, TextTooLong):
+            raise
+        return error.tokens
+    return len(prompt)
+
+
+def _plan(model: LoadedModel, body: schemas.LlamaRequest, settings: dict[str, Any]) -> Plan:
+    prompts = read_prompts(model, body.prompt)
+    with translated(parameters_of(model, body, settings)) as parameters:
+        return plan(model, prompts, parameters, stored=False)
+
+
+async def _events(generation: Generation, renderer: Renderer) -> AsyncIterator[bytes]:
+    """A chunk per token, and each output's whole answer at the end, with the text that was held back for a stop."""
+    rest: dict[int, str] = {}
+    try:
+        async for delta in generation.deltas():
+            if delta.token is None:
+                rest[delta.output.index] = delta.text
+            else:
+                yield server_sent_event(renderer.chunk(delta, delta.token))
+        for output in generation.outputs:
+            yield server_sent_event(await on_thread(partial(renderer.completion, output, rest.get(output.index, ""))))
+    except TopkapiError as error:
+        yield server_sent_event(_error(error)[1])
+    except Exception:
+        yield server_sent_event(_error(INTERNAL)[1])
+        raise

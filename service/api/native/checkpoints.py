@@ -1,0 +1,259 @@
+"""`/models`: what is loaded, and loading and unloading while serving, where the settings allow it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, Field
+
+from topkapi.model.errors import CheckpointError, InvalidRequest
+from topkapi.service.api.http.body import Strict
+from topkapi.service.api.native import schemas
+from topkapi.service.generation import defaults_of
+from topkapi.service.locations import name_of
+from topkapi.service.models import LoadedModel, Models
+
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:-]{0,127}$"
+ALIAS = r"^[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,127}$"
+
+Aliases = Annotated[
+    list[Annotated[str, Field(pattern=ALIAS)]], Field(max_length=32, description="Other names it answers to.")
+]
+
+
+class LoadRequest(Strict):
+    """The body of `POST /models`."""
+
+    path: Annotated[
+        str, Field(min_length=1, max_length=4096, description="A checkpoint within the server's model directory.")
+    ]
+    name: Annotated[
+        Annotated[str, Field(pattern=NAME)] | None,
+        Field(description="What to call it; the directory's name by default."),
+    ] = None
+    aliases: Aliases = Field(default_factory=list)
+    default: Annotated[bool, Field(description="Whether it answers requests that name no checkpoint.")] = False
+    replace: Annotated[bool, Field(description="Whether it takes the place of the one that has its name.")] = False
+
+
+class ChangeRequest(Strict):
+    """The body of `PATCH /models/{name}`: what is left out stays as it is."""
+
+    aliases: Aliases | None = None
+    default: Annotated[Literal[True] | None, Field(description="Let it answer requests that name no checkpoint.")] = (
+        None
+    )
+
+
+class ModelDetails(BaseModel):
+    """A loaded checkpoint. `kernels` says what computes it, `chat` whether it takes messages, `draft` whether a smaller
+    one guesses ahead for it; `defaults` are the decoding parameters that a prompt is continued with where a request
+    says nothing, `chat_defaults` those of answers to messages (null for a base checkpoint), `warnings` what whoever
+    loads it should know."""
+
+    name: str
+    aliases: list[str]
+    default: bool
+    family: str
+    parameters: int
+    context_length: int
+    vocab_size: int
+    dtype: str
+    kernels: str
+    chat: bool
+    draft: bool
+    defaults: dict[str, Any]
+    chat_defaults: dict[str, Any] | None
+    created: int
+    running: int
+    waiting: int
+    warnings: list[str]
+
+
+class ListedModel(BaseModel):
+    """A loaded checkpoint as OpenAI's and llama.cpp's clients list it."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelsResponse(BaseModel):
+    """The answer of `GET /models`; the first one answers requests that name none. `loading` names one under way.
+
+    `data` says less of the same checkpoints, for clients that know no `/v1`.
+    """
+
+    models: list[ModelDetails]
+    loading: str | None
+    object: Literal["list"]
+    data: list[ListedModel]
+
+
+NAMED = schemas.errors({404: "The checkpoint is not loaded", 422: "The name is not valid"})
+NOT_ALLOWED = schemas.errors(
+    {403: "The server lets no request change what is loaded", 409: "Another change is under way"}
+)
+
+
+class Forbidden(InvalidRequest):
+    """The server's settings don't allow it."""
+
+    status = 403
+    kind = "forbidden"
+
+
+REFUSED = schemas.errors(
+    {
+        400: "The body is not valid JSON",
+        403: "The server lets no request change what is loaded, or not from there",
+        409: "A name is taken, or another checkpoint is being loaded",
+        413: "The body is too large",
+        415: "The body is not declared as JSON",
+        422: "A field is wrong, or there is no checkpoint that can be loaded",
+    }
+)
+
+
+def add_checkpoints(routes: APIRouter, models: Models) -> None:
+    """The routes over the loaded checkpoints."""
+    directory = models.settings.model_directory
+
+    @routes.get("/models", tags=["server"], summary="The loaded checkpoints", response_model=ModelsResponse)
+    async def list_models() -> Response:
+        loaded = list(models)
+        data = [
+            {"id": model.name, "object": "model", "created": model.created, "owned_by": "topkapi"} for model in loaded
+        ]
+        described = [describe(models, model) for model in loaded]
+        return JSONResponse({"models": described, "loading": models.loading, "object": "list", "data": data})
+
+    @routes.get(
+        "/models/{name}",
+        tags=["server"],
+        summary="A loaded checkpoint",
+        responses={**NAMED, 200: {"model": ModelDetails}},
+        response_model=None,
+    )
+    async def one_model(name: str) -> Response:
+        return JSONResponse(describe(models, models.get(name)))
+
+    @routes.post(
+        "/models",
+        tags=["server"],
+        summary="Load a checkpoint",
+        responses={**REFUSED, 201: {"model": ModelDetails, "description": "It is loaded"}},
+        status_code=201,
+        response_model=None,
+    )
+    async def load(body: LoadRequest) -> Response:
+        path = _path_within(_allowed(directory), body.path)
+
+        def respond() -> JSONResponse:
+            model = _load(models, path, body)
+            return JSONResponse(describe(models, model), 201)
+
+        return await asyncio.to_thread(respond)
+
+    @routes.patch(
+        "/models/{name}",
+        tags=["server"],
+        summary="Change a checkpoint's aliases, or make it the default one",
+        responses={**NAMED, **REFUSED, 200: {"model": ModelDetails}},
+        response_model=None,
+    )
+    async def change(name: str, body: ChangeRequest) -> Response:
+        _allowed(directory)
+        model = models.change(name, aliases=body.aliases, default=body.default is True)
+        return JSONResponse(describe(models, model))
+
+    @routes.delete(
+        "/models/{name}",
+        tags=["server"],
+        summary="Unload a checkpoint",
+        description="Its running requests end as cancelled.",
+        responses={
+            **NOT_ALLOWED,
+            **NAMED,
+            204: {"description": "It is unloaded"},
+        },
+        status_code=204,
+    )
+    async def unload(name: str) -> Response:
+        _allowed(directory)
+        await asyncio.to_thread(models.unload, name)
+        return Response(status_code=204)
+
+
+def describe(models: Models, model: LoadedModel) -> dict[str, Any]:
+    """What `/models` says of a checkpoint."""
+    checkpoint = model.checkpoint
+    return {
+        "name": model.name,
+        "aliases": models.aliases(model.name),
+        "default": len(models) > 0 and models.get() is model,
+        "family": checkpoint.config.family,
+        "parameters": checkpoint.config.parameter_count(),
+        "context_length": checkpoint.config.context_length,
+        "vocab_size": checkpoint.tokenizer.vocab_size,
+        "dtype": model.dtype,
+        "kernels": model.kernels,
+        "chat": checkpoint.chat is not None,
+        "draft": model.engine.drafter is not None,
+        "defaults": defaults_of(model, chat=False),
+        "chat_defaults": None if checkpoint.chat is None else defaults_of(model, chat=True),
+        "created": model.created,
+        "running": model.engine.running,
+        "waiting": model.engine.waiting,
+        "warnings": list(model.warnings),
+    }
+
+
+def _allowed(directory: Path | None) -> Path:
+    if directory is None:
+        hint = "start it with TOPKAPI_MODEL_DIRECTORY set to the directory that they may be loaded from"
+        raise Forbidden("this server lets no request load or unload checkpoints", hint=hint)
+    return directory.expanduser()
+
+
+def _path_within(directory: Path, path: str) -> Path:
+    """The file or directory of that name, following links. What lies outside is refused, whether it exists or not."""
+    root = os.path.realpath(directory)
+    try:
+        found = os.path.realpath(os.path.join(root, path))
+    except ValueError:
+        raise InvalidRequest("path holds a null character", field="path") from None
+    if os.path.commonpath([root, found]) != root:
+        hint = "name a checkpoint by its path within that directory"
+        raise Forbidden("path leads out of the directory that checkpoints may be loaded from", field="path", hint=hint)
+    return Path(found)
+
+
+def _load(models: Models, path: Path, body: LoadRequest) -> LoadedModel:
+    name = body.name or name_of(Path(models.settings.model_directory or "") / body.path)
+    try:
+        root = models.settings.model_directory
+        return models.load_as(
+            name,
+            path,
+            aliases=body.aliases,
+            default=body.default,
+            replace=body.replace,
+            within=None if root is None else root.expanduser(),
+        )
+    except (CheckpointError, OSError) as error:
+        told = error.message if isinstance(error, CheckpointError) else f"path cannot be read: {error.strerror}"
+        hint = error.hint if isinstance(error, CheckpointError) else None
+        # The caller named it by its place in the directory; where that lies is no concern of theirs.
+        place = os.path.realpath((models.settings.model_directory or Path()).expanduser())
+
+        def within(text: str) -> str:
+            return text.replace(place + os.sep, "").replace(place, ".")
+
+        raise InvalidRequest(within(told), field="path", hint=hint and within(hint)) from None

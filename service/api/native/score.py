@@ -1,0 +1,170 @@
+"""`POST /score`: how probable texts, or completions of prompts, are under a checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from topkapi.model.decoding.parameters import BY_NAME, check
+from topkapi.model.errors import InvalidRequest
+from topkapi.service import scoring
+from topkapi.service.api.http.answering import answered
+from topkapi.service.api.http.apart import apart, on_thread, unless_disconnected
+from topkapi.service.api.http.describing import stream_of
+from topkapi.service.api.native import render, schemas, score_schemas
+from topkapi.service.api.native.streams import Events, Streams, fingerprint, resumed
+from topkapi.service.limits import MOST_REPORTED, MOST_TOKENS
+from topkapi.service.models import LoadedModel, Models
+from topkapi.service.prompting import check_count, checked_ids, text_tokens, tokens_of
+
+SECONDS_BETWEEN_PROGRESS = 0.1
+
+
+def add_score(routes: APIRouter, models: Models, streams: Streams) -> None:
+    """The route, over the loaded checkpoints."""
+
+    @routes.post(
+        "/score",
+        tags=["text"],
+        summary="Log-probabilities and perplexity of texts; choices ranked",
+        responses={
+            **schemas.ERRORS,
+            **schemas.errors({408: "It was not done within timeout_s"}),
+            200: {
+                "model": score_schemas.ScoreResponse,
+                "content": stream_of(**score_schemas.SCORE_EVENTS),
+                "description": "The scores",
+            },
+        },
+        response_model=None,
+    )
+    async def score(
+        request: Request, body: score_schemas.ScoreRequest, last_event_id: schemas.LastEventId = None
+    ) -> Response:
+        if last_event_id is not None:
+            return await resumed(streams, request, body.stream, last_event_id)
+        model = models.get(body.model)
+        timeout_s = None if body.timeout_s is None else check(BY_NAME["timeout_s"], body.timeout_s)
+        items = await apart(request, _items, model, body)
+        work = scoring.Scoring(model, items, body.window, body.stride, body.top, body.priority, timeout_s)
+        identifier = render.new_id("score")
+
+        def answer() -> dict[str, Any]:
+            return {"id": identifier, **_answer(model, body, items, work)}
+
+        if body.stream:
+            same = await fingerprint(request)
+            work.start()
+            return streams.begin(identifier, same, _events(work, answer), work.cancel)
+        async with work:
+            await unless_disconnected(request, work.finish())
+        return await answered(answer)
+
+
+def _answer(
+    model: LoadedModel, body: score_schemas.ScoreRequest, items: list[scoring.Item], work: scoring.Scoring
+) -> dict[str, Any]:
+    scores = work.scores
+    summaries = [scoring.summarise(model, *pair) for pair in zip(items, scores, strict=True)]
+    results = [
+        render.score_result(model, item, own, summary, body.per_token, body.top)
+        for item, own, summary in zip(items, scores, summaries, strict=True)
+    ]
+    content: dict[str, Any] = {"model": model.name, "results": results}
+    if body.choices is not None:
+        ranking = scoring.ranking(summaries, body.normalize or "byte")
+        content |= {"choice": ranking[0], "ranking": ranking}
+    usage = render.usage(sum(len(item.token_ids) for item in items), work.cached_tokens)
+    return content | {"usage": usage, "deterministic": work.deterministic}
+
+
+async def _events(work: scoring.Scoring, answer: Callable[[], dict[str, Any]]) -> Events:
+    told = 0.0
+    async for scored, total in work.progress():
+        if scored == total or time.monotonic() - told > SECONDS_BETWEEN_PROGRESS:
+            told = time.monotonic()
+            yield "progress", {"scored": scored, "total": total}
+    yield "done", await on_thread(answer)
+
+
+def _items(model: LoadedModel, body: score_schemas.ScoreRequest) -> list[scoring.Item]:
+    given = schemas.given(body, "text", "token_ids", "pairs", "choices")
+    kind = scoring.require_one(given, "text, token_ids, pairs, and prompt with choices")
+    if (body.prompt is None) == (kind == "choices"):
+        message = "choices need a prompt" if kind == "choices" else f"prompt goes with choices, not with {kind}"
+        raise InvalidRequest(message, field="prompt", hint="send prompt and choices together, or pairs")
+    if body.normalize is not None and kind != "choices":
+        raise InvalidRequest(f"normalize ranks choices, and there are none with {kind}", field="normalize")
+    if kind == "pairs":
+        pairs = [(pair.prompt, f"pairs[{n}].prompt", pair.completion, f"pairs[{n}].completion")
+                 for n, pair in enumerate(body.pairs or [])]  # fmt: skip
+    elif kind == "choices":
+        pairs = [(body.prompt, "prompt", choice, f"choices[{n}]") for n, choice in enumerate(body.choices or [])]
+    else:
+        items = [scoring.Item(token_ids) for token_ids in _texts(model, body, kind)]
+        scoring.check_items(model, items, body.window, body.stride)
+        _check_report(kind, sum(len(item.token_ids) for item in items), body)
+        return items
+    if not pairs:
+        raise InvalidRequest(f"{kind} is empty", field=kind, hint="send at least one")
+    check_count(pairs, kind)
+    items = []
+    prompt_tokens: dict[str, list[int]] = {}
+    total = 0
+    for prompt, prompt_field, completion, completion_field in pairs:
+        if prompt_field not in prompt_tokens:
+            # The one prompt of many choices is encoded once.
+            prompt_tokens = {prompt_field: tokens_of(model, prompt, prompt_field, fits=False)}
+        begun = prompt_tokens[prompt_field]
+        rest = tokens_of(model, completion, completion_field, fits=False)
+        total = _counted(kind, total, len(begun) + len(rest))
+        items.append(scoring.item_of_pair(begun, rest))
+    scoring.check_items(model, items, body.window, body.stride)
+    _check_report(kind, sum(len(item.token_ids) - item.first for item in items), body)
+    return items
+
+
+def _counted(kind: str, before: int, tokens: int) -> int:
+    """The tokens of a request so far. Raises `InvalidRequest` where they are more than one may have."""
+    if before + tokens > MOST_TOKENS:
+        message = f"{kind}: the texts have more than {MOST_TOKENS:,} tokens together"
+        raise InvalidRequest(message, field=kind, hint="send several requests")
+    return before + tokens
+
+
+def _check_report(kind: str, tokens: int, body: score_schemas.ScoreRequest) -> None:
+    """Raise `InvalidRequest` where the answer would report more than one may."""
+    if body.per_token and tokens * (1 + body.top) > MOST_REPORTED:
+        message = f"per_token: {tokens:,} tokens with {body.top:,} alternatives each are more than {MOST_REPORTED:,}"
+        hint = "set per_token to false, lower top, or send the text in parts"
+        raise InvalidRequest(message, field="per_token", hint=hint)
+
+
+def _texts(model: LoadedModel, body: score_schemas.ScoreRequest, kind: str) -> list[list[int]]:
+    if kind == "text":
+        texts = body.text if isinstance(body.text, list) else None
+        if texts is None:
+            return [text_tokens(model, body.text, kind, fits=False)]
+        if not texts:
+            raise InvalidRequest("text is empty", field=kind, hint="send at least one text")
+        check_count(texts, kind)
+        return _together(kind, (text_tokens(model, text, f"text[{at}]", fits=False) for at, text in enumerate(texts)))
+    lists = body.token_ids
+    if isinstance(lists, list) and lists and isinstance(lists[0], list):
+        check_count(lists, kind)
+        return _together(
+            kind, (checked_ids(model, each, f"token_ids[{at}]", fits=False) for at, each in enumerate(lists))
+        )
+    return [checked_ids(model, lists, kind, fits=False)]
+
+
+def _together(kind: str, texts: Iterable[list[int]]) -> list[list[int]]:
+    total, found = 0, []
+    for token_ids in texts:
+        total = _counted(kind, total, len(token_ids))
+        found.append(token_ids)
+    return found

@@ -1,0 +1,139 @@
+"""What the routes of text-generation-inference (TGI) read and answer, for validation and for /openapi.json."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, WithJsonSchema
+
+from topkapi.model.decoding.table import MOST_STOPS
+from topkapi.service.api.http.body import Strict
+
+FinishReason = Literal["length", "eos_token", "stop_sequence"]
+
+
+class TGIGrammar(Strict):
+    """What the answer must follow: a JSON schema (an object, or JSON in a text), or a regular expression."""
+
+    type: Literal["json", "regex"]
+    value: dict[str, Any] | str
+
+
+class TGIParameters(Strict):
+    """TGI's parameters. Without `do_sample` or one that only sampling has, decoding is greedy."""
+
+    adapter_id: Annotated[Any, WithJsonSchema({"type": "null", "description": "Refused: no adapters are loaded."})] = (
+        None
+    )
+    best_of: Annotated[int, Field(ge=1, le=128, description="Sample so many answers; the likeliest comes first.")] | (
+        None
+    ) = None
+    decoder_input_details: Annotated[bool | None, Field(description="Report the prompt's log-probabilities.")] = None
+    details: Annotated[bool | None, Field(description="Report tokens, log-probabilities and why it ended.")] = None
+    do_sample: bool | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    grammar: TGIGrammar | None = None
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = 100
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    return_full_text: Annotated[bool | None, Field(description="Put the prompt before the answer.")] = None
+    seed: Annotated[int, Field(ge=0, le=2**53 - 1)] | None = None
+    stop: Annotated[
+        list[str] | None, Field(max_length=MOST_STOPS, description="Texts that end the answer, which keeps them.")
+    ] = None
+    temperature: Annotated[float, Field(gt=0)] | None = None
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    top_n_tokens: Annotated[int, Field(ge=0, le=1000)] | None = None
+    top_p: Annotated[float, Field(gt=0, lt=1)] | None = None
+    truncate: Annotated[int, Field(ge=1, description="Read only so many tokens from the end of the prompt.")] | (
+        None
+    ) = None
+    typical_p: Annotated[float, Field(gt=0, lt=1)] | None = None
+    watermark: Annotated[bool | None, Field(description="Refused when true: texts are not watermarked.")] = None
+
+
+class TGIStreamRequest(Strict):
+    """The body of `POST /generate_stream`."""
+
+    inputs: Annotated[str, Field(min_length=1, description="The prompt; control tokens spelled out in it are such.")]
+    parameters: TGIParameters | None = None
+
+
+class TGIRequest(TGIStreamRequest):
+    """The body of `POST /`, and of `POST /generate` with `inputs`."""
+
+    stream: bool | None = None
+
+
+class TGIPromptToken(BaseModel):
+    """A token of the prompt; the first one has no log-probability."""
+
+    id: int
+    text: str
+    logprob: float | None
+
+
+class TGIToken(BaseModel):
+    """A token with the network's own log-probability. Special tokens are not part of the text."""
+
+    id: int
+    text: str
+    logprob: float
+    special: bool
+
+
+class TGISequence(BaseModel):
+    """One answer with its details."""
+
+    generated_text: str
+    finish_reason: FinishReason
+    generated_tokens: int
+    seed: int | None
+    prefill: list[TGIPromptToken]
+    tokens: list[TGIToken]
+    top_tokens: list[list[TGIToken]] | None = None
+
+
+class TGIDetails(BaseModel):
+    """How an answer came about. `seed` is null for a greedy one."""
+
+    finish_reason: FinishReason
+    generated_tokens: int
+    seed: int | None
+    prefill: list[TGIPromptToken]
+    tokens: list[TGIToken]
+    top_tokens: list[list[TGIToken]] | None = None
+    best_of_sequences: list[TGISequence] | None = None
+
+
+class TGIResponse(BaseModel):
+    """The answer of `POST /generate` with `inputs`; `POST /` puts it into a list."""
+
+    generated_text: str
+    details: TGIDetails | None = None
+
+
+class TGIInfo(BaseModel):
+    """The answer of `GET /info`, about the default checkpoint."""
+
+    model_id: str
+    model_sha: str | None
+    model_dtype: str
+    model_device_type: str
+    model_pipeline_tag: str
+    max_concurrent_requests: int
+    max_best_of: int
+    max_stop_sequences: int
+    max_input_tokens: int
+    max_total_tokens: int
+    max_client_batch_size: int
+    router: str
+    version: str
+    sha: str | None
+    docker_label: str | None
+
+
+class TGIError(BaseModel):
+    """Every error's body."""
+
+    error: str
+    error_type: Literal["validation", "generation", "overloaded", "incomplete_generation"]

@@ -1,0 +1,293 @@
+"""The `topkapi` command: serving and the terminal here, training registered from its own room.
+
+What a command needs is imported when it runs, so that `topkapi --help` answers at once; and nothing is imported with
+this module that takes a moment, for Ctrl-C in it would end in the interpreter's trace.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+    from types import FrameType
+    from typing import Any
+
+DESCRIPTION = "Train small language models, serve them over HTTP, and talk to them."
+EPILOG = """examples:
+  topkapi serve                                   the default checkpoints at http://127.0.0.1:8000
+  topkapi serve runs/mine/best                    a checkpoint of your own
+  topkapi chat                                    a conversation in the terminal
+  topkapi generate "Once upon a time" --top-k 40  continue a text
+  topkapi score book.txt                          perplexity of a file
+
+`topkapi COMMAND --help` explains a command."""
+CHECKPOINT_HELP = "checkpoint directory or .gguf file (default: the first of checkpoints/)"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code. What the user can mend is told in a line or two, never a trace."""
+    # Threads that wait for each other by spinning take the cores from the event loop, from whatever else runs on the
+    # machine, and then from one another. Must be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    before = signal.getsignal(signal.SIGINT)
+    # Whoever ignores Ctrl-C, as a shell does for what runs in the background, goes on ignoring it.
+    takes_over = before is signal.default_int_handler and _in_main_thread()
+    if takes_over:
+        signal.signal(signal.SIGINT, interrupted)
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe has gone (`topkapi generate … | head -1`): flushing at exit must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    finally:
+        if takes_over:
+            signal.signal(signal.SIGINT, before)
+
+
+def _in_main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()
+
+
+def interrupted(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C: a `KeyboardInterrupt`; but while something is imported, the end of the process at once.
+
+    Extension modules lose such an exception, or leave a module behind that is half there and fails as something else.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, b"\n")
+            os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    from topkapi.model.errors import TopkapiError
+
+    parser = build_parser()
+    parsed = parser.parse_args(arguments)
+    if "handler" not in parsed:
+        parser.print_help()
+        return 0
+    try:
+        code: int = parsed.handler(parsed)
+    except TopkapiError as error:
+        print(parsed.parser.told(error), file=sys.stderr)
+        return 2
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command; each sets `handler`, which takes the parsed namespace and returns an exit code."""
+    import argparse
+
+    from topkapi.service.commands.parser import Parser
+    from topkapi.service.version import VERSION
+
+    parser = Parser(
+        "topkapi", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"topkapi {VERSION}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _add_serve(commands)
+    _add_generate(commands)
+    _add_score(commands)
+    _add_chat(commands)
+    _add_bench(commands)
+    from topkapi.training.cli import register
+
+    register(commands)
+    return parser
+
+
+def _add_serve(commands: Any) -> None:
+    import argparse
+
+    serve = commands.add_parser(
+        "serve",
+        help="serve checkpoints over HTTP, with a studio in the browser",
+        description="Serve checkpoints over HTTP: the studio at /, the API's documentation at /docs. Every flag but "
+        "the checkpoints can also be set as TOPKAPI_HOST, TOPKAPI_PORT, ….",
+    )
+    serve.add_argument(
+        "checkpoint", nargs="*", help="directory or .gguf file, or name=path (default: every one in checkpoints/)"
+    )
+    serve.add_argument("--host", help="address to listen on; 0.0.0.0 for every interface [127.0.0.1]")
+    serve.add_argument("--port", metavar="N", help="port to listen on; 0 for a free one [8000]")
+    serve.add_argument("--root-path", metavar="PATH", help="path under which a reverse proxy serves this server [none]")
+    serve.add_argument(
+        "--model-directory", metavar="DIR", help="directory from which requests may load checkpoints [none]"
+    )
+    serve.add_argument(
+        "--stream-grace",
+        metavar="SECONDS",
+        help="how long a stream goes on without its connection and may be resumed [15]",
+    )
+    serve.add_argument(
+        "--stream-keep-alive",
+        metavar="SECONDS",
+        help="how long a stream may be silent before a comment says that it is still there [15]",
+    )
+    serve.add_argument("--max-queue", metavar="N", help="requests that may wait per checkpoint [256]")
+    serve.add_argument("--max-connections", metavar="N", help="connections that may be open together [512]")
+    serve.add_argument(
+        "--step-timeout",
+        metavar="SECONDS",
+        help="after which a pass of the network counts as hanging, and the process ends for it; 0 never does [300]",
+    )
+    serve.add_argument(
+        "--request-timeout",
+        metavar="SECONDS",
+        help="that a request's head may take to come in, and its body beyond what it takes at 1 KiB/s [30]",
+    )
+    serve.add_argument(
+        "--idle-timeout",
+        metavar="SECONDS",
+        help="that a connection may be open without a request [15]",
+    )
+    serve.add_argument("--cors-origins", metavar="URL,…", help="origins whose web pages may call the API [none]")
+    serve.add_argument(
+        "--allowed-hosts",
+        metavar="NAME,…",
+        help="host names by which it may be called besides localhost and its own address; * for any [none]",
+    )
+    serve.add_argument(
+        "--studio", action=argparse.BooleanOptionalAction, default=None, help="serve the browser studio [yes]"
+    )
+    serve.add_argument(
+        "--access-log", action=argparse.BooleanOptionalAction, default=None, help="log every request [no]"
+    )
+    serve.add_argument(
+        "--ignore-unknown-fields",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="leave unknown fields of requests out, naming them in X-Ignored-Parameters, instead of refusing [no]",
+    )
+    _add_compute_flags(serve)
+    _add_draft_flag(serve)
+    serve.set_defaults(handler=_handler("serve"))
+
+
+def _add_generate(commands: Any) -> None:
+    from topkapi.service.commands.flags import add_parameter_flags
+
+    generate = commands.add_parser(
+        "generate",
+        help="continue a prompt",
+        description="Continue a prompt, printing the text as it comes.",
+    )
+    generate.add_argument(
+        "prompt", nargs="?", help="the text to continue (default: standard input, less a line end after it)"
+    )
+    generate.add_argument("-c", "--checkpoint", help=CHECKPOINT_HELP)
+    generate.add_argument("--chat", action="store_true", help="send the prompt as a message and print the answer")
+    generate.add_argument("--system", help="system message for --chat")
+    generate.add_argument("--json", action="store_true", help="print the whole result as JSON, as POST /generate does")
+    _add_compute_flags(generate)
+    _add_draft_flag(generate)
+    add_parameter_flags(generate)
+    generate.set_defaults(handler=_handler("generate"))
+
+
+def _add_score(commands: Any) -> None:
+    score = commands.add_parser(
+        "score",
+        help="perplexity and log-probabilities of texts",
+        description="Perplexity of text files, or of standard input. Long texts are read in strided windows. A line "
+        "end at the very end, as echo and editors put it there, is not scored.",
+    )
+    score.add_argument("file", nargs="*", help="UTF-8 text file; - or none is standard input")
+    score.add_argument("-c", "--checkpoint", help=CHECKPOINT_HELP)
+    score.add_argument("--window", type=int, metavar="N", help="tokens read at a time [the context length]")
+    score.add_argument("--stride", type=int, metavar="N", help="tokens between windows [half a window]")
+    score.add_argument("--per-token", action="store_true", help="print every token with its log-probability")
+    score.add_argument("--top", type=int, default=0, metavar="K", help="with --json: alternatives per token [0]")
+    score.add_argument("--json", action="store_true", help="print the whole result as JSON, as POST /score does")
+    _add_compute_flags(score)
+    score.set_defaults(handler=_handler("score"))
+
+
+def _add_chat(commands: Any) -> None:
+    from topkapi.service.commands.flags import add_parameter_flags
+
+    chat = commands.add_parser(
+        "chat",
+        help="talk to a checkpoint",
+        description="A conversation in the terminal. /reset begins anew, Ctrl-C stops an answer, Ctrl-D leaves. A "
+        "base checkpoint, which knows no conversation, continues each text instead.",
+    )
+    _add_checkpoint(chat, CHECKPOINT_HELP)
+    chat.add_argument("--system", help="system message")
+    _add_compute_flags(chat)
+    _add_draft_flag(chat)
+    add_parameter_flags(chat)
+    chat.set_defaults(handler=_handler("chat"))
+
+
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="measure how fast a checkpoint is served",
+        description="Measure decoding, prefill and what a step costs outside the network, through the path that every "
+        "request takes. Figures are medians of the repeats, with the least and the greatest.",
+    )
+    _add_checkpoint(bench, "directory or .gguf file (default: GPT-2's shape, random weights)")
+    bench.add_argument("--streams", type=int, metavar="N", help="requests at once [32]")
+    bench.add_argument("--tokens", type=int, metavar="N", help="tokens that each generates [64]")
+    bench.add_argument("--prompt-tokens", type=int, metavar="N", help="tokens of each prompt [64]")
+    bench.add_argument("--repeats", type=int, metavar="N", help="how often everything is measured [5]")
+    bench.add_argument("--json", action="store_true", help="print the figures as JSON")
+    _add_compute_flags(bench)
+    _add_draft_flag(bench)
+    bench.set_defaults(handler=_handler("bench"))
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser, meaning: str) -> None:
+    """A checkpoint as the one argument, or by the flag that the other commands have."""
+    import argparse
+
+    parser.add_argument("checkpoint", nargs="?", default=argparse.SUPPRESS, help=meaning)
+    parser.add_argument("-c", "--checkpoint", metavar="CHECKPOINT", help="the same as a flag")
+
+
+def _add_compute_flags(parser: argparse.ArgumentParser) -> None:
+    precisions = ("auto", "float32", "bfloat16", "int8", "int4")
+    parser.add_argument("--dtype", choices=precisions, help="precision [auto: as stored]")
+    parser.add_argument("--threads", metavar="N", help="CPU threads [chosen by PyTorch]")
+
+
+def _add_draft_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--draft",
+        metavar="PATH",
+        help="smaller checkpoint with the same vocabulary that guesses ahead: the same answers, sooner [none]",
+    )
+
+
+def _handler(command: str) -> Callable[[argparse.Namespace], int]:
+    """What `service.commands.launch` does for a command; imported when it is given."""
+
+    def handle(arguments: argparse.Namespace) -> int:
+        from topkapi.service.commands import launch
+
+        code: int = getattr(launch, command)(arguments)
+        return code
+
+    return handle
+
+
+if __name__ == "__main__":
+    sys.exit(main())

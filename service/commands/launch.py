@@ -1,0 +1,154 @@
+"""What the commands check and say before torch is imported: settings, flags, paths and files.
+
+Importing torch, and what serves, takes seconds, on a busy machine many. What is refused is refused before, and whoever
+waits reads what for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import socket
+from pathlib import Path
+from typing import Any
+
+from topkapi.model.config import ModelConfig
+from topkapi.model.decoding.grammar_source import check_syntax
+from topkapi.model.decoding.parameters import check_together, check_values, from_generation_config
+from topkapi.model.errors import InvalidRequest, SettingsError
+from topkapi.model.reading import read_json
+from topkapi.model.windows import window_sizes
+from topkapi.service.commands.bench_shape import RANDOM_CONTEXT, Shape, check_shape
+from topkapi.service.commands.flags import given_parameters
+from topkapi.service.commands.inputs import loading, read_text, standard_input
+from topkapi.service.locations import check_locations, default_checkpoints, name_of_location, split_location
+from topkapi.service.settings import Settings
+from topkapi.service.version import VERSION
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """`topkapi serve`."""
+    # Every setting that the command has a flag for.
+    settings = Settings.read(**{name: getattr(arguments, name, None) for name in Settings.model_fields})
+    # The port is taken first: finding out that it is in use should not take as long as loading.
+    with bind(settings.host, settings.port) as listener:
+        locations = arguments.checkpoint or default_checkpoints(settings)
+        check_locations(locations, settings)
+        print(f"Topkapi {VERSION}: loading {', '.join(map(name_of_location, locations))}", flush=True)
+        from topkapi.service.server import serve
+
+        return serve(settings, listener, locations)
+
+
+def generate(arguments: argparse.Namespace) -> int:
+    """`topkapi generate`."""
+    settings, location, config = _checkpoint(arguments)
+    parameters = given_parameters(arguments)
+    if arguments.system is not None and not arguments.chat:
+        raise InvalidRequest("--system needs --chat", field="system", hint="add --chat")
+    if not arguments.json:
+        _shown_only_in_json(parameters, "--json")
+    _check_parameters(parameters, location, config)
+    text = arguments.prompt if arguments.prompt is not None else standard_input("a prompt").content
+    with loading(name_of_location(location)):
+        from topkapi.service.commands import terminal
+    return terminal.generate(arguments, settings, location, text, parameters)
+
+
+def score(arguments: argparse.Namespace) -> int:
+    """`topkapi score`."""
+    settings, location, config = _checkpoint(arguments)
+    window_sizes(None if config is None else config.context_length, arguments.window, arguments.stride)
+    if arguments.top < 0:
+        raise InvalidRequest(f"--top must be at least 0, not {arguments.top}", field="top")
+    if arguments.top and not arguments.json:
+        raise InvalidRequest("alternatives are shown in JSON alone", field="top", hint="add --json, or leave --top out")
+    names = arguments.file or ["-"]
+    texts = [(name, standard_input("a text") if name == "-" else read_text(Path(name))) for name in names]
+    with loading(name_of_location(location)):
+        from topkapi.service.commands import terminal
+    return terminal.score(arguments, settings, location, texts)
+
+
+def chat(arguments: argparse.Namespace) -> int:
+    """`topkapi chat`."""
+    settings, location, config = _checkpoint(arguments)
+    parameters = given_parameters(arguments)
+    _shown_only_in_json(parameters, "topkapi generate --json")
+    if parameters.get("n", 1) != 1:
+        raise InvalidRequest("a conversation has one answer at a time", field="n", hint="leave --n out")
+    _check_parameters(parameters, location, config)
+    with loading(name_of_location(location)):
+        from topkapi.service.commands import terminal
+    return terminal.chat(arguments, settings, location, parameters)
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    """`topkapi bench`."""
+    given = {name: value for name in ("streams", "tokens", "prompt_tokens", "repeats")
+             if (value := getattr(arguments, name)) is not None}  # fmt: skip
+    shape = Shape(**given)
+    settings = _settings(arguments)
+    if arguments.checkpoint is None:
+        config = None
+        context: int | None = RANDOM_CONTEXT
+    else:
+        (config,) = check_locations([arguments.checkpoint], settings)
+        context = None if config is None else config.context_length
+    check_shape(shape, context)
+    with loading("GPT-2's shape" if arguments.checkpoint is None else name_of_location(arguments.checkpoint)):
+        from topkapi.service.commands.bench import bench
+    return bench(settings, arguments.checkpoint, shape, as_json=arguments.json)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to host and port. Raises `SettingsError` saying why it cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (socket.gaierror, UnicodeError):
+        raise SettingsError(f"{host!r} is not an address of this machine", hint="use --host 127.0.0.1") from None
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        # Listening at once makes a second server on the port fail now instead of after loading.
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        reasons = {
+            errno.EADDRINUSE: (f"port {port} on {host} is in use", "choose another one with --port, or 0 for any"),
+            errno.EACCES: (f"port {port} is reserved for the system", "choose one above 1023 with --port"),
+            errno.EADDRNOTAVAIL: (f"{host} is not an address of this machine", "use --host 127.0.0.1"),
+        }
+        message, hint = reasons.get(error.errno or 0, (f"cannot listen on {host}:{port}: {error.strerror}", None))
+        raise SettingsError(message, field="port", hint=hint) from None
+    return listener
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    return Settings.read(dtype=arguments.dtype, threads=arguments.threads, draft=getattr(arguments, "draft", None))
+
+
+def _checkpoint(arguments: argparse.Namespace) -> tuple[Settings, str, ModelConfig | None]:
+    """The settings, the checkpoint that is asked for, and its configuration where that can be read at once."""
+    settings = _settings(arguments)
+    location = arguments.checkpoint or default_checkpoints(settings)[0]
+    (config,) = check_locations([location], settings)
+    return settings, location, config
+
+
+def _check_parameters(parameters: dict[str, Any], location: str, config: ModelConfig | None) -> None:
+    """Raise `InvalidRequest` for parameters that the checkpoint could not be given, as far as can be said before it is
+    read: what is wrong with its tokenizer or in the light of a file's own defaults shows once it is."""
+    check_syntax(parameters)
+    if config is None:
+        check_values(parameters)
+    else:
+        generation = read_json(split_location(location)[1] / "generation_config.json")
+        check_together(parameters, from_generation_config(generation), vocab_size=config.vocab_size)
+
+
+def _shown_only_in_json(parameters: dict[str, Any], remedy: str) -> None:
+    for name in ("trace", "logprobs"):
+        if parameters.get(name) not in (None, False):
+            raise InvalidRequest(f"{name} is not part of plain text", field=name, hint=f"use {remedy}")

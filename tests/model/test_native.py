@@ -1,0 +1,212 @@
+"""The native core against the network as PyTorch computes it, and each instruction set against the plainest one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tiny import tiny_model
+from topkapi.model import native
+from topkapi.model.cache import SlotCache, Work, outputs, read, wanted_logits
+from topkapi.model.config import FAMILIES
+from topkapi.model.errors import EngineError
+from topkapi.model.generation import generate
+from topkapi.model.transformer import Decoder
+
+pytestmark = pytest.mark.skipif(not native.levels(), reason="the native core was not built: there was no compiler")
+
+LENGTH = 41
+# How far products may be off that hold four bits, eight, or sixteen with eight of fraction.
+TOLERANCE: dict[native.HeldIn, float] = {"float32": 1e-6, "bfloat16": 4e-3, "int8": 1.5e-2, "int4": 0.15}
+# Sizes that fill no block: of 16 outputs, of 32 inputs that share a scale, of 16 components or keys.
+ODD = {"hidden_size": 40, "intermediate_size": 52, "head_dim": 10, "num_heads": 4, "num_kv_heads": 2, "vocab_size": 101}
+
+
+def held(model: Decoder, held_in: native.HeldIn, level: str | None = None, threads: int = 1) -> Decoder:
+    native.hold(model, held_in, level=level, threads=threads)
+    return model
+
+
+def text(model: Decoder, seed: int = 0, length: int = LENGTH) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(model.config.vocab_size, (length,), generator=generator).tolist()
+
+
+def logits(model: Decoder, token_ids: Sequence[int]) -> Tensor:
+    cache = SlotCache(model, 2)
+    return wanted_logits(model, read(model, cache, [Work(1, 0, token_ids, wanted=len(token_ids))]))
+
+
+def sizes(family: str, shape: dict[str, int]) -> dict[str, int]:
+    return shape if family != "gpt2" else {**shape, "num_kv_heads": shape["num_heads"]} if shape else {}
+
+
+@pytest.mark.parametrize("shape", [{}, ODD], ids=["even", "odd"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("held_in", native.FORMATS)
+def test_it_computes_what_the_network_is(family: str, held_in: native.HeldIn, shape: dict[str, int]) -> None:
+    plain = tiny_model(family, scale=2.0, **sizes(family, shape))
+    token_ids = text(plain)
+    expected = logits(plain, token_ids)
+    found = logits(held(plain, held_in), token_ids)
+    assert plain.held_in == held_in
+    assert (found - expected).norm() / expected.norm() < TOLERANCE[held_in]
+
+
+@pytest.mark.parametrize("shape", [{}, ODD], ids=["even", "odd"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("held_in", native.FORMATS)
+def test_a_rows_bits_are_the_same_in_every_batch_and_on_every_processor(
+    family: str, held_in: native.HeldIn, shape: dict[str, int]
+) -> None:
+    reference = held(tiny_model(family, scale=2.0, **sizes(family, shape)), held_in, "scalar")
+    token_ids, other = text(reference), text(reference, 1)
+    expected = logits(reference, token_ids)
+    for level in native.levels():
+        for threads in (1, 2):
+            model = held(tiny_model(family, scale=2.0, **sizes(family, shape)), held_in, level, threads)
+            assert torch.equal(logits(model, token_ids), expected), (level, threads)
+            cache = SlotCache(model, 4)
+            parts = [read(model, cache, [Work(0, 0, token_ids[:5], wanted=5), Work(2, 0, other[:1])])[:5]]
+            parts.append(read(model, cache, [Work(2, 1, other[1:20]), Work(0, 5, token_ids[5:30], wanted=25)])[1:])
+            for at in range(30, LENGTH):
+                one, two = Work(2, at - 10, other[at - 10 : at - 9]), Work(3, at - 30, other[at - 30 : at - 29])
+                parts.append(read(model, cache, [one, Work(0, at, token_ids[at : at + 1]), two])[1:2])
+            states = torch.cat(parts)
+            by_threes = torch.cat([wanted_logits(model, states[at : at + 3]) for at in range(0, LENGTH, 3)])
+            assert torch.equal(by_threes, expected), (level, threads)
+
+
+@pytest.mark.parametrize("level", native.levels())
+def test_a_prefix_that_is_copied_is_as_if_it_had_been_read(level: str) -> None:
+    model = held(tiny_model("qwen3", scale=2.0), "int8", level)
+    token_ids = text(model)
+    cache = SlotCache(model, 3)
+    whole = read(model, cache, [Work(0, 0, token_ids, wanted=3)])
+    cache.copy(0, 2, 0, 21)
+    assert torch.equal(read(model, cache, [Work(2, 21, token_ids[21:], wanted=3)]), whole)
+
+
+def test_earlier_states_are_those_of_the_network() -> None:
+    plain, core = tiny_model("llama", scale=2.0), held(tiny_model("llama", scale=2.0), "float32")
+    token_ids = text(plain)
+    works = [Work(0, 0, token_ids, wanted=2, states=2, layers=(0, 1))]
+    (expected,), (found,) = (outputs(model, SlotCache(model), works) for model in (plain, core))
+    for name in ("logits", "states", "early"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("held_in", native.FORMATS)
+@pytest.mark.parametrize("damage", [torch.nan, torch.inf])
+@pytest.mark.parametrize("level", native.levels())
+def test_damage_shows(held_in: native.HeldIn, damage: float, level: str) -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.embed_tokens.weight[7, 3] = damage
+    token_ids = [1, 2, 7, 4]
+    rows = logits(held(model, held_in, level), token_ids)
+    assert bool(rows[:2].isfinite().all()) or model.config.tie_embeddings
+    assert not bool(rows[2].isfinite().any())
+
+
+def test_a_text_is_continued_as_the_network_would() -> None:
+    for family in FAMILIES:
+        plain = tiny_model(family, scale=2.0)
+        prompt = text(plain, length=9)
+        expected = generate(plain, prompt, {"max_tokens": 20, "temperature": 0}).token_ids
+        assert (
+            generate(held(plain, "float32", threads=2), prompt, {"max_tokens": 20, "temperature": 0}).token_ids
+            == expected
+        )
+
+
+def test_matrices_are_in_one_place_only() -> None:
+    model = held(tiny_model("qwen3"), "int8")
+    assert [name for name, each in model.named_parameters() if each.ndim == 2 and not each.is_meta] == []
+    assert not native.can_hold(model)
+
+
+def test_what_cannot_be_computed_is_refused() -> None:
+    model = held(tiny_model("llama"), "int8")
+    cache = SlotCache(model, 2)
+    context = model.config.context_length
+    for slot, start, token_ids in [
+        (2, 0, [1]), (-1, 0, [1]), (0, -1, [1]), (0, context, [1]), (0, context - 1, [1, 2]),
+        (0, 0, [model.config.vocab_size]), (0, 0, [-1]), (0, 0, []),
+    ]:  # fmt: skip
+        with pytest.raises(EngineError, match="cannot compute"):
+            read(model, cache, [Work(slot, start, token_ids)])
+
+
+def test_two_threads_compute_at_a_time() -> None:
+    """An embedding is computed while the engine answers: each has a cache of its own, both have the same core."""
+    model = held(tiny_model("qwen3", scale=2.0), "int8", threads=2)
+    texts = [text(model, seed) for seed in range(4)]
+    expected = [logits(model, each) for each in texts]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            found = list(pool.map(lambda token_ids: logits(model, token_ids), texts))
+            assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_a_child_of_a_fork_computes_alone() -> None:
+    model = held(tiny_model("llama", scale=2.0), "int8", threads=2)
+    token_ids = text(model)
+    expected = logits(model, token_ids)
+    receiving, sending = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(sending, b"same" if torch.equal(logits(model, token_ids), expected) else b"other")
+        os._exit(0)
+    os.close(sending)
+    with os.fdopen(receiving, "rb") as pipe:
+        assert pipe.read() == b"same"
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_other_threads_run_while_a_long_pass_does() -> None:
+    """The pass is outside the interpreter's lock: a thread of Python counts on."""
+    model = held(tiny_model("llama", context_length=2048, hidden_size=128, intermediate_size=512), "float32")
+    over, counted = threading.Event(), [0]
+
+    def count() -> None:
+        while not over.is_set():
+            counted[0] += 1
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    try:
+        before = counted[0]
+        read(model, SlotCache(model), [Work(0, 0, text(model, length=2048))])
+        assert counted[0] > before
+    finally:
+        over.set()
+        counter.join()
+
+
+@pytest.mark.parametrize("value", ["0", "scalar", "1", ""])
+def test_the_environment_chooses(value: str) -> None:
+    code = "from topkapi.model import native; print(*native.levels(), sep=','); print(native.why_not())"
+    environment = {**os.environ, "TOPKAPI_NATIVE": value}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    levels, why = ran.stdout.splitlines()
+    if value == "0":
+        assert levels == "" and "switched off" in why
+    else:
+        assert levels.startswith("scalar") and why == "None"
+        assert (levels == "scalar") == (value == "scalar" or len(native.levels()) == 1)
+
+
+def test_an_unknown_instruction_set_is_named() -> None:
+    code = "from topkapi.model import native; native.levels()"
+    environment = {**os.environ, "TOPKAPI_NATIVE": "mmx"}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert ran.returncode != 0 and "TOPKAPI_NATIVE=mmx is no instruction set of this processor" in ran.stderr

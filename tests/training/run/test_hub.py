@@ -1,0 +1,151 @@
+"""The best checkpoint is pushed to a hub, here a small one that speaks its HTTP."""
+
+import base64
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+from topkapi.model.storage.checkpoint import load_checkpoint
+from topkapi.service.commands.cli import main
+
+TOKEN = "hf_notforeveryoneseyes"
+
+
+@dataclass
+class Hub:
+    """What was sent to it: the repositories made, the files of each, and the tokens shown."""
+
+    url: str = ""
+    made: list[dict[str, object]] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
+    tokens: set[str | None] = field(default_factory=set)
+    refusal: int | None = None
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that takes every file as a small one, within the commit."""
+    state = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            state.tokens.add(self.headers.get("Authorization"))
+            if state.refusal is not None:
+                # As a proxy might, it repeats what it was sent.
+                return self.answer({"error": f"no room for {self.headers['Authorization']}"}, state.refusal)
+            if self.path == "/api/repos/create":
+                state.made.append(json.loads(body))
+                return self.answer({"url": f"{state.url}/somebody/model"})
+            if self.path.endswith("/preupload/main"):
+                how = {"uploadMode": "regular", "shouldIgnore": False}
+                return self.answer({"files": [file | how for file in json.loads(body)["files"]]})
+            assert self.path == "/api/models/somebody/model/commit/main", self.path
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    state.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            return self.answer({"commitUrl": f"{state.url}/somebody/model/commit/1", "commitOid": "1"})
+
+        def answer(self, content: object, status: int = 200) -> None:
+            encoded = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(encoded)))
+            self.end_headers()
+            self.wfile.write(encoded)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", state.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    yield state
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def pretrain(tmp_path: Path, english: str) -> Iterator[Callable[..., tuple[int, Path]]]:
+    source, out = tmp_path / "source.txt", tmp_path / "run"
+    source.write_text(english[:20_000], encoding="utf-8")
+    flags = "--hidden-size 32 --intermediate-size 64 --num-layers 1 --num-heads 2 --num-kv-heads 1 --head-dim 16"
+    flags += " --context-length 32 --vocab-size 300 --threads 1 --batch-size 4 --sample-every never --max-steps 4"
+    data = ["--data", str(source), "--out", str(out), "--cache", str(tmp_path / "cache"), *flags.split()]
+    before = torch.get_num_threads()
+    yield lambda *more: (main(["pretrain", *data, *more]), out)
+    torch.set_num_threads(before)
+
+
+def said(out: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Everything that was printed and written, which the token is no part of."""
+    printed = "".join(capsys.readouterr())
+    written = [path.read_text("utf-8", errors="replace") for path in out.rglob("*") if path.is_file()]
+    assert TOKEN not in "".join([printed, *written])
+    return printed
+
+
+def test_the_best_checkpoint_is_pushed_whole(
+    hub: Hub, pretrain: Callable[..., tuple[int, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out = pretrain("--push", "model")
+    printed = said(out, capsys)
+    assert code == 0, printed
+    assert f"pushed to: {hub.url}/somebody/model" in printed
+    (made,) = hub.made
+    # Earlier releases of the library say it in the other way.
+    assert made["name"] == "model" and (made.get("visibility") == "private" or made.get("private") is True)
+    assert hub.tokens == {f"Bearer {TOKEN}"}
+    pushed = tmp_path / "pushed"
+    pushed.mkdir()
+    for name, content in hub.files.items():
+        (pushed / name).write_bytes(content)
+    assert {path.name: path.read_bytes() for path in (out / "best").iterdir()} == hub.files
+    assert load_checkpoint(pushed).details["step"] == load_checkpoint(out / "best").details["step"]
+
+
+@pytest.mark.parametrize("refusal", [403, 404])
+def test_a_hub_that_refuses_costs_nothing_of_the_run(
+    refusal: int, hub: Hub, pretrain: Callable[..., tuple[int, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.refusal = refusal
+    code, out = pretrain("--push", "somebody/model")
+    printed = said(out, capsys)
+    assert code == 2
+    assert "error: the checkpoint was not pushed to somebody/model: " in printed and "Traceback" not in printed
+    assert f"the run is complete; try again with: hf upload somebody/model {out / 'best'}" in printed
+    assert load_checkpoint(out / "best").details["step"] == 4 and (out / "report.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "token", "message"),
+    [
+        ("a/b/c", TOKEN, "'a/b/c' cannot be the name of a repository"),
+        ("somebody/model", None, "pushing needs a token of the Hugging Face hub"),
+    ],
+)
+def test_a_push_that_can_only_fail_is_refused_before_the_run(
+    name: str,
+    token: str | None,
+    message: str,
+    hub: Hub,
+    pretrain: Callable[..., tuple[int, Path]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if token is None:
+        monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    code, out = pretrain("--push", name)
+    assert code == 2 and not out.exists() and not hub.made
+    assert f"error: {message}" in said(out, capsys)

@@ -1,0 +1,285 @@
+"""What is measured while a run goes on: its pace, the machine, and the trackers that are told."""
+
+import io
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from topkapi.model.config import ModelConfig
+from topkapi.model.errors import SettingsError
+from topkapi.service.commands.cli import main
+from topkapi.training.optimisation.throughput import Pace, flops_per_token, peak_flops
+from topkapi.training.run import system
+from topkapi.training.run.console import Console
+from topkapi.training.run.trackers import tracked
+
+CONFIG = ModelConfig(
+    family="qwen3", vocab_size=1000, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=4, num_kv_heads=4,
+    head_dim=16, context_length=32, tie_embeddings=True,
+)  # fmt: skip
+
+
+@pytest.fixture
+def pretrain(tmp_path: Path, english: str) -> Callable[..., Path]:
+    (tmp_path / "text.txt").write_text(english[:20_000], encoding="utf-8")
+
+    def run(*more: str) -> Path:
+        out = tmp_path / "project" / "run"
+        flags = "--model tiny --hidden-size 32 --intermediate-size 64 --num-layers 1 --context-length 32"
+        flags += " --batch-size 4 --threads 1 --max-steps 6 --evaluate-every 3 --sample-tokens 4"
+        data = ["--data", str(tmp_path / "text.txt"), "--cache", str(tmp_path / "cache"), "--out", str(out)]
+        assert main(["pretrain", *data, *flags.split(), *more]) == 0
+        return out
+
+    return run
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_utilisation_is_the_work_done_over_the_work_possible() -> None:
+    flops = flops_per_token(CONFIG, 1.0, 32)
+    assert flops == 6 * CONFIG.parameter_count() + 12 * 2 * 4 * 16 * 32
+    pace = Pace(total=10, first=0, token_flops=flops, peak=100 * flops)
+    pace.note(trained=20, processed=40, seconds=1.0)
+    assert pace.tokens_per_s == 20 and pace.utilisation == pytest.approx(0.4)
+    assert pace.facts() == "20 tokens/s  MFU 40%"
+    # A peak that was measured while other programs ran is no peak.
+    pace.peak = pace.peak * 0.3
+    assert pace.utilisation is None and pace.facts() == "20 tokens/s"
+    assert Pace(10, 0, flops, None).peak is None
+
+
+def test_after_a_return_the_time_left_counts_the_steps_again() -> None:
+    pace = Pace(total=100, first=50, token_flops=1.0, peak=None, began=time.monotonic() - 30)
+    assert pace.seconds_left(60) == pytest.approx(40 * 30 / 10, rel=0.01)
+    assert pace.seconds_left(41) == pytest.approx(59 * 30 / 1, rel=0.01)
+
+
+def test_the_peak_of_this_machine_is_no_less_than_what_a_product_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("topkapi.training.optimisation.throughput._OWN_SHARE", 0.0)
+    peak = peak_flops(torch.device("cpu"), torch.float32)
+    assert peak is not None
+    ones = torch.ones(512, 512)
+    started = time.perf_counter()
+    torch.mm(ones, ones)
+    assert peak > 1e9 and peak > 0.2 * 2 * 512**3 / (time.perf_counter() - started)
+
+
+@pytest.mark.parametrize(
+    "name,tflops",
+    [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA A10G", 70), ("NVIDIA H100 PCIe", 756),
+     ("NVIDIA L40S", 362), ("NVIDIA GeForce RTX 4090", 165), ("NVIDIA RTX A1000", None),
+     ("NVIDIA GeForce RTX 4090 Laptop GPU", None)],
+)  # fmt: skip
+def test_a_gpu_is_known_by_whole_words_of_its_name(
+    name: str, tflops: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Measured(Exception):
+        pass
+
+    def ones(*arguments: object, **options: object) -> None:
+        raise Measured
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(torch, "ones", ones)
+    if tflops is None:
+        with pytest.raises(Measured):
+            peak_flops(torch.device("cuda"), torch.bfloat16)
+    else:
+        assert peak_flops(torch.device("cuda"), torch.bfloat16) == tflops * 1e12
+
+
+def test_a_peak_measured_beside_other_programs_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("topkapi.training.optimisation.throughput.sys.platform", "linux")
+    monkeypatch.setattr("topkapi.training.optimisation.throughput.time.process_time", lambda: 0.0)
+    assert peak_flops(torch.device("cpu"), torch.float32) is None
+
+
+def test_the_bar_shows_loss_learning_rate_speed_utilisation_and_time_left(
+    pretrain: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("topkapi.training.optimisation.throughput.peak_flops", lambda device, dtype: 1e12)
+    pretrain()
+    shown = terminal.getvalue()
+    assert "6/6" in shown and "(smoothed " in shown and "tokens/s" in shown
+    assert "MFU " in shown and "learning rate " in shown and "0s left" in shown
+
+
+def test_a_narrow_terminal_cuts_the_facts_short_and_not_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    console = Console()
+    console.start(200_000, 0)
+    facts = "loss 3.123 (smoothed 3.234)  12,345 tokens/s  MFU 45%  learning rate 3.0e-04"
+    console.advance(100_000, facts, 50_000)
+    console.stop()
+    shown = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]+", terminal.getvalue())]
+    last = next(line for line in reversed(shown) if "loss" in line)
+    assert len(last) <= 80
+    assert "━━━━━" in last and "100000/200000" in last and "13h53m left" in last and "loss 3.123" in last
+
+
+def test_without_a_terminal_lines_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    console.start(10, 0)
+    console._last_line = -1e9
+    console.advance(3, "loss 1.0", 75)
+    assert capsys.readouterr().out == "step 3/10  loss 1.0  1m15s left\n"
+
+
+def test_the_machine_is_recorded_apart_from_the_metrics(
+    pretrain: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("topkapi.training.optimisation.throughput.peak_flops", lambda device, dtype: 1e12)
+    out = pretrain()
+    first, last = lines(out / "system.jsonl")[0], lines(out / "system.jsonl")[-1]
+    assert first["time"] <= last["time"]
+    assert last["process_memory"] > 50_000_000 and last["memory_available"] > 0 and last["process_cpu_percent"] > 0
+    assert all("cpu_percent" not in record for record in lines(out / "metrics.jsonl"))
+    timings = lines(out / "timings.jsonl")
+    assert [record["step"] for record in timings] == [3, 6]
+    assert all(record["model_flops_utilisation"] > 0 for record in timings)
+
+
+def test_every_gpu_that_nvml_sees_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NVMLError(Exception):
+        pass
+
+    def no_power(handle: int) -> int:
+        raise NVMLError
+
+    nvml = SimpleNamespace(
+        NVMLError=NVMLError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetName=lambda handle: f"GPU {handle}",
+        nvmlDeviceGetUtilizationRates=lambda handle: SimpleNamespace(gpu=97),
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(used=5_000_000),
+        nvmlDeviceGetPowerUsage=lambda handle: 350_000 if handle == 0 else no_power(handle),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    with system.recorded(tmp_path / "system.jsonl", print, interval=0.01):
+        end = time.monotonic() + 30
+        while len(lines(tmp_path / "system.jsonl")) < 3 and time.monotonic() < end:
+            time.sleep(0.01)
+    found = lines(tmp_path / "system.jsonl")
+    assert len(found) > 2
+    assert found[0]["gpus"] == [
+        {"name": "GPU 0", "use_percent": 97, "memory_used": 5_000_000, "power_watts": 350.0},
+        {"name": "GPU 1", "use_percent": 97, "memory_used": 5_000_000, "power_watts": None},
+    ]
+
+
+def test_without_psutil_the_run_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    said: list[str] = []
+    with system.recorded(tmp_path / "system.jsonl", said.append):
+        pass
+    assert said == ["system metrics are not recorded: pip install 'topkapi[train]'"]
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(SettingsError, match="wandb is not installed") as caught, tracked("wandb", tmp_path, {}):
+        pass
+    assert caught.value.hint == "pip install wandb"
+
+
+def test_tensorboard_holds_the_numbers(pretrain: Callable[..., Path]) -> None:
+    pytest.importorskip("tensorboard")
+    out = pretrain("--track", "tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    losses = [record["loss"] for record in lines(out / "metrics.jsonl") if "loss" in record]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses)
+    assert [event.step for event in events.Scalars("validation_loss")] == [0, 3, 6]
+    assert [event.step for event in events.Scalars("tokens_per_s")] == [3, 6]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_trackio_holds_the_numbers(
+    pretrain: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    pytest.importorskip("trackio")
+    out = pretrain("--track", "trackio")
+    losses = [record["loss"] for record in lines(out / "metrics.jsonl") if "loss" in record]
+    from trackio.sqlite_storage import SQLiteStorage
+
+    found = SQLiteStorage.get_logs("project", "run")
+    assert [entry["loss"] for entry in found if "loss" in entry] == pytest.approx(losses)
+
+
+@pytest.mark.slow
+def test_wandb_holds_the_numbers(
+    pretrain: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    out = pretrain("--track", "wandb")
+    (file,) = (out / "wandb").glob("offline-run-*/*.wandb")
+    from wandb.proto import wandb_internal_pb2
+
+    losses: list[float] = []
+    for data in log_records(file.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        items = {(item.key or "/".join(item.nested_key)): item.value_json for item in record.history.item}
+        losses += [float(items["loss"])] if "loss" in items else []
+    expected = [record["loss"] for record in lines(out / "metrics.jsonl") if "loss" in record]
+    assert losses == pytest.approx(expected)
+
+
+def log_records(data: bytes) -> Iterator[bytes]:
+    """The records of a file in LevelDB's log format, which wandb writes after seven bytes of its own."""
+    at, record = 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        record += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        # Whole, first, middle, last.
+        if kind in (1, 4):
+            yield record
+            record = b""
+
+
+def test_what_is_told_anew_is_a_line_and_no_line_is_told_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    for text in ("  sample: Who? | I am.", "  sample: Who? | I am.", "  sample: Who? | You\n" + "a" * 500):
+        console.news("Who?", text)
+    console.news("What?", "  sample: What? | It is.")
+    console.news("Who?", "  sample: Who? | I am.")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:18] for line in lines] == [
+        "  sample: Who? | I", "  sample: Who? | Y", "a" * 18, "  sample: What? | ", "  sample: Who? | I"
+    ]  # fmt: skip
+    assert max(map(len, lines)) <= 120 and lines[2].endswith("…")

@@ -1,0 +1,1 @@
+"""Topkapi: from a text file to a served language model."""

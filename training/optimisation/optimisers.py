@@ -1,0 +1,148 @@
+"""Optimisers over a model's named parameters, and their state as plain named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
+
+from topkapi.model.errors import SettingsError
+from topkapi.training.optimisation import sharding
+
+OptimizerName = Literal["adamw", "muon", "schedule-free"]
+# What the schedule-free optimiser counts beside each parameter's state: steps, and how the average is weighed.
+_COUNTS = ("k", "weight_sum", "lr_max")
+
+
+class Optimizers:
+    """AdamW for all that trains, or Muon (Jordan et al. 2024) for the hidden matrices and AdamW for the rest, or
+    schedule-free AdamW (Defazio et al. 2024), which keeps an average of the weights instead of lowering its steps.
+
+    `decay` "matrices" leaves norms and biases out of the weight decay; "all" decays every parameter, as PyTorch's
+    AdamW does when it is handed `model.parameters()`. Muon's updates are scaled to AdamW's size (Liu et al. 2025).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        name: OptimizerName,
+        learning_rate: float,
+        muon_learning_rate: float,
+        weight_decay: float,
+        betas: tuple[float, float],
+        decay: Literal["matrices", "all"],
+    ) -> None:
+        self.names: dict[int, str] = {}
+        matrices, decayed, plain = [], [], []
+        for parameter_name, parameter in trained_parameters(model):
+            self.names[id(parameter)] = parameter_name
+            hidden = parameter.ndim == 2 and ".layers." in f".{parameter_name}"
+            if name == "muon" and hidden:
+                matrices.append(parameter)
+            elif decay == "all" or parameter.ndim >= 2:
+                decayed.append(parameter)
+            else:
+                plain.append(parameter)
+        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        groups = [group for group in groups if group["params"]]
+        self.all: list[Optimizer] = []
+        self._averaging: Any = None
+        if name == "schedule-free":
+            self._averaging = _schedule_free()(groups, lr=learning_rate, betas=betas)
+            self._averaging.train()
+            self.all.append(self._averaging)
+        elif groups:
+            self.all.append(AdamW(groups, lr=learning_rate, betas=betas, fused=True))
+        if matrices:
+            self.all.append(
+                Muon(matrices, lr=muon_learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            )
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                group["base_lr"] = group["lr"]
+
+    def step(self, factor: float) -> None:
+        """One update with every base learning rate multiplied by `factor`; gradients are dropped afterwards."""
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * factor
+            if isinstance(optimizer, Muon):
+                sharding.whole_step(optimizer)
+            else:
+                optimizer.step()
+        self.zero_gradients()
+
+    @contextmanager
+    def averaged(self) -> Iterator[dict[str, Tensor]]:
+        """Let the network's weights be the average that the optimiser keeps, in the block; afterwards they are what
+        they were, bit for bit. Yields those, by name; nothing, and nothing changes, without an average."""
+        if self._averaging is None:
+            yield {}
+            return
+        raw = {parameter: parameter.detach().clone() for parameter in self.parameters()}
+        self._averaging.eval()
+        try:
+            yield {self.names[id(parameter)]: value for parameter, value in raw.items()}
+        finally:
+            self._averaging.train()
+            with torch.no_grad():
+                for parameter, value in raw.items():
+                    parameter.copy_(value)
+
+    def zero_gradients(self) -> None:
+        """Drop the gradients without a step."""
+        for optimizer in self.all:
+            optimizer.zero_grad(set_to_none=True)
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """Every trained parameter."""
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                yield from group["params"]
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """The whole state as `{"parameter name/entry": tensor}`, for safetensors."""
+        tensors: dict[str, Tensor] = {}
+        for number, group in enumerate(self._averaging.param_groups if self._averaging else ()):
+            tensors |= {f"group {number}/{name}": torch.tensor(group[name], dtype=torch.float64) for name in _COUNTS}
+        for optimizer in self.all:
+            for parameter, entries in optimizer.state.items():
+                for entry, value in entries.items():
+                    tensors[f"{self.names[id(parameter)]}/{entry}"] = torch.as_tensor(value).contiguous()
+        return tensors
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `state_tensors`."""
+        entries: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            name, _, entry = key.rpartition("/")
+            entries.setdefault(name, {})[entry] = value
+        for number, group in enumerate(self._averaging.param_groups if self._averaging else ()):
+            group |= {name: value.item() for name, value in entries[f"group {number}"].items()}
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    state = entries.get(self.names[id(parameter)], {})
+                    optimizer.state[parameter] = {
+                        key: sharding.part_of(value, parameter) for key, value in state.items()
+                    }
+
+
+def _schedule_free() -> Any:
+    try:
+        from schedulefree import AdamWScheduleFree
+    except ImportError:
+        raise SettingsError(
+            "schedulefree is not installed", field="optimizer", hint="pip install 'topkapi[train]'"
+        ) from None
+    return AdamWScheduleFree
+
+
+def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that change: beside adapters the others are frozen, and come from the parent again."""
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)

@@ -1,0 +1,150 @@
+"""What a finished run leaves to look at: `report.md`, and the same as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import platform
+import shlex
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from topkapi.training.run.console import Console, duration, visible
+from topkapi.training.run.directory import RunDirectory
+from topkapi.training.run.plots import draw_losses, draw_schedule, save
+from topkapi.training.run.report_page import MARKDOWN, PAGE, render
+from topkapi.training.run.state import Standing
+
+# Samples are shown from so many moments of the run, the first and the last among them.
+_MOMENTS = 6
+_PACKAGES = ("torch", "numpy", "tokenizers", "safetensors")
+
+
+def finish(run: RunDirectory, standing: Standing, console: Console) -> None:
+    """Write `plots/*.png`, `report.md` and `report.html` and tell how the run went."""
+    records = run.records("metrics.jsonl")
+    plots = {"losses": run.path / "plots" / "loss.png", "learning rate": run.path / "plots" / "learning-rate.png"}
+    save(draw_losses(records, standing), plots["losses"])
+    save(draw_schedule(records), plots["learning rate"])
+    facts = report_facts(run, standing)
+    run.write(
+        "report.md", render(MARKDOWN, facts | {"plots": {name: f"plots/{at.name}" for name, at in plots.items()}})
+    )
+    embedded = {
+        name: "data:image/png;base64," + base64.b64encode(at.read_bytes()).decode() for name, at in plots.items()
+    }
+    run.write("report.html", render(PAGE, facts | {"plots": embedded}))
+    console.message(f"{facts['ending']}: {standing.verdict()}")
+    console.message(f"report: {run.path / 'report.md'}")
+    console.message(f"serve it with: {facts['serve']}")
+
+
+def report_facts(run: RunDirectory, standing: Standing) -> dict[str, Any]:
+    """Everything that the report says, in words and rows of text."""
+    records = run.records("metrics.jsonl")
+    made = _made(run.path)
+    place = shlex.quote(str(run.path))
+    verdict = standing.verdict()
+    evaluations = [record for record in records if "train_loss" in record]
+    measured = [name for name in (evaluations[0] if evaluations else {}) if name not in ("step", "epoch", "tokens")]
+    data = made.get("data") or {}
+    return {
+        "name": run.path.resolve().name,
+        "ending": standing.finished or "all steps done",
+        "verdict": verdict[:1].upper() + verdict[1:],
+        "steps": f"{standing.step:,}",
+        "tokens": f"{standing.tokens:,}",
+        "pace": _pace(run.records("timings.jsonl")),
+        "warnings": _warnings(records, standing),
+        "measured": [name.replace("_", " ") for name in measured],
+        "evaluations": [
+            [f"{record['step']:,}", *(f"{record[name]:.3f}" for name in measured)] for record in evaluations
+        ],
+        "samples": _samples(run.records("samples.jsonl")),
+        "data": [[name, str(digest)] for name, digest in (data.get("sources") or {}).items()],
+        "counts": [[name.replace("_", " "), f"{value:,}"] for name, value in data.items() if isinstance(value, int)],
+        "parent": made.get("parent"),
+        "parameters": f"{made['parameters']:,}" if "parameters" in made else "",
+        "environment": _environment(),
+        "settings": [[name, json.dumps(value)] for name, value in run.config().items() if value not in (None, [])],
+        "repeat": f"{made.get('made_by', 'topkapi pretrain')} {place}/config.yaml --out {place}-again",
+        "directory": os.getcwd(),
+        "serve": f"topkapi serve {shlex.quote(str(run.path / 'best'))}",
+    }
+
+
+def _made(path: Path) -> dict[str, Any]:
+    """How the run's checkpoints were made, as one of them says."""
+    for name in ("best", "last"):
+        details = path / name / "topkapi.json"
+        if details.is_file():
+            made: dict[str, Any] = json.loads(details.read_text("utf-8"))
+            return made
+    return {}
+
+
+def _pace(timings: list[dict[str, Any]]) -> str:
+    if not timings:
+        return ""
+    last = timings[-1]
+    line = f"{duration(last['seconds'])} since it was last started, {last['tokens_per_s']:,.0f} tokens/s"
+    share = last.get("model_flops_utilisation")
+    return line if share is None else f"{line}, {share:.0%} of the machine's peak"
+
+
+def _warnings(records: list[dict[str, Any]], standing: Standing) -> list[str]:
+    found = []
+    for record in records:
+        if "event" not in record:
+            continue
+        row = record["rows"][0]
+        after = f"; the run returned to step {record['returned_to']}" if "returned_to" in record else ""
+        loss = "no number" if record["loss"] is None else f"{record['loss']:.3f}"
+        found.append(f"Step {record['step']}: the loss was {loss}{after}. {row['origin']}: “{visible(row['text'])}”")
+    if standing.risen is not None:
+        found.append(
+            f"Diverging: at step {standing.risen} the smoothed loss stood far above the "
+            f"{standing.first_train_loss:.3f} of before the first step."
+        )
+    if standing.overfitting:
+        found.append(f"Overfitting: {standing.verdict()}.")
+    if standing.memorising:
+        found.append(f"Memorising: the last samples repeat up to {standing.copied} tokens of the training text.")
+    return found
+
+
+def _samples(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each prompt, what the model wrote at some moments of the run."""
+    steps = sorted({record["step"] for record in records})
+    last = len(steps) - 1
+    chosen = {steps[round(number * last / (_MOMENTS - 1))] for number in range(_MOMENTS)} if steps else set()
+    prompts: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        if record["step"] in chosen:
+            shown = {name: visible(text) if isinstance(text, str) else text for name, text in record.items()}
+            prompts.setdefault(shown["prompt"], []).append(shown)
+    return [{"prompt": prompt, "answers": answers} for prompt, answers in prompts.items()]
+
+
+def _environment() -> list[list[str]]:
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    return [
+        ["device", device],
+        ["threads", str(torch.get_num_threads())],
+        ["system", platform.platform()],
+        ["Python", platform.python_version()],
+        *([name, version(name)] for name in _PACKAGES),
+    ]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{next(names, platform.machine())}, {os.cpu_count()} processors"
