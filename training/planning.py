@@ -198,7 +198,7 @@ def _trial(training: Training, loader: Loader, steps: tuple[int, int], seconds: 
         train_batches=small,
         validation_batches=small,
         evaluate_every=schedule.total_steps + 1,
-        standing=type(training.standing)(),
+        standing=Standing(),
     )
     try:
         trial.run()
@@ -244,7 +244,7 @@ def _evaluation_seconds(training: Training) -> float:
 def _sample_seconds(training: Training) -> float:
     training.model.eval()
     started = time.monotonic()
-    for _ in training.sample(training.standing):
+    for _ in training.samples():
         pass
     return time.monotonic() - started
 
@@ -308,32 +308,25 @@ def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB"
 
 
-def run_plan(
-    train: Callable[..., Standing],
+def print_plan(
     recipe: TrainingRecipe,
+    prepare: Callable[[RunDirectory, Console], Training],
     price_per_hour: float | None,
     memory_gigabytes: float | None,
     *,
     as_json: bool,
 ) -> bool:
-    """Let `train` get the run of `recipe` ready, in a directory that is deleted afterwards; try it, and print the plan.
+    """Try the run that `prepare` makes in a directory, which is deleted afterwards, and print the plan.
 
     Whether the run fits into memory, if only in micro batches of one row. Raises what the run itself would raise before
     its first step.
     """
     console = _Findings(silent=as_json)
     memory = None if memory_gigabytes is None else round(memory_gigabytes * 1e9)
-    plans: list[Plan] = []
-
-    def proceed(training: Training) -> Standing:
-        plans.append(make_plan(training, price_per_hour, memory))
-        return training.standing
-
     with tempfile.TemporaryDirectory(prefix="topkapi-plan-") as folder:
         directory = RunDirectory(Path(folder) / "run")
         directory.start(recipe)
-        train(recipe, directory, resume=False, console=console, command="topkapi plan", proceed=proceed)
-    (plan,) = plans
+        plan = make_plan(prepare(directory, console), price_per_hour, memory)
     if as_json:
         facts: Mapping[str, Any] = asdict(plan) | {"seconds": plan.seconds, "findings": console.findings}
         print(json.dumps(facts, indent=2))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from topkapi.model.errors import SettingsError
+from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.model.transformer import Decoder
 from topkapi.training.data.windows import Batch, Loader, Tokens
 from topkapi.training.monitoring.divergence import (
@@ -25,7 +27,7 @@ from topkapi.training.monitoring.divergence import (
     observe,
 )
 from topkapi.training.monitoring.evaluations import measure, tell
-from topkapi.training.monitoring.samples import take_samples
+from topkapi.training.monitoring.samples import Prompt, continuations, take_samples
 from topkapi.training.monitoring.signals import Interrupted, StopRequest
 from topkapi.training.optimisation import distributed, sharding
 from topkapi.training.optimisation.loss import Compiled, NextToken, Objective
@@ -53,16 +55,17 @@ class Update:
 
 @dataclass
 class Training:
-    """Everything one run is made of.
+    """Everything one run of `topkapi {command}` is made of.
 
-    `save(path, model, details)` writes a checkpoint, `sample(standing)` yields records with `prompt`, `text` and
-    `token_ids`, `held_out` are the validation tokens. `facts` go into every checkpoint's `topkapi.json` and must not
-    change when a run is resumed. `command` is how the user resumes, `text_of` makes text of token ids, `peak_flops`
-    are the machine's (None: unknown). Without validation batches the training batches take their place.
+    `save(path, model, details)` writes a checkpoint, `held_out` are the validation tokens, `prompts` those sampled
+    from. `facts` go into every checkpoint's `topkapi.json` and must not change when a run is resumed. Without
+    validation batches the training batches take their place.
     """
 
     recipe: TrainingRecipe
+    command: str
     model: Decoder
+    tokenizer: Tokenizer
     optimizers: Optimizers
     schedule: Schedule
     loader: Loader
@@ -71,13 +74,10 @@ class Training:
     directory: RunDirectory
     console: Console
     save: Save
-    sample: Callable[[Standing], Iterator[dict[str, Any]]]
+    prompts: Sequence[Prompt]
     facts: dict[str, Any]
-    command: str
-    text_of: Callable[[list[int]], str]
     held_out: Tokens
     evaluate_every: int = 1
-    peak_flops: float | None = None
     objective: Objective = field(default_factory=NextToken)
     standing: Standing = field(default_factory=Standing)
 
@@ -101,10 +101,11 @@ class Training:
             asynchronous=recipe.asynchronous_saves,
         )
 
-    def run(self) -> Standing:
+    def run(self, peak_flops: float | None = None) -> Standing:
         """Train to the end, or to where the run stops early, from wherever `standing` is.
 
-        Raises `Diverged` for a loss that is not a number and `Interrupted` after SIGINT or SIGTERM, once saved.
+        `peak_flops` are the machine's (None: unknown). Raises `Diverged` for a loss that is not a number and
+        `Interrupted` after SIGINT or SIGTERM, once saved.
         """
         self.model.recompute = self.recipe.recompute
         compiled = Compiled.of(self.model) if self.recipe.compile else None
@@ -115,7 +116,7 @@ class Training:
                 if self.standing.step == 0:
                     self.directory.begin()
                     self._boundary()
-                pace = self._pace()
+                pace = self._pace(peak_flops)
                 while self.standing.step < total and self.standing.finished is None:
                     started = time.monotonic()
                     update = self._update(compiled)
@@ -185,9 +186,8 @@ class Training:
         if not sharding.is_part(parameters[0]):
             distributed.add_gradients(parameters)
         loss, norm = distributed.told([loss, sharding.clip(parameters, self.recipe.clip or math.inf)])
-        leap = find_leap(
-            standing, loss, norm, loss_of=self._loss_of, batch=batch, origins=self.loader.origins, text_of=self.text_of
-        )
+        origins, text_of = self.loader.origins, self.tokenizer.decode
+        leap = find_leap(standing, loss, norm, loss_of=self._loss_of, batch=batch, origins=origins, text_of=text_of)
         if leap is not None and self._leapt(leap):
             return None
         self.console.warn(observe(standing, loss))
@@ -206,10 +206,14 @@ class Training:
         trained = sum(parameter.numel() for parameter in self.optimizers.parameters())
         return min(1.0, trained / self.model.config.parameter_count())
 
-    def _pace(self) -> Pace:
+    def samples(self) -> Iterator[dict[str, Any]]:
+        """What the model now makes of the prompts."""
+        return continuations(self.model, self.tokenizer, self.prompts, self.recipe, self.standing.step)
+
+    def _pace(self, peak_flops: float | None) -> Pace:
         context = longest_text(self.loader.batch(self.standing.batch_number()))
         flops = flops_per_token(self.model.config, self.trained_share(), context)
-        return Pace(self.schedule.total_steps, self.standing.step, flops, self.peak_flops)
+        return Pace(self.schedule.total_steps, self.standing.step, flops, peak_flops)
 
     def _record(self, update: Update) -> None:
         self.directory.append(
@@ -238,14 +242,10 @@ class Training:
             return False
         anchor = self._anchor()
         if not returns or not anchor or len(self.standing.leaps) == MOST_RETURNS:
-            raise self._diverged(leap, anchor)
+            best = self.directory.path / "best" if standing.ranking else None
+            raise diverged(leap, returns=returns, anchor=anchor, returned=len(standing.leaps), best=best)
         self._return(leap, anchor)
         return True
-
-    def _diverged(self, leap: Leap, anchor: int | None) -> Diverged:
-        best = self.directory.path / "best" if self.standing.ranking else None
-        returns = self.recipe.on_divergence == "return"
-        return diverged(leap, returns=returns, anchor=anchor, returned=len(self.standing.leaps), best=best)
 
     def _return(self, leap: Leap, anchor: int) -> None:
         """Go back to the save of step `anchor` and leave the batch out.
@@ -286,7 +286,7 @@ class Training:
         if stopping:
             raise Interrupted(
                 f"{self.stop.name}: stopped at step {step} of {self.schedule.total_steps}",
-                hint=f"continue with: {self.command}",
+                hint=f"continue with: topkapi {self.command} --resume {shlex.quote(str(self.directory.path))}",
             )
 
     def _evaluate(self, pace: Pace | None) -> dict[str, float]:
@@ -328,13 +328,13 @@ class Training:
         with self._judged():
             if distributed.rank() == 0:
                 take_samples(
-                    self.sample(standing),
+                    self.samples(),
                     standing,
                     texts=(self.loader.stream, self.held_out),
                     directory=self.directory,
                     console=self.console,
                     shown=self.evaluate_every > 1 or standing.step == self.schedule.total_steps,
-                    text_of=self.text_of,
+                    text_of=self.tokenizer.decode,
                 )
         standing.copied, standing.memorising = distributed.told((standing.copied, standing.memorising))
 

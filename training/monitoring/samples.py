@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from topkapi.model.generation import generate
+from topkapi.model.text.tokenizer import Tokenizer
+from topkapi.model.transformer import Decoder
 from topkapi.training.data.windows import Tokens
 from topkapi.training.monitoring.memorisation import Copy, longest_copy, memorises
+from topkapi.training.recipes.recipe import TrainingRecipe
 from topkapi.training.run.console import Console
 from topkapi.training.run.directory import RunDirectory
 from topkapi.training.run.state import Standing
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model goes on from: the `text` as it is shown, its tokens, and the answer that is expected, if one is."""
+
+    text: str
+    token_ids: list[int]
+    expected: str | None = None
+
+
+def continuations(
+    model: Decoder, tokenizer: Tokenizer, prompts: Sequence[Prompt], recipe: TrainingRecipe, step: int
+) -> Iterator[dict[str, Any]]:
+    """What the model makes of each prompt at `step`: records with `prompt`, `text` and `token_ids`."""
+    for prompt in prompts:
+        parameters = {
+            "max_tokens": recipe.sample_tokens,
+            "temperature": recipe.sample_temperature,
+            "seed": recipe.seed + step,
+        }
+        result = generate(model, prompt.token_ids, parameters)
+        yield {
+            "prompt": prompt.text,
+            "text": tokenizer.decode(result.token_ids, skip_control=True),
+            "finish_reason": result.finish_reason,
+            "token_ids": result.token_ids,
+            **({} if prompt.expected is None else {"expected": prompt.expected}),
+        }
 
 
 def take_samples(

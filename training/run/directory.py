@@ -37,6 +37,10 @@ _ELSEWHERE = "choose another --out, where this user may write"
 _PREPARED = ".prepared"
 
 
+Saved = tuple[dict[str, "Tensor"], dict[str, Any]]
+"""Tensors and facts of a state."""
+
+
 class RunDirectory:
     """One run's files."""
 
@@ -224,7 +228,7 @@ class RunDirectory:
             content = {**facts, "lengths": dict(lengths)}
             (partial / "state.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
-    def load_state(self, step: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def load_state(self, step: int | None = None) -> Saved | None:
         """The state of `step` (None: the latest), with the record files cut back to it; None where there is none."""
         from safetensors.torch import load_file
 

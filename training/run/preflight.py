@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from topkapi.model.conversation.template_files import BUILT_IN_TEMPLATES
 from topkapi.model.errors import DataError, SettingsError
@@ -15,6 +16,9 @@ from topkapi.training.recipes.recipe import PretrainRecipe, TrainingRecipe, Tuni
 from topkapi.training.recipes.shapes import check_inherited, continued_config, new_config
 from topkapi.training.run.directory import RunDirectory
 from topkapi.training.run.hub import check_push
+
+if TYPE_CHECKING:
+    from topkapi.model.conversation.chat_template import ChatTemplate
 
 
 def alone() -> bool:
@@ -73,6 +77,18 @@ def check_chat_template(name: str | None) -> None:
             field="chat_template",
             hint=f"give a Jinja file or one of: {', '.join(BUILT_IN_TEMPLATES)}",
         )
+
+
+def chat_template(name: str | None) -> ChatTemplate | None:
+    """A built-in template by its name, or one read from a file. Raises `SettingsError` where there is none."""
+    from topkapi.model.conversation.chat_template import ChatTemplate
+
+    check_chat_template(name)
+    if name is None:
+        return None
+    if name in BUILT_IN_TEMPLATES:
+        return ChatTemplate.built_in(name)
+    return ChatTemplate(Path(name).read_text("utf-8"), Path(name).stem)
 
 
 def _check_tokenizer(name: str | None) -> None:
