@@ -296,7 +296,7 @@ def test_warnings_are_lines_of_their_own(capsys: Any, tiny_tokenizer: Tokenizer)
 def test_freed_memory_is_kept_until_a_peak_is_measured_anew() -> None:
     code = """
 import torch
-from training.memory import PeakMemory, keep_freed_memory, _status
+from topkapi.training.optimisation.memory import PeakMemory, keep_freed_memory, _status
 def taken_by(size):
     before = _status("VmRSS")
     block = torch.ones(size << 18)

@@ -1,6 +1,7 @@
 """Exercises: their own answers are right, others wrong, what is held out is not trained on, and the judge counts."""
 
 import json
+import tomllib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -241,3 +242,13 @@ def test_only_the_test_examples_are_measured(tiny_checkpoint: Callable[..., Path
         assert said in capsys.readouterr().err
     assert evaluate(checkpoint, "--perplexity", rows, "--test-examples", 3) == 2
     assert "--test-examples applies to --instructions" in capsys.readouterr().err
+
+
+def test_every_data_file_is_packaged() -> None:
+    """What a wheel lacks would be missing only once it is installed."""
+    root = Path(__file__).resolve().parents[3]
+    settings = tomllib.loads((root / "pyproject.toml").read_text())
+    patterns = settings["tool"]["setuptools"]["package-data"]["topkapi.training"]
+    files = [path for path in (root / "training").rglob("*.*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    assert {"words.yaml", "definitions.txt"} <= {path.name for path in files}
+    assert [path for path in files if not any(path.match(pattern) for pattern in patterns)] == []
