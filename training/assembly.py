@@ -30,7 +30,7 @@ from topkapi.training.run.console import Console
 from topkapi.training.run.directory import RunDirectory, Saved
 from topkapi.training.run.preflight import check_inputs
 from topkapi.training.run.process import present
-from topkapi.training.run.state import Standing
+from topkapi.training.run.state import TrainerState
 from topkapi.training.run.system import recorded
 from topkapi.training.run.trackers import tracked
 from topkapi.training.trainer import Training
@@ -132,7 +132,7 @@ def assemble(
     return training
 
 
-def train(training: Training) -> Standing:
+def train(training: Training) -> TrainerState:
     """Run `training`, recording what the machine does and handing its numbers to a tracker, if one is wished.
 
     Raises as `Training.run` does, and `SettingsError` for a tracker that is not installed.
@@ -143,7 +143,7 @@ def train(training: Training) -> Standing:
     peak = None if peak is None else distributed.size() * peak
     if distributed.rank():
         return training.run(peak)
-    if training.standing.step == 0:
+    if training.state.step == 0:
         # Whatever is recorded is the new run's, and a directory with records is a run's.
         run.begin()
     system = recorded(run.path / "system.jsonl", training.console.message)
@@ -161,4 +161,4 @@ def _resume(training: Training, tensors: Mapping[str, torch.Tensor], facts: Mapp
                 hint="bring the earlier files back, or start another run with another --out",
             )
     training.load_state(tensors, facts)
-    training.console.message(f"resumed at step {training.standing.step} of {training.schedule.total_steps}")
+    training.console.message(f"resumed at step {training.state.step} of {training.schedule.total_steps}")

@@ -222,9 +222,9 @@ def _train_together(recipe: TrainingRecipe, directory: Path, resume: bool) -> No
     if recipe.parallel is not None and size() == 1:
         console.message(f"one process has nothing to share by {recipe.parallel}: torchrun starts several")
     try:
-        standing = train(_prepared(recipe, resume, run, console))
+        state = train(_prepared(recipe, resume, run, console))
         if not rank():
-            finish(run, standing, console)
+            finish(run, state, console)
             if recipe.push:
                 push(directory, recipe.push, console)
     finally:

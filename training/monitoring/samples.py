@@ -14,7 +14,7 @@ from topkapi.training.monitoring.memorisation import Copy, longest_copy, memoris
 from topkapi.training.recipes.recipe import TrainingRecipe
 from topkapi.training.run.console import Console
 from topkapi.training.run.directory import RunDirectory
-from topkapi.training.run.state import Standing
+from topkapi.training.run.state import TrainerState
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def continuations(
 
 def take_samples(
     samples: Iterable[dict[str, Any]],
-    standing: Standing,
+    state: TrainerState,
     *,
     texts: tuple[Tokens, Tokens],
     directory: RunDirectory,
@@ -58,7 +58,7 @@ def take_samples(
 ) -> None:
     """Record `samples` with how much of them stands word for word in `texts`, of training and of validation.
 
-    Prints them if they are to be `shown`. Says once in a run that the model memorises; `standing` notes it, and the
+    Prints them if they are to be `shown`. Says once in a run that the model memorises; `state` notes it, and the
     longest copy.
     """
     longest, elsewhere = Copy(), Copy()
@@ -70,18 +70,18 @@ def take_samples(
             longest, passage = found, ids[found.start : found.start + found.length]
         elsewhere = max(elsewhere, other, key=lambda copy: copy.length)
         copied = {"copied_from_training": found.length, "copied_from_validation": other.length}
-        directory.append("samples.jsonl", {"step": standing.step, **record, **copied})
+        directory.append("samples.jsonl", {"step": state.step, **record, **copied})
         prompt, text = (" ".join(str(record[part]).split()) for part in ("prompt", "text"))
         if shown:
             console.message(f"  sample: {prompt} | {text}")
     copied = {"copied_from_training": longest.length, "copied_from_validation": elsewhere.length}
-    directory.append("metrics.jsonl", {"step": standing.step, **copied})
-    standing.copied = longest.length
+    directory.append("metrics.jsonl", {"step": state.step, **copied})
+    state.copied = longest.length
     if shown and longest.length:
         console.message(
             f"  longest copy: {longest.length} tokens of the training text, {elsewhere.length} of the validation text: "
             f"{' '.join(text_of(passage).split())!r}"
         )
-    if memorises(longest.length, elsewhere.length) and not standing.memorising:
-        standing.memorising = True
+    if memorises(longest.length, elsewhere.length) and not state.memorising:
+        state.memorising = True
         console.message(f"memorising: a sample repeats {longest.length} tokens of the training text word for word")

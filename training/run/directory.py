@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from topkapi.model.errors import CheckpointError, SettingsError
 from topkapi.model.files import recover_directory, remove_directory, write_directory
 from topkapi.training.recipes.recipe import TrainingRecipe, free_fields
-from topkapi.training.run.process import Hold, trainer
+from topkapi.training.run.process import Hold, training_process
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -147,7 +147,7 @@ class RunDirectory:
 
     def check_idle(self) -> None:
         """Refuse a run that a process is training at this moment."""
-        if found := trainer(self.path):
+        if found := training_process(self.path):
             raise SettingsError(
                 f"{self.path} is being trained by {found}", field="out", hint="wait for it, or end it with Ctrl-C first"
             )

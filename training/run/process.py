@@ -51,7 +51,7 @@ class Hold:
         except BlockingIOError:
             self.release()
             raise SettingsError(
-                f"{directory} is being trained by {trainer(directory) or 'another process'}",
+                f"{directory} is being trained by {training_process(directory) or 'another process'}",
                 field="out",
                 hint="wait for it, or choose another --out",
             ) from None
@@ -66,7 +66,7 @@ class Hold:
             self._descriptor = None
 
 
-def trainer(directory: Path) -> str | None:
+def training_process(directory: Path) -> str | None:
     """The process that trains in `directory`, in words; None where there is none."""
     try:
         note: dict[str, Any] = json.loads((directory / _FILE).read_text("utf-8"))

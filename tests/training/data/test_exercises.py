@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tests.training.evaluation.test_evaluation import evaluate, results, write_rows
+from topkapi.engine.request import GenerateJob
 from topkapi.model.conversation.chat_template import ChatTemplate
-from topkapi.model.generation import Generation
+from topkapi.model.generation import GenerationResult
 from topkapi.service.commands.cli import main
 from topkapi.training.data.exercises import memory, talk
 from topkapi.training.data.exercises.exercise import Draw, new_wordings
@@ -144,15 +145,15 @@ def answering(monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any) -> Callable[
         of = {tuple(chat.encode(row["messages"][:-1], tiny_tokenizer).token_ids): row for row in rows}
         end = tiny_tokenizer.control_tokens["<|im_end|>"]
 
-        def generate(model: Any, prompts: list[list[int]], parameters: Any, progress: Any) -> list[Generation]:
+        def generate(model: Any, jobs: list[GenerateJob], progress: Any) -> list[GenerationResult]:
             found = []
-            for prompt in prompts:
-                text = answer(of[tuple(prompt)])
+            for job in jobs:
+                text = answer(of[tuple(job.prompt)])
                 ids = tiny_tokenizer.encode_with_control(text) if text else tiny_tokenizer.encode("on and on")
-                found.append(Generation([*ids, end], "stop", end) if text else Generation(ids, "length"))
+                found.append(GenerationResult([*ids, end], "stop", end) if text else GenerationResult(ids, "length"))
             return found
 
-        monkeypatch.setattr(answers, "generate_batch", generate)
+        monkeypatch.setattr(answers, "run_batch", generate)
 
     return install
 

@@ -16,7 +16,7 @@ from topkapi.model.transformer import Decoder
 from topkapi.service.commands.cli import main
 from topkapi.training.run.directory import RunDirectory
 from topkapi.training.run.saving import Saver, Snapshot
-from topkapi.training.run.state import Standing
+from topkapi.training.run.state import TrainerState
 
 RHYME = "Jack and Jill went up the hill to fetch a pail of water. Jack fell down and broke his crown. "
 
@@ -49,21 +49,21 @@ def test_the_best_and_the_latest_are_kept(pretrain: Callable[..., Path]) -> None
 
 
 def test_ranking_takes_the_earlier_of_equals_and_never_the_untrained_model() -> None:
-    standing = Standing()
-    assert not standing.rank("validation_loss", 2, {"loss": 0.5})
+    state = TrainerState()
+    assert not state.rank("validation_loss", 2, {"loss": 0.5})
     for step, loss, ranked in ((1, 3.0, True), (2, 2.0, True), (3, 2.0, True), (4, 2.5, False)):
-        standing.step = step
-        assert standing.rank("validation_loss", 2, {"loss": loss}) == ranked
-    assert standing.best_steps() == [2, 3]
+        state.step = step
+        assert state.rank("validation_loss", 2, {"loss": loss}) == ranked
+    assert state.best_steps() == [2, 3]
 
 
 def test_of_an_accuracy_the_highest_is_best_and_what_is_not_measured_is_refused() -> None:
-    standing = Standing()
-    for standing.step, accuracy in ((1, 0.5), (2, 0.9), (3, 0.7)):
-        standing.rank("validation_accuracy", 2, {"loss": 1.0, "accuracy": accuracy})
-    assert standing.best_steps() == [2, 3]
+    state = TrainerState()
+    for state.step, accuracy in ((1, 0.5), (2, 0.9), (3, 0.7)):
+        state.rank("validation_accuracy", 2, {"loss": 1.0, "accuracy": accuracy})
+    assert state.best_steps() == [2, 3]
     with pytest.raises(SettingsError, match="does not measure copied_from_training") as caught:
-        standing.rank("copied_from_training", 1, {"loss": 1.0})
+        state.rank("copied_from_training", 1, {"loss": 1.0})
     assert caught.value.hint == "it measures validation_loss"
 
 
