@@ -23,8 +23,7 @@ from topkapi.training.optimisation import distributed, sharding, throughput
 from topkapi.training.optimisation.device import prepare_torch
 from topkapi.training.optimisation.lora import AdapterPlan
 from topkapi.training.optimisation.loss import NextToken, Objective
-from topkapi.training.optimisation.optimisers import Optimizers
-from topkapi.training.optimisation.schedule import Schedule, warmup_steps
+from topkapi.training.optimisation.optimisers import Optimizers, Schedule, warmup_steps
 from topkapi.training.recipes.recipe import TrainingRecipe, deciding_fields
 from topkapi.training.run.console import Console
 from topkapi.training.run.directory import RunDirectory, Saved

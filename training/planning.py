@@ -14,7 +14,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from topkapi.training.data.windows import Batch, Loader, Tokens
-from topkapi.training.optimisation.memory import PeakMemory, memory_for_a_run
+from topkapi.training.optimisation.device import PeakMemory, memory_for_a_run
 from topkapi.training.optimisation.throughput import flops_per_token, longest_text
 from topkapi.training.recipes.recipe import TrainingRecipe
 from topkapi.training.run.console import Console, duration

@@ -28,15 +28,14 @@ from topkapi.training.monitoring.divergence import (
 )
 from topkapi.training.monitoring.evaluations import measure, tell
 from topkapi.training.monitoring.samples import Prompt, continuations, take_samples
-from topkapi.training.monitoring.signals import Interrupted, StopRequest
 from topkapi.training.optimisation import distributed, sharding
 from topkapi.training.optimisation.loss import Compiled, NextToken, Objective
-from topkapi.training.optimisation.optimisers import Optimizers, trained_parameters
-from topkapi.training.optimisation.schedule import Schedule
+from topkapi.training.optimisation.optimisers import Optimizers, Schedule, trained_parameters
 from topkapi.training.optimisation.throughput import Throughput, flops_per_token, longest_text
 from topkapi.training.recipes.recipe import TrainingRecipe
 from topkapi.training.run.console import Console
 from topkapi.training.run.directory import RunDirectory
+from topkapi.training.run.process import Interrupted, StopRequest
 from topkapi.training.run.saving import Save, Saver, Snapshot
 from topkapi.training.run.state import TrainerState
 
