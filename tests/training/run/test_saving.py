@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -109,6 +110,14 @@ def test_a_thread_writes_what_was_there_when_it_was_asked(tmp_path: Path, tiny_c
     assert loaded is not None
     assert torch.equal(loaded[0]["optimizer:momentum"], torch.ones(3))
     assert torch.equal(loaded[0]["model:embed_tokens.weight"], before)
+
+
+def test_a_state_of_an_earlier_version_is_read() -> None:
+    """What was called leaps are spikes, and there was one kind of best."""
+    spike = {"event": "spike", "step": 7, "returned_to": 5}
+    state = TrainerState.saved({"step": 9, "leaps": [spike], "best_step": 6, "best_loss": 2.5})
+    assert state.spikes == [spike] and state.ranking == [[2.5, 6]] and state.best_steps() == [6]
+    assert TrainerState.saved(asdict(state)) == state
 
 
 def test_what_goes_wrong_in_the_thread_is_raised_and_one_save_waits_for_another(
