@@ -149,7 +149,7 @@ class Engine:
             job = replace(job, parameters={**job.parameters, "draft_tokens": DRAFT_TOKENS})
         submitted = Submitted(job, deliver, self.network.deterministic)
         submitted.sequences = sequences_of(submitted, self.config)
-        together = max(len(sequence.gang) for sequence in submitted.sequences)
+        together = max(len(sequence.group) for sequence in submitted.sequences)
         if together > self.network.slots:
             assert isinstance(job, GenerateJob)
             field = {True: "num_beams", False: "guidance_scale"}[job.parameters["num_beams"] > 1]

@@ -12,9 +12,9 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
+from topkapi.engine.allocation import common_prefix
 from topkapi.engine.request import Finished, FinishReason, GenerateJob, ScoreJob, StopCheck, Token
 from topkapi.engine.sequences import Continuation, ScoredText, end_of, layers_of, limit_of, token_event
-from topkapi.engine.slots import common_prefix
 from topkapi.engine.submitted import Choosing, Sequence, Submitted
 from topkapi.model.cache import Output
 from topkapi.model.config import ModelConfig
@@ -39,7 +39,7 @@ class Branch(Sequence):
         return "length" if self.search.limit == 0 else None
 
     @property
-    def gang(self) -> Collection[Sequence]:
+    def group(self) -> Collection[Sequence]:
         return self.search.branches
 
     @property
@@ -363,4 +363,4 @@ def sequences_of(owner: Submitted, config: ModelConfig) -> list[Sequence]:
     continuations = [Continuation(owner, job, 0, config, copies=count)] if alike else [
         Continuation(owner, job, index, config) for index in range(count)
     ]  # fmt: skip
-    return [sequence for continuation in continuations for sequence in continuation.gang]
+    return [sequence for continuation in continuations for sequence in continuation.group]

@@ -130,7 +130,7 @@ class Sequence(ABC):
         return None
 
     @property
-    def gang(self) -> Collection[Sequence]:
+    def group(self) -> Collection[Sequence]:
         """The sequences that can only go on together, this one among them: all of them have a slot, or none."""
         return (self,)
 

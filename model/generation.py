@@ -23,7 +23,7 @@ from topkapi.model.transformer import Decoder
 
 
 @dataclass(frozen=True)
-class Generation:
+class GenerationResult:
     """The generated ids (a final end token included), why they ended, and the token or text that ended them."""
 
     token_ids: list[int]
@@ -73,7 +73,7 @@ def generate(
     on_token: Callable[[int], None] | None = None,
     sequence: int = 0,
     tokenizer: Tokenizer | None = None,
-) -> Generation:
+) -> GenerationResult:
     """Continue `prompt_ids`; `on_token` is told each token as it comes.
 
     `parameters` are decoding parameters by name (those of `n` sequences are drawn by calling with each `sequence`).
@@ -95,7 +95,7 @@ def generate(
     row = Row(effective, tokens, len(prompt_ids), sequence, config.end_token_ids)
     row.constraint = constraint = _constraint(effective, tokenizer, config)
     if limit == 0:
-        return Generation([], "length")
+        return GenerationResult([], "length")
     cache = SlotCache(model, capacity=len(prompt_ids) + limit)
     for start in range(0, len(prompt_ids), PREFILL_CHUNK):
         state = read(model, cache, [Work(0, start, prompt_ids[start : start + PREFILL_CHUNK])])
@@ -108,17 +108,17 @@ def generate(
             on_token(token_id)
         generated = tokens[len(prompt_ids) :]
         if ends_sequence(token_id, effective, config):
-            return Generation(generated, "stop", token_id)
+            return GenerationResult(generated, "stop", token_id)
         if stopper is not None:
             stopper.feed(token_id)
             if stopper.stopped is not None:
-                return Generation(generated, "stop", stopper.stopped)
+                return GenerationResult(generated, "stop", stopper.stopped)
         if constraint is not None and constraint.finished:
-            return Generation(generated, "stop")
+            return GenerationResult(generated, "stop")
         if len(generated) == limit:
-            return Generation(generated, "length")
+            return GenerationResult(generated, "length")
         if time.monotonic() >= deadline:
-            return Generation(generated, "deadline")
+            return GenerationResult(generated, "deadline")
         state = read(model, cache, [Work(0, len(tokens) - 1, [token_id])])
 
 
@@ -130,70 +130,3 @@ def _constraint(parameters: Mapping[str, Any], tokenizer: Tokenizer | None, conf
         raise InvalidRequest(f"{field} needs the checkpoint's tokenizer, and none was given", field=field)
     constraint = compile_constraint(parameters, tokenizer, config.vocab_size, config.end_token_ids)
     return None if constraint is None else constraint(0)
-
-
-@torch.inference_mode()
-def generate_batch(
-    model: Decoder,
-    prompts: Sequence[list[int]],
-    parameters: Mapping[str, Any] | None = None,
-    *,
-    slots: int = 16,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Generation]:
-    """Continue many prompts, up to `slots` of them at once: as `generate` would each, several times as fast.
-
-    `progress(prompts done, prompts)` is called as answers end. Takes no grammars, searches, deadlines or stop texts.
-    Raises `InvalidRequest` for a prompt that is empty or does not fit, and for wrong parameters.
-    """
-    config = model.config
-    effective = resolve(parameters or {}, vocab_size=config.vocab_size, end_token_ids=config.end_token_ids)
-    apart = ("num_beams", "penalty_alpha", "guidance_scale", "dola_layers", "timeout_s", "stop", "stop_regex")
-    for name in apart:
-        if effective[name] != BY_NAME[name].off:
-            raise InvalidRequest(f"{name} does not apply to a batch of prompts", field=name)
-    if grammar := grammar_parameter(effective):
-        raise InvalidRequest(f"{grammar} does not apply to a batch of prompts", field=grammar)
-    for prompt in prompts:
-        check_prompt(prompt, config)
-    limits = [token_limit(len(prompt), effective, config) for prompt in prompts]
-    longest = max((len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)), default=1)
-    cache = SlotCache(model, min(slots, max(1, len(prompts))), longest)
-    results: list[Generation | None] = [None] * len(prompts)
-    waiting = iter(range(len(prompts)))
-    running: dict[int, tuple[int, Row]] = {}
-    done = 0
-    while True:
-        works, joined = [], []
-        for slot in range(cache.slots):
-            if slot in running:
-                number, row = running[slot]
-                works.append(Work(slot, len(row.tokens) - 1, row.tokens[-1:]))
-                joined.append(slot)
-                continue
-            number = next(waiting, -1)
-            if number < 0:
-                continue
-            prompt = prompts[number]
-            running[slot] = (number, Row(effective, list(prompt), len(prompt), 0, config.end_token_ids))
-            for start in range(0, len(prompt) - 1, PREFILL_CHUNK):
-                end = min(start + PREFILL_CHUNK, len(prompt) - 1)
-                read(model, cache, [Work(slot, start, prompt[start:end], wanted=0)])
-            works.append(Work(slot, len(prompt) - 1, prompt[-1:]))
-            joined.append(slot)
-        if not works:
-            break
-        chosen = choose(wanted_logits(model, read(model, cache, works)), [running[slot][1] for slot in joined])
-        for slot, choice in zip(joined, chosen, strict=True):
-            number, row = running[slot]
-            row.tokens.append(choice.token_id)
-            ended = ends_sequence(choice.token_id, effective, config)
-            if ended or len(row.generated) == limits[number]:
-                results[number] = Generation(
-                    row.generated, "stop" if ended else "length", choice.token_id if ended else None
-                )
-                del running[slot]
-                done += 1
-                if progress is not None:
-                    progress(done, len(prompts))
-    return [result for result in results if result is not None]

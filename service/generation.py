@@ -16,7 +16,7 @@ from topkapi.model.decoding.stages import DEFAULT_ORDER
 from topkapi.model.decoding.stopping import Stopper
 from topkapi.model.errors import Cancelled, EngineError, InvalidRequest
 from topkapi.model.generation import check_prompt, token_limit
-from topkapi.service.jobs import JobGroup, Work
+from topkapi.service.jobs import EngineWork, JobGroup
 from topkapi.service.limits import MOST_ANSWERS
 from topkapi.service.models import LoadedModel
 from topkapi.service.prompting import tokens_of
@@ -134,7 +134,7 @@ class Latencies:
         return cls(math.fsum(ordered) / len(ordered), p50, p95, ordered[-1])
 
 
-class Generation(Work):
+class Generation(EngineWork):
     """Runs a plan.
 
     Where requests wait or compete for room, those of higher `priority` go first.

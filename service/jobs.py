@@ -171,7 +171,7 @@ class JobGroup:
             metrics.finished("error")
 
 
-class Work:
+class EngineWork:
     """What a request has the engine do, as a group of jobs.
 
     An async context manager: it starts on entry and, however it is left, what is still running is cancelled.

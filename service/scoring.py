@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from topkapi.engine.allocation import LEAST_COPIED
 from topkapi.engine.request import Completed, ScoreJob, ScoreProgress
-from topkapi.engine.slots import LEAST_COPIED
 from topkapi.model.errors import DeadlineExceeded, EngineError, InvalidRequest
 from topkapi.model.scoring import Scores, check_text, windows
-from topkapi.service.jobs import JobGroup, Work
+from topkapi.service.jobs import EngineWork, JobGroup
 from topkapi.service.models import LoadedModel
 
 IMPOSSIBLE = -9999.0
@@ -57,7 +57,7 @@ def check_items(model: LoadedModel, items: Sequence[Item], window: int | None, s
         windows(len(item.token_ids), model.checkpoint.config, window, stride)
 
 
-class Scoring(Work):
+class Scoring(EngineWork):
     """Scores items.
 
     What items have in common before their completions (the prompt of several choices) is read once. `timeout_s`

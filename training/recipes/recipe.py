@@ -128,7 +128,7 @@ class TrainingRecipe(BaseModel):
 
     on_divergence: Literal["stop", "return"] = setting(
         "stop",
-        "a loss that is no number ends the run and one that leaps is named; return: go back to the last regular save "
+        "a loss that is no number ends the run and one that spikes is named; return: go back to the last regular save "
         "and leave that batch out",
         group="optimisation",
     )

@@ -210,7 +210,8 @@ def test_a_request_of_higher_priority_goes_first_and_changes_no_other(serve, tin
                 while not served.models.get().engine.running:
                     await asyncio.sleep(0.01)
                 later = asyncio.create_task(ask("later", prompt="b", max_tokens=2))
-                await asyncio.sleep(0.05)
+                while not served.models.get().engine.waiting:
+                    await asyncio.sleep(0.01)
                 await ask("urgent", prompt="c", max_tokens=2, priority=1)
                 await later
                 assert (await first)["outputs"] == served.answer("/generate", **long)["outputs"]
