@@ -1,21 +1,198 @@
-"""Whole answers as JSON, written on a thread and in pieces: a large one keeps neither event loop nor others waiting.
+"""The one way from a request to its answer, whole or by server-sent events, for every dialect and every kind of work.
 
-Python's writer holds the interpreter until it is done, on whatever thread: a second for the log-probabilities of some
-long answers.
+A dialect says in an `Answer` what it reads and what it tells. When the work starts, what ends it, what becomes of
+errors and of clients that leave, how events are written, and that none of it keeps the event loop, is said here alone.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, ClassVar, Generic, ParamSpec
 
-from fastapi.responses import Response
+from fastapi import Request
+from fastapi.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from topkapi.service.api.http.apart import on_thread
+from topkapi.model.errors import TopkapiError
+from topkapi.service.api.http.apart import apart, on_thread, unless_disconnected
+from topkapi.service.api.http.dialect import Dialect
+from topkapi.service.api.http.errors import INTERNAL
+from topkapi.service.jobs import Step, Work
 
 PIECE = 4096
 """Values that are written at once, in about a millisecond."""
+
+MOMENT = 0.002
+"""Seconds of processor time that one step's events may take on the event loop. After one that took more, those of the
+stream are made on a thread."""
+
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+"""A proxy that buffers would turn a stream into one late answer."""
+
+Event = tuple[str | None, Any]
+"""A server-sent event: its name, if it has one, and its data, JSON or a text that is sent as it is."""
+
+Events = AsyncIterator[Event]
+"""In order."""
+
+Arguments = ParamSpec("Arguments")
+
+
+class Answer(ABC, Generic[Step]):
+    """One request as its dialect reads it, and what it is answered.
+
+    It is made on a thread, which is where requests are checked, and tells everything on threads as well: either the
+    `whole` once the work is done, or `opening`, what is `told` of each step, and `ending`. These raise `TopkapiError`
+    for what is no answer.
+    """
+
+    dialect: ClassVar[Dialect]
+
+    def __init__(self, work: Work[Step], *, stream: bool | None, before: Work[Any] | None = None) -> None:
+        self.work, self.stream, self.before = work, bool(stream), before
+        """What the engine does for it; whether it is told by events; what has to be done before anything is told."""
+
+    @abstractmethod
+    def whole(self) -> Any:
+        """The whole answer. Lists in it may also be iterators."""
+
+    def opening(self) -> Iterable[Event]:
+        """The events before there is anything to tell."""
+        return ()
+
+    @abstractmethod
+    def told(self, step: Step) -> Iterable[Event]:
+        """The events of one step."""
+
+    def ending(self) -> Iterable[Event]:
+        """The events after the last step."""
+        return ()
+
+    def failed(self, error: TopkapiError) -> Event:
+        """The last event of a stream that breaks off."""
+        return self.dialect.failure(error)
+
+    async def connected(self, request: Request) -> Response:
+        """Start the work, and what will tell of it by events. Raises what starting it does."""
+        self.work.start()
+        return EventStream(self._written(), self.work.cancel)
+
+    async def events(self) -> Events:
+        """Every event of a stream. Opening and end may be long; what a step adds hardly ever is."""
+        async for event in _on_threads(self.opening()):
+            yield event
+        slow = False
+        async for step in self.work.steps():
+            make = partial(_timed, self.told, step)
+            events, took = await on_thread(make) if slow else make()
+            slow = slow or took > MOMENT
+            for event in events:
+                yield event
+        async for event in _on_threads(self.ending()):
+            yield event
+
+    async def _written(self) -> AsyncIterator[bytes]:
+        async for event in to_the_end(self.events(), self.failed, self.work.cancel):
+            yield await written(event, mark=self.dialect.data_mark)
+
+
+async def _on_threads(events: Iterable[Event]) -> Events:
+    """The events, made on threads, as many at once as are worth it."""
+    rest = iter(events)
+    more = True
+    while more:
+        made, more = await on_thread(partial(_next, rest))
+        for event in made:
+            yield event
+
+
+def _next(events: Iterator[Event]) -> tuple[list[Event], bool]:
+    """As many events as have PIECE values together, and whether there may be more."""
+    made: list[Event] = []
+    held = 0
+    for event in events:
+        made.append(event)
+        held += weight(event[1])
+        if held >= PIECE:
+            return made, True
+    return made, False
+
+
+def _timed(told: Callable[[Step], Iterable[Event]], step: Step) -> tuple[list[Event], float]:
+    """The events of a step, and the seconds of this thread's processor time that they took."""
+    began = time.thread_time()
+    events = list(told(step))
+    return events, time.thread_time() - began
+
+
+async def respond(
+    request: Request, make: Callable[Arguments, Answer[Any]], *arguments: Arguments.args, **named: Arguments.kwargs
+) -> Response:
+    """The response to a request whose answer `make(*arguments)` is.
+
+    Raises what making it and the work do, unless the response has begun, and `ClientGone` where nobody waits for it.
+    """
+    answer = await apart(request, make, *arguments, **named)
+    if answer.before is not None:
+        await _done(request, answer.before)
+    if answer.stream:
+        return await answer.connected(request)
+    await _done(request, answer.work)
+    return await answered(answer.whole)
+
+
+async def _done(request: Request, work: Work[Any]) -> None:
+    async with work:
+        await unless_disconnected(request, work.finish())
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events. However the response ends, `ended` is called: what nobody waits for is over within a step."""
+
+    def __init__(self, chunks: AsyncIterator[bytes], ended: Callable[[], None]) -> None:
+        super().__init__(chunks, media_type="text/event-stream", headers=HEADERS)
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events until they end or the client leaves."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._ended()
+
+
+async def to_the_end(events: Events, failed: Callable[[TopkapiError], Event], cancel: Callable[[], None]) -> Events:
+    """The events, and where they break off the one that says why: then the response has begun, so no handler can.
+
+    Of several jobs one has failed; `cancel` ends the others.
+    """
+    try:
+        async for event in events:
+            yield event
+    except TopkapiError as error:
+        cancel()
+        yield failed(error)
+    except Exception:
+        cancel()
+        yield failed(INTERNAL)
+        raise
+
+
+async def written(event: Event, identifier: str | None = None, mark: str = "data: ") -> bytes:
+    """An event as it is sent. JSON escapes line breaks, so the data is always a single line."""
+    name, data = event
+    if isinstance(data, str):
+        text = data
+    elif weight(data) < PIECE:
+        text = json.dumps(data, ensure_ascii=False, allow_nan=False)
+    else:
+        text = await on_thread(lambda: "".join(pieces(data)))
+    head = (f"id: {identifier}\n" if identifier else "") + (f"event: {name}\n" if name else "")
+    return f"{head}{mark}{text}\n\n".encode()
 
 
 async def answered(made: Callable[[], Any]) -> Response:
@@ -24,15 +201,12 @@ async def answered(made: Callable[[], Any]) -> Response:
 
 
 def as_json(content: Any) -> Response:
-    """The answer with this content; lists in it may also be iterators."""
+    """The answer with this content; lists in it may also be iterators.
+
+    It is written in pieces: Python's writer holds the interpreter until it is done, on whatever thread, a second for
+    the log-probabilities of some long answers.
+    """
     return Response(b"".join(part.encode() for part in pieces(content)), media_type="application/json")
-
-
-async def event_data(data: Mapping[str, Any]) -> str:
-    """The JSON of an event of a stream: in place where it is small, as nearly all are, and on a thread if not."""
-    if weight(data) < PIECE:
-        return json.dumps(data, ensure_ascii=False, allow_nan=False)
-    return await on_thread(lambda: "".join(pieces(data)))
 
 
 def pieces(value: Any) -> Iterator[str]:

@@ -6,6 +6,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
+_EVENT = {
+    "type": "object",
+    "properties": {"id": {"type": "string"}, "event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
+STREAM: dict[str, Any] = {"text/event-stream": {"schema": _EVENT}}
+"""How a route's documentation says that it may answer by server-sent events: the schema is that of one event."""
+
 
 def one_of(*shapes: tuple[str, ...], others: tuple[str, ...] = ()) -> dict[str, Any]:
     """The schema of bodies that have the fields of one shape, and of the other shapes (and `others`) none.

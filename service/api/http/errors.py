@@ -110,7 +110,7 @@ def error_body(error: TopkapiError) -> dict[str, Any]:
     return {"error": content}
 
 
-NATIVE = Dialect("native", lambda error: (error.status, error_body(error)))
+NATIVE = Dialect("native", lambda error: (error.status, error_body(error)), error_event="error")
 
 
 def error_response(error: TopkapiError, dialect: Dialect, headers: dict[str, str] | None = None) -> JSONResponse:

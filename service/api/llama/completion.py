@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -11,21 +10,20 @@ from fastapi.responses import JSONResponse, Response
 
 from topkapi.model.decoding.aliases import translated
 from topkapi.model.errors import ContextExceeded, InvalidRequest, TextTooLong, TopkapiError
-from topkapi.service.api.http.answering import answered
-from topkapi.service.api.http.apart import apart, on_thread, unless_disconnected
+from topkapi.service.api.http.answering import Answer, Event, respond
+from topkapi.service.api.http.apart import apart
 from topkapi.service.api.http.body import JSONRoute
+from topkapi.service.api.http.describing import STREAM
 from topkapi.service.api.http.dialect import Dialect, with_hint
-from topkapi.service.api.http.errors import INTERNAL
-from topkapi.service.api.http.streaming import STREAM, EventStream
 from topkapi.service.api.llama import schemas
 from topkapi.service.api.llama.embeddings import add_embeddings
 from topkapi.service.api.llama.parameters import parameters_of, settings_of
 from topkapi.service.api.llama.prompts import read_prompts
-from topkapi.service.api.llama.render import Renderer, server_sent_event
+from topkapi.service.api.llama.render import Renderer
 from topkapi.service.api.llama.state import add_state
 from topkapi.service.api.llama.tokens import add_tokens
 from topkapi.service.api.openai import chat
-from topkapi.service.generation import Generation, Plan, plan
+from topkapi.service.generation import Delta, Generation, Plan, plan
 from topkapi.service.models import LoadedModel, Models
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "unavailable_error",
@@ -67,27 +65,7 @@ def router(models: Models) -> APIRouter:
     routes = APIRouter(route_class=JSONRoute, tags=["llama.cpp"])
 
     async def complete(request: Request, body: schemas.LlamaRequest) -> Response:
-        body.refuse_inapplicable()
-        model = models.get(body.model)
-        settings = settings_of(body)
-        settings["return_tokens"] = bool(body.return_tokens)
-        slot = 0 if body.id_slot is None or body.id_slot < 0 else body.id_slot
-        if slot >= model.engine.max_running:
-            message = f"id_slot is {slot}, but there are the slots 0 to {model.engine.max_running - 1}"
-            raise InvalidRequest(message, field="id_slot", hint="leave it out, or send -1")
-        generation = Generation(await apart(request, _plan, model, body, settings))
-        renderer = Renderer(generation, settings, slot, body.response_fields or ())
-        if body.stream:
-            generation.start()
-            return EventStream(generation, _events(generation, renderer))
-        async with generation:
-            await unless_disconnected(request, generation.finish())
-
-        def made() -> Any:
-            answers = [renderer.completion(output) for output in generation.outputs]
-            return answers[0] if len(answers) == 1 else answers
-
-        return await answered(made)
+        return await respond(request, _Answer, models.get(body.model), body)
 
     shapes = schemas.LlamaCompletion | list[schemas.LlamaCompletion]
     for path in ("/completion", "/completions"):
@@ -156,19 +134,33 @@ def _plan(model: LoadedModel, body: schemas.LlamaRequest, settings: dict[str, An
         return plan(model, prompts, parameters, stored=False)
 
 
-async def _events(generation: Generation, renderer: Renderer) -> AsyncIterator[bytes]:
-    """A chunk per token, and each output's whole answer at the end, with the text that was held back for a stop."""
-    rest: dict[int, str] = {}
-    try:
-        async for delta in generation.deltas():
-            if delta.token is None:
-                rest[delta.output.index] = delta.text
-            else:
-                yield server_sent_event(renderer.chunk(delta, delta.token))
-        for output in generation.outputs:
-            yield server_sent_event(await on_thread(partial(renderer.completion, output, rest.get(output.index, ""))))
-    except TopkapiError as error:
-        yield server_sent_event(_error(error)[1])
-    except Exception:
-        yield server_sent_event(_error(INTERNAL)[1])
-        raise
+class _Answer(Answer[Delta]):
+    dialect = LLAMA
+
+    def __init__(self, model: LoadedModel, body: schemas.LlamaRequest) -> None:
+        body.refuse_inapplicable()
+        settings = settings_of(body)
+        settings["return_tokens"] = bool(body.return_tokens)
+        slot = 0 if body.id_slot is None or body.id_slot < 0 else body.id_slot
+        if slot >= model.engine.max_running:
+            message = f"id_slot is {slot}, but there are the slots 0 to {model.engine.max_running - 1}"
+            raise InvalidRequest(message, field="id_slot", hint="leave it out, or send -1")
+        self._generation = Generation(_plan(model, body, settings))
+        self._renderer = Renderer(self._generation, settings, slot, body.response_fields or ())
+        self._held: dict[int, str] = {}
+        super().__init__(self._generation, stream=body.stream)
+
+    def whole(self) -> Any:
+        answers = [self._renderer.completion(output) for output in self._generation.outputs]
+        return answers[0] if len(answers) == 1 else answers
+
+    def told(self, step: Delta) -> Iterator[Event]:
+        if step.token is None:
+            self._held[step.output.index] = step.text
+        else:
+            yield None, self._renderer.chunk(step, step.token)
+
+    def ending(self) -> Iterator[Event]:
+        """Each output's whole answer, with the text that was held back for a stop."""
+        for output in self._generation.outputs:
+            yield None, self._renderer.completion(output, self._held.get(output.index, ""))

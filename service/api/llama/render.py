@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -96,11 +95,6 @@ class Renderer:
     def _token(self, token_id: int) -> dict[str, Any]:
         raw = self._model.checkpoint.tokenizer.token_bytes(token_id)
         return {"id": token_id, "token": raw.decode("utf-8", "replace"), "bytes": list(raw)}
-
-
-def server_sent_event(data: Mapping[str, Any]) -> bytes:
-    """One event of a stream."""
-    return f"data: {json.dumps(data, ensure_ascii=False, allow_nan=False)}\n\n".encode()
 
 
 def token_piece(model: LoadedModel, token_id: int) -> dict[str, Any]:

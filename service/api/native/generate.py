@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from topkapi.service.api.http.answering import answered
-from topkapi.service.api.http.apart import apart, on_thread, unless_disconnected
+from topkapi.service.api.http.answering import Event, respond
 from topkapi.service.api.http.describing import stream_of
 from topkapi.service.api.native import render, schemas
-from topkapi.service.api.native.streams import Events, Streams, fingerprint, resumed
-from topkapi.service.generation import Generation, Plan, plan
+from topkapi.service.api.native.streams import KeptAnswer, Streams, resumed
+from topkapi.service.generation import Delta, Generation, Plan, plan
 from topkapi.service.models import LoadedModel, Models
 from topkapi.service.prompting import conversation_tokens, prompt_tokens
 from topkapi.service.scoring import require_one
@@ -38,16 +40,23 @@ def add_generate(routes: APIRouter, models: Models, streams: Streams) -> None:
     ) -> Response:
         if last_event_id is not None:
             return await resumed(streams, request, body.stream, last_event_id)
-        model = models.get(body.model)
-        generation = Generation(await apart(request, _plan, model, body), body.priority)
-        identifier, created = render.new_id("gen"), render.timestamp()
-        if body.stream:
-            same = await fingerprint(request)
-            generation.start()
-            return streams.begin(identifier, same, _events(generation, identifier, created), generation.cancel)
-        async with generation:
-            await unless_disconnected(request, generation.finish())
-        return await answered(lambda: render.generate_response(generation, identifier, created))
+        return await respond(request, _Answer, models.get(body.model), body, streams)
+
+
+class _Answer(KeptAnswer[Delta]):
+    def __init__(self, model: LoadedModel, body: schemas.GenerateRequest, streams: Streams) -> None:
+        self.generation = Generation(_plan(model, body), body.priority)
+        self._created = render.timestamp()
+        super().__init__(self.generation, stream=body.stream, streams=streams, identifier=render.new_id("gen"))
+
+    def whole(self) -> dict[str, Any]:
+        return render.generate_response(self.generation, self.identifier, self._created)
+
+    def told(self, step: Delta) -> Iterator[Event]:
+        yield "token", render.token_event(self.generation, step)
+
+    def ending(self) -> Iterator[Event]:
+        yield "done", self.whole()
 
 
 def _plan(model: LoadedModel, body: schemas.GenerateRequest) -> Plan:
@@ -57,9 +66,3 @@ def _plan(model: LoadedModel, body: schemas.GenerateRequest) -> Plan:
     else:
         prompts = prompt_tokens(model, body.prompt)
     return plan(model, prompts, body.parameters(), chat=kind == "messages")
-
-
-async def _events(generation: Generation, identifier: str, created: int) -> Events:
-    async for delta in generation.deltas():
-        yield "token", render.token_event(generation, delta)
-    yield "done", await on_thread(lambda: render.generate_response(generation, identifier, created))

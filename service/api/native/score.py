@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -12,11 +12,10 @@ from fastapi.responses import Response
 from topkapi.model.decoding.parameters import BY_NAME, check
 from topkapi.model.errors import InvalidRequest
 from topkapi.service import scoring
-from topkapi.service.api.http.answering import answered
-from topkapi.service.api.http.apart import apart, on_thread, unless_disconnected
+from topkapi.service.api.http.answering import Event, respond
 from topkapi.service.api.http.describing import stream_of
 from topkapi.service.api.native import render, schemas, score_schemas
-from topkapi.service.api.native.streams import Events, Streams, fingerprint, resumed
+from topkapi.service.api.native.streams import KeptAnswer, Streams, resumed
 from topkapi.service.limits import MOST_REPORTED, MOST_TOKENS
 from topkapi.service.models import LoadedModel, Models
 from topkapi.service.prompting import check_count, checked_ids, text_tokens, tokens_of
@@ -47,48 +46,41 @@ def add_score(routes: APIRouter, models: Models, streams: Streams) -> None:
     ) -> Response:
         if last_event_id is not None:
             return await resumed(streams, request, body.stream, last_event_id)
-        model = models.get(body.model)
+        return await respond(request, _Answer, models.get(body.model), body, streams)
+
+
+class _Answer(KeptAnswer[tuple[int, int]]):
+    def __init__(self, model: LoadedModel, body: score_schemas.ScoreRequest, streams: Streams) -> None:
         timeout_s = None if body.timeout_s is None else check(BY_NAME["timeout_s"], body.timeout_s)
-        items = await apart(request, _items, model, body)
-        work = scoring.Scoring(model, items, body.window, body.stride, body.top, body.priority, timeout_s)
-        identifier = render.new_id("score")
+        self._model, self._body, self._items = model, body, _items(model, body)
+        self._scoring = scoring.Scoring(
+            model, self._items, body.window, body.stride, body.top, body.priority, timeout_s
+        )
+        self._last_told = 0.0
+        super().__init__(self._scoring, stream=body.stream, streams=streams, identifier=render.new_id("score"))
 
-        def answer() -> dict[str, Any]:
-            return {"id": identifier, **_answer(model, body, items, work)}
+    def whole(self) -> dict[str, Any]:
+        model, body, items, scores = self._model, self._body, self._items, self._scoring.scores
+        summaries = [scoring.summarise(model, *pair) for pair in zip(items, scores, strict=True)]
+        results = [
+            render.score_result(model, item, own, summary, body.per_token, body.top)
+            for item, own, summary in zip(items, scores, summaries, strict=True)
+        ]
+        content: dict[str, Any] = {"id": self.identifier, "model": model.name, "results": results}
+        if body.choices is not None:
+            ranking = scoring.ranking(summaries, body.normalize or "byte")
+            content |= {"choice": ranking[0], "ranking": ranking}
+        usage = render.usage(sum(len(item.token_ids) for item in items), self._scoring.cached_tokens)
+        return content | {"usage": usage, "deterministic": self._scoring.deterministic}
 
-        if body.stream:
-            same = await fingerprint(request)
-            work.start()
-            return streams.begin(identifier, same, _events(work, answer), work.cancel)
-        async with work:
-            await unless_disconnected(request, work.finish())
-        return await answered(answer)
-
-
-def _answer(
-    model: LoadedModel, body: score_schemas.ScoreRequest, items: list[scoring.Item], work: scoring.Scoring
-) -> dict[str, Any]:
-    scores = work.scores
-    summaries = [scoring.summarise(model, *pair) for pair in zip(items, scores, strict=True)]
-    results = [
-        render.score_result(model, item, own, summary, body.per_token, body.top)
-        for item, own, summary in zip(items, scores, summaries, strict=True)
-    ]
-    content: dict[str, Any] = {"model": model.name, "results": results}
-    if body.choices is not None:
-        ranking = scoring.ranking(summaries, body.normalize or "byte")
-        content |= {"choice": ranking[0], "ranking": ranking}
-    usage = render.usage(sum(len(item.token_ids) for item in items), work.cached_tokens)
-    return content | {"usage": usage, "deterministic": work.deterministic}
-
-
-async def _events(work: scoring.Scoring, answer: Callable[[], dict[str, Any]]) -> Events:
-    told = 0.0
-    async for scored, total in work.progress():
-        if scored == total or time.monotonic() - told > SECONDS_BETWEEN_PROGRESS:
-            told = time.monotonic()
+    def told(self, step: tuple[int, int]) -> Iterator[Event]:
+        scored, total = step
+        if scored == total or time.monotonic() - self._last_told > SECONDS_BETWEEN_PROGRESS:
+            self._last_told = time.monotonic()
             yield "progress", {"scored": scored, "total": total}
-    yield "done", await on_thread(answer)
+
+    def ending(self) -> Iterator[Event]:
+        yield "done", self.whole()
 
 
 def _items(model: LoadedModel, body: score_schemas.ScoreRequest) -> list[scoring.Item]:

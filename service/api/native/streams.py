@@ -12,29 +12,23 @@ import hashlib
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from functools import partial
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from fastapi.responses import Response
 
-from topkapi.model.errors import InvalidRequest, TopkapiError
-from topkapi.service.api.http.answering import event_data
+from topkapi.model.errors import InvalidRequest
+from topkapi.service.api.http.answering import Answer, Event, Events, EventStream, to_the_end, written
 from topkapi.service.api.http.apart import on_thread
-from topkapi.service.api.http.errors import INTERNAL, error_body
-from topkapi.service.api.http.streaming import STREAM
+from topkapi.service.api.http.describing import STREAM
+from topkapi.service.api.http.errors import NATIVE
 from topkapi.service.api.native import schemas
+from topkapi.service.jobs import Step, Work
 
 logger = logging.getLogger(__name__)
 
-Events = AsyncIterator[tuple[str, dict[str, Any]]]
-"""(name, data) of each event, in order."""
-
 OVERHEAD = 1024
 """Bytes that a stream counts for besides its events."""
-
-HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-"""A proxy that buffers would turn a stream into one late answer."""
 
 
 class UnknownStream(InvalidRequest):
@@ -136,28 +130,21 @@ class Stream:
 
     async def _collect(self, events: Events) -> None:
         try:
-            async for name, data in events:
-                await self._append(name, data)
-        except TopkapiError as error:
-            # Of several jobs one has failed; the others still run.
-            self.cancel()
-            await self._append("error", error_body(error))
+            async for event in to_the_end(events, NATIVE.failure, self.cancel):
+                await self._append(event)
         except Exception as error:
-            self.cancel()
-            # The response has begun, so no error handler can answer any more.
             logger.error("the stream %s failed", self.identifier, exc_info=error)
-            await self._append("error", error_body(INTERNAL))
         finally:
             # What was computed need not be held as long as its events are.
             self.cancel = _nothing
             self.over = True
             self._wake()
 
-    async def _append(self, name: str, data: dict[str, Any]) -> None:
-        event = await _server_sent_event(name, data, f"{self.identifier}:{self.count + 1}")
-        self._events.append(event)
+    async def _append(self, event: Event) -> None:
+        sent = await written(event, f"{self.identifier}:{self.count + 1}")
+        self._events.append(sent)
         self._wake()
-        self._grew(len(event))
+        self._grew(len(sent))
 
     def _grew(self, size: int) -> None:
         self.size += size
@@ -190,20 +177,13 @@ class Reader:
                 await stream.grow()
 
 
-class StreamResponse(StreamingResponse):
+class StreamResponse(EventStream):
     """A connection to a stream. That it ends, in whatever way, is noticed by the stream."""
 
     def __init__(self, reader: Reader) -> None:
-        super().__init__(reader.chunks(), media_type="text/event-stream", headers=HEADERS)
+        super().__init__(reader.chunks(), partial(reader.stream.leave, reader))
         self._reader = reader
         reader.stream.enter(reader)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events until they end or the client leaves."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._reader.stream.leave(self._reader)
 
 
 class Streams:
@@ -281,6 +261,22 @@ class Streams:
                 return
 
 
+class KeptAnswer(Answer[Step]):
+    """An answer whose stream outlives its connection."""
+
+    dialect = NATIVE
+
+    def __init__(self, work: Work[Step], *, stream: bool, streams: Streams, identifier: str) -> None:
+        super().__init__(work, stream=stream)
+        self.streams, self.identifier = streams, identifier
+
+    async def connected(self, request: Request) -> Response:
+        """Start the work, and a stream under the answer's identifier. Raises what starting it does."""
+        same = await fingerprint(request)
+        self.work.start()
+        return self.streams.begin(self.identifier, same, self.events(), self.work.cancel)
+
+
 async def resumed(streams: Streams, request: Request, stream: bool, last_event_id: str) -> StreamResponse:
     """The answer to the same POST again, with the last event's id. Raises as `Streams.resume` does."""
     if not stream:
@@ -334,11 +330,6 @@ async def fingerprint(request: Request) -> bytes:
         return found.digest()
 
     return await on_thread(made)
-
-
-async def _server_sent_event(name: str, data: dict[str, Any], identifier: str) -> bytes:
-    """One event. JSON escapes line breaks, so the data is always a single line."""
-    return f"id: {identifier}\nevent: {name}\ndata: {await event_data(data)}\n\n".encode()
 
 
 def _nothing() -> None:
