@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
@@ -16,11 +16,12 @@ from topkapi.model.decoding.gbnf import lark_of
 from topkapi.model.decoding.table import MOST_PATTERNS, MOST_STOP_IDS, MOST_STOPS
 from topkapi.model.errors import InvalidRequest, Overloaded, TopkapiError
 from topkapi.service.api.http.answering import Answer, Event, pieces, respond
-from topkapi.service.api.http.body import JSONRoute, Strict
-from topkapi.service.api.http.describing import STREAM
+from topkapi.service.api.http.body import Strict
+from topkapi.service.api.http.describing import STREAM, errors_of
 from topkapi.service.api.http.dialect import Dialect, with_hint
 from topkapi.service.api.http.harmless import Only
 from topkapi.service.api.http.json_reader import schema_in
+from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.native.render import new_id
 from topkapi.service.generation import Delta, Generation, Output, Plan, no_answer, plan
 from topkapi.service.limits import MOST_PROMPTS
@@ -121,29 +122,24 @@ def _error(error: TopkapiError) -> tuple[int, dict[str, Any]]:
 
 SGLANG = Dialect("sglang", _error, fields={"/generate": ("text", "input_ids")})
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": SGLangError, "description": meaning}
-    for status, meaning in {
+ERRORS = errors_of(
+    SGLangError,
+    {
         400: "The body is not valid JSON, or a field is wrong",
         404: "No checkpoint is loaded",
         413: "The body is too large",
         415: "The body is not declared as JSON",
         500: "A step of the engine failed",
         503: "The queue is full, wait Retry-After seconds; or the checkpoint is being unloaded",
-    }.items()
-}
+    },
+)
 
 
-def router(models: Models) -> APIRouter:
+def router(models: Models) -> Routes:
     """SGLang's route. Its requests name no checkpoint: the default one answers."""
-    routes = APIRouter(route_class=JSONRoute, tags=["SGLang"])
+    routes = Routes(ERRORS, tags=["SGLang"])
 
-    @routes.post(
-        "/generate",
-        summary="SGLang: continue text",
-        responses={**ERRORS, 200: {"model": SGLangAnswer | list[SGLangAnswer], "content": STREAM}},
-        response_model=None,
-    )
+    @routes.answering("/generate", "SGLang: continue text", SGLangAnswer | list[SGLangAnswer], stream=STREAM)
     async def generate(request: Request, body: SGLangRequest) -> Response:
         return await respond(request, _Answer, models.get(), body)
 

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from topkapi.model.conversation.tool_call_reader import CallBegan, Said
@@ -18,9 +18,9 @@ from topkapi.service.api.anthropic import schemas
 from topkapi.service.api.anthropic.conversation import Reading, read
 from topkapi.service.api.http.answering import Answer, Event, respond
 from topkapi.service.api.http.apart import apart
-from topkapi.service.api.http.body import JSONRoute
-from topkapi.service.api.http.describing import STREAM
+from topkapi.service.api.http.describing import STREAM, errors_of
 from topkapi.service.api.http.dialect import Dialect, with_hint
+from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.openai.tools import naming
 from topkapi.service.generation import Delta, Generation, Output, Plan, no_answer, plan
 from topkapi.service.models import LoadedModel, Models
@@ -38,9 +38,9 @@ def _error(error: TopkapiError) -> tuple[int, dict[str, Any]]:
 
 ANTHROPIC = Dialect("anthropic", _error, prefixes=("/v1/messages",), error_event="error")
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": schemas.AnthropicError, "description": meaning}
-    for status, meaning in {
+ERRORS = errors_of(
+    schemas.AnthropicError,
+    {
         400: "The body is not valid JSON, or a field is wrong",
         404: "The checkpoint is not loaded",
         413: "The body is too large",
@@ -48,28 +48,20 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         500: "A step of the engine failed",
         503: "The checkpoint is being unloaded",
         529: "The queue is full; wait Retry-After seconds",
-    }.items()
-}
+    },
+)
 
 
-def router(models: Models) -> APIRouter:
+def router(models: Models) -> Routes:
     """Anthropic's routes over the loaded checkpoints."""
-    routes = APIRouter(route_class=JSONRoute, tags=["Anthropic"])
+    routes = Routes(ERRORS, tags=["Anthropic"])
 
-    @routes.post(
-        "/v1/messages",
-        summary="Anthropic: answer a conversation",
-        responses={**ERRORS, 200: {"model": schemas.AnthropicMessage, "content": STREAM}},
-        response_model=None,
-    )
+    @routes.answering("/v1/messages", "Anthropic: answer a conversation", schemas.AnthropicMessage, stream=STREAM)
     async def messages(request: Request, body: schemas.AnthropicRequest) -> Response:
         return await respond(request, _Answer, models.get(body.model), body)
 
-    @routes.post(
-        "/v1/messages/count_tokens",
-        summary="Anthropic: how many tokens a conversation has",
-        responses={**ERRORS, 200: {"model": schemas.AnthropicCount}},
-        response_model=None,
+    @routes.answering(
+        "/v1/messages/count_tokens", "Anthropic: how many tokens a conversation has", schemas.AnthropicCount
     )
     async def count_tokens(request: Request, body: schemas.AnthropicCountRequest) -> Response:
         reading = await apart(request, read, models.get(body.model), body)

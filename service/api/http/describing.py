@@ -15,6 +15,15 @@ STREAM: dict[str, Any] = {"text/event-stream": {"schema": _EVENT}}
 """How a route's documentation says that it may answer by server-sent events: the schema is that of one event."""
 
 
+Responses = dict[int | str, dict[str, Any]]
+"""What a route may answer, by status, as FastAPI describes it."""
+
+
+def errors_of(model: type[BaseModel], meanings: dict[int, str]) -> Responses:
+    """The errors that a route may answer, told as `model`."""
+    return {status: {"model": model, "description": meaning} for status, meaning in meanings.items()}
+
+
 def one_of(*shapes: tuple[str, ...], others: tuple[str, ...] = ()) -> dict[str, Any]:
     """The schema of bodies that have the fields of one shape, and of the other shapes (and `others`) none.
 

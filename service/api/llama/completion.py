@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from topkapi.model.decoding.aliases import translated
 from topkapi.model.errors import ContextExceeded, InvalidRequest, TextTooLong, TopkapiError
 from topkapi.service.api.http.answering import Answer, Event, respond
 from topkapi.service.api.http.apart import apart
-from topkapi.service.api.http.body import JSONRoute
-from topkapi.service.api.http.describing import STREAM
+from topkapi.service.api.http.describing import STREAM, errors_of
 from topkapi.service.api.http.dialect import Dialect, with_hint
+from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.llama import schemas
-from topkapi.service.api.llama.embeddings import add_embeddings
 from topkapi.service.api.llama.parameters import parameters_of, settings_of
-from topkapi.service.api.llama.prompts import read_prompts
+from topkapi.service.api.llama.prompts import add_texts, read_prompts
 from topkapi.service.api.llama.render import Renderer
 from topkapi.service.api.llama.state import add_state
-from topkapi.service.api.llama.tokens import add_tokens
 from topkapi.service.api.openai import chat
 from topkapi.service.generation import Delta, Generation, Plan, plan
 from topkapi.service.models import LoadedModel, Models
@@ -46,9 +44,9 @@ def _error(error: TopkapiError) -> tuple[int, dict[str, Any]]:
 
 LLAMA = Dialect("llama.cpp", _error, fields={"/tokenize": ("content", "prompt"), "/detokenize": ("tokens",)})
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": schemas.LlamaError, "description": meaning}
-    for status, meaning in {
+ERRORS = errors_of(
+    schemas.LlamaError,
+    {
         400: "The body is not valid JSON, or a field is wrong",
         404: "The checkpoint is not loaded",
         413: "The body is too large",
@@ -56,63 +54,36 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         429: "The queue is full; wait Retry-After seconds",
         500: "A step of the engine failed",
         503: "The checkpoint is being unloaded, or every slot is in use",
-    }.items()
-}
+    },
+)
 
 
-def router(models: Models) -> APIRouter:
+def router(models: Models) -> Routes:
     """llama.cpp's routes over the loaded checkpoints."""
-    routes = APIRouter(route_class=JSONRoute, tags=["llama.cpp"])
+    routes = Routes(ERRORS, tags=["llama.cpp"])
 
+    shapes = schemas.LlamaCompletion | list[schemas.LlamaCompletion]
+
+    @routes.answering("/completion", "llama.cpp: continue a prompt", shapes, stream=STREAM, name="completion")
+    @routes.answering("/completions", "llama.cpp: continue a prompt", shapes, stream=STREAM, name="completions")
     async def complete(request: Request, body: schemas.LlamaRequest) -> Response:
         return await respond(request, _Answer, models.get(body.model), body)
 
-    shapes = schemas.LlamaCompletion | list[schemas.LlamaCompletion]
-    for path in ("/completion", "/completions"):
-        routes.add_api_route(
-            path,
-            complete,
-            methods=["POST"],
-            summary="llama.cpp: continue a prompt",
-            responses={**ERRORS, 200: {"model": shapes, "content": STREAM}},
-            response_model=None,
-            name=path.strip("/"),
-        )
-    add_tokens(routes, models, ERRORS)
-    add_state(routes, models, ERRORS)
-    add_embeddings(routes, models, ERRORS)
+    add_texts(routes, models)
+    add_state(routes, models)
     for prefix, continues in (("", True), ("/v1", False)):
         _add_count(routes, models, prefix, continues)
-    add_unversioned(routes, models)
+    # Of OpenAI's routes without /v1, the others have other meanings there, or none. As there, an answer goes on with
+    # what the assistant said last.
+    summary = "llama.cpp: OpenAI's chat without /v1"
+    chat.add_routes(routes, models, path="/chat/completions", summary=summary, continues=True)
     return routes
 
 
-def add_unversioned(routes: APIRouter, models: Models) -> None:
-    """OpenAI's chat without `/v1`, as llama.cpp has it. Its other routes have other meanings there, or none.
+def _add_count(routes: Routes, models: Models, prefix: str, continues: bool) -> None:
+    summary = "llama.cpp: how many tokens a conversation has"
 
-    As there, an answer goes on with what the assistant said last.
-    """
-    versioned = APIRouter(route_class=JSONRoute)
-    chat.add_routes(versioned, models, continues=True)
-    for route in versioned.routes:
-        assert isinstance(route, JSONRoute)
-        routes.add_api_route(
-            route.path.removeprefix("/v1"),
-            route.endpoint,
-            methods=["POST"],
-            summary="llama.cpp: OpenAI's chat without /v1",
-            responses={**route.responses, **ERRORS},
-            response_model=None,
-        )
-
-
-def _add_count(routes: APIRouter, models: Models, prefix: str, continues: bool) -> None:
-    @routes.post(
-        f"{prefix}/chat/completions/input_tokens",
-        summary="llama.cpp: how many tokens a conversation has",
-        responses={**ERRORS, 200: {"model": schemas.LlamaCount}},
-        response_model=None,
-    )
+    @routes.answering(f"{prefix}/chat/completions/input_tokens", summary, schemas.LlamaCount)
     async def count(request: Request, body: chat.ChatRequest) -> Response:
         return JSONResponse({"input_tokens": await apart(request, _count, models.get(body.model), body, continues)})
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from topkapi.model.errors import CheckpointError, InvalidRequest
 from topkapi.service.api.http.body import Strict
+from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.native import schemas
 from topkapi.service.generation import defaults_of
 from topkapi.service.locations import name_of
@@ -118,11 +119,13 @@ REFUSED = schemas.errors(
 )
 
 
-def add_checkpoints(routes: APIRouter, models: Models) -> None:
+def add_checkpoints(routes: Routes, models: Models) -> None:
     """The routes over the loaded checkpoints."""
     directory = models.settings.model_directory
 
-    @routes.get("/models", tags=["server"], summary="The loaded checkpoints", response_model=ModelsResponse)
+    server = partial(routes.answering, tags=["server"])
+
+    @server("/models", "The loaded checkpoints", ModelsResponse, method="GET", errors={})
     async def list_models() -> Response:
         loaded = list(models)
         data = [
@@ -131,24 +134,11 @@ def add_checkpoints(routes: APIRouter, models: Models) -> None:
         described = [describe(models, model) for model in loaded]
         return JSONResponse({"models": described, "loading": models.loading, "object": "list", "data": data})
 
-    @routes.get(
-        "/models/{name}",
-        tags=["server"],
-        summary="A loaded checkpoint",
-        responses={**NAMED, 200: {"model": ModelDetails}},
-        response_model=None,
-    )
+    @server("/models/{name}", "A loaded checkpoint", ModelDetails, method="GET", errors=NAMED)
     async def one_model(name: str) -> Response:
         return JSONResponse(describe(models, models.get(name)))
 
-    @routes.post(
-        "/models",
-        tags=["server"],
-        summary="Load a checkpoint",
-        responses={**REFUSED, 201: {"model": ModelDetails, "description": "It is loaded"}},
-        status_code=201,
-        response_model=None,
-    )
+    @server("/models", "Load a checkpoint", ModelDetails, status=201, description="It is loaded", errors=REFUSED)
     async def load(body: LoadRequest) -> Response:
         path = _path_within(_allowed(directory), body.path)
 
@@ -158,13 +148,9 @@ def add_checkpoints(routes: APIRouter, models: Models) -> None:
 
         return await asyncio.to_thread(respond)
 
-    @routes.patch(
-        "/models/{name}",
-        tags=["server"],
-        summary="Change a checkpoint's aliases, or make it the default one",
-        responses={**NAMED, **REFUSED, 200: {"model": ModelDetails}},
-        response_model=None,
-    )
+    summary = "Change a checkpoint's aliases, or make it the default one"
+
+    @server("/models/{name}", summary, ModelDetails, method="PATCH", errors={**NAMED, **REFUSED})
     async def change(name: str, body: ChangeRequest) -> Response:
         _allowed(directory)
         model = models.change(name, aliases=body.aliases, default=body.default is True)
@@ -175,11 +161,7 @@ def add_checkpoints(routes: APIRouter, models: Models) -> None:
         tags=["server"],
         summary="Unload a checkpoint",
         description="Its running requests end as cancelled.",
-        responses={
-            **NOT_ALLOWED,
-            **NAMED,
-            204: {"description": "It is unloaded"},
-        },
+        responses={**NOT_ALLOWED, **NAMED, 204: {"description": "It is unloaded"}},
         status_code=204,
     )
     async def unload(name: str) -> Response:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 
 from topkapi.service.api.http.answering import Event, respond
 from topkapi.service.api.http.describing import stream_of
+from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.native import render, schemas
 from topkapi.service.api.native.streams import KeptAnswer, Streams, resumed
 from topkapi.service.generation import Delta, Generation, Plan, plan
@@ -18,22 +19,16 @@ from topkapi.service.prompting import conversation_tokens, prompt_tokens
 from topkapi.service.scoring import require_one
 
 
-def add_generate(routes: APIRouter, models: Models, streams: Streams) -> None:
+def add_generate(routes: Routes, models: Models, streams: Streams) -> None:
     """The route, over the loaded checkpoints."""
 
-    @routes.post(
+    @routes.answering(
         "/generate",
+        "Continue a prompt, or answer a conversation",
+        schemas.GenerateResponse,
+        stream=stream_of(**schemas.GENERATE_EVENTS),
+        description="The answer",
         tags=["text"],
-        summary="Continue a prompt, or answer a conversation",
-        responses={
-            **schemas.ERRORS,
-            200: {
-                "model": schemas.GenerateResponse,
-                "content": stream_of(**schemas.GENERATE_EVENTS),
-                "description": "The answer",
-            },
-        },
-        response_model=None,
     )
     async def generate(
         request: Request, body: schemas.GenerateRequest, last_event_id: schemas.LastEventId = None

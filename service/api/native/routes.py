@@ -4,45 +4,56 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from topkapi.service.api.http.body import JSONRoute
-from topkapi.service.api.native import schemas
+from topkapi.service.api.http.answering import as_json
+from topkapi.service.api.http.apart import apart
+from topkapi.service.api.http.describing import errors_of
+from topkapi.service.api.http.registration import Routes
+from topkapi.service.api.native import render, schemas
 from topkapi.service.api.native.checkpoints import add_checkpoints
 from topkapi.service.api.native.generate import add_generate
 from topkapi.service.api.native.score import add_score
 from topkapi.service.api.native.streams import Streams, add_streams
-from topkapi.service.api.native.tokens import add_tokens
-from topkapi.service.models import Models
+from topkapi.service.models import LoadedModel, Models
+from topkapi.service.prompting import check_size, checked_ids, conversation_tokens
+from topkapi.service.scoring import require_one
 from topkapi.service.version import VERSION
 
 
-def router(models: Models) -> APIRouter:
+def router(models: Models) -> Routes:
     """The native routes over the loaded checkpoints."""
-    routes = APIRouter(route_class=JSONRoute)
+    routes = Routes(schemas.ERRORS)
     streams = Streams(models.settings.stream_grace, models.settings.stream_bytes)
     add_generate(routes, models, streams)
     add_score(routes, models, streams)
     add_streams(routes, streams)
-    add_tokens(routes, models)
     add_checkpoints(routes, models)
+
+    @routes.answering("/tokenize", "Token ids of a text or a conversation", schemas.TokenizeResponse, tags=["tokens"])
+    async def tokenize(request: Request, body: schemas.TokenizeRequest) -> Response:
+        return await apart(request, _tokenized, models.get(body.model), body)
+
+    @routes.answering("/detokenize", "Text of token ids", schemas.DetokenizeResponse, tags=["tokens"])
+    async def detokenize(request: Request, body: schemas.DetokenizeRequest) -> Response:
+        return await apart(request, _detokenized, models.get(body.model), body)
 
     def report(status: str, reason: str | None = None) -> dict[str, Any]:
         about = {"status": status, "version": VERSION, "models": models.names, "loading": models.loading}
         return about if reason is None else about | {"reason": reason}
 
-    @routes.get("/health", tags=["server"], summary="Whether the process answers", response_model=schemas.Health)
+    @routes.answering(
+        "/health", "Whether the process answers", schemas.Health, method="GET", errors={}, tags=["server"]
+    )
     async def health() -> Response:
         return JSONResponse(report("ok"))
 
-    @routes.get(
-        "/ready",
-        tags=["server"],
-        summary="Whether requests can be served",
-        response_model=schemas.Health,
-        responses={503: {"model": schemas.Health, "description": "No checkpoint is loaded, or an engine has stopped"}},
+    not_ready = errors_of(schemas.Health, {503: "No checkpoint is loaded, or an engine has stopped"})
+
+    @routes.answering(
+        "/ready", "Whether requests can be served", schemas.Health, method="GET", errors=not_ready, tags=["server"]
     )
     async def ready() -> Response:
         if (trouble := models.trouble) is not None:
@@ -63,3 +74,18 @@ def router(models: Models) -> APIRouter:
         return Response(generate_latest(models.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return routes
+
+
+def _tokenized(model: LoadedModel, body: schemas.TokenizeRequest) -> Response:
+    if require_one(schemas.given(body, "text", "messages"), "text and messages") == "messages":
+        token_ids = conversation_tokens(model, [message.model_dump() for message in body.messages or []])
+    else:
+        check_size(model, [body.text or ""], "text", fits=False)
+        token_ids = model.checkpoint.tokenizer.encode(body.text or "")
+    pieces = (render.piece(model, token_id) for token_id in token_ids)
+    return as_json({"model": model.name, "count": len(token_ids), "token_ids": token_ids, "pieces": pieces})
+
+
+def _detokenized(model: LoadedModel, body: schemas.DetokenizeRequest) -> Response:
+    token_ids = checked_ids(model, body.token_ids, "token_ids", fits=False)
+    return as_json({"model": model.name, "text": model.checkpoint.tokenizer.decode(token_ids)})

@@ -6,6 +6,7 @@ The decoding fields of `GenerateRequest` are made from the parameter table, whic
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import Header
@@ -14,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from topkapi.model.decoding.parameters import PARAMETERS, Parameter
 from topkapi.service import limits
 from topkapi.service.api.http.body import Strict
-from topkapi.service.api.http.describing import one_of
+from topkapi.service.api.http.describing import errors_of, one_of
 
 TOKEN_IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 _NUMBER: dict[str, Any] = {"type": "integer", "minimum": 0}
@@ -336,10 +337,8 @@ class ErrorBody(BaseModel):
     error: ErrorContent
 
 
-def errors(meanings: dict[int, str]) -> dict[int | str, dict[str, Any]]:
-    """What a route may answer besides success, by status, for the description."""
-    return {status: {"model": ErrorBody, "description": meaning} for status, meaning in meanings.items()}
-
+errors = partial(errors_of, ErrorBody)
+"""What a route may answer besides success, by status, for the description."""
 
 GENERATE_EVENTS: dict[str, type[BaseModel]] = {"token": TokenEvent, "done": GenerateResponse, "error": ErrorBody}
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 
 from topkapi.model.decoding.parameters import BY_NAME, check
@@ -14,6 +14,7 @@ from topkapi.model.errors import InvalidRequest
 from topkapi.service import scoring
 from topkapi.service.api.http.answering import Event, respond
 from topkapi.service.api.http.describing import stream_of
+from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.native import render, schemas, score_schemas
 from topkapi.service.api.native.streams import KeptAnswer, Streams, resumed
 from topkapi.service.limits import MOST_REPORTED, MOST_TOKENS
@@ -23,23 +24,17 @@ from topkapi.service.prompting import check_count, checked_ids, text_tokens, tok
 SECONDS_BETWEEN_PROGRESS = 0.1
 
 
-def add_score(routes: APIRouter, models: Models, streams: Streams) -> None:
+def add_score(routes: Routes, models: Models, streams: Streams) -> None:
     """The route, over the loaded checkpoints."""
 
-    @routes.post(
+    @routes.answering(
         "/score",
+        "Log-probabilities and perplexity of texts; choices ranked",
+        score_schemas.ScoreResponse,
+        stream=stream_of(**score_schemas.SCORE_EVENTS),
+        description="The scores",
+        errors={**schemas.ERRORS, **schemas.errors({408: "It was not done within timeout_s"})},
         tags=["text"],
-        summary="Log-probabilities and perplexity of texts; choices ranked",
-        responses={
-            **schemas.ERRORS,
-            **schemas.errors({408: "It was not done within timeout_s"}),
-            200: {
-                "model": score_schemas.ScoreResponse,
-                "content": stream_of(**score_schemas.SCORE_EVENTS),
-                "description": "The scores",
-            },
-        },
-        response_model=None,
     )
     async def score(
         request: Request, body: score_schemas.ScoreRequest, last_event_id: schemas.LastEventId = None

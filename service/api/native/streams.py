@@ -14,7 +14,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 
 from topkapi.model.errors import InvalidRequest
@@ -22,6 +22,7 @@ from topkapi.service.api.http.answering import Answer, Event, Events, EventStrea
 from topkapi.service.api.http.apart import on_thread
 from topkapi.service.api.http.describing import STREAM
 from topkapi.service.api.http.errors import NATIVE
+from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.native import schemas
 from topkapi.service.jobs import Step, Work
 
@@ -285,7 +286,7 @@ async def resumed(streams: Streams, request: Request, stream: bool, last_event_i
     return streams.resume(last_event_id, request=await fingerprint(request))
 
 
-def add_streams(routes: APIRouter, streams: Streams) -> None:
+def add_streams(routes: Routes, streams: Streams) -> None:
     """The routes to go on with a stream and to end it."""
     refused = schemas.errors(
         {404: "There is no such stream, or not any more", 422: "The header is not the id of one of its events"}

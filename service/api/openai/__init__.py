@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
-
-from topkapi.service.api.http.body import JSONRoute
+from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.openai import chat, completions, embeddings, listing, responses
-from topkapi.service.api.openai.errors import DIALECT
+from topkapi.service.api.openai.errors import DIALECT, ERRORS
 from topkapi.service.models import Models
 
 __all__ = ["DIALECT", "router"]
 
 
-def router(models: Models) -> APIRouter:
+def router(models: Models) -> Routes:
     """OpenAI's routes over the loaded checkpoints."""
-    routes = APIRouter(route_class=JSONRoute, tags=["OpenAI"])
+    routes = Routes(ERRORS, tags=["OpenAI"])
     for module in (completions, chat, responses, embeddings, listing):
         module.add_routes(routes, models)
     return routes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Discriminator, Field
 
@@ -14,11 +14,11 @@ from topkapi.model.errors import InvalidRequest
 from topkapi.service.api.http.answering import Event, respond
 from topkapi.service.api.http.describing import STREAM
 from topkapi.service.api.http.errors import InapplicableField
+from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.http.template_variables import TemplateVariables, template_variables
 from topkapi.service.api.http.timings import LlamaTimings, Stopwatch
 from topkapi.service.api.openai import answers
 from topkapi.service.api.openai.conversation import ChatMessage, Tool, ToolChoice, conversation, encoded
-from topkapi.service.api.openai.errors import ERRORS
 from topkapi.service.api.openai.fields import ChunkedFields, CommonFields, body
 from topkapi.service.api.openai.formats import ResponseFormat, as_parameters
 from topkapi.service.api.openai.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
@@ -170,15 +170,17 @@ class ChatResponse(BaseModel):
     timings: LlamaTimings | None = None
 
 
-def add_routes(routes: APIRouter, models: Models, *, continues: bool = False) -> None:
+def add_routes(
+    routes: Routes,
+    models: Models,
+    *,
+    path: str = "/v1/chat/completions",
+    summary: str = "Answer a conversation",
+    continues: bool = False,
+) -> None:
     """Add the route. With `continues`, an answer goes on with a last message of the assistant unless told otherwise."""
 
-    @routes.post(
-        "/v1/chat/completions",
-        summary="Answer a conversation",
-        responses={**ERRORS, 200: {"model": ChatResponse, "content": STREAM, "description": "The answer"}},
-        response_model=None,
-    )
+    @routes.answering(path, summary, ChatResponse, stream=STREAM, description="The answer")
     async def chat(request: Request, body: ChatRequest) -> Response:
         return await respond(request, _Answer, chosen(models, body.model), body, continues)
 

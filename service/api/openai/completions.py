@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 from topkapi.engine.request import Token
 from topkapi.service.api.http.answering import Event, respond
 from topkapi.service.api.http.describing import STREAM
+from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.native.schemas import Prompt
 from topkapi.service.api.openai import answers
-from topkapi.service.api.openai.errors import ERRORS
 from topkapi.service.api.openai.fields import ChunkedFields, CommonFields, body, with_default
 from topkapi.service.api.openai.logprobs import (
     CompletionLogprobs,
@@ -80,14 +80,11 @@ class CompletionResponse(BaseModel):
     deterministic: bool
 
 
-def add_routes(routes: APIRouter, models: Models) -> None:
+def add_routes(routes: Routes, models: Models) -> None:
     """Add the route."""
 
-    @routes.post(
-        "/v1/completions",
-        summary="Continue prompts",
-        responses={**ERRORS, 200: {"model": CompletionResponse, "content": STREAM, "description": "The answers"}},
-        response_model=None,
+    @routes.answering(
+        "/v1/completions", "Continue prompts", CompletionResponse, stream=STREAM, description="The answers"
     )
     async def completions(request: Request, body: CompletionRequest) -> Response:
         return await respond(request, _Answer, chosen(models, body.model), body)

@@ -6,7 +6,7 @@ import base64
 import struct
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
@@ -15,8 +15,8 @@ from topkapi.service.api.http.answering import answered
 from topkapi.service.api.http.apart import apart, unless_disconnected
 from topkapi.service.api.http.body import Strict
 from topkapi.service.api.http.errors import inapplicable
+from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.native.schemas import ModelName, Prompt
-from topkapi.service.api.openai.errors import ERRORS
 from topkapi.service.embedding import embedded
 from topkapi.service.models import LoadedModel, Models
 from topkapi.service.prompting import prompt_tokens
@@ -56,15 +56,10 @@ class EmbeddingsResponse(BaseModel):
     usage: EmbeddingsUsage
 
 
-def add_routes(routes: APIRouter, models: Models) -> None:
+def add_routes(routes: Routes, models: Models) -> None:
     """Add the route."""
 
-    @routes.post(
-        "/v1/embeddings",
-        summary="Texts as vectors",
-        responses={**ERRORS, 200: {"model": EmbeddingsResponse}},
-        response_model=None,
-    )
+    @routes.answering("/v1/embeddings", "Texts as vectors", EmbeddingsResponse)
     async def embeddings(request: Request, body: EmbeddingsRequest) -> Response:
         model = models.get(body.model)
         texts = await apart(request, _checked, model, body)

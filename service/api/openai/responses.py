@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Discriminator, Field
 
@@ -16,11 +16,11 @@ from topkapi.service.api.http.body import Strict
 from topkapi.service.api.http.describing import STREAM
 from topkapi.service.api.http.errors import InapplicableField
 from topkapi.service.api.http.harmless import Only
+from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.http.template_variables import template_variables
 from topkapi.service.api.native.render import new_id
 from topkapi.service.api.openai import answers
 from topkapi.service.api.openai.conversation import ChatMessage, Parts, conversation, encoded
-from topkapi.service.api.openai.errors import ERRORS
 from topkapi.service.api.openai.fields import CommonFields, StreamOptions, body, with_default
 from topkapi.service.api.openai.formats import FlatFormat, TextFormat, as_parameters
 from topkapi.service.generation import Delta, Plan
@@ -136,14 +136,11 @@ class ResponsesResponse(BaseModel):
     usage: dict[str, Any] | None
 
 
-def add_routes(routes: APIRouter, models: Models) -> None:
+def add_routes(routes: Routes, models: Models) -> None:
     """Add the route."""
 
-    @routes.post(
-        "/v1/responses",
-        summary="Answer an input, keeping no state",
-        responses={**ERRORS, 200: {"model": ResponsesResponse, "content": STREAM, "description": "The answer"}},
-        response_model=None,
+    @routes.answering(
+        "/v1/responses", "Answer an input, keeping no state", ResponsesResponse, stream=STREAM, description="The answer"
     )
     async def responses(request: Request, body: ResponsesRequest) -> Response:
         return await respond(request, _Answer, models.get(body.model), body)

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from topkapi.engine.request import Token
 from topkapi.model.decoding.aliases import translated
 from topkapi.model.errors import EngineError, InvalidRequest, Overloaded, TopkapiError
 from topkapi.service.api.http.answering import Answer, Event, respond
-from topkapi.service.api.http.body import JSONRoute
-from topkapi.service.api.http.describing import STREAM
+from topkapi.service.api.http.describing import STREAM, errors_of
 from topkapi.service.api.http.dialect import Dialect, with_hint
 from topkapi.service.api.http.errors import InapplicableField
 from topkapi.service.api.http.json_reader import schema_in
+from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.tgi import schemas
 from topkapi.service.generation import Delta, Generation, Output, Plan, no_answer, plan
 from topkapi.service.models import LoadedModel, Models
@@ -40,9 +40,9 @@ def _error(error: TopkapiError) -> tuple[int, dict[str, Any]]:
 
 TGI = Dialect("tgi", _error, fields={"/generate": ("inputs",)}, data_mark="data:")
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": schemas.TGIError, "description": meaning}
-    for status, meaning in {
+ERRORS = errors_of(
+    schemas.TGIError,
+    {
         400: "The body is not valid JSON",
         404: "No checkpoint is loaded",
         413: "The body is too large",
@@ -51,43 +51,33 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         424: "A step of the engine failed",
         429: "The queue is full; wait Retry-After seconds",
         500: "The server met an unexpected error",
-    }.items()
-}
+    },
+)
 
 
-def router(models: Models) -> APIRouter:
+def router(models: Models) -> Routes:
     """TGI's routes. Its requests name no checkpoint: the default one answers."""
-    routes = APIRouter(route_class=JSONRoute, tags=["text-generation-inference"])
+    routes = Routes(ERRORS, tags=["text-generation-inference"])
 
-    @routes.post(
-        "/generate",
-        summary="TGI: continue inputs",
-        responses={**ERRORS, 200: {"model": schemas.TGIResponse, "content": STREAM}},
-        response_model=None,
-    )
+    @routes.answering("/generate", "TGI: continue inputs", schemas.TGIResponse, stream=STREAM)
     async def generate(request: Request, body: schemas.TGIRequest) -> Response:
         return await respond(request, _Answer, models.get(), body, stream=body.stream)
 
-    @routes.post(
-        "/",
-        summary="TGI: continue inputs, answering a list",
-        responses={**ERRORS, 200: {"model": list[schemas.TGIResponse], "content": STREAM}},
-        response_model=None,
-    )
+    @routes.answering("/", "TGI: continue inputs, answering a list", list[schemas.TGIResponse], stream=STREAM)
     async def compatible(request: Request, body: schemas.TGIRequest) -> Response:
         return await respond(request, _Answer, models.get(), body, stream=body.stream, listed=True)
 
-    @routes.post(
+    @routes.answering(
         "/generate_stream",
-        summary="TGI: continue inputs, token by token",
-        responses={**ERRORS, 200: {"content": STREAM, "description": "Server-sent events"}},
+        "TGI: continue inputs, token by token",
+        stream=STREAM,
+        description="Server-sent events",
         response_class=Response,
-        response_model=None,
     )
     async def generate_stream(request: Request, body: schemas.TGIStreamRequest) -> Response:
         return await respond(request, _Answer, models.get(), body, stream=True)
 
-    @routes.get("/info", summary="TGI: what is served", response_model=schemas.TGIInfo, responses={404: ERRORS[404]})
+    @routes.answering("/info", "TGI: what is served", schemas.TGIInfo, method="GET", errors={404: ERRORS[404]})
     async def info() -> Response:
         return JSONResponse(_info(models.get()))
 

@@ -11,9 +11,10 @@ from starlette.testclient import TestClient
 from topkapi.model.decoding.aliases import BY_ALIAS, translated
 from topkapi.model.decoding.parameters import BY_NAME, PARAMETERS, resolve
 from topkapi.model.errors import EngineError, InvalidRequest, Overloaded
-from topkapi.service.api.http.body import BodyLimit, JSONRoute, Strict
+from topkapi.service.api.http.body import JSONRoute, Strict
 from topkapi.service.api.http.dialect import Dialect
 from topkapi.service.api.http.errors import NATIVE, InapplicableField, field_name, location_of
+from topkapi.service.api.http.middleware import BodyLimit
 from topkapi.service.api.http.registration import register, set_up
 
 OTHER = Dialect(
