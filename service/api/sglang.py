@@ -122,17 +122,11 @@ def _error(error: TopkapiError) -> tuple[int, dict[str, Any]]:
 
 SGLANG = Dialect("sglang", _error, fields={"/generate": ("text", "input_ids")})
 
-ERRORS = errors_of(
-    SGLangError,
-    {
-        400: "The body is not valid JSON, or a field is wrong",
-        404: "No checkpoint is loaded",
-        413: "The body is too large",
-        415: "The body is not declared as JSON",
-        500: "A step of the engine failed",
-        503: "The queue is full, wait Retry-After seconds; or the checkpoint is being unloaded",
-    },
-)
+ERRORS = errors_of(SGLangError, 413, 415, 500, more={
+    400: "The body is not valid JSON, or a field is wrong",
+    404: "No checkpoint is loaded",
+    503: "The queue is full, wait Retry-After seconds; or the checkpoint is being unloaded",
+})  # fmt: skip
 
 
 def router(models: Models) -> Routes:

@@ -38,18 +38,11 @@ def _error(error: TopkapiError) -> tuple[int, dict[str, Any]]:
 
 ANTHROPIC = Dialect("anthropic", _error, prefixes=("/v1/messages",), error_event="error")
 
-ERRORS = errors_of(
-    schemas.AnthropicError,
-    {
-        400: "The body is not valid JSON, or a field is wrong",
-        404: "The checkpoint is not loaded",
-        413: "The body is too large",
-        415: "The body is not declared as JSON",
-        500: "A step of the engine failed",
-        503: "The checkpoint is being unloaded",
-        529: "The queue is full; wait Retry-After seconds",
-    },
-)
+ERRORS = errors_of(schemas.AnthropicError, 404, 413, 415, 500, more={
+    400: "The body is not valid JSON, or a field is wrong",
+    503: "The checkpoint is being unloaded",
+    529: "The queue is full; wait Retry-After seconds",
+})  # fmt: skip
 
 
 def router(models: Models) -> Routes:

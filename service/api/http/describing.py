@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel
@@ -19,9 +21,20 @@ Responses = dict[int | str, dict[str, Any]]
 """What a route may answer, by status, as FastAPI describes it."""
 
 
-def errors_of(model: type[BaseModel], meanings: dict[int, str]) -> Responses:
-    """The errors that a route may answer, told as `model`."""
-    return {status: {"model": model, "description": meaning} for status, meaning in meanings.items()}
+_MEANINGS = {
+    400: "The body is not valid JSON",
+    404: "The checkpoint is not loaded",
+    413: "The body is too large",
+    415: "The body is not declared as JSON",
+    429: "The queue is full; wait Retry-After seconds",
+    500: "A step of the engine failed",
+}
+
+
+def errors_of(model: type[BaseModel], *statuses: int, more: Mapping[int, str] = MappingProxyType({})) -> Responses:
+    """The errors that a route may answer, told as `model`: those that mean what they mostly do, and `more`."""
+    meanings = sorted(({status: _MEANINGS[status] for status in statuses} | dict(more)).items())
+    return {status: {"model": model, "description": meaning} for status, meaning in meanings}
 
 
 def one_of(*shapes: tuple[str, ...], others: tuple[str, ...] = ()) -> dict[str, Any]:

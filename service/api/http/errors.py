@@ -127,29 +127,20 @@ def error_response(error: TopkapiError, dialect: Dialect, headers: dict[str, str
 def install(app: FastAPI) -> None:
     """Make every error of `app` answer in the shape of the dialect that its request belongs to."""
 
-    async def topkapi_error(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, TopkapiError)
-        return error_response(error, dialect_of(request.scope))
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        headers = {}
+        if isinstance(error, RequestValidationError):
+            error = from_validation(error.errors(), error.body, known_fields(request))
+        elif isinstance(error, HTTPException):
+            headers = dict(error.headers or {})
+            if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+                headers["Allow"] = _allowed(error, request)
+            error = from_status(error, request)
+        told = error if isinstance(error, TopkapiError) else INTERNAL
+        return error_response(told, dialect_of(request.scope), headers)
 
-    async def validation_error(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
-        refused = from_validation(error.errors(), error.body, known_fields(request))
-        return error_response(refused, dialect_of(request.scope))
-
-    async def http_error(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)
-        headers = dict(error.headers or {})
-        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            headers["Allow"] = _allowed(error, request)
-        return error_response(from_status(error, request), dialect_of(request.scope), headers)
-
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        return error_response(INTERNAL, dialect_of(request.scope))
-
-    app.add_exception_handler(TopkapiError, topkapi_error)
-    app.add_exception_handler(RequestValidationError, validation_error)
-    app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(Exception, unexpected)
+    for kind in (TopkapiError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, handle)
 
 
 def from_status(error: HTTPException, request: Request) -> TopkapiError:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
+from topkapi.engine.request import Token
 from topkapi.model.decoding.aliases import translated
 from topkapi.model.errors import ContextExceeded, InvalidRequest, TextTooLong, TopkapiError
 from topkapi.service.api.http.answering import Answer, Event, respond
@@ -15,14 +16,15 @@ from topkapi.service.api.http.apart import apart
 from topkapi.service.api.http.describing import STREAM, errors_of
 from topkapi.service.api.http.dialect import Dialect, with_hint
 from topkapi.service.api.http.registration import Routes
+from topkapi.service.api.http.timings import Stopwatch
 from topkapi.service.api.llama import schemas
-from topkapi.service.api.llama.parameters import parameters_of, settings_of
+from topkapi.service.api.llama.parameters import generation_settings, parameters_of, settings_of
 from topkapi.service.api.llama.prompts import add_texts, read_prompts
-from topkapi.service.api.llama.render import Renderer
 from topkapi.service.api.llama.state import add_state
 from topkapi.service.api.openai import chat
-from topkapi.service.generation import Delta, Generation, Plan, plan
+from topkapi.service.generation import Delta, Generation, Output, Plan, no_answer, plan
 from topkapi.service.models import LoadedModel, Models
+from topkapi.service.scoring import finite
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "unavailable_error",
           501: "not_supported_error", 503: "unavailable_error"}  # fmt: skip
@@ -44,18 +46,10 @@ def _error(error: TopkapiError) -> tuple[int, dict[str, Any]]:
 
 LLAMA = Dialect("llama.cpp", _error, fields={"/tokenize": ("content", "prompt"), "/detokenize": ("tokens",)})
 
-ERRORS = errors_of(
-    schemas.LlamaError,
-    {
-        400: "The body is not valid JSON, or a field is wrong",
-        404: "The checkpoint is not loaded",
-        413: "The body is too large",
-        415: "The body is not declared as JSON",
-        429: "The queue is full; wait Retry-After seconds",
-        500: "A step of the engine failed",
-        503: "The checkpoint is being unloaded, or every slot is in use",
-    },
-)
+ERRORS = errors_of(schemas.LlamaError, 404, 413, 415, 429, 500, more={
+    400: "The body is not valid JSON, or a field is wrong",
+    503: "The checkpoint is being unloaded, or every slot is in use",
+})  # fmt: skip
 
 
 def router(models: Models) -> Routes:
@@ -117,21 +111,119 @@ class _Answer(Answer[Delta]):
             message = f"id_slot is {slot}, but there are the slots 0 to {model.engine.max_running - 1}"
             raise InvalidRequest(message, field="id_slot", hint="leave it out, or send -1")
         self._generation = Generation(_plan(model, body, settings))
-        self._renderer = Renderer(self._generation, settings, slot, body.response_fields or ())
+        self._model, self._settings, self._slot = model, settings, slot
+        self._fields = body.response_fields or ()
+        self._stopwatch = Stopwatch(self._generation)
         self._held: dict[int, str] = {}
         super().__init__(self._generation, stream=body.stream)
 
     def whole(self) -> Any:
-        answers = [self._renderer.completion(output) for output in self._generation.outputs]
+        answers = [self._completion(output) for output in self._generation.outputs]
         return answers[0] if len(answers) == 1 else answers
 
     def told(self, step: Delta) -> Iterator[Event]:
         if step.token is None:
             self._held[step.output.index] = step.text
         else:
-            yield None, self._renderer.chunk(step, step.token)
+            yield None, self._chunk(step, step.token)
 
     def ending(self) -> Iterator[Event]:
         """Each output's whole answer, with the text that was held back for a stop."""
         for output in self._generation.outputs:
-            yield None, self._renderer.completion(output, self._held.get(output.index, ""))
+            yield None, self._completion(output, self._held.get(output.index, ""))
+
+    def _completion(self, output: Output, streamed: str | None = None) -> dict[str, Any]:
+        """The whole answer of one output; at the end of a stream, with `streamed` as the text not sent yet."""
+        model, generation = self._model, self._generation
+        stop_type = _stop_type(output)
+        prompt = generation.plan.prompts[output.prompt_index]
+        effective = generation.plan.parameters[output.prompt_index]
+        total = len(prompt) + len(output.tokens)
+        keep = self._settings["return_tokens"] and streamed is None
+        content = {
+            "index": output.index,
+            "content": output.text if streamed is None else streamed,
+            "tokens": [token.token_id for token in output.tokens] if keep else [],
+            "id_slot": self._slot,
+            "stop": True,
+            "model": model.name,
+            "tokens_predicted": len(output.tokens),
+            "tokens_evaluated": len(prompt),
+            "generation_settings": generation_settings(model, self._settings, effective),
+            "prompt": model.checkpoint.tokenizer.decode(prompt),
+            "has_new_line": "\n" in output.text,
+            "truncated": output.finish_reason == "length" and total >= model.context_length,
+            "stop_type": stop_type,
+            "stopping_word": output.stop_reason if stop_type == "word" else "",
+            "tokens_cached": total,
+            "timings": self._stopwatch.of(output),
+        }
+        if self._settings["n_probs"] and streamed is None:
+            content["completion_probabilities"] = [self._probabilities(token) for token in output.tokens]
+        return _selected(content, self._fields)
+
+    def _chunk(self, delta: Delta, token: Token) -> dict[str, Any]:
+        output = delta.output
+        self._stopwatch.token(output)
+        content: dict[str, Any] = {
+            "index": output.index,
+            "content": delta.text,
+            "tokens": [token.token_id],
+            "stop": False,
+            "id_slot": self._slot,
+            "tokens_predicted": len(output.tokens),
+            "tokens_evaluated": len(self._generation.plan.prompts[output.prompt_index]),
+        }
+        if self._settings["n_probs"]:
+            content["completion_probabilities"] = [self._probabilities(token)]
+        if self._settings["timings_per_token"]:
+            content["timings"] = self._stopwatch.of(output)
+        return content
+
+    def _probabilities(self, token: Token) -> dict[str, Any]:
+        if self._settings["post_sampling_probs"]:
+            return self._after_sampling(token)
+        assert token.raw_logprob is not None
+        return self._token(token.token_id) | {
+            "logprob": finite(token.raw_logprob),
+            "top_logprobs": [self._token(each.token_id) | {"logprob": finite(each.logprob)} for each in token.top],
+        }
+
+    def _after_sampling(self, token: Token) -> dict[str, Any]:
+        assert token.trace is not None
+        chosen = (token.token_id, token.trace.probability)
+        others = [(each.token_id, each.probability) for each in token.trace.runners_up if token.trace.how != "greedy"]
+        likeliest = sorted([chosen, *others], key=lambda pair: -pair[1])[: self._settings["n_probs"]]
+        return self._token(token.token_id) | {
+            "prob": token.trace.probability,
+            "top_probs": [self._token(token_id) | {"prob": probability} for token_id, probability in likeliest],
+        }
+
+    def _token(self, token_id: int) -> dict[str, Any]:
+        raw = self._model.checkpoint.tokenizer.token_bytes(token_id)
+        return {"id": token_id, "token": raw.decode("utf-8", "replace"), "bytes": list(raw)}
+
+
+def _stop_type(output: Output) -> str:
+    if output.finish_reason in ("length", "deadline"):
+        return "limit"
+    if output.finish_reason == "stop":
+        return "word" if isinstance(output.stop_reason, str) else "eos"
+    raise no_answer(output)
+
+
+def _selected(content: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    """Only the named fields; `a/b` is field b of a, under that whole name. A name that is none is left out."""
+    if not fields:
+        return content
+    chosen: dict[str, Any] = {}
+    for name in fields:
+        value: Any = content
+        for part in name.split("/"):
+            value = value.get(part, _MISSING) if isinstance(value, dict) else _MISSING
+        if value is not _MISSING:
+            chosen[name] = value
+    return chosen
+
+
+_MISSING = object()

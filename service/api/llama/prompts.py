@@ -16,7 +16,6 @@ from topkapi.service.api.http.apart import apart, unless_disconnected
 from topkapi.service.api.http.errors import InapplicableField
 from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.llama import schemas
-from topkapi.service.api.llama.render import token_piece
 from topkapi.service.embedding import embedded
 from topkapi.service.models import LoadedModel, Models
 from topkapi.service.prompting import check_count, check_size, checked_ids, raw_tokens
@@ -124,7 +123,7 @@ def _tokenized(model: LoadedModel, body: schemas.LlamaTokenizeRequest) -> dict[s
     if (body.add_special or body.add_special_tokens) and tokenizer.adds_begin_token:
         assert tokenizer.begin_token_id is not None
         token_ids = [tokenizer.begin_token_id, *token_ids]
-    shown = (token_piece(model, token_id) for token_id in token_ids) if body.with_pieces else token_ids
+    shown = (_piece(model, token_id) for token_id in token_ids) if body.with_pieces else token_ids
     return {"tokens": shown, "count": len(token_ids), "max_model_len": model.context_length}
 
 
@@ -134,3 +133,12 @@ def _texts(model: LoadedModel, body: schemas.LlamaEmbeddingRequest) -> list[list
     for position, token_ids in enumerate(texts):
         check_embeddable(token_ids, model.context_length, f"{field}[{position}]" if len(texts) > 1 else field)
     return texts
+
+
+def _piece(model: LoadedModel, token_id: int) -> dict[str, Any]:
+    """A token as `/tokenize` shows it: text, or bytes where they are no whole characters."""
+    raw = model.checkpoint.tokenizer.token_bytes(token_id)
+    try:
+        return {"id": token_id, "piece": raw.decode("utf-8")}
+    except UnicodeDecodeError:
+        return {"id": token_id, "piece": list(raw)}

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 
 from topkapi.model.errors import CheckpointError, InvalidRequest
 from topkapi.service.api.http.body import Strict
+from topkapi.service.api.http.describing import errors_of
 from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.native import schemas
 from topkapi.service.generation import defaults_of
@@ -94,10 +95,16 @@ class ModelsResponse(BaseModel):
     data: list[ListedModel]
 
 
-NAMED = schemas.errors({404: "The checkpoint is not loaded", 422: "The name is not valid"})
-NOT_ALLOWED = schemas.errors(
-    {403: "The server lets no request change what is loaded", 409: "Another change is under way"}
-)
+NAMED = errors_of(schemas.ErrorBody, 404, more={422: "The name is not valid"})
+NOT_ALLOWED = errors_of(schemas.ErrorBody, more={
+    403: "The server lets no request change what is loaded",
+    409: "Another change is under way",
+})  # fmt: skip
+REFUSED = errors_of(schemas.ErrorBody, 400, 413, 415, more={
+    403: "The server lets no request change what is loaded, or not from there",
+    409: "A name is taken, or another checkpoint is being loaded",
+    422: "A field is wrong, or there is no checkpoint that can be loaded",
+})  # fmt: skip
 
 
 class Forbidden(InvalidRequest):
@@ -105,18 +112,6 @@ class Forbidden(InvalidRequest):
 
     status = 403
     kind = "forbidden"
-
-
-REFUSED = schemas.errors(
-    {
-        400: "The body is not valid JSON",
-        403: "The server lets no request change what is loaded, or not from there",
-        409: "A name is taken, or another checkpoint is being loaded",
-        413: "The body is too large",
-        415: "The body is not declared as JSON",
-        422: "A field is wrong, or there is no checkpoint that can be loaded",
-    }
-)
 
 
 def add_checkpoints(routes: Routes, models: Models) -> None:

@@ -50,7 +50,7 @@ def router(models: Models) -> Routes:
     async def health() -> Response:
         return JSONResponse(report("ok"))
 
-    not_ready = errors_of(schemas.Health, {503: "No checkpoint is loaded, or an engine has stopped"})
+    not_ready = errors_of(schemas.Health, more={503: "No checkpoint is loaded, or an engine has stopped"})
 
     @routes.answering(
         "/ready", "Whether requests can be served", schemas.Health, method="GET", errors=not_ready, tags=["server"]

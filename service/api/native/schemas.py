@@ -6,7 +6,6 @@ The decoding fields of `GenerateRequest` are made from the parameter table, whic
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import Header
@@ -337,23 +336,12 @@ class ErrorBody(BaseModel):
     error: ErrorContent
 
 
-errors = partial(errors_of, ErrorBody)
-"""What a route may answer besides success, by status, for the description."""
-
 GENERATE_EVENTS: dict[str, type[BaseModel]] = {"token": TokenEvent, "done": GenerateResponse, "error": ErrorBody}
 
-ERRORS = errors(
-    {
-        400: "The body is not valid JSON",
-        404: "The checkpoint is not loaded",
-        413: "The body is too large",
-        415: "The body is not declared as JSON",
-        422: "A field is wrong; `field` names it",
-        429: "The queue is full; wait Retry-After seconds",
-        500: "A step of the engine failed",
-        503: "The checkpoint was unloaded, or the server is stopping",
-    }
-)
+ERRORS = errors_of(ErrorBody, 400, 404, 413, 415, 429, 500, more={
+    422: "A field is wrong; `field` names it",
+    503: "The checkpoint was unloaded, or the server is stopping",
+})  # fmt: skip
 """What every route that computes may answer besides 200."""
 
 

@@ -13,7 +13,7 @@ from topkapi.model.decoding.parameters import BY_NAME, check
 from topkapi.model.errors import InvalidRequest
 from topkapi.service import scoring
 from topkapi.service.api.http.answering import Event, respond
-from topkapi.service.api.http.describing import stream_of
+from topkapi.service.api.http.describing import errors_of, stream_of
 from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.native import render, schemas, score_schemas
 from topkapi.service.api.native.streams import KeptAnswer, Streams, resumed
@@ -33,7 +33,7 @@ def add_score(routes: Routes, models: Models, streams: Streams) -> None:
         score_schemas.ScoreResponse,
         stream=stream_of(**score_schemas.SCORE_EVENTS),
         description="The scores",
-        errors={**schemas.ERRORS, **schemas.errors({408: "It was not done within timeout_s"})},
+        errors=schemas.ERRORS | errors_of(schemas.ErrorBody, more={408: "It was not done within timeout_s"}),
         tags=["text"],
     )
     async def score(

@@ -20,7 +20,7 @@ from fastapi.responses import Response
 from topkapi.model.errors import InvalidRequest
 from topkapi.service.api.http.answering import Answer, Event, Events, EventStream, to_the_end, written
 from topkapi.service.api.http.apart import on_thread
-from topkapi.service.api.http.describing import STREAM
+from topkapi.service.api.http.describing import STREAM, errors_of
 from topkapi.service.api.http.errors import NATIVE
 from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.native import schemas
@@ -288,9 +288,10 @@ async def resumed(streams: Streams, request: Request, stream: bool, last_event_i
 
 def add_streams(routes: Routes, streams: Streams) -> None:
     """The routes to go on with a stream and to end it."""
-    refused = schemas.errors(
-        {404: "There is no such stream, or not any more", 422: "The header is not the id of one of its events"}
-    )
+    refused = errors_of(schemas.ErrorBody, more={
+        404: "There is no such stream, or not any more",
+        422: "The header is not the id of one of its events",
+    })  # fmt: skip
 
     @routes.get(
         "/streams/{id}",

@@ -44,15 +44,7 @@ def render(error: TopkapiError) -> tuple[int, dict[str, Any]]:
 
 DIALECT = Dialect("openai", render, prefixes=("/v1/",))
 
-ERRORS = errors_of(
-    OpenAIError,
-    {
-        400: "The body is not JSON, or a field is wrong; `param` names it",
-        404: "The checkpoint is not loaded",
-        413: "The body is too large",
-        415: "The body is not declared as JSON",
-        429: "The queue is full; wait Retry-After seconds",
-        500: "A step of the engine failed",
-        503: "The server is stopping, the checkpoint was unloaded, or the engine begins anew",
-    },
-)
+ERRORS = errors_of(OpenAIError, 404, 413, 415, 429, 500, more={
+    400: "The body is not JSON, or a field is wrong; `param` names it",
+    503: "The server is stopping, the checkpoint was unloaded, or the engine begins anew",
+})  # fmt: skip

@@ -40,19 +40,12 @@ def _error(error: TopkapiError) -> tuple[int, dict[str, Any]]:
 
 TGI = Dialect("tgi", _error, fields={"/generate": ("inputs",)}, data_mark="data:")
 
-ERRORS = errors_of(
-    schemas.TGIError,
-    {
-        400: "The body is not valid JSON",
-        404: "No checkpoint is loaded",
-        413: "The body is too large",
-        415: "The body is not declared as JSON",
-        422: "A field is wrong",
-        424: "A step of the engine failed",
-        429: "The queue is full; wait Retry-After seconds",
-        500: "The server met an unexpected error",
-    },
-)
+ERRORS = errors_of(schemas.TGIError, 400, 413, 415, 429, more={
+    404: "No checkpoint is loaded",
+    422: "A field is wrong",
+    424: "A step of the engine failed",
+    500: "The server met an unexpected error",
+})  # fmt: skip
 
 
 def router(models: Models) -> Routes:
