@@ -16,7 +16,7 @@ from topkapi.service.api.http.apart import apart
 from topkapi.service.api.http.dialect import CHOSEN, Dialect
 from topkapi.service.api.http.errors import (
     InapplicableField,
-    UnsupportedMediaType,
+    Refused,
     field_name,
     location_of,
     place_of,
@@ -114,7 +114,9 @@ class _StrictRequest(Request):
             media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
             if media_type != "application/json" and not media_type.endswith("+json"):
                 declared = f"declared as {media_type}" if media_type else "not declared as anything"
-                raise UnsupportedMediaType(
+                raise Refused(
+                    415,
+                    "unsupported_media_type",
                     f"the body must be JSON, but it is {declared}",
                     hint="send the header Content-Type: application/json",
                 )

@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from topkapi.model.errors import InvalidRequest, TopkapiError
+from topkapi.model.errors import TopkapiError
 from topkapi.service.api.http.dialect import dialect_of
-from topkapi.service.api.http.errors import BodyTooLarge, RequestTimeout, error_response
+from topkapi.service.api.http.errors import BodyTooLarge, Refused, RequestTimeout, error_response
 
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 """They change nothing, and what they answer no page of another origin can read."""
@@ -32,20 +32,6 @@ LEAST_BYTES_PER_S = 1024
 
 COMMENT = b": still here\n\n"
 """A comment among server-sent events, which clients skip (WHATWG HTML, section 9.2)."""
-
-
-class UnknownHost(InvalidRequest):
-    """The request came by a name that this server doesn't go by."""
-
-    status = 421
-    kind = "unknown_host"
-
-
-class ForeignOrigin(InvalidRequest):
-    """The request came from a web page that may not call this server."""
-
-    status = 403
-    kind = "foreign_origin"
 
 
 class AllowedHosts:
@@ -73,7 +59,9 @@ class AllowedHosts:
             await self._app(scope, receive, send)
             return
         shown = given[0][:100].decode("latin-1")
-        error = UnknownHost(
+        error = Refused(
+            421,
+            "unknown_host",
             f"this server does not answer for the host {shown!r}",
             hint=f"start it with --allowed-hosts {host or 'NAME'}, or call it by its address",
         )
@@ -104,7 +92,9 @@ class SameOrigin:
             headers = Headers(scope=scope)
             origin = headers.get("origin")
             if origin is not None and not self._allowed & {"*", origin} and _foreign(origin, headers):
-                error = ForeignOrigin(
+                error = Refused(
+                    403,
+                    "foreign_origin",
                     f"pages of {origin[:200]} may not call this server",
                     hint=f"start it with --cors-origins {origin[:200]}, or let the proxy in front pass the header Host",
                 )

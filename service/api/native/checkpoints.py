@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from topkapi.model.errors import CheckpointError, InvalidRequest
 from topkapi.service.api.http.body import Strict
 from topkapi.service.api.http.describing import errors_of
+from topkapi.service.api.http.errors import Refused
 from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.native import schemas
 from topkapi.service.generation import defaults_of
@@ -107,13 +108,6 @@ REFUSED = errors_of(schemas.ErrorBody, 400, 413, 415, more={
 })  # fmt: skip
 
 
-class Forbidden(InvalidRequest):
-    """The server's settings don't allow it."""
-
-    status = 403
-    kind = "forbidden"
-
-
 def add_checkpoints(routes: Routes, models: Models) -> None:
     """The routes over the loaded checkpoints."""
     directory = models.settings.model_directory
@@ -190,7 +184,7 @@ def describe(models: Models, model: LoadedModel) -> dict[str, Any]:
 def _allowed(directory: Path | None) -> Path:
     if directory is None:
         hint = "start it with TOPKAPI_MODEL_DIRECTORY set to the directory that they may be loaded from"
-        raise Forbidden("this server lets no request load or unload checkpoints", hint=hint)
+        raise Refused(403, "forbidden", "this server lets no request load or unload checkpoints", hint=hint)
     return directory.expanduser()
 
 
@@ -203,7 +197,13 @@ def _path_within(directory: Path, path: str) -> Path:
         raise InvalidRequest("path holds a null character", field="path") from None
     if os.path.commonpath([root, found]) != root:
         hint = "name a checkpoint by its path within that directory"
-        raise Forbidden("path leads out of the directory that checkpoints may be loaded from", field="path", hint=hint)
+        raise Refused(
+            403,
+            "forbidden",
+            "path leads out of the directory that checkpoints may be loaded from",
+            field="path",
+            hint=hint,
+        )
     return Path(found)
 
 

@@ -126,10 +126,7 @@ def _shown(default: Any) -> str:
 
 
 if TYPE_CHECKING:
-
-    class GenerateRequest(GenerateFields):
-        """The body of `POST /generate`."""
-
+    GenerateRequest = GenerateFields
 else:
     GenerateRequest = create_model(
         "GenerateRequest",

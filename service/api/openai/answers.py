@@ -67,16 +67,12 @@ def stop_reason(model: LoadedModel, output: Output) -> str | int | None:
 
 def usage(generation: Generation) -> dict[str, Any]:
     """Token counts of a generation so far."""
-    return counts(generation.prompt_tokens, generation.completion_tokens, generation.cached_tokens)
-
-
-def counts(prompt: int, completion: int, cached: int) -> dict[str, Any]:
-    """Token counts."""
+    prompt, completion = generation.prompt_tokens, generation.completion_tokens
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": cached},
+        "prompt_tokens_details": {"cached_tokens": generation.cached_tokens},
     }
 
 

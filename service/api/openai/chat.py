@@ -19,8 +19,7 @@ from topkapi.service.api.http.template_variables import TemplateVariables, templ
 from topkapi.service.api.http.timings import LlamaTimings, Stopwatch
 from topkapi.service.api.openai import answers
 from topkapi.service.api.openai.conversation import ChatMessage, Tool, ToolChoice, conversation, encoded
-from topkapi.service.api.openai.fields import ChunkedFields, CommonFields, body
-from topkapi.service.api.openai.formats import ResponseFormat, as_parameters
+from topkapi.service.api.openai.fields import ChunkedFields, CommonFields, ResponseFormat, as_parameters, body
 from topkapi.service.api.openai.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from topkapi.service.api.openai.tgi_client import AsItReads, chosen, is_tgi_client
 from topkapi.service.api.openai.tools import Calling, ChatWriter, calling, naming
@@ -108,10 +107,7 @@ class ChatFields(ChunkedFields):
 
 
 if TYPE_CHECKING:
-
-    class ChatRequest(ChatFields):
-        """The body of `POST /v1/chat/completions`."""
-
+    ChatRequest = ChatFields
 else:
     ChatRequest = body(
         ChatFields, "ChatRequest", "The body of `POST /v1/chat/completions`, with any decoding parameter."

@@ -43,10 +43,7 @@ class CompletionFields(ChunkedFields):
 
 
 if TYPE_CHECKING:
-
-    class CompletionRequest(CompletionFields):
-        """The body of `POST /v1/completions`."""
-
+    CompletionRequest = CompletionFields
 else:
     CompletionRequest = body(
         CompletionFields, "CompletionRequest", "The body of `POST /v1/completions`, with any decoding parameter."

@@ -21,8 +21,15 @@ from topkapi.service.api.http.template_variables import template_variables
 from topkapi.service.api.native.render import new_id
 from topkapi.service.api.openai import answers
 from topkapi.service.api.openai.conversation import ChatMessage, Parts, conversation, encoded
-from topkapi.service.api.openai.fields import CommonFields, StreamOptions, body, with_default
-from topkapi.service.api.openai.formats import FlatFormat, TextFormat, as_parameters
+from topkapi.service.api.openai.fields import (
+    CommonFields,
+    FlatFormat,
+    StreamOptions,
+    TextFormat,
+    as_parameters,
+    body,
+    with_default,
+)
 from topkapi.service.generation import Delta, Plan
 from topkapi.service.limits import MOST_MESSAGES
 from topkapi.service.models import LoadedModel, Models
@@ -94,10 +101,7 @@ class ResponseFields(CommonFields):
 
 
 if TYPE_CHECKING:
-
-    class ResponsesRequest(ResponseFields):
-        """The body of `POST /v1/responses`."""
-
+    ResponsesRequest = ResponseFields
 else:
     ResponsesRequest = body(
         ResponseFields, "ResponsesRequest", "The body of `POST /v1/responses`, with any decoding parameter.",
