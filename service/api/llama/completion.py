@@ -22,6 +22,7 @@ from topkapi.service.api.llama.parameters import generation_settings, parameters
 from topkapi.service.api.llama.prompts import add_texts, read_prompts
 from topkapi.service.api.llama.state import add_state
 from topkapi.service.api.openai import chat
+from topkapi.service.api.openai.tgi_client import chosen
 from topkapi.service.generation import Delta, Generation, Output, Plan, no_answer, plan
 from topkapi.service.models import LoadedModel, Models
 from topkapi.service.scoring import finite
@@ -52,6 +53,9 @@ ERRORS = errors_of(schemas.LlamaError, 404, 413, 415, 429, 500, more={
 })  # fmt: skip
 
 
+UNVERSIONED: dict[str, Any] = {"stream": STREAM, "description": "The answer", "name": "chat"}
+
+
 def router(models: Models) -> Routes:
     """llama.cpp's routes over the loaded checkpoints."""
     routes = Routes(ERRORS, tags=["llama.cpp"])
@@ -67,10 +71,13 @@ def router(models: Models) -> Routes:
     add_state(routes, models)
     for prefix, continues in (("", True), ("/v1", False)):
         _add_count(routes, models, prefix, continues)
+
     # Of OpenAI's routes without /v1, the others have other meanings there, or none. As there, an answer goes on with
     # what the assistant said last.
-    summary = "llama.cpp: OpenAI's chat without /v1"
-    chat.add_routes(routes, models, path="/chat/completions", summary=summary, continues=True)
+    @routes.answering("/chat/completions", "llama.cpp: OpenAI's chat without /v1", chat.ChatResponse, **UNVERSIONED)
+    async def unversioned(request: Request, body: chat.ChatRequest) -> Response:
+        return await respond(request, chat.ChatAnswer, chosen(models, body.model), body, continues=True)
+
     return routes
 
 

@@ -5,40 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fastapi import Request
-from fastapi.responses import Response
-
-from topkapi.service.api.http.answering import Event, respond
-from topkapi.service.api.http.describing import stream_of
-from topkapi.service.api.http.registration import Routes
+from topkapi.service.api.http.answering import Event
 from topkapi.service.api.native import render, schemas
-from topkapi.service.api.native.streams import KeptAnswer, Streams, resumed
+from topkapi.service.api.native.streams import KeptAnswer, Streams
 from topkapi.service.generation import Delta, Generation, Plan, plan
-from topkapi.service.models import LoadedModel, Models
+from topkapi.service.models import LoadedModel
 from topkapi.service.prompting import conversation_tokens, prompt_tokens
 from topkapi.service.scoring import require_one
 
 
-def add_generate(routes: Routes, models: Models, streams: Streams) -> None:
-    """The route, over the loaded checkpoints."""
+class GenerateAnswer(KeptAnswer[Delta]):
+    """The continuations of prompts, or of a conversation."""
 
-    @routes.answering(
-        "/generate",
-        "Continue a prompt, or answer a conversation",
-        schemas.GenerateResponse,
-        stream=stream_of(**schemas.GENERATE_EVENTS),
-        description="The answer",
-        tags=["text"],
-    )
-    async def generate(
-        request: Request, body: schemas.GenerateRequest, last_event_id: schemas.LastEventId = None
-    ) -> Response:
-        if last_event_id is not None:
-            return await resumed(streams, request, body.stream, last_event_id)
-        return await respond(request, _Answer, models.get(body.model), body, streams)
-
-
-class _Answer(KeptAnswer[Delta]):
     def __init__(self, model: LoadedModel, body: schemas.GenerateRequest, streams: Streams) -> None:
         self.generation = Generation(_plan(model, body), body.priority)
         self._created = render.timestamp()

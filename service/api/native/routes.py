@@ -8,15 +8,15 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from topkapi.service.api.http.answering import as_json
+from topkapi.service.api.http.answering import as_json, respond
 from topkapi.service.api.http.apart import apart
-from topkapi.service.api.http.describing import errors_of
+from topkapi.service.api.http.describing import errors_of, stream_of
 from topkapi.service.api.http.registration import Routes
-from topkapi.service.api.native import render, schemas
+from topkapi.service.api.native import render, schemas, score_schemas
 from topkapi.service.api.native.checkpoints import add_checkpoints
-from topkapi.service.api.native.generate import add_generate
-from topkapi.service.api.native.score import add_score
-from topkapi.service.api.native.streams import Streams, add_streams
+from topkapi.service.api.native.generate import GenerateAnswer
+from topkapi.service.api.native.score import ScoreAnswer
+from topkapi.service.api.native.streams import Streams, add_streams, resumed
 from topkapi.service.models import LoadedModel, Models
 from topkapi.service.prompting import check_size, checked_ids, conversation_tokens
 from topkapi.service.scoring import require_one
@@ -27,10 +27,39 @@ def router(models: Models) -> Routes:
     """The native routes over the loaded checkpoints."""
     routes = Routes(schemas.ERRORS)
     streams = Streams(models.settings.stream_grace, models.settings.stream_bytes)
-    add_generate(routes, models, streams)
-    add_score(routes, models, streams)
     add_streams(routes, streams)
     add_checkpoints(routes, models)
+
+    @routes.answering(
+        "/generate",
+        "Continue a prompt, or answer a conversation",
+        schemas.GenerateResponse,
+        stream=stream_of(**schemas.GENERATE_EVENTS),
+        description="The answer",
+        tags=["text"],
+    )
+    async def generate(
+        request: Request, body: schemas.GenerateRequest, last_event_id: schemas.LastEventId = None
+    ) -> Response:
+        if last_event_id is not None:
+            return await resumed(streams, request, body.stream, last_event_id)
+        return await respond(request, GenerateAnswer, models.get(body.model), body, streams)
+
+    @routes.answering(
+        "/score",
+        "Log-probabilities and perplexity of texts; choices ranked",
+        score_schemas.ScoreResponse,
+        stream=stream_of(**score_schemas.SCORE_EVENTS),
+        description="The scores",
+        errors=schemas.ERRORS | errors_of(schemas.ErrorBody, more={408: "It was not done within timeout_s"}),
+        tags=["text"],
+    )
+    async def score(
+        request: Request, body: score_schemas.ScoreRequest, last_event_id: schemas.LastEventId = None
+    ) -> Response:
+        if last_event_id is not None:
+            return await resumed(streams, request, body.stream, last_event_id)
+        return await respond(request, ScoreAnswer, models.get(body.model), body, streams)
 
     @routes.answering("/tokenize", "Token ids of a text or a conversation", schemas.TokenizeResponse, tags=["tokens"])
     async def tokenize(request: Request, body: schemas.TokenizeRequest) -> Response:

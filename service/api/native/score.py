@@ -6,45 +6,22 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from fastapi import Request
-from fastapi.responses import Response
-
 from topkapi.model.decoding.parameters import BY_NAME, check
 from topkapi.model.errors import InvalidRequest
 from topkapi.service import scoring
-from topkapi.service.api.http.answering import Event, respond
-from topkapi.service.api.http.describing import errors_of, stream_of
-from topkapi.service.api.http.registration import Routes
+from topkapi.service.api.http.answering import Event
 from topkapi.service.api.native import render, schemas, score_schemas
-from topkapi.service.api.native.streams import KeptAnswer, Streams, resumed
+from topkapi.service.api.native.streams import KeptAnswer, Streams
 from topkapi.service.limits import MOST_REPORTED, MOST_TOKENS
-from topkapi.service.models import LoadedModel, Models
+from topkapi.service.models import LoadedModel
 from topkapi.service.prompting import check_count, checked_ids, text_tokens, tokens_of
 
 SECONDS_BETWEEN_PROGRESS = 0.1
 
 
-def add_score(routes: Routes, models: Models, streams: Streams) -> None:
-    """The route, over the loaded checkpoints."""
+class ScoreAnswer(KeptAnswer[tuple[int, int]]):
+    """The scores of texts, and what is best of choices."""
 
-    @routes.answering(
-        "/score",
-        "Log-probabilities and perplexity of texts; choices ranked",
-        score_schemas.ScoreResponse,
-        stream=stream_of(**score_schemas.SCORE_EVENTS),
-        description="The scores",
-        errors=schemas.ERRORS | errors_of(schemas.ErrorBody, more={408: "It was not done within timeout_s"}),
-        tags=["text"],
-    )
-    async def score(
-        request: Request, body: score_schemas.ScoreRequest, last_event_id: schemas.LastEventId = None
-    ) -> Response:
-        if last_event_id is not None:
-            return await resumed(streams, request, body.stream, last_event_id)
-        return await respond(request, _Answer, models.get(body.model), body, streams)
-
-
-class _Answer(KeptAnswer[tuple[int, int]]):
     def __init__(self, model: LoadedModel, body: score_schemas.ScoreRequest, streams: Streams) -> None:
         timeout_s = None if body.timeout_s is None else check(BY_NAME["timeout_s"], body.timeout_s)
         self._model, self._body, self._items = model, body, _items(model, body)

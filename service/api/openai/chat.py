@@ -5,27 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from fastapi import Request
-from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Discriminator, Field
 
 from topkapi.engine.request import Token
 from topkapi.model.errors import InvalidRequest
-from topkapi.service.api.http.answering import Event, respond
-from topkapi.service.api.http.describing import STREAM
+from topkapi.service.api.http.answering import Event
 from topkapi.service.api.http.errors import InapplicableField
-from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.http.template_variables import TemplateVariables, template_variables
 from topkapi.service.api.http.timings import LlamaTimings, Stopwatch
 from topkapi.service.api.openai import answers
 from topkapi.service.api.openai.conversation import ChatMessage, Tool, ToolChoice, conversation, encoded
 from topkapi.service.api.openai.fields import ChunkedFields, CommonFields, ResponseFormat, as_parameters, body
 from topkapi.service.api.openai.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
-from topkapi.service.api.openai.tgi_client import AsItReads, chosen, is_tgi_client
+from topkapi.service.api.openai.tgi_client import AsItReads, is_tgi_client
 from topkapi.service.api.openai.tools import Calling, ChatWriter, calling, naming
 from topkapi.service.generation import Delta, Output, Plan
 from topkapi.service.limits import MOST_MESSAGES, MOST_TOOLS
-from topkapi.service.models import LoadedModel, Models
+from topkapi.service.models import LoadedModel
 from topkapi.service.prompting import continued_tokens
 
 _NULL = {"type": "null"}
@@ -166,25 +162,13 @@ class ChatResponse(BaseModel):
     timings: LlamaTimings | None = None
 
 
-def add_routes(
-    routes: Routes,
-    models: Models,
-    *,
-    path: str = "/v1/chat/completions",
-    summary: str = "Answer a conversation",
-    continues: bool = False,
-) -> None:
-    """Add the route. With `continues`, an answer goes on with a last message of the assistant unless told otherwise."""
+class ChatAnswer(answers.ChunkedAnswer):
+    """The answers to a conversation. With `continues`, they go on with a last message of the assistant unless told
+    otherwise."""
 
-    @routes.answering(path, summary, ChatResponse, stream=STREAM, description="The answer")
-    async def chat(request: Request, body: ChatRequest) -> Response:
-        return await respond(request, _Answer, chosen(models, body.model), body, continues)
-
-
-class _Answer(answers.ChunkedAnswer):
     kind, chunk_kind = "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, model: LoadedModel, body: ChatRequest, continues: bool) -> None:
+    def __init__(self, model: LoadedModel, body: ChatRequest, *, continues: bool = False) -> None:
         plan, tools = checked(model, body, continues)
         super().__init__(body, plan, "chatcmpl", body.prompt_logprobs)
         self._body, self._prompt = body, plan.prompts[0]

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from fastapi import Request
-from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 from topkapi.engine.request import Token
-from topkapi.service.api.http.answering import Event, respond
-from topkapi.service.api.http.describing import STREAM
-from topkapi.service.api.http.registration import Routes
+from topkapi.service.api.http.answering import Event
 from topkapi.service.api.native.schemas import Prompt
 from topkapi.service.api.openai import answers
 from topkapi.service.api.openai.fields import ChunkedFields, CommonFields, body, with_default
@@ -24,9 +20,8 @@ from topkapi.service.api.openai.logprobs import (
     of_prompt,
     prompt_logprobs,
 )
-from topkapi.service.api.openai.tgi_client import chosen
 from topkapi.service.generation import Delta, Output
-from topkapi.service.models import LoadedModel, Models
+from topkapi.service.models import LoadedModel
 from topkapi.service.prompting import prompt_tokens
 
 MAX_TOKENS = 16
@@ -77,17 +72,9 @@ class CompletionResponse(BaseModel):
     deterministic: bool
 
 
-def add_routes(routes: Routes, models: Models) -> None:
-    """Add the route."""
+class CompletionAnswer(answers.ChunkedAnswer):
+    """The answers to the prompts."""
 
-    @routes.answering(
-        "/v1/completions", "Continue prompts", CompletionResponse, stream=STREAM, description="The answers"
-    )
-    async def completions(request: Request, body: CompletionRequest) -> Response:
-        return await respond(request, _Answer, chosen(models, body.model), body)
-
-
-class _Answer(answers.ChunkedAnswer):
     kind = chunk_kind = "text_completion"
 
     def __init__(self, model: LoadedModel, body: CompletionRequest) -> None:

@@ -6,17 +6,13 @@ from collections.abc import Iterator, Mapping
 from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from fastapi import Request
-from fastapi.responses import Response
 from pydantic import BaseModel, Discriminator, Field
 
 from topkapi.model.errors import InvalidRequest, TopkapiError
-from topkapi.service.api.http.answering import Event, respond
+from topkapi.service.api.http.answering import Event
 from topkapi.service.api.http.body import Strict
-from topkapi.service.api.http.describing import STREAM
 from topkapi.service.api.http.errors import InapplicableField
 from topkapi.service.api.http.harmless import Only
-from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.http.template_variables import template_variables
 from topkapi.service.api.native.render import new_id
 from topkapi.service.api.openai import answers
@@ -32,7 +28,7 @@ from topkapi.service.api.openai.fields import (
 )
 from topkapi.service.generation import Delta, Plan
 from topkapi.service.limits import MOST_MESSAGES
-from topkapi.service.models import LoadedModel, Models
+from topkapi.service.models import LoadedModel
 
 NOT_APART = "what a checkpoint thinks is part of its answer"
 
@@ -140,16 +136,6 @@ class ResponsesResponse(BaseModel):
     usage: dict[str, Any] | None
 
 
-def add_routes(routes: Routes, models: Models) -> None:
-    """Add the route."""
-
-    @routes.answering(
-        "/v1/responses", "Answer an input, keeping no state", ResponsesResponse, stream=STREAM, description="The answer"
-    )
-    async def responses(request: Request, body: ResponsesRequest) -> Response:
-        return await respond(request, _Answer, models.get(body.model), body)
-
-
 def _checked(model: LoadedModel, body: ResponsesRequest) -> Plan:
     body.refuse_inapplicable()
     given = body.decoding()
@@ -173,8 +159,8 @@ def _checked(model: LoadedModel, body: ResponsesRequest) -> Plan:
     return answers.planned(model, [prompt], given | structure, "input")
 
 
-class _Answer(answers.OpenAIAnswer):
-    """The events of its streams are numbered, each with its type as its name."""
+class ResponsesAnswer(answers.OpenAIAnswer):
+    """The answer to an input. The events of its stream are numbered, each with its type as its name."""
 
     def __init__(self, model: LoadedModel, body: ResponsesRequest) -> None:
         super().__init__(body, _checked(model, body), "resp")
