@@ -170,16 +170,13 @@ def _plan(model: LoadedModel, body: SGLangRequest) -> Plan:
         "include_stop": (asked.no_stop_trim and bool(asked.stop or asked.stop_regex)) or None,
         "seed": asked.sampling_seed,
         "grammar": lark_of(asked.ebnf, "ebnf"),
-        "json_schema": _schema(asked.json_schema),
     }
+    if asked.json_schema is not None:
+        parameters["json_schema"] = schema_in(asked.json_schema, "sampling_params.json_schema", "json_schema")
     if body.return_logprob:
         parameters["logprobs"] = body.top_logprobs_num or 0
     with translated(parameters) as own:
         return plan(model, prompts, own)
-
-
-def _schema(text: str | None) -> Any:
-    return None if text is None else schema_in(text, "sampling_params.json_schema", "json_schema")
 
 
 class _Answer(Answer[Delta]):

@@ -68,7 +68,7 @@ def _calling(model: LoadedModel, body: schemas.AnthropicCountRequest) -> Calling
     if (kind == "tool") != (named is not None):
         raise InvalidRequest("tool_choice.name goes with the type tool", field="tool_choice.name")
     alone = choice is not None and bool(choice.disable_parallel_tool_use)
-    must: Literal["none", "auto", "required"] = "required" if kind in ("any", "tool") else kind
+    must: Literal["none", "auto", "required"] = kind if kind in ("none", "auto") else "required"
     places = ("tools[{}].name", "tool_choice.name")
     return allowed(model, list(map(_function, body.tools)), must, named, places, several=not alone)
 

@@ -16,8 +16,7 @@ from topkapi.model.decoding.aliases import translated
 from topkapi.model.errors import Overloaded, TopkapiError
 from topkapi.service.api.anthropic import schemas
 from topkapi.service.api.anthropic.conversation import Reading, read
-from topkapi.service.api.http.answering import Answer, Event, respond
-from topkapi.service.api.http.apart import apart
+from topkapi.service.api.http.answering import Answer, Event, apart, respond
 from topkapi.service.api.http.describing import STREAM, errors_of
 from topkapi.service.api.http.dialect import Dialect, with_hint
 from topkapi.service.api.http.registration import Routes
@@ -65,13 +64,8 @@ def router(models: Models) -> Routes:
 
 def _plan(model: LoadedModel, body: schemas.AnthropicRequest) -> tuple[Plan, Reading]:
     reading = read(model, body)
-    given: dict[str, Any] = {
-        "max_tokens": body.max_tokens,
-        "stop_sequences": body.stop_sequences or None,
-        "temperature": body.temperature,
-        "top_k": body.top_k,
-        "top_p": body.top_p,
-    }
+    given = {name: getattr(body, name) for name in ("max_tokens", "temperature", "top_k", "top_p")}
+    given["stop_sequences"] = body.stop_sequences or None
     if body.output_config is not None and body.output_config.format is not None:
         given["json_schema"] = body.output_config.format.schema_
     with translated(given) as parameters:

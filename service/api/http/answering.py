@@ -6,21 +6,25 @@ errors and of clients that leave, how events are written, and that none of it ke
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import json
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, ClassVar, Generic, ParamSpec
+from typing import Any, ClassVar, Generic, ParamSpec, TypeVar
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from topkapi.model.errors import TopkapiError
-from topkapi.service.api.http.apart import apart, on_thread, unless_disconnected
+from topkapi.model.interruption import given_up_when
 from topkapi.service.api.http.dialect import Dialect
-from topkapi.service.api.http.errors import INTERNAL
+from topkapi.service.api.http.errors import INTERNAL, ClientGone
 from topkapi.service.jobs import Step, Work
 
 PIECE = 4096
@@ -40,6 +44,13 @@ Events = AsyncIterator[Event]
 """In order."""
 
 Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+LARGE = 256 * 1024
+"""Bytes of a body above which it takes so long to read that it must not take the threads of small ones."""
+
+_small = ThreadPoolExecutor(max_workers=32, thread_name_prefix="request")
+_large = ThreadPoolExecutor(max_workers=2, thread_name_prefix="large-request")
 
 
 class Answer(ABC, Generic[Step]):
@@ -270,3 +281,50 @@ def weight(value: Any, most: int = PIECE) -> int:
 
 def _dumps(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+async def apart(
+    request: Request, work: Callable[Arguments, Result], *arguments: Arguments.args, **named: Arguments.kwargs
+) -> Result:
+    """`work(*arguments)` on a thread; where the client leaves meanwhile, it ends at its next `between_pieces`.
+
+    Large bodies take turns, two at a time, so that they keep each other waiting and not the small ones. Raises what
+    the work raises, and `ClientGone`.
+    """
+    given_up = threading.Event()
+
+    def run() -> Result:
+        with given_up_when(given_up.is_set):
+            return work(*arguments, **named)
+
+    threads = _large if len(await request.body()) > LARGE else _small
+    working = asyncio.get_running_loop().run_in_executor(threads, contextvars.copy_context().run, run)
+    try:
+        return await unless_disconnected(request, working)
+    finally:
+        given_up.set()
+
+
+async def on_thread(work: Callable[[], Result]) -> Result:
+    """`work()` on a thread."""
+    return await asyncio.get_running_loop().run_in_executor(_small, contextvars.copy_context().run, work)
+
+
+async def unless_disconnected(request: Request, work: Awaitable[Result]) -> Result:
+    """Await `work`, and cancel it as soon as the client has gone. Raises `ClientGone`."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientGone("the client went away before the answer was ready")
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict
 
-from topkapi.service.api.http.apart import apart
+from topkapi.service.api.http.answering import apart
 from topkapi.service.api.http.dialect import CHOSEN, Dialect
 from topkapi.service.api.http.errors import (
     InapplicableField,

@@ -11,8 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from topkapi.engine.request import Token
 from topkapi.model.decoding.aliases import translated
 from topkapi.model.errors import ContextExceeded, InvalidRequest, TextTooLong, TopkapiError
-from topkapi.service.api.http.answering import Answer, Event, respond
-from topkapi.service.api.http.apart import apart
+from topkapi.service.api.http.answering import Answer, Event, apart, respond
 from topkapi.service.api.http.describing import STREAM, errors_of
 from topkapi.service.api.http.dialect import Dialect, with_hint
 from topkapi.service.api.http.registration import Routes
@@ -53,12 +52,10 @@ ERRORS = errors_of(schemas.LlamaError, 404, 413, 415, 429, 500, more={
 })  # fmt: skip
 
 
-UNVERSIONED: dict[str, Any] = {"stream": STREAM, "description": "The answer", "name": "chat"}
-
-
 def router(models: Models) -> Routes:
     """llama.cpp's routes over the loaded checkpoints."""
     routes = Routes(ERRORS, tags=["llama.cpp"])
+    one: dict[str, Any] = {"stream": STREAM, "description": "The answer"}
 
     shapes = schemas.LlamaCompletion | list[schemas.LlamaCompletion]
 
@@ -74,7 +71,9 @@ def router(models: Models) -> Routes:
 
     # Of OpenAI's routes without /v1, the others have other meanings there, or none. As there, an answer goes on with
     # what the assistant said last.
-    @routes.answering("/chat/completions", "llama.cpp: OpenAI's chat without /v1", chat.ChatResponse, **UNVERSIONED)
+    @routes.answering(
+        "/chat/completions", "llama.cpp: OpenAI's chat without /v1", chat.ChatResponse, name="chat", **one
+    )
     async def unversioned(request: Request, body: chat.ChatRequest) -> Response:
         return await respond(request, chat.ChatAnswer, chosen(models, body.model), body, continues=True)
 

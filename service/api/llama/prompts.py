@@ -11,8 +11,7 @@ from fastapi.responses import Response
 from topkapi.model.embedding import check_embeddable
 from topkapi.model.errors import InvalidRequest
 from topkapi.service import limits
-from topkapi.service.api.http.answering import answered, as_json
-from topkapi.service.api.http.apart import apart, unless_disconnected
+from topkapi.service.api.http.answering import answered, apart, as_json, unless_disconnected
 from topkapi.service.api.http.errors import InapplicableField
 from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.llama import schemas

@@ -10,7 +10,8 @@ from fastapi.responses import JSONResponse, Response
 from topkapi.engine.request import GenerateJob
 from topkapi.model.conversation.tool_calls import ToolCallForm
 from topkapi.model.errors import InvalidRequest, TopkapiError
-from topkapi.service.api.http.apart import apart
+from topkapi.service.api.http.answering import apart
+from topkapi.service.api.http.describing import Responses
 from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.http.template_variables import template_variables
 from topkapi.service.api.llama import schemas
@@ -32,8 +33,9 @@ class NotReady(TopkapiError):
 def add_state(routes: Routes, models: Models) -> None:
     """The routes, over the loaded checkpoints; `model` chooses one of them."""
     errors = routes.errors
-    unknown, not_ready = {404: errors[404]}, {503: errors[503]}
-    busy = {400: errors[400], 422: errors[400]} | unknown | not_ready
+    unknown: Responses = {404: errors[404]}
+    not_ready: Responses = {503: errors[503]}
+    busy: Responses = {400: errors[400], 422: errors[400], **unknown, **not_ready}
 
     @routes.answering("/props", "llama.cpp: what is served", schemas.LlamaProps, method="GET", errors=unknown)
     async def props(model: str | None = None) -> Response:

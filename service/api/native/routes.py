@@ -8,8 +8,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from topkapi.service.api.http.answering import as_json, respond
-from topkapi.service.api.http.apart import apart
+from topkapi.service.api.http.answering import apart, as_json, respond
 from topkapi.service.api.http.describing import errors_of, stream_of
 from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.native import render, schemas, score_schemas

@@ -18,8 +18,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from topkapi.model.errors import InvalidRequest
-from topkapi.service.api.http.answering import Answer, Event, Events, EventStream, to_the_end, written
-from topkapi.service.api.http.apart import on_thread
+from topkapi.service.api.http.answering import Answer, Event, Events, EventStream, on_thread, to_the_end, written
 from topkapi.service.api.http.describing import STREAM, errors_of
 from topkapi.service.api.http.errors import NATIVE
 from topkapi.service.api.http.registration import Routes
@@ -137,7 +136,7 @@ class Stream:
             logger.error("the stream %s failed", self.identifier, exc_info=error)
         finally:
             # What was computed need not be held as long as its events are.
-            self.cancel = _nothing
+            self.cancel = lambda: None
             self.over = True
             self._wake()
 
@@ -332,7 +331,3 @@ async def fingerprint(request: Request) -> bytes:
         return found.digest()
 
     return await on_thread(made)
-
-
-def _nothing() -> None:
-    """There is nothing left to cancel."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import Request
 from fastapi.responses import Response
 
@@ -22,7 +24,8 @@ __all__ = ["DIALECT", "router"]
 def router(models: Models) -> Routes:
     """OpenAI's routes over the loaded checkpoints."""
     routes = Routes(ERRORS, tags=["OpenAI"])
-    one, many = {"stream": STREAM, "description": "The answer"}, {"stream": STREAM, "description": "The answers"}
+    one: dict[str, Any] = {"stream": STREAM, "description": "The answer"}
+    many: dict[str, Any] = {"stream": STREAM, "description": "The answers"}
 
     @routes.answering("/v1/completions", "Continue prompts", CompletionResponse, **many)
     async def completions(request: Request, body: CompletionRequest) -> Response:
@@ -36,7 +39,7 @@ def router(models: Models) -> Routes:
     async def responses(request: Request, body: ResponsesRequest) -> Response:
         return await respond(request, ResponsesAnswer, models.get(body.model), body)
 
-    @routes.answering("/v1/embeddings", "Texts as vectors", embeddings.EmbeddingsResponse)
+    @routes.answering("/v1/embeddings", "Texts as vectors", embeddings.EmbeddingsResponse, name="embeddings")
     async def embed(request: Request, body: embeddings.EmbeddingsRequest) -> Response:
         return await embeddings.embeddings(request, models.get(body.model), body)
 

@@ -11,8 +11,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 from topkapi.model.embedding import check_embeddable
-from topkapi.service.api.http.answering import answered
-from topkapi.service.api.http.apart import apart, unless_disconnected
+from topkapi.service.api.http.answering import answered, apart, unless_disconnected
 from topkapi.service.api.http.body import Strict
 from topkapi.service.api.http.errors import inapplicable
 from topkapi.service.api.native.schemas import ModelName, Prompt
