@@ -86,12 +86,8 @@ class ClientGone(TopkapiError):
 
 def error_body(error: TopkapiError) -> dict[str, Any]:
     """The JSON object that reports `error` on the native routes."""
-    content = {"type": error.kind, "message": error.message}
-    if error.field is not None:
-        content["field"] = error.field
-    if error.hint is not None:
-        content["hint"] = error.hint
-    return {"error": content}
+    content = {"type": error.kind, "message": error.message, "field": error.field, "hint": error.hint}
+    return {"error": {name: value for name, value in content.items() if value is not None}}
 
 
 NATIVE = Dialect("native", lambda error: (error.status, error_body(error)), error_event="error")

@@ -116,11 +116,8 @@ def add_checkpoints(routes: Routes, models: Models) -> None:
 
     @server("/models", "The loaded checkpoints", ModelsResponse, method="GET", errors={})
     async def list_models() -> Response:
-        loaded = list(models)
-        data = [
-            {"id": model.name, "object": "model", "created": model.created, "owned_by": "topkapi"} for model in loaded
-        ]
-        described = [describe(models, model) for model in loaded]
+        described = [describe(models, model) for model in models]
+        data = [listed(model) for model in models]
         return JSONResponse({"models": described, "loading": models.loading, "object": "list", "data": data})
 
     @server("/models/{name}", "A loaded checkpoint", ModelDetails, method="GET", errors=NAMED)
@@ -157,6 +154,11 @@ def add_checkpoints(routes: Routes, models: Models) -> None:
         _allowed(directory)
         await asyncio.to_thread(models.unload, name)
         return Response(status_code=204)
+
+
+def listed(model: LoadedModel) -> dict[str, Any]:
+    """What a `ListedModel` says of a checkpoint."""
+    return {"id": model.name, "object": "model", "created": model.created, "owned_by": "topkapi"}
 
 
 def describe(models: Models, model: LoadedModel) -> dict[str, Any]:

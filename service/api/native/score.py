@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from topkapi.model.decoding.parameters import BY_NAME, check
@@ -109,26 +109,16 @@ def _check_report(kind: str, tokens: int, body: score_schemas.ScoreRequest) -> N
 
 
 def _texts(model: LoadedModel, body: score_schemas.ScoreRequest, kind: str) -> list[list[int]]:
-    if kind == "text":
-        texts = body.text if isinstance(body.text, list) else None
-        if texts is None:
-            return [text_tokens(model, body.text, kind, fits=False)]
-        if not texts:
-            raise InvalidRequest("text is empty", field=kind, hint="send at least one text")
-        check_count(texts, kind)
-        return _together(kind, (text_tokens(model, text, f"text[{at}]", fits=False) for at, text in enumerate(texts)))
-    lists = body.token_ids
-    if isinstance(lists, list) and lists and isinstance(lists[0], list):
-        check_count(lists, kind)
-        return _together(
-            kind, (checked_ids(model, each, f"token_ids[{at}]", fits=False) for at, each in enumerate(lists))
-        )
-    return [checked_ids(model, lists, kind, fits=False)]
-
-
-def _together(kind: str, texts: Iterable[list[int]]) -> list[list[int]]:
-    total, found = 0, []
-    for token_ids in texts:
-        total = _counted(kind, total, len(token_ids))
-        found.append(token_ids)
+    source = getattr(body, kind)
+    read = text_tokens if kind == "text" else checked_ids
+    if not isinstance(source, list) or (kind == "token_ids" and not (source and isinstance(source[0], list))):
+        return [read(model, source, kind, fits=False)]
+    if not source:
+        raise InvalidRequest("text is empty", field=kind, hint="send at least one text")
+    check_count(source, kind)
+    found: list[list[int]] = []
+    total = 0
+    for position, each in enumerate(source):
+        found.append(read(model, each, f"{kind}[{position}]", fits=False))
+        total = _counted(kind, total, len(found[-1]))
     return found

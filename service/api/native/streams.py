@@ -43,13 +43,15 @@ class Stream:
 
     def __init__(self, streams: Streams, identifier: str, request: bytes, cancel: Callable[[], None]) -> None:
         self.identifier, self.request, self.cancel = identifier, request, cancel
-        self.over = False
+        self.over, self.kept = False, streams.grace_s > 0
+        """Whether it is at its end, and whether what was sent may be asked for again."""
         self.size = OVERHEAD
         self._streams = streams
         self._events: list[bytes] = []
         self._dropped = 0
         self._readers: list[Reader] = []
-        self._grown = asyncio.Event()
+        self.grown = asyncio.Event()
+        """Another event has come, or the end."""
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -62,11 +64,6 @@ class Stream:
     def read(self) -> bool:
         """Whether a connection reads it."""
         return bool(self._readers)
-
-    @property
-    def kept(self) -> bool:
-        """Whether what was sent may be asked for again."""
-        return self._streams.grace_s > 0
 
     def run(self, events: Events) -> None:
         """Collect `events` from now on, in a task. Needs a running event loop."""
@@ -113,10 +110,6 @@ class Stream:
             self._timer.cancel()
         self._streams.forget(self)
 
-    async def grow(self) -> None:
-        """Wait for another event, or for the end."""
-        await self._grown.wait()
-
     def join(self, first: int) -> bytes:
         """The events after number `first`, as they are sent."""
         return b"".join(self._events[first - self._dropped :])
@@ -151,9 +144,9 @@ class Stream:
         self._streams.grew(self, size)
 
     def _wake(self) -> None:
-        self._grown.set()
+        self.grown.set()
         if not self.over:
-            self._grown.clear()
+            self.grown.clear()
 
 
 class Reader:
@@ -174,7 +167,7 @@ class Reader:
             elif stream.over:
                 return
             else:
-                await stream.grow()
+                await stream.grown.wait()
 
 
 class StreamResponse(EventStream):

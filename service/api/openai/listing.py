@@ -10,19 +10,16 @@ from pydantic import BaseModel
 
 from topkapi.service.api.http.describing import Responses
 from topkapi.service.api.http.registration import Routes
+from topkapi.service.api.native.checkpoints import ListedModel, listed
 from topkapi.service.api.openai.errors import ERRORS
 from topkapi.service.models import LoadedModel, Models
 
 UNKNOWN: Responses = {404: ERRORS[404]}
 
 
-class ModelEntry(BaseModel):
+class ModelEntry(ListedModel):
     """A loaded checkpoint; `max_model_len` is its context, as vLLM tells it."""
 
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
     max_model_len: int
 
 
@@ -69,10 +66,4 @@ def add_routes(routes: Routes, models: Models) -> None:
 
 
 def _entry(model: LoadedModel) -> dict[str, Any]:
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": model.created,
-        "owned_by": "topkapi",
-        "max_model_len": model.context_length,
-    }
+    return listed(model) | {"max_model_len": model.context_length}
