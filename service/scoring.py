@@ -10,7 +10,7 @@ from typing import Literal
 
 from topkapi.engine.request import Completed, ScoreJob, ScoreProgress
 from topkapi.engine.slots import LEAST_COPIED
-from topkapi.model.errors import DeadlineExceeded, EngineError, InvalidRequest
+from topkapi.model.errors import DeadlineExceeded, EngineError
 from topkapi.model.scoring import Scores, check_text, windows
 from topkapi.service.jobs import JobGroup, Work
 from topkapi.service.models import LoadedModel
@@ -205,12 +205,3 @@ def ranking(scores: Sequence[TextScore], normalization: Normalization) -> list[i
         return score.nll / max(size, 1)
 
     return sorted(range(len(scores)), key=cost)
-
-
-def require_one(given: Sequence[str], allowed: str) -> str:
-    """The one field of `given`. Raises `InvalidRequest` where there are none or several."""
-    if len(given) == 1:
-        return given[0]
-    if not given:
-        raise InvalidRequest(f"send one of {allowed}")
-    raise InvalidRequest(f"{' and '.join(given)} exclude each other", field=given[1], hint=f"send one of {allowed}")

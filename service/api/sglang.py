@@ -26,8 +26,8 @@ from topkapi.service.api.native.render import new_id
 from topkapi.service.generation import Delta, Generation, Output, Plan, no_answer, plan
 from topkapi.service.limits import MOST_PROMPTS
 from topkapi.service.models import LoadedModel, Models
-from topkapi.service.prompting import check_count, prompt_tokens, raw_tokens
-from topkapi.service.scoring import finite, require_one
+from topkapi.service.prompting import check_count, prompt_tokens, raw_tokens, require_one
+from topkapi.service.scoring import finite
 
 TEXT_ONLY = "only text is read"
 

@@ -17,8 +17,7 @@ from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.llama import schemas
 from topkapi.service.embedding import embedded
 from topkapi.service.models import LoadedModel, Models
-from topkapi.service.prompting import check_count, check_size, checked_ids, raw_tokens
-from topkapi.service.scoring import require_one
+from topkapi.service.prompting import check_count, check_size, checked_ids, raw_tokens, require_one
 
 
 def read_prompts(model: LoadedModel, prompt: Any, field: str = "prompt") -> list[list[int]]:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from topkapi.service.api.http.answering import apart, as_json, respond
+from topkapi.service.api.http.answering import Event, apart, as_json, respond
 from topkapi.service.api.http.describing import errors_of, stream_of
 from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.native import render, schemas, score_schemas
 from topkapi.service.api.native.checkpoints import add_checkpoints
-from topkapi.service.api.native.generate import GenerateAnswer
 from topkapi.service.api.native.score import ScoreAnswer
-from topkapi.service.api.native.streams import Streams, add_streams, resumed
+from topkapi.service.api.native.streams import KeptAnswer, Streams, add_streams, resumed
+from topkapi.service.generation import Delta, Generation, Plan, plan
 from topkapi.service.models import LoadedModel, Models
-from topkapi.service.prompting import check_size, checked_ids, conversation_tokens
-from topkapi.service.scoring import require_one
+from topkapi.service.prompting import check_size, checked_ids, conversation_tokens, prompt_tokens, require_one
 from topkapi.service.version import VERSION
 
 
@@ -42,7 +42,7 @@ def router(models: Models) -> Routes:
     ) -> Response:
         if last_event_id is not None:
             return await resumed(streams, request, body.stream, last_event_id)
-        return await respond(request, GenerateAnswer, models.get(body.model), body, streams)
+        return await respond(request, _GenerateAnswer, models.get(body.model), body, streams)
 
     @routes.answering(
         "/score",
@@ -117,3 +117,30 @@ def _tokenized(model: LoadedModel, body: schemas.TokenizeRequest) -> Response:
 def _detokenized(model: LoadedModel, body: schemas.DetokenizeRequest) -> Response:
     token_ids = checked_ids(model, body.token_ids, "token_ids", fits=False)
     return as_json({"model": model.name, "text": model.checkpoint.tokenizer.decode(token_ids)})
+
+
+class _GenerateAnswer(KeptAnswer[Delta]):
+    """The continuations of prompts, or of a conversation."""
+
+    def __init__(self, model: LoadedModel, body: schemas.GenerateRequest, streams: Streams) -> None:
+        self._generation = Generation(_plan(model, body), body.priority)
+        self._created = render.timestamp()
+        super().__init__(self._generation, stream=body.stream, streams=streams, identifier=render.new_id("gen"))
+
+    def whole(self) -> dict[str, Any]:
+        return render.generate_response(self._generation, self.identifier, self._created)
+
+    def told(self, step: Delta) -> Iterator[Event]:
+        yield "token", render.token_event(self._generation, step)
+
+    def ending(self) -> Iterator[Event]:
+        yield "done", self.whole()
+
+
+def _plan(model: LoadedModel, body: schemas.GenerateRequest) -> Plan:
+    kind = require_one(schemas.given(body, "prompt", "messages"), "prompt and messages")
+    if kind == "messages":
+        prompts = [conversation_tokens(model, [message.model_dump() for message in body.messages or []])]
+    else:
+        prompts = prompt_tokens(model, body.prompt)
+    return plan(model, prompts, body.parameters(), chat=kind == "messages")

@@ -14,7 +14,7 @@ from topkapi.service.api.native import render, schemas, score_schemas
 from topkapi.service.api.native.streams import KeptAnswer, Streams
 from topkapi.service.limits import MOST_REPORTED, MOST_TOKENS
 from topkapi.service.models import LoadedModel
-from topkapi.service.prompting import check_count, checked_ids, text_tokens, tokens_of
+from topkapi.service.prompting import check_count, checked_ids, require_one, text_tokens, tokens_of
 
 SECONDS_BETWEEN_PROGRESS = 0.1
 
@@ -57,7 +57,7 @@ class ScoreAnswer(KeptAnswer[tuple[int, int]]):
 
 def _items(model: LoadedModel, body: score_schemas.ScoreRequest) -> list[scoring.Item]:
     given = schemas.given(body, "text", "token_ids", "pairs", "choices")
-    kind = scoring.require_one(given, "text, token_ids, pairs, and prompt with choices")
+    kind = require_one(given, "text, token_ids, pairs, and prompt with choices")
     if (body.prompt is None) == (kind == "choices"):
         message = "choices need a prompt" if kind == "choices" else f"prompt goes with choices, not with {kind}"
         raise InvalidRequest(message, field="prompt", hint="send prompt and choices together, or pairs")
