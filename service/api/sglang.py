@@ -15,7 +15,7 @@ from topkapi.model.decoding.aliases import translated
 from topkapi.model.decoding.gbnf import lark_of
 from topkapi.model.decoding.table import MOST_PATTERNS, MOST_STOP_IDS, MOST_STOPS
 from topkapi.model.errors import InvalidRequest, Overloaded, TopkapiError
-from topkapi.service.api.http.answering import Answer, Event, pieces, respond
+from topkapi.service.api.http.answering import Answer, Event, respond, text_of
 from topkapi.service.api.http.body import Strict
 from topkapi.service.api.http.describing import STREAM, errors_of
 from topkapi.service.api.http.dialect import Dialect, with_hint
@@ -216,7 +216,7 @@ class _Answer(Answer[Delta]):
     def _event(self, output: Output) -> Event:
         indexed = {"index": output.index} if len(self._generation.outputs) > 1 else {}
         # Written here, so that the time it takes is known.
-        return None, "".join(pieces(self._of(output) | indexed))
+        return None, text_of(self._of(output) | indexed)
 
     def _of(self, output: Output) -> dict[str, Any]:
         """One answer; in a stream, all of it so far."""

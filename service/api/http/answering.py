@@ -30,9 +30,12 @@ from topkapi.service.jobs import Step, Work
 PIECE = 4096
 """Values that are written at once, in about a millisecond."""
 
-MOMENT = 0.002
-"""Seconds of processor time that one step's events may take on the event loop. After one that took more, those of the
-stream are made on a thread."""
+CHUNK = 64 * 1024
+"""Characters of events that are made on a thread at once."""
+
+MOMENT = 0.0005
+"""Seconds of processor time that a step's events may take: more, and the next step's are made on a thread. Going there
+and back costs the event loop about half of that."""
 
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 """A proxy that buffers would turn a stream into one late answer."""
@@ -93,14 +96,14 @@ class Answer(ABC, Generic[Step]):
         return EventStream(self._written(), self.work.cancel)
 
     async def events(self) -> Events:
-        """Every event of a stream. Opening and end may be long; what a step adds hardly ever is."""
+        """Every event of a stream, its data as text. Opening and end may be long; what a step adds hardly ever is."""
         async for event in _on_threads(self.opening()):
             yield event
         slow = False
         async for step in self.work.steps():
-            make = partial(_timed, self.told, step)
+            make = partial(_made, self.told, step)
             events, took = await on_thread(make) if slow else make()
-            slow = slow or took > MOMENT
+            slow = took > MOMENT
             for event in events:
                 yield event
         async for event in _on_threads(self.ending()):
@@ -108,11 +111,11 @@ class Answer(ABC, Generic[Step]):
 
     async def _written(self) -> AsyncIterator[bytes]:
         async for event in to_the_end(self.events(), self.failed, self.work.cancel):
-            yield await written(event, mark=self.dialect.data_mark)
+            yield written(event, mark=self.dialect.data_mark)
 
 
 async def _on_threads(events: Iterable[Event]) -> Events:
-    """The events, made on threads, as many at once as are worth it."""
+    """The events, made on threads, a chunk at a time."""
     rest = iter(events)
     more = True
     while more:
@@ -122,21 +125,21 @@ async def _on_threads(events: Iterable[Event]) -> Events:
 
 
 def _next(events: Iterator[Event]) -> tuple[list[Event], bool]:
-    """As many events as have PIECE values together, and whether there may be more."""
+    """The events of the next chunk, and whether there may be more."""
     made: list[Event] = []
-    held = 0
-    for event in events:
-        made.append(event)
-        held += weight(event[1])
-        if held >= PIECE:
+    size = 0
+    for name, data in events:
+        made.append((name, text_of(data)))
+        size += len(made[-1][1])
+        if size >= CHUNK:
             return made, True
     return made, False
 
 
-def _timed(told: Callable[[Step], Iterable[Event]], step: Step) -> tuple[list[Event], float]:
+def _made(told: Callable[[Step], Iterable[Event]], step: Step) -> tuple[list[Event], float]:
     """The events of a step, and the seconds of this thread's processor time that they took."""
     began = time.thread_time()
-    events = list(told(step))
+    events = [(name, text_of(data)) for name, data in told(step)]
     return events, time.thread_time() - began
 
 
@@ -193,17 +196,20 @@ async def to_the_end(events: Events, failed: Callable[[TopkapiError], Event], ca
         raise
 
 
-async def written(event: Event, identifier: str | None = None, mark: str = "data: ") -> bytes:
+def written(event: Event, identifier: str | None = None, mark: str = "data: ") -> bytes:
     """An event as it is sent. JSON escapes line breaks, so the data is always a single line."""
     name, data = event
-    if isinstance(data, str):
-        text = data
-    elif weight(data) < PIECE:
-        text = json.dumps(data, ensure_ascii=False, allow_nan=False)
-    else:
-        text = await on_thread(lambda: "".join(pieces(data)))
     head = (f"id: {identifier}\n" if identifier else "") + (f"event: {name}\n" if name else "")
-    return f"{head}{mark}{text}\n\n".encode()
+    return f"{head}{mark}{text_of(data)}\n\n".encode()
+
+
+def text_of(data: Any) -> str:
+    """The data of an event as it is sent."""
+    if isinstance(data, str):
+        return data
+    if weight(data) < PIECE:
+        return json.dumps(data, ensure_ascii=False, allow_nan=False)
+    return "".join(pieces(data))
 
 
 async def answered(made: Callable[[], Any]) -> Response:
@@ -261,6 +267,10 @@ def _grouped(entries: Any) -> Iterator[tuple[bool, Any]]:
         yield True, group
 
 
+_PLAIN = {str, int, float, bool, type(None)}
+"""What most values are: looked at first, as asking for a kind of container takes a while."""
+
+
 def weight(value: Any, most: int = PIECE) -> int:
     """How many values there are in one, counted up to `most`; what an iterator will give is not known."""
     if isinstance(value, Mapping):
@@ -272,7 +282,7 @@ def weight(value: Any, most: int = PIECE) -> int:
     count = len(value)
     if count < most:
         for each in value:
-            if isinstance(each, Mapping | list | tuple | Iterator):
+            if type(each) not in _PLAIN and isinstance(each, Mapping | list | tuple | Iterator):
                 count += weight(each, most - count)
                 if count >= most:
                     break

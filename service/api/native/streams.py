@@ -124,7 +124,7 @@ class Stream:
     async def _collect(self, events: Events) -> None:
         try:
             async for event in to_the_end(events, NATIVE.failure, self.cancel):
-                await self._append(event)
+                self._append(event)
         except Exception as error:
             logger.error("the stream %s failed", self.identifier, exc_info=error)
         finally:
@@ -133,8 +133,8 @@ class Stream:
             self.over = True
             self._wake()
 
-    async def _append(self, event: Event) -> None:
-        sent = await written(event, f"{self.identifier}:{self.count + 1}")
+    def _append(self, event: Event) -> None:
+        sent = written(event, f"{self.identifier}:{self.count + 1}")
         self._events.append(sent)
         self._wake()
         self._grew(len(sent))

@@ -86,7 +86,9 @@ def test_it_answers_whole_and_word_by_word_alike(client: TestClient) -> None:
         ({"say": "hi", "mood": "good"}, 422, "mood"),
     ],
 )
-def test_it_refuses_in_its_own_words_and_names_the_field(client: TestClient, body: dict, status: int, about: str) -> None:
+def test_it_refuses_in_its_own_words_and_names_the_field(
+    client: TestClient, body: dict, status: int, about: str
+) -> None:
     for stream in (False, True):
         response = client.post("/parrot", json=body | {"stream": stream})
         assert response.status_code == status, response.text
