@@ -134,10 +134,10 @@ class Latencies:
         return cls(math.fsum(ordered) / len(ordered), p50, p95, ordered[-1])
 
 
-class Generation(EngineWork):
+class Generation(EngineWork[Delta]):
     """Runs a plan.
 
-    Where requests wait or compete for room, those of higher `priority` go first.
+    Where requests wait or compete for room, those of higher `priority` go first. `timeout_s` counts from the start.
     """
 
     def __init__(self, plan: Plan, priority: int = 0) -> None:
@@ -158,14 +158,11 @@ class Generation(EngineWork):
             for index in range(self._count)
         ]
         self._stoppers = [self._stopper(output.prompt_index) for output in self.outputs]
-        timeout = plan.parameters[0]["timeout_s"]
-        deadline = None if timeout is None else time.monotonic() + timeout
         jobs = [
             GenerateJob(
                 prompt,
                 parameters,
                 self._stop_checks(prompt_index),
-                deadline=deadline,
                 priority=priority,
                 constraint=plan.constraint,
                 negative=plan.negative,
@@ -174,7 +171,12 @@ class Generation(EngineWork):
         ]
         self._group = JobGroup(plan.model, jobs)
 
-    async def deltas(self) -> AsyncIterator[Delta]:
+    def start(self) -> None:
+        """Submit the first jobs. Raises `Overloaded` when the queue is full. Needs a running event loop."""
+        timeout = self.plan.parameters[0]["timeout_s"]
+        self._group.start(None if timeout is None else time.monotonic() + timeout)
+
+    async def steps(self) -> AsyncIterator[Delta]:
         """What each step adds, until every output is finished. Raises the error of a failed step."""
         async for prompt_index, event in self._group.events():
             if isinstance(event, Token):
@@ -200,11 +202,6 @@ class Generation(EngineWork):
             # Of many prompts, those that the engine was not given before all were cancelled.
             if output.finish_reason is None:
                 output.finish_reason, output.cancellation = "cancelled", self.plan.model.engine.cancellation()
-
-    async def finish(self) -> None:
-        """Run to the end."""
-        async for _ in self.deltas():
-            pass
 
     @property
     def parameters(self) -> dict[str, Any]:

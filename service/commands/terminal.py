@@ -204,7 +204,7 @@ async def _run(generation: Generation, stream: bool) -> bool:
 
 
 async def _deltas(generation: Generation) -> AsyncIterator[str]:
-    async for delta in generation.deltas():
+    async for delta in generation.steps():
         if delta.text:
             yield delta.text
 

@@ -185,7 +185,7 @@ def _answer(models: Models, controls: Controls) -> Callable[..., AsyncIterator[t
             async with Generation(prepared) as generation:
                 output = generation.outputs[0]
                 shown = time.monotonic()
-                async for _ in generation.deltas():
+                async for _ in generation.steps():
                     # The page draws the whole conversation anew each time: a token at a time would choke it.
                     if time.monotonic() - shown > SECONDS_BETWEEN_UPDATES + len(output.text) / CHARACTERS_PER_SECOND:
                         shown = time.monotonic()
