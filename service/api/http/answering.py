@@ -25,7 +25,7 @@ from topkapi.model.errors import TopkapiError
 from topkapi.model.interruption import given_up_when
 from topkapi.service.api.http.dialect import Dialect
 from topkapi.service.api.http.errors import INTERNAL, ClientGone
-from topkapi.service.jobs import Step, EngineWork
+from topkapi.service.jobs import EngineWork, Step
 
 PIECE = 4096
 """Values that are written at once, in about a millisecond."""

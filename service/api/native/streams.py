@@ -23,7 +23,7 @@ from topkapi.service.api.http.describing import STREAM, errors_of
 from topkapi.service.api.http.errors import NATIVE
 from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.native import schemas
-from topkapi.service.jobs import Step, EngineWork
+from topkapi.service.jobs import EngineWork, Step
 
 logger = logging.getLogger(__name__)
 
