@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
-from topkapi.model.decoding.contradictions import TRUNCATIONS, check_tokens_exist
+from topkapi.model.decoding.contradictions import check_tokens_exist
 from topkapi.model.decoding.parameters import BY_NAME, STORED_NAMES, check, from_generation_config
+from topkapi.model.decoding.table import TRUNCATIONS
 from topkapi.model.decoding.words import Words
 from topkapi.model.errors import CheckpointError, InvalidRequest
 

@@ -19,13 +19,13 @@ from topkapi.model.decoding.contradictions import (
     settle_unneeded,
 )
 from topkapi.model.decoding.parameter import Kind, Parameter, check
-from topkapi.model.decoding.table import BY_NAME, CONSTRAINTS, DEFAULT_ORDER, PARAMETERS
+from topkapi.model.decoding.table import BY_NAME, CONSTRAINTS, DEFAULT_ORDER, PARAMETERS, DecodingParameters
 from topkapi.model.decoding.words import Vocabulary, bind_breakers, bind_words
 from topkapi.model.errors import InvalidRequest
 
 __all__ = [
-    "BY_NAME", "CONSTRAINTS", "DEFAULT_ORDER", "PARAMETERS", "STORED_NAMES", "Kind", "Parameter", "check",
-    "check_together", "check_values", "from_generation_config", "grammar_parameter", "in_force", "resolve",
+    "BY_NAME", "CONSTRAINTS", "DEFAULT_ORDER", "PARAMETERS", "STORED_NAMES", "DecodingParameters", "Kind", "Parameter",
+    "check", "check_together", "check_values", "from_generation_config", "grammar_parameter", "in_force", "resolve",
     "unknown_parameter",
 ]  # fmt: skip
 
@@ -37,18 +37,17 @@ STORED_NAMES = {
 """What `generation_config.json` calls parameters that have another name there."""
 
 
-def in_force(effective: Mapping[str, Any]) -> set[str]:
+def in_force(effective: DecodingParameters) -> set[str]:
     """The stages that these effective parameters ask for."""
     return {
         parameter.stage for parameter in PARAMETERS
-        if parameter.stage and parameter.needs is None and effective[parameter.name] != parameter.off
+        if parameter.stage and parameter.needs is None and effective.asks_for(parameter.name)
     }  # fmt: skip
 
 
-def grammar_parameter(effective: Mapping[str, Any]) -> str | None:
+def grammar_parameter(effective: DecodingParameters) -> str | None:
     """The parameter that asks for structured output, if one does."""
-    names = (p.name for p in PARAMETERS if p.stage == "grammar" and effective[p.name] != p.off)
-    return next(names, None)
+    return next((p.name for p in PARAMETERS if p.stage == "grammar" and effective.asks_for(p.name)), None)
 
 
 def resolve(
@@ -57,7 +56,7 @@ def resolve(
     vocab_size: int | None = None,
     end_token_ids: Sequence[int] = (),
     vocabulary: Vocabulary | None = None,
-) -> dict[str, Any]:
+) -> DecodingParameters:
     """Effective value of every parameter: the request's, else the first default that has it, else the table's.
 
     A request value of None counts as absent. A seed is drawn where none is given, so that the answer can be had
@@ -68,16 +67,16 @@ def resolve(
     that could not act, or parameters that contradict each other.
     """
 
-    def bind(effective: dict[str, Any]) -> None:
-        if effective["bad_words"]:
-            effective["bad_words"] = bind_words("bad_words", effective["bad_words"], vocabulary)
-        if effective["dry_multiplier"]:
-            effective["dry_breakers"] = bind_breakers("dry_breakers", effective["dry_breakers"], vocabulary)
+    def bind(effective: DecodingParameters) -> None:
+        if effective.bad_words:
+            effective.bad_words = bind_words("bad_words", effective.bad_words, vocabulary)
+        if effective.dry_multiplier:
+            effective.dry_breakers = bind_breakers("dry_breakers", effective.dry_breakers, vocabulary)
         check_tokens(effective, vocab_size, end_token_ids)
 
     effective = _settled(request, defaults, bind)
-    if effective["seed"] is None:
-        effective["seed"] = secrets.randbits(32)
+    if not effective.asks_for("seed"):
+        effective.seed = secrets.randbits(32)
     return effective
 
 
@@ -102,8 +101,8 @@ def check_values(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settled(
-    request: Mapping[str, Any], defaults: Sequence[Mapping[str, Any]], bind: Callable[[dict[str, Any]], None]
-) -> dict[str, Any]:
+    request: Mapping[str, Any], defaults: Sequence[Mapping[str, Any]], bind: Callable[[DecodingParameters], None]
+) -> DecodingParameters:
     """The effective parameters, less the defaults that contradict the request or one another.
 
     What was sent is never refused for the sake of a default that nobody sent: as few defaults as need be are left out.
@@ -112,16 +111,15 @@ def _settled(
     own = {name: value for layer in reversed(defaults) for name, value in layer.items() if value is not None}
     own = {name: check(BY_NAME[name], value) for name, value in own.items() if name not in given}
 
-    def together(kept: Mapping[str, Any]) -> dict[str, Any]:
-        table = {parameter.name: _default(parameter) for parameter in PARAMETERS}
-        effective: dict[str, Any] = {**table, **kept, **given}
-        settle_search(effective, given, BY_NAME)
-        settle_temperature_zero(effective, given, BY_NAME)
-        settle_mirostat(effective, given, BY_NAME)
-        settle_unneeded(effective, given, BY_NAME)
+    def together(kept: Mapping[str, Any]) -> DecodingParameters:
+        effective = DecodingParameters(**{**kept, **given})
+        settle_search(effective, given)
+        settle_temperature_zero(effective, given)
+        settle_mirostat(effective, given)
+        settle_unneeded(effective, given)
         refuse_contradictions(effective)
-        refuse_structures(effective, BY_NAME)
-        effective["order"] = check_order(effective["order"], in_force(effective), DEFAULT_ORDER, CONSTRAINTS)
+        refuse_structures(effective)
+        effective.order = check_order(effective.order, in_force(effective))
         bind(effective)
         return effective
 
@@ -145,11 +143,6 @@ def _settled(
             effective = together(kept | {name: value})
             kept[name] = value
     return effective
-
-
-def _default(parameter: Parameter) -> Any:
-    """The table's default, in the parameter's own type."""
-    return None if parameter.default is None else check(parameter, parameter.default)
 
 
 def from_generation_config(generation: Mapping[str, Any]) -> dict[str, Any]:

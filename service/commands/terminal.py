@@ -44,7 +44,7 @@ def generate(
         else:
             prompts = prompt_tokens(model, text)
         generation = Generation(plan(model, prompts, parameters, chat=arguments.chat))
-        stream = not arguments.json and generation.parameters["n"] == 1
+        stream = not arguments.json and generation.parameters.n == 1
         interrupted = asyncio.run(_run(generation, stream))
         if arguments.json:
             _print_json(render.generate_response(generation, render.new_id("gen"), render.timestamp()))

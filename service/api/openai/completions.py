@@ -173,7 +173,7 @@ def _checked(model: LoadedModel, body: CompletionRequest) -> Completion:
     top = given.get("logprobs")
     plan = answers.planned(model, prompts, given)
     texts = _texts(model, body.prompt, prompts) if body.echo else []
-    return Completion(model, body, prompts, texts, plan, top if top is None else plan.parameters[0]["logprobs"])
+    return Completion(model, body, prompts, texts, plan, top if top is None else plan.parameters[0].logprobs)
 
 
 def _texts(model: LoadedModel, prompt: Any, prompts: Sequence[list[int]]) -> list[str]:

@@ -112,7 +112,7 @@ class _Asked:
         if self.parameters.truncate is not None:
             prompt = prompt[-self.parameters.truncate :]
         self.plan = _plan(model, prompt, self.parameters)
-        self.sampled = self.plan.parameters[0]["temperature"] > 0
+        self.sampled = self.plan.parameters[0].temperature > 0
 
     def stream(self) -> Response:
         """The answer token by token."""
@@ -196,7 +196,7 @@ class _Asked:
         return self.inputs + output.text if self.full_text else output.text
 
     def _summary(self, output: Output) -> dict[str, Any]:
-        seed = self.plan.parameters[0]["seed"] if self.sampled else None
+        seed = self.plan.parameters[0].seed if self.sampled else None
         return {"finish_reason": _finish_reason(output), "generated_tokens": len(output.tokens), "seed": seed}
 
     def _details(self, output: Output, prefill: list[dict[str, Any]]) -> dict[str, Any]:
