@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from topkapi.model.errors import SettingsError
+from topkapi.model.flags import flag_of
 from topkapi.training.recipes.contradictions import check_together
 from topkapi.training.recipes.recipe import TrainingRecipe
 
@@ -73,9 +74,7 @@ def build_recipe(kind: type[R], fields: dict[str, Any], source: str, flags: Iter
                 field=name,
                 hint=f"did you mean {close[0]!r}?" if close else f"fields: {', '.join(sorted(kind.model_fields))}",
             ) from None
-        shown = (
-            f"--{name.replace('_', '-')} {first['input']}" if name in flags else f"{source}: '{name}: {first['input']}'"
-        )
+        shown = f"{flag_of(name)} {first['input']}" if name in flags else f"{source}: '{name}: {first['input']}'"
         raise SettingsError(
             f"{shown}: {first['msg'][:1].lower()}{first['msg'][1:]}",
             field=name,
