@@ -37,7 +37,7 @@ def add_flags(parser: argparse.ArgumentParser, options: Iterable[Option]) -> Non
         default = ("no", "yes")[option.default] if isinstance(option.default, bool) else option.default
         shown = "" if default in (None, [], ()) else f" [{default}]"
         about: dict[str, Any] = {"dest": option.name, "default": argparse.SUPPRESS}
-        about["help"] = option.meaning.replace("%", "%%") + shown
+        about["help"] = (option.meaning + shown).replace("%", "%%")
         kind = _bare(option.type)
         about |= {"action": argparse.BooleanOptionalAction} if kind is bool else {"metavar": _metavar(kind)}
         about |= {"nargs": "+"} if get_origin(kind) is list else {}

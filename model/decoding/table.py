@@ -74,10 +74,7 @@ class DecodingParameters:
         None, "The same request with the same seed gives the same tokens; by default one is drawn and reported.",
         "Topkapi", minimum=0, maximum=2**53 - 1,
     )
-    n: int = for_answer(
-        1, "Number of continuations of each prompt.",
-        "OpenAI API", minimum=1, maximum=128,
-    )
+    n: int = for_answer(1, "Number of continuations of each prompt.", "OpenAI API", minimum=1, maximum=128)
     best_of: int | None = for_answer(
         None, "Generate so many continuations and answer with the `n` that are likeliest per token; by default `n`.",
         "OpenAI API", minimum=1, maximum=128,
