@@ -36,9 +36,10 @@ class Parameter:
 
     `group` is what it is about, `stage` the decoding stage it belongs to, and `needs` the parameter without which it
     has nothing to act on.
-    Integers and numbers lie between `minimum` and `maximum` or strictly above `above`; `slider` is (low, high, step).
-    A list or an object has at most `most` entries, and each text at most `longest` characters, each list of token ids
-    within it as many ids, a schema as many characters of JSON.
+    `aliases` are its names in other systems' requests, `stored` its name in `generation_config.json`, `gguf` that after
+    `general.sampling.` in a GGUF file. Integers and numbers lie between `minimum` and `maximum` or strictly above
+    `above`; `slider` is (low, high, step). A list or an object has at most `most` entries, and each text at most
+    `longest` characters, each list of token ids within it as many ids, a schema as many characters of JSON.
     """
 
     name: str
@@ -53,6 +54,8 @@ class Parameter:
     above: float | None = None
     slider: tuple[float, float, float] | None = None
     aliases: tuple[str, ...] = ()
+    stored: str | None = None
+    gguf: str | None = None
     stage: str | None = None
     needs: str | None = None
     most: int | None = None

@@ -19,22 +19,15 @@ from topkapi.model.decoding.contradictions import (
     settle_unneeded,
 )
 from topkapi.model.decoding.parameter import Kind, Parameter, check
-from topkapi.model.decoding.table import BY_NAME, CONSTRAINTS, DEFAULT_ORDER, PARAMETERS, DecodingParameters
+from topkapi.model.decoding.table import BY_NAME, CONSTRAINTS, DEFAULT_ORDER, PARAMETERS, SHAPE, DecodingParameters
 from topkapi.model.decoding.words import Vocabulary, bind_breakers, bind_words
 from topkapi.model.errors import InvalidRequest
 
 __all__ = [
-    "BY_NAME", "CONSTRAINTS", "DEFAULT_ORDER", "PARAMETERS", "STORED_NAMES", "DecodingParameters", "Kind", "Parameter",
+    "BY_NAME", "CONSTRAINTS", "DEFAULT_ORDER", "PARAMETERS", "DecodingParameters", "Kind", "Parameter",
     "check", "check_together", "check_values", "from_generation_config", "grammar_parameter", "in_force", "resolve",
     "unknown_parameter",
 ]  # fmt: skip
-
-
-STORED_NAMES = {
-    "max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens", "banned_token_ids": "suppress_tokens",
-    "bad_words": "bad_words_ids",
-}  # fmt: skip
-"""What `generation_config.json` calls parameters that have another name there."""
 
 
 def in_force(effective: DecodingParameters) -> set[str]:
@@ -151,16 +144,12 @@ def from_generation_config(generation: Mapping[str, Any]) -> dict[str, Any]:
     Other fields of it are about training or about transformers itself. `do_sample: false` means greedy decoding, as
     in transformers, where it also switches the sampling parameters off. A `top_k` of -1 keeps all, as in vLLM.
     """
-    sampling: tuple[str, ...] = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-    # What GGUF files recommend beyond that.
-    sampling += ("xtc_probability", "xtc_threshold", "mirostat", "mirostat_tau", "mirostat_eta")
-    always = ("repetition_penalty", "repetition_range", "no_repeat_ngram_size", *STORED_NAMES)
-    found = {name: generation.get(STORED_NAMES.get(name, name)) for name in (*sampling, *always)}
-    found = {name: value for name, value in found.items() if value is not None}
+    known = {row.name: row.stored or row.name for row in PARAMETERS if row.stored or row.gguf}
+    found = {name: value for name, stored in known.items() if (value := generation.get(stored)) is not None}
     if found.get("top_k") == -1:
         found["top_k"] = 0
     if generation.get("do_sample") is False:
-        found = {name: value for name, value in found.items() if name in always} | {"temperature": 0.0}
+        found = {name: value for name, value in found.items() if BY_NAME[name].group != SHAPE} | {"temperature": 0.0}
     return found
 
 

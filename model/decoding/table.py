@@ -48,6 +48,7 @@ class DecodingParameters:
     max_tokens: int | None = for_answer(
         None, "Most tokens to generate; by default what the context has room for.",
         "OpenAI API", minimum=0, aliases=("max_new_tokens", "n_predict", "max_completion_tokens"),
+        stored="max_new_tokens",
     )
     timeout_s: float | None = for_answer(
         None, "Seconds after which the answer ends as it stands, with finish reason `deadline`.",
@@ -180,21 +181,23 @@ class DecodingParameters:
     )
     min_tokens: int = for_choice(
         0, "End tokens and stop tokens can't be chosen before this many tokens.",
-        "vLLM", minimum=0, aliases=("min_new_tokens",), stage="min_tokens",
+        "vLLM", minimum=0, aliases=("min_new_tokens",), stage="min_tokens", stored="min_new_tokens",
     )
     banned_token_ids: list[int] = for_choice(
         [], "These token ids are never chosen.",
         "transformers (suppress_tokens)", aliases=("suppress_tokens", "custom_token_bans"), stage="banned_token_ids",
-        most=MOST_IDS,
+        most=MOST_IDS, stored="suppress_tokens",
     )
     bad_words: Words = for_choice(
         Words(),
         "Texts, or lists of token ids, that are never completed: their last token is not chosen after the others.",
         "vLLM, transformers", aliases=("bad_words_ids",), stage="bad_words", most=MOST_WORDS, longest=LONGEST_WORD,
+        stored="bad_words_ids",
     )
     no_repeat_ngram_size: int = for_choice(
         0, "No sequence of this many tokens appears twice in prompt and answer; 0 does nothing.",
         "Paulus et al. 2017, section 2.5", minimum=0, slider=(0, 10, 1), stage="no_repeat_ngram_size",
+        stored="no_repeat_ngram_size",
     )
     allowed_token_ids: list[int] | None = for_choice(
         None, "Only these token ids can be chosen.",
@@ -208,12 +211,12 @@ class DecodingParameters:
     repetition_penalty: float = for_tokens(
         1.0, "Divides positive and multiplies negative logits of tokens already in prompt or answer; 1 does nothing.",
         "Keskar et al. 2019, section 4.1", above=0, slider=(0.5, 2.0, 0.01), aliases=("repeat_penalty",),
-        stage="repetition_penalty",
+        stage="repetition_penalty", stored="repetition_penalty", gguf="penalty_repeat",
     )
     repetition_range: int = for_tokens(
         0, "Only the last so many tokens count for the repetition penalty; 0 counts all.",
         "llama.cpp (repeat_last_n)", minimum=0, slider=(0, 2048, 16), aliases=("repeat_last_n",),
-        stage="repetition_penalty", needs="repetition_penalty",
+        stage="repetition_penalty", needs="repetition_penalty", gguf="penalty_last_n",
     )
     presence_penalty: float = for_tokens(
         0.0, "Subtracted once from the logit of every token already generated.",
@@ -251,7 +254,8 @@ class DecodingParameters:
 
     temperature: float = for_shape(
         1.0, "Divides the logits: below 1 sharper, above 1 flatter; 0 always takes the most likely token that is left.",
-        "Ackley et al. 1985", minimum=0, slider=(0.0, 2.0, 0.05), stage="temperature",
+        "Ackley et al. 1985", minimum=0, slider=(0.0, 2.0, 0.05), stage="temperature", stored="temperature",
+        gguf="temp",
     )
     dynamic_temperature_range: float = for_shape(
         0.0, "Lets the temperature move this far down where the network is certain and up where it is not; 0 fixes it.",
@@ -265,30 +269,34 @@ class DecodingParameters:
     )
     top_k: int = for_shape(
         0, "Keep only the k most likely tokens (ties with the last are kept); 0 keeps all.",
-        "Fan et al. 2018, section 5.4", minimum=0, slider=(0, 200, 1), stage="top_k",
+        "Fan et al. 2018, section 5.4", minimum=0, slider=(0, 200, 1), stage="top_k", stored="top_k", gguf="top_k",
     )
     top_p: float = for_shape(
         1.0, "Keep the smallest set of most likely tokens whose probability reaches p (ties with the last are kept); "
         "1 keeps all.",
         "Holtzman et al. 2019, section 3.1", minimum=0, maximum=1, slider=(0.0, 1.0, 0.01), stage="top_p",
+        stored="top_p", gguf="top_p",
     )
     min_p: float = for_shape(
         0.0, "Keep tokens at least this fraction as likely as the most likely one; 0 keeps all.",
-        "Nguyen et al. 2024, section 3", minimum=0, maximum=1, slider=(0.0, 1.0, 0.01), stage="min_p",
+        "Nguyen et al. 2024, section 3", minimum=0, maximum=1, slider=(0.0, 1.0, 0.01), stage="min_p", stored="min_p",
+        gguf="min_p",
     )
     typical_p: float = for_shape(
         1.0, "Keep the tokens whose information is nearest to the entropy until their probability reaches p (ties are "
         "kept); 1 keeps all. It can remove the most likely token.",
         "Meister et al. 2022, section 4", minimum=0, maximum=1, slider=(0.0, 1.0, 0.01),
-        aliases=("typical", "typ_p"), stage="typical_p",
+        aliases=("typical", "typ_p"), stage="typical_p", stored="typical_p",
     )
     epsilon_cutoff: float = for_shape(
         0.0, "Keep tokens at least this probable; 0 keeps all.",
         "Hewitt et al. 2022, section 4", minimum=0, maximum=1, slider=(0.0, 0.1, 0.0005), stage="epsilon_cutoff",
+        stored="epsilon_cutoff",
     )
     eta_cutoff: float = for_shape(
         0.0, "Keep tokens at least as probable as the smaller of eta and sqrt(eta) * exp(-entropy); 0 keeps all.",
         "Hewitt et al. 2022, section 4", minimum=0, maximum=1, slider=(0.0, 0.1, 0.0005), stage="eta_cutoff",
+        stored="eta_cutoff",
     )
     top_n_sigma: float = for_shape(
         0.0, "Keep tokens whose logit is within n standard deviations of the largest; 0 keeps all.",
@@ -301,23 +309,27 @@ class DecodingParameters:
     xtc_probability: float = for_shape(
         0.0, "Chance, at each token, that all but the least likely of the tokens above `xtc_threshold` are removed.",
         "XTC, p-e-w 2024 (text-generation-webui)", minimum=0, maximum=1, slider=(0.0, 1.0, 0.01), stage="xtc",
+        gguf="xtc_probability",
     )
     xtc_threshold: float = for_shape(
         0.1, "Probability from which a token counts as a top choice for XTC.",
         "XTC, p-e-w 2024 (text-generation-webui)", minimum=0, maximum=0.5, slider=(0.0, 0.5, 0.01),
-        stage="xtc", needs="xtc_probability", off=None,
+        stage="xtc", needs="xtc_probability", off=None, gguf="xtc_threshold",
     )
     mirostat: int = for_shape(
         0, "2 holds the surprise of the text near `mirostat_tau` by feedback, in place of other truncations; 0 is off.",
         "Basu et al. 2020, version 2 as in llama.cpp", minimum=0, maximum=2, slider=(0, 2, 2), stage="mirostat",
+        gguf="mirostat",
     )
     mirostat_tau: float = for_shape(
         5.0, "Surprise that mirostat aims for, in bits per token.",
         "Basu et al. 2020", above=0, slider=(0.1, 10.0, 0.1), stage="mirostat", needs="mirostat", off=None,
+        gguf="mirostat_tau",
     )
     mirostat_eta: float = for_shape(
         0.1, "How fast mirostat corrects its bound after each token.",
         "Basu et al. 2020", minimum=0, maximum=1, slider=(0.0, 1.0, 0.01), stage="mirostat", needs="mirostat", off=None,
+        gguf="mirostat_eta",
     )
 
     def as_dict(self) -> dict[str, Any]:
