@@ -35,11 +35,11 @@ class Parameter:
     """One decoding parameter. `off` makes it do nothing; a default of None means that each request decides.
 
     `group` is what it is about, `stage` the decoding stage it belongs to, and `needs` the parameter without which it
-    has nothing to act on.
-    `aliases` are its names in other systems' requests, `stored` its name in `generation_config.json`, `gguf` that after
-    `general.sampling.` in a GGUF file. Integers and numbers lie between `minimum` and `maximum` or strictly above
-    `above`; `slider` is (low, high, step). A list or an object has at most `most` entries, and each text at most
-    `longest` characters, each list of token ids within it as many ids, a schema as many characters of JSON.
+    has nothing to act on. `aliases` are its names in other systems' requests, `stored` its name in
+    `generation_config.json`, `gguf` that after `general.sampling.` in a GGUF file. Integers and numbers lie between
+    `minimum` and `maximum` or strictly above `above`; `slider` is (low, high, step), `label` what a control is called
+    if not by the name. A list or an object has at most `most` entries, and each text at most `longest` characters, each
+    list of token ids within it as many ids, a schema as many characters of JSON.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Parameter:
     maximum: float | None = None
     above: float | None = None
     slider: tuple[float, float, float] | None = None
+    label: str | None = None
     aliases: tuple[str, ...] = ()
     stored: str | None = None
     gguf: str | None = None

@@ -48,7 +48,7 @@ class DecodingParameters:
     max_tokens: int | None = for_answer(
         None, "Most tokens to generate; by default what the context has room for.",
         "OpenAI API", minimum=0, aliases=("max_new_tokens", "n_predict", "max_completion_tokens"),
-        stored="max_new_tokens",
+        stored="max_new_tokens", label="Maximum tokens",
     )
     timeout_s: float | None = for_answer(
         None, "Seconds after which the answer ends as it stands, with finish reason `deadline`.",
@@ -82,11 +82,11 @@ class DecodingParameters:
     )
     stop: list[str] = for_answer(
         [], "Texts that end the answer; they are not part of it unless `include_stop` is set.",
-        "OpenAI API", aliases=("stop_sequences",), most=MOST_STOPS, longest=LONGEST_STOP,
+        "OpenAI API", aliases=("stop_sequences",), most=MOST_STOPS, longest=LONGEST_STOP, label="Stop texts",
     )
     stop_regex: list[str] = for_answer(
         [], "Regular expressions that end the answer at the first character where one of them matches.",
-        "SGLang (stop_regex)", most=MOST_PATTERNS, longest=LONGEST_STOP,
+        "SGLang (stop_regex)", most=MOST_PATTERNS, longest=LONGEST_STOP, label="Stop expressions",
     )
     include_stop: bool = for_answer(
         False, "Leave the text that matched `stop` or `stop_regex` at the end of the answer.",
@@ -113,6 +113,7 @@ class DecodingParameters:
     num_beams: int = for_search(
         1, "Keep this many of the likeliest continuations at each token and answer with the best; 1 is off.",
         "beam search as in transformers", minimum=1, maximum=64, slider=(1, 16, 1), aliases=("beam_width",),
+        label="Beams",
     )
     num_beam_groups: int = for_search(
         1, "Split the beams into so many groups that avoid each other's tokens.",
@@ -165,7 +166,7 @@ class DecodingParameters:
     )
     json_object: bool = for_choice(
         False, "The answer is a JSON object.",
-        "llguidance, OpenAI API (JSON mode)", stage="grammar",
+        "llguidance, OpenAI API (JSON mode)", stage="grammar", label="JSON object",
     )
     regex: str | None = for_choice(
         None, "The whole answer matches this regular expression (Rust's syntax: no look-around, no back-references).",
@@ -174,6 +175,7 @@ class DecodingParameters:
     choice: list[str] | None = for_choice(
         None, "The answer is one of these texts.",
         "llguidance, vLLM", aliases=("guided_choice",), stage="grammar", most=MOST_CHOICES, longest=LONGEST_STRUCTURE,
+        label="Choices",
     )
     grammar: str | None = for_choice(
         None, "The answer follows this context-free grammar, in Lark's notation with a rule named start.",
@@ -270,17 +272,18 @@ class DecodingParameters:
     top_k: int = for_shape(
         0, "Keep only the k most likely tokens (ties with the last are kept); 0 keeps all.",
         "Fan et al. 2018, section 5.4", minimum=0, slider=(0, 200, 1), stage="top_k", stored="top_k", gguf="top_k",
+        label="Top-k",
     )
     top_p: float = for_shape(
         1.0, "Keep the smallest set of most likely tokens whose probability reaches p (ties with the last are kept); "
         "1 keeps all.",
         "Holtzman et al. 2019, section 3.1", minimum=0, maximum=1, slider=(0.0, 1.0, 0.01), stage="top_p",
-        stored="top_p", gguf="top_p",
+        stored="top_p", gguf="top_p", label="Top-p",
     )
     min_p: float = for_shape(
         0.0, "Keep tokens at least this fraction as likely as the most likely one; 0 keeps all.",
         "Nguyen et al. 2024, section 3", minimum=0, maximum=1, slider=(0.0, 1.0, 0.01), stage="min_p", stored="min_p",
-        gguf="min_p",
+        gguf="min_p", label="Min-p",
     )
     typical_p: float = for_shape(
         1.0, "Keep the tokens whose information is nearest to the entropy until their probability reaches p (ties are "
