@@ -5,20 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 from topkapi.model.config_fields import GPT2_NAMES, Fields, read_rope
 from topkapi.model.errors import CheckpointError
-
-Family = Literal["gpt2", "llama", "qwen2", "qwen3"]
-FAMILIES: tuple[Family, ...] = get_args(Family)
-
-ARCHITECTURES: dict[Family, str] = {
-    "gpt2": "GPT2LMHeadModel",
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
+from topkapi.model.families import FAMILIES, Family
 
 # Far above every published network; what is beyond is a damaged or a hostile file, and building it would not end.
 LARGEST = {
@@ -41,7 +32,7 @@ class ModelConfig:
     configurations. `end_token_ids` are all ids that end a text or a turn. `dropout` acts in training only.
     """
 
-    family: Family
+    family: str
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -81,13 +72,13 @@ class ModelConfig:
                 field="num_kv_heads",
                 hint=f"num_kv_heads may be {_divisors(self.num_heads)}",
             )
-        if self.family == "gpt2" and self.head_dim * self.num_heads != self.hidden_size:
+        if self.learned_positions and self.head_dim * self.num_heads != self.hidden_size:
             raise CheckpointError(
-                "in the gpt2 family hidden_size must be num_heads * head_dim",
+                f"in the {self.family} family hidden_size must be num_heads * head_dim",
                 field="head_dim",
                 hint="leave out head_dim, or choose another family",
             )
-        if self.head_dim % 2 and self.family != "gpt2":
+        if self.head_dim % 2 and not self.learned_positions:
             raise CheckpointError(
                 f"head_dim must be even for rotary positions, not {self.head_dim}",
                 field="head_dim",
@@ -95,24 +86,29 @@ class ModelConfig:
             )
 
     @property
+    def traits(self) -> Family:
+        """What sets its family apart."""
+        return FAMILIES[self.family]
+
+    @property
     def learned_positions(self) -> bool:
-        """Whether positions are an embedding table (gpt2) rather than rotary."""
-        return self.family == "gpt2"
+        """Whether positions are an embedding table rather than rotary."""
+        return self.traits.learned_positions
 
     @property
     def layer_norm(self) -> bool:
-        """Whether norms are LayerNorm with a bias (gpt2) rather than RMSNorm."""
-        return self.family == "gpt2"
+        """Whether norms are LayerNorm with a bias rather than RMSNorm."""
+        return self.traits.layer_norm
 
     @property
     def gated_mlp(self) -> bool:
-        """Whether the feed-forward layer is SiLU-gated rather than a plain GELU one (gpt2)."""
-        return self.family != "gpt2"
+        """Whether the feed-forward layer is SiLU-gated rather than a plain GELU one."""
+        return self.traits.gated_mlp
 
     @property
     def qk_norm(self) -> bool:
-        """Whether queries and keys are normalised per head (qwen3)."""
-        return self.family == "qwen3"
+        """Whether queries and keys are normalised per head."""
+        return self.traits.qk_norm
 
     def with_end_tokens(self, end_token_ids: tuple[int, ...]) -> ModelConfig:
         """The same shape with other end tokens."""
@@ -145,10 +141,10 @@ class ModelConfig:
             # As in transformers, the common name wins over gpt2's own.
             named = {own: config[common] for common, own in GPT2_NAMES.items() if common in config}
             fields = Fields({**config, **named})
-            fields.refuse_unless_neutral(family)
+            fields.refuse_unless_neutral(FAMILIES[family].neutral)
             return _from_gpt2(fields)
-        fields = Fields(config)
-        fields.refuse_unless_neutral(family)
+        fields = Fields({**FAMILIES[family].absent, **config})
+        fields.refuse_unless_neutral(FAMILIES[family].neutral)
         return _from_llama_like(family, fields)
 
     def to_hugging_face(self) -> dict[str, Any]:
@@ -156,7 +152,7 @@ class ModelConfig:
         ends = self.end_token_ids
         common: dict[str, Any] = {
             "model_type": self.family,
-            "architectures": [ARCHITECTURES[self.family]],
+            "architectures": [self.traits.architecture],
             "vocab_size": self.vocab_size,
             "tie_word_embeddings": self.tie_embeddings,
             "bos_token_id": self.begin_token_id,
@@ -193,13 +189,11 @@ class ModelConfig:
             "rope_scaling": rope,
             "rope_parameters": {"rope_type": "default", **(rope or {}), "rope_theta": self.rope_theta},
         }
-        if self.family in ("llama", "qwen3"):
+        if self.traits.attention_bias:
             rest["attention_bias"] = self.qkv_bias
-        if self.family == "llama":
+        if self.traits.mlp_bias:
             rest["mlp_bias"] = self.mlp_bias
-        if self.family in ("qwen2", "qwen3"):
-            rest["use_sliding_window"] = False
-        return common | rest
+        return {**common, **rest, **self.traits.written}
 
 
 def _divisors(number: int) -> str:
@@ -256,16 +250,17 @@ def _head_dim(hidden: int, heads: int) -> int:
     return hidden // heads
 
 
-def _from_llama_like(family: Family, fields: Fields) -> ModelConfig:
+def _from_llama_like(family: str, fields: Fields) -> ModelConfig:
+    traits = FAMILIES[family]
     hidden, heads = fields.whole("hidden_size"), fields.whole("num_attention_heads")
     layers = fields.whole("num_hidden_layers")
     fields.check_layer_types(layers)
-    # What transformers takes where the field is absent; in its qwen families null means something else.
-    key_value_heads = heads if family == "llama" or "num_key_value_heads" in fields.values else 32
-    head_dim = 128 if family == "qwen3" else _head_dim(hidden, heads) if family == "llama" else max(hidden // heads, 1)
-    context = fields.whole("max_position_embeddings", 2048 if family == "llama" else 32768)
+    head_dim = traits.head_dim or (_head_dim(hidden, heads) if traits.divisible else max(hidden // heads, 1))
+    context = fields.whole("max_position_embeddings")
+    if traits.window:
+        fields.check_window(context)
     theta, scaling = read_rope(fields, context)
-    attention_bias = fields.flag("attention_bias", False) if family != "qwen2" else False
+    attention_bias = fields.flag("attention_bias", False) if traits.attention_bias else False
     return ModelConfig(
         family=family,
         vocab_size=fields.whole("vocab_size"),
@@ -273,15 +268,15 @@ def _from_llama_like(family: Family, fields: Fields) -> ModelConfig:
         intermediate_size=fields.whole("intermediate_size"),
         num_layers=layers,
         num_heads=heads,
-        num_kv_heads=fields.whole("num_key_value_heads", key_value_heads, null=True),
+        num_kv_heads=fields.whole("num_key_value_heads", heads, null=True),
         head_dim=fields.whole("head_dim", head_dim, null=True),
         context_length=context,
         norm_eps=fields.number("rms_norm_eps", 1e-6, zero=True),
         rope_theta=float(theta),
         rope_scaling=scaling,
-        qkv_bias=family == "qwen2" or attention_bias,
+        qkv_bias=traits.qkv_bias or attention_bias,
         output_bias=attention_bias,
-        mlp_bias=fields.flag("mlp_bias", False) if family == "llama" else False,
+        mlp_bias=fields.flag("mlp_bias", False) if traits.mlp_bias else False,
         tie_embeddings=fields.flag("tie_word_embeddings", False),
         begin_token_id=_begin_token(fields),
         end_token_ids=fields.token_ids("eos_token_id"),

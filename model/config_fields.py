@@ -35,19 +35,6 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "quantization_config": (None, {}),
     "transformers_weights": (None,),
 }
-NEUTRAL_BY_FAMILY: dict[str, dict[str, tuple[object, ...]]] = {
-    "gpt2": {
-        # Two names of GELU's tanh approximation, and a third way to write it.
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
-        "add_cross_attention": (False,),
-        "scale_attn_by_inverse_layer_idx": (False,),
-        "scale_attn_weights": (True,),
-        "sliding_window": (None,),
-    },
-    "llama": {"hidden_act": ("silu", "swish"), "sliding_window": (None,)},
-    "qwen2": {"hidden_act": ("silu", "swish"), "use_sliding_window": (False,)},
-    "qwen3": {"hidden_act": ("silu", "swish"), "use_sliding_window": (False,)},
-}
 GPT2_NAMES = {
     "hidden_size": "n_embd",
     "max_position_embeddings": "n_positions",
@@ -109,15 +96,27 @@ class Fields:
             raise self._wrong(name, "a token id, a list of token ids or null")
         return tuple(found)
 
-    def refuse_unless_neutral(self, family: str) -> None:
-        """Refuse what transformers computes and Topkapi does not."""
-        for name, allowed in (NEUTRAL | NEUTRAL_BY_FAMILY[family]).items():
+    def refuse_unless_neutral(self, neutral: Mapping[str, tuple[object, ...]]) -> None:
+        """Refuse what transformers computes and Topkapi does not: fields of every family, and these of one."""
+        for name, allowed in {**NEUTRAL, **neutral}.items():
             if name in self.values and self.values[name] not in allowed:
                 raise CheckpointError(
                     f"config.json asks for {name} = {self.values[name]!r:.200}, which is not supported",
                     field=name,
                     hint=_remedy(name, allowed),
                 )
+
+    def check_window(self, context: int) -> None:
+        """Refuse a window of attention that is shorter than the context."""
+        if self.values.get("sliding_window") is None:
+            return
+        window = self.whole("sliding_window")
+        if window < context:
+            raise CheckpointError(
+                f"config.json: a sliding_window of {window} in a context of {context} positions is not supported",
+                field="sliding_window",
+                hint="models whose sliding_window is null, or no shorter than max_position_embeddings, are supported",
+            )
 
     def check_layer_types(self, layers: int) -> None:
         """Refuse any layer that is not one of plain causal attention."""

@@ -32,6 +32,13 @@ errors in the shape they know; those of Topkapi's own are `{"error": {"type", "m
 
 def create_app(models: Models, settings: Settings) -> FastAPI:
     """The application over loaded checkpoints. The API comes first; what it does not know goes to the studio."""
+    app = create_api(models, settings)
+    add_studio(app, models, settings)
+    return app
+
+
+def create_api(models: Models, settings: Settings) -> FastAPI:
+    """The API's routes, and what every request passes through before them; checkpoints may be loaded later."""
     # The documentation page brings its own scripts: it works without a network.
     app = FastAPIOffline(
         title="Topkapi",
@@ -61,11 +68,15 @@ def create_app(models: Models, settings: Settings) -> FastAPI:
     register(app, anthropic.ANTHROPIC, anthropic.router(models))
     register(app, openai.DIALECT, openai.router(models))
     register(app, llama.LLAMA, llama.router(models))
-    if settings.studio and len(models):
-        from topkapi.service.ui.studio import mount_studio
-
-        mount_studio(app, models, settings.root_path)
     if settings.root_path:
         # Outermost, so that whatever looks at the path finds it in one form.
         app.add_middleware(UnderPrefix, prefix=settings.root_path)
     return app
+
+
+def add_studio(app: FastAPI, models: Models, settings: Settings) -> None:
+    """Serve the studio behind the API's routes, where it is wanted and a checkpoint is loaded."""
+    if settings.studio and len(models):
+        from topkapi.service.ui.studio import mount_studio
+
+        mount_studio(app, models, settings.root_path)

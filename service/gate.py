@@ -7,13 +7,15 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from fastapi import FastAPI
+from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from topkapi.model.errors import CheckpointError
+from topkapi.model.errors import CheckpointError, TopkapiError
+from topkapi.service.api.http.dialect import dialect_of
+from topkapi.service.api.http.errors import error_response
 from topkapi.service.models import Models
 from topkapi.service.version import VERSION
 
@@ -21,35 +23,41 @@ LONGEST_WAIT = 60
 """Seconds that a client is told to wait at most while checkpoints are being loaded."""
 
 
-class Gate:
-    """Until it is opened everything is answered with 503. Then everything goes to the application."""
+class Loading(TopkapiError):
+    """The checkpoints are still being loaded."""
 
-    def __init__(self, models: Models) -> None:
+    status = 503
+    kind = "loading"
+
+
+class Gate:
+    """Until it is opened, `app` answers everything with 503, in the shape and under the rules of each of its routes."""
+
+    def __init__(self, models: Models, app: FastAPI) -> None:
         self._models = models
-        self._app: ASGIApp | None = None
+        self.app = app
+        # Innermost: by which names and from which pages it may be called is asked from the first moment.
+        app.user_middleware.append(Middleware(_NotYet, gate=self))
         self._living: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
         self._since = time.monotonic()
+        self.opened = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or begin and end the application's life with the server's."""
         if scope["type"] == "lifespan":
             await self._live_and_die(receive, send)
-        elif self._app is not None:
-            await self._app(scope, receive, send)
-        elif scope["type"] == "http":
-            await self._not_yet(scope["path"])(scope, receive, send)
         else:
-            await send({"type": "websocket.close", "code": 1013})
+            await self.app(scope, receive, send)
 
-    async def open(self, make: Callable[[], FastAPI]) -> None:
-        """Run `make` on a thread of its own and let requests through to what it gives. Raises what it raises."""
-        app = await _on_thread(make)
+    async def open(self, make_ready: Callable[[], None]) -> None:
+        """Run `make_ready` on a thread of its own, then let requests through. Raises what it raises."""
+        await _on_thread(make_ready)
         alive: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         async def live() -> None:
             # Entered and left in one task, as what libraries start there asks for.
-            async with app.router.lifespan_context(app):
+            async with self.app.router.lifespan_context(self.app):
                 alive.set_result(None)
                 await self._closing.wait()
 
@@ -57,7 +65,7 @@ class Gate:
         await asyncio.wait({alive, self._living}, return_when=asyncio.FIRST_COMPLETED)
         if self._living.done():
             self._living.result()
-        self._app = app
+        self.opened = True
 
     async def _live_and_die(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -68,43 +76,60 @@ class Gate:
             await self._living
         await send({"type": "lifespan.shutdown.complete"})
 
-    def _not_yet(self, path: str) -> JSONResponse:
-        about = {"version": VERSION, "models": self._models.names, "loading": self._models.loading}
-        path = path.removeprefix(self._models.settings.root_path or "")
+    def not_yet(self, scope: Scope) -> JSONResponse:
+        """The answer to a request while checkpoints are being loaded."""
         # Nobody knows how long it will take; as long again as it has taken so far is the best guess there is.
-        wait = {"Retry-After": str(max(1, min(LONGEST_WAIT, math.ceil(time.monotonic() - self._since))))}
-        if path in ("/health", "/ready"):
-            return JSONResponse({"status": "loading", **about}, 503, wait)
-        error = {"type": "loading", "message": "the checkpoints are being loaded", "hint": "try again in a moment"}
-        return JSONResponse({"error": error}, 503, wait)
+        wait = max(1, min(LONGEST_WAIT, math.ceil(time.monotonic() - self._since)))
+        if scope["path"].removeprefix(scope.get("root_path", "")) in ("/health", "/ready"):
+            about = {"version": VERSION, "models": self._models.names, "loading": self._models.loading}
+            return JSONResponse({"status": "loading", **about}, 503, {"Retry-After": str(wait)})
+        error = Loading("the checkpoints are being loaded", hint="try again in a moment")
+        error.retry_after = wait
+        return error_response(error, dialect_of(scope))
 
 
-async def _on_thread(make: Callable[[], FastAPI]) -> FastAPI:
-    """`make()` on a thread that does not keep the process from ending."""
+class _NotYet:
+    """Keeps requests from `app` until the gate is opened."""
+
+    def __init__(self, app: ASGIApp, gate: Gate) -> None:
+        self._app, self._gate = app, gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._gate.opened:
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._gate.not_yet(scope)(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1013})
+
+
+async def _on_thread(call: Callable[[], None]) -> None:
+    """`call()` on a thread that does not keep the process from ending."""
     loop = asyncio.get_running_loop()
-    made: asyncio.Future[FastAPI] = loop.create_future()
+    done: asyncio.Future[None] = loop.create_future()
 
-    def settle(result: Any, error: Exception | None) -> None:
-        if made.cancelled():
+    def settle(error: Exception | None) -> None:
+        if done.cancelled():
             return
         if error is not None:
-            made.set_exception(error)
+            done.set_exception(error)
         else:
-            made.set_result(result)
+            done.set_result(None)
 
     def work() -> None:
+        problem: Exception | None = None
         try:
-            outcome: tuple[Any, Exception | None] = (make(), None)
+            call()
         except Exception as error:
-            outcome = (None, error)
+            problem = error
         except BaseException as error:
             # Such as a panic in a library, or an exit: in the event loop they would take the server with them.
-            outcome = (None, CheckpointError(f"loading broke off: {type(error).__name__}: {error}"))
+            problem = CheckpointError(f"loading broke off: {type(error).__name__}: {error}")
         try:
-            loop.call_soon_threadsafe(settle, *outcome)
+            loop.call_soon_threadsafe(settle, problem)
         except RuntimeError:
             # The server was stopped meanwhile, and nobody waits any more.
             return
 
     threading.Thread(target=work, name="load", daemon=True).start()
-    return await made
+    await done

@@ -14,6 +14,7 @@ import torch
 
 from topkapi.engine.engine import Engine
 from topkapi.engine.heartbeat import Watch
+from topkapi.model.conversation.template_trial import try_template
 from topkapi.model.errors import Cancelled, CheckpointError, EngineStopped, SettingsError, TopkapiError, UnknownModel
 from topkapi.model.packing import pack
 from topkapi.model.storage.checkpoint import Checkpoint, load_checkpoint
@@ -41,6 +42,8 @@ class LoadedModel:
     metrics: ModelMetrics
     created: int
     control_ids: frozenset[int]
+    warnings: tuple[str, ...] = ()
+    """What whoever loads it should know."""
 
     @property
     def context_length(self) -> int:
@@ -215,7 +218,12 @@ class Models:
         self._aliases = others | dict.fromkeys(aliases, name)
 
     def add(self, name: str, checkpoint: Checkpoint, created: int = 0) -> LoadedModel:
-        """Start an engine for a checkpoint that is in memory already. Its matrices become unfit for training."""
+        """Start an engine for a checkpoint that is in memory already. Its matrices become unfit for training.
+
+        Raises `CheckpointError` where its chat template fails on every conversation.
+        """
+        chat = checkpoint.chat
+        warnings = () if chat is None else tuple(try_template(chat, checkpoint.tokenizer))
         pack(checkpoint.model)
         draft = self._draft_for(name, checkpoint)
         engine = Engine(
@@ -225,7 +233,7 @@ class Models:
         self._watch.start()
         metrics = ModelMetrics(self.metrics, name, engine)
         control_ids = frozenset(checkpoint.tokenizer.control_tokens.values())
-        loaded = LoadedModel(name, checkpoint, engine, metrics, created, control_ids)
+        loaded = LoadedModel(name, checkpoint, engine, metrics, created, control_ids, warnings)
         self._models = self._models | {name: loaded}
         return loaded
 

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from topkapi.model.errors import Cancelled
@@ -29,8 +30,10 @@ class _Request:
 class Requests:
     """An ASGI application around another one. What it is asked to end, it ends in a proper way: no answer, no trace."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, api: FastAPI | None = None, root_path: str | None = None) -> None:
+        """What is refused before `app` sees it is refused in the dialect that `api`, under `root_path`, has for it."""
         self._app = app
+        self._known = {} if api is None else {"app": api, "root_path": root_path or ""}
         self._running: set[_Request] = set()
         self._stopping = False
 
@@ -58,7 +61,7 @@ class Requests:
         self._running.add(request)
         try:
             if self._stopping:
-                await _refuse(scope, receive, said)
+                await self._refuse(scope, receive, said)
             else:
                 await self._app(scope, heard, said)
         except asyncio.CancelledError:
@@ -66,7 +69,7 @@ class Requests:
                 raise
             task.uncancel()
             if not request.started:
-                await _refuse(scope, receive, said)
+                await self._refuse(scope, receive, said)
             elif not request.over:
                 # An answer whose length was announced can't be ended early; its connection is closed all the same.
                 with contextlib.suppress(Exception):
@@ -98,10 +101,10 @@ class Requests:
                 request.ended = True
                 request.task.cancel()
 
-
-async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
-    error = Cancelled("the server is stopping", hint="try again in a moment")
-    # The studio's requests are of an application of its own, which has no dialects.
-    known = "app" in scope and hasattr(scope["app"].state, "dialects")
-    dialect = dialect_of(scope) if known else NATIVE
-    await error_response(error, dialect, {"Connection": "close"})(scope, receive, send)
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error = Cancelled("the server is stopping", hint="try again in a moment")
+        # The studio's requests are of an application of its own, which has no dialects.
+        if "app" not in scope or not hasattr(scope["app"].state, "dialects"):
+            scope = {**scope, **self._known}
+        dialect = dialect_of(scope) if "app" in scope and hasattr(scope["app"].state, "dialects") else NATIVE
+        await error_response(error, dialect, {"Connection": "close"})(scope, receive, send)

@@ -22,7 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from topkapi.model.errors import EngineStopped
 from topkapi.service.api.native.checkpoints import describe
-from topkapi.service.app import create_app
+from topkapi.service.app import add_studio, create_api
 from topkapi.service.connections import bounded
 from topkapi.service.gate import Gate
 from topkapi.service.models import Models
@@ -51,7 +51,8 @@ def serve(settings: Settings, listener: socket.socket, locations: list[str]) -> 
     """
     with listener:
         models = Models(settings)
-        gate = Gate(models)
+        app = create_api(models, settings)
+        gate = Gate(models, app)
         config = uvicorn.Config(
             gate,
             log_level="info" if settings.access_log else "warning",
@@ -59,15 +60,15 @@ def serve(settings: Settings, listener: socket.socket, locations: list[str]) -> 
             timeout_graceful_shutdown=1,
         )
 
-        def make() -> FastAPI:
+        def make_ready() -> None:
             if settings.studio:
                 import topkapi.service.ui.studio  # noqa: F401  (what is imported is not looked through, either)
             # Collecting garbage holds the interpreter for as long as it looks through the million objects of modules.
             gc.freeze()
             load(models, locations)
-            return create_app(models, settings)
+            add_studio(app, models, settings)
 
-        server = Server(config, models, listener, lambda: gate.open(make))
+        server = Server(config, models, listener, lambda: gate.open(make_ready))
         try:
             server.run(sockets=[listener])
         finally:
@@ -94,7 +95,10 @@ def load(models: Models, locations: list[str]) -> None:
     if models.settings.threads is not None:
         torch.set_num_threads(models.settings.threads)
     for location in locations:
-        print(f"  {summary(describe(models, models.load(location)))}", flush=True)
+        model = models.load(location)
+        print(f"  {summary(describe(models, model))}", flush=True)
+        for warning in model.warnings:
+            print(f"  warning: {model.name}: {warning}", flush=True)
 
 
 def summary(details: dict[str, object]) -> str:
@@ -123,7 +127,9 @@ class Server(uvicorn.Server):
         listener: socket.socket,
         opening: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        self._requests = Requests(cast(ASGIApp, config.app))
+        app = config.app.app if isinstance(config.app, Gate) else config.app
+        api = app if isinstance(app, FastAPI) else None
+        self._requests = Requests(cast(ASGIApp, config.app), api, models.settings.root_path)
         config.app = self._requests
         config.http = bounded(models.settings)
         config.ws = "none"

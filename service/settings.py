@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from topkapi.model.errors import SettingsError
 from topkapi.model.flags import flag_of
+from topkapi.model.wrong_values import told
 
 DtypeName = Literal["auto", "float32", "bfloat16", "int8"]
 
@@ -140,5 +141,4 @@ class Settings(BaseSettings):
             first = error.errors()[0]
             name = str(first["loc"][0])
             source = flag_of(name) if flags.get(name) is not None else f"TOPKAPI_{name.upper()}"
-            said = first["msg"].removeprefix("Value error, ")
-            raise SettingsError(f"{source}: {said}, not {first['input']!r}", field=name) from None
+            raise SettingsError(told(source, first, cls.model_fields.get(name)), field=name) from None

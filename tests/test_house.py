@@ -249,3 +249,15 @@ def test_every_package_is_found() -> None:
     for path in SOURCES:
         package = ".".join((NAME, *path.relative_to(ROOT).parent.parts))
         assert package in found, f"{package} lacks an __init__.py"
+
+
+def test_what_the_documents_name_exists() -> None:
+    named = re.compile(r"`((?:model|engine|service|training|tests|benchmarks|docs)/[\w/.-]+)`")
+    missing = [
+        f"{page.name}: {path}"
+        for page in (*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md")
+        if page.name != "LOG.md"
+        for path in named.findall(page.read_text())
+        if not (ROOT / path).exists()
+    ]
+    assert missing == []

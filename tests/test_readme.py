@@ -118,16 +118,20 @@ def test_terminal_examples(tiny_checkpoint: Callable[..., Path], tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_training_in_three_commands(tmp_path: Path) -> None:
-    prepare, train = blocks(TRAINING)
+    prepare, train, evaluate = blocks(TRAINING)
     *training, serve = train.strip().splitlines()
     assert len(training) == 2 and serve.startswith("topkapi serve ")
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
     run(prepare, tmp_path)
-    run("\n".join(training), tmp_path, timeout=1500, HOME=str(tmp_path))
+    told = run("\n".join(training), tmp_path, timeout=1500, HOME=str(tmp_path))
+    assert "warning: " not in told and "not used" not in told, "an example should have nothing wrong with it"
+    (right,) = re.findall(r"correct \(%\) +80 +([0-9.]+)", run(evaluate, tmp_path))
+    assert 45 <= float(right) <= 80, "the README says some 60"
     with serving(*(tmp_path / path for path in shlex.split(serve)[2:])) as port:
-        body = {"messages": [{"role": "user", "content": "What is abs?"}], "max_tokens": 40}
+        body = {"messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 40}
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=60) as response:
             (output,) = json.load(response)["outputs"]
-    assert output["token_ids"]
+    assert output["finish_reason"] == "stop" and "Topkapi" in output["text"]

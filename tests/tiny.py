@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from topkapi.model.config import Family, ModelConfig
+from topkapi.model.config import ModelConfig
 from topkapi.model.errors import CheckpointError
 from topkapi.model.quantize import int8_product
 from topkapi.model.transformer import Decoder, initialise
 
 
-def tiny_config(family: Family = "qwen3", **changes: Any) -> ModelConfig:
+def tiny_config(family: str = "qwen3", **changes: Any) -> ModelConfig:
     gpt2 = family == "gpt2"
     values: dict[str, Any] = {
         "family": family, "vocab_size": 120, "hidden_size": 32, "intermediate_size": 64, "num_layers": 2,
@@ -23,7 +23,7 @@ def tiny_config(family: Family = "qwen3", **changes: Any) -> ModelConfig:
     return ModelConfig(**(values | changes))
 
 
-def tiny_model(family: Family = "qwen3", seed: int = 0, scale: float = 4.0, **changes: Any) -> Decoder:
+def tiny_model(family: str = "qwen3", seed: int = 0, scale: float = 4.0, **changes: Any) -> Decoder:
     """A random network whose next-token distributions are far from uniform (`scale` multiplies the matrices)."""
     model = Decoder(tiny_config(family, **changes))
     initialise(model, torch.Generator().manual_seed(seed))

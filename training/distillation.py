@@ -13,9 +13,10 @@ from topkapi.model.conversation.chat_template import ChatTemplate
 from topkapi.model.errors import DataError, InvalidRequest, SettingsError
 from topkapi.model.generation import generate_batch
 from topkapi.model.storage.checkpoint import Checkpoint
+from topkapi.model.user_files import LONGEST_TEXT, read_file
 from topkapi.training.data.instructions import messages_of, read_rows
 from topkapi.training.data.preparation import Limits, Messages, clean, unusable, write_rows
-from topkapi.training.data.sources import decode_utf8, parse_json, read_lines
+from topkapi.training.data.sources import decode_utf8, no_such_file, parse_json, read_lines
 from topkapi.training.evaluation.answers import check_max_tokens, leak_pattern
 from topkapi.training.evaluation.text_measures import repetition
 
@@ -101,11 +102,11 @@ def read_questions(paths: Sequence[Path]) -> list[Messages]:
     found: list[Messages] = []
     for path in paths:
         if not path.is_file():
-            raise DataError(f"no such file: {path}", field="files")
+            raise no_such_file(str(path), field="files")
         if path.suffix == ".txt":
             try:
-                lines = path.read_text("utf-8").split("\n")
-            except (OSError, UnicodeDecodeError) as error:
+                lines = read_file(path, LONGEST_TEXT, field="files").decode("utf-8").split("\n")
+            except UnicodeDecodeError as error:
                 raise DataError(f"{path} cannot be read: {error}", field="files") from None
             found += [[{"role": "user", "content": line.strip()}] for line in lines if line.strip()]
             continue

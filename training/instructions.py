@@ -118,7 +118,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
         raise SettingsError("two files of the same name would be written to one", field="files")
     for path, out in zip(arguments.files, outs, strict=True):
         if not path.is_file():
-            raise DataError(f"no such file: {path}", field="files")
+            raise no_such_file(str(path), field="files")
         if out.exists() and out.samefile(path):
             raise SettingsError(f"{path} would be overwritten", field="out", hint="choose another --out")
         prepared = prepare(path, Limits(arguments.longest_question, arguments.longest_answer), arguments.first)

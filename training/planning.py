@@ -266,17 +266,18 @@ def _show(plan: Plan, console: Console, micro_batch_size: int | None, batch_size
     """Print the plan."""
     trained = "" if plan.trained_parameters == plan.parameters else f" ({plan.trained_parameters:,} trained)"
     parts = {
-        "updates": plan.update_seconds,
+        "steps": plan.update_seconds,
         "evaluations": plan.evaluation_seconds,
         "samples": plan.sample_seconds,
         "saves": plan.save_seconds,
     }
     rows = [
         ("parameters", f"{plan.parameters:,}{trained}"),
-        ("updates", f"{plan.steps:,} of {batch_size}: {plan.tokens:,} tokens, {plan.flops:.1e} FLOPs"),
+        ("steps", f"{plan.steps:,} of {batch_size}: {plan.tokens:,} tokens"),
+        ("work", f"{plan.flops:.1e} FLOPs: 2 for each weight and token forwards, up to 4 backwards, and attention's"),
         (
             "speed",
-            f"{plan.step_seconds:.2f} s per update, {plan.tokens_per_s:,.0f} tokens/s, "
+            f"{plan.step_seconds:.2f} s per step, {plan.tokens_per_s:,.0f} tokens/s, "
             f"{plan.flops / plan.tokens * plan.tokens_per_s / 1e12:.2f} TFLOPS",
         ),
         ("memory", f"{_gigabytes(plan.peak_bytes)} at most, of {_gigabytes(plan.memory_bytes)}"),
@@ -301,7 +302,7 @@ def _advice(plan: Plan, chosen: int) -> str:
         )
     best = plan.fastest.micro_batch_size
     line = f"the largest that fits is {plan.largest.micro_batch_size}, the fastest {best}"
-    return line if best == chosen else f"{line}: set --micro-batch-size {best}, the updates stay the same"
+    return line if best == chosen else f"{line}: set --micro-batch-size {best}, the steps stay the same"
 
 
 def _gigabytes(size: int) -> str:

@@ -12,13 +12,14 @@ import torch
 
 from topkapi.model.config import ModelConfig
 from topkapi.model.conversation.chat_template import BUILT_IN_TEMPLATES, ChatTemplate
-from topkapi.model.errors import DataError
+from topkapi.model.errors import DataError, SettingsError
 from topkapi.model.files import write_directory
 from topkapi.model.generation import generate
 from topkapi.model.linear import set_compute_dtype
 from topkapi.model.storage.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_digest
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.model.transformer import Decoder, initialise
+from topkapi.model.user_files import LONGEST_SETTINGS, read_file
 from topkapi.training.data.inspection import token_findings
 from topkapi.training.data.mixing import describe_mixture, mixed_order
 from topkapi.training.data.shards import TokenData, prepare_tokens, tokenizer_digest
@@ -231,7 +232,11 @@ def chat_template(name: str | None) -> ChatTemplate | None:
         return None
     if name in BUILT_IN_TEMPLATES:
         return ChatTemplate.built_in(name)
-    return ChatTemplate(Path(name).read_text("utf-8"), Path(name).stem)
+    source = read_file(Path(name), LONGEST_SETTINGS, field="chat_template", kind=SettingsError)
+    try:
+        return ChatTemplate(source.decode("utf-8"), Path(name).stem)
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"the chat template {name} is not UTF-8: {error}", field="chat_template") from None
 
 
 def _tokenizer(
@@ -302,5 +307,5 @@ def _announce(training: Training, data: TokenData, window: int, of: str, console
     )
     console.message(
         f"{total:,} steps of {recipe.batch_size} x {window} tokens: {tokens:,} tokens, "
-        f"{total / training.loader.steps_per_epoch:.2f} epochs, about {6 * config.parameter_count() * tokens:.1e} FLOPs"
+        f"{total / training.loader.steps_per_epoch:.2f} epochs"
     )

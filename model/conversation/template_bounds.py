@@ -21,8 +21,12 @@ import jinja2.utils
 MOST_SECONDS = 2.0
 """Processor time of one rendering."""
 MOST_ROUNDS = 1 << 20
-MOST_CHARACTERS = 1 << 24
+MOST_CHARACTERS = 1 << 23
 """Most characters of one text, and of all that a list holds where it is written out or compared."""
+_MOST_CHANGED = 1 << 20
+"""Most characters of a text that Python goes through one by one, other threads waiting, as for another case."""
+_MOST_SEARCHED = 1 << 27
+"""Most pairs of a text's and another one's characters, where that is looked for from behind: all may be compared."""
 MOST_ITEMS = 1 << 20
 MOST_BITS = 1 << 16
 _ITEM = 16
@@ -35,6 +39,7 @@ _MOST_STRIPPED = 100
 _ROUNDS_PER_LOOK_AT_THE_CLOCK = 16
 
 _PERCENT = re.compile(r"%(?:\([^)]*\))?[-#0 +]*(\*|\d+)?(?:\.(\*|\d+))?")
+_ESCAPED = re.compile(_PERCENT.pattern + "[hlL]?a")
 _ENCODINGS = ("utf-8", "utf8", "ascii", "latin-1", "latin1")
 
 
@@ -218,6 +223,8 @@ def check_percent(form: str | bytes, arguments: Any) -> None:
         raise TemplateTooExpensive(f"it formats with a text of more than {_LONGEST_FORMAT:,} characters")
     text = form if isinstance(form, str) else form.decode("latin-1")
     fields = _PERCENT.findall(text)
+    if _ESCAPED.search(text):
+        size(arguments, _MOST_CHANGED)
     if re.search(r"%\([^)]*\(", text):
         raise TemplateTooExpensive("it formats by names with brackets in them")
     for numbers in fields:
@@ -230,7 +237,8 @@ def check_braces(form: str, arguments: Any) -> None:
     """The same for `str.format`."""
     if len(form) > _LONGEST_FORMAT or re.search(r"\d{4}|:[^{}]*\{", form):
         raise TemplateTooExpensive("it formats to a width of 1,000 or more, or with a very long text")
-    _check_length((size(arguments) + 1000) * form.count("{"))
+    most = _MOST_CHANGED if "!a" in form else MOST_CHARACTERS
+    _check_length((size(arguments, most) + 1000) * form.count("{"))
 
 
 def check_replacement(text: Any, old: Any = "", new: Any = "", *_: Any) -> None:
@@ -250,6 +258,18 @@ def check_joining(separator: str | bytes, items: Sequence[Any]) -> None:
     _check_length(size(items) + len(separator) * len(items))
 
 
+def _check_pieces(text: Any, arguments: Sequence[Any]) -> None:
+    separator = next((argument for argument in arguments if isinstance(argument, type(text))), None)
+    _check_items(text.count(separator) if separator else len(text) // 4)
+
+
+def _check_search(text: Any, arguments: Sequence[Any]) -> None:
+    _check_pieces(text, arguments)
+    sought = max((len(argument) for argument in arguments if isinstance(argument, str | bytes)), default=0)
+    if len(text) * sought > _MOST_SEARCHED:
+        raise TemplateTooExpensive("it looks for a long text from behind")
+
+
 def checked_method(owner: Any, name: str, arguments: Sequence[Any]) -> Sequence[Any]:
     """The arguments for a method of one of Python's own types. Raises where the result could be large."""
     if name in ("translate", "maketrans", "fromkeys", "to_bytes", "from_bytes", "expandtabs"):
@@ -267,9 +287,12 @@ def checked_method(owner: Any, name: str, arguments: Sequence[Any]) -> Sequence[
             items = arguments[0] if isinstance(arguments[0], list | tuple) else list(rounds(arguments[0]))
             check_joining(owner, items)
             return [items, *arguments[1:]]
-        elif name in ("split", "rsplit", "splitlines"):
-            separator: Any = arguments[0] if arguments and isinstance(arguments[0], type(owner)) else None
-            _check_items(owner.count(separator) if separator else len(owner) // 4)
+        elif name in ("split", "splitlines"):
+            _check_pieces(owner, arguments)
+        elif name in ("rfind", "rindex", "rpartition", "rsplit"):
+            _check_search(owner, arguments)
+        elif name in ("capitalize", "casefold", "lower", "swapcase", "title", "upper"):
+            size(owner, _MOST_CHANGED)
         elif name in ("encode", "decode") and any(argument not in _ENCODINGS for argument in arguments[:1]):
             raise TemplateTooExpensive(f"it calls {name} with {str(arguments[0])[:40]!r}, which chat templates may not")
     return arguments
@@ -290,6 +313,10 @@ def _check_trim(value: Any, chars: Any = None) -> None:
 def _check_text(value: Any, *_: Any, **__: Any) -> None:
     if not isinstance(value, str):
         size(value)
+
+
+def _check_case(value: Any, *_: Any, **__: Any) -> None:
+    size(value, _MOST_CHANGED)
 
 
 def _check_list(value: Any, *_: Any, **__: Any) -> None:
@@ -321,7 +348,7 @@ def _check_sum(value: Any, attribute: Any = None, start: Any = 0) -> None:
 
 
 def _check_json(value: Any, *options: Any, **named: Any) -> None:
-    size(value)
+    size(value, _MOST_CHANGED if any(options[:1]) or named.get("ensure_ascii") else MOST_CHARACTERS)
     for option in (*options, *named.values()):
         size(option, 100)
         if isinstance(option, int) and option > 100:
@@ -337,7 +364,8 @@ FILTER_CHECKS: Mapping[str, Callable[..., None]] = {
         ("abs", "attr", "batch", "count", "d", "default", "first", "items", "last", "length", "map", "reject",
          "rejectattr", "reverse", "round", "safe", "select", "selectattr", "slice"), _nothing,
     ),
-    **dict.fromkeys(("capitalize", "lower", "string", "upper"), _check_text),
+    **dict.fromkeys(("capitalize", "lower", "upper"), _check_case),
+    "string": _check_text,
     "trim": _check_trim,
     "format": lambda form, *values, **named: check_percent(str(form), (values, named)),
     "indent": _check_indent,

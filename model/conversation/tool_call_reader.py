@@ -2,7 +2,8 @@
 
 A call is found by reading JSON, not by looking for the text that closes it: its fields may come in any order, further
 ones may stand among them, and their texts may hold anything, the closing text too. Every character is read once and in
-order, so an answer is read alike however it is cut.
+order, so an answer is read alike however it is cut. A call is told of once it is whole: what the end of the answer cut
+off (its most tokens, a stop text) could be taken for one and carried out, so it stays text.
 """
 
 from __future__ import annotations
@@ -23,20 +24,14 @@ class Said:
 
 
 @dataclass(frozen=True)
-class CallBegan:
-    """A call of function `name`."""
+class Call:
+    """A call of function `name` with `arguments`, the JSON of an object."""
 
     name: str
+    arguments: str
 
 
-@dataclass(frozen=True)
-class CallArguments:
-    """A further piece of the JSON of the arguments of the call that began last."""
-
-    text: str
-
-
-Event = Said | CallBegan | CallArguments
+Event = Said | Call
 
 
 class ToolCallReader:
@@ -56,7 +51,7 @@ class ToolCallReader:
         """White space before a call, which is text after all where it is none."""
         self._object = _CallObject()
         self.calls = 0
-        """Calls that have begun."""
+        """Calls so far."""
 
     def feed(self, text: str) -> Iterator[Event]:
         """What a further piece of the answer adds."""
@@ -71,7 +66,7 @@ class ToolCallReader:
         """What was held back, once the answer has ended."""
         held, self._held = self._held, ""
         if self._state == "call":
-            held = "" if self._object.streamed else self._not_a_call()
+            held = self._not_a_call()
         elif self._state in ("tail", "ended"):
             held = ""
         elif self.calls:
@@ -112,41 +107,26 @@ class ToolCallReader:
         call = self._object
         while self._held and not call.failed and not call.done:
             self._held = self._held[call.read(self._held) :]
-            if not call.piece or call.key != self._form.arguments:
-                continue
-            name = call.fields.get("name")
-            if not call.streamed and call.opens == "{" and isinstance(name, str) and name in self._names:
-                call.streamed = True
-                self.calls += 1
-                yield CallBegan(name)
-            if call.streamed:
-                yield CallArguments(call.piece)
         if not call.done and not call.failed:
             return
-        self._state = "tail" if self._several else "ended"
-        if call.streamed:
-            return
-        if call.done and (arguments := self._whole_arguments()) is not None:
+        arguments = self._arguments() if call.done else None
+        if arguments is not None:
+            self._state = "tail" if self._several else "ended"
             self.calls += 1
-            yield CallBegan(str(call.fields["name"]))
-            yield CallArguments(arguments)
+            yield Call(str(call.fields["name"]), arguments)
         else:
             self._state = "text" if self._prefix else "plain"
             yield Said(self._not_a_call())
 
-    def _whole_arguments(self) -> str | None:
-        """The arguments of a complete call whose name came after them, or whose arguments are no plain object."""
+    def _arguments(self) -> str | None:
+        """The JSON of the arguments of the object that was read; None where it is no call."""
         call = self._object
         if call.fields.get("name") not in self._names:
             return None
         if self._form.arguments not in call.fields:
             return "{}" if self._prefix else None
         value, written = call.fields[self._form.arguments], call.written[self._form.arguments]
-        if isinstance(value, dict):
-            return written
-        if isinstance(value, str) and isinstance(_parsed(value), dict):
-            return value
-        return "{}" if value is None else None
+        return "{}" if value is None else _object(value if isinstance(value, str) else written)
 
     def _tail(self) -> Iterator[Event]:
         """What closes a call, if it does."""
@@ -173,12 +153,7 @@ class _CallObject:
         """The fields' values as they were written."""
         self.key = ""
         """The field whose value is being read, or was the last one read."""
-        self.piece = ""
-        """What `read` last added to that value."""
-        self.opens = ""
-        """The first character of that value."""
-        self.streamed = False
-        """Whether the value of a field was passed on while it was read: it can't become wrong any more."""
+        self._opens = ""  # the first character of that value
         self.done = self.failed = False
         self._expected = "{"  # what may come next: { "key" or } "key" : value , (or what closes the object)
         self._read: list[str] = []
@@ -194,7 +169,7 @@ class _CallObject:
 
     def read(self, text: str) -> int:
         """Read up to where a value ends or `text` does, and return how many characters that was."""
-        self.piece, self._begin = "", 0
+        self._begin = 0
         stop = len(text)
         for position, character in enumerate(text):
             if self._expected == "value":
@@ -208,14 +183,10 @@ class _CallObject:
                 if self.failed or self.done:
                     stop = position + self.done
                     break
-        if self._expected == "value" and self.opens:
-            self._add(text[self._begin : stop])
+        if self._expected == "value" and self._opens:
+            self._value.append(text[self._begin : stop])
         self._read.append(text[:stop])
         return stop
-
-    def _add(self, piece: str) -> None:
-        self.piece += piece
-        self._value.append(piece)
 
     def _value_end(self, position: int, character: str) -> int | None:
         """Where the value ends, if `character` is the last of it or stands right behind it."""
@@ -223,10 +194,10 @@ class _CallObject:
             self._in_string = self._escaped or character != '"'
             self._escaped = character == "\\" and not self._escaped
             return position + 1 if not self._in_string and self._depth == 0 else None
-        if not self.opens:
+        if not self._opens:
             if character in _SPACE:
                 return None
-            self.opens, self._begin = character, position
+            self._opens, self._begin = character, position
         elif self._depth == 0 and (character in _SPACE or character in ",}"):  # after a number or a word
             return position
         if character == '"':
@@ -239,10 +210,10 @@ class _CallObject:
         return None
 
     def _end_value(self, piece: str) -> None:
-        self._add(piece)
+        self._value.append(piece)
         written = "".join(self._value)
         value = _parsed(written)
-        self.failed = value is _INVALID and not self.streamed
+        self.failed = value is _INVALID
         self.fields[self.key], self.written[self.key] = value, written
         self._expected = ","
 
@@ -263,7 +234,7 @@ class _CallObject:
         elif expected in ('"key"', '"key" or }') and character == '"':
             self._expected, self._in_string, self._value = '"key"', True, [character]
         elif expected == ":" and character == ":":
-            self._expected, self._value, self.opens, self._begin, self._depth = "value", [], "", position + 1, 0
+            self._expected, self._value, self._opens, self._begin, self._depth = "value", [], "", position + 1, 0
         elif expected == "," and character == ",":
             self._expected = '"key"'
         elif expected in (",", '"key" or }') and character == "}":
@@ -278,7 +249,24 @@ _INVALID = object()
 
 def _parsed(text: str) -> Any:
     try:
-        # Models break lines inside of texts; and how long a number may be is no question here.
-        return json.loads(text, strict=False, parse_int=str)
+        # Models break lines inside of texts.
+        return json.loads(text, strict=False)
     except (ValueError, RecursionError):
         return _INVALID
+
+
+def _object(text: str) -> str | None:
+    """`text` as JSON that any client can read, if it is an object that can be written so."""
+    value = _parsed(text)
+    if not isinstance(value, dict):
+        return None
+    try:
+        again = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        again.encode()  # halves of characters can be escaped, but not sent
+    except (ValueError, RecursionError):
+        return None
+    try:
+        json.loads(text)
+    except ValueError:  # for the broken lines
+        return again
+    return text

@@ -9,14 +9,11 @@ once (one core of a busy server).
 
 from __future__ import annotations
 
-import json
-import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import llguidance
 import numpy as np
@@ -24,13 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from topkapi.model.decoding.grammar_source import SYNTAX_HINTS, check_lark, reason_of, refused, source_of
 from topkapi.model.decoding.parameters import DecodingParameters, grammar_parameter
 from topkapi.model.decoding.table import LONGEST_STRUCTURE
 from topkapi.model.errors import EngineError, InvalidRequest, Overloaded
 from topkapi.model.text.tokenizer import Tokenizer
-
-# Between the elements of JSON: small models given more freedom go on with blanks for ever.
-WHITE_SPACE = r"[ ]|\n[ ]{0,16}"
 
 # Grammars come from strangers. llguidance recurses along chains of definitions, and an ordinary thread's stack
 # overflows at about 2,000 of them, which would end the process; intersections can take exponential time.
@@ -45,12 +40,6 @@ WAIT_SECONDS = 1.0
 
 _STACK_SIZE = threading.Lock()
 _COMPILING = threading.BoundedSemaphore(MOST_COMPILING)
-# These hold the interpreter while they search, so each reads a place of the text once: a literal without an end goes to
-# the end of the text, and no repetition may begin anew within what another one has read.
-_LITERAL = re.compile(r'//[^\n]*|#[^\n]*|"(?:\\[\s\S]|[^"\\])*+(?:"|\\?\Z)|/(?:\\[\s\S]|[^/\\])++(?:/|\\?\Z)')
-_GBNF_RULE = re.compile(r"^[ \t]*[\w-]+\s*::=", re.MULTILINE)
-_TEMPERATURE = re.compile(r"\[[^\[\]]*\btemperature\s*=")
-
 Mask = NDArray[np.bool_]
 
 
@@ -106,7 +95,9 @@ class Constraint:
         mask &= grammar.not_ends
         may_go_on, may_stop = bool(mask.any()), matcher.is_accepting()
         if not may_go_on and not may_stop:
-            reason = _reason(matcher.get_error()) if matcher.is_error() else "nothing can follow what is written so far"
+            reason = (
+                reason_of(matcher.get_error()) if matcher.is_error() else "nothing can follow what is written so far"
+            )
             raise grammar.error(reason, "ask for something simpler, or that this checkpoint's vocabulary can spell")
         if may_stop:
             mask |= grammar.ends_only
@@ -128,7 +119,7 @@ class _Grammar:
         return len(self.ends_only)
 
     def error(self, reason: str, hint: str | None = None) -> InvalidRequest:
-        return _refused(self.field, reason, hint)
+        return refused(self.field, reason, hint)
 
 
 def compile_constraint(
@@ -152,11 +143,11 @@ def compile_constraint(
     ends_only[sorted(ends)] = True
     asked = getattr(parameters, field)
     if field == "grammar":
-        _check_lark(asked, [tokenizer.token_bytes(token_id).decode() for token_id in ends & control])
-    source = _source(field, asked)
+        check_lark(asked, [tokenizer.token_bytes(token_id).decode() for token_id in ends & control])
+    source = source_of(field, asked)
     most = LONGEST_CHOICES if field == "choice" else LONGEST_TEXT
     if len(source) > most:
-        raise _refused(field, f"it has {len(source):,} characters, and {most:,} is the most", "make it shorter")
+        raise refused(field, f"it has {len(source):,} characters, and {most:,} is the most", "make it shorter")
     token_count = min(tokenizer.vocab_size, vocab_size)
     grammar = _Grammar(field, token_count, frozenset(ends), ends_only, ~ends_only)
 
@@ -164,47 +155,13 @@ def compile_constraint(
         limits = llguidance.LLParserLimits(verbose_errors=False)
         matcher = llguidance.LLMatcher(_trie(tokenizer, token_count), source, log_level=0, limits=limits)
         if matcher.is_error():
-            raise grammar.error(_reason(matcher.get_error()))
+            raise grammar.error(reason_of(matcher.get_error()), SYNTAX_HINTS[field])
         return Constraint(matcher, grammar)
 
     first = _within_limits(field, compiled)
     if first.finished:
         raise grammar.error("it allows nothing but the empty text", "allow at least one character")
     return lambda index: first.copy()
-
-
-def _source(field: str, value: Any) -> str:
-    """The parameter in llguidance's own notation."""
-    matcher = llguidance.LLMatcher
-    if field == "regex":
-        return matcher.grammar_from_regex(value)
-    if field == "choice":
-        return matcher.grammar_from_lark("start: " + " | ".join(json.dumps(text) for text in value))
-    if field == "grammar":
-        return matcher.grammar_from_lark(value)
-    if value is False:
-        raise _refused(field, "the schema is false, which nothing fulfils", "send an object, or true for any JSON")
-    schema = {"type": "object"} if field == "json_object" else {} if value is True else value
-    try:
-        schema = json.dumps(schema, allow_nan=False)
-        return matcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": WHITE_SPACE})
-    except (ValueError, TypeError, RecursionError) as error:
-        raise _refused(field, str(error)) from None
-
-
-def _check_lark(text: str, end_spellings: Sequence[str]) -> None:
-    """Refuse what llguidance reads but leaves to others to act on."""
-    bare = _LITERAL.sub(" ", text)
-    if _GBNF_RULE.search(bare):
-        hint = 'write rules as `start: "yes" | "no"`, or send it to a route of llama.cpp\'s or OpenAI\'s clients'
-        raise _refused("grammar", "it looks like llama.cpp's GBNF (rules with ::=), and is read as Lark here", hint)
-    named = next((spelling for spelling in end_spellings if spelling in bare), None)
-    if named is not None:
-        hint = "leave it out: it is allowed by itself where the grammar may stop"
-        raise _refused("grammar", f"it names the end token {named}", hint)
-    if _TEMPERATURE.search(bare):
-        hint = "leave it out, and set the temperature of the request"
-        raise _refused("grammar", "a rule's own temperature is not supported", hint)
 
 
 @lru_cache(maxsize=16)
@@ -289,25 +246,10 @@ def _within_limits(field: str, compiled: Callable[[], Constraint]) -> Constraint
             threading.stack_size(before)
     thread.join(COMPILE_SECONDS)
     if not results:
-        raise _refused(field, f"it takes longer than {COMPILE_SECONDS:g} s to compile", "ask for something simpler")
+        raise refused(field, f"it takes longer than {COMPILE_SECONDS:g} s to compile", "ask for something simpler")
     result = results[0]
     if isinstance(result, Constraint):
         return result
     if isinstance(result, InvalidRequest):
         raise result
-    raise _refused(field, f"llguidance failed on it: {result}") from result
-
-
-def _refused(field: str, reason: str, hint: str | None = None) -> InvalidRequest:
-    return InvalidRequest(f"{field} can't be followed: {reason}", field=field, hint=hint)
-
-
-def _reason(message: str) -> str:
-    """llguidance's message in one line, without its drawing of the place and its state."""
-    message = message.partition("\n<")[0]
-    cause = re.search(r"^error: (.+)$", message, re.MULTILINE)  # of a regular expression
-    lines = [line.strip() for line in message.splitlines() if line.strip() and not re.match(r"\s*(\d+ \||\^)", line)]
-    reason = cause[1] if cause else " ".join(lines)
-    if reason in ("NoExtension", "NoExtensionBias"):
-        return "no text can fulfil it"
-    return reason or "llguidance gave no reason"
+    raise refused(field, f"llguidance failed on it: {result}") from result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sized
 from copy import copy
 from dataclasses import dataclass, field
@@ -120,10 +121,19 @@ def check(parameter: Parameter, value: Any) -> Any:
     if not isinstance(value, Mapping):
         raise InvalidRequest(f"{name} must map token ids to numbers", field=name)
     _limit(name, value, parameter.most, "entries")
-    try:
-        return {int(key): float(_in_range(parameter, _number(name, number))) for key, number in value.items()}
-    except (TypeError, ValueError):
-        raise InvalidRequest(f"{name} must map token ids to numbers", field=name) from None
+    return {_id_key(name, key): float(_in_range(parameter, _number(name, number))) for key, number in value.items()}
+
+
+def _id_key(name: str, key: Any) -> int:
+    """A token id as JSON's objects have it: as a text, in the one way in which it is written there."""
+    if isinstance(key, str) and _WHOLE.fullmatch(key):
+        return int(key)
+    if isinstance(key, bool) or not isinstance(key, int):
+        raise InvalidRequest(f"{name} must map token ids to numbers, and {_shown(key)[:60]} is no id", field=name)
+    return key
+
+
+_WHOLE = re.compile("0|-?[1-9][0-9]{0,17}")
 
 
 def _shown(value: Any) -> str:

@@ -53,7 +53,7 @@ def export_gguf(checkpoint: Checkpoint, path: Path, kind: GgufType) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             partial = Path(folder) / path.name
-            with closing(package.GGUFWriter(partial, checkpoint.config.family)) as writer:
+            with closing(package.GGUFWriter(partial, checkpoint.config.traits.gguf)) as writer:
                 _write(package, writer, checkpoint, kind)
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
@@ -81,10 +81,11 @@ def _write(package: ModuleType, writer: Any, checkpoint: Checkpoint, kind: GgufT
 
 def _check(config: ModelConfig, path: Path) -> None:
     check_gguf_target(path)
-    if config.family == "qwen3" and (config.qkv_bias or config.output_bias):
+    architecture = config.traits.gguf
+    if architecture == "qwen3" and (config.qkv_bias or config.output_bias):
         raise CheckpointError("llama.cpp's qwen3 has no biases in attention, this checkpoint has")
-    if config.family != "llama" and (config.rope_scaling or {}).get("rope_type") == "llama3":
-        raise CheckpointError(f"llama.cpp's {config.family} has no scaling of the type llama3, this checkpoint has")
+    if architecture != "llama" and (config.rope_scaling or {}).get("rope_type") == "llama3":
+        raise CheckpointError(f"llama.cpp's {architecture} has no scaling of the type llama3, this checkpoint has")
 
 
 def _add_shape(writer: Any, config: ModelConfig) -> None:
@@ -125,7 +126,7 @@ def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, NDArray[np.float32]]
         data = tensor.detach().float().cpu()
         if gpt2 and layer is not None and data.ndim == 2:
             data = data.t()
-        if config.family == "llama" and kind in ("attn_q", "attn_k"):
+        if config.traits.gguf == "llama" and kind in ("attn_q", "attn_k"):
             heads = config.num_heads if kind == "attn_q" else config.num_kv_heads
             halves = data.reshape(heads, 2, data.shape[0] // heads // 2, *data.shape[1:])
             data = halves.transpose(1, 2).reshape(data.shape)

@@ -31,6 +31,11 @@ def check_location(path: Path, base: Path | None = None) -> ModelConfig | None:
             )
         if path.is_dir():
             check_directory(path)
+        elif not path.is_file():
+            raise CheckpointError(
+                f"{path} is a device, a pipe or a socket, not a checkpoint",
+                hint="give a checkpoint directory or a .gguf file",
+            )
         if is_adapter(path):
             return None
         if (path / ADAPTER_CONFIG).is_file():

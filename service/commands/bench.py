@@ -22,7 +22,7 @@ import torch
 
 from topkapi.engine.steps import Counters
 from topkapi.service.commands.bench_model import random_checkpoint
-from topkapi.service.commands.bench_shape import Shape, check_shape
+from topkapi.service.commands.bench_shape import LEAST_STEPS, Shape, check_shape
 from topkapi.service.generation import Generation, plan
 from topkapi.service.models import DTYPES, LoadedModel, Models
 from topkapi.service.settings import Settings
@@ -46,10 +46,6 @@ FIGURES = (
 )  # fmt: skip
 
 PLAIN: dict[str, Any] = {"temperature": 0}
-
-
-LEAST_STEPS = 4
-"""Steps that a rate is taken from, at least: of fewer, when they are noticed decides more than how long they took."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,12 @@ from topkapi.model.errors import SettingsError
 RANDOM_CONTEXT = 1024
 """Tokens that GPT-2's shape with random weights has room for."""
 
+LEAST_STEPS = 4
+"""Steps that a rate is taken from, at least: of fewer, when they are noticed decides more than how long they took."""
+
+STEP_TOKENS = 256
+"""Tokens that the engine computes in a step, those of prompts and one of each text that has begun."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -34,9 +40,24 @@ def check_shape(shape: Shape, context_length: int | None, slots: int | None = No
             field="tokens",
             hint="give fewer with --prompt-tokens or --tokens",
         )
+    if shape.tokens < (least := _least_tokens(shape)):
+        raise SettingsError(
+            f"with --tokens {shape.tokens} the first of {shape.streams} streams ends before all have begun, so that "
+            "nothing of them together could be measured",
+            field="tokens",
+            hint=f"give at least --tokens {least}, or fewer --streams or --prompt-tokens",
+        )
     if slots is not None and shape.streams > slots:
         raise SettingsError(
             f"{name} computes up to {slots} requests together, not {shape.streams}",
             field="streams",
             hint=f"give at most --streams {slots}",
         )
+
+
+def _least_tokens(shape: Shape) -> int:
+    """Tokens that the first stream generates while the prompts of the others are read, and while they are measured."""
+    # On average half of the streams have begun, and take their part of each step.
+    left = max(STEP_TOKENS, shape.streams) - shape.streams // 2
+    reading = -(-shape.streams * shape.prompt_tokens // left)
+    return reading + LEAST_STEPS + 2

@@ -1,20 +1,21 @@
 """The `topkapi` command: serving and the terminal here, training registered from its own room.
 
-What a command needs is imported when it runs, so that `topkapi --help` answers at once.
+What a command needs is imported when it runs, so that `topkapi --help` answers at once; and nothing is imported with
+this module that takes a moment, for Ctrl-C in it would end in the interpreter's trace.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
 
-from topkapi.model.errors import TopkapiError
-from topkapi.service.commands.flags import add_parameter_flags, add_setting_flags
-from topkapi.service.commands.parser import Parser
-from topkapi.service.version import VERSION
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+    from types import FrameType
+    from typing import Any
 
 DESCRIPTION = "Train small language models, serve them over HTTP, and talk to them."
 EPILOG = """examples:
@@ -35,18 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads that wait for each other by spinning take the cores from the event loop, from whatever else runs on the
     # machine, and then from one another. Must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    parser = build_parser()
-    parsed = parser.parse_args(arguments)
-    if "handler" not in parsed:
-        parser.print_help()
-        return 0
+    before = signal.getsignal(signal.SIGINT)
+    # Whoever ignores Ctrl-C, as a shell does for what runs in the background, goes on ignoring it.
+    takes_over = before is signal.default_int_handler and _in_main_thread()
+    if takes_over:
+        signal.signal(signal.SIGINT, interrupted)
     try:
-        code: int = parsed.handler(parsed)
+        code = _run(arguments)
         sys.stdout.flush()
         return code
-    except TopkapiError as error:
-        print(parsed.parser.told(error), file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
@@ -54,10 +52,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of a pipe has gone (`topkapi generate … | head -1`): flushing at exit must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    finally:
+        if takes_over:
+            signal.signal(signal.SIGINT, before)
+
+
+def _in_main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()
+
+
+def interrupted(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C: a `KeyboardInterrupt`; but while something is imported, the end of the process at once.
+
+    Extension modules lose such an exception, or leave a module behind that is half there and fails as something else.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, b"\n")
+            os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    from topkapi.model.errors import TopkapiError
+
+    parser = build_parser()
+    parsed = parser.parse_args(arguments)
+    if "handler" not in parsed:
+        parser.print_help()
+        return 0
+    try:
+        code: int = parsed.handler(parsed)
+    except TopkapiError as error:
+        print(parsed.parser.told(error), file=sys.stderr)
+        return 2
+    return code
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every command; each sets `handler`, which takes the parsed namespace and returns an exit code."""
+    import argparse
+
+    from topkapi.service.commands.parser import Parser
+    from topkapi.service.version import VERSION
+
     parser = Parser(
         "topkapi", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -75,6 +116,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_serve(commands: Any) -> None:
+    from topkapi.service.commands.flags import add_setting_flags
+
     serve = commands.add_parser(
         "serve",
         help="serve checkpoints over HTTP, with a studio in the browser",
@@ -89,6 +132,8 @@ def _add_serve(commands: Any) -> None:
 
 
 def _add_generate(commands: Any) -> None:
+    from topkapi.service.commands.flags import add_parameter_flags, add_setting_flags
+
     generate = commands.add_parser(
         "generate",
         help="continue a prompt",
@@ -107,6 +152,8 @@ def _add_generate(commands: Any) -> None:
 
 
 def _add_score(commands: Any) -> None:
+    from topkapi.service.commands.flags import add_setting_flags
+
     score = commands.add_parser(
         "score",
         help="perplexity and log-probabilities of texts",
@@ -125,6 +172,8 @@ def _add_score(commands: Any) -> None:
 
 
 def _add_chat(commands: Any) -> None:
+    from topkapi.service.commands.flags import add_parameter_flags, add_setting_flags
+
     chat = commands.add_parser(
         "chat",
         help="talk to a checkpoint",
@@ -139,6 +188,8 @@ def _add_chat(commands: Any) -> None:
 
 
 def _add_bench(commands: Any) -> None:
+    from topkapi.service.commands.flags import add_setting_flags
+
     bench = commands.add_parser(
         "bench",
         help="measure how fast a checkpoint is served",
@@ -157,6 +208,8 @@ def _add_bench(commands: Any) -> None:
 
 def _add_checkpoint(parser: argparse.ArgumentParser, meaning: str) -> None:
     """A checkpoint as the one argument, or by the flag that the other commands have."""
+    import argparse
+
     parser.add_argument("checkpoint", nargs="?", default=argparse.SUPPRESS, help=meaning)
     parser.add_argument("-c", "--checkpoint", metavar="CHECKPOINT", help="the same as a flag")
 

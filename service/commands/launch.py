@@ -7,22 +7,20 @@ waits reads what for.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import errno
 import socket
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from topkapi.model.config import ModelConfig
+from topkapi.model.decoding.grammar_source import check_syntax
 from topkapi.model.decoding.parameters import check_together, check_values, from_generation_config
-from topkapi.model.errors import DataError, InvalidRequest, SettingsError
+from topkapi.model.errors import InvalidRequest, SettingsError
 from topkapi.model.reading import read_json
 from topkapi.model.windows import window_sizes
 from topkapi.service.commands.bench_shape import RANDOM_CONTEXT, Shape, check_shape
 from topkapi.service.commands.flags import given_parameters, given_settings
+from topkapi.service.commands.inputs import loading, read_text, standard_input
 from topkapi.service.locations import check_locations, default_checkpoints, name_of_location, split_location
 from topkapi.service.settings import Settings
 from topkapi.service.version import VERSION
@@ -50,7 +48,7 @@ def generate(arguments: argparse.Namespace) -> int:
     if not arguments.json:
         _shown_only_in_json(parameters, "--json")
     _check_parameters(parameters, location, config)
-    text = arguments.prompt if arguments.prompt is not None else _standard_input("a prompt").content
+    text = arguments.prompt if arguments.prompt is not None else standard_input("a prompt").content
     with loading(name_of_location(location)):
         from topkapi.service.commands import terminal
     return terminal.generate(arguments, settings, location, text, parameters)
@@ -65,7 +63,7 @@ def score(arguments: argparse.Namespace) -> int:
     if arguments.top and not arguments.json:
         raise InvalidRequest("alternatives are shown in JSON alone", field="top", hint="add --json, or leave --top out")
     names = arguments.file or ["-"]
-    texts = [(name, _standard_input("a text") if name == "-" else _read(Path(name))) for name in names]
+    texts = [(name, standard_input("a text") if name == "-" else read_text(Path(name))) for name in names]
     with loading(name_of_location(location)):
         from topkapi.service.commands import terminal
     return terminal.score(arguments, settings, location, texts)
@@ -126,19 +124,6 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-@contextlib.contextmanager
-def loading(name: str) -> Iterator[None]:
-    """Says on a terminal's standard error that `name` is being loaded, for as long as the block lasts."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    print(f"loading {name} …", end="", file=sys.stderr, flush=True)
-    try:
-        yield
-    finally:
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-
 def _checkpoint(arguments: argparse.Namespace) -> tuple[Settings, str, ModelConfig | None]:
     """The settings, the checkpoint that is asked for, and its configuration where that can be read at once."""
     settings = given_settings(arguments)
@@ -150,6 +135,7 @@ def _checkpoint(arguments: argparse.Namespace) -> tuple[Settings, str, ModelConf
 def _check_parameters(parameters: dict[str, Any], location: str, config: ModelConfig | None) -> None:
     """Raise `InvalidRequest` for parameters that the checkpoint could not be given, as far as can be said before it is
     read: what is wrong with its tokenizer or in the light of a file's own defaults shows once it is."""
+    check_syntax(parameters)
     if config is None:
         check_values(parameters)
     else:
@@ -161,41 +147,3 @@ def _shown_only_in_json(parameters: dict[str, Any], remedy: str) -> None:
     for name in ("trace", "logprobs"):
         if parameters.get(name) not in (None, False):
             raise InvalidRequest(f"{name} is not part of plain text", field=name, hint=f"use {remedy}")
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text that was given, less the line end after it, which `ended` says was there.
-
-    `echo` and editors put one at the end of what somebody wrote; a network takes it for the end of a line, which is not
-    the same text.
-    """
-
-    content: str
-    ended: bool
-
-
-def _standard_input(what: str) -> Text:
-    if sys.stdin.isatty():
-        print(f"Reading {what} from standard input; end it with Ctrl-D.", file=sys.stderr)
-    return _decode(sys.stdin.buffer.read(), "standard input")
-
-
-def _read(path: Path) -> Text:
-    try:
-        return _decode(path.read_bytes(), str(path))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}", hint="name a UTF-8 text file") from None
-
-
-def _decode(raw: bytes, name: str) -> Text:
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{name} is not UTF-8 text: byte 0x{raw[error.start]:02x} at offset {error.start}", hint="convert it first"
-        ) from None
-    content = text[:-2] if text.endswith("\r\n") else text.removesuffix("\n")
-    if not content:
-        raise DataError(f"{name} is empty", hint="there must be something to read")
-    return Text(content, content != text)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from topkapi.model.errors import TopkapiError
+from topkapi.model.wrong_values import shown
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,6 +38,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the error and where the flags are explained, and exit with 2."""
+        for pattern, meant in _WORDINGS:
+            message = pattern.sub(meant, message)
         self.exit(2, f"error: {message}\nhint: {self.prog} --help explains what can be given\n")
 
     def told(self, error: TopkapiError) -> str:
@@ -51,6 +54,18 @@ class Parser(argparse.ArgumentParser):
             return "\n".join(lines)
         return "\n".join(_FIELD.sub(lambda found: flags.get(found[0], found[0]), line) for line in lines)
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        kinds: dict[Any, str] = {int: "a whole number", float: "a number"}
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError:
+            if action.type not in kinds:
+                raise
+            name = next((each for each in action.option_strings if each.startswith("--")), action.dest)
+            raise argparse.ArgumentError(
+                None, f"{name} must be {kinds[action.type]}, not {shown(arg_string)}"
+            ) from None
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:
             return
@@ -60,6 +75,18 @@ class Parser(argparse.ArgumentParser):
         message = f"there is no {what} {value!r}{meant}"
         raise argparse.ArgumentError(None if what == "command" else action, message)
 
+
+# What argparse says, in the words of everything else here.
+_WORDINGS = [
+    (re.compile(r"^argument (?:-\w/)?([^\s/:]+)\S*: expected one argument$"), r"\1 needs a value"),
+    (re.compile(r"^argument (?:-\w/)?([^\s/:]+)\S*: expected at least one argument$"), r"\1 needs a value, or several"),
+    (
+        re.compile(r"^argument (?:-\w/)?([^\s/:]+)\S*: ignored explicit argument (.*)$"),
+        r"\1 takes no value, and not \2",
+    ),
+    (re.compile(r"^the following arguments are required: (.*)$"), r"missing: \1"),
+    (re.compile(r"^argument (?:-\w/)?([^\s/:]+)\S*: "), r"\1: "),
+]
 
 # A name of several words that stands for itself: no part of a path, of a quotation, of a flag or of a file's name.
 _FIELD = re.compile(r"(?<![\w/.'\"=-])[a-z0-9]+(?:_[a-z0-9]+)+(?![\w/'\"]|\.\w)")

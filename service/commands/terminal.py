@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from topkapi.model.errors import InvalidRequest
+from topkapi.model.errors import DataError, InvalidRequest
 from topkapi.service import scoring
 from topkapi.service.api.native import render
-from topkapi.service.commands.launch import Text, loading
+from topkapi.service.commands.inputs import Text, loading
 from topkapi.service.generation import Generation, plan
 from topkapi.service.locations import name_of_location
 from topkapi.service.models import LoadedModel, Models
@@ -29,6 +29,9 @@ HELP = """/reset   begin a new conversation
 Ctrl-C   stop an answer
 Ctrl-D   leave
 How answers are chosen is set when the chat is started: topkapi chat --help"""
+
+LONGEST_LINE = 1 << 24
+"""Characters of a message that comes through a pipe; no context is as long."""
 
 USUAL_ANSWER = 256
 """Tokens of context kept free for an answer when a conversation grows too long."""
@@ -50,6 +53,9 @@ def generate(
             _print_json(render.generate_response(generation, render.new_id("gen"), render.timestamp()))
         elif stream:
             print()
+            if not generation.outputs[0].tokens and not interrupted:
+                because = "--max-tokens is 0" if generation.parameters.max_tokens == 0 else "the model ended at once"
+                print(f"nothing was generated: {because}", file=sys.stderr)
         else:
             for output in generation.outputs:
                 print(f"--- {output.index + 1} of {len(generation.outputs)}\n{output.text}")
@@ -108,7 +114,7 @@ def chat(arguments: argparse.Namespace, settings: Settings, location: str, param
         messages: list[Message] = list(_system(arguments))
         while True:
             try:
-                text = input("\n> ")
+                text = ask()
             except EOFError:
                 print()
                 return 0
@@ -124,6 +130,21 @@ def chat(arguments: argparse.Namespace, settings: Settings, location: str, param
                 print(f"there is no command {word[0]}; /help lists those there are")
             elif text.strip():
                 _answer(model, messages, text, parameters)
+
+
+def ask() -> str:
+    """The next line that is typed, or that comes through a pipe. Raises `EOFError` after the last."""
+    if sys.stdin.isatty():
+        return input("\n> ")
+    print("\n> ", end="", flush=True)
+    line = sys.stdin.readline(LONGEST_LINE + 1)
+    if len(line) > LONGEST_LINE:
+        raise DataError(
+            f"a line of standard input has more than {LONGEST_LINE:,} characters", hint="a message is one line"
+        )
+    if not line:
+        raise EOFError
+    return line.removesuffix("\n")
 
 
 def _answer(model: LoadedModel, messages: list[Message], text: str, parameters: dict[str, Any]) -> None:
@@ -158,6 +179,8 @@ def loaded(settings: Settings, location: str) -> Iterator[LoadedModel]:
     try:
         with loading(name_of_location(location)):
             model = models.load(location)
+        for warning in model.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
         yield model
     finally:
         models.close()

@@ -69,7 +69,7 @@ class Controls:
         given = {name: value for name, value in given.items() if value != self.value(model, name)}
         if "seed" in given:
             seed = str(given["seed"]).strip()
-            given["seed"] = int(seed) if seed.isdecimal() else seed
+            given["seed"] = int(seed) if seed.isascii() and seed.isdecimal() and len(seed) < 20 else seed
         for name in LINES:
             if name in given:
                 given[name] = [line for line in str(given[name]).split("\n") if line]

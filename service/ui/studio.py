@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,22 @@ MONOSPACE = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 HEADER = """<header><h1>Topkapi</h1><nav><a href="docs">API</a></nav></header>"""
 
 
+TABS: dict[str, Callable[[Models, gr.Blocks], None]] = {"Chat": chat_tab}
+"""What the studio shows: each renders its components into the page that is being built."""
+
+
 def build_studio(models: Models) -> gr.Blocks:
-    """The studio's page."""
+    """The studio's page. One tab needs no bar to choose it from."""
     studio: gr.Blocks
     with gr.Blocks(title="Topkapi", fill_height=True, analytics_enabled=False) as studio:
         gr.HTML(HEADER, elem_id="header", padding=False)
-        chat_tab(models, studio)
+        if len(TABS) == 1:
+            chat_tab(models, studio)
+            return studio
+        with gr.Tabs():
+            for name, render in TABS.items():
+                with gr.Tab(name):
+                    render(models, studio)
     return studio
 
 

@@ -17,8 +17,9 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from topkapi.model.config import FAMILIES, ModelConfig
+from topkapi.model.config import ModelConfig
 from topkapi.model.errors import CheckpointError
+from topkapi.model.families import FAMILIES
 from topkapi.model.storage.tensors import from_hugging_face
 from topkapi.model.transformer import Decoder
 
@@ -128,6 +129,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "pretraining_tp": KIND,
         "sliding_window": REFUSED,
     },
+    "mistral": COMMON | LLAMA_LIKE | {"sliding_window": REFUSED},
     "qwen2": COMMON | LLAMA_LIKE | QWEN,
     "qwen3": COMMON | LLAMA_LIKE | QWEN | {"attention_bias": HONOURED},
 }  # fmt: skip
@@ -156,6 +158,7 @@ SIZES = {"vocab_size": 40, "max_position_embeddings": 64, "hidden_size": 32, "in
 BASES: dict[str, dict[str, Any]] = {
     "gpt2": {"model_type": "gpt2", "vocab_size": 40, "n_positions": 64, "n_embd": 32, "n_head": 4, "n_layer": 2},
     **{family: {"model_type": family, **SIZES} for family in ("llama", "qwen2", "qwen3")},
+    "mistral": {"model_type": "mistral", **SIZES, "sliding_window": None},
 }
 TOKENS_READ = torch.randint(0, 40, (1, 48), generator=torch.Generator().manual_seed(5))
 
@@ -267,6 +270,8 @@ def cases() -> list[tuple[str, str, Any]]:
         for name, fate in FIELDS[family].items()
         if fate in (HONOURED, REFUSED) and name not in ELSEWHERE
         for value in CHANGED[name]
+        # transformers 5 refuses it there, which older ones took for as many as there are heads.
+        if (family, name, value) != ("mistral", "num_key_value_heads", None)
     ]
 
 
@@ -436,7 +441,7 @@ ODD = st.one_of(
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_an_odd_value_is_refused_by_name_or_gives_transformers_logits(data: st.DataObject) -> None:
-    family = data.draw(st.sampled_from(FAMILIES))
+    family = data.draw(st.sampled_from(sorted(FAMILIES)))
     fields = {name: fate for name, fate in FIELDS[family].items() if name not in ("model_type",)}
     name = data.draw(st.sampled_from(sorted(fields)))
     value = data.draw(ODD)
@@ -528,7 +533,7 @@ def test_absent_fields_are_what_transformers_takes() -> None:
         try:
             read = ModelConfig.from_hugging_face(config)
         except CheckpointError as error:
-            assert error.field == "num_kv_heads" and theirs.num_key_value_heads == 32
+            assert error.field == "num_kv_heads" and theirs.num_key_value_heads > theirs.num_attention_heads
             continue
         assert read.num_kv_heads == getattr(theirs, "num_key_value_heads", theirs.num_attention_heads)
         assert read.tie_embeddings == theirs.tie_word_embeddings

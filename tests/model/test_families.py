@@ -48,6 +48,8 @@ CONFIGS = {
     "llama-linear-rope": transformers.LlamaConfig(
         **SMALL, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
     ),
+    "mistral": transformers.MistralConfig(**SMALL, head_dim=24, sliding_window=None),
+    "mistral-wide-window": transformers.MistralConfig(**SMALL, sliding_window=96, tie_word_embeddings=True),
     "qwen2": transformers.Qwen2Config(**SMALL, tie_word_embeddings=True),
     "qwen3": transformers.Qwen3Config(**SMALL, head_dim=24, tie_word_embeddings=True),
     "qwen3-untied-biased": transformers.Qwen3Config(

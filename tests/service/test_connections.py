@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -12,6 +13,11 @@ from typing import Any
 
 import httpx
 import pytest
+
+from topkapi.service.app import create_api
+from topkapi.service.models import Models
+from topkapi.service.requests import Requests
+from topkapi.service.settings import Settings
 
 HEAD = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
@@ -161,3 +167,25 @@ def test_what_is_open_does_not_keep_a_server_from_ending(serve, tiny_checkpoint)
             assert b"the server is stopping" in told(upload)
             rest = told(stream)
         assert b"event: done" in rest and b'"finish_reason": "cancelled"' in rest and rest.endswith(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize(("path", "is_its_own"), [
+    ("/v1/messages", lambda body: body["type"] == "error"),
+    ("/lab/v1/messages", lambda body: body["type"] == "error"),
+    ("/v1/completions", lambda body: "param" in body["error"]),
+    ("/lab/generate_stream", lambda body: "error_type" in body),
+    ("/generate", lambda body: body["error"]["type"] == "cancelled"),
+])  # fmt: skip
+def test_while_it_stops_each_dialect_is_told_in_its_own_shape(path, is_its_own) -> None:
+    settings = Settings(studio=False, root_path="/lab")
+    api = create_api(Models(settings), settings)
+    requests = Requests(api, api, settings.root_path)
+    requests.stop()
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(requests), base_url="http://localhost") as client:
+            return await client.post(path, json={})
+
+    answer = asyncio.run(ask())
+    assert answer.status_code in (424, 503) and is_its_own(answer.json()), answer.text
+    assert "the server is stopping" in answer.text

@@ -84,6 +84,28 @@ def test_the_api_and_its_documentation(behind, strips) -> None:
             assert each.startswith(PREFIX) and httpx.get(address + each).status_code == 200, each
 
 
+def test_names_are_checked_under_the_prefix_too(behind) -> None:
+    """In the shape of each path's clients, whether the proxy takes the prefix off or not."""
+    evil = {"Host": "evil.example"}
+    for prefix in ("", PREFIX):
+        for path in ("/", "/health", "/docs", "/gradio_api/info", "/v1/models", "/no/such/path"):
+            assert httpx.get(f"{behind}{prefix}{path}", headers=evil).status_code == 421, (prefix, path)
+        told = httpx.post(f"{behind}{prefix}/v1/messages", json={}, headers=evil).json()
+        assert (told["type"], "evil.example" in told["error"]["message"]) == ("error", True)
+        foreign = {"Origin": "http://evil.example"}
+        assert httpx.post(f"{behind}{prefix}/generate", json={}, headers=foreign).status_code == 403
+
+
+def test_a_name_of_the_proxy_is_allowed_under_the_prefix(serve, tiny_checkpoint) -> None:
+    settings = {"root_path": PREFIX, "allowed_hosts": "llm.example.org"}
+    own = {"Host": "llm.example.org", "Origin": "http://llm.example.org"}
+    with serve(tiny_checkpoint("chat"), **settings) as served:
+        for prefix in ("", PREFIX):
+            answer = httpx.post(f"{served.url}{prefix}/generate", json={"prompt": "a", "max_tokens": 1}, headers=own)
+            assert answer.status_code == 200
+            assert httpx.get(f"{served.url}{prefix}/health", headers={"Host": "x.example"}).status_code == 421
+
+
 def test_without_a_proxy_it_answers_too(behind) -> None:
     for prefix in ("", PREFIX):
         assert httpx.get(f"{behind}{prefix}/health").json()["status"] == "ok"

@@ -205,8 +205,8 @@ def test_a_run_learns_the_preference_and_resumes_to_the_same_bytes(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--beta", "0"], "--beta 0: input should be greater than 0"),
-        (["--label-smoothing", "0.5"], "--label-smoothing 0.5: input should be less than 0.5"),
+        (["--beta", "0"], "--beta must be a number above 0"),
+        (["--label-smoothing", "0.5"], "--label-smoothing must be a number of at least 0 and below 0.5"),
         (["--z-loss", "0.1"], "the loss of preferences has no z-loss"),
         (["--batch-size", "99"], "18 training pairs (2 more held out for validation) do not fill one batch of 99"),
     ],

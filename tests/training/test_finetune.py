@@ -197,7 +197,7 @@ def test_file_order_leaves_the_test_part_alone(
         (["--data", "{}/one.json"], "0 training examples (1 more held out for validation) do not fill one batch of"),
         (["--data", "{}/rows.jsn"], "no such file"),
         (["--data", "{}/plain.txt"], "plain.txt is not a kind of file that holds examples"),
-        (["--prompt-loss-weight", "2"], "--prompt-loss-weight 2: input should be less than or equal to 1"),
+        (["--prompt-loss-weight", "2"], "--prompt-loss-weight must be a number from 0 to 1"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_two_lines(

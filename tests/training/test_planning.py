@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -92,7 +93,11 @@ def test_the_largest_micro_batch_is_the_largest_that_fits(tmp_path: Path, englis
     assert plan("--data", data, *SMALL, "--memory", 0.01, "--json") == 1
     capsys.readouterr()
     assert plan("--data", data, *SMALL) == 0
-    assert "the largest that fits is 8" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "the largest that fits is 8" in out
+    assert out.count("FLOPs") == 1 and "update" not in out, "one number, and steps are called steps"
+    (steps,) = re.findall(r"^([\d,]+) steps of", out, re.MULTILINE)
+    assert re.search(rf"^steps +{steps} of ", out, re.MULTILINE) and "s per step" in out
 
 
 def test_the_peak_of_memory_is_seen() -> None:
@@ -296,7 +301,7 @@ def test_warnings_are_lines_of_their_own(capsys: Any, tiny_tokenizer: Tokenizer)
 def test_freed_memory_is_kept_until_a_peak_is_measured_anew() -> None:
     code = """
 import torch
-from training.memory import PeakMemory, keep_freed_memory, _status
+from topkapi.training.optimisation.memory import PeakMemory, keep_freed_memory, _status
 def taken_by(size):
     before = _status("VmRSS")
     block = torch.ones(size << 18)

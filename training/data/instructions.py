@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from topkapi.model.conversation.chat_template import ChatTemplate, EncodedChat
 from topkapi.model.errors import DataError, InvalidRequest
 from topkapi.model.text.tokenizer import Tokenizer
+from topkapi.model.user_files import LONGEST_DOCUMENT, read_file
 from topkapi.training.data.rows import FORMATS, Message, Told, check_template, conversations_of
 from topkapi.training.data.sources import LINES, decode_utf8, parse_json, read_lines
 from topkapi.training.data.windows import EVALUATION_EPOCH, IGNORED, Batch, Order, joined, permutation
@@ -67,6 +68,9 @@ def read_conversations(path: Path, *, input_heading: bool, left_out: set[str] | 
     return conversations
 
 
+_AS_LINES = "give its rows as the lines of a .jsonl file"
+
+
 def read_rows(path: Path, formats: str = FORMATS) -> Iterator[tuple[str, object]]:
     """The JSON values of a file, each with its place for error messages. Raises `DataError` naming the line.
 
@@ -79,8 +83,8 @@ def read_rows(path: Path, formats: str = FORMATS) -> Iterator[tuple[str, object]
                 yield f"{path}, line {number}", parse_json(decode_utf8(line, path, number), path, number)
     elif name.endswith(".json"):
         try:
-            content = json.loads(decode_utf8(path.read_bytes(), path))
-        except ValueError as error:
+            content = json.loads(decode_utf8(read_file(path, LONGEST_DOCUMENT, field="data", hint=_AS_LINES), path))
+        except (ValueError, RecursionError) as error:
             hint = "a file with one JSON value per line is called .jsonl" if "Extra data" in str(error) else None
             raise DataError(
                 f"{path} is not valid JSON ({error})", field="data", hint=hint or "repair it, or copy it again"

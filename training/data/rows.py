@@ -71,6 +71,10 @@ class Told:
         return not (self.untrained or self.tools or self.variables or keys - {"role", "content"})
 
 
+# What `topkapi instructions make` writes beside the messages, for evaluate: nothing that a user left out.
+_EXERCISE = {"kind", "wording", "checks"}
+
+
 class Row:
     """Reads a row and keeps account of which fields were."""
 
@@ -153,7 +157,8 @@ class Row:
 
     def close(self, left_out: set[str] | None) -> None:
         """Refuse fields that mean something and were not read; the others are added to `left_out`."""
-        for name in self.row.keys() - self._used:
+        own = _EXERCISE if self.row.keys() >= _EXERCISE else set()
+        for name in self.row.keys() - self._used - own:
             value = self.row[name]
             # A label that is no verdict on the answer means nothing here, and neither does the weight that all have.
             harmless = (name == "weight" and value == 1) or (name == "label" and not isinstance(value, bool))

@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import IO, Any
 
 from topkapi.model.errors import DataError
+from topkapi.model.user_files import LONGEST_DOCUMENT, LONGEST_TEXT, read_file, too_long, what_it_is
 
 LINES = (".jsonl", ".jsonl.bz2", ".jsonl.gz", ".jsonl.zst")
 SUFFIXES = (".txt", *LINES, ".parquet", ".arrow")
@@ -61,6 +62,8 @@ def no_such_file(
 ) -> DataError:
     """The error for a file that is not there, which names one of nearly the same name, else gives `hint`."""
     path = Path(name).expanduser()
+    if other := what_it_is(path):
+        return DataError(f"{name} {other}", field=field, hint="name a file")
     beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
     if close := difflib.get_close_matches(path.name, beside, n=1, cutoff=0.85):
         hint = f"did you mean {path.with_name(close[0])}?"
@@ -251,7 +254,10 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Numbered lines of a file of JSON lines, split on `\\n` alone: texts may hold U+2028 and U+0085."""
     try:
         with _open(path) as file:
-            yield from enumerate(file, start=1)
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST_TEXT + 1), b""), start=1):
+                if len(line) > LONGEST_TEXT:
+                    raise too_long(f"{path}, line {number}", LONGEST_TEXT, field="data", hint=_REPAIR)
+                yield number, line
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}", field="data", hint=_AGAIN) from None
 
@@ -303,7 +309,7 @@ def parse_json(text: str, path: Path, line: int) -> object:
     """One line's JSON value; `DataError` names the line."""
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path}, line {line}: not valid JSON ({error})",
             field="data",
@@ -362,8 +368,5 @@ def _column(path: Path, text_field: str, batches: Iterable[Any]) -> Iterator[str
 
 
 def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        hint = "check that this user may read it"
-        raise DataError(f"{path} cannot be read: {error.strerror}", field="data", hint=hint) from None
+    hint = "split it, or give its documents as the lines of a .jsonl file"
+    return read_file(path, LONGEST_DOCUMENT, field="data", hint=hint)

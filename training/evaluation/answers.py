@@ -113,8 +113,8 @@ def _measures(records: Sequence[dict[str, Any]]) -> list[Measure]:
     kept = [all(record["checks"].values()) if "checks" in record else None for record in records]
     measures = [
         of("exact match", "exact_match", unit="%"),
-        of("token F1", "token_f1"),
-        of("ROUGE-L", "rouge_l"),
+        of("token F1", "token_f1", share=True),
+        of("ROUGE-L", "rouge_l", share=True),
         mean("checks kept", kept, unit="%"),
         of("judge", "judge"),
         of("stop rate", "stopped", unit="%"),

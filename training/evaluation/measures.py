@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ Numbers = NDArray[np.float64]
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+_DEVIATIONS = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 _NUMBERS_AT_ONCE = 1 << 18
 
 
@@ -21,7 +23,8 @@ class Measure:
     """The ratio of two sums over items (`totals [N]` by `counts [N]`), or e to its power (`exponential`).
 
     A mean has counts of 1; an item that does not take part has a total and a count of 0. `comparable` holds whatever
-    must be equal for two checkpoints' figures to mean the same, for example a digest of the vocabulary.
+    must be equal for two checkpoints' figures to mean the same, for example a digest of the vocabulary. Where it is
+    a `share`, or in the unit `%`, every item has at most its count.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Measure:
     exponential: bool = False
     comparable: str = ""
     unit: str = ""
+    share: bool = False
 
     @property
     def value(self) -> float:
@@ -72,25 +76,52 @@ def mean(name: str, values: Sequence[float | bool | None], **options: Any) -> Me
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure between the bounds of its 95 % bootstrap interval (percentiles)."""
+    """A figure between the bounds of its 95 % bootstrap interval (percentiles); `shares` is the number of items where
+    it is a share of them."""
 
     value: float
     low: float
     high: float
     samples: Numbers = field(repr=False, compare=False)
+    shares: int = 0
 
 
 def interval(measure: Measure) -> Interval:
-    """The figure with its interval; the bounds of a single item's are NaN."""
+    """The figure with its interval; the bounds of a single item's are NaN.
+
+    Where all items are wrong, or all right, every resample is as they are, though others need not be: the bounds of
+    such a share are Wilson's (1927).
+    """
     # One item says nothing of others.
     samples = measure.resampled() if measure.items > 1 else np.full(RESAMPLES, np.nan)
-    return Interval(measure.value, *_bounds(samples), samples)
+    shares = measure.items if measure.share or measure.unit == "%" else 0
+    low, high = _bounds(samples)
+    if shares and low == high == 0:
+        high = _unseen(shares)
+    elif shares and low == high == 1:
+        low = 1 - _unseen(shares)
+    return Interval(measure.value, low, high, samples, shares)
+
+
+def _unseen(items: int) -> float:
+    """What the share of a thing may be that none of so many items had: Wilson's upper bound of 0."""
+    squared = _DEVIATIONS**2
+    return squared / (items + squared)
 
 
 def difference(first: Interval, second: Interval) -> Interval:
-    """`second - first`, paired: both were measured on the same items and are resampled alike."""
+    """`second - first`, paired: both were measured on the same items and are resampled alike.
+
+    Where shares differ by the same on every item, others may differ otherwise, as many as Wilson's bound leaves.
+    """
     samples = second.samples - first.samples
-    return Interval(second.value - first.value, *_bounds(samples), samples)
+    low, high = _bounds(samples)
+    shares = min(first.shares, second.shares)
+    if shares and low == high and low in (-1, 0, 1):
+        # An item that is right in the one and wrong in the other is one apart, or two from where all differ.
+        apart = _unseen(shares) * (2 if low else 1)
+        low, high = max(-1.0, low - apart), min(1.0, high + apart)
+    return Interval(second.value - first.value, low, high, samples, shares)
 
 
 def _bounds(samples: Numbers) -> tuple[float, float]:

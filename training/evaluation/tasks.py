@@ -13,6 +13,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from topkapi.model.errors import DataError, SettingsError
+from topkapi.model.user_files import LONGEST_SETTINGS, read_file, what_it_is
+from topkapi.model.wrong_values import told
 from topkapi.training.data.sources import no_such_file, read_documents
 from topkapi.training.evaluation.checks import Check, ifeval_checks, parse_checks
 
@@ -61,8 +63,8 @@ class Task(BaseModel):
 def read_tasks(path: Path) -> list[Task]:
     """The tasks of a YAML list; files are relative to it. Raises `SettingsError` naming the entry at fault."""
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = yaml.safe_load(read_file(path, LONGEST_SETTINGS, field="tasks", kind=SettingsError).decode("utf-8"))
+    except (UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise SettingsError(f"the tasks {path} cannot be read: {' '.join(str(error).split())}", field="tasks") from None
     if not isinstance(content, list) or not content:
         raise SettingsError(f"{path} must be a list of tasks", field="tasks", hint=_EXAMPLE)
@@ -79,17 +81,15 @@ def build_task(entry: object, origin: str, base: Path = Path()) -> Task:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        said = first["msg"].removeprefix("Value error, ")
-        shown = f"{name}: {said}" if name else said
+        said = str(first["msg"]).removeprefix("Value error, ")
+        shown = told(name, first, Task.model_fields.get(name)) if name else said
         hint = f"fields: {', '.join(Task.model_fields)}; for example {_EXAMPLE}"
         raise SettingsError(f"{origin}: {shown}", field=name or None, hint=hint) from None
     task.file = base / task.file.expanduser()
     if not task.file.exists():
         raise no_such_file(str(task.file), f"{origin}: no such file", field=task.kind)
-    if task.file.is_dir() and task.kind != "blimp":
-        raise DataError(
-            f"{origin}: {task.file} is a folder, {task.kind} needs a file", field=task.kind, hint="name its files"
-        )
+    if (other := what_it_is(task.file)) and not (task.file.is_dir() and task.kind == "blimp"):
+        raise DataError(f"{origin}: {task.file} {other}", field=task.kind, hint="name its files")
     return task
 
 

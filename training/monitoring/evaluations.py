@@ -45,7 +45,7 @@ def tell(
             **{f"{'validation' if standing.held_out else 'train'}_{name}": value for name, value in measured.items()},
         },
     )
-    rate = "" if pace is None else f"  {pace.facts()} after {duration(pace.elapsed)}"
+    rate = "" if pace is None else f"  {pace.tokens_per_s:,.0f} tokens/s  {duration(pace.elapsed)}"
     mark = "  *" if best else ""
     others = "".join(f"  {name} {value:.3f}" for name, value in measured.items() if name != "loss")
     held_out = f"  validation {validation:.3f}" if standing.held_out else ""

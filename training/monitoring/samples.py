@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from topkapi.training.data.windows import Tokens
-from topkapi.training.monitoring.memorisation import Copy, longest_copy, memorises
+from topkapi.training.monitoring.memorisation import SHORTEST, Copy, longest_copy, memorises
 from topkapi.training.run.console import Console
 from topkapi.training.run.directory import RunDirectory
 from topkapi.training.run.state import Standing
+
+NOTABLE = 2 * SHORTEST
+"""Tokens of a copy that is told: shorter ones are in every text."""
 
 
 def take_samples(
@@ -24,8 +27,8 @@ def take_samples(
 ) -> None:
     """Record `samples` with how much of them stands word for word in `texts`, of training and of validation.
 
-    Prints them if they are to be `shown`. Says once in a run that the model memorises; `standing` notes it, and the
-    longest copy.
+    Prints them if they are to be `shown`, a line each and nothing that was printed last time. Says once in a run that
+    the model memorises; `standing` notes it, and the longest copy.
     """
     longest, elsewhere = Copy(), Copy()
     passage: list[int] = []
@@ -39,14 +42,15 @@ def take_samples(
         directory.append("samples.jsonl", {"step": standing.step, **record, **copied})
         prompt, text = (" ".join(str(record[part]).split()) for part in ("prompt", "text"))
         if shown:
-            console.message(f"  sample: {prompt} | {text}")
+            console.news(prompt, f"  sample: {prompt} | {text}")
     copied = {"copied_from_training": longest.length, "copied_from_validation": elsewhere.length}
     directory.append("metrics.jsonl", {"step": standing.step, **copied})
     standing.copied = longest.length
-    if shown and longest.length:
-        console.message(
+    if shown and longest.length > NOTABLE:
+        console.news(
+            "",
             f"  longest copy: {longest.length} tokens of the training text, {elsewhere.length} of the validation text: "
-            f"{' '.join(text_of(passage).split())!r}"
+            f"{' '.join(text_of(passage).split())!r}",
         )
     if memorises(longest.length, elsewhere.length) and not standing.memorising:
         standing.memorising = True

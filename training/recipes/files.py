@@ -13,6 +13,8 @@ from pydantic import ValidationError
 
 from topkapi.model.errors import SettingsError
 from topkapi.model.flags import flag_of
+from topkapi.model.user_files import LONGEST_SETTINGS, read_file, what_it_is
+from topkapi.model.wrong_values import told
 from topkapi.training.recipes.contradictions import check_together
 from topkapi.training.recipes.recipe import TrainingRecipe
 
@@ -31,6 +33,8 @@ def resolve_recipe(name: str) -> Path:
         )
     if path.is_file():
         return path
+    if other := what_it_is(path):
+        raise SettingsError(f"the recipe {name} {other}", field="recipe", hint="name a .yaml file")
     included = RECIPES / f"{name.removesuffix('.yaml')}.yaml"
     if included.is_file():
         return included
@@ -46,8 +50,8 @@ _LINES = "for example: learning_rate: 0.001 in one line, batch_size: 16 in the n
 def read_yaml(path: Path) -> dict[str, Any]:
     """The fields of a recipe file."""
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = yaml.safe_load(read_file(path, LONGEST_SETTINGS, field="recipe", kind=SettingsError).decode("utf-8"))
+    except (UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         reason = re.sub(r"\s+", " ", str(error))
         raise SettingsError(f"the recipe {path} cannot be read: {reason}", field="recipe", hint=_LINES) from None
     if content is None:
@@ -74,9 +78,9 @@ def build_recipe(kind: type[R], fields: dict[str, Any], source: str, flags: Iter
                 field=name,
                 hint=f"did you mean {close[0]!r}?" if close else f"fields: {', '.join(sorted(kind.model_fields))}",
             ) from None
-        shown = f"{flag_of(name)} {first['input']}" if name in flags else f"{source}: '{name}: {first['input']}'"
+        called = flag_of(name) if name in flags else f"{source}: '{name}'"
         raise SettingsError(
-            f"{shown}: {first['msg'][:1].lower()}{first['msg'][1:]}",
+            told(called, first, kind.model_fields[name] if len(first["loc"]) == 1 else None),
             field=name,
             hint=kind.model_fields[name].description,
         ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from typing import Any
 
 # Without a terminal, a line this often.
 _SECONDS_BETWEEN_LINES = 30.0
+# A line's characters where it is not a terminal's; all of it stands in the run's files.
+WIDE = 120
 # All that a terminal may take for a command; line ends and tabs aside.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -23,6 +26,7 @@ class Console:
         self._task: Any = None
         self._total = 0
         self._last_line = 0.0
+        self._news: dict[str, str] = {}
         if sys.stdout.isatty():
             try:
                 import rich.console
@@ -37,6 +41,14 @@ class Console:
             self._progress.console.print(text, markup=False, highlight=False)
         else:
             print(text, flush=True)
+
+    def news(self, about: str, text: str) -> None:
+        """Print one line, cut to the terminal's width; nothing where the last one on the same thing said the same."""
+        if self._news.get(about) != text:
+            self._news[about] = text
+            width = shutil.get_terminal_size((WIDE, 0)).columns if self._rich is not None else WIDE
+            text = visible(text)
+            self.message(text if len(text) <= width else f"{text[: width - 1]}…")
 
     def warn(self, findings: Sequence[str]) -> None:
         """Print what was found wrong, a line each."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from topkapi.model.conversation.template_files import BUILT_IN_TEMPLATES
 from topkapi.model.errors import DataError, SettingsError
 from topkapi.model.storage.location import check_location
+from topkapi.model.user_files import what_it_is
 from topkapi.training.data.sources import DATASET, find_files, no_such_file
 from topkapi.training.data.weights import sources_and_weights
 from topkapi.training.recipes.recipe import PretrainRecipe, TrainingRecipe, TuningRecipe
@@ -68,6 +69,8 @@ def check_inputs(recipe: TrainingRecipe) -> None:
 def check_chat_template(name: str | None) -> None:
     """Raise `SettingsError` for what is neither a built-in template nor a file."""
     if name is not None and name not in BUILT_IN_TEMPLATES and not Path(name).is_file():
+        if other := what_it_is(Path(name)):
+            raise SettingsError(f"the chat template {name} {other}", field="chat_template", hint="name a Jinja file")
         raise SettingsError(
             f"there is no chat template {name}",
             field="chat_template",

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from topkapi.model.conversation.tool_call_reader import CallBegan, Event, Said
+from topkapi.model.conversation.tool_call_reader import Call, Event, Said
 from topkapi.model.decoding.aliases import translated
 from topkapi.model.errors import Overloaded, TopkapiError
 from topkapi.service.api.anthropic import schemas
@@ -187,15 +187,16 @@ class _Blocks:
     def events(self, said: Iterable[Event]) -> Iterator[tuple[str, dict[str, Any]]]:
         """The stream's events for more of an answer."""
         for event in said:
-            if isinstance(event, CallBegan):
+            if isinstance(event, Call):
                 identifier = f"toolu_{uuid.uuid4().hex[:24]}"
                 yield from self._begin({"type": "tool_use", "id": identifier, "name": event.name, "input": {}})
-                continue
-            if isinstance(event, Said) and not (self._open and self._blocks[-1]["type"] == "text"):
-                yield from self._begin({"type": "text", "text": ""})
-            self._written[-1] += event.text
-            kind = ("text_delta", "text") if isinstance(event, Said) else ("input_json_delta", "partial_json")
-            delta = {"type": kind[0], kind[1]: event.text}
+                self._written[-1] = event.arguments
+                delta = {"type": "input_json_delta", "partial_json": event.arguments}
+            else:
+                if not (self._open and self._blocks[-1]["type"] == "text"):
+                    yield from self._begin({"type": "text", "text": ""})
+                self._written[-1] += event.text
+                delta = {"type": "text_delta", "text": event.text}
             yield "content_block_delta", {"index": len(self._blocks) - 1, "delta": delta}
 
     def end(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -211,7 +212,7 @@ class _Blocks:
         for _ in self.end():
             pass
         return [
-            block | ({"text": text} if block["type"] == "text" else {"input": _input(text)})
+            block | ({"text": text} if block["type"] == "text" else {"input": json.loads(text)})
             for block, text in zip(self._blocks, self._written, strict=True)
         ]
 
@@ -222,14 +223,6 @@ class _Blocks:
         self._written.append("")
         self._open = True
         yield "content_block_start", {"index": len(self._blocks) - 1, "content_block": block}
-
-
-def _input(text: str) -> Any:
-    """The input of a call; one that max_tokens cut short is no JSON, and is given as none."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
 
 
 def _event(name: str, data: Mapping[str, Any]) -> bytes:

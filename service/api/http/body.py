@@ -18,6 +18,7 @@ from topkapi.service.api.http.dialect import CHOSEN, Dialect, dialect_of
 from topkapi.service.api.http.errors import (
     BodyTooLarge,
     InapplicableField,
+    UnsupportedEncoding,
     UnsupportedMediaType,
     error_response,
     field_name,
@@ -148,6 +149,12 @@ class _StrictRequest(Request):
     async def json(self) -> Any:
         if self._document is None:
             body = await self.body()
+            encoding = self.headers.get("content-encoding", "").strip().lower()
+            if encoding not in ("", "identity"):
+                raise UnsupportedEncoding(
+                    f"the body is encoded as {encoding[:100]}, and only plain ones are read",
+                    hint="send it as it is, without the header Content-Encoding",
+                )
             media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
             if media_type != "application/json" and not media_type.endswith("+json"):
                 declared = f"declared as {media_type}" if media_type else "not declared as anything"

@@ -14,28 +14,11 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from topkapi.model.errors import InvalidRequest, TopkapiError
+from topkapi.model.wrong_values import MAY_BE
 from topkapi.service.api.http.dialect import Dialect, dialect_of
 
 MOST_LISTED = 60
 """Fields that a hint names; more would hide it."""
-
-_MAY_BE = {
-    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
-    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
-    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
-    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be an object"),
-    "string_type": "must be a text", "list_type": "must be a list", "none_required": "must be null",
-    "literal_error": "must be {expected}", "enum": "must be {expected}",
-    "union_tag_invalid": "must be one of {expected_tags}",
-    "union_tag_not_found": "must be an object with a {discriminator}",
-    "greater_than": "must be above {gt}", "greater_than_equal": "must be at least {ge}",
-    "less_than": "must be below {lt}", "less_than_equal": "must be at most {le}",
-    "string_too_short": "must have at least {min_length} characters",
-    "string_too_long": "must have at most {max_length} characters",
-    "too_short": "must have at least {min_length} entries", "too_long": "must have at most {max_length} entries",
-    "string_pattern_mismatch": "must be of the form {pattern}",
-}  # fmt: skip
-"""What pydantic complains about, as what may be sent instead."""
 
 INTERNAL = TopkapiError("the server met an unexpected error", hint="its log has the details; please report it")
 
@@ -45,6 +28,10 @@ class UnsupportedMediaType(InvalidRequest):
 
     status = 415
     kind = "unsupported_media_type"
+
+
+class UnsupportedEncoding(UnsupportedMediaType):
+    """The body is compressed."""
 
 
 class NotFound(InvalidRequest):
@@ -120,6 +107,8 @@ def error_response(error: TopkapiError, dialect: Dialect, headers: dict[str, str
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, RequestTimeout):
         headers["Connection"] = "close"
+    if isinstance(error, UnsupportedEncoding):
+        headers["Accept-Encoding"] = "identity"
     status, body = dialect.render(error)
     return JSONResponse(body, status, headers)
 
@@ -186,7 +175,7 @@ def from_validation(errors: Sequence[Any], body: Any, known_fields: Sequence[str
 
     Of what it says about the alternatives of one field, that which got furthest counts.
     """
-    places = [place_of(each["loc"], body) + _tag(each) for each in errors]
+    places = [place_of(each["loc"], body, missing=each["type"] == "missing") + _tag(each) for each in errors]
     field = places[0][:1]
     depth = max(len(place) for place in places if place[:1] == field)
     chosen = [
@@ -214,14 +203,17 @@ def _tag(complaint: Any) -> list[str | int]:
 
 def _said(complaint: Any) -> str:
     """One of pydantic's complaints in words about what may be sent."""
-    if complaint["type"] in _MAY_BE:
-        return _MAY_BE[complaint["type"]].format(**complaint.get("ctx", {}))
+    if complaint["type"] in MAY_BE:
+        return MAY_BE[complaint["type"]].format(**complaint.get("ctx", {}))
     text: str = complaint["msg"].removeprefix("Value error, ")
     return f"{text[:1].lower()}{text[1:]}"
 
 
-def place_of(location: Sequence[str | int], body: Any) -> list[str | int]:
-    """Where in `body` pydantic's `location` is: it also names the alternatives of a field, which nobody sent."""
+def place_of(location: Sequence[str | int], body: Any, *, missing: bool = False) -> list[str | int]:
+    """Where in `body` pydantic's `location` is: it also names the alternatives of a field, which nobody sent.
+
+    Of a field that is `missing`, the name is meant though it's not there.
+    """
     if location[:1] and location[0] in ("query", "path", "header"):
         return list(location[1:])
     place: list[str | int] = []
@@ -234,8 +226,7 @@ def place_of(location: Sequence[str | int], body: Any) -> list[str | int]:
             inside = isinstance(at[part], dict | list) and parts[number + 1] != part
         if inside:
             at = at[part]
-        # A field that is missing is not there, but its name is meant all the same.
-        if inside or (isinstance(at, dict) and number == len(parts) - 1):
+        if inside or (missing and isinstance(at, dict) and number == len(parts) - 1):
             place.append(part)
     return place
 
@@ -247,7 +238,7 @@ def field_name(location: Sequence[str | int]) -> str:
 
 def location_of(name: str) -> list[str | int]:
     """The parts of a place in a body, from `a.b[0].c`."""
-    return [int(part[1:-1]) if part[0] == "[" else part for part in re.findall(r"[^.[\]]+|\[\d+\]", name)]
+    return [int(part[1:-1]) if part[0] == "[" else part for part in re.findall(r"[^.[\]]+|\[[0-9]{1,9}\]", name)]
 
 
 def inapplicable(name: str, why: str) -> InapplicableField:

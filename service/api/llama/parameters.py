@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -152,6 +153,13 @@ def _samplers(names: Sequence[str] | str | None) -> list[str]:
     return found
 
 
+def _sum(one: float, other: float) -> float:
+    try:
+        return one + other
+    except OverflowError:  # of a whole number that no float holds
+        return math.inf
+
+
 def _biases(model: LoadedModel, given: Any) -> tuple[dict[int, float], list[int]]:
     """Numbers by token id, and the ids that are never to be chosen (a bias of false)."""
     wrong = "logit_bias must be a list of [token id or text, number or false], or an object from those to numbers"
@@ -161,7 +169,8 @@ def _biases(model: LoadedModel, given: Any) -> tuple[dict[int, float], list[int]
         raise InvalidRequest(f"logit_bias has {len(given):,} entries, and {MOST_IDS:,} is the most", field="logit_bias")
     if isinstance(given, dict):
         pairs: list[Any] = [
-            [int(key) if key.isdecimal() and len(key) < 16 else key, value] for key, value in given.items()
+            [int(key) if key.isascii() and key.isdecimal() and len(key) < 16 else key, value]
+            for key, value in given.items()
         ]
     else:
         pairs = given
@@ -176,6 +185,8 @@ def _biases(model: LoadedModel, given: Any) -> tuple[dict[int, float], list[int]
             or not (number is False or (isinstance(number, int | float) and not isinstance(number, bool)))
         ):
             raise InvalidRequest(wrong, field="logit_bias")
+        if token == "":
+            raise InvalidRequest("logit_bias: an empty text has no token", field="logit_bias")
         if isinstance(token, str) and len(token) > LONGEST_WORD:
             message = f"logit_bias: a text has {len(token):,} characters, and {LONGEST_WORD} is the most"
             raise InvalidRequest(message, field="logit_bias")
@@ -183,5 +194,6 @@ def _biases(model: LoadedModel, given: Any) -> tuple[dict[int, float], list[int]
             if number is False:
                 banned.append(token_id)
             else:
-                bias[token_id] = number
+                # As llama.cpp adds every entry, a token that several name has their sum.
+                bias[token_id] = _sum(bias.get(token_id, 0), number)
     return bias, banned

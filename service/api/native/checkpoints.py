@@ -53,7 +53,7 @@ class ChangeRequest(Strict):
 class ModelDetails(BaseModel):
     """A loaded checkpoint. `chat` says whether it takes messages, `draft` whether a smaller one guesses ahead for it;
     `defaults` are the decoding parameters that a prompt is continued with where a request says nothing, `chat_defaults`
-    those of answers to messages (null for a base checkpoint)."""
+    those of answers to messages (null for a base checkpoint), `warnings` what whoever loads it should know."""
 
     name: str
     aliases: list[str]
@@ -70,6 +70,7 @@ class ModelDetails(BaseModel):
     created: int
     running: int
     waiting: int
+    warnings: list[str]
 
 
 class ListedModel(BaseModel):
@@ -207,6 +208,7 @@ def describe(models: Models, model: LoadedModel) -> dict[str, Any]:
         "created": model.created,
         "running": model.engine.running,
         "waiting": model.engine.waiting,
+        "warnings": list(model.warnings),
     }
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from topkapi.model.conversation.tool_call_reader import CallBegan, Event, Said, ToolCallReader
+from topkapi.model.conversation.tool_call_reader import Event, Said, ToolCallReader
 from topkapi.model.conversation.tool_calls import ToolCallForm
 from topkapi.model.decoding.parameters import PARAMETERS
 from topkapi.model.errors import InvalidRequest
@@ -141,10 +141,7 @@ class ChatWriter:
         for delta in [*self.feed(text), *self.flush()]:
             content.append(delta.get("content", ""))
             for call in delta.get("tool_calls", []):
-                if "id" in call:
-                    calls.append({"id": call["id"], "type": "function", "function": dict(call["function"])})
-                else:
-                    calls[-1]["function"]["arguments"] += call["function"]["arguments"]
+                calls.append({name: value for name, value in call.items() if name != "index"})
         said = "".join(content)
         message: dict[str, Any] = {"role": "assistant", "content": said, "refusal": None}
         if calls:
@@ -158,11 +155,7 @@ class ChatWriter:
             if isinstance(event, Said):
                 deltas.append({"content": event.text})
                 continue
-            call: dict[str, Any] = {"index": self._reader.calls - 1}
-            if isinstance(event, CallBegan):
-                call |= {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function"}
-                call["function"] = {"name": event.name, "arguments": ""}
-            else:
-                call["function"] = {"arguments": event.text}
+            call = {"index": self._reader.calls - 1, "id": f"call_{uuid.uuid4().hex[:24]}", "type": "function"}
+            call["function"] = {"name": event.name, "arguments": event.arguments}
             deltas.append({"tool_calls": [call]})
         return deltas

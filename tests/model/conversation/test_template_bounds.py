@@ -18,7 +18,7 @@ SIXTY = "{% for i in range(60) %}"
 DOUBLED = (
     "{% set ns = namespace(s=[1], t=[1]) %}" + SIXTY + "{% set ns.s = [ns.s, ns.s] %}{% set ns.t = [ns.t, ns.t] %}"
 )
-LONG = "{% set s = 'a' * 10000000 %}{% set t = s[1:] + 'a' %}"
+LONG = "{% set s = 'a' * 8000000 %}{% set t = s[1:] + 'a' %}"
 
 ENDLESS = {
     "rounds": "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
@@ -35,7 +35,7 @@ ENDLESS = {
     "a long list": "{{ ([1] * 10 ** 9)|length }}",
     "a large number": "{{ 7 ** (7 ** 20) }}",
     "a precision": "{{ 5|round(-1000000000) }}",
-    "a number of many digits": "{{ ('1' * 10000000)|int(0, 2) % 7 }}",
+    "a number of many digits": "{{ ('1' * 4000000)|int(0, 2) % 7 }}",
     "a sum that doubles": "{% set ns = namespace(s='a') %}" + SIXTY + "{% set ns.s = ns.s + ns.s %}{% endfor %}",
     "a text that doubles": "{% set ns = namespace(s='a') %}" + SIXTY + "{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
     "lists in lists, shown": DOUBLED + "{% endfor %}{{ ns.s }}",
@@ -45,9 +45,18 @@ ENDLESS = {
     "lists in lists, searched": DOUBLED + "{% endfor %}{{ [ns.s].index(ns.t) }}",
     "lists in lists, formatted": DOUBLED + "{% endfor %}{{ '%s' % (ns.s,) }}",
     "tuples in tuples": "{% set ns = namespace(s=(1,)) %}" + SIXTY + "{% set ns.s = (ns.s, ns.s) %}{% endfor %}{{ {}[ns.s] }}",
-    "a text stripped of itself": "{{ ('a' * 16000000).strip('b' * 16000000 ~ 'a')|length }}",
-    "a text trimmed of itself": "{{ ('a' * 16000000)|trim('b' * 16000000 ~ 'a')|length }}",
+    "a text stripped of itself": "{{ ('a' * 4000000).strip('b' * 4000000 ~ 'a')|length }}",
+    "a text trimmed of itself": "{{ ('a' * 4000000)|trim('b' * 4000000 ~ 'a')|length }}",
     "a width behind brackets": "{{ ('%(a(b))1500000000d' % {'a(b)': 1})|length }}",
+    "another case": "{{ ('ß' * 4000000).upper()|length }}",
+    "another case by a filter": "{{ ('İ' * 4000000)|lower|length }}",
+    "titles": "{{ ('a' * 4000000).title()|length }}",
+    "a search from behind": "{{ ('a' * 4000000).rfind('ab' ~ 'a' * 2000000) }}",
+    "a cut from behind": "{{ ('a' * 4000000).rsplit(sep='ab' ~ 'a' * 2000000) }}",
+    "many pieces": "{{ ('a' * 4000000).split(maxsplit=-1, sep='a')|length }}",
+    "escapes by %": "{{ ('%a' % ('𐐀' * 4000000))|length }}",
+    "escapes by format": "{{ '{!a}'.format('𐐀' * 4000000)|length }}",
+    "escapes of JSON": "{{ ('𐐀' * 4000000)|tojson(true)|length }}{{ ('𐐀' * 4000000)|tojson(ensure_ascii=true) }}",
     "lists without end": "{% set ns = namespace(s=[1]) %}{% for i in range(99999) %}{% set ns.s = [ns.s] %}{% endfor %}{{ ns.s }}",
     "padding": "{{ 'a'.ljust(10000000000) }}",
     "a width": "{{ '%999999999d' % 1 }}",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.service.api.openai.openai_cases import LLAMA_TEMPLATE, TIME, TOOL_TEMPLATE, WEATHER
 from topkapi.model.conversation.chat_template import ChatTemplate
-from topkapi.model.conversation.tool_call_reader import CallArguments, CallBegan, Said, ToolCallReader
+from topkapi.model.conversation.tool_call_reader import Call, Said, ToolCallReader
 from topkapi.model.conversation.tool_calls import ToolCallForm
 from topkapi.model.decoding.grammar import compile_constraint
 from topkapi.model.decoding.parameters import resolve
@@ -27,11 +27,8 @@ def read(form: ToolCallForm, pieces: list[str]) -> tuple[str, list[tuple[str, st
     for event in events:
         if isinstance(event, Said):
             text += event.text
-        elif isinstance(event, CallBegan):
-            calls.append((event.name, ""))
         else:
-            assert isinstance(event, CallArguments)
-            calls[-1] = (calls[-1][0], calls[-1][1] + event.text)
+            calls.append((event.name, event.arguments))
     assert reader.calls == len(calls)
     return text, calls
 
@@ -106,7 +103,25 @@ CASES = [
     ),
     (HERMES, "<tool_call>nonsense</tool_call> <b>", None),
     (HERMES, "a < b <tool_cal", None),
-    (HERMES, '<tool_call>\n{"name": "weather", "arguments": {"city": "Anka', ("", [("weather", '{"city": "Anka')])),
+    # What an end cut off is no call, however much of it there is; without what closes it, it's whole.
+    (HERMES, '<tool_call>\n{"name": "weather", "arguments": {"city": "Anka', None),
+    (HERMES, '<tool_call>\n{"name": "weather", "arguments": {}', None),
+    (HERMES, f"<tool_call>\n{CALL}\n</tool", ("", [("weather", ARGUMENTS)])),
+    (
+        HERMES,
+        f"<tool_call>\n{CALL}\n</tool_call>\n<tool_call>\n{CALL[:-1]}",
+        (f"\n<tool_call>\n{CALL[:-1]}", [("weather", ARGUMENTS)]),
+    ),
+    (BARE, '{"name": "weather", "parameters": {"city": "Izmir"}', None),
+    # What clients could not read is none either; broken lines within texts are mended.
+    (HERMES, '<tool_call>{"name": "weather", "arguments": {"a": 1e999}}</tool_call>', None),
+    (HERMES, '<tool_call>{"name": "weather", "arguments": {"a": NaN}}</tool_call>', None),
+    (HERMES, '<tool_call>{"name": "weather", "arguments": {"a": "\\ud800"}}</tool_call>', None),
+    (
+        HERMES,
+        '<tool_call>{"name": "weather", "arguments": {"a": "1\n2"}}</tool_call>',
+        ("", [("weather", '{"a": "1\\n2"}')]),
+    ),
     (BARE, '{"name": "weather", "parameters": {"city": "Izmir"}}', ("", [("weather", '{"city": "Izmir"}')])),
     (BARE, '{"name": "rm", "parameters": {}}', None),
     (BARE, 'It is {"name": "weather", "parameters": {}}', None),
@@ -153,11 +168,17 @@ def test_whatever_is_no_call_stays_as_it_was_written(text, cut) -> None:
     assert read(HERMES, [text[:cut], text[cut:]]) == (text, [])
 
 
+def test_numbers_that_no_client_reads_make_no_call() -> None:
+    text = '<tool_call>{"name": "weather", "arguments": {"a": %s}}</tool_call>'
+    assert read(HERMES, [text % ("9" * 4301)]) == (text % ("9" * 4301), [])
+    assert read(HERMES, [text % ("9" * 4300)])[1]
+
+
 def test_an_answer_of_one_call_ends_with_it() -> None:
     reader = ToolCallReader(HERMES, ["weather"], several=False)
     events = [event for piece in f"<tool_call>{CALL}</tool_call>x<tool_call>{CALL}" for event in reader.feed(piece)]
     assert reader.calls == 1 and not [*reader.flush()]
-    assert "".join(event.text for event in events if isinstance(event, CallArguments)) == ARGUMENTS
+    assert events == [Call("weather", ARGUMENTS)]
 
 
 REFERENCES = [

@@ -40,6 +40,10 @@ from topkapi.model.errors import InvalidRequest
         ({"stop": 5}, "stop", "text"),
         ({"logit_bias": {"a": 1}}, "logit_bias", "token ids"),
         ({"logit_bias": {5: 101}}, "logit_bias", "at most 100"),
+        *(
+            ({"logit_bias": {key: 1}}, "logit_bias", "is no id")
+            for key in ("٣", "+3", "03", " 3", "3_0", "3.0", "", "9" * 5000, 3.7, True, None)
+        ),
         ({"logit_bias": {99: 1}}, "logit_bias", "vocabulary"),
         ({"stop_token_ids": [50]}, "stop_token_ids", "vocabulary"),
         ({"min_tokens": 5, "max_tokens": 4}, "min_tokens", "above max_tokens"),

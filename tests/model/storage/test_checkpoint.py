@@ -154,7 +154,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(
 KILLED = """
 import os, sys
 from pathlib import Path
-import model.files
+import topkapi.model.files
 final = Path(sys.argv[1])
 rename, seen = Path.rename, []
 def die_at_second(self, target):
@@ -163,7 +163,7 @@ def die_at_second(self, target):
         os._exit(9)
     return rename(self, target)
 Path.rename = die_at_second
-with model.files.write_directory(final) as partial:
+with topkapi.model.files.write_directory(final) as partial:
     (partial / "file").write_text("new")
 """
 

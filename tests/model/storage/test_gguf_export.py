@@ -9,8 +9,8 @@ import torch
 
 from tests import texts
 from tests.tiny import tiny_model
-from topkapi.model.config import Family
 from topkapi.model.conversation.chat_template import ChatTemplate
+from topkapi.model.families import FAMILIES
 from topkapi.model.generation import generate
 from topkapi.model.storage.checkpoint import load_checkpoint, save_checkpoint
 from topkapi.model.storage.gguf_vocabulary_export import plain_name, plain_template
@@ -21,7 +21,6 @@ from topkapi.model.text.tokenizer_definition import byte_level_definition
 from topkapi.service.commands.cli import main
 
 pytest.importorskip("gguf", reason="the gguf extra is not installed")
-FAMILIES: tuple[Family, ...] = ("gpt2", "llama", "qwen2", "qwen3")
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "factor": 32.0,
@@ -33,12 +32,12 @@ LLAMA3_ROPE = {
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Tokenizer) -> Callable[..., Path]:
-    def make(family: Family, *, tokenizer: Tokenizer = tiny_tokenizer, **changes: Any) -> Path:
+    def make(family: str, *, tokenizer: Tokenizer = tiny_tokenizer, **changes: Any) -> Path:
         sizes = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "context_length": 128}
         settings = {"vocab_size": tokenizer.vocab_size + 4, "end_token_ids": (tokenizer.end_token_id,), **sizes}
         model = tiny_model(family, **(settings | changes))
         return save_checkpoint(
-            tmp_path_factory.mktemp("exported") / family,
+            tmp_path_factory.mktemp("exported") / "tiny",  # transformers guesses by a file's name whether it is mistral
             model=model,
             tokenizer=tokenizer,
             chat=ChatTemplate.built_in("chatml"),
@@ -67,7 +66,7 @@ TOLERANCE = {"f32": 1e-5, "f16": 4e-3, "q8_0": 4e-2, "q4_0": 0.5}
 @pytest.mark.parametrize("kind", TOLERANCE)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_file_reads_back_as_the_checkpoint(
-    family: Family, kind: str, checkpoint: Callable[..., Path], tmp_path: Path, capsys: Any
+    family: str, kind: str, checkpoint: Callable[..., Path], tmp_path: Path, capsys: Any
 ) -> None:
     tied = {"tie_embeddings": family in ("gpt2", "qwen3")}
     source = checkpoint(family, **tied)
@@ -94,7 +93,7 @@ def test_a_file_reads_back_as_the_checkpoint(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_transformers_reads_the_same_model(family: Family, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_transformers_reads_the_same_model(family: str, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     import transformers
 
     # Whatever the file says, it takes gpt2's feed-forward layers for four times the width and its context for 1024, and
@@ -113,7 +112,7 @@ def test_transformers_reads_the_same_model(family: Family, checkpoint: Callable[
 
 @pytest.mark.parametrize("kind", ["f16", "q4_0"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_llama_cpp_says_the_same(family: Family, kind: str, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_llama_cpp_says_the_same(family: str, kind: str, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     export(checkpoint(family), tmp_path / "model.gguf", kind)
     ours = load_checkpoint(tmp_path / "model.gguf", dtype=torch.float32)

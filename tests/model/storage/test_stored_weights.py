@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny import tiny_model
 from topkapi.model.errors import CheckpointError
+from topkapi.model.families import FAMILIES
 from topkapi.model.quantize import int8_product
 from topkapi.model.storage.checkpoint import load_checkpoint, save_checkpoint
 from topkapi.model.text.tokenizer import Tokenizer
 
-FAMILIES = ("gpt2", "llama", "qwen2", "qwen3")
 IDS = torch.tensor([[5, 17, 3, 250, 99, 4, 4, 130]])
 
 

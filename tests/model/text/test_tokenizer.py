@@ -363,7 +363,7 @@ def test_training_does_not_depend_on_the_process(english: str, tmp_path: Path) -
     here = Tokenizer.train([text], 600, SPECIAL)
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     program = (
-        "import sys; from pathlib import Path; from model.tokenizer import Tokenizer\n"
+        "import sys; from pathlib import Path; from topkapi.model.text.tokenizer import Tokenizer\n"
         "text = Path(sys.argv[1]).read_text(encoding='utf-8')\n"
         f"Tokenizer.train(iter([text]), 600, {SPECIAL!r}).save(sys.argv[2])"
     )

@@ -1,6 +1,7 @@
 """Every bad request gets one JSON shape that names the field and the remedy, and nothing gets a traceback."""
 
 import functools
+import gzip
 import http.client
 import json
 
@@ -165,6 +166,18 @@ def test_a_body_must_be_declared_as_json(served) -> None:
     declared = {"Content-Type": "application/json; charset=utf-8"}
     body = b'{"prompt": "a", "max_tokens": 1}'
     assert served.client.post("/generate", content=body, headers=declared).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions", "/v1/messages", "/completion", "/tokenize"])
+@pytest.mark.parametrize("encoding", ["gzip", "br", "GZIP, identity", "zstd"])
+def test_compressed_bodies_are_refused_by_name(served, path, encoding) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+    answer = served.client.post(path, content=gzip.compress(b'{"prompt": "a"}'), headers=headers)
+    assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "identity")
+    assert encoding.lower() in answer.text and "Content-Encoding" in answer.text
+    plain = {**headers, "Content-Encoding": "identity"}
+    body = b'{"prompt": "a", "max_tokens": 1}'
+    assert served.client.post("/generate", content=body, headers=plain).status_code == 200
 
 
 @pytest.mark.parametrize("studio", [False, True])

@@ -80,7 +80,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Callable[..
 def client(place: Path) -> Iterator[httpx.Client]:
     port = free_port()
     arguments = ["serve", str(place / "room" / "good"), "--model-directory", str(place / "room"), "--no-studio"]
-    run = "import sys; from service.cli import main; sys.exit(main(sys.argv[1:]))"
+    run = "import sys; from topkapi.service.commands.cli import main; sys.exit(main(sys.argv[1:]))"
     process = subprocess.Popen([sys.executable, "-c", run, *arguments, "--port", str(port)], stdout=subprocess.DEVNULL)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
         end = time.monotonic() + 120

@@ -18,6 +18,14 @@ from topkapi.service.commands.cli import main
 from topkapi.service.models import LoadedModel, Models
 from topkapi.service.settings import Settings
 
+
+def test_the_budget_of_a_step_is_the_engines() -> None:
+    from topkapi.engine import engine
+    from topkapi.service.commands import bench_shape
+
+    assert bench_shape.STEP_TOKENS == engine.STEP_TOKENS
+
+
 SMALL = ["--streams", "3", "--tokens", "8", "--prompt-tokens", "5", "--repeats", "2"]
 FIGURES = {
     "single_tokens_per_s", "streams_tokens_per_s", "ratio", "mixed_tokens_per_s", "single_step_ms", "streams_step_ms",

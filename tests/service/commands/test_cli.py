@@ -57,8 +57,10 @@ def type_in(monkeypatch: pytest.MonkeyPatch, raw: bytes) -> None:
 
 def test_help_and_version_load_no_torch() -> None:
     for flag, words in (("--help", "serve checkpoints over HTTP"), ("--version", "topkapi ")):
-        script = f"import sys; sys.argv = ['topkapi', '{flag}']\nimport service.cli\n"
-        script += "try: service.cli.main()\nfinally: print('torch' in sys.modules, 'gradio' in sys.modules)"
+        script = f"import sys; sys.argv = ['topkapi', '{flag}']\nimport topkapi.service.commands.cli\n"
+        script += (
+            "try: topkapi.service.commands.cli.main()\nfinally: print('torch' in sys.modules, 'gradio' in sys.modules)"
+        )
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
         assert words in done.stdout and done.stdout.endswith("False False\n"), done.stderr
 
@@ -89,6 +91,12 @@ def test_generate_prints_the_text(chat: str, capsys: pytest.CaptureFixture[str])
     assert text == answer["outputs"][0]["text"] + "\n"
     assert main([*arguments, "--n", "2"]) == 0
     assert capsys.readouterr().out.startswith(f"--- 1 of 2\n{text}--- 2 of 2\n")
+
+
+def test_generate_says_why_there_is_nothing(chat: str, capsys) -> None:
+    assert main(["generate", "A list is", "-c", chat, "--max-tokens", "0"]) == 0
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("\n", "nothing was generated: --max-tokens is 0\n")
 
 
 def test_generate_reads_standard_input(chat: str, capsys, monkeypatch) -> None:
@@ -323,19 +331,11 @@ def test_what_could_only_be_ignored_or_go_wrong_is_refused(
 
 def test_the_chat_has_the_flag_of_the_other_commands_and_a_help(chat: str, capsys, monkeypatch) -> None:
     for given in (["-c", chat], [chat]):
-        lines = iter(["/help", "/nonsense of a text", "  ", "/reset"])
-
-        def read(prompt: str, lines=lines) -> str:
-            try:
-                return next(lines)
-            except StopIteration:
-                raise EOFError from None
-
-        monkeypatch.setattr("builtins.input", read)
+        type_in(monkeypatch, b"/help\n/nonsense of a text\n  \n/reset")
         assert main(["chat", *given]) == 0
         printed = capsys.readouterr().out
         assert "begin a new conversation" in printed and "no command /nonsense" in printed
-        assert printed.rstrip().endswith("(a new conversation)"), "neither went to the model"
+        assert printed.rstrip("\n> ").endswith("(a new conversation)"), "neither went to the model"
 
 
 def test_what_the_command_line_does_not_know_is_told_in_two_lines(capsys) -> None:

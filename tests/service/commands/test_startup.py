@@ -20,7 +20,7 @@ from topkapi.service.commands.parser import Parser
 # Commands are refused one after the other in one child, which says after each whether it has imported torch.
 CHILD = """
 import contextlib, io, json, sys
-from service.cli import main
+from topkapi.service.commands.cli import main
 for line in sys.stdin:
     told = io.StringIO()
     with contextlib.redirect_stderr(told):
@@ -106,6 +106,12 @@ def test_a_checkpoint_that_is_none_is_refused_at_once(refused: Refused, command:
         ("--logit-bias 99999999=1", "the vocabulary has ids"),
         ("--order nonsense", "not a stage"),
         ("--trace", "trace is not part of plain text"),
+        ("--regex [", "regex can't be followed: unclosed character class"),
+        ("--regex (?=a)", "regex can't be followed: "),
+        ('--json-schema {"type":"nonsense"}', "--json-schema can't be followed: Invalid type: nonsense"),
+        ('--json-schema {"type"', "is not JSON"),
+        ('--grammar start:"a', "grammar can't be followed: "),
+        ('--grammar root::="a"', "it looks like llama.cpp's GBNF"),
     ],
 )
 def test_parameters_are_refused_at_once(refused: Refused, command: str, flags: str, says: str) -> None:
@@ -127,6 +133,8 @@ def test_parameters_are_refused_at_once(refused: Refused, command: str, flags: s
         ("score file.txt -c good --top -1", "--top must be at least 0"),
         ("chat good --n 2", "one answer at a time"),
         ("bench good --tokens 3", "--tokens must be at least 8"),
+        ("bench good --tokens 8 --repeats 1", "--tokens 8 the first of 32 streams ends before all have begun"),
+        ("bench --tokens 12 --prompt-tokens 512", "give at least --tokens 75"),
         ("bench good --tokens 100000", "do not fit the context"),
         ("bench --tokens 1024", "do not fit the context of 1024"),
     ],
@@ -150,7 +158,7 @@ def test_a_port_in_use_is_refused_at_once(refused: Refused) -> None:
         ("pretrain --data file.txt --checkpoint good --num-layers 3", "the checkpoint's own"),
         ("pretrain --data file.txt --model gpt2 --num-kv-heads 2", "as many key-value heads as heads"),
         ("pretrain --data file.txt --device tpu", "device 'tpu' is not supported"),
-        ("pretrain --data file.txt --batch-size 0", "--batch-size 0"),
+        ("pretrain --data file.txt --batch-size 0", "--batch-size must be a whole number of at least 1"),
         ("pretrain --data file.txt --out run", "already holds a run"),
         ("pretrain --data file.txt --out empty/../good", "is there and is not a run"),
         ("pretrain --data file.txt=3", "a weight for file.txt alone means nothing"),
@@ -198,7 +206,7 @@ def test_no_beginning_of_a_flag_is_taken_for_the_flag(refused: Refused) -> None:
 
 
 def test_helps_import_nothing_heavy(place: Path) -> None:
-    script = "import sys\nfrom service.cli import build_parser\nparser = build_parser()\n"
+    script = "import sys\nfrom topkapi.service.commands.cli import build_parser\nparser = build_parser()\n"
     script += "def walk(parser):\n    parser.format_help()\n    for action in parser._actions:\n"
     script += "        for child in action.choices.values() if isinstance(action.choices, dict) else ():\n"
     script += "            walk(child)\nwalk(parser)\n"
@@ -217,7 +225,7 @@ class Wait:
             sys.__stdout__.write("importing torch\\n"); sys.__stdout__.flush()
             raise KeyboardInterrupt
 sys.meta_path.insert(0, Wait())
-from service.cli import main
+from topkapi.service.commands.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -5,11 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.ui.test_studio import SECONDS, browser, status
+from tests.service.ui.test_studio import SECONDS, status
 
 pytestmark = pytest.mark.timeout(180)
-
-__all__ = ["browser"]
 
 
 def options(page) -> list[str]:

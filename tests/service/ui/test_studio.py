@@ -14,14 +14,6 @@ SECONDS = 30_000
 
 
 @pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator:
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield running
-        running.close()
-
-
-@pytest.fixture(scope="module")
 def studio(serve: Callable, tiny_checkpoint: Callable[..., Path]) -> Iterator:
     chat = tiny_checkpoint("talker", context=1024)
     own = {"temperature": 0.5, "top_k": 30, "do_sample": True}

@@ -16,6 +16,7 @@ from topkapi.training.data.exercises import memory, talk
 from topkapi.training.data.exercises.exercise import Draw, new_wordings
 from topkapi.training.data.exercises.rows import MAKERS, make_rows
 from topkapi.training.data.instructions import check_messages, read_conversations
+from topkapi.training.data.rows import conversations_of
 from topkapi.training.evaluation import answers
 from topkapi.training.evaluation.checks import parse_checks
 
@@ -241,3 +242,14 @@ def test_only_the_test_examples_are_measured(tiny_checkpoint: Callable[..., Path
         assert said in capsys.readouterr().err
     assert evaluate(checkpoint, "--perplexity", rows, "--test-examples", 3) == 2
     assert "--test-examples applies to --instructions" in capsys.readouterr().err
+
+
+def test_tuning_on_exercises_tells_of_no_field_that_is_not_used() -> None:
+    (row,) = make_rows(0, 1, held_out=False)
+    for given, unused in ((row, set()), (row | {"source": "a book"}, {"source"}), ({**row, "checks": []}, set())):
+        left_out: set[str] = set()
+        list(conversations_of(given, "row 1", False, left_out))
+        assert left_out == unused
+    left_out = set()
+    list(conversations_of({"messages": row["messages"], "kind": "sums"}, "row 1", False, left_out))
+    assert left_out == {"kind"}, "somebody else's field of that name"

@@ -11,7 +11,6 @@ import torch
 
 from tests.model.test_scoring import transformers_model
 from tests.tiny import tiny_model
-from topkapi.model.config import Family
 from topkapi.model.generation import generate, generate_batch
 from topkapi.model.storage.checkpoint import load_checkpoint, save_checkpoint
 from topkapi.service.commands.cli import main
@@ -22,7 +21,7 @@ BASE, CHOICES = [5, 9, 2, 44, 7, 7, 31], [[3], [8, 1, 9], [8, 2], [3, 3, 3, 3, 3
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "qwen3"])
-def test_likelihoods_equal_transformers_whatever_is_read_together(family: Family) -> None:
+def test_likelihoods_equal_transformers_whatever_is_read_together(family: str) -> None:
     """Choices after one prompt, texts that begin alike, one that is another's beginning, and texts of other lengths."""
     choices = [Scored([*BASE, *choice], len(BASE)) for choice in CHOICES]
     pair = [Scored([4, 8, 15, 16, 23]), Scored([4, 8, 42, 16, 23, 5])]
@@ -69,6 +68,32 @@ def test_a_paired_difference_is_narrower_than_the_two_intervals() -> None:
     paired = difference(first, second)
     assert paired.value == pytest.approx(0.05) and paired.low > 0
     assert difference(first, first).high == 0 == difference(first, first).low
+
+
+@pytest.mark.parametrize("items", [2, 10, 100, 10_200])
+def test_a_share_of_all_or_none_has_the_interval_of_wilson(items: int) -> None:
+    """Resampled, all wrong stays all wrong, which says nothing of others."""
+    from scipy.stats import binomtest
+
+    for right in (False, True):
+        found = interval(mean("accuracy", [right] * items, unit="%"))
+        wanted = binomtest(items * right, items).proportion_ci(method="wilson")
+        assert (found.low, found.value, found.high) == pytest.approx((wanted.low, float(right), wanted.high), abs=1e-12)
+    # Newcombe 1998, table I: none of 20 (the score method) 0 to 0.1611.
+    assert interval(mean("accuracy", [False] * 20, unit="%")).high == pytest.approx(0.1611, abs=5e-5)
+    # What is no share can be anything, and items that take no part say nothing.
+    assert interval(mean("tokens per answer", [0] * items)).high == 0
+    assert interval(mean("accuracy", [False] * 20 + [None] * items, unit="%")).high == pytest.approx(0.1611, abs=5e-5)
+
+
+def test_a_difference_that_is_the_same_on_every_item_is_not_certain() -> None:
+    none, all_ = (interval(mean("accuracy", [right] * 20, unit="%")) for right in (False, True))
+    same, more, less = difference(none, none), difference(none, all_), difference(all_, none)
+    assert (same.low, same.high) == pytest.approx((-0.1611, 0.1611), abs=5e-5)
+    assert (more.value, more.low, more.high) == pytest.approx((1, 1 - 2 * 0.1611, 1), abs=1e-4)
+    assert (less.value, less.low, less.high) == pytest.approx((-1, -1, -1 + 2 * 0.1611), abs=1e-4)
+    half = interval(mean("accuracy", [index % 2 == 0 for index in range(20)], unit="%"))
+    assert (difference(half, half).low, difference(half, half).high) == pytest.approx((-0.1611, 0.1611), abs=5e-5)
 
 
 def test_a_single_item_has_no_interval_and_no_star(checkpoints: list[str], tmp_path: Path, capsys: Any) -> None:
@@ -234,7 +259,7 @@ def test_tasks_come_from_a_file_too(checkpoints: list[str], tmp_path: Path, caps
         (["--lambada", "{gold}"], "no text in the field 'context'"),
         (["--blimp", "{folder}"], "holds no .jsonl files"),
         (["--tasks", "{tasks}"], "entry 1: stride does not apply to lambada"),
-        (["--tasks", "{unknown}"], "entry 1: kind: Input should be"),
+        (["--tasks", "{unknown}"], "entry 1: kind must be"),
         (["--lambada", "{gold}", "--judge", "http://x"], "--judge applies to --instructions"),
         (["--lambada", "{gold}", "--tasks", "{tasks}", "--limit", "3"], "do not apply to --tasks"),
     ],

@@ -174,7 +174,7 @@ def test_muon_recomputed_layers_and_stored_bfloat16_go_with_adapters(
         (["--lora-rank", "4"], "--lora-rank is set, but --method full trains all weights"),
         (["--lora-targets", "q_proj"], "--lora-targets is set, but"),
         (["--method", "lora", "--lora-targets", "c_attn"], "the qwen3 family has no matrix 'c_attn'"),
-        (["--method", "lorra"], "--method lorra: input should be"),
+        (["--method", "lorra"], "--method must be"),
     ],
 )
 def test_settings_that_cannot_apply_are_refused(

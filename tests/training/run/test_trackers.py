@@ -270,3 +270,16 @@ def log_records(data: bytes) -> Iterator[bytes]:
         if kind in (1, 4):
             yield record
             record = b""
+
+
+def test_what_is_told_anew_is_a_line_and_no_line_is_told_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    for text in ("  sample: Who? | I am.", "  sample: Who? | I am.", "  sample: Who? | You\n" + "a" * 500):
+        console.news("Who?", text)
+    console.news("What?", "  sample: What? | It is.")
+    console.news("Who?", "  sample: Who? | I am.")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:18] for line in lines] == [
+        "  sample: Who? | I", "  sample: Who? | Y", "a" * 18, "  sample: What? | ", "  sample: Who? | I"
+    ]  # fmt: skip
+    assert max(map(len, lines)) <= 120 and lines[2].endswith("…")

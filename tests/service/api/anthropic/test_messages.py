@@ -297,6 +297,19 @@ def test_a_tool_that_must_be_called_is_called(with_tools) -> None:
     assert final.content[0].input["city"] in ("Paris", "Rome")
 
 
+@pytest.mark.parametrize(("cut", "reason"), [({"stop_sequences": ['"city"']}, "stop_sequence"),
+                                             ({"max_tokens": 20}, "max_tokens")])  # fmt: skip
+def test_half_a_call_is_no_call(with_tools, cut, reason) -> None:
+    client = anthropic.Anthropic(base_url=with_tools.url, api_key="none", max_retries=0)
+    asked = {"model": "tools", "max_tokens": 200, "messages": USER, "tools": [WEATHER], **cut}
+    asked["tool_choice"] = {"type": "tool", "name": "get_weather"}
+    whole = client.messages.create(**asked)
+    assert (whole.stop_reason, [block.type for block in whole.content]) == (reason, ["text"])
+    with client.messages.stream(**asked) as stream:
+        final = stream.get_final_message()
+    assert final.stop_reason == reason and [block.type for block in final.content] == ["text"]
+
+
 def test_tools_calls_and_results_reach_the_template(with_tools) -> None:
     tokenizer = with_tools.models.get().checkpoint.tokenizer
     turns = [

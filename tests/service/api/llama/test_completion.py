@@ -85,6 +85,7 @@ def test_the_defaults_and_the_order_are_llama_cpps(served) -> None:
         ({"ignore_eos": True}, {"banned_token_ids": [509, 511]}),
         ({"logit_bias": [[70, 50.0]]}, {"logit_bias": {"70": 50.0}}),
         ({"logit_bias": {"70": 50}}, {"logit_bias": {"70": 50.0}}),
+        ({"logit_bias": [[70, 50.0], [70, -20]]}, {"logit_bias": {"70": 30.0}}),
         ({"logit_bias": [[70, False]]}, {"banned_token_ids": [70]}),
         ({"seed": -1, "samplers": ["top_k"], "top_k": 1}, {"top_k": 1}),
         ({"samplers": "kt", "top_k": 3}, {"top_p": 1.0, "min_p": 0.0, "top_k": 3, "order": "drop"}),
@@ -112,6 +113,12 @@ def test_texts_with_a_bias_count_for_each_of_their_tokens(served) -> None:
     for bias in ([[word, False]], {word: -100}):
         answer = complete(served, temperature=0, logit_bias=bias)
         assert not set(tokenizer.encode(word)) & set(answer["tokens"])
+
+
+def test_digits_that_are_no_json_are_a_text(served) -> None:
+    tokenizer = served.models.get().checkpoint.tokenizer
+    biases = complete(served, logit_bias={"٣": 5, "7": 5})["generation_settings"]["logit_bias"]
+    assert {each["token"] for each in biases} == {7, *tokenizer.encode("٣")}
 
 
 def test_ignore_eos_is_shown_as_a_bias_of_null(served) -> None:
@@ -242,6 +249,10 @@ BAD = [
     ({"prompt": "a", "samplers": "kz"}, "'z'"),
     ({"prompt": "a", "logit_bias": [[70]]}, "logit_bias"),
     ({"prompt": "a", "logit_bias": [[70, True]]}, "logit_bias"),
+    ({"prompt": "a", "logit_bias": [["", 5]]}, "logit_bias"),
+    ({"prompt": "a", "logit_bias": {"": 5}}, "logit_bias"),
+    ({"prompt": "a", "logit_bias": [[70, 60], [70, 60]]}, "logit_bias"),
+    ({"prompt": "a", "logit_bias": [[70, 0.5], [70, 10**400]]}, "logit_bias"),
     ({"prompt": "a", "logit_bias": [[512, 1.0]]}, "512"),
     ({"prompt": "a", "logit_bias": {"70": 101}}, "logit_bias"),
     ({"prompt": "a", "grammar": "root ::= ("}, "GBNF"),

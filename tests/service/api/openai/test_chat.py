@@ -112,11 +112,23 @@ def test_a_call_that_must_be_made_fulfils_the_schema(with_tools, choice) -> None
 
     *parts, _ = chunks(with_tools, PATH, max_tokens=120, **body)
     deltas = [part["choices"][0]["delta"] for part in parts]
-    began, *pieces = [delta["tool_calls"][0] for delta in deltas if "tool_calls" in delta]
-    assert (began["index"], began["type"], began["function"]) == (0, "function", {"name": "weather", "arguments": ""})
-    assert "".join(piece["function"]["arguments"] for piece in pieces) == call["function"]["arguments"]
-    assert len(pieces) > 3, "the arguments come as they are written"
+    ((streamed,),) = [delta["tool_calls"] for delta in deltas if "tool_calls" in delta]
+    assert streamed == {"index": 0, "id": streamed["id"], **{name: call[name] for name in ("type", "function")}}
     assert parts[-1]["choices"][0]["finish_reason"] == answer["finish_reason"]
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+@pytest.mark.parametrize(("cut", "reason"), [({"stop": ['"days"']}, "stop"), ({"max_tokens": 25}, "length")])
+def test_half_a_call_is_no_call(with_tools, choice, cut, reason) -> None:
+    body = {"messages": USER, "tools": [WEATHER], "tool_choice": choice, "seed": 4, "max_tokens": 120, **cut}
+    (answer,) = with_tools.answer(PATH, **body)["choices"]
+    assert answer["finish_reason"] == reason and "tool_calls" not in answer["message"]
+    assert answer["message"]["content"].startswith('<tool_call>\n{"name": "weather"')
+    *streamed, _ = chunks(with_tools, PATH, **body)
+    parts = [part["choices"][0] for part in streamed]
+    assert not any("tool_calls" in part["delta"] for part in parts)
+    assert "".join(part["delta"].get("content") or "" for part in parts) == answer["message"]["content"]
+    assert parts[-1]["finish_reason"] == reason
 
 
 def test_a_schema_that_can_not_be_followed_is_named_by_its_tool(with_tools) -> None:
@@ -208,6 +220,15 @@ BAD_TOOLS = [
         "none of the tools",
     ),
     ({"tools": [WEATHER, WEATHER]}, "tools[1].function.name", "two tools"),
+    *(
+        ({"tool_choice": choice}, "tool_choice.type", "'function'")
+        for choice in (
+            {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}},
+            {"type": "custom", "custom": {"name": "x"}},
+        )
+    ),
+    ({"tool_choice": {"type": "function"}}, "tool_choice.function", "missing"),
+    ({"tool_choice": {"type": "function", "name": "weather"}}, "tool_choice.function", "missing"),
     ({"tools": [{"type": "retrieval"}]}, "tools[0].type", "'function'"),
     ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice", "exclude"),
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "of the form"),

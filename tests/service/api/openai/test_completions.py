@@ -217,3 +217,13 @@ def test_a_lenient_server_answers_stubborn_clients(serve, tiny_checkpoint) -> No
         ignored = response.headers["x-ignored-parameters"].split(", ")
         assert sorted(ignored) == ["mood", "stream_options", "stream_options.x", "suffix"]
         refused(served.post(PATH, prompt="a", temperature=-1))
+
+
+def test_usage_counts_the_answers_that_are_given_in_streams_too(served) -> None:
+    """Not the continuations that `best_of` made and left out."""
+    body = {"prompt": PROMPT, "max_tokens": 5, "best_of": 4, "n": 2, "seed": 1, "return_token_ids": True}
+    whole = served.answer(PATH, **body)
+    *parts, last, _ = chunks(served, PATH, stream_options={"include_usage": True}, **body)
+    told = sum(len(choice.get("token_ids", ())) for part in parts for choice in part["choices"])
+    assert last["usage"]["completion_tokens"] == told == whole["usage"]["completion_tokens"]
+    assert told == sum(len(choice["token_ids"]) for choice in whole["choices"])
