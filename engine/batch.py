@@ -28,7 +28,7 @@ def run_batch(
     """
     for job in jobs:
         check_prompt(job.prompt, model.config)
-        if job.parameters["n"] != 1:
+        if job.parameters.n != 1:
             raise InvalidRequest("each job of a batch has one answer", field="n", hint="give the job several times")
     limits = [token_limit(len(job.prompt), job.parameters, model.config) for job in jobs]
     longest = max((len(job.prompt) + max(1, limit) for job, limit in zip(jobs, limits, strict=True)), default=1)

@@ -39,14 +39,14 @@ class Continuation(Sequence):
         self.job, self.config, self.copies = job, config, copies
         self.limit = limit_of(job, config)
         parameters = job.parameters
-        if ranked(job) and parameters["logprobs"] is None:
-            parameters = {**parameters, "logprobs": 0}
+        if ranked(job) and parameters.logprobs is None:
+            parameters = replace(parameters, logprobs=0)
         self.row = Row(parameters, self.tokens, len(job.prompt), index, config.end_token_ids)
         self.row.constraint = job.constraint(index) if job.constraint else None
         self.stop_check = job.stop_check(index) if job.stop_check else None
-        lookup, draft = job.parameters["prompt_lookup"], job.parameters["draft_tokens"]
-        self.lookup = DraftLength(int(lookup)) if lookup else None
-        self.draft = DraftLength(int(draft)) if draft else None
+        lookup, draft = job.parameters.prompt_lookup, job.parameters.draft_tokens
+        self.lookup = DraftLength(lookup) if lookup else None
+        self.draft = DraftLength(draft) if draft else None
         self.guessed_by: DraftLength | None = None
         self.guide = Guide(self, list(job.negative or job.prompt[-1:])) if guided(job) else None
         # Events of a job that answers with its best continuations wait until these are known.
@@ -226,12 +226,12 @@ def limit_of(job: GenerateJob, config: ModelConfig) -> int:
 
 def guided(job: GenerateJob) -> bool:
     """Whether the job moves away from a negative prompt."""
-    return bool(job.parameters["guidance_scale"] != 1)
+    return job.parameters.guidance_scale != 1
 
 
 def layers_of(job: GenerateJob, config: ModelConfig) -> tuple[int, ...]:
     """The earlier layers that DoLa compares with."""
-    wanted = job.parameters["dola_layers"]
+    wanted = job.parameters.dola_layers
     return () if wanted is None else exit_layers(wanted, config.num_layers, config.tie_embeddings)
 
 

@@ -14,7 +14,7 @@ from topkapi.model.cache import PREFILL_CHUNK, SlotCache, Work, read, wanted_log
 from topkapi.model.config import ModelConfig
 from topkapi.model.decoding.choosing import choose
 from topkapi.model.decoding.grammar import Constraint, compile_constraint
-from topkapi.model.decoding.parameters import BY_NAME, grammar_parameter, resolve
+from topkapi.model.decoding.parameters import DecodingParameters, grammar_parameter, resolve
 from topkapi.model.decoding.stages import Row
 from topkapi.model.decoding.stopping import Stopper
 from topkapi.model.errors import ContextExceeded, InvalidRequest
@@ -49,18 +49,18 @@ def check_prompt(prompt: Sequence[int], config: ModelConfig, field: str = "promp
         raise InvalidRequest(f"token id {wrong} is not in the vocabulary (0 to {config.vocab_size - 1})", field=field)
 
 
-def token_limit(prompt_length: int, parameters: Mapping[str, Any], config: ModelConfig) -> int:
+def token_limit(prompt_length: int, parameters: DecodingParameters, config: ModelConfig) -> int:
     """Most tokens that may be generated: `max_tokens`, or what the context has room for."""
     room = config.context_length - prompt_length
-    wanted = parameters["max_tokens"]
-    return room if wanted is None else min(int(wanted), room)
+    wanted = parameters.max_tokens
+    return room if wanted is None else min(wanted, room)
 
 
-def ends_sequence(token_id: int, parameters: Mapping[str, Any], config: ModelConfig) -> bool:
+def ends_sequence(token_id: int, parameters: DecodingParameters, config: ModelConfig) -> bool:
     """Whether this token ends the answer."""
-    if token_id in parameters["stop_token_ids"]:
+    if token_id in parameters.stop_token_ids:
         return True
-    return token_id in config.end_token_ids and not parameters["ignore_end_token"]
+    return token_id in config.end_token_ids and not parameters.ignore_end_token
 
 
 @torch.inference_mode()
@@ -85,11 +85,11 @@ def generate(
         parameters or {}, vocab_size=config.vocab_size, end_token_ids=config.end_token_ids, vocabulary=tokenizer
     )
     for name in ("num_beams", "penalty_alpha", "guidance_scale", "dola_layers"):
-        if effective[name] != BY_NAME[name].off:
+        if effective.asks_for(name):
             raise InvalidRequest(
                 f"{name} needs several sequences or states side by side", field=name, hint="ask a server: topkapi serve"
             )
-    deadline = math.inf if effective["timeout_s"] is None else time.monotonic() + effective["timeout_s"]
+    deadline = math.inf if effective.timeout_s is None else time.monotonic() + effective.timeout_s
     check_prompt(prompt_ids, config)
     tokens, limit = list(prompt_ids), token_limit(len(prompt_ids), effective, config)
     row = Row(effective, tokens, len(prompt_ids), sequence, config.end_token_ids)
@@ -122,7 +122,7 @@ def generate(
         state = read(model, cache, [Work(0, len(tokens) - 1, [token_id])])
 
 
-def _constraint(parameters: Mapping[str, Any], tokenizer: Tokenizer | None, config: ModelConfig) -> Constraint | None:
+def _constraint(parameters: DecodingParameters, tokenizer: Tokenizer | None, config: ModelConfig) -> Constraint | None:
     field = grammar_parameter(parameters)
     if field is None:
         return None

@@ -16,7 +16,7 @@ from topkapi.model.errors import SettingsError
 from topkapi.training.evaluation.command import add_evaluate
 from topkapi.training.instructions import add_instructions
 from topkapi.training.recipes.files import build_recipe, read_yaml, resolve_recipe
-from topkapi.training.recipes.flags import add_flags, given_flags
+from topkapi.training.recipes.flags import add_recipe_flags, given_flags
 from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, PretrainRecipe, TrainingRecipe
 from topkapi.training.run.pick import add_pick
 from topkapi.training.run.runs import add_runs
@@ -52,7 +52,7 @@ def register(subparsers: Any) -> None:
         command.add_argument(
             "--resume", nargs="?", const="", metavar="RUN", help="continue the run in this directory (default: --out)"
         )
-        add_flags(command, kind)
+        add_recipe_flags(command, kind)
         command.set_defaults(handler=_train, training_kind=kind, training_command=name)
     _add_plan(subparsers)
     _add_export(subparsers)
@@ -90,7 +90,7 @@ def _add_plan(subparsers: Any) -> None:
     command.add_argument(
         "--run", choices=tuple(_RUNS), help="the command that the plan is for (default: told by the settings)"
     )
-    add_flags(command, *(kind for kind, _ in _RUNS.values()))
+    add_recipe_flags(command, *(kind for kind, _ in _RUNS.values()))
     command.set_defaults(handler=_plan, resume=None)
 
 

@@ -113,7 +113,7 @@ def _slot(model: LoadedModel, view: SlotView) -> dict[str, Any]:
 def _next_token(view: SlotView) -> dict[str, Any]:
     remaining = -1
     if isinstance(view.job, GenerateJob):
-        remaining = view.job.parameters["max_tokens"] - view.generated_tokens
+        remaining = (view.job.parameters.max_tokens or 0) - view.generated_tokens
     return {"has_next_token": view.busy, "n_remain": remaining, "n_decoded": view.generated_tokens}
 
 

@@ -80,7 +80,7 @@ def reproducible(generation: Generation) -> dict[str, Any]:
     """What it takes to get the same answer again: the seed, drawn or given, and whether it is enough."""
     return {
         "system_fingerprint": FINGERPRINT,
-        "seed": generation.parameters["seed"],
+        "seed": generation.parameters.seed,
         "deterministic": generation.deterministic,
     }
 

@@ -83,7 +83,7 @@ class CompletionAnswer(answers.ChunkedAnswer):
         given = with_default(body.decoding(), "max_tokens", MAX_TOKENS)
         plan = answers.planned(model, self._prompts, given)
         # The alternatives to tell, where log-probabilities are asked for; of a repeated prompt's tokens as well.
-        self._top: int | None = None if given.get("logprobs") is None else plan.parameters[0]["logprobs"]
+        self._top: int | None = None if given.get("logprobs") is None else plan.parameters[0].logprobs
         self._texts = _texts(model, body.prompt, self._prompts) if body.echo else []
         wanted = [body.prompt_logprobs, self._top if body.echo else None]
         prompt_top = max((each for each in wanted if each is not None), default=None)

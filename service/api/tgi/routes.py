@@ -149,7 +149,7 @@ class _Answer(Answer[Delta]):
 
     def _summary(self, output: Output) -> dict[str, Any]:
         effective = self._plan.parameters[0]
-        seed = effective["seed"] if effective["temperature"] > 0 else None
+        seed = effective.seed if effective.temperature > 0 else None
         return {"finish_reason": _finish_reason(output), "generated_tokens": len(output.tokens), "seed": seed}
 
     def _details(self, output: Output, prefill: list[dict[str, Any]]) -> dict[str, Any]:
