@@ -34,7 +34,7 @@ def teacher(
     end = tiny_tokenizer.control_tokens["<|im_end|>"]
 
     def generate(model: Any, jobs: list[GenerateJob], *, together: int) -> list[GenerationResult]:
-        assert all(job.parameters["temperature"] == 0 and job.parameters["max_tokens"] == 96 for job in jobs)
+        assert all(job.parameters.temperature == 0 and job.parameters.max_tokens == 96 for job in jobs)
         assert together == 1
         prompts = [list(job.prompt) for job in jobs]
         asked.extend(map(tiny_tokenizer.decode, prompts))

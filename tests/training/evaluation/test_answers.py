@@ -151,7 +151,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def make(tokenizer: Any, *texts: str | None) -> None:
         def generate(model: Any, jobs: list[GenerateJob], progress: Any) -> list[GenerationResult]:
             assert [len(job.prompt) for job in jobs] == sorted(len(job.prompt) for job in jobs)
-            assert all(job.parameters["temperature"] == 0 and job.parameters["max_tokens"] == 40 for job in jobs)
+            assert all(job.parameters.temperature == 0 and job.parameters.max_tokens == 40 for job in jobs)
             end = tokenizer.control_tokens["<|im_end|>"]
             return [
                 GenerationResult(tokenizer.encode("on and on"), "length")
