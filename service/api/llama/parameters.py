@@ -190,7 +190,8 @@ def _biases(model: LoadedModel, given: Any) -> tuple[dict[int, float], list[int]
         if isinstance(token, str) and len(token) > LONGEST_WORD:
             message = f"logit_bias: a text has {len(token):,} characters, and {LONGEST_WORD} is the most"
             raise InvalidRequest(message, field="logit_bias")
-        for token_id in [token] if isinstance(token, int) else model.checkpoint.tokenizer.encode(token):
+        # A text counts once for each of its tokens, however often it has one.
+        for token_id in [token] if isinstance(token, int) else set(model.checkpoint.tokenizer.encode(token)):
             if number is False:
                 banned.append(token_id)
             else:
