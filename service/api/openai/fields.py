@@ -137,6 +137,13 @@ class CommonFields(Refusing):
         int | None, Field(ge=-100, le=100, description="As in vLLM, requests of lower priority numbers go first.")
     ] = None
     structured_outputs: StructuredOutputs | None = None
+    stream_options: StreamOptions | None = None
+
+    def refuse_inapplicable(self) -> None:
+        """Refuse as others do, and what goes with a stream alone."""
+        super().refuse_inapplicable()
+        if self.stream_options is not None and not self.stream:
+            raise InapplicableField("stream_options go with stream", field="stream_options", hint="set stream to true")
 
     def decoding(self) -> dict[str, Any]:
         """The decoding parameters that the caller set, under the names that were used.
@@ -156,17 +163,14 @@ class CommonFields(Refusing):
 class ChunkedFields(CommonFields):
     """What chat and completions take beside that."""
 
-    stream_options: StreamOptions | None = None
     prompt_logprobs: Annotated[
         int | None, Field(ge=0, le=1000, description="As in vLLM: report so many most likely tokens at each place.")
     ] = None
     return_token_ids: Annotated[bool | None, Field(description="As in vLLM: tell the token ids too.")] = None
 
     def refuse_inapplicable(self) -> None:
-        """Refuse as others do, and what goes with a stream or a whole answer alone."""
+        """Refuse as others do, and what goes with a whole answer alone."""
         super().refuse_inapplicable()
-        if self.stream_options is not None and not self.stream:
-            raise InapplicableField("stream_options go with stream", field="stream_options", hint="set stream to true")
         if self.stream and self.prompt_logprobs is not None:
             message, hint = "prompt_logprobs can't be streamed", "leave out stream"
             raise InvalidRequest(message, field="prompt_logprobs", hint=hint)

@@ -20,7 +20,6 @@ from topkapi.service.api.openai.conversation import ChatMessage, Parts, conversa
 from topkapi.service.api.openai.fields import (
     CommonFields,
     FlatFormat,
-    StreamOptions,
     TextFormat,
     as_parameters,
     body,
@@ -93,7 +92,6 @@ class ResponseFields(CommonFields):
     max_output_tokens: Annotated[int | None, Field(ge=0, description="Most tokens to generate.")] = None
     text: TextOptions | None = None
     reasoning: Reasoning | None = None
-    stream_options: StreamOptions | None = None
 
 
 if TYPE_CHECKING:
