@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md, followed in a copy of the tree as they say."""
+"""The examples of docs/extending.md: executed, or followed in a copy of the tree as they say."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -17,10 +18,26 @@ ROOT = Path(__file__).resolve().parent.parent
 STEP = re.compile(r"^In `([\w/.]+)`, after `(\w+)`[^\n]*:\n\n```python\n(.*?)```", re.S | re.M)
 
 
+def section_of(name: str) -> str:
+    """A section of the page."""
+    return (ROOT / "docs" / "extending.md").read_text("utf-8").split(f"## {name}\n")[1].split("\n## ")[0]
+
+
+def examples(section: str) -> list[str]:
+    """The code of a section, block by block."""
+    return re.findall(r"```python\n(.*?)```", section_of(section), re.S)
+
+
+def execute(section: str, directory: Path) -> None:
+    """Run the first example of a section as a file in `directory`."""
+    path = directory / "example.py"
+    path.write_text(examples(section)[0], "utf-8")
+    runpy.run_path(str(path))
+
+
 def steps(section: str) -> list[tuple[str, str, str]]:
     """(file, the definition after which it is put, code) of each step of a section."""
-    text = (ROOT / "docs" / "extending.md").read_text("utf-8")
-    found: list[tuple[str, str, str]] = STEP.findall(text.split(f"## {section}\n")[1].split("\n## ")[0])
+    found: list[tuple[str, str, str]] = STEP.findall(section_of(section))
     return found
 
 

@@ -163,7 +163,7 @@ def test_preferences_where_answers_are_needed(
         (["--data", "x.txt", "--parallel", "fsdp"], "--parallel does not apply"),
         (["--price-per-hour", "0"], "--price-per-hour must be greater than 0"),
         (["--memory", "-1"], "--memory must be greater than 0"),
-        (["--batch-size", "0"], "--batch-size 0"),
+        (["--batch-size", "0"], "--batch-size must be a whole number of at least 1, not '0'"),
         (["no-recipe"], "there is no recipe no-recipe"),
         ([], "no training text"),
     ],

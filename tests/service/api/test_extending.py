@@ -12,18 +12,11 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from tests.conftest import ROOT
+from tests.extending import examples
 from tests.service.api.tgi.test_routes import fails_after
 from topkapi.service.app import create_app
 from topkapi.service.models import Models
 from topkapi.service.settings import Settings
-
-
-def blocks(section: str) -> list[str]:
-    """The code of a section of docs/extending.md."""
-    page = (ROOT / "docs" / "extending.md").read_text()
-    text = next(part for part in page.split("\n## ") if part.startswith(f"{section}\n"))
-    return re.findall(r"```python\n(.*?)```", text, re.S)
 
 
 def module(name: str, code: str, folder: Path) -> ModuleType:
@@ -47,7 +40,7 @@ def models(tiny_checkpoint: Callable[..., Path]) -> Iterator[Models]:
 
 @pytest.fixture(scope="module")
 def client(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    file, line = blocks("A dialect")
+    file, line = examples("A dialect")
     assert line.count("\n") == 1, "a dialect is one file and one line"
     folder = tmp_path_factory.mktemp("dialect")
     module("topkapi.service.api.parrot", file, folder)

@@ -12,11 +12,11 @@ from tests.conftest import ROOT
 from topkapi.model.errors import EngineError
 from topkapi.service.api.http.answering import CHUNK, MOMENT, PIECE, Answer, Event, EventStream, to_the_end, written
 from topkapi.service.api.http.errors import NATIVE
-from topkapi.service.jobs import Work
+from topkapi.service.jobs import EngineWork
 
 
-class Counting(Work[int]):
-    """Work of so many steps, which may fail at its end."""
+class Counting(EngineWork[int]):
+    """EngineWork of so many steps, which may fail at its end."""
 
     def __init__(self, steps: int, error: Exception | None = None) -> None:
         self.count, self.error = steps, error
@@ -149,8 +149,7 @@ def test_a_large_event_is_written_in_pieces_as_the_same_json() -> None:
 
 
 def test_no_dialect_has_a_way_of_its_own() -> None:
-    """Work is started, streams are opened and errors in mid-stream are caught in one place; `started` elsewhere is a
-    copy of it."""
+    """Work is started, streams are opened and errors in mid-stream are caught in one place; elsewhere it is a copy."""
     own = {"http/answering.py", "native/streams.py"}
 
     def calls(tree: ast.Module) -> Iterator[str]:
