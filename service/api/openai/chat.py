@@ -153,7 +153,7 @@ class ChatResponse(BaseModel):
     created: int
     model: str
     choices: list[ChatChoice]
-    usage: answers.Usage
+    usage: answers.CompletionUsage
     system_fingerprint: str
     seed: int
     deterministic: bool

@@ -66,7 +66,7 @@ class CompletionResponse(BaseModel):
     created: int
     model: str
     choices: list[CompletionChoice]
-    usage: answers.Usage
+    usage: answers.CompletionUsage
     system_fingerprint: str
     seed: int
     deterministic: bool
