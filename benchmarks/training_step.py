@@ -35,8 +35,8 @@ from topkapi.model.linear import set_compute_dtype
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.model.transformer import Decoder, initialise
 from topkapi.training.data.windows import Batch, WindowLoader
+from topkapi.training.optimisation.device import keep_freed_memory
 from topkapi.training.optimisation.loss import Compiled, backward
-from topkapi.training.optimisation.memory import keep_freed_memory
 from topkapi.training.optimisation.optimisers import Optimizers
 
 SHAPES = {

@@ -20,7 +20,7 @@ from topkapi.engine.sequences import layers_of
 from topkapi.engine.steps import Counters, Steps
 from topkapi.engine.submitted import Sequence, Submitted
 from topkapi.model.config import ModelConfig
-from topkapi.model.decoding.parameters import BY_NAME, grammar_parameter
+from topkapi.model.decoding.parameters import grammar_parameter
 from topkapi.model.decoding.speculation import DRAFT_TOKENS, Drafter
 from topkapi.model.errors import Cancelled, EngineError, EngineStopped, InvalidRequest, Overloaded
 from topkapi.model.generation import check_prompt
@@ -145,15 +145,15 @@ class Engine:
         when the engine is closed.
         """
         self._check(job)
-        if isinstance(job, GenerateJob) and job.parameters["draft_tokens"] is None and self.drafter is not None:
-            job = replace(job, parameters={**job.parameters, "draft_tokens": DRAFT_TOKENS})
+        if isinstance(job, GenerateJob) and job.parameters.draft_tokens is None and self.drafter is not None:
+            job = replace(job, parameters=replace(job.parameters, draft_tokens=DRAFT_TOKENS))
         submitted = Submitted(job, deliver, self.network.deterministic)
         submitted.sequences = sequences_of(submitted, self.config)
-        together = max(len(sequence.gang) for sequence in submitted.sequences)
+        together = max(len(sequence.group) for sequence in submitted.sequences)
         if together > self.network.slots:
             assert isinstance(job, GenerateJob)
-            field = {True: "num_beams", False: "guidance_scale"}[job.parameters["num_beams"] > 1]
-            field = "top_k" if job.parameters["penalty_alpha"] > 0 else field
+            beams, contrastive = job.parameters.num_beams > 1, job.parameters.penalty_alpha > 0
+            field = "num_beams" if beams else "top_k" if contrastive else "guidance_scale"
             raise InvalidRequest(
                 f"{field} needs {together} sequences side by side, and there is room for {self.network.slots}",
                 field=field,
@@ -234,8 +234,6 @@ class Engine:
 
     def _check(self, job: Job) -> None:
         if isinstance(job, GenerateJob):
-            if job.parameters.keys() != BY_NAME.keys():
-                raise InvalidRequest("a job's parameters must be resolved first", field="parameters")
             field = grammar_parameter(job.parameters)
             if field is not None and job.constraint is None:
                 raise InvalidRequest(f"{field} must be compiled into the job's constraint first", field=field)
@@ -243,7 +241,7 @@ class Engine:
             if job.negative:
                 check_prompt(job.negative, self.config, "negative_prompt")
             layers_of(job, self.config)
-            if job.parameters["draft_tokens"] and self.drafter is None:
+            if job.parameters.draft_tokens and self.drafter is None:
                 raise InvalidRequest(
                     f"draft_tokens needs a draft checkpoint, and {self.name} was loaded without one",
                     field="draft_tokens",

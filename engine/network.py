@@ -36,15 +36,15 @@ class Network(Protocol):
 class DecoderNetwork:
     """A `Decoder` over a `SlotCache`. `deterministic` is whether rows were found independent of their neighbours.
 
-    There are fewer than `slots` slots, and at worst one that holds less than a context, where all of them full would
-    take more than half of the memory.
+    A slot has `capacity` tokens (None: a context). There are fewer than `slots` slots, and at worst one that holds
+    less, where all of them full would take more than half of the memory.
     """
 
-    def __init__(self, model: Decoder, slots: int) -> None:
+    def __init__(self, model: Decoder, slots: int, capacity: int | None = None) -> None:
         self.model = model
         token_bytes = SlotCache.token_bytes(model.config)
         affordable = max(1, memory_bytes(model.device) // 2 // token_bytes)
-        self.capacity = min(model.config.context_length, affordable)
+        self.capacity = min(capacity or model.config.context_length, affordable)
         self.slots = min(slots, affordable // self.capacity)
         self.deterministic = calibrate(model)
         self._cache = SlotCache(model, self.slots, self.capacity)

@@ -7,11 +7,12 @@ per sequence followed by one `Completed`, or with one `Failed`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from topkapi.model.decoding.grammar import Constraint
+from topkapi.model.decoding.parameters import DecodingParameters
 from topkapi.model.decoding.trace import TokenTrace
 from topkapi.model.errors import TopkapiError
 from topkapi.model.scoring import Scores
@@ -40,7 +41,7 @@ class GenerateJob:
     """
 
     prompt: Sequence[int]
-    parameters: Mapping[str, Any]
+    parameters: DecodingParameters
     stop_check: Callable[[int], StopCheck] | None = None
     deadline: float | None = None
     priority: int = 0

@@ -10,7 +10,7 @@ import bisect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from topkapi.engine.slots import Grant, SlotPool
+from topkapi.engine.allocation import Allocation, SlotPool
 from topkapi.engine.submitted import Sequence
 
 
@@ -24,9 +24,10 @@ class Share:
 
 
 class Scheduler:
-    """Waiting and running sequences over `slots` cache slots; `admitted(sequence, grant)` is told of each admission."""
+    """Waiting and running sequences over `slots` cache slots; `admitted(sequence, allocation)` is told of each one that
+    gets its own."""
 
-    def __init__(self, slots: int, budget: int, admitted: Callable[[Sequence, Grant], None]) -> None:
+    def __init__(self, slots: int, budget: int, admitted: Callable[[Sequence, Allocation], None]) -> None:
         self.pool = SlotPool(slots)
         self.budget = max(budget, slots)
         self.running: list[Sequence] = []
@@ -71,26 +72,26 @@ class Scheduler:
 
     def _admit(self) -> None:
         for first in list(self.waiting):
-            gang = first.gang
-            if first is not next(iter(gang)) or not first.ready:
+            group = first.group
+            if first is not next(iter(group)) or not first.ready:
                 continue
-            while self.pool.free < len(gang):
+            while self.pool.free < len(group):
                 if not self._preempt_for(first):
                     return
-            for sequence in gang:
-                grant = self.pool.acquire(sequence, sequence.reusable)
-                assert grant is not None, "a slot is free"
-                sequence.slot, sequence.computed = grant.slot, grant.cached
+            for sequence in group:
+                allocation = self.pool.acquire(sequence, sequence.reusable)
+                assert allocation is not None, "a slot is free"
+                sequence.slot, sequence.computed = allocation.slot, allocation.cached
                 self.waiting.remove(sequence)
                 self.running.append(sequence)
-                self._admitted(sequence, grant)
+                self._admitted(sequence, allocation)
 
     def _preempt_for(self, sequence: Sequence) -> bool:
-        """Take the slots of a running gang of lower priority; it waits again and loses nothing but time."""
+        """Take the slots of a running group of lower priority; it waits again and loses nothing but time."""
         victim = max(self.running, key=self._rank)
         if victim.owner.job.priority >= sequence.owner.job.priority:
             return False
-        for member in victim.gang:
+        for member in victim.group:
             self.running.remove(member)
             self._release(member)
             self._queue(member)

@@ -12,9 +12,9 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
+from topkapi.engine.allocation import common_prefix
 from topkapi.engine.request import Finished, FinishReason, GenerateJob, ScoreJob, StopCheck, Token
 from topkapi.engine.sequences import Continuation, ScoredText, end_of, layers_of, limit_of, token_event
-from topkapi.engine.slots import common_prefix
 from topkapi.engine.submitted import Choosing, Sequence, Submitted
 from topkapi.model.cache import Output
 from topkapi.model.config import ModelConfig
@@ -39,7 +39,7 @@ class Branch(Sequence):
         return "length" if self.search.limit == 0 else None
 
     @property
-    def gang(self) -> Collection[Sequence]:
+    def group(self) -> Collection[Sequence]:
         return self.search.branches
 
     @property
@@ -73,7 +73,7 @@ class Search(Choosing):
     def __init__(self, owner: Submitted, job: GenerateJob, config: ModelConfig, width: int) -> None:
         self.owner, self.job, self.config = owner, job, config
         self.limit = limit_of(job, config)
-        self.explained = job.parameters["logprobs"] is not None or job.parameters["trace"]
+        self.explained = job.parameters.logprobs is not None or job.parameters.trace
         self.branches = [Branch(self, index) for index in range(width)]
         self.awaited = self.branches[:1]
 
@@ -166,7 +166,7 @@ class BeamSearch(Search):
     """Keeps the likeliest continuations; what all of them agree on is handed out at once."""
 
     def __init__(self, owner: Submitted, job: GenerateJob, config: ModelConfig) -> None:
-        width, groups = int(job.parameters["num_beams"]), int(job.parameters["num_beam_groups"])
+        width, groups = job.parameters.num_beams, job.parameters.num_beam_groups
         super().__init__(owner, job, config, width)
         self.handed_out = 0
         # All groups begin with the prompt, which the first branch reads.
@@ -212,8 +212,8 @@ class BeamSearch(Search):
         logits = torch.stack([output.logits[-1] for output in outputs if output is not None])
         check_logits(logits)
         # As many as there may be ends among the best, so that enough are left to go on.
-        ends = 1 + len({*self.config.end_token_ids, *parameters["stop_token_ids"]})
-        penalties = {token_id: parameters["diversity_penalty"] * count for token_id, count in taken.items()}
+        ends = 1 + len({*self.config.end_token_ids, *parameters.stop_token_ids})
+        penalties = {token_id: parameters.diversity_penalty * count for token_id, count in taken.items()}
         ways = extensions(logits, rows, [beam.score for beam in group.beams], max(2, ends) * group.width, penalties)
         if not ways:
             if not group.complete:
@@ -250,11 +250,11 @@ class BeamSearch(Search):
         if not kept or len(group.complete) < group.width:
             return not kept
         hopeful = self._hypothesis(kept[0], "length", None).score > group.complete[-1].score
-        return bool(self.job.parameters["early_stopping"]) or not hopeful
+        return self.job.parameters.early_stopping or not hopeful
 
     def _hypothesis(self, beam: Beam, reason: FinishReason, stop_reason: str | int | None) -> Hypothesis:
         length = max(1, len(beam.tokens))
-        score = beam.score / length ** self.job.parameters["length_penalty"]
+        score = beam.score / length**self.job.parameters.length_penalty
         return Hypothesis(score, beam.tokens, reason, stop_reason)
 
     def _hand_out_common(self) -> None:
@@ -266,7 +266,7 @@ class BeamSearch(Search):
         while self.handed_out < len(first) and all(
             self.handed_out < len(tokens) and tokens[self.handed_out] is first[self.handed_out] for tokens in others
         ):
-            self._hand_out(first[self.handed_out : self.handed_out + 1], range(self.job.parameters["n"]))
+            self._hand_out(first[self.handed_out : self.handed_out + 1], range(self.job.parameters.n))
             self.handed_out += 1
 
     def _hand_out(self, tokens: list[Token], indexes: Collection[int]) -> None:
@@ -275,7 +275,7 @@ class BeamSearch(Search):
     def _conclude(self) -> None:
         self.end()
         found = sorted((h for group in self.groups for h in group.complete), key=attrgetter("score"), reverse=True)
-        for index in range(self.job.parameters["n"]):
+        for index in range(self.job.parameters.n):
             # A vocabulary with fewer ways to answer than were asked for repeats the last.
             answer = found[min(index, len(found) - 1)]
             self._hand_out(answer.tokens[self.handed_out :], (index,))
@@ -286,7 +286,7 @@ class ContrastiveSearch(Search):
     """Reads each of the likeliest next tokens and goes on with the one least like the text so far."""
 
     def __init__(self, owner: Submitted, job: GenerateJob, config: ModelConfig) -> None:
-        super().__init__(owner, job, config, int(job.parameters["top_k"]))
+        super().__init__(owner, job, config, job.parameters.top_k)
         self.row = Row(job.parameters, list(job.prompt), len(job.prompt), 0, config.end_token_ids)
         self.row.constraint = job.constraint(0) if job.constraint else None
         self.stop_check = job.stop_check(0) if job.stop_check else None
@@ -329,7 +329,7 @@ class ContrastiveSearch(Search):
 
     def finish(self, reason: FinishReason, stop_reason: str | int | None = None) -> None:
         self.end()
-        self.owner.events += [Finished(index, reason, stop_reason) for index in range(self.job.parameters["n"])]
+        self.owner.events += [Finished(index, reason, stop_reason) for index in range(self.job.parameters.n)]
 
     def _choose(self) -> Branch:
         """Take the best of the candidates, now that all of them have been read."""
@@ -337,11 +337,11 @@ class ContrastiveSearch(Search):
         states = torch.cat([output.states for output in outputs if output is not None])
         probabilities = torch.tensor([each[2] for each in self._candidates], dtype=torch.float64)
         context = torch.cat(self._context)
-        at = least_alike(probabilities, states, context, self.job.parameters["penalty_alpha"])
+        at = least_alike(probabilities, states, context, self.job.parameters.penalty_alpha)
         branch, token, _ = self._candidates[at]
         self._context = [context, states[at : at + 1]]
         self.row.tokens.append(token.token_id)
-        self.owner.events += [replace(token, index=index) for index in range(self.job.parameters["n"])]
+        self.owner.events += [replace(token, index=index) for index in range(self.job.parameters.n)]
         at_limit = self.row.position == self.limit
         end = end_of(token.token_id, at_limit, self.job, self.config, self.row.constraint, self.stop_check)
         if end is not None:
@@ -354,13 +354,13 @@ def sequences_of(owner: Submitted, config: ModelConfig) -> list[Sequence]:
     job = owner.job
     if isinstance(job, ScoreJob):
         return [ScoredText(owner, job, config)]
-    if job.parameters["num_beams"] > 1:
+    if job.parameters.num_beams > 1:
         return list(BeamSearch(owner, job, config).branches)
-    if job.parameters["penalty_alpha"] > 0:
+    if job.parameters.penalty_alpha > 0:
         return list(ContrastiveSearch(owner, job, config).branches)
-    count = int(job.parameters["best_of"] or job.parameters["n"])
-    alike = job.parameters["temperature"] == 0
+    count = job.parameters.best_of or job.parameters.n
+    alike = job.parameters.temperature == 0
     continuations = [Continuation(owner, job, 0, config, copies=count)] if alike else [
         Continuation(owner, job, index, config) for index in range(count)
     ]  # fmt: skip
-    return [sequence for continuation in continuations for sequence in continuation.gang]
+    return [sequence for continuation in continuations for sequence in continuation.group]

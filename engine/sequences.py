@@ -25,7 +25,7 @@ from topkapi.model.config import ModelConfig
 from topkapi.model.decoding.choosing import Choice
 from topkapi.model.decoding.contrast import exit_layers
 from topkapi.model.decoding.grammar import Constraint
-from topkapi.model.decoding.speculation import Draft, Pace, looked_up
+from topkapi.model.decoding.speculation import Draft, DraftLength, looked_up
 from topkapi.model.decoding.stages import Row
 from topkapi.model.generation import ends_sequence, token_limit
 from topkapi.model.scoring import Scores, add_scores, windows
@@ -39,15 +39,15 @@ class Continuation(Sequence):
         self.job, self.config, self.copies = job, config, copies
         self.limit = limit_of(job, config)
         parameters = job.parameters
-        if ranked(job) and parameters["logprobs"] is None:
-            parameters = {**parameters, "logprobs": 0}
+        if ranked(job) and parameters.logprobs is None:
+            parameters = replace(parameters, logprobs=0)
         self.row = Row(parameters, self.tokens, len(job.prompt), index, config.end_token_ids)
         self.row.constraint = job.constraint(index) if job.constraint else None
         self.stop_check = job.stop_check(index) if job.stop_check else None
-        lookup, draft = job.parameters["prompt_lookup"], job.parameters["draft_tokens"]
-        self.lookup = Pace(int(lookup)) if lookup else None
-        self.draft = Pace(int(draft)) if draft else None
-        self.paced: Pace | None = None
+        lookup, draft = job.parameters.prompt_lookup, job.parameters.draft_tokens
+        self.lookup = DraftLength(lookup) if lookup else None
+        self.draft = DraftLength(draft) if draft else None
+        self.guessed_by: DraftLength | None = None
         self.guide = Guide(self, list(job.negative or job.prompt[-1:])) if guided(job) else None
         # Events of a job that answers with its best continuations wait until these are known.
         self.guesses: list[int] = []
@@ -62,7 +62,7 @@ class Continuation(Sequence):
         return "length" if self.limit == 0 else None
 
     @property
-    def gang(self) -> Collection[Sequence]:
+    def group(self) -> Collection[Sequence]:
         return (self,) if self.guide is None else (self, self.guide)
 
     @property
@@ -79,7 +79,7 @@ class Continuation(Sequence):
         if self.lookup is None or not room:
             return []
         guesses = looked_up(self.row.history(), self.lookup.length(room))
-        self.paced = self.lookup if guesses else None
+        self.guessed_by = self.lookup if guesses else None
         return guesses
 
     def drafted(self, room: int) -> Draft | None:
@@ -87,7 +87,7 @@ class Continuation(Sequence):
         length = self.draft.length(self._guessable(room)) if self.draft is not None else 0
         if not length or self.slot is None or self.layers or self.guide is not None:
             return None
-        self.paced = self.draft
+        self.guessed_by = self.draft
         return Draft(self.slot, self.row, length)
 
     def _guessable(self, room: int) -> int:
@@ -97,8 +97,8 @@ class Continuation(Sequence):
 
     def learn(self, accepted: int) -> None:
         """Take in how many of the last guesses were right."""
-        if self.paced is not None:
-            self.paced.learn(len(self.guesses), accepted)
+        if self.guessed_by is not None:
+            self.guessed_by.learn(len(self.guesses), accepted)
         self.owner.guessed_tokens += len(self.guesses)
         self.owner.accepted_tokens += accepted
         self.output = None
@@ -160,8 +160,8 @@ class Guide(Sequence):
         self.main = main
 
     @property
-    def gang(self) -> Collection[Sequence]:
-        return self.main.gang
+    def group(self) -> Collection[Sequence]:
+        return self.main.group
 
     def receive(self, output: Output, guesses: list[int]) -> Continuation | None:
         if not len(output.logits):
@@ -226,12 +226,12 @@ def limit_of(job: GenerateJob, config: ModelConfig) -> int:
 
 def guided(job: GenerateJob) -> bool:
     """Whether the job moves away from a negative prompt."""
-    return bool(job.parameters["guidance_scale"] != 1)
+    return job.parameters.guidance_scale != 1
 
 
 def layers_of(job: GenerateJob, config: ModelConfig) -> tuple[int, ...]:
     """The earlier layers that DoLa compares with."""
-    wanted = job.parameters["dola_layers"]
+    wanted = job.parameters.dola_layers
     return () if wanted is None else exit_layers(wanted, config.num_layers, config.tie_embeddings)
 
 

@@ -12,11 +12,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from topkapi.engine.allocation import Allocation
 from topkapi.engine.heartbeat import Heartbeat
 from topkapi.engine.network import Network
 from topkapi.engine.scheduler import Scheduler, Share
 from topkapi.engine.sequences import Continuation
-from topkapi.engine.slots import Grant
 from topkapi.engine.speed import Speed
 from topkapi.engine.submitted import Choosing, Sequence, Submitted
 from topkapi.model.cache import Work
@@ -89,14 +89,14 @@ class Steps:
     def _fresh_scheduler(self) -> Scheduler:
         return Scheduler(self.network.slots, self._step_tokens, self._admitted)
 
-    def _admitted(self, sequence: Sequence, grant: Grant) -> None:
+    def _admitted(self, sequence: Sequence, allocation: Allocation) -> None:
         if sequence.owner.started_at is None:
             sequence.owner.started_at = time.monotonic()
-        if grant.copy_from is not None:
-            self.network.copy(grant.copy_from, grant.slot, 0, grant.cached)
+        if allocation.copy_from is not None:
+            self.network.copy(allocation.copy_from, allocation.slot, 0, allocation.cached)
         if sequence is sequence.owner.sequences[0]:
-            sequence.owner.cached_tokens = grant.cached
-        self.counters.cached_tokens += grant.cached
+            sequence.owner.cached_tokens = allocation.cached
+        self.counters.cached_tokens += allocation.cached
 
     def _draft(self, drafter: Drafter, shares: list[Share]) -> None:
         """Let the draft network guess for sequences that have found nothing to guess themselves."""

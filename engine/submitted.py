@@ -130,7 +130,7 @@ class Sequence(ABC):
         return None
 
     @property
-    def gang(self) -> Collection[Sequence]:
+    def group(self) -> Collection[Sequence]:
         """The sequences that can only go on together, this one among them: all of them have a slot, or none."""
         return (self,)
 
@@ -195,17 +195,17 @@ class Choosing(ABC):
 
 def ranked(job: GenerateJob) -> bool:
     """Whether the job answers with the best of more continuations."""
-    return bool((job.parameters["best_of"] or 0) > job.parameters["n"])
+    return (job.parameters.best_of or 0) > job.parameters.n
 
 
 def best(job: GenerateJob, continuations: list[list[Event]]) -> list[Event]:
     """The events of the `n` continuations that the network finds likeliest per token, the best as number 0."""
     events: list[Event] = []
-    for index, held in enumerate(sorted(continuations, key=_mean_logprob, reverse=True)[: job.parameters["n"]]):
+    for index, held in enumerate(sorted(continuations, key=_mean_logprob, reverse=True)[: job.parameters.n]):
         for event in held:
             assert isinstance(event, Token | Finished)
             event = replace(event, index=index)
-            if isinstance(event, Token) and job.parameters["logprobs"] is None:
+            if isinstance(event, Token) and job.parameters.logprobs is None:
                 event = replace(event, logprob=None, raw_logprob=None, rank=None, top=())
             events.append(event)
     return events

@@ -14,7 +14,7 @@ from topkapi.model.cache import PREFILL_CHUNK, SlotCache, Work, read, wanted_log
 from topkapi.model.config import ModelConfig
 from topkapi.model.decoding.choosing import choose
 from topkapi.model.decoding.grammar import Constraint, compile_constraint
-from topkapi.model.decoding.parameters import BY_NAME, grammar_parameter, resolve
+from topkapi.model.decoding.parameters import DecodingParameters, grammar_parameter, resolve
 from topkapi.model.decoding.stages import Row
 from topkapi.model.decoding.stopping import Stopper
 from topkapi.model.errors import ContextExceeded, InvalidRequest
@@ -23,7 +23,7 @@ from topkapi.model.transformer import Decoder
 
 
 @dataclass(frozen=True)
-class Generation:
+class GenerationResult:
     """The generated ids (a final end token included), why they ended, and the token or text that ended them."""
 
     token_ids: list[int]
@@ -49,18 +49,18 @@ def check_prompt(prompt: Sequence[int], config: ModelConfig, field: str = "promp
         raise InvalidRequest(f"token id {wrong} is not in the vocabulary (0 to {config.vocab_size - 1})", field=field)
 
 
-def token_limit(prompt_length: int, parameters: Mapping[str, Any], config: ModelConfig) -> int:
+def token_limit(prompt_length: int, parameters: DecodingParameters, config: ModelConfig) -> int:
     """Most tokens that may be generated: `max_tokens`, or what the context has room for."""
     room = config.context_length - prompt_length
-    wanted = parameters["max_tokens"]
-    return room if wanted is None else min(int(wanted), room)
+    wanted = parameters.max_tokens
+    return room if wanted is None else min(wanted, room)
 
 
-def ends_sequence(token_id: int, parameters: Mapping[str, Any], config: ModelConfig) -> bool:
+def ends_sequence(token_id: int, parameters: DecodingParameters, config: ModelConfig) -> bool:
     """Whether this token ends the answer."""
-    if token_id in parameters["stop_token_ids"]:
+    if token_id in parameters.stop_token_ids:
         return True
-    return token_id in config.end_token_ids and not parameters["ignore_end_token"]
+    return token_id in config.end_token_ids and not parameters.ignore_end_token
 
 
 @torch.inference_mode()
@@ -73,7 +73,7 @@ def generate(
     on_token: Callable[[int], None] | None = None,
     sequence: int = 0,
     tokenizer: Tokenizer | None = None,
-) -> Generation:
+) -> GenerationResult:
     """Continue `prompt_ids`; `on_token` is told each token as it comes.
 
     `parameters` are decoding parameters by name (those of `n` sequences are drawn by calling with each `sequence`).
@@ -85,17 +85,17 @@ def generate(
         parameters or {}, vocab_size=config.vocab_size, end_token_ids=config.end_token_ids, vocabulary=tokenizer
     )
     for name in ("num_beams", "penalty_alpha", "guidance_scale", "dola_layers"):
-        if effective[name] != BY_NAME[name].off:
+        if effective.asks_for(name):
             raise InvalidRequest(
                 f"{name} needs several sequences or states side by side", field=name, hint="ask a server: topkapi serve"
             )
-    deadline = math.inf if effective["timeout_s"] is None else time.monotonic() + effective["timeout_s"]
+    deadline = math.inf if effective.timeout_s is None else time.monotonic() + effective.timeout_s
     check_prompt(prompt_ids, config)
     tokens, limit = list(prompt_ids), token_limit(len(prompt_ids), effective, config)
     row = Row(effective, tokens, len(prompt_ids), sequence, config.end_token_ids)
     row.constraint = constraint = _constraint(effective, tokenizer, config)
     if limit == 0:
-        return Generation([], "length")
+        return GenerationResult([], "length")
     cache = SlotCache(model, capacity=len(prompt_ids) + limit)
     for start in range(0, len(prompt_ids), PREFILL_CHUNK):
         state = read(model, cache, [Work(0, start, prompt_ids[start : start + PREFILL_CHUNK])])
@@ -108,21 +108,21 @@ def generate(
             on_token(token_id)
         generated = tokens[len(prompt_ids) :]
         if ends_sequence(token_id, effective, config):
-            return Generation(generated, "stop", token_id)
+            return GenerationResult(generated, "stop", token_id)
         if stopper is not None:
             stopper.feed(token_id)
             if stopper.stopped is not None:
-                return Generation(generated, "stop", stopper.stopped)
+                return GenerationResult(generated, "stop", stopper.stopped)
         if constraint is not None and constraint.finished:
-            return Generation(generated, "stop")
+            return GenerationResult(generated, "stop")
         if len(generated) == limit:
-            return Generation(generated, "length")
+            return GenerationResult(generated, "length")
         if time.monotonic() >= deadline:
-            return Generation(generated, "deadline")
+            return GenerationResult(generated, "deadline")
         state = read(model, cache, [Work(0, len(tokens) - 1, [token_id])])
 
 
-def _constraint(parameters: Mapping[str, Any], tokenizer: Tokenizer | None, config: ModelConfig) -> Constraint | None:
+def _constraint(parameters: DecodingParameters, tokenizer: Tokenizer | None, config: ModelConfig) -> Constraint | None:
     field = grammar_parameter(parameters)
     if field is None:
         return None
@@ -130,70 +130,3 @@ def _constraint(parameters: Mapping[str, Any], tokenizer: Tokenizer | None, conf
         raise InvalidRequest(f"{field} needs the checkpoint's tokenizer, and none was given", field=field)
     constraint = compile_constraint(parameters, tokenizer, config.vocab_size, config.end_token_ids)
     return None if constraint is None else constraint(0)
-
-
-@torch.inference_mode()
-def generate_batch(
-    model: Decoder,
-    prompts: Sequence[list[int]],
-    parameters: Mapping[str, Any] | None = None,
-    *,
-    slots: int = 16,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Generation]:
-    """Continue many prompts, up to `slots` of them at once: as `generate` would each, several times as fast.
-
-    `progress(prompts done, prompts)` is called as answers end. Takes no grammars, searches, deadlines or stop texts.
-    Raises `InvalidRequest` for a prompt that is empty or does not fit, and for wrong parameters.
-    """
-    config = model.config
-    effective = resolve(parameters or {}, vocab_size=config.vocab_size, end_token_ids=config.end_token_ids)
-    apart = ("num_beams", "penalty_alpha", "guidance_scale", "dola_layers", "timeout_s", "stop", "stop_regex")
-    for name in apart:
-        if effective[name] != BY_NAME[name].off:
-            raise InvalidRequest(f"{name} does not apply to a batch of prompts", field=name)
-    if grammar := grammar_parameter(effective):
-        raise InvalidRequest(f"{grammar} does not apply to a batch of prompts", field=grammar)
-    for prompt in prompts:
-        check_prompt(prompt, config)
-    limits = [token_limit(len(prompt), effective, config) for prompt in prompts]
-    longest = max((len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)), default=1)
-    cache = SlotCache(model, min(slots, max(1, len(prompts))), longest)
-    results: list[Generation | None] = [None] * len(prompts)
-    waiting = iter(range(len(prompts)))
-    running: dict[int, tuple[int, Row]] = {}
-    done = 0
-    while True:
-        works, joined = [], []
-        for slot in range(cache.slots):
-            if slot in running:
-                number, row = running[slot]
-                works.append(Work(slot, len(row.tokens) - 1, row.tokens[-1:]))
-                joined.append(slot)
-                continue
-            number = next(waiting, -1)
-            if number < 0:
-                continue
-            prompt = prompts[number]
-            running[slot] = (number, Row(effective, list(prompt), len(prompt), 0, config.end_token_ids))
-            for start in range(0, len(prompt) - 1, PREFILL_CHUNK):
-                end = min(start + PREFILL_CHUNK, len(prompt) - 1)
-                read(model, cache, [Work(slot, start, prompt[start:end], wanted=0)])
-            works.append(Work(slot, len(prompt) - 1, prompt[-1:]))
-            joined.append(slot)
-        if not works:
-            break
-        chosen = choose(wanted_logits(model, read(model, cache, works)), [running[slot][1] for slot in joined])
-        for slot, choice in zip(joined, chosen, strict=True):
-            number, row = running[slot]
-            row.tokens.append(choice.token_id)
-            ended = ends_sequence(choice.token_id, effective, config)
-            if ended or len(row.generated) == limits[number]:
-                results[number] = Generation(
-                    row.generated, "stop" if ended else "length", choice.token_id if ended else None
-                )
-                del running[slot]
-                done += 1
-                if progress is not None:
-                    progress(done, len(prompts))
-    return [result for result in results if result is not None]

@@ -9,13 +9,9 @@ from fastapi_offline import FastAPIOffline
 
 from topkapi.service.api import openai, sglang
 from topkapi.service.api.anthropic import messages as anthropic
-from topkapi.service.api.http.body import BodyLimit
 from topkapi.service.api.http.errors import NATIVE
-from topkapi.service.api.http.hosts import AllowedHosts, SameOrigin
-from topkapi.service.api.http.keep_alive import KeepAlive
-from topkapi.service.api.http.prefix import UnderPrefix
+from topkapi.service.api.http.middleware import AllowedHosts, BodyLimit, KeepAlive, SameOrigin, SlowBody, UnderPrefix
 from topkapi.service.api.http.registration import register, set_up
-from topkapi.service.api.http.slow_body import SlowBody
 from topkapi.service.api.llama import completion as llama
 from topkapi.service.api.native import routes as native
 from topkapi.service.api.tgi import routes as tgi

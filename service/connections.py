@@ -2,7 +2,7 @@
 
 uvicorn bounds the size of a request's head and the idle time after an answer; what dribbles in, what never begins and
 what is never read to its end it would wait for without end. An answer that is read slowly is nobody's attack and is
-bounded by nothing here. (A body that dribbles in is told so by `service.api.http.slow_body`, in the dialect of its
+bounded by nothing here. (A body that dribbles in is told so by `service.api.http.middleware`, in the dialect of its
 route.)
 """
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from topkapi.engine.request import Completed, Finished, FinishReason, GenerateJob, StopCheck, Timings, Token
 from topkapi.model.decoding.defaults import decoding_defaults
 from topkapi.model.decoding.grammar import Constraint, compile_constraint
-from topkapi.model.decoding.parameters import resolve
-from topkapi.model.decoding.stages import DEFAULT_ORDER
+from topkapi.model.decoding.parameters import DecodingParameters, resolve
 from topkapi.model.decoding.stopping import Stopper
 from topkapi.model.errors import Cancelled, EngineError, InvalidRequest
 from topkapi.model.generation import check_prompt, token_limit
-from topkapi.service.jobs import JobGroup, Work
+from topkapi.service.jobs import EngineWork, JobGroup
 from topkapi.service.limits import MOST_ANSWERS
 from topkapi.service.models import LoadedModel
 from topkapi.service.prompting import tokens_of
@@ -28,7 +27,7 @@ class Plan:
 
     model: LoadedModel
     prompts: Sequence[list[int]]
-    parameters: Sequence[dict[str, Any]]
+    parameters: Sequence[DecodingParameters]
     constraint: Callable[[int], Constraint] | None = None
     negative: Sequence[int] = ()
 
@@ -91,12 +90,12 @@ def plan(
         end_token_ids=config.end_token_ids,
         vocabulary=model.checkpoint.tokenizer,
     )
-    for name in ("n", "best_of"):
-        if len(prompts) * (effective[name] or 1) > MOST_ANSWERS:
-            asked = f"{effective[name]} answers to each of {len(prompts):,} prompts"
+    for name, count in (("n", effective.n), ("best_of", effective.best_of or 1)):
+        if len(prompts) * count > MOST_ANSWERS:
+            asked = f"{count} answers to each of {len(prompts):,} prompts"
             message = f"{name}: {asked} are more than {MOST_ANSWERS:,} together"
             raise InvalidRequest(message, field=name, hint="send several requests")
-    negative = effective["negative_prompt"] or []
+    negative = effective.negative_prompt or []
     negative = tokens_of(model, negative, "negative_prompt") if negative else negative
     if negative:
         check_prompt(negative, config, "negative_prompt")
@@ -109,7 +108,7 @@ def plan(
                 error.field = f"prompt[{position}]"
                 error.message = f"{error.field}: {error.message}"
             raise
-        each.append(effective | {"max_tokens": token_limit(len(prompt), effective, config)})
+        each.append(replace(effective, max_tokens=token_limit(len(prompt), effective, config)))
     checkpoint = model.checkpoint
     constraint = compile_constraint(effective, checkpoint.tokenizer, config.vocab_size, config.end_token_ids)
     return Plan(model, prompts, each, constraint, negative)
@@ -134,38 +133,37 @@ class Latencies:
         return cls(math.fsum(ordered) / len(ordered), p50, p95, ordered[-1])
 
 
-class Generation(Work):
+class Generation(EngineWork[Delta]):
     """Runs a plan.
 
-    Where requests wait or compete for room, those of higher `priority` go first.
+    Where requests wait or compete for room, those of higher `priority` go first. `timeout_s` counts from the start.
     """
 
     def __init__(self, plan: Plan, priority: int = 0) -> None:
         self.plan = plan
+        self.parameters = max(plan.parameters, key=lambda each: each.max_tokens or 0)
+        """The effective parameters; `max_tokens` is that of the prompt with most room."""
         self.deterministic = True
         self.cached_tokens = self.guessed_tokens = self.accepted_tokens = 0
-        self.order: tuple[str, ...] = tuple(plan.parameters[0]["order"] or DEFAULT_ORDER)
+        self.order: tuple[str, ...] = tuple(plan.parameters[0].order)
         self.first_token_s: float | None = None
         """Seconds from the start to the first token of any output."""
         self.completed: dict[int, Completed] = {}
         """How the engine did each prompt, by its index, once it is done."""
         self._last_token: dict[int, float] = {}
         self._gaps: list[float] = []
-        self._count = int(plan.parameters[0]["n"])
+        self._count = plan.parameters[0].n
         self.outputs = [
             Output(prompt_index * self._count + index, prompt_index)
             for prompt_index in range(len(plan.prompts))
             for index in range(self._count)
         ]
         self._stoppers = [self._stopper(output.prompt_index) for output in self.outputs]
-        timeout = plan.parameters[0]["timeout_s"]
-        deadline = None if timeout is None else time.monotonic() + timeout
         jobs = [
             GenerateJob(
                 prompt,
                 parameters,
                 self._stop_checks(prompt_index),
-                deadline=deadline,
                 priority=priority,
                 constraint=plan.constraint,
                 negative=plan.negative,
@@ -174,7 +172,12 @@ class Generation(Work):
         ]
         self._group = JobGroup(plan.model, jobs)
 
-    async def deltas(self) -> AsyncIterator[Delta]:
+    def start(self) -> None:
+        """Submit the first jobs. Raises `Overloaded` when the queue is full. Needs a running event loop."""
+        timeout = self.plan.parameters[0].timeout_s
+        self._group.start(None if timeout is None else time.monotonic() + timeout)
+
+    async def steps(self) -> AsyncIterator[Delta]:
         """What each step adds, until every output is finished. Raises the error of a failed step."""
         async for prompt_index, event in self._group.events():
             if isinstance(event, Token):
@@ -200,16 +203,6 @@ class Generation(Work):
             # Of many prompts, those that the engine was not given before all were cancelled.
             if output.finish_reason is None:
                 output.finish_reason, output.cancellation = "cancelled", self.plan.model.engine.cancellation()
-
-    async def finish(self) -> None:
-        """Run to the end."""
-        async for _ in self.deltas():
-            pass
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The effective parameters; `max_tokens` is that of the prompt with most room."""
-        return dict(self.plan.parameters[0]) | {"max_tokens": max(each["max_tokens"] for each in self.plan.parameters)}
 
     @property
     def prompt_tokens(self) -> int:
@@ -261,7 +254,7 @@ class Generation(Work):
 
     def _stop_checks(self, prompt_index: int) -> Callable[[int], StopCheck] | None:
         parameters = self.plan.parameters[prompt_index]
-        if not parameters["stop"] and not parameters["stop_regex"]:
+        if not parameters.stop and not parameters.stop_regex:
             return None
         return lambda index: _StopStrings(self._stopper(prompt_index))
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import ClassVar, Generic, Self, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 from topkapi.engine.request import Completed, Deliver, Event, Failed, Finished, GenerateJob, Handle, Job, Token
@@ -16,6 +18,8 @@ from topkapi.service.models import LoadedModel
 
 AT_ONCE = 32
 """Jobs of one request that may be in the engine's hands together, so that a long list leaves room for others."""
+
+Step = TypeVar("Step")
 
 RETRY_SECONDS = 0.02
 """Between two looks at a queue that is full of other requests."""
@@ -92,9 +96,11 @@ class JobGroup:
         """Seconds from `start` to when the engine handed out the event that came last."""
         self._last_token: dict[tuple[int, int], float] = {}
 
-    def start(self) -> None:
-        """Submit the first jobs. Needs a running event loop."""
+    def start(self, deadline: float | None = None) -> None:
+        """Submit the first jobs; a `deadline`, in `time.monotonic()` seconds, is that of all. Needs an event loop."""
         self._started = time.monotonic()
+        if deadline is not None:
+            self._jobs = [replace(job, deadline=deadline) for job in self._jobs]
         self._submit()
 
     def cancel(self) -> None:
@@ -171,7 +177,7 @@ class JobGroup:
             metrics.finished("error")
 
 
-class Work:
+class EngineWork(ABC, Generic[Step]):
     """What a request has the engine do, as a group of jobs.
 
     An async context manager: it starts on entry and, however it is left, what is still running is cancelled.
@@ -187,6 +193,15 @@ class Work:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.cancel()
+
+    @abstractmethod
+    def steps(self) -> AsyncIterator[Step]:
+        """What each step brings, until all is done. Raises the error of a failed one."""
+
+    async def finish(self) -> None:
+        """Run to the end."""
+        async for _ in self.steps():
+            pass
 
     def start(self) -> None:
         """Submit the first jobs. Raises `Overloaded` when the queue is full. Needs a running event loop."""

@@ -34,6 +34,15 @@ def prompt_tokens(model: LoadedModel, prompt: object, field: str = "prompt") -> 
     return [tokens_of(model, entry, f"{field}[{position}]") for position, entry in enumerate(prompt)]
 
 
+def require_one(given: Sequence[str], allowed: str) -> str:
+    """The one field of `given`. Raises `InvalidRequest` where there are none or several."""
+    if len(given) == 1:
+        return given[0]
+    if not given:
+        raise InvalidRequest(f"send one of {allowed}")
+    raise InvalidRequest(f"{' and '.join(given)} exclude each other", field=given[1], hint=f"send one of {allowed}")
+
+
 def check_count(entries: Sequence[object], field: str, most: int = limits.MOST_PROMPTS) -> None:
     """Raise `InvalidRequest` naming `field` where a list has more entries than a request may."""
     if len(entries) > most:

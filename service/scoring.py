@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from topkapi.engine.allocation import LEAST_COPIED
 from topkapi.engine.request import Completed, ScoreJob, ScoreProgress
-from topkapi.engine.slots import LEAST_COPIED
-from topkapi.model.errors import DeadlineExceeded, EngineError, InvalidRequest
+from topkapi.model.errors import DeadlineExceeded, EngineError
 from topkapi.model.scoring import Scores, check_text, windows
-from topkapi.service.jobs import JobGroup, Work
+from topkapi.service.jobs import EngineWork, JobGroup
 from topkapi.service.models import LoadedModel
 
 IMPOSSIBLE = -9999.0
@@ -57,7 +57,7 @@ def check_items(model: LoadedModel, items: Sequence[Item], window: int | None, s
         windows(len(item.token_ids), model.checkpoint.config, window, stride)
 
 
-class Scoring(Work):
+class Scoring(EngineWork[tuple[int, int]]):
     """Scores items.
 
     What items have in common before their completions (the prompt of several choices) is read once. `timeout_s`
@@ -87,7 +87,7 @@ class Scoring(Work):
         ]
         self._group = JobGroup(model, jobs, _leaders(items))
 
-    async def progress(self) -> AsyncIterator[tuple[int, int]]:
+    async def steps(self) -> AsyncIterator[tuple[int, int]]:
         """(tokens scored, tokens to score) of all items after each step, until all are done.
 
         Raises `DeadlineExceeded` where they are not in time, and `Cancelled`.
@@ -113,12 +113,6 @@ class Scoring(Work):
                 self.cached_tokens += event.cached_tokens
                 self.deterministic = self.deterministic and event.deterministic
 
-    async def finish(self) -> list[Scores]:
-        """Run to the end; what `scores` gives then."""
-        async for _ in self.progress():
-            pass
-        return self.scores
-
     @property
     def scores(self) -> list[Scores]:
         """Of each item, in order, the log-probabilities of its tokens from its `first` on; once all are done."""
@@ -138,7 +132,7 @@ async def score_items(
     `progress(scored, total)` is told how many tokens of all items are done.
     """
     async with Scoring(model, items, window, stride, top) as scoring:
-        async for scored, total in scoring.progress():
+        async for scored, total in scoring.steps():
             if progress is not None:
                 progress(scored, total)
         return scoring.scores
@@ -211,12 +205,3 @@ def ranking(scores: Sequence[TextScore], normalization: Normalization) -> list[i
         return score.nll / max(size, 1)
 
     return sorted(range(len(scores)), key=cost)
-
-
-def require_one(given: Sequence[str], allowed: str) -> str:
-    """The one field of `given`. Raises `InvalidRequest` where there are none or several."""
-    if len(given) == 1:
-        return given[0]
-    if not given:
-        raise InvalidRequest(f"send one of {allowed}")
-    raise InvalidRequest(f"{' and '.join(given)} exclude each other", field=given[1], hint=f"send one of {allowed}")

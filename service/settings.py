@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from topkapi.model.errors import SettingsError
+from topkapi.model.flags import flag_of
 from topkapi.model.wrong_values import told
 
 DtypeName = Literal["auto", "float32", "bfloat16", "int8", "int4"]
+
+
+def setting(default: Any, meaning: str, *, flag: Mapping[str, Any] | None = MappingProxyType({}), **rules: Any) -> Any:
+    """A setting: an environment variable and, unless `flag` is None, a flag; `flag` is what argparse is told of it."""
+    about: Any = None if flag is None else {"about": dict(flag)}
+    return Field(default, description=meaning, json_schema_extra=about, **rules)
+
+
+in_seconds = partial(setting, flag={"metavar": "SECONDS"}, allow_inf_nan=False)
 
 
 class Settings(BaseSettings):
@@ -21,72 +34,58 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="TOPKAPI_", extra="forbid")
 
-    host: str = "127.0.0.1"
-    """Address to listen on. The default is reachable from this machine only; 0.0.0.0 is every interface."""
-
-    port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    """Port to listen on; 0 picks a free one."""
-
-    checkpoints: Path | None = None
-    """Directory whose checkpoints are served when the command names none."""
-
-    root_path: str | None = None
-    """Path under which a reverse proxy serves this server, such as /topkapi; it may strip it or leave it on."""
-
-    model_directory: Path | None = None
-    """Directory from which requests may load checkpoints; without one, no request can load or unload any."""
-
-    dtype: DtypeName = "auto"
-    """Precision of the matrices: `auto` keeps what is stored; fewer bits are faster (see docs/formats.md)."""
-
-    draft: Path | None = None
-    """Smaller checkpoint with the same vocabulary that guesses ahead: the same answers, sooner."""
-
-    threads: Annotated[int, Field(ge=1, le=os.cpu_count() or 1)] | None = None
-    """CPU threads for the network's arithmetic; PyTorch's own choice where not given."""
-
-    max_queue: Annotated[int, Field(ge=1)] = 256
-    """Requests that may wait per checkpoint; one more is refused with 429."""
-
-    step_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 300.0
-    """Seconds after which one pass of the network counts as hanging, and the process ends for it; 0 never does."""
-
-    request_timeout: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)] = 30.0
-    """Seconds that a request's head may take to come in, and its body beyond what it takes at 1 KiB per second."""
-
-    idle_timeout: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)] = 15.0
-    """Seconds that a connection may stay open between two requests, and before its first."""
-
-    max_connections: Annotated[int, Field(ge=1)] = 512
-    """Connections that may be open together; one more is answered with 503 and closed."""
-
-    max_body_bytes: Annotated[int, Field(ge=1024)] = 32 * 2**20
-    """Largest accepted request body; a larger one is refused with 413."""
-
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
-    """Origins whose web pages may call the API, separated by commas; none by default."""
-
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
-    """Host names by which the server may be called besides localhost and its address; * is any, *.example.org those
-    below that one."""
-
-    ignore_unknown_fields: bool = False
-    """Whether fields that would be refused as unknown are left out instead, and named in X-Ignored-Parameters."""
-
-    stream_grace: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 15.0
-    """Seconds for which a stream goes on after its connection was lost and may be resumed; 0 ends it at once."""
-
-    stream_keep_alive: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 15.0
-    """Seconds without an event after which a stream says by a comment that it is still there; 0 never does."""
-
-    stream_bytes: Annotated[int, Field(ge=0)] = 64 * 2**20
-    """Most bytes of events kept so that streams can be resumed."""
-
-    access_log: bool = False
-    """Whether every request is logged."""
-
-    studio: bool = True
-    """Whether the browser studio is served at `/`."""
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for every interface", flag={"metavar": "HOST"})
+    port: int = setting(8000, "port to listen on; 0 for a free one", flag={"metavar": "PORT"}, ge=0, le=65535)
+    checkpoints: Path | None = setting(
+        None, "directory whose checkpoints are served when the command names none", flag=None
+    )
+    root_path: str | None = setting(
+        None, "path under which a reverse proxy serves this server, which may strip it [none]", flag={"metavar": "PATH"}
+    )
+    model_directory: Path | None = setting(
+        None, "directory from which requests may load and unload checkpoints [none]", flag={"metavar": "DIR"}
+    )
+    stream_grace: float = in_seconds(
+        15.0, "how long a stream goes on without its connection and may be resumed; 0 ends it at once", ge=0, le=3600
+    )
+    stream_keep_alive: float = in_seconds(
+        15.0, "how long a stream may be silent before a comment says that it is still there; 0 never", ge=0, le=3600
+    )
+    stream_bytes: int = setting(64 * 2**20, "most bytes of events kept so that streams can be resumed", flag=None, ge=0)
+    max_queue: int = setting(256, "requests that may wait per checkpoint; one more is refused with 429", ge=1)
+    max_connections: int = setting(
+        512, "connections that may be open together; one more is answered with 503 and closed", ge=1
+    )
+    max_body_bytes: int = setting(32 * 2**20, "largest accepted body; above it 413", flag=None, ge=1024)
+    step_timeout: float = in_seconds(
+        300.0, "after which a pass of the network counts as hanging, and the process ends for it; 0 never does", ge=0
+    )
+    request_timeout: float = in_seconds(
+        30.0, "that a request's head may take to come in, and its body beyond what it takes at 1 KiB/s", gt=0, le=3600
+    )
+    idle_timeout: float = in_seconds(15.0, "that a connection may be open without a request", gt=0, le=3600)
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = setting(
+        (), "origins whose web pages may call the API [none]", flag={"metavar": "URL,…"}
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = setting(
+        (),
+        "host names by which it may be called besides localhost and its own address; *.example.org for those below "
+        "that one, * for any [none]",
+        flag={"metavar": "NAME,…"},
+    )
+    studio: bool = setting(True, "serve the browser studio")
+    access_log: bool = setting(False, "log every request")
+    ignore_unknown_fields: bool = setting(
+        False, "leave unknown fields of requests out, naming them in X-Ignored-Parameters, instead of refusing"
+    )
+    dtype: DtypeName = setting(
+        "auto", "precision of the matrices; auto: as stored", flag={"choices": get_args(DtypeName)}
+    )
+    threads: int | None = setting(None, "CPU threads [chosen by PyTorch]", ge=1, le=os.cpu_count() or 1)
+    draft: Path | None = setting(
+        None,
+        "smaller checkpoint with the same vocabulary that guesses ahead: the same answers, sooner [none]",
+    )
 
     @field_validator("root_path")
     @classmethod
@@ -141,5 +140,5 @@ class Settings(BaseSettings):
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0])
-            source = f"--{name.replace('_', '-')}" if flags.get(name) is not None else f"TOPKAPI_{name.upper()}"
+            source = flag_of(name) if flags.get(name) is not None else f"TOPKAPI_{name.upper()}"
             raise SettingsError(told(source, first, cls.model_fields.get(name)), field=name) from None

@@ -8,7 +8,8 @@ A request is {"arguments": [...]} and may have
   "torn": bytes                   with kill_at: don't kill it there, but in the middle of the next write that would make
                                   a file longer than this, whoever writes it;
   "kill_after": seconds           kill it so long after it was started;
-  "signal": name, "signal_after": seconds    send it that signal, so long after training began;
+  "signal": name                  send it that signal once training began;
+  "signal_at": n                  send it not then, but from within, right before its n-th file operation;
   "file_limit": bytes             let no file grow larger, as if the disk were full;
   "processes": n                  train in so many processes, as torchrun would start them; all of the above happens to
                                   number "victim" (0). If they have not ended after "limit" (100) seconds, they are
@@ -48,6 +49,8 @@ def child(request: dict[str, Any], counter: Path) -> NoReturn:
 
     def count(name: str, path: object) -> None:
         calls.append(f"{name} {path}")
+        if len(calls) == request.get("signal_at"):
+            os.kill(os.getpid(), signal.Signals[request["signal"]])
         if len(calls) != request.get("kill_at"):
             return
         if request.get("torn") is None:
@@ -109,10 +112,10 @@ def serve(request: dict[str, Any], scratch: Path) -> dict[str, Any]:
         # A handler can only be there once training began: earlier, Python's own would see the signal.
         while "signal" in request and b"step 0 " not in output.read_bytes() and not ended.wait(0.05):
             pass
-        if not ended.wait(request.get("kill_after", 0.0) + request.get("signal_after", 0.0)):
+        if not ended.wait(request.get("kill_after", 0.0)):
             os.kill(process, number)
 
-    if "signal" in request or "kill_after" in request:
+    if ("signal" in request and "signal_at" not in request) or "kill_after" in request:
         threading.Thread(target=send, daemon=True).start()
     watch = threading.Timer(request.get("limit", 100.0), hang, [output, [process, *started]])
     if started:

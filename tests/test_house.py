@@ -258,6 +258,7 @@ def test_what_the_documents_name_exists() -> None:
         for page in (*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md")
         if page.name != "LOG.md"
         for path in named.findall(page.read_text())
-        if not (ROOT / path).exists()
+        # The page on extending has its reader write that one.
+        if not (ROOT / path).exists() and path != "service/api/parrot.py"
     ]
     assert missing == []

@@ -8,18 +8,23 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from topkapi.model.errors import SettingsError
 from topkapi.training.evaluation.command import add_evaluate
 from topkapi.training.instructions import add_instructions
 from topkapi.training.recipes.files import build_recipe, read_yaml, resolve_recipe
-from topkapi.training.recipes.flags import add_flags, given_flags
+from topkapi.training.recipes.flags import add_recipe_flags, given_flags
 from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, PretrainRecipe, TrainingRecipe
 from topkapi.training.run.pick import add_pick
 from topkapi.training.run.runs import add_runs
+
+if TYPE_CHECKING:
+    from topkapi.training.run.console import Console
+    from topkapi.training.run.directory import RunDirectory
+    from topkapi.training.trainer import Training
 
 _RUNS: dict[str, tuple[type[TrainingRecipe], str]] = {
     "pretrain": (PretrainRecipe, "train a model from random weights on plain text"),
@@ -47,7 +52,7 @@ def register(subparsers: Any) -> None:
         command.add_argument(
             "--resume", nargs="?", const="", metavar="RUN", help="continue the run in this directory (default: --out)"
         )
-        add_flags(command, kind)
+        add_recipe_flags(command, kind)
         command.set_defaults(handler=_train, training_kind=kind, training_command=name)
     _add_plan(subparsers)
     _add_export(subparsers)
@@ -85,7 +90,7 @@ def _add_plan(subparsers: Any) -> None:
     command.add_argument(
         "--run", choices=tuple(_RUNS), help="the command that the plan is for (default: told by the settings)"
     )
-    add_flags(command, *(kind for kind, _ in _RUNS.values()))
+    add_recipe_flags(command, *(kind for kind, _ in _RUNS.values()))
     command.set_defaults(handler=_plan, resume=None)
 
 
@@ -116,9 +121,10 @@ def _plan(arguments: argparse.Namespace) -> int:
     from topkapi.training.run.preflight import check_inputs
 
     check_inputs(recipe)
-    from topkapi.training.planning import run_plan
+    from topkapi.training.planning import print_plan
 
-    fits = run_plan(_trainer_of(recipe), recipe, arguments.price_per_hour, arguments.memory, as_json=arguments.json)
+    prepare = partial(_prepared, recipe, False)
+    fits = print_plan(recipe, prepare, arguments.price_per_hour, arguments.memory, as_json=arguments.json)
     return 0 if fits else 1
 
 
@@ -156,7 +162,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _train_tokenizer(arguments: argparse.Namespace) -> int:
-    from topkapi.training.tokenizer import train_tokenizer
+    from topkapi.training.data.vocabulary import train_tokenizer
 
     train_tokenizer(arguments.files, arguments.vocab_size, arguments.out, arguments.text_field, arguments.megabytes)
     return 0
@@ -188,12 +194,13 @@ def _train(arguments: argparse.Namespace) -> int:
     from topkapi.training.optimisation.distributed import joined
 
     with joined(recipe):
-        _train_together(arguments.training_command, recipe, directory, resume)
+        _train_together(recipe, directory, resume)
     return 0
 
 
-def _train_together(name: str, recipe: TrainingRecipe, directory: Path, resume: bool) -> None:
+def _train_together(recipe: TrainingRecipe, directory: Path, resume: bool) -> None:
     """Train, with the other processes where there are some, of which only the first writes."""
+    from topkapi.training.assembly import train
     from topkapi.training.optimisation.distributed import in_turn, rank, size
     from topkapi.training.run.console import Console
     from topkapi.training.run.directory import FollowedRun, RunDirectory
@@ -214,13 +221,10 @@ def _train_together(name: str, recipe: TrainingRecipe, directory: Path, resume: 
             run.start(recipe)
     if recipe.parallel is not None and size() == 1:
         console.message(f"one process has nothing to share by {recipe.parallel}: torchrun starts several")
-    command = f"topkapi {name} --resume {shlex.quote(str(directory))}"
     try:
-        standing = _trainer_of(recipe)(
-            recipe, run, resume=resume, console=console, command=command, proceed=_run_measured
-        )
+        state = train(_prepared(recipe, resume, run, console))
         if not rank():
-            finish(run, standing, console)
+            finish(run, state, console)
             if recipe.push:
                 push(directory, recipe.push, console)
     finally:
@@ -228,44 +232,20 @@ def _train_together(name: str, recipe: TrainingRecipe, directory: Path, resume: 
         run.release()
 
 
-def _run_measured(training: Any) -> Any:
-    """Train, recording what the machine does, and knowing what it could do at most."""
-    import torch
-
-    from topkapi.training.optimisation.distributed import rank, size
-    from topkapi.training.optimisation.throughput import peak_flops
-    from topkapi.training.run.process import present
-    from topkapi.training.run.system import recorded
-    from topkapi.training.run.trackers import tracked
-
-    recipe, run = training.recipe, training.directory
-    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
-    peak = peak_flops(training.model.device, dtype)
-    training.peak_flops = None if peak is None else size() * peak
-    if rank():
-        return training.run()
-    if training.standing.step == 0:
-        # Whatever is recorded is the new run's, and a directory with records is a run's.
-        run.begin()
-    system = recorded(run.path / "system.jsonl", training.console.message)
-    with present(run.path), tracked(recipe.track, run.path, recipe.model_dump(mode="json")) as listener, system:
-        run.listeners += [listener] if listener else []
-        return training.run()
-
-
-def _trainer_of(recipe: TrainingRecipe) -> Callable[..., Any]:
-    """The function that trains what this kind of recipe describes."""
+def _prepared(recipe: TrainingRecipe, resume: bool, run: RunDirectory, console: Console) -> Training:
+    """The run that the recipe describes, ready to train."""
     if isinstance(recipe, PretrainRecipe):
         from topkapi.training.pretrain import pretrain
 
-        return pretrain
+        return pretrain(recipe, run, resume=resume, console=console)
     if isinstance(recipe, DpoRecipe):
         from topkapi.training.dpo import dpo
 
-        return dpo
+        return dpo(recipe, run, resume=resume, console=console)
     from topkapi.training.finetune import finetune
 
-    return finetune
+    assert isinstance(recipe, FinetuneRecipe), "there are no other recipes"
+    return finetune(recipe, run, resume=resume, console=console)
 
 
 def read_arguments(arguments: argparse.Namespace) -> tuple[TrainingRecipe, Path, bool]:

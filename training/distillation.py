@@ -9,15 +9,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from topkapi.engine.batch import run_batch
 from topkapi.model.conversation.chat_template import ChatTemplate
 from topkapi.model.errors import DataError, InvalidRequest, SettingsError
-from topkapi.model.generation import generate_batch
 from topkapi.model.storage.checkpoint import Checkpoint
 from topkapi.model.user_files import LONGEST_TEXT, read_file
 from topkapi.training.data.instructions import messages_of, read_rows
 from topkapi.training.data.preparation import Limits, Messages, clean, unusable, write_rows
 from topkapi.training.data.sources import decode_utf8, no_such_file, parse_json, read_lines
-from topkapi.training.evaluation.answers import check_max_tokens, leak_pattern
+from topkapi.training.evaluation.answers import check_max_tokens, greedy_jobs, leak_pattern
 from topkapi.training.evaluation.text_measures import repetition
 
 # Answers are kept after every so many rounds of all slots.
@@ -40,13 +40,13 @@ class Progress:
     def line(self, out: Path) -> str:
         """One line for the console."""
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.most_common())
-        pace = (
+        speed = (
             f" ({self.tokens / self.seconds:,.0f} tokens/s, {3600 * self.rows / self.seconds:,.0f} rows an hour)"
             if self.seconds
             else ""
         )
         return (
-            f"{out}: {self.answered:,} of {self.questions:,} answered, {self.kept:,} kept{pace}; "
+            f"{out}: {self.answered:,} of {self.questions:,} answered, {self.kept:,} kept{speed}; "
             f"left out: {reasons or 'none'}"
         )
 
@@ -155,9 +155,8 @@ def answer_questions(
         part = unasked[start : start + _ROUNDS * slots]
         prompts = {at: ids for at, messages in enumerate(part) if (ids := _prompt(teacher, messages, system))}
         order = sorted(prompts, key=lambda at: len(prompts[at]))
-        parameters = {"temperature": 0, "max_tokens": max_tokens}
-        generated = generate_batch(teacher.model, [prompts[at] for at in order], parameters, slots=slots)
-        answers = dict(zip(order, generated, strict=True))
+        jobs = greedy_jobs(teacher, [prompts[at] for at in order], max_tokens)
+        answers = dict(zip(order, run_batch(teacher.model, jobs, together=slots), strict=True))
         rows, dropped = [], []
         for at, messages in enumerate(part):
             reason: str | None = "question too long"

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -27,66 +26,58 @@ from topkapi.model.transformer import Decoder
 from topkapi.training.data.preferences import PairBatch, PairLoader, encode_preferences, read_preferences
 from topkapi.training.data.weights import sources_and_weights
 from topkapi.training.data.windows import Batch
-from topkapi.training.finetune import Ingredients, Task, finetune, report_dropped, report_unused, split_data
+from topkapi.training.finetune import (
+    Examples,
+    assemble_tuning,
+    check_enough,
+    open_base,
+    report_left_out,
+    split_data,
+)
+from topkapi.training.optimisation import distributed
 from topkapi.training.optimisation.loss import Compiled, chunks, inputs
 from topkapi.training.recipes.recipe import DpoRecipe
 from topkapi.training.run.console import Console
 from topkapi.training.run.directory import RunDirectory
-from topkapi.training.run.state import Standing
 from topkapi.training.trainer import Training
 
 
-def dpo(
-    recipe: DpoRecipe,
-    directory: RunDirectory,
-    *,
-    resume: bool,
-    console: Console,
-    command: str,
-    proceed: Callable[[Training], Standing] = Training.run,
-) -> Standing:
-    """Train a checkpoint on preferences as `recipe` says, in `directory`; continue there with `resume`.
+def dpo(recipe: DpoRecipe, directory: RunDirectory, *, resume: bool, console: Console) -> Training:
+    """The run in `directory` that trains a checkpoint on preferences as `recipe` says; with `resume` it continues
+    there.
 
-    Takes `proceed` and raises as `finetune` does.
+    Raises as `finetune` does.
     """
     if recipe.z_loss:
         raise SettingsError("the loss of preferences has no z-loss", field="z_loss", hint="leave out --z-loss")
     if sources_and_weights(recipe.data)[1] is not None:
         raise SettingsError("preferences are not mixed by weights", field="data", hint="give the files without them")
-    prepare = partial(_prepare, recipe, directory)
-    common: dict[str, Any] = {"resume": resume, "console": console, "command": command, "proceed": proceed}
-    return finetune(recipe, directory, prepare=prepare, **common)
-
-
-def _prepare(recipe: DpoRecipe, directory: RunDirectory, given: Ingredients) -> Task:
+    base = open_base(recipe, directory, resume=resume, console=console)
     left_out: set[str] = set()
     train, validation = split_data(recipe, partial(read_preferences, left_out=left_out))
-    report_unused(left_out, given)
     loaders, dropped = [], []
     for part in (train, validation):
         pairs, overlong = encode_preferences(
-            part, given.tokenizer, given.chat, longest=given.longest, drop_overlong=recipe.on_overlong == "drop"
+            part, base.tokenizer, base.chat, longest=base.longest, drop_overlong=recipe.on_overlong == "drop"
         )
         dropped += overlong
         loaders.append(PairLoader(pairs, batch_size=recipe.batch_size, seed=recipe.seed))
-    report_dropped(dropped, given)
-
-    def begin(model: Decoder, parent: str) -> None:
-        reference = _reference(model, loaders, recipe.micro_batch_size, directory.prepared("reference"), parent)
-        for loader, values in zip(loaders, reference, strict=True):
-            loader.reference = values
-
-    return Task(
-        loaders=(loaders[0], loaders[1]),
-        counts=(len(loaders[0].pairs), len(loaders[1].pairs)),
+    report_left_out(base, left_out, dropped)
+    counts = len(loaders[0].pairs), len(loaders[1].pairs)
+    check_enough(recipe, "pairs", *counts)
+    with distributed.in_turn():
+        place = directory.prepared("reference")
+        reference = _reference(base.model, loaders, recipe.micro_batch_size, place, base.digest)
+    for loader, values in zip(loaders, reference, strict=True):
+        loader.reference = values
+    examples = Examples(
         kind="pairs",
-        samples=[
-            (each.prompt(), each.chosen.messages[-1]["content"]) for each in validation or train if not each.chosen.told
-        ],
-        prompts=([str(each.prompt()) for each in train], [str(each.prompt()) for each in validation]),
+        loaders=(loaders[0], loaders[1]),
+        counts=counts,
+        conversations=([each.chosen for each in train], [each.chosen for each in validation]),
         objective=Preferred(recipe.beta, recipe.label_smoothing),
-        begin=begin,
     )
+    return assemble_tuning(base, "dpo", examples)
 
 
 @dataclass(frozen=True)

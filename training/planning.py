@@ -14,12 +14,12 @@ from typing import Any
 from safetensors.torch import save_file
 
 from topkapi.training.data.windows import Batch, Loader, Tokens
-from topkapi.training.optimisation.memory import PeakMemory, memory_for_a_run
+from topkapi.training.optimisation.device import PeakMemory, memory_for_a_run
 from topkapi.training.optimisation.throughput import flops_per_token, longest_text
 from topkapi.training.recipes.recipe import TrainingRecipe
 from topkapi.training.run.console import Console, duration
 from topkapi.training.run.directory import RunDirectory
-from topkapi.training.run.state import Standing
+from topkapi.training.run.state import TrainerState
 from topkapi.training.trainer import Training
 
 # A trial lasts so long, and so many steps at least and at most, besides the first, which is warmer than the others.
@@ -46,7 +46,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What a run will take. Seconds and bytes; tokens include padding; `cost` is None without a price."""
 
     parameters: int
@@ -134,7 +134,7 @@ class _Repeated(Loader):
         return [self._batch]
 
 
-def make_plan(training: Training, price_per_hour: float | None = None, memory_bytes: int | None = None) -> Plan:
+def make_plan(training: Training, price_per_hour: float | None = None, memory_bytes: int | None = None) -> RunPlan:
     """Try `training` out, which is spoilt for any other use, and say what all of it will take.
 
     `memory_bytes` replaces the memory that was found. The state of the run is left in its directory nowhere: nothing
@@ -160,7 +160,7 @@ def make_plan(training: Training, price_per_hour: float | None = None, memory_by
     updating = total * mean_tokens / speed
     if training.save_every is None and recipe.save_minutes is not None:
         saves += int(updating / 60 / recipe.save_minutes)
-    plan = Plan(
+    plan = RunPlan(
         parameters=model.config.parameter_count(),
         trained_parameters=sum(parameter.numel() for parameter in training.optimizers.parameters()),
         steps=total,
@@ -198,7 +198,7 @@ def _trial(training: Training, loader: Loader, steps: tuple[int, int], seconds: 
         train_batches=small,
         validation_batches=small,
         evaluate_every=schedule.total_steps + 1,
-        standing=type(training.standing)(),
+        state=TrainerState(),
     )
     try:
         trial.run()
@@ -244,7 +244,7 @@ def _evaluation_seconds(training: Training) -> float:
 def _sample_seconds(training: Training) -> float:
     training.model.eval()
     started = time.monotonic()
-    for _ in training.sample(training.standing):
+    for _ in training.samples():
         pass
     return time.monotonic() - started
 
@@ -262,7 +262,7 @@ def _save_seconds(training: Training) -> float:
     return (time.monotonic() - started) * (2 * size + more) / size
 
 
-def _show(plan: Plan, console: Console, micro_batch_size: int | None, batch_size: int) -> None:
+def _show(plan: RunPlan, console: Console, micro_batch_size: int | None, batch_size: int) -> None:
     """Print the plan."""
     trained = "" if plan.trained_parameters == plan.parameters else f" ({plan.trained_parameters:,} trained)"
     parts = {
@@ -294,7 +294,7 @@ def _show(plan: Plan, console: Console, micro_batch_size: int | None, batch_size
     console.message(_advice(plan, micro_batch_size or batch_size))
 
 
-def _advice(plan: Plan, chosen: int) -> str:
+def _advice(plan: RunPlan, chosen: int) -> str:
     if plan.largest is None or plan.fastest is None:
         return (
             "this run does not fit into memory, not even by one row at a time: lower --context-length, choose a "
@@ -309,32 +309,25 @@ def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB"
 
 
-def run_plan(
-    train: Callable[..., Standing],
+def print_plan(
     recipe: TrainingRecipe,
+    prepare: Callable[[RunDirectory, Console], Training],
     price_per_hour: float | None,
     memory_gigabytes: float | None,
     *,
     as_json: bool,
 ) -> bool:
-    """Let `train` get the run of `recipe` ready, in a directory that is deleted afterwards; try it, and print the plan.
+    """Try the run that `prepare` makes in a directory, which is deleted afterwards, and print the plan.
 
     Whether the run fits into memory, if only in micro batches of one row. Raises what the run itself would raise before
     its first step.
     """
     console = _Findings(silent=as_json)
     memory = None if memory_gigabytes is None else round(memory_gigabytes * 1e9)
-    plans: list[Plan] = []
-
-    def proceed(training: Training) -> Standing:
-        plans.append(make_plan(training, price_per_hour, memory))
-        return training.standing
-
     with tempfile.TemporaryDirectory(prefix="topkapi-plan-") as folder:
         directory = RunDirectory(Path(folder) / "run")
         directory.start(recipe)
-        train(recipe, directory, resume=False, console=console, command="topkapi plan", proceed=proceed)
-    (plan,) = plans
+        plan = make_plan(prepare(directory, console), price_per_hour, memory)
     if as_json:
         facts: Mapping[str, Any] = asdict(plan) | {"seconds": plan.seconds, "findings": console.findings}
         print(json.dumps(facts, indent=2))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,30 +14,30 @@ from typing import Any
 import torch
 
 from topkapi.model.errors import SettingsError
+from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.model.transformer import Decoder
 from topkapi.training.data.windows import Batch, Loader, Tokens
 from topkapi.training.monitoring.divergence import (
     MOST_RETURNS,
     QUIET_STEPS,
     Diverged,
-    Leap,
+    LossSpike,
     diverged,
-    find_leap,
+    find_spike,
     observe,
 )
 from topkapi.training.monitoring.evaluations import measure, tell
-from topkapi.training.monitoring.samples import take_samples
-from topkapi.training.monitoring.signals import Interrupted, StopRequest
+from topkapi.training.monitoring.samples import Prompt, continuations, take_samples
 from topkapi.training.optimisation import distributed, sharding
 from topkapi.training.optimisation.loss import Compiled, NextToken, Objective
-from topkapi.training.optimisation.optimisers import Optimizers, trained_parameters
-from topkapi.training.optimisation.schedule import Schedule
-from topkapi.training.optimisation.throughput import Pace, flops_per_token, longest_text
+from topkapi.training.optimisation.optimisers import Optimizers, Schedule, trained_parameters
+from topkapi.training.optimisation.throughput import Throughput, flops_per_token, longest_text
 from topkapi.training.recipes.recipe import TrainingRecipe
 from topkapi.training.run.console import Console
 from topkapi.training.run.directory import RunDirectory
+from topkapi.training.run.process import Interrupted, StopRequest
 from topkapi.training.run.saving import Save, Saver, Snapshot
-from topkapi.training.run.state import Standing
+from topkapi.training.run.state import TrainerState
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,17 @@ class Update:
 
 @dataclass
 class Training:
-    """Everything one run is made of.
+    """Everything one run of `topkapi {command}` is made of.
 
-    `save(path, model, details)` writes a checkpoint, `sample(standing)` yields records with `prompt`, `text` and
-    `token_ids`, `held_out` are the validation tokens. `facts` go into every checkpoint's `topkapi.json` and must not
-    change when a run is resumed. `command` is how the user resumes, `text_of` makes text of token ids, `peak_flops`
-    are the machine's (None: unknown). Without validation batches the training batches take their place.
+    `save(path, model, details)` writes a checkpoint, `held_out` are the validation tokens, `prompts` those sampled
+    from. `facts` go into every checkpoint's `topkapi.json` and must not change when a run is resumed. Without
+    validation batches the training batches take their place.
     """
 
     recipe: TrainingRecipe
+    command: str
     model: Decoder
+    tokenizer: Tokenizer
     optimizers: Optimizers
     schedule: Schedule
     loader: Loader
@@ -71,15 +73,12 @@ class Training:
     directory: RunDirectory
     console: Console
     save: Save
-    sample: Callable[[Standing], Iterator[dict[str, Any]]]
+    prompts: Sequence[Prompt]
     facts: dict[str, Any]
-    command: str
-    text_of: Callable[[list[int]], str]
     held_out: Tokens
     evaluate_every: int = 1
-    peak_flops: float | None = None
     objective: Objective = field(default_factory=NextToken)
-    standing: Standing = field(default_factory=Standing)
+    state: TrainerState = field(default_factory=TrainerState)
 
     def __post_init__(self) -> None:
         recipe = self.recipe
@@ -101,45 +100,43 @@ class Training:
             asynchronous=recipe.asynchronous_saves,
         )
 
-    def run(self) -> Standing:
-        """Train to the end, or to where the run stops early, from wherever `standing` is.
+    def run(self, peak_flops: float | None = None) -> TrainerState:
+        """Train to the end, or to where the run stops early, from wherever `state` is.
 
-        Raises `Diverged` for a loss that is not a number and `Interrupted` after SIGINT or SIGTERM, once saved.
+        `peak_flops` are the machine's (None: unknown). Raises `Diverged` for a loss that is not a number and
+        `Interrupted` after SIGINT or SIGTERM, once saved.
         """
         self.model.recompute = self.recipe.recompute
         compiled = Compiled.of(self.model) if self.recipe.compile else None
         total = self.schedule.total_steps
-        self.console.start(total, self.standing.step)
+        self.console.start(total, self.state.step)
         try:
             with self.stop.awaited():
-                if self.standing.step == 0:
+                if self.state.step == 0:
                     self.directory.begin()
                     self._boundary()
-                pace = self._pace()
-                while self.standing.step < total and self.standing.finished is None:
+                throughput = self._throughput(peak_flops)
+                while self.state.step < total and self.state.finished is None:
                     started = time.monotonic()
                     update = self._update(compiled)
                     seconds = time.monotonic() - started
                     if update is None:
                         continue
-                    pace.note(update.tokens, update.processed, seconds)
+                    throughput.note(update.tokens, update.processed, seconds)
                     self._record(update)
-                    facts = f"loss {update.loss:.3f} (smoothed {self.standing.level:.3f})  {pace.facts()}"
+                    facts = f"loss {update.loss:.3f} (smoothed {self.state.level:.3f})  {throughput.facts()}"
                     facts += f"  learning rate {self.recipe.learning_rate * update.factor:.1e}"
-                    self.console.advance(self.standing.step, facts, pace.seconds_left(self.standing.step))
-                    self._boundary(pace)
+                    self.console.advance(self.state.step, facts, throughput.seconds_left(self.state.step))
+                    self._boundary(throughput)
                     self.saver.check()
         finally:
             self.console.stop()
             self.saver.wait()
-        return self.standing
+        return self.state
 
     def load_state(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
         """Take over what `RunDirectory.load_state` found."""
-        self.standing = standing = Standing(**facts["standing"])
-        if not standing.ranking and standing.best_loss is not None and standing.best_step is not None:
-            # A state of an earlier version, which knew one kind of best.
-            standing.ranking = [[standing.best_loss, standing.best_step]]
+        self.state = state = TrainerState.saved(facts["standing"])
         weights: dict[str, torch.Tensor] = {}
         optimizer: dict[str, torch.Tensor] = {}
         for name, tensor in tensors.items():
@@ -149,26 +146,26 @@ class Training:
             for name, parameter in trained_parameters(self.model):
                 parameter.copy_(sharding.part_of(weights[name], parameter))
         self.optimizers.load_state_tensors(optimizer)
-        if standing.ranking:
-            self.directory.point("best", standing.best_steps()[0])
-        self.directory.point("last", standing.step)
+        if state.ranking:
+            self.directory.point("best", state.best_steps()[0])
+        self.directory.point("last", state.step)
         # What was written after that state is written again, and what a killed prune left is pruned.
-        states = {standing.step, self._anchor()}
-        self.directory.prune({*standing.best_steps(), standing.step}, standing.step, self.recipe.keep, states)
+        states = {state.step, self._anchor()}
+        self.directory.prune({*state.best_steps(), state.step}, state.step, self.recipe.keep, states)
 
     def _anchor(self) -> int | None:
         """The last regular save, which a run returns to when it diverges."""
         if self.recipe.on_divergence == "stop" or self.save_every is None:
             return None
-        return self.standing.step // self.save_every * self.save_every
+        return self.state.step // self.save_every * self.save_every
 
     def _update(self, compiled: Compiled | None) -> Update | None:
         """One step of training; None when it diverged, was not taken, and the run has returned to a save."""
-        standing = self.standing
-        number = standing.batch_number()
+        state = self.state
+        number = state.batch_number()
         batch = self.loader.batch(number)
         # Dropout is a function of the seed and the step: nothing in between can disturb it, and nothing needs saving.
-        torch.manual_seed(_mix(self.recipe.seed, standing.step) + distributed.rank())
+        torch.manual_seed(_mix(self.recipe.seed, state.step) + distributed.rank())
         self.model.train()
         own = distributed.share(batch)
         assert own is not None, "a batch can be shared evenly"
@@ -185,16 +182,15 @@ class Training:
         if not sharding.is_part(parameters[0]):
             distributed.add_gradients(parameters)
         loss, norm = distributed.told([loss, sharding.clip(parameters, self.recipe.clip or math.inf)])
-        leap = find_leap(
-            standing, loss, norm, loss_of=self._loss_of, batch=batch, origins=self.loader.origins, text_of=self.text_of
-        )
-        if leap is not None and self._leapt(leap):
+        origins, text_of = self.loader.origins, self.tokenizer.decode
+        spike = find_spike(state, loss, norm, loss_of=self._loss_of, batch=batch, origins=origins, text_of=text_of)
+        if spike is not None and self._handle_spike(spike):
             return None
-        self.console.warn(observe(standing, loss))
-        factor = self.schedule.factor(standing.step)
+        self.console.warn(observe(state, loss))
+        factor = self.schedule.factor(state.step)
         self.optimizers.step(factor)
-        standing.step += 1
-        standing.tokens += batch.token_count()
+        state.step += 1
+        state.tokens += batch.token_count()
         return Update(loss, norm, factor, batch.token_count(), batch.tokens.numel())
 
     def _loss_of(self, batch: Batch) -> float:
@@ -206,92 +202,92 @@ class Training:
         trained = sum(parameter.numel() for parameter in self.optimizers.parameters())
         return min(1.0, trained / self.model.config.parameter_count())
 
-    def _pace(self) -> Pace:
-        context = longest_text(self.loader.batch(self.standing.batch_number()))
+    def samples(self) -> Iterator[dict[str, Any]]:
+        """What the model now makes of the prompts."""
+        return continuations(self.model, self.tokenizer, self.prompts, self.recipe, self.state.step)
+
+    def _throughput(self, peak_flops: float | None) -> Throughput:
+        context = longest_text(self.loader.batch(self.state.batch_number()))
         flops = flops_per_token(self.model.config, self.trained_share(), context)
-        return Pace(self.schedule.total_steps, self.standing.step, flops, self.peak_flops)
+        return Throughput(self.schedule.total_steps, self.state.step, flops, peak_flops)
 
     def _record(self, update: Update) -> None:
         self.directory.append(
             "metrics.jsonl",
             {
-                "step": self.standing.step,
-                "tokens": self.standing.tokens,
+                "step": self.state.step,
+                "tokens": self.state.tokens,
                 "loss": update.loss,
                 "learning_rate": self.recipe.learning_rate * update.factor,
                 "gradient_norm": update.norm,
             },
         )
 
-    def _leapt(self, leap: Leap) -> bool:
+    def _handle_spike(self, spike: LossSpike) -> bool:
         """Tell of a diverging step; whether the run returned to a save. Raises `Diverged` where it can't go on."""
-        standing = self.standing
-        spike, returns = leap.kind == "spike", self.recipe.on_divergence == "return"
-        quiet = standing.last_spike is not None and leap.step - standing.last_spike <= QUIET_STEPS
-        if spike and not returns and quiet:
+        state = self.state
+        finite, returns = spike.kind == "spike", self.recipe.on_divergence == "return"
+        quiet = state.last_spike is not None and spike.step - state.last_spike <= QUIET_STEPS
+        if finite and not returns and quiet:
             return False
-        for line in (leap.headline(), *leap.causes()):
+        for line in (spike.headline(), *spike.causes()):
             self.console.message(line)
-        if spike and not returns:
-            standing.last_spike = leap.step
-            self.directory.append("metrics.jsonl", {"event": leap.kind, **asdict(leap)})
+        if finite and not returns:
+            state.last_spike = spike.step
+            self.directory.append("metrics.jsonl", {"event": spike.kind, **asdict(spike)})
             return False
         anchor = self._anchor()
-        if not returns or not anchor or len(self.standing.leaps) == MOST_RETURNS:
-            raise self._diverged(leap, anchor)
-        self._return(leap, anchor)
+        if not returns or not anchor or len(self.state.spikes) == MOST_RETURNS:
+            best = self.directory.path / "best" if state.ranking else None
+            raise diverged(spike, returns=returns, anchor=anchor, returned=len(state.spikes), best=best)
+        self._return(spike, anchor)
         return True
 
-    def _diverged(self, leap: Leap, anchor: int | None) -> Diverged:
-        best = self.directory.path / "best" if self.standing.ranking else None
-        returns = self.recipe.on_divergence == "return"
-        return diverged(leap, returns=returns, anchor=anchor, returned=len(self.standing.leaps), best=best)
-
-    def _return(self, leap: Leap, anchor: int) -> None:
+    def _return(self, spike: LossSpike, anchor: int) -> None:
         """Go back to the save of step `anchor` and leave the batch out.
 
         All that decides this is in that save or follows from it, so that a run killed since does the same again.
         """
-        skipped = [*self.standing.skipped, leap.batch]
-        leaps = [*self.standing.leaps, {"event": leap.kind, **asdict(leap), "returned_to": anchor}]
+        skipped = [*self.state.skipped, spike.batch]
+        spikes = [*self.state.spikes, {"event": spike.kind, **asdict(spike), "returned_to": anchor}]
         with distributed.in_turn():
             self.saver.wait()
             saved = self.directory.load_state(anchor)
         assert saved is not None, "regular saves are kept until the next one"
         self.optimizers.zero_gradients()
         self.load_state(*saved)
-        self.standing.skipped, self.standing.leaps = skipped, leaps
-        for line in leaps:
+        self.state.skipped, self.state.spikes = skipped, spikes
+        for line in spikes:
             self.directory.append("metrics.jsonl", line)
-        self.console.message(f"  returned to step {anchor}; batch {leap.batch} is left out from now on")
+        self.console.message(f"  returned to step {anchor}; batch {spike.batch} is left out from now on")
 
-    def _boundary(self, pace: Pace | None = None) -> None:
+    def _boundary(self, throughput: Throughput | None = None) -> None:
         """What is due between two updates, always in this order, so that a saved state has it all behind it."""
-        standing, step = self.standing, self.standing.step
+        state, step = self.state, self.state.step
         last = step == self.schedule.total_steps
         measured = None
         if step % self.evaluate_every == 0 or last:
-            measured = self._evaluate(pace)
-            last = last or standing.finished is not None
+            measured = self._evaluate(throughput)
+            last = last or state.finished is not None
         if self._samples_due(last):
             self._sample()
-        best = measured is not None and standing.rank(self.recipe.best_metric, self.recipe.keep_best, measured)
+        best = measured is not None and state.rank(self.recipe.best_metric, self.recipe.keep_best, measured)
         # Any process may have been asked to stop; the first one's clock counts.
         due = step > 0 and distributed.rank() == 0 and self.saver.due(step)
         asked, due = map(bool, distributed.added(self.stop.asked is not None, due))
         stopping = asked and not last
-        state = due or (step > 0 and (last or stopping))
-        if state or best:
-            self._save(state)
+        resumable = due or (step > 0 and (last or stopping))
+        if resumable or best:
+            self._save(resumable)
         if stopping:
             raise Interrupted(
                 f"{self.stop.name}: stopped at step {step} of {self.schedule.total_steps}",
-                hint=f"continue with: {self.command}",
+                hint=f"continue with: topkapi {self.command} --resume {shlex.quote(str(self.directory.path))}",
             )
 
-    def _evaluate(self, pace: Pace | None) -> dict[str, float]:
+    def _evaluate(self, throughput: Throughput | None) -> dict[str, float]:
         """Evaluate, record and tell; returns what was measured on the validation data."""
-        standing = self.standing
+        state = self.state
         micro = self.recipe.micro_batch_size
         with self._judged():
             measured = measure(self.objective, self.model, self.train_batches, micro)
@@ -301,21 +297,21 @@ class Training:
         validation = measured["loss"]
         if not math.isfinite(validation):
             raise Diverged(
-                f"the validation loss became {validation} at step {standing.step}", hint="lower --learning-rate"
+                f"the validation loss became {validation} at step {state.step}", hint="lower --learning-rate"
             )
-        overfitting, standing.held_out = standing.overfitting, bool(self.validation_batches)
-        best = standing.note(train, validation)
-        epoch = standing.step / self.loader.steps_per_epoch
-        tell(standing, measured, epoch, best=best, directory=self.directory, console=self.console, pace=pace)
-        if standing.overfitting and not overfitting:
-            self.console.message(standing.verdict())
+        overfitting, state.held_out = state.overfitting, bool(self.validation_batches)
+        best = state.note(train, validation)
+        epoch = state.step / self.loader.steps_per_epoch
+        tell(state, measured, epoch, best=best, directory=self.directory, console=self.console, throughput=throughput)
+        if state.overfitting and not overfitting:
+            self.console.message(state.verdict())
         patience = self.recipe.patience
-        if patience is not None and standing.evaluations_since_best >= patience:
-            standing.finished = f"no better validation loss in {patience} evaluations"
+        if patience is not None and state.evaluations_since_best >= patience:
+            state.finished = f"no better validation loss in {patience} evaluations"
         return measured
 
     def _samples_due(self, last: bool) -> bool:
-        step, every = self.standing.step, self.recipe.sample_every
+        step, every = self.state.step, self.recipe.sample_every
         if every == "never":
             return False
         if every == "epoch":
@@ -323,49 +319,49 @@ class Training:
         return last or step % self.evaluate_every == 0
 
     def _sample(self) -> None:
-        standing = self.standing
+        state = self.state
         self.model.eval()
         with self._judged():
             if distributed.rank() == 0:
                 take_samples(
-                    self.sample(standing),
-                    standing,
+                    self.samples(),
+                    state,
                     texts=(self.loader.stream, self.held_out),
                     directory=self.directory,
                     console=self.console,
-                    shown=self.evaluate_every > 1 or standing.step == self.schedule.total_steps,
-                    text_of=self.text_of,
+                    shown=self.evaluate_every > 1 or state.step == self.schedule.total_steps,
+                    text_of=self.tokenizer.decode,
                 )
-        standing.copied, standing.memorising = distributed.told((standing.copied, standing.memorising))
+        state.copied, state.memorising = distributed.told((state.copied, state.memorising))
 
-    def _save(self, state: bool) -> None:
-        """Save a checkpoint, with `state` also what a resumed run needs."""
-        standing, anchor = self.standing, self._anchor()
-        if state and anchor == standing.step:
-            standing.leaps = []
-        states = self.optimizers.state_tensors().items() if state else ()
+    def _save(self, resumable: bool) -> None:
+        """Save a checkpoint, where it is to be `resumable`, also what a resumed run needs."""
+        state, anchor = self.state, self._anchor()
+        if resumable and anchor == state.step:
+            state.spikes = []
+        states = self.optimizers.state_tensors().items() if resumable else ()
         tensors = {f"optimizer:{name}": sharding.collected(tensor) for name, tensor in states}
         with self._judged() as raw:
             weights = dict(trained_parameters(self.model))
             if not all(parameter.isfinite().all() for parameter in weights.values()):
                 raise Diverged(
-                    f"the weights are no numbers any more at step {standing.step}", hint="lower --learning-rate"
+                    f"the weights are no numbers any more at step {state.step}", hint="lower --learning-rate"
                 )
-            if state and raw:
+            if resumable and raw:
                 tensors |= {f"raw:{name}": sharding.collected(parameter) for name, parameter in raw.items()}
-            elif state:
+            elif resumable:
                 tensors |= {f"model:{name}": parameter.detach() for name, parameter in weights.items()}
             if distributed.rank():
                 return
             model, tensors = self.saver.copied(self.model, tensors)
-            facts = {"standing": asdict(standing), "run": self.facts, "threads": torch.get_num_threads()}
+            facts = {"standing": asdict(state), "run": self.facts, "threads": torch.get_num_threads()}
             self.saver.write(
                 Snapshot(
-                    step=standing.step,
+                    step=state.step,
                     model=model,
                     details=self._details(),
-                    best=standing.best_steps(),
-                    tensors=tensors if state else None,
+                    best=state.best_steps(),
+                    tensors=tensors if resumable else None,
                     facts=facts,
                     lengths=self.directory.lengths(),
                     anchor=anchor,
@@ -380,13 +376,13 @@ class Training:
             yield raw
 
     def _details(self) -> dict[str, Any]:
-        standing = self.standing
+        state = self.state
         return {
             **self.facts,
-            "step": standing.step,
-            "tokens_seen": standing.tokens,
-            "train_loss": standing.train_loss,
-            "validation_loss": standing.validation_loss,
+            "step": state.step,
+            "tokens_seen": state.tokens,
+            "train_loss": state.train_loss,
+            "validation_loss": state.validation_loss,
         }
 
 

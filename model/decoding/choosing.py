@@ -89,7 +89,7 @@ def choose(logits: Tensor | Sequence[Tensor], rows: Sequence[Row], found: Sequen
         if bad := _overflowing(candidates.best):
             overflowing += [indexes[at] for at in bad]
             continue
-        tracer = Tracer(candidates, group) if any(row.parameters["trace"] for row in group) else None
+        tracer = Tracer(candidates, group) if any(row.parameters.trace for row in group) else None
         candidates = apply(candidates, stages, group, tracer.observe if tracer else None)
         empty = candidates.best.cpu() == NOT_CHOSEN
         if bool(empty.any()):
@@ -126,7 +126,7 @@ def _settle(
     """Note the tokens of a group, how likely each was in the end, and its trace."""
     for index, token_id in zip(indexes, token_ids, strict=True):
         choices[index] = Choice(token_id)
-    if any(rows[index].parameters["logprobs"] is not None or rows[index].sequential for index in indexes):
+    if any(rows[index].parameters.logprobs is not None or rows[index].sequential for index in indexes):
         for index, final in zip(indexes, _log_probabilities(candidates, token_ids), strict=True):
             certain = rows[index].greedy and not rows[index].searching
             choices[index] = replace(choices[index], logprob=0.0 if certain else final)
@@ -156,15 +156,15 @@ def _log_probabilities(candidates: Candidates, token_ids: Sequence[int]) -> list
 
 def _explained(choices: list[Choice], logits: Sequence[Tensor], rows: Sequence[Row]) -> list[Choice]:
     """With what the network itself thought, for the rows that asked for log-probabilities; bare for the others."""
-    wanted = [index for index, row in enumerate(rows) if row.parameters["logprobs"] is not None]
+    wanted = [index for index, row in enumerate(rows) if row.parameters.logprobs is not None]
     for index, row in enumerate(rows):
-        if row.sequential and row.parameters["logprobs"] is None:
+        if row.sequential and row.parameters.logprobs is None:
             choices[index] = replace(choices[index], logprob=None)
     if not wanted:
         return choices
     raw = select(logits, wanted)
     token_ids = [choices[index].token_id for index in wanted]
-    counts = [min(int(rows[index].parameters["logprobs"]), raw.vocab_size) for index in wanted]
+    counts = [min(rows[index].parameters.logprobs or 0, raw.vocab_size) for index in wanted]
     leaders = raw.largest(torch.tensor(counts).clamp(min=1))
     assert leaders.ids is not None
     values, columns = leaders.logits.sort(dim=-1, descending=True, stable=True)

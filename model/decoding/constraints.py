@@ -8,10 +8,12 @@ import numpy as np
 import torch
 
 from topkapi.model.decoding.candidates import NOT_CHOSEN, Candidates
-from topkapi.model.decoding.penalties import Values, flatten
+from topkapi.model.decoding.penalties import flatten
 from topkapi.model.decoding.rows import Ids, Row
+from topkapi.model.decoding.stage import Values, stage
 
 
+@stage(needed=lambda row: row.constraint is not None)
 def grammar(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """What the structure that was asked for may go on with."""
     allowed = torch.stack([row.constraint.mask() for row in rows if row.constraint is not None])
@@ -20,38 +22,32 @@ def grammar(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Cand
     return Candidates(masked, candidates.vocab_size)
 
 
-def follows_grammar(row: Row) -> bool:
-    """Whether the row has a structure to keep to."""
-    return row.constraint is not None
-
-
+@stage(needed=lambda row: row.position < row.parameters.min_tokens)
 def min_tokens(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Nothing that ends the answer before it has its least length."""
-    return _without(candidates, [[*row.end_token_ids, *row.parameters["stop_token_ids"]] for row in rows])
+    return _without(candidates, [[*row.end_token_ids, *row.parameters.stop_token_ids] for row in rows])
 
 
-def before_min_tokens(row: Row) -> bool:
-    """Whether `min_tokens` still holds the answer open."""
-    return row.position < int(row.parameters["min_tokens"])
-
-
+@stage()
 def banned_token_ids(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """None of these."""
-    return _without(candidates, [row.parameters["banned_token_ids"] for row in rows])
+    return _without(candidates, [row.parameters.banned_token_ids for row in rows])
 
 
+@stage()
 def allowed_token_ids(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """None but these."""
-    return candidates.only(*flatten([sorted(set(row.parameters["allowed_token_ids"])) for row in rows]))
+    return candidates.only(*flatten([sorted(set(row.parameters.allowed_token_ids or ())) for row in rows]))
 
 
+@stage()
 def bad_words(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Nothing that would complete one of the sequences."""
     return _without(candidates, [_completing(row) for row in rows])
 
 
 def _completing(row: Row) -> list[int]:
-    tokens, words = row.tokens, row.parameters["bad_words"].by_last_but_one
+    tokens, words = row.tokens, row.parameters.bad_words.by_last_but_one
     found = [word for (word,) in words.get(None, ())]
     for sequence in words.get(tokens[-1], ()) if tokens else ():
         if tuple(tokens[1 - len(sequence) :]) == sequence[:-1]:
@@ -59,9 +55,10 @@ def _completing(row: Row) -> list[int]:
     return found
 
 
+@stage()
 def no_repeat_ngram_size(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Nothing that would complete an n-gram a second time."""
-    return _without(candidates, [_repeating(row.history(), row.parameters["no_repeat_ngram_size"]) for row in rows])
+    return _without(candidates, [_repeating(row.history(), row.parameters.no_repeat_ngram_size) for row in rows])
 
 
 def _repeating(tokens: Ids, size: int) -> Ids:

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from topkapi.model.decoding.candidates import NOT_CHOSEN, Candidates
-from topkapi.model.decoding.penalties import Values
 from topkapi.model.decoding.rows import Row
+from topkapi.model.decoding.stage import Values, stage
 from topkapi.model.errors import EngineError, InvalidRequest
 
 # DoLa looks only at tokens this fraction as likely as the likeliest (Chuang et al. 2023, section 2.3).
 RELATIVE_TOP = 0.1
 
 
+@stage()
 def guidance(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Scores moved away from those after the negative prompt."""
     guides = [row.guide for row in rows]
@@ -33,6 +34,7 @@ def guidance(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Can
     return Candidates(moved, candidates.vocab_size)
 
 
+@stage()
 def dola(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Scores by how far the last layer is above the earlier one that differs most from it."""
     parts = []

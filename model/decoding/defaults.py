@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
-from topkapi.model.decoding.contradictions import TRUNCATIONS, check_tokens_exist
-from topkapi.model.decoding.parameters import BY_NAME, STORED_NAMES, check, from_generation_config
+from topkapi.model.decoding.contradictions import check_tokens_exist
+from topkapi.model.decoding.parameters import BY_NAME, check, from_generation_config
+from topkapi.model.decoding.table import TRUNCATIONS
 from topkapi.model.decoding.words import Words
 from topkapi.model.errors import CheckpointError, InvalidRequest
 
@@ -34,7 +35,7 @@ def check_generation_config(generation: Mapping[str, Any], vocab_size: int, wher
     way.
     """
     for name, value in from_generation_config(generation).items():
-        called = STORED_NAMES.get(name, name)
+        called = BY_NAME[name].stored or name
         try:
             checked = check(BY_NAME[name], value)
             if isinstance(checked, list):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 from topkapi.model.decoding.defaults import CHAT_DEFAULTS
-from topkapi.model.decoding.parameters import CONSTRAINTS, DEFAULT_ORDER, PARAMETERS, Parameter
+from topkapi.model.decoding.parameters import DEFAULT_ORDER, PARAMETERS, Parameter
 from topkapi.model.decoding.stages import STAGES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "decoding.md"
@@ -57,8 +58,9 @@ RULES = """\
 ## What goes with what
 
 - **Temperature 0** takes the most likely token that is left, the first of equal ones, and needs no seed. Truncations
-  that never remove the most likely token (all but `typical_p`) are accepted and cannot change the outcome. What is made
-  of chance (`mirostat`, `dynamic_temperature_range`, `xtc_probability`) is refused.
+  that never remove the most likely token (all but `typical_p`) are accepted and cannot change the outcome, unless an
+  `order` puts what changes single scores after them. What is made of chance (`mirostat`, `dynamic_temperature_range`,
+  `xtc_probability`) is refused.
 - **Mirostat** decides itself where to cut: any other truncation in the same request is refused, and one that is only
   the checkpoint's default is switched off. Its bound starts at twice `mirostat_tau` bits.
 - **Ties.** Tokens with equal logits are treated alike: where a cut falls among them, all of them stay.
@@ -96,31 +98,13 @@ rank, the runners-up and the noise that decided.
 """
 
 
-SEARCH = (
-    "num_beams", "num_beam_groups", "diversity_penalty", "length_penalty", "early_stopping", "penalty_alpha",
-)  # fmt: skip
-CONTRASTS = ("dola", "guidance")
-
-
-def sections() -> Iterator[tuple[str, list[Parameter]]]:
-    """The parameters by what they are about."""
-    of_logits = set(DEFAULT_ORDER[len(CONSTRAINTS) : DEFAULT_ORDER.index("temperature")])
-    yield "The answer as a whole", [p for p in PARAMETERS if p.stage is None and p.name not in SEARCH]
-    yield "Searching instead of drawing", [p for p in PARAMETERS if p.name in SEARCH]
-    yield "Scores against other scores", [p for p in PARAMETERS if p.stage in CONTRASTS]
-    yield "What may be chosen", [p for p in PARAMETERS if p.stage in CONSTRAINTS and p.stage not in CONTRASTS]
-    yield "Single tokens: bias and penalties", [p for p in PARAMETERS if p.stage in of_logits]
-    rest = [p for p in PARAMETERS if p.stage not in of_logits | {None} and p.stage not in CONSTRAINTS]
-    yield "The shape of the distribution: temperature and truncation", rest
-
-
 def page() -> str:
     """The whole page."""
     tame = ", ".join(f"`{name}` {value:g}" for name, value in CHAT_DEFAULTS.items())
     lines = [INTRODUCTION.replace("{chat}", tame)]
-    for title, parameters in sections():
+    for title, rows in groupby(PARAMETERS, attrgetter("group")):
         lines += [f"## {title}\n", "| parameter | value | default | meaning | follows | other names |"]
-        lines += ["|---|---|---|---|---|---|", *map(_row, parameters), ""]
+        lines += ["|---|---|---|---|---|---|", *map(_row, rows), ""]
     stages = [
         f"| {number} | `{name}` | {inspect.getdoc(STAGES[name].apply)} |"
         for number, name in enumerate(DEFAULT_ORDER, start=1)

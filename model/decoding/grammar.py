@@ -10,11 +10,10 @@ once (one core of a busy server).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import llguidance
 import numpy as np
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from topkapi.model.decoding.grammar_source import SYNTAX_HINTS, check_lark, reason_of, refused, source_of
-from topkapi.model.decoding.parameters import grammar_parameter
+from topkapi.model.decoding.parameters import DecodingParameters, grammar_parameter
 from topkapi.model.decoding.table import LONGEST_STRUCTURE
 from topkapi.model.errors import EngineError, InvalidRequest, Overloaded
 from topkapi.model.text.tokenizer import Tokenizer
@@ -124,7 +123,7 @@ class _Grammar:
 
 
 def compile_constraint(
-    parameters: Mapping[str, Any], tokenizer: Tokenizer, vocab_size: int, end_token_ids: Iterable[int] = ()
+    parameters: DecodingParameters, tokenizer: Tokenizer, vocab_size: int, end_token_ids: Iterable[int] = ()
 ) -> Callable[[int], Constraint] | None:
     """What gives each sequence, by its index, its own constraint; None where the parameters ask for no structure.
 
@@ -137,14 +136,15 @@ def compile_constraint(
     if field is None:
         return None
     control = set(tokenizer.control_tokens.values())
-    ends = {token_id for token_id in parameters["stop_token_ids"] if token_id in control}
-    if not parameters["ignore_end_token"]:
+    ends = {token_id for token_id in parameters.stop_token_ids if token_id in control}
+    if not parameters.ignore_end_token:
         ends |= {token_id for token_id in end_token_ids if token_id < vocab_size}
     ends_only = np.zeros(vocab_size, dtype=np.bool_)
     ends_only[sorted(ends)] = True
+    asked = getattr(parameters, field)
     if field == "grammar":
-        check_lark(parameters[field], [tokenizer.token_bytes(token_id).decode() for token_id in ends & control])
-    source = source_of(field, parameters[field])
+        check_lark(asked, [tokenizer.token_bytes(token_id).decode() for token_id in ends & control])
+    source = source_of(field, asked)
     most = LONGEST_CHOICES if field == "choice" else LONGEST_TEXT
     if len(source) > most:
         raise refused(field, f"it has {len(source):,} characters, and {most:,} is the most", "make it shorter")

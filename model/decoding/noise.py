@@ -28,7 +28,7 @@ _GOLDEN = np.uint64(GOLDEN & UNSIGNED)
 
 def row_keys(rows: Sequence[Row]) -> Tensor:
     """The hash of each row's seed, sequence and position, int64 `[B]`."""
-    places = [(row.parameters["seed"], row.sequence, row.position) for row in rows]
+    places = [(row.parameters.seed, row.sequence, row.position) for row in rows]
     return torch.from_numpy(_key(np.array(places, dtype=np.int64)))
 
 

@@ -6,7 +6,9 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sized
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from topkapi.model.decoding.words import Words
@@ -17,15 +19,28 @@ Kind = Literal[
     "layers",
 ]  # fmt: skip
 
+Prompt = str | list[int]
+Layers = str | list[int]
+Schema = dict[str, Any] | bool
+
+KINDS: Mapping[str, Kind] = {
+    "int": "integer", "float": "number", "bool": "boolean", "list[str]": "strings", "list[int]": "integers",
+    "dict[int, float]": "integer_to_number", "Words": "words", "str": "text", "Schema": "schema", "Prompt": "prompt",
+    "Layers": "layers",
+}  # fmt: skip
+"""What a row's annotation says of the values that it takes."""
+
 
 @dataclass(frozen=True)
 class Parameter:
     """One decoding parameter. `off` makes it do nothing; a default of None means that each request decides.
 
-    `stage` is the decoding stage it belongs to, and `needs` the parameter without which it has nothing to act on.
-    Integers and numbers lie between `minimum` and `maximum` or strictly above `above`; `slider` is (low, high, step).
-    A list or an object has at most `most` entries, and each text at most `longest` characters, each list of token ids
-    within it as many ids, a schema as many characters of JSON.
+    `group` is what it is about, `stage` the decoding stage it belongs to, and `needs` the parameter without which it
+    has nothing to act on. `aliases` are its names in other systems' requests, `stored` its name in
+    `generation_config.json`, `gguf` that after `general.sampling.` in a GGUF file. Integers and numbers lie between
+    `minimum` and `maximum` or strictly above `above`; `slider` is (low, high, step), `label` what a control is called
+    if not by the name. A list or an object has at most `most` entries, and each text at most `longest` characters, each
+    list of token ids within it as many ids, a schema as many characters of JSON.
     """
 
     name: str
@@ -34,15 +49,28 @@ class Parameter:
     off: Any
     meaning: str
     source: str
+    group: str
     minimum: float | None = None
     maximum: float | None = None
     above: float | None = None
     slider: tuple[float, float, float] | None = None
+    label: str | None = None
     aliases: tuple[str, ...] = ()
+    stored: str | None = None
+    gguf: str | None = None
     stage: str | None = None
     needs: str | None = None
     most: int | None = None
     longest: int | None = None
+
+
+def parameter(default: Any, meaning: str, source: str, **more: Any) -> Any:
+    """A row of the table: a dataclass field whose name and annotation are the parameter's name and kind.
+
+    `more` are further fields of `Parameter`; unless it has `off`, the default switches the parameter off.
+    """
+    about = {"default": default, "off": default, "meaning": meaning, "source": source, **more}
+    return field(default_factory=partial(copy, default), metadata=about)
 
 
 def check(parameter: Parameter, value: Any) -> Any:

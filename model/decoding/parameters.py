@@ -19,36 +19,28 @@ from topkapi.model.decoding.contradictions import (
     settle_unneeded,
 )
 from topkapi.model.decoding.parameter import Kind, Parameter, check
-from topkapi.model.decoding.table import BY_NAME, CONSTRAINTS, DEFAULT_ORDER, PARAMETERS
+from topkapi.model.decoding.table import BY_NAME, CONSTRAINTS, DEFAULT_ORDER, PARAMETERS, SHAPE, DecodingParameters
 from topkapi.model.decoding.words import Vocabulary, bind_breakers, bind_words
 from topkapi.model.errors import InvalidRequest
 
 __all__ = [
-    "BY_NAME", "CONSTRAINTS", "DEFAULT_ORDER", "PARAMETERS", "STORED_NAMES", "Kind", "Parameter", "check",
-    "check_together", "check_values", "from_generation_config", "grammar_parameter", "in_force", "resolve",
+    "BY_NAME", "CONSTRAINTS", "DEFAULT_ORDER", "PARAMETERS", "DecodingParameters", "Kind", "Parameter",
+    "check", "check_together", "check_values", "from_generation_config", "grammar_parameter", "in_force", "resolve",
     "unknown_parameter",
 ]  # fmt: skip
 
 
-STORED_NAMES = {
-    "max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens", "banned_token_ids": "suppress_tokens",
-    "bad_words": "bad_words_ids",
-}  # fmt: skip
-"""What `generation_config.json` calls parameters that have another name there."""
-
-
-def in_force(effective: Mapping[str, Any]) -> set[str]:
+def in_force(effective: DecodingParameters) -> set[str]:
     """The stages that these effective parameters ask for."""
     return {
         parameter.stage for parameter in PARAMETERS
-        if parameter.stage and parameter.needs is None and effective[parameter.name] != parameter.off
+        if parameter.stage and parameter.needs is None and effective.asks_for(parameter.name)
     }  # fmt: skip
 
 
-def grammar_parameter(effective: Mapping[str, Any]) -> str | None:
+def grammar_parameter(effective: DecodingParameters) -> str | None:
     """The parameter that asks for structured output, if one does."""
-    names = (p.name for p in PARAMETERS if p.stage == "grammar" and effective[p.name] != p.off)
-    return next(names, None)
+    return next((p.name for p in PARAMETERS if p.stage == "grammar" and effective.asks_for(p.name)), None)
 
 
 def resolve(
@@ -57,7 +49,7 @@ def resolve(
     vocab_size: int | None = None,
     end_token_ids: Sequence[int] = (),
     vocabulary: Vocabulary | None = None,
-) -> dict[str, Any]:
+) -> DecodingParameters:
     """Effective value of every parameter: the request's, else the first default that has it, else the table's.
 
     A request value of None counts as absent. A seed is drawn where none is given, so that the answer can be had
@@ -68,16 +60,16 @@ def resolve(
     that could not act, or parameters that contradict each other.
     """
 
-    def bind(effective: dict[str, Any]) -> None:
-        if effective["bad_words"]:
-            effective["bad_words"] = bind_words("bad_words", effective["bad_words"], vocabulary)
-        if effective["dry_multiplier"]:
-            effective["dry_breakers"] = bind_breakers("dry_breakers", effective["dry_breakers"], vocabulary)
+    def bind(effective: DecodingParameters) -> None:
+        if effective.bad_words:
+            effective.bad_words = bind_words("bad_words", effective.bad_words, vocabulary)
+        if effective.dry_multiplier:
+            effective.dry_breakers = bind_breakers("dry_breakers", effective.dry_breakers, vocabulary)
         check_tokens(effective, vocab_size, end_token_ids)
 
     effective = _settled(request, defaults, bind)
-    if effective["seed"] is None:
-        effective["seed"] = secrets.randbits(32)
+    if not effective.asks_for("seed"):
+        effective.seed = secrets.randbits(32)
     return effective
 
 
@@ -102,8 +94,8 @@ def check_values(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settled(
-    request: Mapping[str, Any], defaults: Sequence[Mapping[str, Any]], bind: Callable[[dict[str, Any]], None]
-) -> dict[str, Any]:
+    request: Mapping[str, Any], defaults: Sequence[Mapping[str, Any]], bind: Callable[[DecodingParameters], None]
+) -> DecodingParameters:
     """The effective parameters, less the defaults that contradict the request or one another.
 
     What was sent is never refused for the sake of a default that nobody sent: as few defaults as need be are left out.
@@ -112,16 +104,15 @@ def _settled(
     own = {name: value for layer in reversed(defaults) for name, value in layer.items() if value is not None}
     own = {name: check(BY_NAME[name], value) for name, value in own.items() if name not in given}
 
-    def together(kept: Mapping[str, Any]) -> dict[str, Any]:
-        table = {parameter.name: _default(parameter) for parameter in PARAMETERS}
-        effective: dict[str, Any] = {**table, **kept, **given}
-        settle_search(effective, given, BY_NAME)
-        settle_temperature_zero(effective, given, BY_NAME)
-        settle_mirostat(effective, given, BY_NAME)
-        settle_unneeded(effective, given, BY_NAME)
+    def together(kept: Mapping[str, Any]) -> DecodingParameters:
+        effective = DecodingParameters(**{**kept, **given})
+        settle_search(effective, given)
+        settle_temperature_zero(effective, given)
+        settle_mirostat(effective, given)
+        settle_unneeded(effective, given)
         refuse_contradictions(effective)
-        refuse_structures(effective, BY_NAME)
-        effective["order"] = check_order(effective["order"], in_force(effective), DEFAULT_ORDER, CONSTRAINTS)
+        refuse_structures(effective)
+        effective.order = check_order(effective.order, in_force(effective))
         bind(effective)
         return effective
 
@@ -147,27 +138,18 @@ def _settled(
     return effective
 
 
-def _default(parameter: Parameter) -> Any:
-    """The table's default, in the parameter's own type."""
-    return None if parameter.default is None else check(parameter, parameter.default)
-
-
 def from_generation_config(generation: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults of a checkpoint's `generation_config.json` as parameters of the table.
 
     Other fields of it are about training or about transformers itself. `do_sample: false` means greedy decoding, as
     in transformers, where it also switches the sampling parameters off. A `top_k` of -1 keeps all, as in vLLM.
     """
-    sampling: tuple[str, ...] = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-    # What GGUF files recommend beyond that.
-    sampling += ("xtc_probability", "xtc_threshold", "mirostat", "mirostat_tau", "mirostat_eta")
-    always = ("repetition_penalty", "repetition_range", "no_repeat_ngram_size", *STORED_NAMES)
-    found = {name: generation.get(STORED_NAMES.get(name, name)) for name in (*sampling, *always)}
-    found = {name: value for name, value in found.items() if value is not None}
+    known = {row.name: row.stored or row.name for row in PARAMETERS if row.stored or row.gguf}
+    found = {name: value for name, stored in known.items() if (value := generation.get(stored)) is not None}
     if found.get("top_k") == -1:
         found["top_k"] = 0
     if generation.get("do_sample") is False:
-        found = {name: value for name, value in found.items() if name in always} | {"temperature": 0.0}
+        found = {name: value for name, value in found.items() if BY_NAME[name].group != SHAPE} | {"temperature": 0.0}
     return found
 
 

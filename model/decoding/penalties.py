@@ -7,12 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from topkapi.model.decoding.candidates import Candidates
 from topkapi.model.decoding.rows import Ids, Row
+from topkapi.model.decoding.stage import Values, stage
 
-Values = Mapping[str, Tensor]
 Floats = NDArray[np.float32]
 
 FLOAT32 = np.finfo(np.float32)
@@ -20,17 +19,19 @@ FLOAT32 = np.finfo(np.float32)
 LOG_OF_LARGEST = 88.0
 
 
+@stage()
 def logit_bias(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Add to the logits of given tokens."""
-    biases = [row.parameters["logit_bias"] for row in rows]
+    biases = [row.parameters.logit_bias for row in rows]
     flat, present = candidates.locate(*flatten([list(bias) for bias in biases]))
     added = np.array([value for bias in biases for value in bias.values()], dtype=np.float32)[present]
     return candidates.put(flat, candidates.get(flat) + added)
 
 
+@stage()
 def repetition_penalty(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Divide positive and multiply negative logits of tokens that occurred."""
-    seen = [row.context_counts(row.parameters["repetition_range"])[0] for row in rows]
+    seen = [row.context_counts(row.parameters.repetition_range)[0] for row in rows]
     where, token_ids = flatten(seen)
     flat, present = candidates.locate(where, token_ids)
     # An extreme penalty makes an extreme logit, not an infinite one, which would leave nothing to compare.
@@ -41,6 +42,7 @@ def repetition_penalty(candidates: Candidates, values: Values, rows: Sequence[Ro
     return candidates.put(flat, np.where(np.isfinite(logits), changed.clip(FLOAT32.min, FLOAT32.max), logits))
 
 
+@stage(needed=lambda row: row.position > 0)
 def count_penalties(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Subtract for each generated token, once and by its count."""
     answers = [row.answer_counts() for row in rows]
@@ -51,6 +53,7 @@ def count_penalties(candidates: Candidates, values: Values, rows: Sequence[Row])
     return candidates.put(flat, candidates.get(flat) - penalty.astype(np.float32))
 
 
+@stage()
 def dry(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Subtract from the logits of tokens that would go on with a passage seen before (don't repeat yourself)."""
     found = [_dry_penalties(row) for row in rows]
@@ -62,9 +65,9 @@ def dry(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidat
 def _dry_penalties(row: Row) -> dict[int, float]:
     """The penalty of each token that would continue a repeated passage."""
     parameters = row.parameters
-    allowed, base = int(parameters["dry_allowed_length"]), float(parameters["dry_base"])
-    multiplier, breakers = float(parameters["dry_multiplier"]), parameters["dry_breakers"]
-    tokens = row.history(parameters["dry_range"])
+    allowed, base = parameters.dry_allowed_length, parameters.dry_base
+    multiplier, breakers = parameters.dry_multiplier, parameters.dry_breakers
+    tokens = row.history(parameters.dry_range)
     # With base 1 every length costs the same, so none beyond the allowed one need be told apart.
     farthest = allowed + (int(LOG_OF_LARGEST / math.log(base)) if base > 1 else 0)
     longest: dict[int, int] = {}

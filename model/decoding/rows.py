@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+from topkapi.model.decoding.table import DecodingParameters
 
 if TYPE_CHECKING:
     from topkapi.model.decoding.grammar import Constraint
@@ -28,7 +30,7 @@ class Row:
     the logits after its negative prompt, `guide [V]`, and a row of DoLa those of the earlier layers, `early [J, V]`.
     """
 
-    parameters: Mapping[str, Any]
+    parameters: DecodingParameters
     tokens: list[int]
     prompt_length: int
     sequence: int = 0
@@ -51,17 +53,17 @@ class Row:
 
     @property
     def greedy(self) -> bool:
-        return bool(self.parameters["temperature"] == 0)
+        return self.parameters.temperature == 0
 
     @property
     def sequential(self) -> bool:
         """Whether a token can only be chosen once those before it have been."""
-        return bool(self.parameters["mirostat"])
+        return self.parameters.mirostat != 0
 
     @property
     def searching(self) -> bool:
         """Whether a search takes the tokens, not a draw."""
-        return bool(self.parameters["num_beams"] > 1 or self.parameters["penalty_alpha"] > 0)
+        return self.parameters.num_beams > 1 or self.parameters.penalty_alpha > 0
 
     def history(self, last: int = 0) -> Ids:
         """The `last` tokens (0: all) as an array `[n]`."""

@@ -30,7 +30,7 @@ PAUSE = 16
 DRAFT_TOKENS = 4
 
 
-class Pace:
+class DraftLength:
     """How many tokens to guess at a time, at most `most`: more after guesses that were right, fewer after wrong ones,
     none for a while when nothing was right."""
 

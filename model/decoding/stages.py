@@ -7,75 +7,23 @@ it does not need, and its numbers do not depend on the rows beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from operator import is_
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from topkapi.model.decoding import constraints, contrast, penalties, truncation
+from topkapi.model.decoding import constraints, contrast, penalties, truncation  # noqa: F401  they declare stages
 from topkapi.model.decoding.candidates import NOT_CHOSEN, Candidates
-from topkapi.model.decoding.parameters import CONSTRAINTS, DEFAULT_ORDER, PARAMETERS, in_force
+from topkapi.model.decoding.parameters import DEFAULT_ORDER, in_force
 from topkapi.model.decoding.rows import Row
+from topkapi.model.decoding.stage import STAGES, Stage
 
 __all__ = ["DEFAULT_ORDER", "NOT_CHOSEN", "STAGES", "Candidates", "Row", "Stage", "apply", "grouped", "process"]
 
 # Logits that are worked on at a time: 1 MiB of float32.
 IN_CACHE = 1 << 18
-
-Apply = Callable[[Candidates, Mapping[str, Tensor], Sequence[Row]], Candidates]
-
-
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """A named stage; its numeric `parameters` are handed over as float64 `[B]` tensors.
-
-    `needed(row)` says whether it has anything to do at this step. `keeps_best` says that the most likely token always
-    survives it and stays the most likely, so that greedy rows can pass it over.
-    """
-
-    name: str
-    apply: Apply
-    keeps_best: bool = False
-    needed: Callable[[Row], bool] | None = None
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """The numbers of this stage."""
-        return tuple(p.name for p in PARAMETERS if p.stage == self.name and p.kind in ("integer", "number"))
-
-
-STAGES: Mapping[str, Stage] = {
-    stage.name: stage
-    for stage in (
-        Stage("dola", contrast.dola),
-        Stage("guidance", contrast.guidance),
-        Stage("grammar", constraints.grammar, needed=constraints.follows_grammar),
-        Stage("min_tokens", constraints.min_tokens, needed=constraints.before_min_tokens),
-        Stage("banned_token_ids", constraints.banned_token_ids),
-        Stage("bad_words", constraints.bad_words),
-        Stage("no_repeat_ngram_size", constraints.no_repeat_ngram_size),
-        Stage("allowed_token_ids", constraints.allowed_token_ids),
-        Stage("logit_bias", penalties.logit_bias),
-        Stage("repetition_penalty", penalties.repetition_penalty),
-        Stage("count_penalties", penalties.count_penalties, needed=lambda row: row.position > 0),
-        Stage("dry", penalties.dry),
-        Stage("temperature", truncation.temperature, keeps_best=True),
-        Stage("top_k", truncation.top_k, keeps_best=True),
-        Stage("top_p", truncation.top_p, keeps_best=True),
-        Stage("min_p", truncation.min_p, keeps_best=True),
-        Stage("typical_p", truncation.typical_p),
-        Stage("epsilon_cutoff", truncation.epsilon_cutoff, keeps_best=True),
-        Stage("eta_cutoff", truncation.eta_cutoff, keeps_best=True),
-        Stage("top_n_sigma", truncation.top_n_sigma, keeps_best=True),
-        Stage("top_a", truncation.top_a, keeps_best=True),
-        Stage("xtc", truncation.xtc),
-        Stage("mirostat", truncation.mirostat, keeps_best=True),
-    )
-}
-_NUMBERS = {name: stage.parameters for name, stage in STAGES.items()}
 
 Observe = Callable[[str, Candidates], None]
 
@@ -83,14 +31,14 @@ Observe = Callable[[str, Candidates], None]
 def plan(row: Row) -> tuple[Stage, ...]:
     """The stages that the row's parameters ask for, in the row's order.
 
-    A greedy row leaves out temperature, and what never removes the most likely token unless `typical_p` may.
+    A greedy row leaves out temperature, and what comes last and keeps the most likely token.
     """
     wanted = in_force(row.parameters)
-    stages = [STAGES[name] for name in row.parameters["order"] if name in wanted]
+    stages = [STAGES[name] for name in row.parameters.order if name in wanted]
     if row.greedy:
         stages = [stage for stage in stages if stage.name != "temperature"]
-        if STAGES["typical_p"] not in stages:
-            stages = [stage for stage in stages if not stage.keeps_best]
+        while stages and stages[-1].keeps_best:
+            stages.pop()
     return tuple(stages)
 
 
@@ -133,8 +81,8 @@ def _numbers(stages: Sequence[Stage], rows: Sequence[Row]) -> list[dict[str, Ten
     if known is None or len(known[0]) != len(key) or not all(map(is_, known[0], key)):
         found = [
             {
-                name: torch.tensor([row.parameters[name] for row in rows], dtype=torch.float64)
-                for name in _NUMBERS[stage.name]
+                name: torch.tensor([getattr(row.parameters, name) for row in rows], dtype=torch.float64)
+                for name in stage.parameters
             }
             for stage in stages
         ]
@@ -168,4 +116,4 @@ def process(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     return result
 
 
-assert set(STAGES) == set(DEFAULT_ORDER) >= set(CONSTRAINTS)
+assert STAGES.keys() == set(DEFAULT_ORDER), "every stage that rows name is declared, and no other one"

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import codecs
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any, Self
 
 import regex
 
+from topkapi.model.decoding.table import DecodingParameters
 from topkapi.model.errors import InvalidRequest
 
 TokenBytes = Callable[[int], bytes]
@@ -38,9 +39,9 @@ class Stopper:
         self.stopped: str | None = None
 
     @staticmethod
-    def of(token_bytes: TokenBytes, parameters: Mapping[str, Any]) -> Stopper:
+    def of(token_bytes: TokenBytes, parameters: DecodingParameters) -> Stopper:
         """For a request's effective parameters `stop`, `stop_regex` and `include_stop`."""
-        stop, patterns, include = parameters["stop"], parameters["stop_regex"], parameters["include_stop"]
+        stop, patterns, include = parameters.stop, parameters.stop_regex, parameters.include_stop
         if patterns:
             return PatternStopper(token_bytes, stop, patterns, include=include)
         return Stopper(token_bytes, stop, include=include)

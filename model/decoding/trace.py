@@ -65,7 +65,7 @@ class Tracer:
     """Watches the rows of one group that asked for a trace pass their stages."""
 
     def __init__(self, candidates: Candidates, rows: Sequence[Row]) -> None:
-        self._rows = [at for at, row in enumerate(rows) if row.parameters["trace"]]
+        self._rows = [at for at, row in enumerate(rows) if row.parameters.trace]
         self._all = rows
         self._raw = self._last = self._snapshot(candidates)
         self._stages: list[list[StageTrace]] = [[] for _ in self._rows]
@@ -88,7 +88,7 @@ class Tracer:
         raw, final = self._raw[place], self._last[place]
         left = int((final > NOT_CHOSEN).sum())
         how = _how(row, left)
-        count = max(RUNNERS_UP, row.parameters["logprobs"] or 0)
+        count = max(RUNNERS_UP, row.parameters.logprobs or 0)
         order = final.topk(min(count + 1, left)).indices.tolist()
         others = [other for other in order if other != token_id][:count]
         return TokenTrace(

@@ -7,18 +7,16 @@ in which a sort leaves ties.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from topkapi.model.decoding.candidates import LOWEST, NARROW, NOT_CHOSEN, Candidates, Floats
 from topkapi.model.decoding.noise import row_keys, uniform_of_keys
 from topkapi.model.decoding.rows import Row
-
-Values = Mapping[str, Tensor]
+from topkapi.model.decoding.stage import Values, stage
 
 # Where a cut by probability mass looks first, and where next if that does not hold enough; the last holds all. Most
 # cuts fall among the few thousand likeliest tokens, so that the rest is never sorted.
@@ -30,6 +28,7 @@ COIN = -1
 SMALLEST_TEMPERATURE = 1e-20
 
 
+@stage(keeps_best=True)
 def temperature(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Divide by the temperature, itself moved by the entropy where `dynamic_temperature_range` asks for it."""
     divisor, reach = values["temperature"], values["dynamic_temperature_range"]
@@ -49,11 +48,13 @@ def temperature(candidates: Candidates, values: Values, rows: Sequence[Row]) -> 
     return Candidates(divided, candidates.vocab_size, candidates.ids)
 
 
+@stage(keeps_best=True)
 def top_k(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """The k most likely tokens."""
     return candidates.largest(values["top_k"].long().clamp(max=candidates.vocab_size))
 
 
+@stage(keeps_best=True)
 def top_p(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """The most likely tokens whose probability reaches p."""
     wanted, totals = values["top_p"].numpy(), candidates.log_total.numpy()
@@ -88,11 +89,13 @@ def _nucleus(logits: Floats, total: float, p: float) -> float:
     return LOWEST
 
 
+@stage(keeps_best=True)
 def min_p(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Tokens at least `min_p` times as likely as the most likely one."""
     return candidates.at_least(candidates.best.double().cpu() + values["min_p"].log())
 
 
+@stage()
 def typical_p(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """The tokens whose information is nearest to the entropy, until their probability reaches p."""
     wanted, totals, entropy = values["typical_p"].numpy(), candidates.log_total.numpy(), candidates.entropy.numpy()
@@ -136,17 +139,20 @@ def _mass(information: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.cumsum(np.rint(np.exp(-information) / UNIT).astype(np.int64), axis=-1)
 
 
+@stage(keeps_best=True)
 def epsilon_cutoff(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Tokens at least this probable."""
     return candidates.at_least(candidates.log_total + values["epsilon_cutoff"].log())
 
 
+@stage(keeps_best=True)
 def eta_cutoff(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Tokens at least as probable as min(eta, sqrt(eta) * exp(-entropy))."""
     eta = values["eta_cutoff"].log()
     return candidates.at_least(candidates.log_total + torch.minimum(eta, eta / 2 - candidates.entropy))
 
 
+@stage(keeps_best=True)
 def top_n_sigma(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Tokens whose logit is within n standard deviations of the largest; ruled out tokens don't count."""
     possible = None if candidates.whole else candidates.logits > NOT_CHOSEN
@@ -161,12 +167,14 @@ def top_n_sigma(candidates: Candidates, values: Values, rows: Sequence[Row]) -> 
     return candidates.at_least(candidates.best.double().cpu() - values["top_n_sigma"] * sigma)
 
 
+@stage(keeps_best=True)
 def top_a(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Tokens at least as probable as a times the square of the largest probability."""
     best = candidates.best.double().cpu()
     return candidates.at_least(2 * best - candidates.log_total + values["top_a"].log())
 
 
+@stage()
 def xtc(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """By chance, remove all but the least likely of the tokens above the threshold (exclude top choices)."""
     chance = uniform_of_keys(row_keys(rows), torch.tensor([COIN])).squeeze(-1)
@@ -179,6 +187,7 @@ def xtc(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidat
     return candidates.put(flat, NOT_CHOSEN)
 
 
+@stage(keeps_best=True)
 def mirostat(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Tokens whose surprise, in bits, is at most the row's present bound."""
     bound = torch.tensor([surprise_bound(row) for row in rows], dtype=torch.float64)
@@ -192,13 +201,13 @@ def surprise_bound(row: Row) -> float:
     """
     bounds = row.surprise_bounds
     if not bounds:
-        bounds.append(2 * float(row.parameters["mirostat_tau"]))
+        bounds.append(2 * row.parameters.mirostat_tau)
     return bounds[min(row.position, len(bounds) - 1)]
 
 
 def observe_surprise(row: Row, logprob: float) -> None:
     """Correct the bound after a token with this log-probability (nats) was chosen at the row's present position."""
     bound = surprise_bound(row)
-    error = -logprob / math.log(2) - float(row.parameters["mirostat_tau"])
+    error = -logprob / math.log(2) - row.parameters.mirostat_tau
     position = min(row.position, len(row.surprise_bounds) - 1)
-    row.surprise_bounds[position + 1 :] = [bound - float(row.parameters["mirostat_eta"]) * error]
+    row.surprise_bounds[position + 1 :] = [bound - row.parameters.mirostat_eta * error]

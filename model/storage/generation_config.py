@@ -11,26 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from topkapi.model.decoding.parameter import Parameter, check
-from topkapi.model.decoding.parameters import BY_NAME
+from topkapi.model.decoding.parameters import BY_NAME, PARAMETERS
 from topkapi.model.errors import CheckpointError, InvalidRequest
 from topkapi.model.text.tokenizer import Tokenizer
 
 HONOURED = {
-    "bad_words_ids": "bad_words",
     "do_sample": "temperature",
     "eos_token_id": "the tokens that end an answer",
-    "epsilon_cutoff": "epsilon_cutoff",
-    "eta_cutoff": "eta_cutoff",
-    "max_new_tokens": "max_tokens",
-    "min_new_tokens": "min_tokens",
-    "min_p": "min_p",
-    "no_repeat_ngram_size": "no_repeat_ngram_size",
-    "repetition_penalty": "repetition_penalty",
-    "suppress_tokens": "banned_token_ids",
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "typical_p": "typical_p",
+    **{row.stored: row.name for row in PARAMETERS if row.stored is not None},
 }
 """Fields by what they decide: a decoding parameter where they have one."""
 

@@ -6,21 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from topkapi.model.decoding.table import PARAMETERS
 from topkapi.model.errors import CheckpointError
 
-SAMPLING = {
-    "temp": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "xtc_probability": "xtc_probability",
-    "xtc_threshold": "xtc_threshold",
-    "penalty_repeat": "repetition_penalty",
-    "penalty_last_n": "repetition_range",
-    "mirostat": "mirostat",
-    "mirostat_tau": "mirostat_tau",
-    "mirostat_eta": "mirostat_eta",
-}
+SAMPLING = {row.gguf: row.name for row in PARAMETERS if row.gguf is not None}
 """Decoding defaults: what follows `general.sampling.`, and our parameter."""
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
@@ -16,20 +15,19 @@ from topkapi.model.decoding.aliases import translated
 from topkapi.model.decoding.gbnf import lark_of
 from topkapi.model.decoding.table import MOST_PATTERNS, MOST_STOP_IDS, MOST_STOPS
 from topkapi.model.errors import InvalidRequest, Overloaded, TopkapiError
-from topkapi.service.api.http.answering import PIECE, answered, event_data
-from topkapi.service.api.http.apart import apart, on_thread, unless_disconnected
-from topkapi.service.api.http.body import JSONRoute, Strict
+from topkapi.service.api.http.answering import Answer, Event, respond, text_of
+from topkapi.service.api.http.body import Strict
+from topkapi.service.api.http.describing import STREAM, errors_of
 from topkapi.service.api.http.dialect import Dialect, with_hint
-from topkapi.service.api.http.errors import INTERNAL
 from topkapi.service.api.http.harmless import Only
 from topkapi.service.api.http.json_reader import schema_in
-from topkapi.service.api.http.streaming import STREAM, EventStream
+from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.native.render import new_id
-from topkapi.service.generation import Generation, Output, Plan, no_answer, plan
+from topkapi.service.generation import Delta, Generation, Output, Plan, no_answer, plan
 from topkapi.service.limits import MOST_PROMPTS
 from topkapi.service.models import LoadedModel, Models
-from topkapi.service.prompting import check_count, prompt_tokens, raw_tokens
-from topkapi.service.scoring import finite, require_one
+from topkapi.service.prompting import check_count, prompt_tokens, raw_tokens, require_one
+from topkapi.service.scoring import finite
 
 TEXT_ONLY = "only text is read"
 
@@ -124,44 +122,20 @@ def _error(error: TopkapiError) -> tuple[int, dict[str, Any]]:
 
 SGLANG = Dialect("sglang", _error, fields={"/generate": ("text", "input_ids")})
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": SGLangError, "description": meaning}
-    for status, meaning in {
-        400: "The body is not valid JSON, or a field is wrong",
-        404: "No checkpoint is loaded",
-        413: "The body is too large",
-        415: "The body is not declared as JSON",
-        500: "A step of the engine failed",
-        503: "The queue is full, wait Retry-After seconds; or the checkpoint is being unloaded",
-    }.items()
-}
+ERRORS = errors_of(SGLangError, 413, 415, 500, more={
+    400: "The body is not valid JSON, or a field is wrong",
+    404: "No checkpoint is loaded",
+    503: "The queue is full, wait Retry-After seconds; or the checkpoint is being unloaded",
+})  # fmt: skip
 
 
-def router(models: Models) -> APIRouter:
+def router(models: Models) -> Routes:
     """SGLang's route. Its requests name no checkpoint: the default one answers."""
-    routes = APIRouter(route_class=JSONRoute, tags=["SGLang"])
+    routes = Routes(ERRORS, tags=["SGLang"])
 
-    @routes.post(
-        "/generate",
-        summary="SGLang: continue text",
-        responses={**ERRORS, 200: {"model": SGLangAnswer | list[SGLangAnswer], "content": STREAM}},
-        response_model=None,
-    )
+    @routes.answering("/generate", "SGLang: continue text", SGLangAnswer | list[SGLangAnswer], stream=STREAM)
     async def generate(request: Request, body: SGLangRequest) -> Response:
-        generation = Generation(await apart(request, _plan, models.get(), body), body.priority or 0)
-        answers = _Answers(generation, body)
-        if body.stream:
-            generation.start()
-            return EventStream(generation, answers.events())
-        async with generation:
-            await unless_disconnected(request, generation.finish())
-        listed = isinstance(body.text, list) or _is_listed(body.input_ids) or len(generation.outputs) > 1
-
-        def made() -> Any:
-            whole = [answers.of(output) for output in generation.outputs]
-            return whole if listed else whole[0]
-
-        return await answered(made)
+        return await respond(request, _Answer, models.get(), body)
 
     return routes
 
@@ -196,28 +170,55 @@ def _plan(model: LoadedModel, body: SGLangRequest) -> Plan:
         "include_stop": (asked.no_stop_trim and bool(asked.stop or asked.stop_regex)) or None,
         "seed": asked.sampling_seed,
         "grammar": lark_of(asked.ebnf, "ebnf"),
-        "json_schema": _schema(asked.json_schema),
     }
+    if asked.json_schema is not None:
+        parameters["json_schema"] = schema_in(asked.json_schema, "sampling_params.json_schema", "json_schema")
     if body.return_logprob:
         parameters["logprobs"] = body.top_logprobs_num or 0
     with translated(parameters) as own:
         return plan(model, prompts, own)
 
 
-def _schema(text: str | None) -> Any:
-    return None if text is None else schema_in(text, "sampling_params.json_schema", "json_schema")
+class _Answer(Answer[Delta]):
+    """Each event of a stream holds a whole answer so far, as SGLang sends it.
 
+    So a long one takes a while to tell. Then not each token has an event, and those together take no more than half of
+    the time.
+    """
 
-class _Answers:
-    """The answers of one generation, as far as they have come."""
+    dialect = SGLANG
 
-    def __init__(self, generation: Generation, body: SGLangRequest) -> None:
-        self._generation = generation
-        self._body = body
+    def __init__(self, model: LoadedModel, body: SGLangRequest) -> None:
+        self._generation, self._body = Generation(_plan(model, body), body.priority or 0), body
         self._id = body.rid or new_id("sglang")
         self._started = time.monotonic()
+        self._last_told: dict[int, tuple[float, float]] = {}
+        super().__init__(self._generation, stream=body.stream)
 
-    def of(self, output: Output) -> dict[str, Any]:
+    def whole(self) -> Any:
+        answers = [self._of(output) for output in self._generation.outputs]
+        listed = isinstance(self._body.text, list) or _is_listed(self._body.input_ids)
+        return answers if listed or len(answers) > 1 else answers[0]
+
+    def told(self, step: Delta) -> Iterator[Event]:
+        outputs, output = self._generation.outputs, step.output
+        last, took = self._last_told.get(output.index, (0.0, 0.0))
+        began = time.monotonic()
+        if step.token is not None and (took < _SOON or began - last > took * len(outputs)):
+            yield self._event(output)
+            ended = time.monotonic()
+            self._last_told[output.index] = ended, ended - began
+
+    def ending(self) -> Iterator[Event]:
+        yield from map(self._event, self._generation.outputs)
+        yield None, "[DONE]"
+
+    def _event(self, output: Output) -> Event:
+        indexed = {"index": output.index} if len(self._generation.outputs) > 1 else {}
+        # Written here, so that the time it takes is known.
+        return None, text_of(self._of(output) | indexed)
+
+    def _of(self, output: Output) -> dict[str, Any]:
         """One answer; in a stream, all of it so far."""
         done = self._generation.completed.get(output.prompt_index)
         about: dict[str, Any] = {
@@ -240,39 +241,6 @@ class _Answers:
             "meta_info": about,
         }
 
-    async def events(self) -> AsyncIterator[bytes]:
-        """The events of a stream. Each holds its whole answer so far, as SGLang sends it.
-
-        So a long answer takes a while to tell. Then not each token has an event, and those together take no more than
-        half of the time.
-        """
-        indexed = len(self._generation.outputs) > 1
-        told: dict[int, tuple[float, float]] = {}
-        try:
-            async for delta in self._generation.deltas():
-                last, took = told.get(delta.output.index, (0.0, 0.0))
-                began = time.monotonic()
-                if delta.token is not None and (took < _SOON or began - last > took * len(self._generation.outputs)):
-                    yield await self._event(delta.output, indexed)
-                    ended = time.monotonic()
-                    told[delta.output.index] = ended, ended - began
-            for output in self._generation.outputs:
-                yield await self._event(output, indexed)
-            yield b"data: [DONE]\n\n"
-        except TopkapiError as error:
-            yield _sent(_error(error)[1])
-        except Exception:
-            yield _sent(_error(INTERNAL)[1])
-            raise
-
-    async def _event(self, output: Output, indexed: bool) -> bytes:
-        def made() -> dict[str, Any]:
-            return self.of(output) | ({"index": output.index} if indexed else {})
-
-        if len(output.tokens) * (1 + (self._body.top_logprobs_num or 0)) < PIECE:
-            return _sent(made())
-        return f"data: {await event_data(await on_thread(made))}\n\n".encode()
-
     def _tops(self, token: Token) -> list[list[Any]]:
         top: tuple[Candidate, ...] = token.top
         return [self._logprob(each.logprob, each.token_id) for each in top]
@@ -291,7 +259,3 @@ def _finish_reason(output: Output) -> dict[str, Any] | None:
     if output.finish_reason == "stop":
         return {"type": "stop", "matched": output.stop_reason}
     raise no_answer(output)
-
-
-def _sent(data: dict[str, Any]) -> bytes:
-    return f"data: {json.dumps(data, ensure_ascii=False, allow_nan=False)}\n\n".encode()

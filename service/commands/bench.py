@@ -133,7 +133,7 @@ async def decode(
     async def follow(generation: Generation) -> None:
         waiting = True
         async with generation:
-            async for delta in generation.deltas():
+            async for delta in generation.steps():
                 if waiting and delta.token is not None:
                     waiting = False
                     found.first_token_s.append(time.perf_counter() - began)

@@ -26,6 +26,8 @@ EPILOG = """examples:
   topkapi score book.txt                          perplexity of a file
 
 `topkapi COMMAND --help` explains a command."""
+COMPUTING = ("dtype", "threads", "draft")
+"""Settings of the commands that compute but do not serve."""
 CHECKPOINT_HELP = "checkpoint directory or .gguf file (default: the first of checkpoints/)"
 
 
@@ -114,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_serve(commands: Any) -> None:
-    import argparse
+    from topkapi.service.commands.flags import add_setting_flags
 
     serve = commands.add_parser(
         "serve",
@@ -125,64 +127,12 @@ def _add_serve(commands: Any) -> None:
     serve.add_argument(
         "checkpoint", nargs="*", help="directory or .gguf file, or name=path (default: every one in checkpoints/)"
     )
-    serve.add_argument("--host", help="address to listen on; 0.0.0.0 for every interface [127.0.0.1]")
-    serve.add_argument("--port", metavar="N", help="port to listen on; 0 for a free one [8000]")
-    serve.add_argument("--root-path", metavar="PATH", help="path under which a reverse proxy serves this server [none]")
-    serve.add_argument(
-        "--model-directory", metavar="DIR", help="directory from which requests may load checkpoints [none]"
-    )
-    serve.add_argument(
-        "--stream-grace",
-        metavar="SECONDS",
-        help="how long a stream goes on without its connection and may be resumed [15]",
-    )
-    serve.add_argument(
-        "--stream-keep-alive",
-        metavar="SECONDS",
-        help="how long a stream may be silent before a comment says that it is still there [15]",
-    )
-    serve.add_argument("--max-queue", metavar="N", help="requests that may wait per checkpoint [256]")
-    serve.add_argument("--max-connections", metavar="N", help="connections that may be open together [512]")
-    serve.add_argument(
-        "--step-timeout",
-        metavar="SECONDS",
-        help="after which a pass of the network counts as hanging, and the process ends for it; 0 never does [300]",
-    )
-    serve.add_argument(
-        "--request-timeout",
-        metavar="SECONDS",
-        help="that a request's head may take to come in, and its body beyond what it takes at 1 KiB/s [30]",
-    )
-    serve.add_argument(
-        "--idle-timeout",
-        metavar="SECONDS",
-        help="that a connection may be open without a request [15]",
-    )
-    serve.add_argument("--cors-origins", metavar="URL,…", help="origins whose web pages may call the API [none]")
-    serve.add_argument(
-        "--allowed-hosts",
-        metavar="NAME,…",
-        help="host names by which it may be called besides localhost and its own address; * for any [none]",
-    )
-    serve.add_argument(
-        "--studio", action=argparse.BooleanOptionalAction, default=None, help="serve the browser studio [yes]"
-    )
-    serve.add_argument(
-        "--access-log", action=argparse.BooleanOptionalAction, default=None, help="log every request [no]"
-    )
-    serve.add_argument(
-        "--ignore-unknown-fields",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="leave unknown fields of requests out, naming them in X-Ignored-Parameters, instead of refusing [no]",
-    )
-    _add_compute_flags(serve)
-    _add_draft_flag(serve)
+    add_setting_flags(serve)
     serve.set_defaults(handler=_handler("serve"))
 
 
 def _add_generate(commands: Any) -> None:
-    from topkapi.service.commands.flags import add_parameter_flags
+    from topkapi.service.commands.flags import add_parameter_flags, add_setting_flags
 
     generate = commands.add_parser(
         "generate",
@@ -196,13 +146,14 @@ def _add_generate(commands: Any) -> None:
     generate.add_argument("--chat", action="store_true", help="send the prompt as a message and print the answer")
     generate.add_argument("--system", help="system message for --chat")
     generate.add_argument("--json", action="store_true", help="print the whole result as JSON, as POST /generate does")
-    _add_compute_flags(generate)
-    _add_draft_flag(generate)
+    add_setting_flags(generate, COMPUTING)
     add_parameter_flags(generate)
     generate.set_defaults(handler=_handler("generate"))
 
 
 def _add_score(commands: Any) -> None:
+    from topkapi.service.commands.flags import add_setting_flags
+
     score = commands.add_parser(
         "score",
         help="perplexity and log-probabilities of texts",
@@ -216,12 +167,12 @@ def _add_score(commands: Any) -> None:
     score.add_argument("--per-token", action="store_true", help="print every token with its log-probability")
     score.add_argument("--top", type=int, default=0, metavar="K", help="with --json: alternatives per token [0]")
     score.add_argument("--json", action="store_true", help="print the whole result as JSON, as POST /score does")
-    _add_compute_flags(score)
+    add_setting_flags(score, COMPUTING[:2])
     score.set_defaults(handler=_handler("score"))
 
 
 def _add_chat(commands: Any) -> None:
-    from topkapi.service.commands.flags import add_parameter_flags
+    from topkapi.service.commands.flags import add_parameter_flags, add_setting_flags
 
     chat = commands.add_parser(
         "chat",
@@ -231,13 +182,14 @@ def _add_chat(commands: Any) -> None:
     )
     _add_checkpoint(chat, CHECKPOINT_HELP)
     chat.add_argument("--system", help="system message")
-    _add_compute_flags(chat)
-    _add_draft_flag(chat)
+    add_setting_flags(chat, COMPUTING)
     add_parameter_flags(chat)
     chat.set_defaults(handler=_handler("chat"))
 
 
 def _add_bench(commands: Any) -> None:
+    from topkapi.service.commands.flags import add_setting_flags
+
     bench = commands.add_parser(
         "bench",
         help="measure how fast a checkpoint is served",
@@ -250,8 +202,7 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument("--prompt-tokens", type=int, metavar="N", help="tokens of each prompt [64]")
     bench.add_argument("--repeats", type=int, metavar="N", help="how often everything is measured [5]")
     bench.add_argument("--json", action="store_true", help="print the figures as JSON")
-    _add_compute_flags(bench)
-    _add_draft_flag(bench)
+    add_setting_flags(bench, COMPUTING)
     bench.set_defaults(handler=_handler("bench"))
 
 
@@ -261,20 +212,6 @@ def _add_checkpoint(parser: argparse.ArgumentParser, meaning: str) -> None:
 
     parser.add_argument("checkpoint", nargs="?", default=argparse.SUPPRESS, help=meaning)
     parser.add_argument("-c", "--checkpoint", metavar="CHECKPOINT", help="the same as a flag")
-
-
-def _add_compute_flags(parser: argparse.ArgumentParser) -> None:
-    precisions = ("auto", "float32", "bfloat16", "int8", "int4")
-    parser.add_argument("--dtype", choices=precisions, help="precision [auto: as stored]")
-    parser.add_argument("--threads", metavar="N", help="CPU threads [chosen by PyTorch]")
-
-
-def _add_draft_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--draft",
-        metavar="PATH",
-        help="smaller checkpoint with the same vocabulary that guesses ahead: the same answers, sooner [none]",
-    )
 
 
 def _handler(command: str) -> Callable[[argparse.Namespace], int]:

@@ -19,7 +19,7 @@ from topkapi.model.errors import InvalidRequest, SettingsError
 from topkapi.model.reading import read_json
 from topkapi.model.windows import window_sizes
 from topkapi.service.commands.bench_shape import RANDOM_CONTEXT, Shape, check_shape
-from topkapi.service.commands.flags import given_parameters
+from topkapi.service.commands.flags import given_parameters, given_settings
 from topkapi.service.commands.inputs import loading, read_text, standard_input
 from topkapi.service.locations import check_locations, default_checkpoints, name_of_location, split_location
 from topkapi.service.settings import Settings
@@ -28,8 +28,7 @@ from topkapi.service.version import VERSION
 
 def serve(arguments: argparse.Namespace) -> int:
     """`topkapi serve`."""
-    # Every setting that the command has a flag for.
-    settings = Settings.read(**{name: getattr(arguments, name, None) for name in Settings.model_fields})
+    settings = given_settings(arguments)
     # The port is taken first: finding out that it is in use should not take as long as loading.
     with bind(settings.host, settings.port) as listener:
         locations = arguments.checkpoint or default_checkpoints(settings)
@@ -88,7 +87,7 @@ def bench(arguments: argparse.Namespace) -> int:
     given = {name: value for name in ("streams", "tokens", "prompt_tokens", "repeats")
              if (value := getattr(arguments, name)) is not None}  # fmt: skip
     shape = Shape(**given)
-    settings = _settings(arguments)
+    settings = given_settings(arguments)
     if arguments.checkpoint is None:
         config = None
         context: int | None = RANDOM_CONTEXT
@@ -125,13 +124,9 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _settings(arguments: argparse.Namespace) -> Settings:
-    return Settings.read(dtype=arguments.dtype, threads=arguments.threads, draft=getattr(arguments, "draft", None))
-
-
 def _checkpoint(arguments: argparse.Namespace) -> tuple[Settings, str, ModelConfig | None]:
     """The settings, the checkpoint that is asked for, and its configuration where that can be read at once."""
-    settings = _settings(arguments)
+    settings = given_settings(arguments)
     location = arguments.checkpoint or default_checkpoints(settings)[0]
     (config,) = check_locations([location], settings)
     return settings, location, config

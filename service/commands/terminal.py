@@ -47,14 +47,14 @@ def generate(
         else:
             prompts = prompt_tokens(model, text)
         generation = Generation(plan(model, prompts, parameters, chat=arguments.chat))
-        stream = not arguments.json and generation.parameters["n"] == 1
+        stream = not arguments.json and generation.parameters.n == 1
         interrupted = asyncio.run(_run(generation, stream))
         if arguments.json:
             _print_json(render.generate_response(generation, render.new_id("gen"), render.timestamp()))
         elif stream:
             print()
             if not generation.outputs[0].tokens and not interrupted:
-                because = "--max-tokens is 0" if generation.parameters["max_tokens"] == 0 else "the model ended at once"
+                because = "--max-tokens is 0" if generation.parameters.max_tokens == 0 else "the model ended at once"
                 print(f"nothing was generated: {because}", file=sys.stderr)
         else:
             for output in generation.outputs:
@@ -204,7 +204,7 @@ async def _run(generation: Generation, stream: bool) -> bool:
 
 
 async def _deltas(generation: Generation) -> AsyncIterator[str]:
-    async for delta in generation.deltas():
+    async for delta in generation.steps():
         if delta.text:
             yield delta.text
 

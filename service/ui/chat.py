@@ -185,7 +185,7 @@ def _answer(models: Models, controls: Controls) -> Callable[..., AsyncIterator[t
             async with Generation(prepared) as generation:
                 output = generation.outputs[0]
                 shown = time.monotonic()
-                async for _ in generation.deltas():
+                async for _ in generation.steps():
                     # The page draws the whole conversation anew each time: a token at a time would choke it.
                     if time.monotonic() - shown > SECONDS_BETWEEN_UPDATES + len(output.text) / CHARACTERS_PER_SECOND:
                         shown = time.monotonic()
@@ -213,7 +213,7 @@ def _prepare(model: LoadedModel, turns: list[Turn], system: str, parameters: dic
 
 def _facts(generation: Generation) -> str:
     output, speed = generation.outputs[0], generation.tokens_per_s
-    facts = [f"{len(output.tokens)} tokens", f"seed {generation.parameters['seed']}"]
+    facts = [f"{len(output.tokens)} tokens", f"seed {generation.parameters.seed}"]
     if output.finish_reason is not None:
         facts += [f"{speed:.0f} tokens/s"] if speed else []
         facts.append(REASONS.get(output.finish_reason, output.finish_reason))

@@ -108,7 +108,4 @@ class Controls:
 
 
 def _label(name: str) -> str:
-    special = {"top_k": "Top-k", "top_p": "Top-p", "min_p": "Min-p", "max_tokens": "Maximum tokens"}
-    special |= {"stop": "Stop texts", "stop_regex": "Stop expressions", "choice": "Choices"}
-    special |= {"json_object": "JSON object", "num_beams": "Beams"}
-    return special.get(name, name.replace("_", " ").capitalize())
+    return BY_NAME[name].label or name.replace("_", " ").capitalize()

@@ -188,7 +188,7 @@ def test_what_does_not_fit_in_the_queue_is_refused_at_once() -> None:
 
 
 def test_jobs_that_could_never_run_are_refused(engine: Engine) -> None:
-    for wrong in (job([]), job([1] * 64), job([500]), ScoreJob([]), ScoreJob([1, 2], window=1), GenerateJob([1], {})):
+    for wrong in (job([]), job([1] * 64), job([500]), ScoreJob([]), ScoreJob([1, 2], window=1)):
         with pytest.raises(InvalidRequest):
             engine.submit(wrong, Receiver())
 

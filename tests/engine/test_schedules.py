@@ -21,7 +21,7 @@ from topkapi.engine.engine import Engine
 from topkapi.engine.request import Completed, Event, Failed, Finished, GenerateJob, ScoreJob, Token
 from topkapi.model.cache import Output, Work
 from topkapi.model.decoding.choosing import choose
-from topkapi.model.decoding.parameters import BY_NAME, resolve
+from topkapi.model.decoding.parameters import DecodingParameters, resolve
 from topkapi.model.decoding.stages import Row
 from topkapi.model.errors import InvalidRequest
 from topkapi.model.scoring import score
@@ -82,16 +82,16 @@ class HistoryNetwork:
         self.held[target] = self.held[source][:end]
 
 
-def alone(prompt: list[int], parameters: dict[str, Any], sequence: int) -> tuple[list[int], str]:
+def alone(prompt: list[int], parameters: DecodingParameters, sequence: int) -> tuple[list[int], str]:
     """What the job's sequence must be, computed without any engine."""
     tokens = list(prompt)
     limit = CONTEXT - len(prompt)
-    if parameters["max_tokens"] is not None:
-        limit = min(limit, parameters["max_tokens"])
+    if parameters.max_tokens is not None:
+        limit = min(limit, parameters.max_tokens)
     row = Row(parameters, tokens, len(prompt), sequence, (END,))
     for _ in range(limit):
         tokens.append(choose(history_logits(tokens)[None], [row])[0].token_id)
-        if tokens[-1] == END and not parameters["ignore_end_token"]:
+        if tokens[-1] == END and not parameters.ignore_end_token:
             return tokens[len(prompt) :], "stop"
     return tokens[len(prompt) :], "length"
 
@@ -142,9 +142,9 @@ class Client:
             if finished[0].reason == "stop":
                 self.check_scores(ends[0])
             return
-        count = self.job.parameters["n"]
+        count = self.job.parameters.n
         assert sorted(event.index for event in finished) == list(range(count))
-        plain = all(self.job.parameters[name] == BY_NAME[name].off for name in BESIDE)
+        plain = not any(map(self.job.parameters.asks_for, BESIDE))
         answers = [] if plain else undisturbed(self.job)
         for event in finished:
             got = [token.token_id for token in self.events if isinstance(token, Token) and token.index == event.index]
@@ -155,9 +155,9 @@ class Client:
                 assert self.touched or self.broken
                 # A search that ends early, or the best of what was begun, may answer what it would have dropped.
                 assert got == expected[: len(got)] or not plain
-            elif self.job.parameters["best_of"] and (self.touched or self.broken):
+            elif self.job.parameters.best_of and (self.touched or self.broken):
                 # Complete, but the best only of what there was by then.
-                every = {**self.job.parameters, "n": self.job.parameters["best_of"], "best_of": None}
+                every = replace(self.job.parameters, n=self.job.parameters.best_of, best_of=None)
                 assert (got, event.reason) in undisturbed(replace(self.job, parameters=every))
             else:
                 assert (got, event.reason) == (expected, reason)

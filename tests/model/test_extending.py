@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from tests.documents import execute
+from tests.extending import execute
 from topkapi.model.config import ModelConfig
 from topkapi.model.errors import CheckpointError
 from topkapi.model.families import FAMILIES

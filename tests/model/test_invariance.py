@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -99,7 +100,7 @@ def mixed_jobs() -> list[Any]:
 def without_guessing(job: Any) -> Any:
     if isinstance(job, ScoreJob):
         return job
-    return GenerateJob(job.prompt, {**job.parameters, "prompt_lookup": 0}, priority=job.priority)
+    return GenerateJob(job.prompt, replace(job.parameters, prompt_lookup=0), priority=job.priority)
 
 
 def run(network: DecoderNetwork, jobs: list[Any], step_tokens: int, steps_between: int = 0) -> list[list[Any]]:

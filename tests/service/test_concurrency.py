@@ -57,7 +57,8 @@ def test_the_event_loop_answers_while_the_engine_works(served) -> None:
                 asyncio.create_task(client.post("/score", json={"text": text, "model": "base"})),
                 asyncio.create_task(client.post("/generate", json=SLOW)),
             ]
-            await asyncio.sleep(0.2)
+            while not any(model.engine.running for model in served.models):
+                await asyncio.sleep(0.01)
             slowest = 0.0
             for _ in range(20):
                 began = time.monotonic()

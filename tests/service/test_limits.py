@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from topkapi.model.decoding.gbnf import is_gbnf, lark_of
-from topkapi.model.decoding.grammar import _GBNF_RULE, _LITERAL, _TEMPERATURE
+from topkapi.model.decoding.grammar_source import _GBNF_RULE, _LITERAL, _TEMPERATURE
 from topkapi.model.decoding.parameters import BY_NAME, PARAMETERS, check
 from topkapi.model.errors import Cancelled, InvalidRequest
 from topkapi.model.interruption import between_pieces, given_up_when

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.training.evaluation.test_evaluation import write_rows
-from topkapi.model.generation import Generation
+from topkapi.engine.request import GenerateJob
+from topkapi.model.generation import GenerationResult
 from topkapi.service.commands.cli import main
 from topkapi.training import distillation
 from topkapi.training.data.instructions import read_conversations
@@ -32,17 +33,19 @@ def teacher(
     asked: list[str] = []
     end = tiny_tokenizer.control_tokens["<|im_end|>"]
 
-    def generate(model: Any, prompts: list[list[int]], parameters: Any, *, slots: int) -> list[Generation]:
-        assert parameters == {"temperature": 0, "max_tokens": 96} and slots == 1
+    def generate(model: Any, jobs: list[GenerateJob], *, together: int) -> list[GenerationResult]:
+        assert all(job.parameters.temperature == 0 and job.parameters.max_tokens == 96 for job in jobs)
+        assert together == 1
+        prompts = [list(job.prompt) for job in jobs]
         asked.extend(map(tiny_tokenizer.decode, prompts))
         found = []
         for prompt in prompts:
             said = ANSWERS[tiny_tokenizer.decode(prompt).split("user\n")[1].split("<|im_end|>")[0]]
             ids = tiny_tokenizer.encode(said or "on and on")
-            found.append(Generation([*ids, end], "stop", end) if said else Generation(ids, "length"))
+            found.append(GenerationResult([*ids, end], "stop", end) if said else GenerationResult(ids, "length"))
         return found
 
-    monkeypatch.setattr(distillation, "generate_batch", generate)
+    monkeypatch.setattr(distillation, "run_batch", generate)
     return str(tiny_checkpoint("teacher")), asked
 
 

@@ -19,7 +19,7 @@ from topkapi.service.commands.cli import main
 from topkapi.training import planning
 from topkapi.training.data.inspection import OVERLAP_TOKENS, overlapping_blocks, token_findings
 from topkapi.training.data.shards import TokenData
-from topkapi.training.optimisation.memory import PeakMemory, memory_for_a_run
+from topkapi.training.optimisation.device import PeakMemory, memory_for_a_run
 from topkapi.training.run.console import Console
 
 SMALL = ["--model", "tiny", "--num-layers", "1", "--hidden-size", "32", "--num-heads", "2", "--num-kv-heads", "1",
@@ -163,7 +163,7 @@ def test_preferences_where_answers_are_needed(
         (["--data", "x.txt", "--parallel", "fsdp"], "--parallel does not apply"),
         (["--price-per-hour", "0"], "--price-per-hour must be greater than 0"),
         (["--memory", "-1"], "--memory must be greater than 0"),
-        (["--batch-size", "0"], "--batch-size 0"),
+        (["--batch-size", "0"], "--batch-size must be a whole number of at least 1, not '0'"),
         (["no-recipe"], "there is no recipe no-recipe"),
         ([], "no training text"),
     ],
@@ -301,7 +301,7 @@ def test_warnings_are_lines_of_their_own(capsys: Any, tiny_tokenizer: Tokenizer)
 def test_freed_memory_is_kept_until_a_peak_is_measured_anew() -> None:
     code = """
 import torch
-from topkapi.training.optimisation.memory import PeakMemory, keep_freed_memory, _status
+from topkapi.training.optimisation.device import PeakMemory, keep_freed_memory, _status
 def taken_by(size):
     before = _status("VmRSS")
     block = torch.ones(size << 18)

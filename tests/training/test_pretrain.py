@@ -10,7 +10,7 @@ import torch
 from topkapi.model.generation import generate
 from topkapi.model.storage.checkpoint import load_checkpoint
 from topkapi.service.commands.cli import main
-from topkapi.training.run.state import Standing
+from topkapi.training.run.state import TrainerState
 
 TINY = ["--model", "tiny", "--hidden-size", "48", "--intermediate-size", "96", "--num-layers", "2", "--num-heads", "2"]
 TINY += ["--num-kv-heads", "1", "--head-dim", "24", "--context-length", "32", "--batch-size", "8"]
@@ -89,17 +89,15 @@ def test_overfitting_is_named_and_patience_ends_the_run_with_the_best_kept(
 
 
 def test_overfitting_needs_a_falling_training_loss() -> None:
-    standing = Standing(step=10)
-    assert standing.note(3.0, 3.0)
+    state = TrainerState(step=10)
+    assert state.note(3.0, 3.0)
     for step, train, validation in ((20, 3.1, 3.1), (30, 3.2, 3.2), (40, 3.3, 3.3)):
-        standing.step = step
-        assert not standing.note(train, validation)
-    assert not standing.overfitting and standing.verdict() == "best validation 3.000 at step 10"
-    standing.step = 50
-    standing.note(2.5, 3.4)
-    assert standing.verdict() == (
-        "best validation 3.000 at step 10; overfitting since (validation 3.400, training 2.500)"
-    )
+        state.step = step
+        assert not state.note(train, validation)
+    assert not state.overfitting and state.verdict() == "best validation 3.000 at step 10"
+    state.step = 50
+    state.note(2.5, 3.4)
+    assert state.verdict() == ("best validation 3.000 at step 10; overfitting since (validation 3.400, training 2.500)")
 
 
 def test_a_loss_that_is_no_number_ends_the_run_naming_the_step(

@@ -232,7 +232,7 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(
     signal_name: str, run: Run, tmp_path: Path, pretrained: Whole
 ) -> None:
     out = tmp_path / "stopped"
-    stopped = run(*pretrained.command, "--out", out, signal_after=0.1, signal=signal_name)
+    stopped = run(*pretrained.command, "--out", out, signal_at=2 * len(pretrained.calls) // 3, signal=signal_name)
     assert stopped["status"] == 2, stopped["output"]
     assert f"continue with: topkapi pretrain --resume {out}" in stopped["output"]
     # The printed command alone, without the recipe's flags, is enough.
@@ -246,7 +246,8 @@ def test_averaged_weights_are_served_and_the_raw_ones_are_what_a_resumed_run_goe
 ) -> None:
     whole, out = wholes("pretrain", "schedule-free"), tmp_path / "stopped"
     # A save out of turn, by a thread, must not disturb the weights either.
-    stopped = run(*whole.command, "--out", out, "--asynchronous-saves", signal_after=0.05, signal="SIGTERM")
+    at = {"signal": "SIGTERM", "signal_at": whole.calls_of_saves(6, 6)[0]}
+    stopped = run(*whole.command, "--out", out, "--asynchronous-saves", **at)
     assert stopped["status"] == 2, stopped["output"]
     (state,) = (out / "state").glob("step-*/tensors.safetensors")
     served, kept = load_file(out / "last" / "model.safetensors"), load_file(state)

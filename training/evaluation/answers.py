@@ -6,9 +6,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from topkapi.engine.batch import run_batch
+from topkapi.engine.request import GenerateJob
 from topkapi.model.conversation.chat_template import BUILT_IN_TEMPLATES, ChatTemplate
+from topkapi.model.decoding.parameters import resolve
 from topkapi.model.errors import InvalidRequest, SettingsError
-from topkapi.model.generation import Generation, generate_batch
+from topkapi.model.generation import GenerationResult
 from topkapi.model.storage.checkpoint import Checkpoint
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.training.evaluation.judge import Judge
@@ -40,10 +43,9 @@ def answer_instructions(
     fitting = [number for number, ids in enumerate(prompts) if len(ids) < checkpoint.config.context_length]
     # Prompts of like length share the cache better, and all slots end at about the same time.
     order = sorted(fitting, key=lambda number: len(prompts[number]))
-    parameters = {"temperature": 0, "max_tokens": task.max_tokens}
-    generated: list[Generation | None] = [None] * len(rows)
-    ordered = generate_batch(checkpoint.model, [prompts[number] for number in order], parameters, progress=progress)
-    for number, generation in zip(order, ordered, strict=True):
+    jobs = greedy_jobs(checkpoint, [prompts[number] for number in order], task.max_tokens)
+    generated: list[GenerationResult | None] = [None] * len(rows)
+    for number, generation in zip(order, run_batch(checkpoint.model, jobs, progress=progress), strict=True):
         generated[number] = generation
     leaks = leak_pattern(template, checkpoint.tokenizer)
     records = [_record(row, one, checkpoint, leaks) for row, one in zip(rows, generated, strict=True)]
@@ -54,6 +56,14 @@ def answer_instructions(
     if task.kind == "exercises":
         return Outcome(_exercise_measures(records), records, notes, _parts(rows, records))
     return Outcome(_measures(records), records, notes)
+
+
+def greedy_jobs(checkpoint: Checkpoint, prompts: Sequence[list[int]], max_tokens: int) -> list[GenerateJob]:
+    """What the engine is given to continue each prompt by the most likely tokens, up to `max_tokens` of them."""
+    config = checkpoint.config
+    asked = {"temperature": 0, "max_tokens": max_tokens}
+    parameters = resolve(asked, vocab_size=config.vocab_size, end_token_ids=config.end_token_ids)
+    return [GenerateJob(prompt, parameters) for prompt in prompts]
 
 
 def check_max_tokens(max_tokens: int, checkpoint: Checkpoint) -> None:
@@ -75,7 +85,7 @@ def _prompt(row: Instruction, template: ChatTemplate, tokenizer: Tokenizer) -> l
 
 
 def _record(
-    row: Instruction, generation: Generation | None, checkpoint: Checkpoint, leaks: re.Pattern[str]
+    row: Instruction, generation: GenerationResult | None, checkpoint: Checkpoint, leaks: re.Pattern[str]
 ) -> dict[str, Any]:
     ids = [] if generation is None else list(generation.token_ids)
     stopped = generation is not None and generation.finish_reason == "stop"

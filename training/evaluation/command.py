@@ -118,7 +118,7 @@ def _run(
 ) -> Outcome:
     from topkapi.training.evaluation import scoring_tasks
     from topkapi.training.evaluation.answers import answer_instructions
-    from topkapi.training.pretrain import chat_template as read_template
+    from topkapi.training.run.preflight import chat_template as read_template
 
     if task.kind == "perplexity":
         return scoring_tasks.perplexity(checkpoint, task, progress)

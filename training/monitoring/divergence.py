@@ -1,4 +1,4 @@
-"""Notices a loss that leaps or is no number, and names what it came from."""
+"""Notices a loss that spikes or is no number, and names what it came from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from topkapi.model.errors import TopkapiError
 from topkapi.training.data.windows import Batch
-from topkapi.training.run.state import Standing
+from topkapi.training.run.state import TrainerState
 
 # The running level forgets a loss within a hundred steps or so.
 DECAY = 0.97
@@ -29,13 +29,13 @@ _ROWS, _EXCERPT = 3, 60
 
 
 class Diverged(TopkapiError):
-    """The loss is no longer a number, or leaps again and again."""
+    """The loss is no longer a number, or spikes again and again."""
 
     kind = "diverged"
 
 
 @dataclass(frozen=True)
-class Leap:
+class LossSpike:
     """A step whose loss is no number or far above its running level, `batch` the number of its batch.
 
     `rows` are the batch's worst, `{"row", "loss", "origin", "text"}`; `loss` and `gradient_norm` None if not finite.
@@ -54,7 +54,7 @@ class Leap:
         if self.kind == "spike":
             assert self.loss is not None and self.level is not None, "a spike is above a level"
             return (
-                f"step {self.step}: the loss leapt to {self.loss:.3f}, from a running level of {self.level:.3f}, "
+                f"step {self.step}: the loss spiked to {self.loss:.3f}, from a running level of {self.level:.3f}, "
                 f"on batch {self.batch}"
             )
         loss = "no number" if self.loss is None else f"{self.loss:.3f} with a gradient that is no number"
@@ -69,8 +69,8 @@ class Leap:
         ]
 
 
-def find_leap(
-    standing: Standing,
+def find_spike(
+    state: TrainerState,
     loss: float,
     norm: float,
     *,
@@ -78,16 +78,16 @@ def find_leap(
     batch: Batch,
     origins: Callable[[int], Sequence[str]],
     text_of: Callable[[list[int]], str],
-) -> Leap | None:
-    """Judge the loss and gradient norm of the update that comes after `standing`; None where all is well.
+) -> LossSpike | None:
+    """Judge the loss and gradient norm of the update that comes after `state`; None where all is well.
 
     `loss_of` is the loss of a part of the batch, without training on it, `origins(number)` names where each row of that
     batch comes from, and `text_of` makes text of token ids.
     """
     finite = math.isfinite(loss) and math.isfinite(norm)
-    if finite and not _far_above(standing, loss):
+    if finite and not _far_above(state, loss):
         return None
-    number = standing.batch_number()
+    number = state.batch_number()
     parts = list(batch.split(1))
     losses = [loss_of(part) for part in parts]
     # What is no number is worse than any.
@@ -99,13 +99,13 @@ def find_leap(
         excerpt = text if len(text) <= _EXCERPT else text[:_EXCERPT] + "…"
         rows.append({"row": row, "loss": _number(losses[row]), "origin": names[row], "text": excerpt})
     kind = "spike" if finite else "not a number"
-    return Leap(kind, standing.step + 1, number, _number(loss), _number(norm), standing.level, rows)
+    return LossSpike(kind, state.step + 1, number, _number(loss), _number(norm), state.level, rows)
 
 
-def diverged(leap: Leap, *, returns: bool, anchor: int | None, returned: int, best: Path | None) -> Diverged:
-    """The error that ends a run at `leap`: one that `returns` to saves, `returned` times to `anchor`, or one that
+def diverged(spike: LossSpike, *, returns: bool, anchor: int | None, returned: int, best: Path | None) -> Diverged:
+    """The error that ends a run at `spike`: one that `returns` to saves, `returned` times to `anchor`, or one that
     doesn't. `best` is the best checkpoint, if there is one."""
-    message, hint = leap.headline(), "lower --learning-rate, lengthen --warmup or set --clip"
+    message, hint = spike.headline(), "lower --learning-rate, lengthen --warmup or set --clip"
     if best is not None:
         hint += f"; {best} is intact"
     if returns:
@@ -116,31 +116,31 @@ def diverged(leap: Leap, *, returns: bool, anchor: int | None, returned: int, be
     return Diverged(message, hint=hint)
 
 
-def observe(standing: Standing, loss: float) -> list[str]:
+def observe(state: TrainerState, loss: float) -> list[str]:
     """Let the running level follow `loss`; says so, once in a run, when it stands far above the first loss."""
-    if standing.level is None:
-        standing.level = loss
+    if state.level is None:
+        state.level = loss
     # At first the mean of what there is, so that the untrained loss does not stick.
-    decay = min(DECAY, standing.observed / (standing.observed + 9))
-    standing.deviation = decay * standing.deviation + (1 - decay) * abs(loss - standing.level)
-    standing.level = decay * standing.level + (1 - decay) * loss
-    standing.observed += 1
-    first = standing.first_train_loss
-    if standing.risen is not None or first is None or standing.observed < FIRST_STEPS:
+    decay = min(DECAY, state.observed / (state.observed + 9))
+    state.deviation = decay * state.deviation + (1 - decay) * abs(loss - state.level)
+    state.level = decay * state.level + (1 - decay) * loss
+    state.observed += 1
+    first = state.first_train_loss
+    if state.risen is not None or first is None or state.observed < FIRST_STEPS:
         return []
-    if standing.level - first <= max(RISEN, RISEN_PART * abs(first)):
+    if state.level - first <= max(RISEN, RISEN_PART * abs(first)):
         return []
-    standing.risen = standing.step + 1
+    state.risen = state.step + 1
     return [
-        f"step {standing.risen}: diverging: the smoothed loss has risen to {standing.level:.3f}, from {first:.3f} "
+        f"step {state.risen}: diverging: the smoothed loss has risen to {state.level:.3f}, from {first:.3f} "
         "before the first step; lower --learning-rate or lengthen --warmup"
     ]
 
 
-def _far_above(standing: Standing, loss: float) -> bool:
-    if standing.level is None or standing.observed < FIRST_STEPS:
+def _far_above(state: TrainerState, loss: float) -> bool:
+    if state.level is None or state.observed < FIRST_STEPS:
         return False
-    return loss - standing.level > max(DEVIATIONS * standing.deviation, PART_OF_LEVEL * standing.level)
+    return loss - state.level > max(DEVIATIONS * state.deviation, PART_OF_LEVEL * state.level)
 
 
 def _number(value: float) -> float | None:

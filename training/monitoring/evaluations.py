@@ -9,10 +9,10 @@ from topkapi.model.transformer import Decoder
 from topkapi.training.data.windows import Batch
 from topkapi.training.optimisation import distributed
 from topkapi.training.optimisation.loss import Objective
-from topkapi.training.optimisation.throughput import Pace
+from topkapi.training.optimisation.throughput import Throughput
 from topkapi.training.run.console import Console, duration
 from topkapi.training.run.directory import RunDirectory
-from topkapi.training.run.state import Standing
+from topkapi.training.run.state import TrainerState
 
 
 def measure(
@@ -23,37 +23,37 @@ def measure(
 
 
 def tell(
-    standing: Standing,
+    state: TrainerState,
     measured: Mapping[str, float],
     epoch: float,
     *,
     best: bool,
     directory: RunDirectory,
     console: Console,
-    pace: Pace | None,
+    throughput: Throughput | None,
 ) -> None:
-    """Record and print the evaluation that `standing` has taken in; `measured` was found on the validation data,
+    """Record and print the evaluation that `state` has taken in; `measured` was found on the validation data,
     or on training data where there are none."""
-    train, validation = standing.train_loss, standing.validation_loss
+    train, validation = state.train_loss, state.validation_loss
     directory.append(
         "metrics.jsonl",
         {
-            "step": standing.step,
+            "step": state.step,
             "epoch": epoch,
-            "tokens": standing.tokens,
+            "tokens": state.tokens,
             "train_loss": train,
-            **{f"{'validation' if standing.held_out else 'train'}_{name}": value for name, value in measured.items()},
+            **{f"{'validation' if state.held_out else 'train'}_{name}": value for name, value in measured.items()},
         },
     )
-    rate = "" if pace is None else f"  {pace.tokens_per_s:,.0f} tokens/s  {duration(pace.elapsed)}"
+    rate = "" if throughput is None else f"  {throughput.tokens_per_s:,.0f} tokens/s  {duration(throughput.elapsed)}"
     mark = "  *" if best else ""
     others = "".join(f"  {name} {value:.3f}" for name, value in measured.items() if name != "loss")
-    held_out = f"  validation {validation:.3f}" if standing.held_out else ""
-    console.message(f"step {standing.step}  epoch {epoch:.2f}  train {train:.3f}{held_out}{others}{mark}{rate}")
-    if pace is None:
+    held_out = f"  validation {validation:.3f}" if state.held_out else ""
+    console.message(f"step {state.step}  epoch {epoch:.2f}  train {train:.3f}{held_out}{others}{mark}{rate}")
+    if throughput is None:
         return
-    facts: dict[str, Any] = {"step": standing.step, "seconds": round(pace.elapsed, 3)}
-    facts["tokens_per_s"] = round(pace.tokens_per_s, 1)
-    if pace.utilisation is not None:
-        facts["model_flops_utilisation"] = round(pace.utilisation, 4)
+    facts: dict[str, Any] = {"step": state.step, "seconds": round(throughput.elapsed, 3)}
+    facts["tokens_per_s"] = round(throughput.tokens_per_s, 1)
+    if throughput.utilisation is not None:
+        facts["model_flops_utilisation"] = round(throughput.utilisation, 4)
     directory.append("timings.jsonl", facts)

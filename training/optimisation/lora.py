@@ -29,8 +29,10 @@ _FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 
 @dataclass(frozen=True)
 class AdapterPlan:
-    """Which matrices get adapters, of which size. `quantised`: the base is held as NF4 while it trains."""
+    """Which matrices of the checkpoint `base` get adapters, of which size. `quantised`: it is held as NF4 while these
+    train."""
 
+    base: Path
     rank: int
     alpha: float
     dropout: float
@@ -72,6 +74,7 @@ class AdapterPlan:
             )
         rank = recipe.lora_rank or _RANK
         return cls(
+            base=Path(str(recipe.checkpoint)),
             rank=rank,
             alpha=recipe.lora_alpha or _ALPHA_PER_RANK * rank,
             dropout=recipe.lora_dropout or 0.0,
@@ -109,20 +112,19 @@ class AdapterPlan:
     def save(
         self,
         directory: Path,
-        model: Decoder,
-        base: Path,
         *,
+        model: Decoder,
         tokenizer: Tokenizer,
         chat: ChatTemplate,
         generation: Mapping[str, Any],
         details: Mapping[str, Any],
         dtype: torch.dtype,
     ) -> None:
-        """Write the adapter, which names `base`, to `directory`."""
+        """Write the adapter, which names its base, to `directory`."""
         save_adapter(
             directory,
             model=model,
-            base=base,
+            base=self.base,
             rank=self.rank,
             alpha=self.alpha,
             dropout=self.dropout,

@@ -66,7 +66,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 @dataclass
-class Pace:
+class Throughput:
     """The speed of a run that began at step `first` of `total`.
 
     `token_flops` are those of one token (see `flops_per_token`), `peak` the machine's (None: unknown).

@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from topkapi.model.errors import SettingsError
+from topkapi.model.flags import flag_of
 from topkapi.model.user_files import LONGEST_SETTINGS, read_file, what_it_is
 from topkapi.model.wrong_values import told
 from topkapi.training.recipes.contradictions import check_together
@@ -77,7 +78,7 @@ def build_recipe(kind: type[R], fields: dict[str, Any], source: str, flags: Iter
                 field=name,
                 hint=f"did you mean {close[0]!r}?" if close else f"fields: {', '.join(sorted(kind.model_fields))}",
             ) from None
-        called = f"--{name.replace('_', '-')}" if name in flags else f"{source}: '{name}'"
+        called = flag_of(name) if name in flags else f"{source}: '{name}'"
         raise SettingsError(
             told(called, first, kind.model_fields[name] if len(first["loc"]) == 1 else None),
             field=name,

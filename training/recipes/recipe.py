@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import yaml
@@ -22,6 +23,17 @@ def setting(default: Any, description: str, *, group: str, free: bool = False, *
     return Field(default, description=description, json_schema_extra={"group": group, "free": free}, **rules)
 
 
+in_data = partial(setting, group="data")
+in_run = partial(setting, group="run")
+in_optimisation = partial(setting, group="optimisation")
+in_evaluation = partial(setting, group="evaluation")
+in_saving = partial(setting, group="saving")
+in_tokenizer = partial(setting, group="tokenizer")
+in_model = partial(setting, group="model")
+in_adapter = partial(setting, group="adapter")
+in_preference = partial(setting, group="preference")
+
+
 class TrainingRecipe(BaseModel):
     """What pretraining and fine-tuning have in common."""
 
@@ -33,139 +45,108 @@ class TrainingRecipe(BaseModel):
         """`{a.txt: 3, b.jsonl: 1}` is `[a.txt=3, b.jsonl=1]`."""
         return [f"{name}={weight}" for name, weight in value.items()] if isinstance(value, dict) else value
 
-    data: list[str] = setting(
-        [], "training files, folders or globs; FILE=3 FILE=1 draws three examples of the first to one", group="data"
+    data: list[str] = in_data(
+        [], "training files, folders or globs; FILE=3 FILE=1 draws three examples of the first to one"
     )
-    data_hint: str | None = setting(None, "where the data can be had: said when it is missing", group="data", free=True)
-    validation_data: list[str] = setting([], "held-out files; none: a part of the data is set aside", group="data")
-    validation_fraction: float = setting(0.1, "part of the data set aside for validation", group="data", ge=0, lt=1)
+    data_hint: str | None = in_data(None, "where the data can be had: said when it is missing", free=True)
+    validation_data: list[str] = in_data([], "held-out files; none: a part of the data is set aside")
+    validation_fraction: float = in_data(0.1, "part of the data set aside for validation", ge=0, lt=1)
 
-    out: str | None = setting(None, "run directory (default: runs/ and the recipe's name)", group="run", free=True)
-    overwrite: bool = setting(False, "delete a run that is already in the run directory", group="run", free=True)
-    seed: int = setting(123, "decides initial weights, data order and dropout", group="run", ge=0)
-    device: str = setting("auto", "cpu, cuda, or auto: cuda where there is one", group="run")
-    threads: int | None = setting(None, "CPU threads (default: all cores); sums depend on it", group="run", ge=1)
-    parallel: Literal["ddp", "fsdp"] | None = setting(
+    out: str | None = in_run(None, "run directory (default: runs/ and the recipe's name)", free=True)
+    overwrite: bool = in_run(False, "delete a run that is already in the run directory", free=True)
+    seed: int = in_run(123, "decides initial weights, data order and dropout", ge=0)
+    device: str = in_run("auto", "cpu, cuda, or auto: cuda where there is one")
+    threads: int | None = in_run(None, "CPU threads (default: all cores); sums depend on it", ge=1)
+    parallel: Literal["ddp", "fsdp"] | None = in_run(
         None,
         "how the processes of torchrun share the work: ddp, each with the whole network (the default); fsdp, each with "
         "a part of it",
-        group="run",
         free=True,
     )
-    compile: bool = setting(False, "compile the network with torch.compile (needs a C++ compiler)", group="run")
+    compile: bool = in_run(False, "compile the network with torch.compile (needs a C++ compiler)")
 
-    batch_size: int = setting(16, "sequences per update", group="optimisation", ge=1)
-    micro_batch_size: int | None = setting(
-        None, "sequences computed at once; smaller saves memory (default: the whole batch)", group="optimisation", ge=1
+    batch_size: int = in_optimisation(16, "sequences per update", ge=1)
+    micro_batch_size: int | None = in_optimisation(
+        None, "sequences computed at once; smaller saves memory (default: the whole batch)", ge=1
     )
-    epochs: float = setting(10, "passes over the training data", group="optimisation", gt=0)
-    max_steps: int | None = setting(None, "updates; overrides epochs", group="optimisation", ge=1)
-    precision: Literal["fp32", "bf16"] = setting(
-        "fp32", "arithmetic of the matrix products; weights and optimiser stay fp32", group="optimisation"
+    epochs: float = in_optimisation(10, "passes over the training data", gt=0)
+    max_steps: int | None = in_optimisation(None, "updates; overrides epochs", ge=1)
+    precision: Literal["fp32", "bf16"] = in_optimisation(
+        "fp32", "arithmetic of the matrix products; weights and optimiser stay fp32"
     )
-    optimizer: Literal["adamw", "muon", "schedule-free"] = setting(
-        "adamw",
-        "muon: Muon for the hidden matrices, AdamW for the rest; schedule-free: AdamW with averaged weights",
-        group="optimisation",
+    optimizer: Literal["adamw", "muon", "schedule-free"] = in_optimisation(
+        "adamw", "muon: Muon for the hidden matrices, AdamW for the rest; schedule-free: AdamW with averaged weights"
     )
-    learning_rate: float = setting(1e-3, "peak learning rate of AdamW", group="optimisation", gt=0)
-    muon_learning_rate: float | None = setting(
-        None, "peak learning rate of Muon (default: AdamW's)", group="optimisation", gt=0
+    learning_rate: float = in_optimisation(1e-3, "peak learning rate of AdamW", gt=0)
+    muon_learning_rate: float | None = in_optimisation(None, "peak learning rate of Muon (default: AdamW's)", gt=0)
+    weight_decay: float = in_optimisation(0.1, "decoupled weight decay", ge=0)
+    decay: Literal["matrices", "all"] = in_optimisation(
+        "matrices", "what is decayed: matrices and embeddings, or all parameters"
     )
-    weight_decay: float = setting(0.1, "decoupled weight decay", group="optimisation", ge=0)
-    decay: Literal["matrices", "all"] = setting(
-        "matrices", "what is decayed: matrices and embeddings, or all parameters", group="optimisation"
+    beta1: float = in_optimisation(0.9, "AdamW's decay of the gradient's mean", ge=0, lt=1)
+    beta2: float = in_optimisation(0.95, "AdamW's decay of the gradient's square", ge=0, lt=1)
+    clip: float | None = in_optimisation(1.0, "largest gradient norm; none: unlimited", gt=0)
+    z_loss: float = in_optimisation(
+        0.0, "weight of the squared log of the softmax's denominator, which keeps logits small", ge=0
     )
-    beta1: float = setting(0.9, "AdamW's decay of the gradient's mean", group="optimisation", ge=0, lt=1)
-    beta2: float = setting(0.95, "AdamW's decay of the gradient's square", group="optimisation", ge=0, lt=1)
-    clip: float | None = setting(1.0, "largest gradient norm; none: unlimited", group="optimisation", gt=0)
-    z_loss: float = setting(
-        0.0,
-        "weight of the squared log of the softmax's denominator, which keeps logits small",
-        group="optimisation",
-        ge=0,
+    recompute: bool = in_optimisation(
+        False, "compute each layer again for its gradient: less memory, a third more time"
     )
-    recompute: bool = setting(
-        False, "compute each layer again for its gradient: less memory, a third more time", group="optimisation"
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = in_optimisation(
+        "cosine", "learning rate over time; wsd: constant, then linear decay at the end"
     )
-    schedule: Literal["constant", "linear", "cosine", "wsd"] = setting(
-        "cosine", "learning rate over time; wsd: constant, then linear decay at the end", group="optimisation"
-    )
-    decay_fraction: float = setting(
-        0.4, "part of the run over which wsd's learning rate falls", group="optimisation", gt=0, le=1
-    )
-    warmup: float = setting(0.02, "linear warm-up: below 1 a part of the run, else steps", group="optimisation", ge=0)
-    final_learning_rate: float = setting(
-        0.1, "what the schedule ends at, as a part of the peak", group="optimisation", ge=0, le=1
-    )
+    decay_fraction: float = in_optimisation(0.4, "part of the run over which wsd's learning rate falls", gt=0, le=1)
+    warmup: float = in_optimisation(0.02, "linear warm-up: below 1 a part of the run, else steps", ge=0)
+    final_learning_rate: float = in_optimisation(0.1, "what the schedule ends at, as a part of the peak", ge=0, le=1)
 
-    evaluate_every: int | None = setting(
-        None, "updates between evaluations (default: 20 over the run)", group="evaluation", ge=1
+    evaluate_every: int | None = in_evaluation(None, "updates between evaluations (default: 20 over the run)", ge=1)
+    evaluation_batches: int | None = in_evaluation(
+        8, "batches of training and of validation data per evaluation; none: all of validation", ge=1
     )
-    evaluation_batches: int | None = setting(
-        8,
-        "batches of training and of validation data per evaluation; none: all of validation",
-        group="evaluation",
-        ge=1,
+    track: Literal["trackio", "wandb", "tensorboard"] | None = in_evaluation(
+        None, "also send the numbers to this tracker (each is a package of its own)", free=True
     )
-    track: Literal["trackio", "wandb", "tensorboard"] | None = setting(
-        None, "also send the numbers to this tracker (each is a package of its own)", group="evaluation", free=True
+    patience: int | None = in_evaluation(
+        None, "stop after so many evaluations without a better validation loss (default: never)", ge=1
     )
-    patience: int | None = setting(
-        None,
-        "stop after so many evaluations without a better validation loss (default: never)",
-        group="evaluation",
-        ge=1,
+    sample_every: Literal["evaluation", "epoch", "never"] = in_evaluation(
+        "evaluation", "when samples are generated, stored and, unless every step is evaluated, printed"
     )
-    sample_every: Literal["evaluation", "epoch", "never"] = setting(
-        "evaluation",
-        "when samples are generated, stored and, unless every step is evaluated, printed",
-        group="evaluation",
-    )
-    sample_prompts: list[str] = setting([], "what samples continue", group="evaluation")
-    sample_tokens: int = setting(60, "longest sample", group="evaluation", ge=1)
-    sample_temperature: float = setting(0.8, "temperature of samples; 0 is greedy", group="evaluation", ge=0)
+    sample_prompts: list[str] = in_evaluation([], "what samples continue")
+    sample_tokens: int = in_evaluation(60, "longest sample", ge=1)
+    sample_temperature: float = in_evaluation(0.8, "temperature of samples; 0 is greedy", ge=0)
 
-    on_divergence: Literal["stop", "return"] = setting(
+    on_divergence: Literal["stop", "return"] = in_optimisation(
         "stop",
-        "a loss that is no number ends the run and one that leaps is named; return: go back to the last regular save "
+        "a loss that is no number ends the run and one that spikes is named; return: go back to the last regular save "
         "and leave that batch out",
-        group="optimisation",
     )
 
-    save_every: int | None = setting(
+    save_every: int | None = in_saving(
         None,
         "updates between saves for resuming (default: at every evaluation, unless --save-minutes is given)",
-        group="saving",
         ge=1,
         free=True,
     )
-    save_minutes: float | None = setting(
-        None,
-        "minutes between saves for resuming (default: they are counted in updates)",
-        group="saving",
-        gt=0,
-        free=True,
+    save_minutes: float | None = in_saving(
+        None, "minutes between saves for resuming (default: they are counted in updates)", gt=0, free=True
     )
-    asynchronous_saves: bool = setting(
-        False, "write saves while training goes on; takes memory for a second copy", group="saving", free=True
+    asynchronous_saves: bool = in_saving(
+        False, "write saves while training goes on; takes memory for a second copy", free=True
     )
-    keep: int = setting(
-        1, "how many of the latest checkpoints to keep beside the best", group="saving", ge=1, free=True
+    keep: int = in_saving(1, "how many of the latest checkpoints to keep beside the best", ge=1, free=True)
+    keep_best: int = in_saving(1, "how many of the best checkpoints to keep", ge=1, free=True)
+    best_metric: Metric = in_saving("validation_loss", "which of the recorded numbers says what is best")
+    push: str | None = in_saving(
+        None, "repository on the Hugging Face hub for the best checkpoint, at the end", free=True
     )
-    keep_best: int = setting(1, "how many of the best checkpoints to keep", group="saving", ge=1, free=True)
-    best_metric: Metric = setting("validation_loss", "which of the recorded numbers says what is best", group="saving")
-    push: str | None = setting(
-        None, "repository on the Hugging Face hub for the best checkpoint, at the end", group="saving", free=True
+    checkpoint_dtype: Literal["float32", "bfloat16"] = in_saving(
+        "float32", "how checkpoints store matrices (a resume always continues in fp32)", free=True
     )
-    checkpoint_dtype: Literal["float32", "bfloat16"] = setting(
-        "float32", "how checkpoints store matrices (a resume always continues in fp32)", group="saving", free=True
-    )
-    generation: list[str] = setting(
+    generation: list[str] = in_saving(
         [],
         "decoding defaults to store with the checkpoint, such as temperature=0.3 top_p=0.9 (default: its parent's, or "
         "temperature 0.8 and top_p 0.95)",
-        group="saving",
         free=True,
     )
 
@@ -187,120 +168,95 @@ class TrainingRecipe(BaseModel):
 class PretrainRecipe(TrainingRecipe):
     """A network from random weights, on plain text."""
 
-    deduplicate: Literal["none", "exact", "near"] = setting(
-        "none",
-        "leave out documents that repeat an earlier one; near: also nearly, 80 % of their runs of 5 words",
-        group="data",
+    deduplicate: Literal["none", "exact", "near"] = in_data(
+        "none", "leave out documents that repeat an earlier one; near: also nearly, 80 % of their runs of 5 words"
     )
-    text_field: str = setting("text", "field of JSON lines or Parquet rows that holds the text", group="data")
-    split: Literal["auto", "documents", "characters"] = setting(
-        "auto", "validation by whole documents, or the last characters of a single text", group="data"
+    text_field: str = in_data("text", "field of JSON lines or Parquet rows that holds the text")
+    split: Literal["auto", "documents", "characters"] = in_data(
+        "auto", "validation by whole documents, or the last characters of a single text"
     )
-    stride: int | None = setting(None, "tokens between window starts (default: the context)", group="data", ge=1)
-    document_mask: bool = setting(
-        False, "no document in a window sees the one before it; pays for many short documents", group="data"
+    stride: int | None = in_data(None, "tokens between window starts (default: the context)", ge=1)
+    document_mask: bool = in_data(
+        False, "no document in a window sees the one before it; pays for many short documents"
     )
-    lone_sentences: float = setting(
-        0.0, "so large a part of the sentences comes once more, each as a document of its own", group="data", ge=0, le=1
+    lone_sentences: float = in_data(
+        0.0, "so large a part of the sentences comes once more, each as a document of its own", ge=0, le=1
     )
-    cache: str = setting("~/.cache/topkapi", "where token shards are kept", group="data", free=True)
+    cache: str = in_data("~/.cache/topkapi", "where token shards are kept", free=True)
 
-    tokenizer: str | None = setting(
-        None, "gpt2 or a directory with tokenizer.json (default: train one on the data)", group="tokenizer"
+    tokenizer: str | None = in_tokenizer(
+        None, "gpt2 or a directory with tokenizer.json (default: train one on the data)"
     )
-    vocab_size: int | None = setting(
-        None,
-        "vocabulary of a trained tokenizer (default: 1024 to 8192 by the amount of text)",
-        group="tokenizer",
-        ge=300,
+    vocab_size: int | None = in_tokenizer(
+        None, "vocabulary of a trained tokenizer (default: 1024 to 8192 by the amount of text)", ge=300
     )
-    tokenizer_megabytes: int = setting(64, "text a tokenizer is trained on, at most", group="tokenizer", ge=1)
+    tokenizer_megabytes: int = in_tokenizer(64, "text a tokenizer is trained on, at most", ge=1)
 
-    model: Literal["tiny", "small", "medium", "gpt2"] = setting(
-        "small", "sizes to start from; the fields below override them", group="model"
+    model: Literal["tiny", "small", "medium", "gpt2"] = in_model(
+        "small", "sizes to start from; the fields below override them"
     )
-    family: Literal["gpt2", "llama", "qwen2", "qwen3"] | None = setting(None, "architecture", group="model")
-    hidden_size: int | None = setting(None, "width of the residual stream", group="model", ge=1)
-    intermediate_size: int | None = setting(None, "width of the feed-forward layers", group="model", ge=1)
-    num_layers: int | None = setting(None, "layers", group="model", ge=1)
-    num_heads: int | None = setting(None, "attention heads", group="model", ge=1)
-    num_kv_heads: int | None = setting(None, "key-value heads", group="model", ge=1)
-    head_dim: int | None = setting(None, "width of a head", group="model", ge=2)
-    checkpoint: str | None = setting(None, "checkpoint to go on from (default: random weights)", group="model")
-    context_length: int | None = setting(
-        None, "tokens in a window (default: 256, or the checkpoint's up to 1024)", group="model", ge=2
+    family: Literal["gpt2", "llama", "qwen2", "qwen3"] | None = in_model(None, "architecture")
+    hidden_size: int | None = in_model(None, "width of the residual stream", ge=1)
+    intermediate_size: int | None = in_model(None, "width of the feed-forward layers", ge=1)
+    num_layers: int | None = in_model(None, "layers", ge=1)
+    num_heads: int | None = in_model(None, "attention heads", ge=1)
+    num_kv_heads: int | None = in_model(None, "key-value heads", ge=1)
+    head_dim: int | None = in_model(None, "width of a head", ge=2)
+    checkpoint: str | None = in_model(None, "checkpoint to go on from (default: random weights)")
+    context_length: int | None = in_model(
+        None, "tokens in a window (default: 256, or the checkpoint's up to 1024)", ge=2
     )
-    dropout: float = setting(0.0, "dropout while training", group="model", ge=0, lt=1)
-    qkv_bias: bool | None = setting(None, "biases on queries, keys and values", group="model")
-    tie_embeddings: bool = setting(True, "one matrix for input and output embeddings", group="model")
-    initialisation: Literal["scaled_normal", "pytorch"] = setting(
-        "scaled_normal", "random weights: GPT-2's, or PyTorch's layer defaults", group="model"
+    dropout: float = in_model(0.0, "dropout while training", ge=0, lt=1)
+    qkv_bias: bool | None = in_model(None, "biases on queries, keys and values")
+    tie_embeddings: bool = in_model(True, "one matrix for input and output embeddings")
+    initialisation: Literal["scaled_normal", "pytorch"] = in_model(
+        "scaled_normal", "random weights: GPT-2's, or PyTorch's layer defaults"
     )
-    chat_template: str | None = setting(
-        None, "chat template to store with the checkpoint: chatml, alpaca or a file", group="model"
-    )
+    chat_template: str | None = in_model(None, "chat template to store with the checkpoint: chatml, alpaca or a file")
 
 
 class TuningRecipe(TrainingRecipe):
     """What has a checkpoint to start from."""
 
-    checkpoint: str | None = setting(None, "checkpoint directory or .gguf file to start from", group="model")
-    chat_template: str | None = setting(
-        None, "chatml, alpaca or a file (default: the checkpoint's own, else chatml)", group="model"
-    )
-    dropout: float | None = setting(
-        None, "dropout while training (default: the checkpoint's)", group="model", ge=0, lt=1
-    )
-    context_length: int | None = setting(
-        None, "longest example in tokens (default: the checkpoint's context)", group="model", ge=2
-    )
+    checkpoint: str | None = in_model(None, "checkpoint directory or .gguf file to start from")
+    chat_template: str | None = in_model(None, "chatml, alpaca or a file (default: the checkpoint's own, else chatml)")
+    dropout: float | None = in_model(None, "dropout while training (default: the checkpoint's)", ge=0, lt=1)
+    context_length: int | None = in_model(None, "longest example in tokens (default: the checkpoint's context)", ge=2)
 
-    method: Literal["full", "lora", "qlora", "dora"] = setting(
+    method: Literal["full", "lora", "qlora", "dora"] = in_adapter(
         "full",
         "what trains: all weights; or adapters beside frozen ones: LoRA, QLoRA (the frozen ones in 4 bits), DoRA",
-        group="adapter",
     )
-    lora_rank: int | None = setting(None, "inner size of adapters (default: 16)", group="adapter", ge=1)
-    lora_alpha: float | None = setting(
-        None, "adapters are scaled by alpha / rank (default: twice the rank)", group="adapter", gt=0
-    )
-    lora_dropout: float | None = setting(
-        None, "dropout on what adapters read (default: 0)", group="adapter", ge=0, lt=1
-    )
-    lora_targets: list[str] = setting(
-        [], "matrices with adapters: q_proj, k_proj, v_proj, o_proj, gate_proj, … (default: all)", group="adapter"
+    lora_rank: int | None = in_adapter(None, "inner size of adapters (default: 16)", ge=1)
+    lora_alpha: float | None = in_adapter(None, "adapters are scaled by alpha / rank (default: twice the rank)", gt=0)
+    lora_dropout: float | None = in_adapter(None, "dropout on what adapters read (default: 0)", ge=0, lt=1)
+    lora_targets: list[str] = in_adapter(
+        [], "matrices with adapters: q_proj, k_proj, v_proj, o_proj, gate_proj, … (default: all)"
     )
 
-    split: Literal["random", "file_order"] = setting(
-        "random", "how validation examples are chosen; file_order: the last ones", group="data"
+    split: Literal["random", "file_order"] = in_data(
+        "random", "how validation examples are chosen; file_order: the last ones"
     )
-    train_examples: int | None = setting(None, "first so many examples train (file_order)", group="data", ge=1)
-    test_examples: int = setting(
-        0,
-        "examples after them that are used for nothing here, then validation follows (file_order)",
-        group="data",
-        ge=0,
+    train_examples: int | None = in_data(None, "first so many examples train (file_order)", ge=1)
+    test_examples: int = in_data(
+        0, "examples after them that are used for nothing here, then validation follows (file_order)", ge=0
     )
-    on_overlong: Literal["error", "drop"] = setting(
-        "error", "what to do with examples longer than the context", group="data"
-    )
-    batch_size: int = setting(8, "examples per update", group="optimisation", ge=1)
-    sample_temperature: float = setting(0.0, "temperature of samples; 0 is greedy", group="evaluation", ge=0)
+    on_overlong: Literal["error", "drop"] = in_data("error", "what to do with examples longer than the context")
+    batch_size: int = in_optimisation(8, "examples per update", ge=1)
+    sample_temperature: float = in_evaluation(0.0, "temperature of samples; 0 is greedy", ge=0)
 
 
 class FinetuneRecipe(TuningRecipe):
     """A checkpoint, on instructions and answers or whole conversations."""
 
-    prompt_loss_weight: float = setting(
-        0.0, "weight of the prompt's loss: 0 masks it, 1 trains on it as on the answer", group="data", ge=0, le=1
+    prompt_loss_weight: float = in_data(
+        0.0, "weight of the prompt's loss: 0 masks it, 1 trains on it as on the answer", ge=0, le=1
     )
-    weights: list[str] = setting(
-        [],
-        "weights of data files that have none of their own, by patterns of their names: 'made*=6'; others have 1",
-        group="data",
+    weights: list[str] = in_data(
+        [], "weights of data files that have none of their own, by patterns of their names: 'made*=6'; others have 1"
     )
-    epochs: float = setting(2, "passes over the training data", group="optimisation", gt=0)
-    learning_rate: float = setting(1e-4, "peak learning rate of AdamW", group="optimisation", gt=0)
+    epochs: float = in_optimisation(2, "passes over the training data", gt=0)
+    learning_rate: float = in_optimisation(1e-4, "peak learning rate of AdamW", gt=0)
 
     @field_validator("weights")
     @classmethod
@@ -323,16 +279,14 @@ class FinetuneRecipe(TuningRecipe):
 class DpoRecipe(TuningRecipe):
     """A checkpoint, on pairs of a preferred and a rejected answer."""
 
-    beta: float = setting(
-        0.1, "how much moving away from the starting checkpoint costs; lower allows more", group="preference", gt=0
-    )
-    label_smoothing: float = setting(
-        0.0, "probability that a preference is the wrong way round (conservative DPO)", group="preference", ge=0, lt=0.5
+    beta: float = in_preference(0.1, "how much moving away from the starting checkpoint costs; lower allows more", gt=0)
+    label_smoothing: float = in_preference(
+        0.0, "probability that a preference is the wrong way round (conservative DPO)", ge=0, lt=0.5
     )
 
-    batch_size: int = setting(8, "pairs per update", group="optimisation", ge=1)
-    epochs: float = setting(1, "passes over the training data", group="optimisation", gt=0)
-    learning_rate: float = setting(5e-6, "peak learning rate of AdamW", group="optimisation", gt=0)
+    batch_size: int = in_optimisation(8, "pairs per update", ge=1)
+    epochs: float = in_optimisation(1, "passes over the training data", gt=0)
+    learning_rate: float = in_optimisation(5e-6, "peak learning rate of AdamW", gt=0)
 
 
 def generation_defaults(entries: Sequence[str]) -> dict[str, Any]:

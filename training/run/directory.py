@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from topkapi.model.errors import CheckpointError, SettingsError
 from topkapi.model.files import recover_directory, remove_directory, write_directory
 from topkapi.training.recipes.recipe import TrainingRecipe, free_fields
-from topkapi.training.run.process import Hold, trainer
+from topkapi.training.run.process import Hold, training_process
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +35,10 @@ _CLOCKED = ("timings.jsonl", "system.jsonl")
 _ELSEWHERE = "choose another --out, where this user may write"
 # What is made before a run begins lies in here.
 _PREPARED = ".prepared"
+
+
+Saved = tuple[dict[str, "Tensor"], dict[str, Any]]
+"""Tensors and facts of a state."""
 
 
 class RunDirectory:
@@ -143,7 +147,7 @@ class RunDirectory:
 
     def check_idle(self) -> None:
         """Refuse a run that a process is training at this moment."""
-        if found := trainer(self.path):
+        if found := training_process(self.path):
             raise SettingsError(
                 f"{self.path} is being trained by {found}", field="out", hint="wait for it, or end it with Ctrl-C first"
             )
@@ -224,7 +228,7 @@ class RunDirectory:
             content = {**facts, "lengths": dict(lengths)}
             (partial / "state.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
-    def load_state(self, step: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def load_state(self, step: int | None = None) -> Saved | None:
         """The state of `step` (None: the latest), with the record files cut back to it; None where there is none."""
         from safetensors.torch import load_file
 

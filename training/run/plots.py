@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from topkapi.training.run.state import Standing
+from topkapi.training.run.state import TrainerState
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -29,8 +29,8 @@ def save(figure: Any, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def draw_losses(records: Records, standing: Standing) -> Any:
-    """Training and validation loss against steps, with tokens seen on a second axis, and where the loss leapt."""
+def draw_losses(records: Records, state: TrainerState) -> Any:
+    """Training and validation loss against steps, with tokens seen on a second axis, and where the loss spiked."""
     evaluations = [record for record in records if "train_loss" in record]
     updates = [record for record in records if "loss" in record and "event" not in record]
     figure = _figure()
@@ -40,19 +40,19 @@ def draw_losses(records: Records, standing: Standing) -> Any:
         axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8, label="each step's batch")
     if evaluations:
         axes.plot(*_curve(evaluations, "train_loss"), color="tab:blue", label="training")
-    if standing.held_out and evaluations:
+    if state.held_out and evaluations:
         axes.plot(*_curve(evaluations, "validation_loss"), color="tab:orange", label="validation")
-    if standing.best_step is not None:
-        axes.axvline(standing.best_step, color="grey", linestyle=":", label=f"best (step {standing.best_step})")
-    leaps = [record["step"] for record in records if "event" in record]
-    for number, step in enumerate(leaps):
-        axes.axvline(step, color="tab:red", linewidth=0.8, label=None if number else "the loss leapt")
+    if state.best_step is not None:
+        axes.axvline(state.best_step, color="grey", linestyle=":", label=f"best (step {state.best_step})")
+    spikes = [record["step"] for record in records if "event" in record]
+    for number, step in enumerate(spikes):
+        axes.axvline(step, color="tab:red", linewidth=0.8, label=None if number else "loss spike")
     axes.set_xlabel("steps")
     axes.set_ylabel("loss (nats per token)")
     axes.grid(alpha=0.2)
     axes.legend()
-    if standing.step:
-        per_step = standing.tokens / standing.step
+    if state.step:
+        per_step = state.tokens / state.step
         tokens_of, steps_of = partial(np.multiply, per_step), partial(np.multiply, 1 / per_step)
         top = axes.secondary_xaxis("top", functions=(tokens_of, steps_of))
         top.set_xlabel("tokens seen")

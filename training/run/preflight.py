@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from topkapi.model.conversation.template_files import BUILT_IN_TEMPLATES
 from topkapi.model.errors import DataError, SettingsError
 from topkapi.model.storage.location import check_location
-from topkapi.model.user_files import what_it_is
+from topkapi.model.user_files import LONGEST_SETTINGS, read_file, what_it_is
 from topkapi.training.data.sources import DATASET, find_files, no_such_file
 from topkapi.training.data.weights import sources_and_weights
 from topkapi.training.recipes.recipe import PretrainRecipe, TrainingRecipe, TuningRecipe
 from topkapi.training.recipes.shapes import check_inherited, continued_config, new_config
 from topkapi.training.run.directory import RunDirectory
 from topkapi.training.run.hub import check_push
+
+if TYPE_CHECKING:
+    from topkapi.model.conversation.chat_template import ChatTemplate
 
 
 def alone() -> bool:
@@ -76,6 +80,22 @@ def check_chat_template(name: str | None) -> None:
             field="chat_template",
             hint=f"give a Jinja file or one of: {', '.join(BUILT_IN_TEMPLATES)}",
         )
+
+
+def chat_template(name: str | None) -> ChatTemplate | None:
+    """A built-in template by its name, or one read from a file. Raises `SettingsError` where there is none."""
+    from topkapi.model.conversation.chat_template import ChatTemplate
+
+    check_chat_template(name)
+    if name is None:
+        return None
+    if name in BUILT_IN_TEMPLATES:
+        return ChatTemplate.built_in(name)
+    source = read_file(Path(name), LONGEST_SETTINGS, field="chat_template", kind=SettingsError)
+    try:
+        return ChatTemplate(source.decode("utf-8"), Path(name).stem)
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"the chat template {name} is not UTF-8: {error}", field="chat_template") from None
 
 
 def _check_tokenizer(name: str | None) -> None:

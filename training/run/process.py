@@ -1,4 +1,4 @@
-"""Which process trains in a run directory, and whether it is still there."""
+"""Which process trains in a run directory, whether it is still there, and that it is asked to stop."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import fcntl
 import json
 import os
 import platform
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from topkapi.model.errors import SettingsError
+from topkapi.model.errors import SettingsError, TopkapiError
 
 _FILE = ".process.json"
 # The clock may have been set since a process was started.
@@ -51,7 +52,7 @@ class Hold:
         except BlockingIOError:
             self.release()
             raise SettingsError(
-                f"{directory} is being trained by {trainer(directory) or 'another process'}",
+                f"{directory} is being trained by {training_process(directory) or 'another process'}",
                 field="out",
                 hint="wait for it, or choose another --out",
             ) from None
@@ -66,7 +67,7 @@ class Hold:
             self._descriptor = None
 
 
-def trainer(directory: Path) -> str | None:
+def training_process(directory: Path) -> str | None:
     """The process that trains in `directory`, in words; None where there is none."""
     try:
         note: dict[str, Any] = json.loads((directory / _FILE).read_text("utf-8"))
@@ -110,3 +111,39 @@ def _exists(pid: int) -> bool:
         # It is another user's.
         return True
     return True
+
+
+class Interrupted(TopkapiError):
+    """The run was asked to stop; it has saved its state and can be resumed."""
+
+    kind = "interrupted"
+
+
+class StopRequest:
+    """The signal that asks to stop, once one has come; `notice` is told so."""
+
+    def __init__(self, notice: Callable[[str], None]) -> None:
+        self.asked: signal.Signals | None = None
+        self._notice = notice
+
+    @property
+    def name(self) -> str:
+        """The signal's; where another process got it, what that most likely was."""
+        return (self.asked or signal.SIGTERM).name
+
+    @contextmanager
+    def awaited(self) -> Iterator[None]:
+        """In the block, Ctrl-C and SIGTERM are noted; a second one ends the process at once."""
+
+        def ask(number: int, _: object) -> None:
+            if self.asked is not None:
+                raise KeyboardInterrupt
+            self.asked = signal.Signals(number)
+            self._notice(f"{self.name}: saving after this step")
+
+        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)

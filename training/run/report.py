@@ -15,20 +15,20 @@ from topkapi.training.run.console import Console, duration, visible
 from topkapi.training.run.directory import RunDirectory
 from topkapi.training.run.plots import draw_losses, draw_schedule, save
 from topkapi.training.run.report_page import MARKDOWN, PAGE, render
-from topkapi.training.run.state import Standing
+from topkapi.training.run.state import TrainerState
 
 # Samples are shown from so many moments of the run, the first and the last among them.
 _MOMENTS = 6
 _PACKAGES = ("torch", "numpy", "tokenizers", "safetensors")
 
 
-def finish(run: RunDirectory, standing: Standing, console: Console) -> None:
+def finish(run: RunDirectory, state: TrainerState, console: Console) -> None:
     """Write `plots/*.png`, `report.md` and `report.html` and tell how the run went."""
     records = run.records("metrics.jsonl")
     plots = {"losses": run.path / "plots" / "loss.png", "learning rate": run.path / "plots" / "learning-rate.png"}
-    save(draw_losses(records, standing), plots["losses"])
+    save(draw_losses(records, state), plots["losses"])
     save(draw_schedule(records), plots["learning rate"])
-    facts = report_facts(run, standing)
+    facts = report_facts(run, state)
     run.write(
         "report.md", render(MARKDOWN, facts | {"plots": {name: f"plots/{at.name}" for name, at in plots.items()}})
     )
@@ -36,28 +36,28 @@ def finish(run: RunDirectory, standing: Standing, console: Console) -> None:
         name: "data:image/png;base64," + base64.b64encode(at.read_bytes()).decode() for name, at in plots.items()
     }
     run.write("report.html", render(PAGE, facts | {"plots": embedded}))
-    console.message(f"{facts['ending']}: {standing.verdict()}")
+    console.message(f"{facts['ending']}: {state.verdict()}")
     console.message(f"report: {run.path / 'report.md'}")
     console.message(f"serve it with: {facts['serve']}")
 
 
-def report_facts(run: RunDirectory, standing: Standing) -> dict[str, Any]:
+def report_facts(run: RunDirectory, state: TrainerState) -> dict[str, Any]:
     """Everything that the report says, in words and rows of text."""
     records = run.records("metrics.jsonl")
     made = _made(run.path)
     place = shlex.quote(str(run.path))
-    verdict = standing.verdict()
+    verdict = state.verdict()
     evaluations = [record for record in records if "train_loss" in record]
     measured = [name for name in (evaluations[0] if evaluations else {}) if name not in ("step", "epoch", "tokens")]
     data = made.get("data") or {}
     return {
         "name": run.path.resolve().name,
-        "ending": standing.finished or "all steps done",
+        "ending": state.finished or "all steps done",
         "verdict": verdict[:1].upper() + verdict[1:],
-        "steps": f"{standing.step:,}",
-        "tokens": f"{standing.tokens:,}",
-        "pace": _pace(run.records("timings.jsonl")),
-        "warnings": _warnings(records, standing),
+        "steps": f"{state.step:,}",
+        "tokens": f"{state.tokens:,}",
+        "speed": _speed(run.records("timings.jsonl")),
+        "warnings": _warnings(records, state),
         "measured": [name.replace("_", " ") for name in measured],
         "evaluations": [
             [f"{record['step']:,}", *(f"{record[name]:.3f}" for name in measured)] for record in evaluations
@@ -85,7 +85,7 @@ def _made(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _pace(timings: list[dict[str, Any]]) -> str:
+def _speed(timings: list[dict[str, Any]]) -> str:
     if not timings:
         return ""
     last = timings[-1]
@@ -94,7 +94,7 @@ def _pace(timings: list[dict[str, Any]]) -> str:
     return line if share is None else f"{line}, {share:.0%} of the machine's peak"
 
 
-def _warnings(records: list[dict[str, Any]], standing: Standing) -> list[str]:
+def _warnings(records: list[dict[str, Any]], state: TrainerState) -> list[str]:
     found = []
     for record in records:
         if "event" not in record:
@@ -103,15 +103,15 @@ def _warnings(records: list[dict[str, Any]], standing: Standing) -> list[str]:
         after = f"; the run returned to step {record['returned_to']}" if "returned_to" in record else ""
         loss = "no number" if record["loss"] is None else f"{record['loss']:.3f}"
         found.append(f"Step {record['step']}: the loss was {loss}{after}. {row['origin']}: “{visible(row['text'])}”")
-    if standing.risen is not None:
+    if state.risen is not None:
         found.append(
-            f"Diverging: at step {standing.risen} the smoothed loss stood far above the "
-            f"{standing.first_train_loss:.3f} of before the first step."
+            f"Diverging: at step {state.risen} the smoothed loss stood far above the "
+            f"{state.first_train_loss:.3f} of before the first step."
         )
-    if standing.overfitting:
-        found.append(f"Overfitting: {standing.verdict()}.")
-    if standing.memorising:
-        found.append(f"Memorising: the last samples repeat up to {standing.copied} tokens of the training text.")
+    if state.overfitting:
+        found.append(f"Overfitting: {state.verdict()}.")
+    if state.memorising:
+        found.append(f"Memorising: the last samples repeat up to {state.copied} tokens of the training text.")
     return found
 
 

@@ -11,7 +11,7 @@ MARKDOWN = """\
 # {{ name }}
 
 {{ steps }} steps, {{ tokens }} tokens{% if parameters %}, {{ parameters }} parameters{% endif %}: {{ ending }}. \
-{{ verdict }}.{% if pace %} {{ pace }}.{% endif %}
+{{ verdict }}.{% if speed %} {{ speed }}.{% endif %}
 
 {% for warning in warnings %}
 - {{ warning }}
@@ -101,7 +101,7 @@ PAGE = """\
 <h1>{{ name }}</h1>
 <p class="verdict">{{ verdict }}.</p>
 <p>{{ steps }} steps, {{ tokens }} tokens{% if parameters %}, {{ parameters }} parameters{% endif %}: {{ ending }}.
-{%- if pace %} {{ pace }}.{% endif %}</p>
+{%- if speed %} {{ speed }}.{% endif %}</p>
 {% for warning in warnings %}
 <p class="warning">{{ warning }}</p>
 {% endfor %}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from topkapi.model.errors import SettingsError
-from topkapi.training.run.process import trainer
+from topkapi.training.run.process import training_process
 
 _COLUMNS = ("name", "steps", "tokens", "best validation", "at step", "tokens/s", "state")
 
@@ -107,7 +107,7 @@ def summary(path: Path) -> Summary:
         best_loss=best.get("validation_loss"),
         best_step=best.get("step"),
         tokens_per_s=timings[-1]["tokens_per_s"] if timings else None,
-        state="running" if trainer(path) else "finished" if finished else "stopped",
+        state="running" if training_process(path) else "finished" if finished else "stopped",
     )
 
 

@@ -17,7 +17,7 @@ _HIGHER_IS_BETTER = ("validation_accuracy", "validation_margin")
 
 
 @dataclass
-class Standing:
+class TrainerState:
     """How far a run has come: together with the tensors, all that decides how it goes on. Saved as JSON.
 
     `step` counts finished updates, `tokens` trained targets. Losses are those of the latest evaluation; `best_…` are
@@ -25,7 +25,7 @@ class Standing:
     `[value of the chosen metric, step]`, best first.
     `level` and `deviation` are the running mean of the batches' losses and of their distance from it, over `observed`
     steps; `risen` is the step at which the level stood far above the first loss. `skipped` are numbers of batches that
-    made the loss leap; `leaps` are the lines of `metrics.jsonl` on those since the last regular save.
+    made the loss spike; `spikes` are the lines of `metrics.jsonl` on those since the last regular save.
     Without `held_out` there is no validation data, and training data stand in for them.
     """
 
@@ -49,9 +49,18 @@ class Standing:
     risen: int | None = None
     last_spike: int | None = None
     skipped: list[int] = field(default_factory=list)
-    leaps: list[dict[str, Any]] = field(default_factory=list)
+    spikes: list[dict[str, Any]] = field(default_factory=list)
     finished: str | None = None
     held_out: bool = True
+
+    @classmethod
+    def saved(cls, fields: Mapping[str, Any]) -> TrainerState:
+        """The state that was saved with these `fields`, be it by an earlier version."""
+        state = cls(**{{"leaps": "spikes"}.get(name, name): value for name, value in fields.items()})
+        if not state.ranking and state.best_loss is not None and state.best_step is not None:
+            # There was one kind of best.
+            state.ranking = [[state.best_loss, state.best_step]]
+        return state
 
     def note(self, train_loss: float, validation_loss: float) -> bool:
         """Take in an evaluation; whether it is the best so far, and better than before the first step."""

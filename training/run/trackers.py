@@ -8,22 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from topkapi.model.errors import SettingsError
+from topkapi.training.run.directory import RunDirectory
 
 Log = Callable[[dict[str, float], int], None]
 
 
 @contextmanager
-def tracked(name: str | None, directory: Path, config: Mapping[str, Any]) -> Iterator[Callable[..., None] | None]:
-    """Yield a listener for a `RunDirectory` that hands every number of its records to the tracker `name` (None: none).
+def tracked(name: str | None, run: RunDirectory, config: Mapping[str, Any]) -> Iterator[None]:
+    """Within the block, hand every number that is recorded in `run` to the tracker `name` (None: to none).
 
-    The run is called as `directory` and stands in the project of the folder around it. Raises `SettingsError` where the
-    library is missing.
+    The run is called as its directory and stands in the project of the folder around it. Raises `SettingsError` where
+    the library is missing.
     """
     if name is None:
-        yield None
+        yield
         return
     try:
-        tracker = _TRACKERS[name](directory, dict(config))
+        tracker = _TRACKERS[name](run.path, dict(config))
     except ImportError:
         package = {"tensorboard": "tensorboard"}.get(name, name)
         raise SettingsError(f"{name} is not installed", field="track", hint=f"pip install {package}") from None
@@ -38,9 +39,11 @@ def tracked(name: str | None, directory: Path, config: Mapping[str, Any]) -> Ite
         if "event" not in record and file != "samples.jsonl" and numbers:
             log(numbers, record["step"])
 
+    run.listeners.append(listen)
     try:
-        yield listen
+        yield
     finally:
+        run.listeners.remove(listen)
         finish()
 
 

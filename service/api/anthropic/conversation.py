@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from topkapi.model.conversation.tool_calls import ToolCallForm
 from topkapi.model.errors import InvalidRequest
 from topkapi.service.api.anthropic import schemas
 from topkapi.service.api.http.template_variables import template_variables
-from topkapi.service.api.openai.tools import Calling
+from topkapi.service.api.openai.tools import Calling, allowed
 from topkapi.service.models import LoadedModel
 from topkapi.service.prompting import continued_tokens, conversation_tokens
 
@@ -64,32 +63,14 @@ def _calling(model: LoadedModel, body: schemas.AnthropicCountRequest) -> Calling
         if choice is not None and choice.type in ("any", "tool"):
             raise InvalidRequest("tool_choice goes with tools", field="tool_choice", hint="send tools, or leave it out")
         return None
-    names = [tool.name for tool in body.tools]
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            field = f"tools[{index}].name"
-            raise InvalidRequest(f"{field}: there are two tools named {name!r}", field=field)
     kind = "auto" if choice is None else choice.type
-    if (kind == "tool") != (choice is not None and choice.name is not None):
+    named = None if choice is None else choice.name
+    if (kind == "tool") != (named is not None):
         raise InvalidRequest("tool_choice.name goes with the type tool", field="tool_choice.name")
-    if kind == "none":
-        return None
-    checkpoint = model.checkpoint
-    if checkpoint.chat is None:
-        raise InvalidRequest(f"{model.name} is a base checkpoint and takes no tools", field="tools")
-    form = ToolCallForm.of(checkpoint.chat, checkpoint.tokenizer)
-    functions = [_function(tool) for tool in body.tools]
-    if choice is not None and choice.name is not None:
-        functions = [function for function in functions if function["name"] == choice.name]
-        if not functions:
-            raise InvalidRequest(
-                f"tool_choice names {choice.name!r}, which is none of the tools",
-                field="tool_choice.name",
-                hint=f"the tools are: {', '.join(names)}",
-            )
     alone = choice is not None and bool(choice.disable_parallel_tool_use)
-    several = not alone and kind != "tool" and form.separator is not None
-    return Calling(form, functions, must=kind in ("any", "tool"), named=kind == "tool", several=several)
+    must: Literal["none", "auto", "required"] = kind if kind in ("none", "auto") else "required"
+    places = ("tools[{}].name", "tool_choice.name")
+    return allowed(model, list(map(_function, body.tools)), must, named, places, several=not alone)
 
 
 def _function(tool: schemas.AnthropicTool) -> dict[str, Any]:

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from topkapi.model.conversation.tool_call_reader import Call, Event, Said
+from topkapi.model.conversation.tool_call_reader import Call, Said
+from topkapi.model.conversation.tool_call_reader import Event as ToolCallEvent
 from topkapi.model.decoding.aliases import translated
 from topkapi.model.errors import Overloaded, TopkapiError
 from topkapi.service.api.anthropic import schemas
 from topkapi.service.api.anthropic.conversation import Reading, read
-from topkapi.service.api.http.answering import answered
-from topkapi.service.api.http.apart import apart, unless_disconnected
-from topkapi.service.api.http.body import JSONRoute
+from topkapi.service.api.http.answering import Answer, Event, apart, respond
+from topkapi.service.api.http.describing import STREAM, errors_of
 from topkapi.service.api.http.dialect import Dialect, with_hint
-from topkapi.service.api.http.errors import INTERNAL
-from topkapi.service.api.http.streaming import STREAM, EventStream
-from topkapi.service.api.openai.tools import Calling, naming
-from topkapi.service.generation import Generation, Output, Plan, no_answer, plan
+from topkapi.service.api.http.registration import Routes
+from topkapi.service.api.openai.tools import naming
+from topkapi.service.generation import Delta, Generation, Output, Plan, no_answer, plan
 from topkapi.service.models import LoadedModel, Models
 
 _KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
@@ -36,48 +35,25 @@ def _error(error: TopkapiError) -> tuple[int, dict[str, Any]]:
     return status, {"type": "error", "error": {"type": kind, "message": with_hint(error)}}
 
 
-ANTHROPIC = Dialect("anthropic", _error, prefixes=("/v1/messages",))
+ANTHROPIC = Dialect("anthropic", _error, prefixes=("/v1/messages",), error_event="error")
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": schemas.AnthropicError, "description": meaning}
-    for status, meaning in {
-        400: "The body is not valid JSON, or a field is wrong",
-        404: "The checkpoint is not loaded",
-        413: "The body is too large",
-        415: "The body is not declared as JSON",
-        500: "A step of the engine failed",
-        503: "The checkpoint is being unloaded",
-        529: "The queue is full; wait Retry-After seconds",
-    }.items()
-}
+ERRORS = errors_of(schemas.AnthropicError, 404, 413, 415, 500, more={
+    400: "The body is not valid JSON, or a field is wrong",
+    503: "The checkpoint is being unloaded",
+    529: "The queue is full; wait Retry-After seconds",
+})  # fmt: skip
 
 
-def router(models: Models) -> APIRouter:
+def router(models: Models) -> Routes:
     """Anthropic's routes over the loaded checkpoints."""
-    routes = APIRouter(route_class=JSONRoute, tags=["Anthropic"])
+    routes = Routes(ERRORS, tags=["Anthropic"])
 
-    @routes.post(
-        "/v1/messages",
-        summary="Anthropic: answer a conversation",
-        responses={**ERRORS, 200: {"model": schemas.AnthropicMessage, "content": STREAM}},
-        response_model=None,
-    )
+    @routes.answering("/v1/messages", "Anthropic: answer a conversation", schemas.AnthropicMessage, stream=STREAM)
     async def messages(request: Request, body: schemas.AnthropicRequest) -> Response:
-        asked, reading = await apart(request, _plan, models.get(body.model), body)
-        generation = Generation(asked)
-        answer = _Answer(generation, body, reading.calling)
-        if body.stream:
-            generation.start()
-            return EventStream(generation, answer.events())
-        async with generation:
-            await unless_disconnected(request, generation.finish())
-        return await answered(answer.message)
+        return await respond(request, _Answer, models.get(body.model), body)
 
-    @routes.post(
-        "/v1/messages/count_tokens",
-        summary="Anthropic: how many tokens a conversation has",
-        responses={**ERRORS, 200: {"model": schemas.AnthropicCount}},
-        response_model=None,
+    @routes.answering(
+        "/v1/messages/count_tokens", "Anthropic: how many tokens a conversation has", schemas.AnthropicCount
     )
     async def count_tokens(request: Request, body: schemas.AnthropicCountRequest) -> Response:
         reading = await apart(request, read, models.get(body.model), body)
@@ -88,13 +64,8 @@ def router(models: Models) -> APIRouter:
 
 def _plan(model: LoadedModel, body: schemas.AnthropicRequest) -> tuple[Plan, Reading]:
     reading = read(model, body)
-    given: dict[str, Any] = {
-        "max_tokens": body.max_tokens,
-        "stop_sequences": body.stop_sequences or None,
-        "temperature": body.temperature,
-        "top_k": body.top_k,
-        "top_p": body.top_p,
-    }
+    given = {name: getattr(body, name) for name in ("max_tokens", "temperature", "top_k", "top_p")}
+    given["stop_sequences"] = body.stop_sequences or None
     if body.output_config is not None and body.output_config.format is not None:
         given["json_schema"] = body.output_config.format.schema_
     with translated(given) as parameters:
@@ -104,56 +75,50 @@ def _plan(model: LoadedModel, body: schemas.AnthropicRequest) -> tuple[Plan, Rea
             return plan(model, [reading.token_ids], parameters, chat=True), reading
 
 
-class _Answer:
-    """The answer of one generation as a message, or as the events of a stream."""
+class _Answer(Answer[Delta]):
+    dialect = ANTHROPIC
 
-    def __init__(self, generation: Generation, body: schemas.AnthropicRequest, calling: Calling | None) -> None:
-        self._generation = generation
-        self._body = body
-        self._reader = None if calling is None else calling.reader()
+    def __init__(self, model: LoadedModel, body: schemas.AnthropicRequest) -> None:
+        plan, reading = _plan(model, body)
+        self._generation, self._body = Generation(plan), body
+        self._reader = None if reading.calling is None else reading.calling.reader()
         self._blocks = _Blocks()
+        super().__init__(self._generation, stream=body.stream)
 
-    def message(self) -> dict[str, Any]:
-        """The whole message."""
+    def whole(self) -> dict[str, Any]:
         (output,) = self._generation.outputs
         for _ in self._blocks.events([*self._feed(output.text), *self._flush()]):
             pass
-        return self._envelope() | {"content": self._blocks.content()} | self._ending(output) | {"usage": self._usage()}
+        return self._envelope() | {"content": self._blocks.content()} | self._ended(output) | {"usage": self._usage()}
 
-    async def events(self) -> AsyncIterator[bytes]:
-        """The events of a stream, as they are sent."""
-        generation = self._generation
-        try:
-            begun: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": self._usage()}
-            yield _event("message_start", {"message": self._envelope() | begun})
-            yield _event("ping", {})
-            async for delta in generation.deltas():
-                for name, data in self._blocks.events(self._feed(delta.text)):
-                    yield _event(name, data)
-            (output,) = generation.outputs
-            for name, data in [*self._blocks.events(self._flush()), *self._blocks.end()]:
-                yield _event(name, data)
-            yield _event("message_delta", {"delta": self._ending(output), "usage": self._usage()})
-            yield _event("message_stop", {})
-        except TopkapiError as error:
-            yield _sent("error", _error(error)[1])
-        except Exception:
-            yield _sent("error", _error(INTERNAL)[1])
-            raise
+    def opening(self) -> Iterator[Event]:
+        begun: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": self._usage()}
+        yield _event("message_start", message=self._envelope() | begun)
+        yield _event("ping")
 
-    def _feed(self, text: str) -> Iterable[Event]:
+    def told(self, step: Delta) -> Iterator[Event]:
+        return self._blocks.events(self._feed(step.text))
+
+    def ending(self) -> Iterator[Event]:
+        (output,) = self._generation.outputs
+        yield from self._blocks.events(self._flush())
+        yield from self._blocks.end()
+        yield _event("message_delta", delta=self._ended(output), usage=self._usage())
+        yield _event("message_stop")
+
+    def _feed(self, text: str) -> Iterable[ToolCallEvent]:
         if self._reader is not None:
             return self._reader.feed(text)
         return [Said(text)] if text else []
 
-    def _flush(self) -> Iterable[Event]:
+    def _flush(self) -> Iterable[ToolCallEvent]:
         return [] if self._reader is None else self._reader.flush()
 
     def _envelope(self) -> dict[str, Any]:
         name = self._generation.plan.model.name
         return {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": name}
 
-    def _ending(self, output: Output) -> dict[str, Any]:
+    def _ended(self, output: Output) -> dict[str, Any]:
         reason, sequence = "end_turn", None
         if output.finish_reason == "length":
             full = len(output.tokens) < self._body.max_tokens
@@ -184,7 +149,7 @@ class _Blocks:
         self._written: list[str] = []
         self._open = False
 
-    def events(self, said: Iterable[Event]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def events(self, said: Iterable[ToolCallEvent]) -> Iterator[Event]:
         """The stream's events for more of an answer."""
         for event in said:
             if isinstance(event, Call):
@@ -197,15 +162,15 @@ class _Blocks:
                     yield from self._begin({"type": "text", "text": ""})
                 self._written[-1] += event.text
                 delta = {"type": "text_delta", "text": event.text}
-            yield "content_block_delta", {"index": len(self._blocks) - 1, "delta": delta}
+            yield _event("content_block_delta", index=len(self._blocks) - 1, delta=delta)
 
-    def end(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    def end(self) -> Iterator[Event]:
         """The events that close the last block; an answer that says nothing has one without text."""
         if not self._blocks:
             yield from self._begin({"type": "text", "text": ""})
         if self._open:
             self._open = False
-            yield "content_block_stop", {"index": len(self._blocks) - 1}
+            yield _event("content_block_stop", index=len(self._blocks) - 1)
 
     def content(self) -> list[dict[str, Any]]:
         """The blocks with all that was written."""
@@ -216,18 +181,14 @@ class _Blocks:
             for block, text in zip(self._blocks, self._written, strict=True)
         ]
 
-    def _begin(self, block: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _begin(self, block: dict[str, Any]) -> Iterator[Event]:
         if self._open:
             yield from self.end()
         self._blocks.append(block)
         self._written.append("")
         self._open = True
-        yield "content_block_start", {"index": len(self._blocks) - 1, "content_block": block}
+        yield _event("content_block_start", index=len(self._blocks) - 1, content_block=block)
 
 
-def _event(name: str, data: Mapping[str, Any]) -> bytes:
-    return _sent(name, {"type": name, **data})
-
-
-def _sent(name: str, data: Mapping[str, Any]) -> bytes:
-    return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False, allow_nan=False)}\n\n".encode()
+def _event(name: str, **data: Any) -> Event:
+    return name, {"type": name, **data}

@@ -11,16 +11,13 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from topkapi.service.api.http.apart import apart
-from topkapi.service.api.http.dialect import CHOSEN, Dialect, dialect_of
+from topkapi.service.api.http.answering import apart
+from topkapi.service.api.http.dialect import CHOSEN, Dialect
 from topkapi.service.api.http.errors import (
-    BodyTooLarge,
     InapplicableField,
+    Refused,
     UnsupportedEncoding,
-    UnsupportedMediaType,
-    error_response,
     field_name,
     location_of,
     place_of,
@@ -28,9 +25,6 @@ from topkapi.service.api.http.errors import (
 from topkapi.service.api.http.json_reader import FAST, parse_json
 
 Handle = Callable[[Request], Coroutine[Any, Any, Response]]
-
-STUDIO_BYTES = 2 * 2**20
-"""Largest body of the studio's own routes, which Gradio reads on the event loop; a conversation fits many times."""
 
 IGNORED = "X-Ignored-Parameters"
 """The header in which a lenient server names the fields it left out."""
@@ -112,37 +106,6 @@ def _remove(document: Any, location: Sequence[str | int]) -> bool:
     return True
 
 
-class BodyLimit:
-    """Refuses bodies above a limit, by their declared length or, without one, as they come in."""
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app = app
-        self._limit = limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 413 at once where the length is declared; else let reading the body fail with `BodyTooLarge`."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        limit = min(self._limit, STUDIO_BYTES) if path.startswith("/gradio_api/") else self._limit
-        declared = dict(scope["headers"]).get(b"content-length", b"")
-        if declared.isdigit() and int(declared) > limit:
-            await error_response(BodyTooLarge(limit), dialect_of(scope))(scope, receive, send)
-            return
-        received = 0
-
-        async def limited() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > limit:
-                raise BodyTooLarge(limit)
-            return message
-
-        await self._app(scope, limited, send)
-
-
 class _StrictRequest(Request):
     _document: Any = None
 
@@ -151,14 +114,13 @@ class _StrictRequest(Request):
             body = await self.body()
             encoding = self.headers.get("content-encoding", "").strip().lower()
             if encoding not in ("", "identity"):
-                raise UnsupportedEncoding(
-                    f"the body is encoded as {encoding[:100]}, and only plain ones are read",
-                    hint="send it as it is, without the header Content-Encoding",
-                )
+                raise UnsupportedEncoding(encoding)
             media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
             if media_type != "application/json" and not media_type.endswith("+json"):
                 declared = f"declared as {media_type}" if media_type else "not declared as anything"
-                raise UnsupportedMediaType(
+                raise Refused(
+                    415,
+                    "unsupported_media_type",
                     f"the body must be JSON, but it is {declared}",
                     hint="send the header Content-Type: application/json",
                 )

@@ -2,9 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel
+
+_EVENT = {
+    "type": "object",
+    "properties": {"id": {"type": "string"}, "event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
+STREAM: dict[str, Any] = {"text/event-stream": {"schema": _EVENT}}
+"""How a route's documentation says that it may answer by server-sent events: the schema is that of one event."""
+
+
+Responses = dict[int | str, dict[str, Any]]
+"""What a route may answer, by status, as FastAPI describes it."""
+
+
+_MEANINGS = {
+    400: "The body is not valid JSON",
+    404: "The checkpoint is not loaded",
+    413: "The body is too large",
+    415: "The body is not declared as JSON",
+    429: "The queue is full; wait Retry-After seconds",
+    500: "A step of the engine failed",
+}
+
+
+def errors_of(model: type[BaseModel], *statuses: int, more: Mapping[int, str] = MappingProxyType({})) -> Responses:
+    """The errors that a route may answer, told as `model`: those that mean what they mostly do, and `more`."""
+    meanings = sorted(({status: _MEANINGS[status] for status in statuses} | dict(more)).items())
+    return {status: {"model": model, "description": meaning} for status, meaning in meanings}
 
 
 def one_of(*shapes: tuple[str, ...], others: tuple[str, ...] = ()) -> dict[str, Any]:

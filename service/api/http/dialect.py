@@ -21,13 +21,20 @@ class Dialect:
     """One family of clients. `render(error)` is the status and the JSON body by which they learn of an error.
 
     Its routes answer so; what no route takes does under one of `prefixes`. `fields` maps a path that an earlier
-    dialect has too to those fields of a body any of which makes the request this dialect's.
+    dialect has too to those fields of a body any of which makes the request this dialect's. A stream that breaks off
+    says so by an event named `error_event`; before an event's data stands `data_mark`.
     """
 
     name: str
     render: Callable[[TopkapiError], tuple[int, dict[str, Any]]]
     prefixes: tuple[str, ...] = ()
     fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    error_event: str | None = None
+    data_mark: str = "data: "
+
+    def failure(self, error: TopkapiError) -> tuple[str | None, Any]:
+        """The last event of a stream that breaks off: its name and data."""
+        return self.error_event, self.render(error)[1]
 
 
 class Dialects:

@@ -23,51 +23,40 @@ MOST_LISTED = 60
 INTERNAL = TopkapiError("the server met an unexpected error", hint="its log has the details; please report it")
 
 
-class UnsupportedMediaType(InvalidRequest):
-    """The body is not declared as JSON."""
+class Refused(InvalidRequest):
+    """A request that HTTP has a status of its own for."""
 
-    status = 415
-    kind = "unsupported_media_type"
+    def __init__(
+        self, status: int, kind: str, message: str, *, field: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, field=field, hint=hint)
+        self.status, self.kind = status, kind
 
 
-class UnsupportedEncoding(UnsupportedMediaType):
+class UnsupportedEncoding(Refused):
     """The body is compressed."""
 
-
-class NotFound(InvalidRequest):
-    """There is no such route."""
-
-    status = 404
-    kind = "not_found"
+    def __init__(self, encoding: str) -> None:
+        message = f"the body is encoded as {encoding[:100]}, and only plain ones are read"
+        hint = "send it as it is, without the header Content-Encoding"
+        super().__init__(415, "unsupported_media_type", message, hint=hint)
 
 
-class MethodNotAllowed(InvalidRequest):
-    """The route exists, but not for this method."""
-
-    status = 405
-    kind = "method_not_allowed"
-
-
-class BodyTooLarge(InvalidRequest):
+class BodyTooLarge(Refused):
     """The body is larger than the server accepts."""
-
-    status = 413
-    kind = "body_too_large"
 
     def __init__(self, limit: int) -> None:
         hint = "send less at once, or start the server with a larger TOPKAPI_MAX_BODY_BYTES"
-        super().__init__(f"the body is larger than {limit:,} bytes", hint=hint)
+        super().__init__(413, "body_too_large", f"the body is larger than {limit:,} bytes", hint=hint)
 
 
-class RequestTimeout(InvalidRequest):
+class RequestTimeout(Refused):
     """The body came in too slowly to be waited for."""
-
-    status = 408
-    kind = "request_timeout"
 
     def __init__(self, received: int, seconds: float) -> None:
         hint = "send it faster, or start the server with more TOPKAPI_REQUEST_TIMEOUT"
-        super().__init__(f"{received:,} bytes of the body and no more came in within {seconds:.0f} s", hint=hint)
+        message = f"{received:,} bytes of the body and no more came in within {seconds:.0f} s"
+        super().__init__(408, "request_timeout", message, hint=hint)
 
 
 class InapplicableField(InvalidRequest):
@@ -89,15 +78,11 @@ class ClientGone(TopkapiError):
 
 def error_body(error: TopkapiError) -> dict[str, Any]:
     """The JSON object that reports `error` on the native routes."""
-    content = {"type": error.kind, "message": error.message}
-    if error.field is not None:
-        content["field"] = error.field
-    if error.hint is not None:
-        content["hint"] = error.hint
-    return {"error": content}
+    content = {"type": error.kind, "message": error.message, "field": error.field, "hint": error.hint}
+    return {"error": {name: value for name, value in content.items() if value is not None}}
 
 
-NATIVE = Dialect("native", lambda error: (error.status, error_body(error)))
+NATIVE = Dialect("native", lambda error: (error.status, error_body(error)), error_event="error")
 
 
 def error_response(error: TopkapiError, dialect: Dialect, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -116,29 +101,20 @@ def error_response(error: TopkapiError, dialect: Dialect, headers: dict[str, str
 def install(app: FastAPI) -> None:
     """Make every error of `app` answer in the shape of the dialect that its request belongs to."""
 
-    async def topkapi_error(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, TopkapiError)
-        return error_response(error, dialect_of(request.scope))
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        headers = {}
+        if isinstance(error, RequestValidationError):
+            error = from_validation(error.errors(), error.body, known_fields(request))
+        elif isinstance(error, HTTPException):
+            headers = dict(error.headers or {})
+            if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+                headers["Allow"] = _allowed(error, request)
+            error = from_status(error, request)
+        told = error if isinstance(error, TopkapiError) else INTERNAL
+        return error_response(told, dialect_of(request.scope), headers)
 
-    async def validation_error(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
-        refused = from_validation(error.errors(), error.body, known_fields(request))
-        return error_response(refused, dialect_of(request.scope))
-
-    async def http_error(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)
-        headers = dict(error.headers or {})
-        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            headers["Allow"] = _allowed(error, request)
-        return error_response(from_status(error, request), dialect_of(request.scope), headers)
-
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        return error_response(INTERNAL, dialect_of(request.scope))
-
-    app.add_exception_handler(TopkapiError, topkapi_error)
-    app.add_exception_handler(RequestValidationError, validation_error)
-    app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(Exception, unexpected)
+    for kind in (TopkapiError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, handle)
 
 
 def from_status(error: HTTPException, request: Request) -> TopkapiError:
@@ -147,9 +123,8 @@ def from_status(error: HTTPException, request: Request) -> TopkapiError:
         return not_found(request.method, request.url.path)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         return method_not_allowed(request.method, request.url.path, _allowed(error, request))
-    refused = InvalidRequest(str(error.detail))
-    refused.status, refused.kind = error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-    return refused
+    kind = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    return Refused(error.status_code, kind, str(error.detail))
 
 
 def _allowed(error: HTTPException, request: Request) -> str:
@@ -160,14 +135,15 @@ def _allowed(error: HTTPException, request: Request) -> str:
     return ", ".join(sorted(methods)) or (error.headers or {}).get("Allow", "")
 
 
-def not_found(method: str, path: str) -> NotFound:
+def not_found(method: str, path: str) -> Refused:
     """No route has this path."""
-    return NotFound(f"there is no route {method} {path}", hint="the routes are listed at /docs")
+    return Refused(404, "not_found", f"there is no route {method} {path}", hint="the routes are listed at /docs")
 
 
-def method_not_allowed(method: str, path: str, allowed: str) -> MethodNotAllowed:
+def method_not_allowed(method: str, path: str, allowed: str) -> Refused:
     """The path exists for other methods only."""
-    return MethodNotAllowed(f"{path} does not answer {method}", hint=f"use {allowed}" if allowed else None)
+    hint = f"use {allowed}" if allowed else None
+    return Refused(405, "method_not_allowed", f"{path} does not answer {method}", hint=hint)
 
 
 def from_validation(errors: Sequence[Any], body: Any, known_fields: Sequence[str] = ()) -> InvalidRequest:

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
+from fastapi.types import DecoratedCallable
 
 from topkapi.service.api.http import errors
 from topkapi.service.api.http.body import JSONRoute, Sharer
+from topkapi.service.api.http.describing import Responses
 from topkapi.service.api.http.dialect import Dialect, Dialects
+
+
+class Routes(APIRouter):
+    """A dialect's routes. What they read is JSON; `errors` are what they may answer besides success."""
+
+    def __init__(self, errors: Responses, tags: list[str | Enum] | None = None) -> None:
+        super().__init__(route_class=JSONRoute, tags=tags)
+        self.errors = errors
+
+    def answering(
+        self, path: str, summary: str, model: Any = None, *, method: str = "POST", stream: dict[str, Any] | None = None,
+        description: str | None = None, status: int = 200, errors: Responses | None = None, **options: Any,
+    ) -> Callable[[DecoratedCallable], DecoratedCallable]:  # fmt: skip
+        """Decorate the function that answers `path` with what `model` describes, or with the events `stream` does."""
+        described = {"content": stream, "description": description} | ({} if method == "GET" else {"model": model})
+        success = {name: value for name, value in described.items() if value is not None}
+        responses = {**(self.errors if errors is None else errors), status: success}
+        options |= {"status_code": status, "response_model": model if method == "GET" else None}
+        return self.api_route(path, methods=[method], summary=summary, responses=responses, **options)
 
 
 def set_up(app: FastAPI, *, ignore_unknown_fields: bool) -> None:

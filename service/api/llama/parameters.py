@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from topkapi.model.decoding.gbnf import lark_of
-from topkapi.model.decoding.table import LONGEST_WORD, MOST_IDS
+from topkapi.model.decoding.table import LONGEST_WORD, MOST_IDS, DecodingParameters
 from topkapi.model.errors import InvalidRequest
 from topkapi.service.api.llama.schemas import LlamaRequest
 from topkapi.service.models import LoadedModel
@@ -115,20 +115,20 @@ def parameters_of(model: LoadedModel, body: LlamaRequest, settings: Mapping[str,
 
 
 def generation_settings(
-    model: LoadedModel, settings: Mapping[str, Any], effective: Mapping[str, Any]
+    model: LoadedModel, settings: Mapping[str, Any], effective: DecodingParameters
 ) -> dict[str, Any]:
     """What `/completion` says was in force: `settings`, with what has been decided since."""
     shown = {name: value for name, value in settings.items() if name != "seed"}
     bias: list[dict[str, Any]] = [
-        {"token": token_id, "bias": number} for token_id, number in effective["logit_bias"].items()
+        {"token": token_id, "bias": number} for token_id, number in effective.logit_bias.items()
     ]
     # JSON has no minus infinity; llama.cpp sends null.
-    bias += [{"token": token_id, "bias": None} for token_id in effective["banned_token_ids"]]
+    bias += [{"token": token_id, "bias": None} for token_id in effective.banned_token_ids]
     return shown | {
-        "seed": effective["seed"],
+        "seed": effective.seed,
         "max_tokens": settings["n_predict"],
         "logit_bias": bias,
-        "order": effective["order"],
+        "order": effective.order,
         "n_ctx": model.context_length,
         "model": model.name,
     }
@@ -190,7 +190,8 @@ def _biases(model: LoadedModel, given: Any) -> tuple[dict[int, float], list[int]
         if isinstance(token, str) and len(token) > LONGEST_WORD:
             message = f"logit_bias: a text has {len(token):,} characters, and {LONGEST_WORD} is the most"
             raise InvalidRequest(message, field="logit_bias")
-        for token_id in [token] if isinstance(token, int) else model.checkpoint.tokenizer.encode(token):
+        # A text counts once for each of its tokens, however often it has one.
+        for token_id in [token] if isinstance(token, int) else set(model.checkpoint.tokenizer.encode(token)):
             if number is False:
                 banned.append(token_id)
             else:

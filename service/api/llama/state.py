@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from topkapi.engine.request import GenerateJob
 from topkapi.model.conversation.tool_calls import ToolCallForm
 from topkapi.model.errors import InvalidRequest, TopkapiError
-from topkapi.service.api.http.apart import apart
+from topkapi.service.api.http.answering import apart
+from topkapi.service.api.http.describing import Responses
+from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.http.template_variables import template_variables
 from topkapi.service.api.llama import schemas
 from topkapi.service.api.llama.parameters import DEFAULTS, SAMPLERS
@@ -29,24 +30,20 @@ class NotReady(TopkapiError):
     kind = "not_ready"
 
 
-def add_state(routes: APIRouter, models: Models, errors: Mapping[int | str, dict[str, Any]]) -> None:
+def add_state(routes: Routes, models: Models) -> None:
     """The routes, over the loaded checkpoints; `model` chooses one of them."""
+    errors = routes.errors
+    unknown: Responses = {404: errors[404]}
+    not_ready: Responses = {503: errors[503]}
+    busy: Responses = {400: errors[400], 422: errors[400], **unknown, **not_ready}
 
-    @routes.get(
-        "/props",
-        summary="llama.cpp: what is served",
-        response_model=schemas.LlamaProps,
-        responses={404: errors[404]},
-    )
+    @routes.answering("/props", "llama.cpp: what is served", schemas.LlamaProps, method="GET", errors=unknown)
     async def props(model: str | None = None) -> Response:
         return JSONResponse(_props(models.get(model)))
 
-    @routes.get(
-        "/slots",
-        summary="llama.cpp: what each slot is doing",
-        response_model=list[schemas.LlamaSlot],
-        responses={400: errors[400], 404: errors[404], 422: errors[400], 503: errors[503]},
-    )
+    shapes = list[schemas.LlamaSlot]
+
+    @routes.answering("/slots", "llama.cpp: what each slot is doing", shapes, method="GET", errors=busy)
     async def slots(model: str | None = None, fail_on_no_slot: int = 0) -> Response:
         loaded = models.get(model)
         views = [_slot(loaded, view) for view in slot_views(loaded.engine)]
@@ -54,12 +51,9 @@ def add_state(routes: APIRouter, models: Models, errors: Mapping[int | str, dict
             raise NotReady("no slot is available", hint="try again in a moment")
         return JSONResponse(views)
 
-    @routes.get(
-        "/v1/health",
-        summary="llama.cpp: whether the server is ready",
-        response_model=schemas.LlamaHealth,
-        responses={503: errors[503]},
-    )
+    summary = "llama.cpp: whether the server is ready"
+
+    @routes.answering("/v1/health", summary, schemas.LlamaHealth, method="GET", errors=not_ready)
     async def health() -> Response:
         if not len(models):
             raise NotReady("no checkpoint is loaded yet", hint="try again in a moment")
@@ -68,12 +62,9 @@ def add_state(routes: APIRouter, models: Models, errors: Mapping[int | str, dict
             raise NotReady(f"{who}: {error.message}", hint="try again in a moment")
         return JSONResponse({"status": "ok"})
 
-    @routes.post(
-        "/apply-template",
-        summary="llama.cpp: a conversation as the prompt that is read for it",
-        responses={**errors, 200: {"model": schemas.LlamaPrompt}},
-        response_model=None,
-    )
+    summary = "llama.cpp: a conversation as the prompt that is read for it"
+
+    @routes.answering("/apply-template", summary, schemas.LlamaPrompt)
     async def apply_template(request: Request, body: schemas.LlamaTemplateRequest) -> Response:
         return JSONResponse({"prompt": await apart(request, _rendered, models.get(body.model), body)})
 
@@ -123,7 +114,7 @@ def _slot(model: LoadedModel, view: SlotView) -> dict[str, Any]:
 def _next_token(view: SlotView) -> dict[str, Any]:
     remaining = -1
     if isinstance(view.job, GenerateJob):
-        remaining = view.job.parameters["max_tokens"] - view.generated_tokens
+        remaining = (view.job.parameters.max_tokens or 0) - view.generated_tokens
     return {"has_next_token": view.busy, "n_remain": remaining, "n_decoded": view.generated_tokens}
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from topkapi.model.errors import CheckpointError, InvalidRequest
 from topkapi.service.api.http.body import Strict
+from topkapi.service.api.http.describing import errors_of
+from topkapi.service.api.http.errors import Refused
+from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.native import schemas
 from topkapi.service.generation import defaults_of
 from topkapi.service.locations import name_of
@@ -96,62 +99,35 @@ class ModelsResponse(BaseModel):
     data: list[ListedModel]
 
 
-NAMED = schemas.errors({404: "The checkpoint is not loaded", 422: "The name is not valid"})
-NOT_ALLOWED = schemas.errors(
-    {403: "The server lets no request change what is loaded", 409: "Another change is under way"}
-)
+NAMED = errors_of(schemas.ErrorBody, 404, more={422: "The name is not valid"})
+NOT_ALLOWED = errors_of(schemas.ErrorBody, more={
+    403: "The server lets no request change what is loaded",
+    409: "Another change is under way",
+})  # fmt: skip
+REFUSED = errors_of(schemas.ErrorBody, 400, 413, 415, more={
+    403: "The server lets no request change what is loaded, or not from there",
+    409: "A name is taken, or another checkpoint is being loaded",
+    422: "A field is wrong, or there is no checkpoint that can be loaded",
+})  # fmt: skip
 
 
-class Forbidden(InvalidRequest):
-    """The server's settings don't allow it."""
-
-    status = 403
-    kind = "forbidden"
-
-
-REFUSED = schemas.errors(
-    {
-        400: "The body is not valid JSON",
-        403: "The server lets no request change what is loaded, or not from there",
-        409: "A name is taken, or another checkpoint is being loaded",
-        413: "The body is too large",
-        415: "The body is not declared as JSON",
-        422: "A field is wrong, or there is no checkpoint that can be loaded",
-    }
-)
-
-
-def add_checkpoints(routes: APIRouter, models: Models) -> None:
+def add_checkpoints(routes: Routes, models: Models) -> None:
     """The routes over the loaded checkpoints."""
     directory = models.settings.model_directory
 
-    @routes.get("/models", tags=["server"], summary="The loaded checkpoints", response_model=ModelsResponse)
+    server = partial(routes.answering, tags=["server"])
+
+    @server("/models", "The loaded checkpoints", ModelsResponse, method="GET", errors={})
     async def list_models() -> Response:
-        loaded = list(models)
-        data = [
-            {"id": model.name, "object": "model", "created": model.created, "owned_by": "topkapi"} for model in loaded
-        ]
-        described = [describe(models, model) for model in loaded]
+        described = [describe(models, model) for model in models]
+        data = [listed(model) for model in models]
         return JSONResponse({"models": described, "loading": models.loading, "object": "list", "data": data})
 
-    @routes.get(
-        "/models/{name}",
-        tags=["server"],
-        summary="A loaded checkpoint",
-        responses={**NAMED, 200: {"model": ModelDetails}},
-        response_model=None,
-    )
+    @server("/models/{name}", "A loaded checkpoint", ModelDetails, method="GET", errors=NAMED)
     async def one_model(name: str) -> Response:
         return JSONResponse(describe(models, models.get(name)))
 
-    @routes.post(
-        "/models",
-        tags=["server"],
-        summary="Load a checkpoint",
-        responses={**REFUSED, 201: {"model": ModelDetails, "description": "It is loaded"}},
-        status_code=201,
-        response_model=None,
-    )
+    @server("/models", "Load a checkpoint", ModelDetails, status=201, description="It is loaded", errors=REFUSED)
     async def load(body: LoadRequest) -> Response:
         path = _path_within(_allowed(directory), body.path)
 
@@ -161,13 +137,9 @@ def add_checkpoints(routes: APIRouter, models: Models) -> None:
 
         return await asyncio.to_thread(respond)
 
-    @routes.patch(
-        "/models/{name}",
-        tags=["server"],
-        summary="Change a checkpoint's aliases, or make it the default one",
-        responses={**NAMED, **REFUSED, 200: {"model": ModelDetails}},
-        response_model=None,
-    )
+    summary = "Change a checkpoint's aliases, or make it the default one"
+
+    @server("/models/{name}", summary, ModelDetails, method="PATCH", errors={**NAMED, **REFUSED})
     async def change(name: str, body: ChangeRequest) -> Response:
         _allowed(directory)
         model = models.change(name, aliases=body.aliases, default=body.default is True)
@@ -178,17 +150,18 @@ def add_checkpoints(routes: APIRouter, models: Models) -> None:
         tags=["server"],
         summary="Unload a checkpoint",
         description="Its running requests end as cancelled.",
-        responses={
-            **NOT_ALLOWED,
-            **NAMED,
-            204: {"description": "It is unloaded"},
-        },
+        responses={**NOT_ALLOWED, **NAMED, 204: {"description": "It is unloaded"}},
         status_code=204,
     )
     async def unload(name: str) -> Response:
         _allowed(directory)
         await asyncio.to_thread(models.unload, name)
         return Response(status_code=204)
+
+
+def listed(model: LoadedModel) -> dict[str, Any]:
+    """What a `ListedModel` says of a checkpoint."""
+    return {"id": model.name, "object": "model", "created": model.created, "owned_by": "topkapi"}
 
 
 def describe(models: Models, model: LoadedModel) -> dict[str, Any]:
@@ -218,7 +191,7 @@ def describe(models: Models, model: LoadedModel) -> dict[str, Any]:
 def _allowed(directory: Path | None) -> Path:
     if directory is None:
         hint = "start it with TOPKAPI_MODEL_DIRECTORY set to the directory that they may be loaded from"
-        raise Forbidden("this server lets no request load or unload checkpoints", hint=hint)
+        raise Refused(403, "forbidden", "this server lets no request load or unload checkpoints", hint=hint)
     return directory.expanduser()
 
 
@@ -231,7 +204,13 @@ def _path_within(directory: Path, path: str) -> Path:
         raise InvalidRequest("path holds a null character", field="path") from None
     if os.path.commonpath([root, found]) != root:
         hint = "name a checkpoint by its path within that directory"
-        raise Forbidden("path leads out of the directory that checkpoints may be loaded from", field="path", hint=hint)
+        raise Refused(
+            403,
+            "forbidden",
+            "path leads out of the directory that checkpoints may be loaded from",
+            field="path",
+            hint=hint,
+        )
     return Path(found)
 
 

@@ -28,9 +28,9 @@ def token_event(generation: Generation, delta: Delta) -> dict[str, Any]:
         "text": delta.text,
         "token_ids": [] if token is None else [token.token_id],
     }
-    if generation.parameters["logprobs"] is not None:
+    if generation.parameters.logprobs is not None:
         data["logprobs"] = [] if token is None else [token_logprobs(generation.plan.model, token)]
-    if generation.parameters["trace"]:
+    if generation.parameters.trace:
         data["trace"] = [] if token is None else [token_trace(generation.plan.model, token)]
     return data
 
@@ -53,7 +53,7 @@ def generate_response(generation: Generation, identifier: str, created: int) -> 
             "first_token_s": None if generation.first_token_s is None else round(generation.first_token_s, 6),
             "token_s": None if latencies is None else {name: round(s, 6) for name, s in asdict(latencies).items()},
         },
-        "parameters": generation.parameters,
+        "parameters": generation.parameters.as_dict(),
         "order": list(generation.order),
         "deterministic": generation.deterministic,
     }
@@ -140,9 +140,9 @@ def _output(generation: Generation, output: Output) -> dict[str, Any]:
         result["stop_reason"] = output.stop_reason
     if output.score is not None:
         result["score"] = output.score
-    if generation.parameters["logprobs"] is not None:
+    if generation.parameters.logprobs is not None:
         result["logprobs"] = [token_logprobs(generation.plan.model, token) for token in output.tokens]
-    if generation.parameters["trace"]:
+    if generation.parameters.trace:
         result["trace"] = [token_trace(generation.plan.model, token) for token in output.tokens]
     return result
 

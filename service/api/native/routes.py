@@ -2,47 +2,86 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from topkapi.service.api.http.body import JSONRoute
-from topkapi.service.api.native import schemas
+from topkapi.service.api.http.answering import Event, apart, as_json, respond
+from topkapi.service.api.http.describing import errors_of, stream_of
+from topkapi.service.api.http.registration import Routes
+from topkapi.service.api.native import render, schemas, score_schemas
 from topkapi.service.api.native.checkpoints import add_checkpoints
-from topkapi.service.api.native.generate import add_generate
-from topkapi.service.api.native.score import add_score
-from topkapi.service.api.native.streams import Streams, add_streams
-from topkapi.service.api.native.tokens import add_tokens
-from topkapi.service.models import Models
+from topkapi.service.api.native.score import ScoreAnswer
+from topkapi.service.api.native.streams import KeptAnswer, Streams, add_streams, resumed
+from topkapi.service.generation import Delta, Generation, Plan, plan
+from topkapi.service.models import LoadedModel, Models
+from topkapi.service.prompting import check_size, checked_ids, conversation_tokens, prompt_tokens, require_one
 from topkapi.service.version import VERSION
 
 
-def router(models: Models) -> APIRouter:
+def router(models: Models) -> Routes:
     """The native routes over the loaded checkpoints."""
-    routes = APIRouter(route_class=JSONRoute)
+    routes = Routes(schemas.ERRORS)
     streams = Streams(models.settings.stream_grace, models.settings.stream_bytes)
-    add_generate(routes, models, streams)
-    add_score(routes, models, streams)
     add_streams(routes, streams)
-    add_tokens(routes, models)
     add_checkpoints(routes, models)
+
+    @routes.answering(
+        "/generate",
+        "Continue a prompt, or answer a conversation",
+        schemas.GenerateResponse,
+        stream=stream_of(**schemas.GENERATE_EVENTS),
+        description="The answer",
+        tags=["text"],
+    )
+    async def generate(
+        request: Request, body: schemas.GenerateRequest, last_event_id: schemas.LastEventId = None
+    ) -> Response:
+        if last_event_id is not None:
+            return await resumed(streams, request, body.stream, last_event_id)
+        return await respond(request, _GenerateAnswer, models.get(body.model), body, streams)
+
+    @routes.answering(
+        "/score",
+        "Log-probabilities and perplexity of texts; choices ranked",
+        score_schemas.ScoreResponse,
+        stream=stream_of(**score_schemas.SCORE_EVENTS),
+        description="The scores",
+        errors=schemas.ERRORS | errors_of(schemas.ErrorBody, more={408: "It was not done within timeout_s"}),
+        tags=["text"],
+    )
+    async def score(
+        request: Request, body: score_schemas.ScoreRequest, last_event_id: schemas.LastEventId = None
+    ) -> Response:
+        if last_event_id is not None:
+            return await resumed(streams, request, body.stream, last_event_id)
+        return await respond(request, ScoreAnswer, models.get(body.model), body, streams)
+
+    @routes.answering("/tokenize", "Token ids of a text or a conversation", schemas.TokenizeResponse, tags=["tokens"])
+    async def tokenize(request: Request, body: schemas.TokenizeRequest) -> Response:
+        return await apart(request, _tokenized, models.get(body.model), body)
+
+    @routes.answering("/detokenize", "Text of token ids", schemas.DetokenizeResponse, tags=["tokens"])
+    async def detokenize(request: Request, body: schemas.DetokenizeRequest) -> Response:
+        return await apart(request, _detokenized, models.get(body.model), body)
 
     def report(status: str, reason: str | None = None) -> dict[str, Any]:
         about = {"status": status, "version": VERSION, "models": models.names, "loading": models.loading}
         return about if reason is None else about | {"reason": reason}
 
-    @routes.get("/health", tags=["server"], summary="Whether the process answers", response_model=schemas.Health)
+    @routes.answering(
+        "/health", "Whether the process answers", schemas.Health, method="GET", errors={}, tags=["server"]
+    )
     async def health() -> Response:
         return JSONResponse(report("ok"))
 
-    @routes.get(
-        "/ready",
-        tags=["server"],
-        summary="Whether requests can be served",
-        response_model=schemas.Health,
-        responses={503: {"model": schemas.Health, "description": "No checkpoint is loaded, or an engine has stopped"}},
+    not_ready = errors_of(schemas.Health, more={503: "No checkpoint is loaded, or an engine has stopped"})
+
+    @routes.answering(
+        "/ready", "Whether requests can be served", schemas.Health, method="GET", errors=not_ready, tags=["server"]
     )
     async def ready() -> Response:
         if (trouble := models.trouble) is not None:
@@ -63,3 +102,45 @@ def router(models: Models) -> APIRouter:
         return Response(generate_latest(models.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return routes
+
+
+def _tokenized(model: LoadedModel, body: schemas.TokenizeRequest) -> Response:
+    if require_one(schemas.given(body, "text", "messages"), "text and messages") == "messages":
+        token_ids = conversation_tokens(model, [message.model_dump() for message in body.messages or []])
+    else:
+        check_size(model, [body.text or ""], "text", fits=False)
+        token_ids = model.checkpoint.tokenizer.encode(body.text or "")
+    pieces = (render.piece(model, token_id) for token_id in token_ids)
+    return as_json({"model": model.name, "count": len(token_ids), "token_ids": token_ids, "pieces": pieces})
+
+
+def _detokenized(model: LoadedModel, body: schemas.DetokenizeRequest) -> Response:
+    token_ids = checked_ids(model, body.token_ids, "token_ids", fits=False)
+    return as_json({"model": model.name, "text": model.checkpoint.tokenizer.decode(token_ids)})
+
+
+class _GenerateAnswer(KeptAnswer[Delta]):
+    """The continuations of prompts, or of a conversation."""
+
+    def __init__(self, model: LoadedModel, body: schemas.GenerateRequest, streams: Streams) -> None:
+        self._generation = Generation(_plan(model, body), body.priority)
+        self._created = render.timestamp()
+        super().__init__(self._generation, stream=body.stream, streams=streams, identifier=render.new_id("gen"))
+
+    def whole(self) -> dict[str, Any]:
+        return render.generate_response(self._generation, self.identifier, self._created)
+
+    def told(self, step: Delta) -> Iterator[Event]:
+        yield "token", render.token_event(self._generation, step)
+
+    def ending(self) -> Iterator[Event]:
+        yield "done", self.whole()
+
+
+def _plan(model: LoadedModel, body: schemas.GenerateRequest) -> Plan:
+    kind = require_one(schemas.given(body, "prompt", "messages"), "prompt and messages")
+    if kind == "messages":
+        prompts = [conversation_tokens(model, [message.model_dump() for message in body.messages or []])]
+    else:
+        prompts = prompt_tokens(model, body.prompt)
+    return plan(model, prompts, body.parameters(), chat=kind == "messages")

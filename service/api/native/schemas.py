@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from topkapi.model.decoding.parameters import PARAMETERS, Parameter
 from topkapi.service import limits
 from topkapi.service.api.http.body import Strict
-from topkapi.service.api.http.describing import one_of
+from topkapi.service.api.http.describing import errors_of, one_of
 
 TOKEN_IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 _NUMBER: dict[str, Any] = {"type": "integer", "minimum": 0}
@@ -126,10 +126,7 @@ def _shown(default: Any) -> str:
 
 
 if TYPE_CHECKING:
-
-    class GenerateRequest(GenerateFields):
-        """The body of `POST /generate`."""
-
+    GenerateRequest = GenerateFields
 else:
     GenerateRequest = create_model(
         "GenerateRequest",
@@ -336,25 +333,12 @@ class ErrorBody(BaseModel):
     error: ErrorContent
 
 
-def errors(meanings: dict[int, str]) -> dict[int | str, dict[str, Any]]:
-    """What a route may answer besides success, by status, for the description."""
-    return {status: {"model": ErrorBody, "description": meaning} for status, meaning in meanings.items()}
-
-
 GENERATE_EVENTS: dict[str, type[BaseModel]] = {"token": TokenEvent, "done": GenerateResponse, "error": ErrorBody}
 
-ERRORS = errors(
-    {
-        400: "The body is not valid JSON",
-        404: "The checkpoint is not loaded",
-        413: "The body is too large",
-        415: "The body is not declared as JSON",
-        422: "A field is wrong; `field` names it",
-        429: "The queue is full; wait Retry-After seconds",
-        500: "A step of the engine failed",
-        503: "The checkpoint was unloaded, or the server is stopping",
-    }
-)
+ERRORS = errors_of(ErrorBody, 400, 404, 413, 415, 429, 500, more={
+    422: "A field is wrong; `field` names it",
+    503: "The checkpoint was unloaded, or the server is stopping",
+})  # fmt: skip
 """What every route that computes may answer besides 200."""
 
 

@@ -3,97 +3,61 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
 from typing import Any
-
-from fastapi import APIRouter, Request
-from fastapi.responses import Response
 
 from topkapi.model.decoding.parameters import BY_NAME, check
 from topkapi.model.errors import InvalidRequest
 from topkapi.service import scoring
-from topkapi.service.api.http.answering import answered
-from topkapi.service.api.http.apart import apart, on_thread, unless_disconnected
-from topkapi.service.api.http.describing import stream_of
+from topkapi.service.api.http.answering import Event
 from topkapi.service.api.native import render, schemas, score_schemas
-from topkapi.service.api.native.streams import Events, Streams, fingerprint, resumed
+from topkapi.service.api.native.streams import KeptAnswer, Streams
 from topkapi.service.limits import MOST_REPORTED, MOST_TOKENS
-from topkapi.service.models import LoadedModel, Models
-from topkapi.service.prompting import check_count, checked_ids, text_tokens, tokens_of
+from topkapi.service.models import LoadedModel
+from topkapi.service.prompting import check_count, checked_ids, require_one, text_tokens, tokens_of
 
 SECONDS_BETWEEN_PROGRESS = 0.1
 
 
-def add_score(routes: APIRouter, models: Models, streams: Streams) -> None:
-    """The route, over the loaded checkpoints."""
+class ScoreAnswer(KeptAnswer[tuple[int, int]]):
+    """The scores of texts, and what is best of choices."""
 
-    @routes.post(
-        "/score",
-        tags=["text"],
-        summary="Log-probabilities and perplexity of texts; choices ranked",
-        responses={
-            **schemas.ERRORS,
-            **schemas.errors({408: "It was not done within timeout_s"}),
-            200: {
-                "model": score_schemas.ScoreResponse,
-                "content": stream_of(**score_schemas.SCORE_EVENTS),
-                "description": "The scores",
-            },
-        },
-        response_model=None,
-    )
-    async def score(
-        request: Request, body: score_schemas.ScoreRequest, last_event_id: schemas.LastEventId = None
-    ) -> Response:
-        if last_event_id is not None:
-            return await resumed(streams, request, body.stream, last_event_id)
-        model = models.get(body.model)
+    def __init__(self, model: LoadedModel, body: score_schemas.ScoreRequest, streams: Streams) -> None:
         timeout_s = None if body.timeout_s is None else check(BY_NAME["timeout_s"], body.timeout_s)
-        items = await apart(request, _items, model, body)
-        work = scoring.Scoring(model, items, body.window, body.stride, body.top, body.priority, timeout_s)
-        identifier = render.new_id("score")
+        self._model, self._body, self._items = model, body, _items(model, body)
+        self._scoring = scoring.Scoring(
+            model, self._items, body.window, body.stride, body.top, body.priority, timeout_s
+        )
+        self._last_told = 0.0
+        super().__init__(self._scoring, stream=body.stream, streams=streams, identifier=render.new_id("score"))
 
-        def answer() -> dict[str, Any]:
-            return {"id": identifier, **_answer(model, body, items, work)}
+    def whole(self) -> dict[str, Any]:
+        model, body, items, scores = self._model, self._body, self._items, self._scoring.scores
+        summaries = [scoring.summarise(model, *pair) for pair in zip(items, scores, strict=True)]
+        results = [
+            render.score_result(model, item, own, summary, body.per_token, body.top)
+            for item, own, summary in zip(items, scores, summaries, strict=True)
+        ]
+        content: dict[str, Any] = {"id": self.identifier, "model": model.name, "results": results}
+        if body.choices is not None:
+            ranking = scoring.ranking(summaries, body.normalize or "byte")
+            content |= {"choice": ranking[0], "ranking": ranking}
+        usage = render.usage(sum(len(item.token_ids) for item in items), self._scoring.cached_tokens)
+        return content | {"usage": usage, "deterministic": self._scoring.deterministic}
 
-        if body.stream:
-            same = await fingerprint(request)
-            work.start()
-            return streams.begin(identifier, same, _events(work, answer), work.cancel)
-        async with work:
-            await unless_disconnected(request, work.finish())
-        return await answered(answer)
-
-
-def _answer(
-    model: LoadedModel, body: score_schemas.ScoreRequest, items: list[scoring.Item], work: scoring.Scoring
-) -> dict[str, Any]:
-    scores = work.scores
-    summaries = [scoring.summarise(model, *pair) for pair in zip(items, scores, strict=True)]
-    results = [
-        render.score_result(model, item, own, summary, body.per_token, body.top)
-        for item, own, summary in zip(items, scores, summaries, strict=True)
-    ]
-    content: dict[str, Any] = {"model": model.name, "results": results}
-    if body.choices is not None:
-        ranking = scoring.ranking(summaries, body.normalize or "byte")
-        content |= {"choice": ranking[0], "ranking": ranking}
-    usage = render.usage(sum(len(item.token_ids) for item in items), work.cached_tokens)
-    return content | {"usage": usage, "deterministic": work.deterministic}
-
-
-async def _events(work: scoring.Scoring, answer: Callable[[], dict[str, Any]]) -> Events:
-    told = 0.0
-    async for scored, total in work.progress():
-        if scored == total or time.monotonic() - told > SECONDS_BETWEEN_PROGRESS:
-            told = time.monotonic()
+    def told(self, step: tuple[int, int]) -> Iterator[Event]:
+        scored, total = step
+        if scored == total or time.monotonic() - self._last_told > SECONDS_BETWEEN_PROGRESS:
+            self._last_told = time.monotonic()
             yield "progress", {"scored": scored, "total": total}
-    yield "done", await on_thread(answer)
+
+    def ending(self) -> Iterator[Event]:
+        yield "done", self.whole()
 
 
 def _items(model: LoadedModel, body: score_schemas.ScoreRequest) -> list[scoring.Item]:
     given = schemas.given(body, "text", "token_ids", "pairs", "choices")
-    kind = scoring.require_one(given, "text, token_ids, pairs, and prompt with choices")
+    kind = require_one(given, "text, token_ids, pairs, and prompt with choices")
     if (body.prompt is None) == (kind == "choices"):
         message = "choices need a prompt" if kind == "choices" else f"prompt goes with choices, not with {kind}"
         raise InvalidRequest(message, field="prompt", hint="send prompt and choices together, or pairs")
@@ -145,26 +109,16 @@ def _check_report(kind: str, tokens: int, body: score_schemas.ScoreRequest) -> N
 
 
 def _texts(model: LoadedModel, body: score_schemas.ScoreRequest, kind: str) -> list[list[int]]:
-    if kind == "text":
-        texts = body.text if isinstance(body.text, list) else None
-        if texts is None:
-            return [text_tokens(model, body.text, kind, fits=False)]
-        if not texts:
-            raise InvalidRequest("text is empty", field=kind, hint="send at least one text")
-        check_count(texts, kind)
-        return _together(kind, (text_tokens(model, text, f"text[{at}]", fits=False) for at, text in enumerate(texts)))
-    lists = body.token_ids
-    if isinstance(lists, list) and lists and isinstance(lists[0], list):
-        check_count(lists, kind)
-        return _together(
-            kind, (checked_ids(model, each, f"token_ids[{at}]", fits=False) for at, each in enumerate(lists))
-        )
-    return [checked_ids(model, lists, kind, fits=False)]
-
-
-def _together(kind: str, texts: Iterable[list[int]]) -> list[list[int]]:
-    total, found = 0, []
-    for token_ids in texts:
-        total = _counted(kind, total, len(token_ids))
-        found.append(token_ids)
+    source = getattr(body, kind)
+    read = text_tokens if kind == "text" else checked_ids
+    if not isinstance(source, list) or (kind == "token_ids" and not (source and isinstance(source[0], list))):
+        return [read(model, source, kind, fits=False)]
+    if not source:
+        raise InvalidRequest("text is empty", field=kind, hint="send at least one text")
+    check_count(source, kind)
+    found: list[list[int]] = []
+    total = 0
+    for position, each in enumerate(source):
+        found.append(read(model, each, f"{kind}[{position}]", fits=False))
+        total = _counted(kind, total, len(found[-1]))
     return found

@@ -12,29 +12,23 @@ import hashlib
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from functools import partial
 
-from fastapi import APIRouter, Request
-from fastapi.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from fastapi import Request
+from fastapi.responses import Response
 
-from topkapi.model.errors import InvalidRequest, TopkapiError
-from topkapi.service.api.http.answering import event_data
-from topkapi.service.api.http.apart import on_thread
-from topkapi.service.api.http.errors import INTERNAL, error_body
-from topkapi.service.api.http.streaming import STREAM
+from topkapi.model.errors import InvalidRequest
+from topkapi.service.api.http.answering import Answer, Event, Events, EventStream, on_thread, to_the_end, written
+from topkapi.service.api.http.describing import STREAM, errors_of
+from topkapi.service.api.http.errors import NATIVE
+from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.native import schemas
+from topkapi.service.jobs import EngineWork, Step
 
 logger = logging.getLogger(__name__)
 
-Events = AsyncIterator[tuple[str, dict[str, Any]]]
-"""(name, data) of each event, in order."""
-
 OVERHEAD = 1024
 """Bytes that a stream counts for besides its events."""
-
-HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-"""A proxy that buffers would turn a stream into one late answer."""
 
 
 class UnknownStream(InvalidRequest):
@@ -49,13 +43,15 @@ class Stream:
 
     def __init__(self, streams: Streams, identifier: str, request: bytes, cancel: Callable[[], None]) -> None:
         self.identifier, self.request, self.cancel = identifier, request, cancel
-        self.over = False
+        self.over, self.kept = False, streams.grace_s > 0
+        """Whether it is at its end, and whether what was sent may be asked for again."""
         self.size = OVERHEAD
         self._streams = streams
         self._events: list[bytes] = []
         self._dropped = 0
         self._readers: list[Reader] = []
-        self._grown = asyncio.Event()
+        self.grown = asyncio.Event()
+        """Another event has come, or the end."""
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -68,11 +64,6 @@ class Stream:
     def read(self) -> bool:
         """Whether a connection reads it."""
         return bool(self._readers)
-
-    @property
-    def kept(self) -> bool:
-        """Whether what was sent may be asked for again."""
-        return self._streams.grace_s > 0
 
     def run(self, events: Events) -> None:
         """Collect `events` from now on, in a task. Needs a running event loop."""
@@ -119,10 +110,6 @@ class Stream:
             self._timer.cancel()
         self._streams.forget(self)
 
-    async def grow(self) -> None:
-        """Wait for another event, or for the end."""
-        await self._grown.wait()
-
     def join(self, first: int) -> bytes:
         """The events after number `first`, as they are sent."""
         return b"".join(self._events[first - self._dropped :])
@@ -136,37 +123,30 @@ class Stream:
 
     async def _collect(self, events: Events) -> None:
         try:
-            async for name, data in events:
-                await self._append(name, data)
-        except TopkapiError as error:
-            # Of several jobs one has failed; the others still run.
-            self.cancel()
-            await self._append("error", error_body(error))
+            async for event in to_the_end(events, NATIVE.failure, self.cancel):
+                self._append(event)
         except Exception as error:
-            self.cancel()
-            # The response has begun, so no error handler can answer any more.
             logger.error("the stream %s failed", self.identifier, exc_info=error)
-            await self._append("error", error_body(INTERNAL))
         finally:
             # What was computed need not be held as long as its events are.
-            self.cancel = _nothing
+            self.cancel = lambda: None
             self.over = True
             self._wake()
 
-    async def _append(self, name: str, data: dict[str, Any]) -> None:
-        event = await _server_sent_event(name, data, f"{self.identifier}:{self.count + 1}")
-        self._events.append(event)
+    def _append(self, event: Event) -> None:
+        sent = written(event, f"{self.identifier}:{self.count + 1}")
+        self._events.append(sent)
         self._wake()
-        self._grew(len(event))
+        self._grew(len(sent))
 
     def _grew(self, size: int) -> None:
         self.size += size
         self._streams.grew(self, size)
 
     def _wake(self) -> None:
-        self._grown.set()
+        self.grown.set()
         if not self.over:
-            self._grown.clear()
+            self.grown.clear()
 
 
 class Reader:
@@ -187,23 +167,16 @@ class Reader:
             elif stream.over:
                 return
             else:
-                await stream.grow()
+                await stream.grown.wait()
 
 
-class StreamResponse(StreamingResponse):
+class StreamResponse(EventStream):
     """A connection to a stream. That it ends, in whatever way, is noticed by the stream."""
 
     def __init__(self, reader: Reader) -> None:
-        super().__init__(reader.chunks(), media_type="text/event-stream", headers=HEADERS)
+        super().__init__(reader.chunks(), partial(reader.stream.leave, reader))
         self._reader = reader
         reader.stream.enter(reader)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events until they end or the client leaves."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._reader.stream.leave(self._reader)
 
 
 class Streams:
@@ -281,6 +254,22 @@ class Streams:
                 return
 
 
+class KeptAnswer(Answer[Step]):
+    """An answer whose stream outlives its connection."""
+
+    dialect = NATIVE
+
+    def __init__(self, work: EngineWork[Step], *, stream: bool, streams: Streams, identifier: str) -> None:
+        super().__init__(work, stream=stream)
+        self.streams, self.identifier = streams, identifier
+
+    async def connected(self, request: Request) -> Response:
+        """Start the work, and a stream under the answer's identifier. Raises what starting it does."""
+        same = await fingerprint(request)
+        self.work.start()
+        return self.streams.begin(self.identifier, same, self.events(), self.work.cancel)
+
+
 async def resumed(streams: Streams, request: Request, stream: bool, last_event_id: str) -> StreamResponse:
     """The answer to the same POST again, with the last event's id. Raises as `Streams.resume` does."""
     if not stream:
@@ -289,11 +278,12 @@ async def resumed(streams: Streams, request: Request, stream: bool, last_event_i
     return streams.resume(last_event_id, request=await fingerprint(request))
 
 
-def add_streams(routes: APIRouter, streams: Streams) -> None:
+def add_streams(routes: Routes, streams: Streams) -> None:
     """The routes to go on with a stream and to end it."""
-    refused = schemas.errors(
-        {404: "There is no such stream, or not any more", 422: "The header is not the id of one of its events"}
-    )
+    refused = errors_of(schemas.ErrorBody, more={
+        404: "There is no such stream, or not any more",
+        422: "The header is not the id of one of its events",
+    })  # fmt: skip
 
     @routes.get(
         "/streams/{id}",
@@ -334,12 +324,3 @@ async def fingerprint(request: Request) -> bytes:
         return found.digest()
 
     return await on_thread(made)
-
-
-async def _server_sent_event(name: str, data: dict[str, Any], identifier: str) -> bytes:
-    """One event. JSON escapes line breaks, so the data is always a single line."""
-    return f"id: {identifier}\nevent: {name}\ndata: {await event_data(data)}\n\n".encode()
-
-
-def _nothing() -> None:
-    """There is nothing left to cancel."""

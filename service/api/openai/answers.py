@@ -1,26 +1,25 @@
-"""What OpenAI's answers have in common: plans, ends, counts, and streams of chunks."""
+"""What OpenAI's answers have in common: plans, ends, counts, and the chunks of chat and completions."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
 from topkapi.model.decoding.aliases import translated
-from topkapi.model.errors import InvalidRequest, TopkapiError
-from topkapi.model.scoring import Scores
-from topkapi.service.api.http.answering import event_data
-from topkapi.service.api.http.errors import INTERNAL
-from topkapi.service.api.openai.errors import render
-from topkapi.service.api.openai.fields import CommonFields
-from topkapi.service.generation import Generation, Output, Plan, no_answer, plan
+from topkapi.model.errors import InvalidRequest
+from topkapi.service.api.http.answering import Answer, Event
+from topkapi.service.api.native.render import new_id, timestamp
+from topkapi.service.api.openai.errors import DIALECT
+from topkapi.service.api.openai.fields import ChunkedFields, CommonFields
+from topkapi.service.generation import Delta, Generation, Output, Plan, no_answer, plan
 from topkapi.service.models import LoadedModel
 from topkapi.service.scoring import Item, Scoring
 from topkapi.service.version import VERSION
 
 FINGERPRINT = f"topkapi-{VERSION}"
-DONE = b"data: [DONE]\n\n"
 
 
 class PromptTokensDetails(BaseModel):
@@ -29,7 +28,7 @@ class PromptTokensDetails(BaseModel):
     cached_tokens: int
 
 
-class Usage(BaseModel):
+class CompletionUsage(BaseModel):
     """Token counts."""
 
     prompt_tokens: int
@@ -53,22 +52,6 @@ def planned(model: LoadedModel, prompts: Sequence[list[int]], given: Mapping[str
         raise
 
 
-def started(body: CommonFields, plan: Plan) -> Generation:
-    """The generation of a plan, not yet started."""
-    return Generation(plan, priority=_priority(body))
-
-
-async def scored(body: CommonFields, model: LoadedModel, prompts: Sequence[list[int]], top: int) -> list[Scores]:
-    """The log-probabilities of prompts, with so many most likely tokens at each place."""
-    async with Scoring(model, [Item(token_ids) for token_ids in prompts], top=top, priority=_priority(body)) as scoring:
-        return await scoring.finish()
-
-
-def _priority(body: CommonFields) -> int:
-    """vLLM's priorities count downwards, the engine's upwards."""
-    return -(body.priority or 0)
-
-
 def finish_reason(output: Output) -> str:
     """Why an output ended, in OpenAI's words. Raises `EngineError` for one that was broken off."""
     if output.finish_reason in ("cancelled", "error"):
@@ -84,16 +67,12 @@ def stop_reason(model: LoadedModel, output: Output) -> str | int | None:
 
 def usage(generation: Generation) -> dict[str, Any]:
     """Token counts of a generation so far."""
-    return counts(generation.prompt_tokens, generation.completion_tokens, generation.cached_tokens)
-
-
-def counts(prompt: int, completion: int, cached: int) -> dict[str, Any]:
-    """Token counts."""
+    prompt, completion = generation.prompt_tokens, generation.completion_tokens
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": cached},
+        "prompt_tokens_details": {"cached_tokens": generation.cached_tokens},
     }
 
 
@@ -101,26 +80,97 @@ def reproducible(generation: Generation) -> dict[str, Any]:
     """What it takes to get the same answer again: the seed, drawn or given, and whether it is enough."""
     return {
         "system_fingerprint": FINGERPRINT,
-        "seed": generation.parameters["seed"],
+        "seed": generation.parameters.seed,
         "deterministic": generation.deterministic,
     }
 
 
-async def data_event(data: Mapping[str, Any], name: str | None = None) -> bytes:
-    """One server-sent event. JSON escapes line breaks, so the data is always a single line."""
-    return (f"event: {name}\n" if name else "").encode() + f"data: {await event_data(data)}\n\n".encode()
+class OpenAIAnswer(Answer[Delta]):
+    """An answer of one of OpenAI's routes. Where `prompt_top` is not None, the prompts are scored before it begins,
+    with so many most likely tokens at each place."""
+
+    dialect = DIALECT
+
+    def __init__(self, body: CommonFields, plan: Plan, kind: str, prompt_top: int | None = None) -> None:
+        # vLLM's priorities count downwards, the engine's upwards.
+        priority = -(body.priority or 0)
+        self.model, self.identifier, self.created = plan.model, new_id(kind), timestamp()
+        self.generation = Generation(plan, priority)
+        self.scoring: Scoring | None = None
+        if prompt_top is not None:
+            items = [Item(token_ids) for token_ids in plan.prompts]
+            self.scoring = Scoring(plan.model, items, top=prompt_top, priority=priority)
+        super().__init__(self.generation, stream=body.stream, before=self.scoring)
 
 
-async def chunk_events(chunks: AsyncIterator[dict[str, Any]], done: bool = True) -> AsyncIterator[bytes]:
-    """Chunks as events, up to `[DONE]` unless it is not wanted; an error in mid-stream is the last event instead."""
-    try:
-        async for chunk in chunks:
-            yield await data_event(chunk)
-        if done:
-            yield DONE
-    except TopkapiError as error:
-        yield await data_event(render(error)[1])
-    except Exception:
-        # The response has begun, so the error handler can't answer any more.
-        yield await data_event(render(INTERNAL)[1])
-        raise
+class ChunkedAnswer(OpenAIAnswer):
+    """Chat's or completions' answers. A stream tells them in chunks of one choice: what each step adds to it, and how
+    it ended; then, where that is wanted, the counts."""
+
+    kind: ClassVar[str]
+    """What a whole answer says it is."""
+
+    chunk_kind: ClassVar[str]
+    last: tuple[Event, ...] = ((None, "[DONE]"),)
+    """The end of a stream that did not break off."""
+
+    def __init__(self, body: ChunkedFields, plan: Plan, kind: str, prompt_top: int | None = None) -> None:
+        super().__init__(body, plan, kind, prompt_top)
+        self._count_tokens = body.stream_options is not None and bool(body.stream_options.include_usage)
+        self._ended: set[int] = set()
+
+    @abstractmethod
+    def choice(self, output: Output) -> dict[str, Any]:
+        """A whole choice."""
+
+    @abstractmethod
+    def added(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        """What a step adds to a choice."""
+
+    @abstractmethod
+    def ended(self, output: Output) -> Iterator[dict[str, Any]]:
+        """The end of a choice."""
+
+    def more(self, output: Output) -> dict[str, Any]:
+        """What a chunk says beside its choice."""
+        return {}
+
+    def whole(self) -> dict[str, Any]:
+        """The choices and the counts."""
+        choices = [self.choice(output) for output in self.generation.outputs]
+        return self._head(self.kind) | {"choices": choices} | self._counts()
+
+    def told(self, step: Delta) -> Iterator[Event]:
+        """What a step added, and which answers it ended."""
+        for choice in self.added(step):
+            yield self.chunk(step.output, choice)
+        yield from self._endings()
+
+    def ending(self) -> Iterator[Event]:
+        """How the other answers ended, the counts, and that this was all."""
+        yield from self._endings()
+        if self._count_tokens:
+            last = {"choices": []} | self._counts() | self.more(self.generation.outputs[0])
+            yield None, self._head(self.chunk_kind) | last
+        yield from self.last
+
+    def chunk(self, output: Output, choice: dict[str, Any], **told: Any) -> Event:
+        """A chunk of one choice, and what else is told in it."""
+        counts = {"usage": None} if self._count_tokens else {}
+        return None, self._head(self.chunk_kind) | {"choices": [choice]} | counts | self.more(output) | told
+
+    def _endings(self) -> Iterator[Event]:
+        for output in self.generation.outputs:
+            if output.finish_reason is not None and output.index not in self._ended:
+                self._ended.add(output.index)
+                for choice in self.ended(output):
+                    yield self.chunk(output, choice)
+
+    def _counts(self) -> dict[str, Any]:
+        return {"usage": usage(self.generation)} | reproducible(self.generation)
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self.identifier, "object": kind, "created": self.created, "model": self.model.name,
+            "system_fingerprint": FINGERPRINT,
+        }  # fmt: skip

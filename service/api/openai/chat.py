@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from fastapi import APIRouter, Request
-from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Discriminator, Field
 
+from topkapi.engine.request import Token
 from topkapi.model.errors import InvalidRequest
-from topkapi.service.api.http.answering import answered
-from topkapi.service.api.http.apart import apart, on_thread, unless_disconnected
+from topkapi.service.api.http.answering import Event
 from topkapi.service.api.http.errors import InapplicableField
-from topkapi.service.api.http.streaming import STREAM, EventStream
 from topkapi.service.api.http.template_variables import TemplateVariables, template_variables
 from topkapi.service.api.http.timings import LlamaTimings, Stopwatch
-from topkapi.service.api.native import render
 from topkapi.service.api.openai import answers
 from topkapi.service.api.openai.conversation import ChatMessage, Tool, ToolChoice, conversation, encoded
-from topkapi.service.api.openai.errors import ERRORS
-from topkapi.service.api.openai.fields import CommonFields, StreamOptions, body
-from topkapi.service.api.openai.formats import ResponseFormat, as_parameters
+from topkapi.service.api.openai.fields import ChunkedFields, CommonFields, ResponseFormat, as_parameters, body
 from topkapi.service.api.openai.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
-from topkapi.service.api.openai.tgi_client import as_it_reads, chosen, is_tgi_client
+from topkapi.service.api.openai.tgi_client import AsItReads, is_tgi_client
 from topkapi.service.api.openai.tools import Calling, ChatWriter, calling, naming
-from topkapi.service.generation import Generation, Output, Plan
+from topkapi.service.generation import Delta, Output, Plan
 from topkapi.service.limits import MOST_MESSAGES, MOST_TOOLS
-from topkapi.service.models import LoadedModel, Models
+from topkapi.service.models import LoadedModel
 from topkapi.service.prompting import continued_tokens
 
 _NULL = {"type": "null"}
@@ -59,7 +53,7 @@ _TOGETHER: dict[str, Any] = {
 """Which fields go together, for the description."""
 
 
-class ChatFields(CommonFields):
+class ChatFields(ChunkedFields):
     """The fields of `POST /v1/chat/completions` beside the decoding parameters."""
 
     model_config = ConfigDict(json_schema_extra=_TOGETHER)
@@ -86,7 +80,6 @@ class ChatFields(CommonFields):
         str | None, Field(description="For a template that asks for it; `none` switches thinking off.")
     ] = None
     prediction: Annotated[dict[str, Any] | None, Field(description="A guess at the answer; never changes it.")] = None
-    stream_options: StreamOptions | None = None
     logprobs: Annotated[bool | None, Field(description="Report each token's log-probability.")] = None
     top_logprobs: Annotated[
         int | None, Field(ge=0, le=1000, description="Report so many most likely tokens at each place too.")
@@ -98,7 +91,6 @@ class ChatFields(CommonFields):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     prompt_logprobs: Annotated[int | None, Field(ge=0, le=1000, description="As on /v1/completions.")] = None
-    return_token_ids: Annotated[bool | None, Field(description="As in vLLM: tell the token ids too.")] = None
     continue_final_message: Annotated[
         bool | None, Field(description="As in vLLM: the answer goes on with the assistant's last message.")
     ] = None
@@ -111,10 +103,7 @@ class ChatFields(CommonFields):
 
 
 if TYPE_CHECKING:
-
-    class ChatRequest(ChatFields):
-        """The body of `POST /v1/chat/completions`."""
-
+    ChatRequest = ChatFields
 else:
     ChatRequest = body(
         ChatFields, "ChatRequest", "The body of `POST /v1/chat/completions`, with any decoding parameter."
@@ -164,7 +153,7 @@ class ChatResponse(BaseModel):
     created: int
     model: str
     choices: list[ChatChoice]
-    usage: answers.Usage
+    usage: answers.CompletionUsage
     system_fingerprint: str
     seed: int
     deterministic: bool
@@ -173,50 +162,90 @@ class ChatResponse(BaseModel):
     timings: LlamaTimings | None = None
 
 
-def add_routes(routes: APIRouter, models: Models, *, continues: bool = False) -> None:
-    """Add the route. With `continues`, an answer goes on with a last message of the assistant unless told otherwise."""
+class ChatAnswer(answers.ChunkedAnswer):
+    """The answers to a conversation. With `continues`, they go on with a last message of the assistant unless told
+    otherwise."""
 
-    @routes.post(
-        "/v1/chat/completions",
-        summary="Answer a conversation",
-        responses={**ERRORS, 200: {"model": ChatResponse, "content": STREAM, "description": "The answer"}},
-        response_model=None,
-    )
-    async def chat(request: Request, body: ChatRequest) -> Response:
-        model = chosen(models, body.model)
-        plan, tools = await apart(request, checked, model, body, continues)
-        identifier, created = render.new_id("chatcmpl"), render.timestamp()
-        told: dict[str, Any] = {"prompt_token_ids": list(plan.prompts[0])} if body.return_token_ids else {}
-        if body.prompt_logprobs is not None:
-            work = answers.scored(body, model, plan.prompts, body.prompt_logprobs)
-            (scores,) = await unless_disconnected(request, work)
-            told["prompt_logprobs"] = await on_thread(lambda: prompt_logprobs(model, plan.prompts[0], scores))
-        generation = answers.started(body, plan)
-        stopwatch = Stopwatch(generation) if body.timings_per_token else None
-        if body.stream:
-            generation.start()
-            chunks = _chunks(body, tools, generation, identifier, created, told, stopwatch)
-            if is_tgi_client(body):
-                return EventStream(generation, answers.chunk_events(as_it_reads(chunks), done=False))
-            return EventStream(generation, answers.chunk_events(chunks))
-        async with generation:
-            await unless_disconnected(request, generation.finish())
-        if stopwatch is not None:
-            told["timings"] = stopwatch.of(generation.outputs[0])
-        return await answered(lambda: _response(body, tools, generation, identifier, created) | told)
+    kind, chunk_kind = "chat.completion", "chat.completion.chunk"
+
+    def __init__(self, model: LoadedModel, body: ChatRequest, *, continues: bool = False) -> None:
+        plan, tools = checked(model, body, continues)
+        super().__init__(body, plan, "chatcmpl", body.prompt_logprobs)
+        self._body, self._prompt = body, plan.prompts[0]
+        self._writers = [ChatWriter(tools) for _ in self.generation.outputs]
+        self._stopwatch = Stopwatch(self.generation) if body.timings_per_token else None
+        self._as_it_reads = None
+        if is_tgi_client(body):
+            self._as_it_reads, self.last = AsItReads(), ()
+
+    def whole(self) -> dict[str, Any]:
+        told = super().whole() | self._about_prompt()
+        if self.scoring is not None:
+            told["prompt_logprobs"] = prompt_logprobs(self.model, self._prompt, self.scoring.scores[0])
+        if self._stopwatch is not None:
+            told["timings"] = self._stopwatch.of(self.generation.outputs[0])
+        return told
+
+    def choice(self, output: Output) -> dict[str, Any]:
+        message = self._writers[output.index].message(output.text)
+        choice = {"index": output.index, "message": message, "logprobs": None} | self._about(output.tokens)
+        return choice | self._how_it_ended(output)
+
+    def opening(self) -> Iterator[Event]:
+        """Who speaks."""
+        for output in self.generation.outputs:
+            choice = self._choice(output, {"role": "assistant", "content": None})
+            yield self.chunk(output, choice, **self._about_prompt())
+
+    def added(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        tokens = [] if delta.token is None else [delta.token]
+        if self._stopwatch is not None:
+            self._stopwatch.token(delta.output)
+        more = self._about(tokens)
+        if not tokens:
+            more.pop("logprobs", None)
+        deltas = self._writers[delta.output.index].feed(delta.text)
+        # What belongs to the token goes with the first piece that it adds, or alone.
+        for position, piece in enumerate(deltas or ([{"content": ""}] if more else [])):
+            yield self._choice(delta.output, piece) | (more if position == 0 else {})
+
+    def ended(self, output: Output) -> Iterator[dict[str, Any]]:
+        for piece in self._writers[output.index].flush():
+            yield self._choice(output, piece)
+        yield self._choice(output, {}) | self._how_it_ended(output)
+
+    def _about(self, tokens: Sequence[Token]) -> dict[str, Any]:
+        about: dict[str, Any] = {}
+        if self._body.logprobs:
+            about["logprobs"] = chat_logprobs(self.model, tokens)
+        if self._body.return_token_ids:
+            about["token_ids"] = [token.token_id for token in tokens]
+        return about
+
+    def _about_prompt(self) -> dict[str, Any]:
+        return {"prompt_token_ids": list(self._prompt)} if self._body.return_token_ids else {}
+
+    def _how_it_ended(self, output: Output) -> dict[str, Any]:
+        reason = answers.finish_reason(output)
+        called = reason == "stop" and self._writers[output.index].called
+        stop_reason = answers.stop_reason(self.model, output)
+        return {"finish_reason": "tool_calls" if called else reason, "stop_reason": stop_reason}
+
+    def more(self, output: Output) -> dict[str, Any]:
+        return {} if self._stopwatch is None or not output.tokens else {"timings": self._stopwatch.of(output)}
+
+    def _choice(self, output: Output, delta: dict[str, Any]) -> dict[str, Any]:
+        choice = {"index": output.index, "delta": delta, "logprobs": None, "finish_reason": None}
+        return choice if self._as_it_reads is None else self._as_it_reads.choice(choice)
 
 
 def checked(model: LoadedModel, body: ChatRequest, continues: bool) -> tuple[Plan, Calling | None]:
     """The plan of a request, and how its answers may call tools."""
     body.refuse_inapplicable()
-    if body.stream_options is not None and not body.stream:
-        raise InapplicableField("stream_options go with stream", field="stream_options", hint="set stream to true")
     if body.top_logprobs and not body.logprobs:
         raise InapplicableField(
             "top_logprobs go with logprobs", field="top_logprobs", hint="set logprobs to true, or leave them out"
         )
-    if body.stream and body.prompt_logprobs is not None:
-        raise InvalidRequest("prompt_logprobs can't be streamed", field="prompt_logprobs", hint="leave out stream")
     tools = calling(model, body.tools, body.tool_choice, body.parallel_tool_calls)
     given = body.decoding()
     given.pop("logprobs", None)
@@ -264,91 +293,3 @@ def prompt_of(model: LoadedModel, body: ChatRequest, tools: Calling | None, cont
         raise InvalidRequest(message, field="messages", hint="make them one, or set add_generation_prompt to true")
     before_it = encoded(model, turns[:-1], body.tools if tools else None, variables)
     return before_it + continued_tokens(model, last["content"])
-
-
-def _finish_reason(output: Output, writer: ChatWriter) -> str:
-    reason = answers.finish_reason(output)
-    return "tool_calls" if reason == "stop" and writer.called else reason
-
-
-def _response(
-    body: ChatRequest, tools: Calling | None, generation: Generation, identifier: str, created: int
-) -> dict[str, Any]:
-    model = generation.plan.model
-    choices = []
-    for output in generation.outputs:
-        writer = ChatWriter(tools)
-        choice = {
-            "index": output.index,
-            "message": writer.message(output.text),
-            "logprobs": chat_logprobs(model, output.tokens) if body.logprobs else None,
-            "finish_reason": _finish_reason(output, writer),
-            "stop_reason": answers.stop_reason(model, output),
-        }
-        if body.return_token_ids:
-            choice["token_ids"] = [token.token_id for token in output.tokens]
-        choices.append(choice)
-    head = {"id": identifier, "object": "chat.completion", "created": created, "model": model.name}
-    return head | {"choices": choices, "usage": answers.usage(generation)} | answers.reproducible(generation)
-
-
-async def _chunks(
-    body: ChatRequest,
-    tools: Calling | None,
-    generation: Generation,
-    identifier: str,
-    created: int,
-    told: dict[str, Any],
-    stopwatch: Stopwatch | None,
-) -> AsyncIterator[dict[str, Any]]:
-    """The chunks of a stream: who speaks, what each step adds, how each answer ended, and the counts."""
-    model = generation.plan.model
-    count_tokens = body.stream_options is not None and bool(body.stream_options.include_usage)
-    head = {
-        "id": identifier, "object": "chat.completion.chunk", "created": created, "model": model.name,
-        "system_fingerprint": answers.FINGERPRINT,
-    }  # fmt: skip
-    writers = [ChatWriter(tools) for _ in generation.outputs]
-    ended: set[int] = set()
-
-    def chunk(output: Output, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
-        choice = {"index": output.index, "delta": delta, "logprobs": None, "finish_reason": None} | more
-        return head | {"choices": [choice]} | ({"usage": None} if count_tokens else {}) | timings(output)
-
-    def timings(output: Output) -> dict[str, Any]:
-        return {} if stopwatch is None or not output.tokens else {"timings": stopwatch.of(output)}
-
-    def endings() -> list[dict[str, Any]]:
-        chunks = []
-        for output in generation.outputs:
-            if output.finish_reason is None or output.index in ended:
-                continue
-            ended.add(output.index)
-            writer = writers[output.index]
-            chunks += [chunk(output, delta) for delta in writer.flush()]
-            reason = _finish_reason(output, writer)
-            chunks.append(chunk(output, {}, finish_reason=reason, stop_reason=answers.stop_reason(model, output)))
-        return chunks
-
-    for output in generation.outputs:
-        yield chunk(output, {"role": "assistant", "content": None}) | told
-    async for delta in generation.deltas():
-        more: dict[str, Any] = {}
-        tokens = [] if delta.token is None else [delta.token]
-        if stopwatch is not None:
-            stopwatch.token(delta.output)
-        if body.logprobs and tokens:
-            more["logprobs"] = chat_logprobs(model, tokens)
-        if body.return_token_ids:
-            more["token_ids"] = [token.token_id for token in tokens]
-        deltas = writers[delta.output.index].feed(delta.text)
-        # What belongs to the token goes with the first piece that it adds, or alone.
-        for position, piece in enumerate(deltas or ([{"content": ""}] if more else [])):
-            yield chunk(delta.output, piece, **(more if position == 0 else {}))
-        for ending in endings():
-            yield ending
-    for ending in endings():
-        yield ending
-    if count_tokens:
-        last = {"choices": [], "usage": answers.usage(generation)} | timings(generation.outputs[0])
-        yield head | last | answers.reproducible(generation)

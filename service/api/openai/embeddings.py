@@ -6,19 +6,17 @@ import base64
 import struct
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 from topkapi.model.embedding import check_embeddable
-from topkapi.service.api.http.answering import answered
-from topkapi.service.api.http.apart import apart, unless_disconnected
+from topkapi.service.api.http.answering import answered, apart, unless_disconnected
 from topkapi.service.api.http.body import Strict
 from topkapi.service.api.http.errors import inapplicable
 from topkapi.service.api.native.schemas import ModelName, Prompt
-from topkapi.service.api.openai.errors import ERRORS
 from topkapi.service.embedding import embedded
-from topkapi.service.models import LoadedModel, Models
+from topkapi.service.models import LoadedModel
 from topkapi.service.prompting import prompt_tokens
 
 
@@ -56,30 +54,21 @@ class EmbeddingsResponse(BaseModel):
     usage: EmbeddingsUsage
 
 
-def add_routes(routes: APIRouter, models: Models) -> None:
-    """Add the route."""
+async def embeddings(request: Request, model: LoadedModel, body: EmbeddingsRequest) -> Response:
+    """The vectors of the texts. Raises `InvalidRequest`, and `Overloaded` where too many wait for some."""
+    texts = await apart(request, _checked, model, body)
+    vectors = await unless_disconnected(request, embedded(model.checkpoint.model, texts))
+    count = sum(map(len, texts))
 
-    @routes.post(
-        "/v1/embeddings",
-        summary="Texts as vectors",
-        responses={**ERRORS, 200: {"model": EmbeddingsResponse}},
-        response_model=None,
-    )
-    async def embeddings(request: Request, body: EmbeddingsRequest) -> Response:
-        model = models.get(body.model)
-        texts = await apart(request, _checked, model, body)
-        vectors = await unless_disconnected(request, embedded(model.checkpoint.model, texts))
-        count = sum(map(len, texts))
+    def made() -> dict[str, Any]:
+        data = [
+            {"object": "embedding", "index": index, "embedding": _written(vector, body.encoding_format)}
+            for index, vector in enumerate(vectors)
+        ]
         usage = {"prompt_tokens": count, "total_tokens": count}
+        return {"object": "list", "data": data, "model": model.name, "usage": usage}
 
-        def made() -> dict[str, Any]:
-            data = [
-                {"object": "embedding", "index": index, "embedding": _written(vector, body.encoding_format)}
-                for index, vector in enumerate(vectors)
-            ]
-            return {"object": "list", "data": data, "model": model.name, "usage": usage}
-
-        return await answered(made)
+    return await answered(made)
 
 
 def _checked(model: LoadedModel, body: EmbeddingsRequest) -> list[list[int]]:

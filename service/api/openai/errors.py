@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from topkapi.model.errors import ContextExceeded, TopkapiError
+from topkapi.service.api.http.describing import errors_of
 from topkapi.service.api.http.dialect import Dialect, with_hint
 
 CODES = {"unknown_model": "model_not_found"}
@@ -43,15 +44,7 @@ def render(error: TopkapiError) -> tuple[int, dict[str, Any]]:
 
 DIALECT = Dialect("openai", render, prefixes=("/v1/",))
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": OpenAIError, "description": meaning}
-    for status, meaning in {
-        400: "The body is not JSON, or a field is wrong; `param` names it",
-        404: "The checkpoint is not loaded",
-        413: "The body is too large",
-        415: "The body is not declared as JSON",
-        429: "The queue is full; wait Retry-After seconds",
-        500: "A step of the engine failed",
-        503: "The server is stopping, the checkpoint was unloaded, or the engine begins anew",
-    }.items()
-}
+ERRORS = errors_of(OpenAIError, 404, 413, 415, 429, 500, more={
+    400: "The body is not JSON, or a field is wrong; `param` names it",
+    503: "The server is stopping, the checkpoint was unloaded, or the engine begins anew",
+})  # fmt: skip

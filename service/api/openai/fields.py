@@ -17,7 +17,7 @@ from topkapi.model.decoding.parameters import PARAMETERS
 from topkapi.model.decoding.table import MOST_WORDS
 from topkapi.model.errors import InvalidRequest
 from topkapi.service.api.http.body import Strict
-from topkapi.service.api.http.errors import inapplicable
+from topkapi.service.api.http.errors import InapplicableField, inapplicable
 from topkapi.service.api.http.harmless import NO_SUCH_THING, CacheOptions, Only, asks_for_nothing
 from topkapi.service.api.http.json_reader import schema_in
 from topkapi.service.api.native.schemas import ModelName, parameter_schema
@@ -48,6 +48,53 @@ class StructuredOutputs(Strict):
     disable_additional_properties: Annotated[Any, Only(False)] = None
     disable_fallback: Annotated[Any, Only(False, True)] = None
     whitespace_pattern: Annotated[Any, Only()] = None
+
+
+class TextFormat(Strict):
+    """Any text."""
+
+    type: Literal["text"]
+
+
+class JSONObjectFormat(Strict):
+    """A JSON object; with llama.cpp's `schema`, JSON that fulfils it."""
+
+    type: Literal["json_object"]
+    schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
+
+
+class JSONSchema(Strict):
+    """A schema. It is kept to whether `strict` or not."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class JSONSchemaFormat(Strict):
+    """JSON that fulfils a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JSONSchema
+
+
+class FlatJSONSchemaFormat(JSONSchema):
+    """JSON that fulfils a schema, as the responses route writes it."""
+
+    type: Literal["json_schema"]
+
+
+ResponseFormat = TextFormat | JSONObjectFormat | JSONSchemaFormat
+FlatFormat = TextFormat | JSONObjectFormat | FlatJSONSchemaFormat
+
+
+def as_parameters(form: ResponseFormat | FlatFormat | None) -> dict[str, Any]:
+    """The decoding parameters that make an answer take this form. Without a schema, any JSON object will do."""
+    if form is None or isinstance(form, TextFormat):
+        return {}
+    schema = (form.json_schema if isinstance(form, JSONSchemaFormat) else form).schema_
+    return {"json_object": True} if schema is None else {"json_schema": schema}
 
 
 class Refusing(Strict):
@@ -90,6 +137,13 @@ class CommonFields(Refusing):
         int | None, Field(ge=-100, le=100, description="As in vLLM, requests of lower priority numbers go first.")
     ] = None
     structured_outputs: StructuredOutputs | None = None
+    stream_options: StreamOptions | None = None
+
+    def refuse_inapplicable(self) -> None:
+        """Refuse as others do, and what goes with a stream alone."""
+        super().refuse_inapplicable()
+        if self.stream_options is not None and not self.stream:
+            raise InapplicableField("stream_options go with stream", field="stream_options", hint="set stream to true")
 
     def decoding(self) -> dict[str, Any]:
         """The decoding parameters that the caller set, under the names that were used.
@@ -104,6 +158,22 @@ class CommonFields(Refusing):
         # vLLM and llama.cpp take grammars in GBNF's notation, our own parameter in Lark's.
         gbnf = [name for name, value in given.items() if own_name(name) == "grammar" and is_gbnf(value)]
         return given | {name: lark_of(given[name], name) for name in gbnf}
+
+
+class ChunkedFields(CommonFields):
+    """What chat and completions take beside that."""
+
+    prompt_logprobs: Annotated[
+        int | None, Field(ge=0, le=1000, description="As in vLLM: report so many most likely tokens at each place.")
+    ] = None
+    return_token_ids: Annotated[bool | None, Field(description="As in vLLM: tell the token ids too.")] = None
+
+    def refuse_inapplicable(self) -> None:
+        """Refuse as others do, and what goes with a whole answer alone."""
+        super().refuse_inapplicable()
+        if self.stream and self.prompt_logprobs is not None:
+            message, hint = "prompt_logprobs can't be streamed", "leave out stream"
+            raise InvalidRequest(message, field="prompt_logprobs", hint=hint)
 
 
 def expanded(structured: StructuredOutputs) -> dict[str, Any]:

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
+from topkapi.service.api.http.describing import Responses
+from topkapi.service.api.http.registration import Routes
+from topkapi.service.api.native.checkpoints import ListedModel, listed
 from topkapi.service.api.openai.errors import ERRORS
 from topkapi.service.models import LoadedModel, Models
 
-UNKNOWN: dict[int | str, dict[str, Any]] = {404: ERRORS[404]}
+UNKNOWN: Responses = {404: ERRORS[404]}
 
 
-class ModelEntry(BaseModel):
+class ModelEntry(ListedModel):
     """A loaded checkpoint; `max_model_len` is its context, as vLLM tells it."""
 
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
     max_model_len: int
 
 
@@ -40,20 +39,18 @@ class TokenizerInfo(BaseModel):
     chat_template: str | None
 
 
-def add_routes(routes: APIRouter, models: Models) -> None:
+def add_routes(routes: Routes, models: Models) -> None:
     """Add the routes."""
 
-    @routes.get("/v1/models", summary="The loaded checkpoints", response_model=ModelList)
+    @routes.answering("/v1/models", "The loaded checkpoints", ModelList, method="GET", errors={})
     async def list_models() -> Response:
         return JSONResponse({"object": "list", "data": [_entry(model) for model in models]})
 
-    @routes.get("/v1/models/{name:path}", summary="One loaded checkpoint", response_model=ModelEntry, responses=UNKNOWN)
+    @routes.answering("/v1/models/{name:path}", "One loaded checkpoint", ModelEntry, method="GET", errors=UNKNOWN)
     async def get_model(name: str) -> Response:
         return JSONResponse(_entry(models.get(name)))
 
-    @routes.get(
-        "/tokenizer_info", summary="A checkpoint's control tokens", response_model=TokenizerInfo, responses=UNKNOWN
-    )
+    @routes.answering("/tokenizer_info", "A checkpoint's control tokens", TokenizerInfo, method="GET", errors=UNKNOWN)
     async def tokenizer_info(
         model: Annotated[str | None, Query(description="A loaded checkpoint's name; the first one by default.")] = None,
     ) -> Response:
@@ -69,10 +66,4 @@ def add_routes(routes: APIRouter, models: Models) -> None:
 
 
 def _entry(model: LoadedModel) -> dict[str, Any]:
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": model.created,
-        "owned_by": "topkapi",
-        "max_model_len": model.context_length,
-    }
+    return listed(model) | {"max_model_len": model.context_length}

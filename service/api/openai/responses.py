@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Iterator, Mapping
+from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from fastapi import APIRouter, Request
-from fastapi.responses import Response
 from pydantic import BaseModel, Discriminator, Field
 
 from topkapi.model.errors import InvalidRequest, TopkapiError
-from topkapi.service.api.http.answering import answered
-from topkapi.service.api.http.apart import apart, unless_disconnected
+from topkapi.service.api.http.answering import Event
 from topkapi.service.api.http.body import Strict
-from topkapi.service.api.http.errors import INTERNAL, InapplicableField
+from topkapi.service.api.http.errors import InapplicableField
 from topkapi.service.api.http.harmless import Only
-from topkapi.service.api.http.streaming import STREAM, EventStream
 from topkapi.service.api.http.template_variables import template_variables
-from topkapi.service.api.native import render
+from topkapi.service.api.native.render import new_id
 from topkapi.service.api.openai import answers
 from topkapi.service.api.openai.conversation import ChatMessage, Parts, conversation, encoded
-from topkapi.service.api.openai.errors import ERRORS
-from topkapi.service.api.openai.errors import render as render_error
-from topkapi.service.api.openai.fields import CommonFields, StreamOptions, body, with_default
-from topkapi.service.api.openai.formats import FlatFormat, TextFormat, as_parameters
-from topkapi.service.generation import Generation, Output, Plan
+from topkapi.service.api.openai.fields import (
+    CommonFields,
+    FlatFormat,
+    TextFormat,
+    as_parameters,
+    body,
+    with_default,
+)
+from topkapi.service.generation import Delta, Plan
 from topkapi.service.limits import MOST_MESSAGES
-from topkapi.service.models import LoadedModel, Models
+from topkapi.service.models import LoadedModel
 
 NOT_APART = "what a checkpoint thinks is part of its answer"
 
@@ -91,14 +92,10 @@ class ResponseFields(CommonFields):
     max_output_tokens: Annotated[int | None, Field(ge=0, description="Most tokens to generate.")] = None
     text: TextOptions | None = None
     reasoning: Reasoning | None = None
-    stream_options: StreamOptions | None = None
 
 
 if TYPE_CHECKING:
-
-    class ResponsesRequest(ResponseFields):
-        """The body of `POST /v1/responses`."""
-
+    ResponsesRequest = ResponseFields
 else:
     ResponsesRequest = body(
         ResponseFields, "ResponsesRequest", "The body of `POST /v1/responses`, with any decoding parameter.",
@@ -137,27 +134,6 @@ class ResponsesResponse(BaseModel):
     usage: dict[str, Any] | None
 
 
-def add_routes(routes: APIRouter, models: Models) -> None:
-    """Add the route."""
-
-    @routes.post(
-        "/v1/responses",
-        summary="Answer an input, keeping no state",
-        responses={**ERRORS, 200: {"model": ResponsesResponse, "content": STREAM, "description": "The answer"}},
-        response_model=None,
-    )
-    async def responses(request: Request, body: ResponsesRequest) -> Response:
-        plan = await apart(request, _checked, models.get(body.model), body)
-        generation = answers.started(body, plan)
-        writer = ResponseWriter(body, generation)
-        if body.stream:
-            generation.start()
-            return EventStream(generation, _events(writer))
-        async with generation:
-            await unless_disconnected(request, generation.finish())
-        return await answered(writer.ended)
-
-
 def _checked(model: LoadedModel, body: ResponsesRequest) -> Plan:
     body.refuse_inapplicable()
     given = body.decoding()
@@ -181,28 +157,19 @@ def _checked(model: LoadedModel, body: ResponsesRequest) -> Plan:
     return answers.planned(model, [prompt], given | structure, "input")
 
 
-class ResponseWriter:
-    """The response object at every stage of an answer."""
+class ResponsesAnswer(answers.OpenAIAnswer):
+    """The answer to an input. The events of its stream are numbered, each with its type as its name."""
 
-    def __init__(self, body: ResponsesRequest, generation: Generation) -> None:
-        self.generation = generation
-        self.message_id = render.new_id("msg")
-        self._body = body
-        self._id, self._created = render.new_id("resp"), render.timestamp()
+    def __init__(self, model: LoadedModel, body: ResponsesRequest) -> None:
+        super().__init__(body, _checked(model, body), "resp")
+        (self.output,) = self.generation.outputs
+        self._body, self._message_id = body, new_id("msg")
+        self._place = {"item_id": self._message_id, "output_index": 0, "content_index": 0}
+        self._numbers = count()
 
-    @property
-    def output(self) -> Output:
-        """The one answer."""
-        return self.generation.outputs[0]
-
-    def begun(self) -> dict[str, Any]:
-        """The response before anything was written."""
-        return self._response("in_progress", [])
-
-    def ended(self) -> dict[str, Any]:
-        """The response at its end. Raises `EngineError` if it was broken off."""
+    def whole(self) -> dict[str, Any]:
         complete = answers.finish_reason(self.output) == "stop"
-        response = self._response("completed" if complete else "incomplete", [self.item()])
+        response = self._response("completed" if complete else "incomplete", [self._item()])
         if not complete:
             deadline = self.output.finish_reason == "deadline"
             response["incomplete_details"] = {"reason": "deadline" if deadline else "max_output_tokens"}
@@ -216,78 +183,66 @@ class ResponseWriter:
         }
         return response | answers.reproducible(self.generation)
 
-    def failed(self, error: TopkapiError) -> dict[str, Any]:
-        """The response that an error ended."""
-        told = render_error(error)[1]["error"]
-        content = {"code": told["code"] or told["type"], "message": told["message"]}
-        return self._response("failed", []) | {"error": content}
+    def opening(self) -> Iterator[Event]:
+        begun = self._response("in_progress", [])
+        yield self._event("response.created", response=begun)
+        yield self._event("response.in_progress", response=begun)
+        yield self._event("response.output_item.added", output_index=0, item=self._item("in_progress"))
+        yield self._event("response.content_part.added", **self._place, part=self._part(""))
 
-    def item(self, status: str | None = None) -> dict[str, Any]:
+    def told(self, step: Delta) -> Iterator[Event]:
+        if step.text:
+            yield self._event("response.output_text.delta", **self._place, delta=step.text, logprobs=[])
+
+    def ending(self) -> Iterator[Event]:
+        response, text = self.whole(), self.output.text
+        yield self._event("response.output_text.done", **self._place, text=text, logprobs=[])
+        yield self._event("response.content_part.done", **self._place, part=self._part(text))
+        yield self._event("response.output_item.done", output_index=0, item=self._item())
+        yield self._event(f"response.{response['status']}", response=response)
+
+    def failed(self, error: TopkapiError) -> Event:
+        told = self.dialect.render(error)[1]["error"]
+        content = {"code": told["code"] or told["type"], "message": told["message"]}
+        return self._event("response.failed", response=self._response("failed", []) | {"error": content})
+
+    def _event(self, kind: str, **data: Any) -> Event:
+        return kind, {"type": kind, "sequence_number": next(self._numbers), **data}
+
+    def _item(self, status: str | None = None) -> dict[str, Any]:
         """The answer as it is, or as it is about to begin."""
         reason = self.output.finish_reason
         status = status or ("completed" if reason == "stop" else "incomplete")
-        content = [] if status == "in_progress" else [self.part(self.output.text)]
-        return {"type": "message", "id": self.message_id, "role": "assistant", "status": status, "content": content}
+        content = [] if status == "in_progress" else [self._part(self.output.text)]
+        return {"type": "message", "id": self._message_id, "role": "assistant", "status": status, "content": content}
 
-    def part(self, text: str) -> dict[str, Any]:
-        """The answer's text."""
+    def _part(self, text: str) -> dict[str, Any]:
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
     def _response(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
         body, parameters = self._body, self.generation.parameters
         form = body.text.format if body.text and body.text.format else TextFormat(type="text")
         return {
-            "id": self._id,
+            "id": self.identifier,
             "object": "response",
-            "created_at": self._created,
+            "created_at": self.created,
             "status": status,
             "error": None,
             "incomplete_details": None,
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
-            "model": self.generation.plan.model.name,
+            "model": self.model.name,
             "output": output,
             "parallel_tool_calls": True,
             "previous_response_id": None,
             "store": False,
-            "temperature": parameters["temperature"],
+            "temperature": parameters.temperature,
             "text": {"format": form.model_dump(by_alias=True, exclude_none=True)},
             "tool_choice": "auto",
             "tools": [],
-            "top_p": parameters["top_p"],
+            "top_p": parameters.top_p,
             "truncation": "disabled",
             "usage": None,
             "user": body.user,
             "metadata": body.metadata or {},
         }
-
-
-async def _events(writer: ResponseWriter) -> AsyncIterator[bytes]:
-    """The events of a stream, numbered, each with its type as its name."""
-    number = 0
-
-    async def event(kind: str, **data: Any) -> bytes:
-        nonlocal number
-        number += 1
-        return await answers.data_event({"type": kind, "sequence_number": number - 1, **data}, kind)
-
-    at = {"item_id": writer.message_id, "output_index": 0, "content_index": 0}
-    try:
-        yield await event("response.created", response=writer.begun())
-        yield await event("response.in_progress", response=writer.begun())
-        yield await event("response.output_item.added", output_index=0, item=writer.item("in_progress"))
-        yield await event("response.content_part.added", **at, part=writer.part(""))
-        async for delta in writer.generation.deltas():
-            if delta.text:
-                yield await event("response.output_text.delta", **at, delta=delta.text, logprobs=[])
-        response = writer.ended()
-        yield await event("response.output_text.done", **at, text=writer.output.text, logprobs=[])
-        yield await event("response.content_part.done", **at, part=writer.part(writer.output.text))
-        yield await event("response.output_item.done", output_index=0, item=writer.item())
-        yield await event(f"response.{response['status']}", response=response)
-    except TopkapiError as error:
-        yield await event("response.failed", response=writer.failed(error))
-    except Exception:
-        # The response has begun, so the error handler can't answer any more.
-        yield await event("response.failed", response=writer.failed(INTERNAL))
-        raise

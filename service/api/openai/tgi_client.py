@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 from topkapi.model.errors import UnknownModel
@@ -34,18 +33,18 @@ def is_tgi_client(body: CommonFields) -> bool:
     return body.model == TGI and body.model_fields_set == _FIELDS
 
 
-async def as_it_reads(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+class AsItReads:
     """The chunks of a stream with what it demands of each: the role, and tool calls one at a time, or none."""
-    identifiers: dict[tuple[int, int], str] = {}
-    async for chunk in chunks:
-        for choice in chunk["choices"]:
-            delta = choice["delta"]
-            calls: list[dict[str, Any]] = delta.get("tool_calls", [])
-            choice["delta"] = {"role": "assistant", "content": delta.get("content"), "tool_calls": None}
-            for call in calls:
-                place = choice["index"], call["index"]
-                identifiers.setdefault(place, call.get("id", ""))
-                function = {"name": call["function"].get("name"), "arguments": call["function"]["arguments"]}
-                said = {"index": call["index"], "id": identifiers[place], "type": "function", "function": function}
-                choice["delta"]["tool_calls"] = said
-        yield chunk
+
+    def __init__(self) -> None:
+        self._identifiers: dict[tuple[int, int], str] = {}
+
+    def choice(self, choice: dict[str, Any]) -> dict[str, Any]:
+        """A choice as it reads it."""
+        delta = choice["delta"]
+        read: dict[str, Any] = {"role": "assistant", "content": delta.get("content"), "tool_calls": None}
+        for call in delta.get("tool_calls", []):
+            identifier = self._identifiers.setdefault((choice["index"], call["index"]), call.get("id", ""))
+            function = {"name": call["function"].get("name"), "arguments": call["function"]["arguments"]}
+            read["tool_calls"] = {"index": call["index"], "id": identifier, "type": "function", "function": function}
+        return choice | {"delta": read}

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from topkapi.model.conversation.tool_call_reader import Event, Said, ToolCallReader
 from topkapi.model.conversation.tool_calls import ToolCallForm
@@ -88,10 +88,29 @@ def calling(
                 raise InapplicableField(f"{name} goes with tools", field=name, hint="send tools, or leave it out")
         return None
     functions = [tool.function.model_dump(exclude_none=True) for tool in tools]
+    named = choice.function.name if isinstance(choice, NamedTool) else None
+    choice = "required" if isinstance(choice, NamedTool) else choice or "auto"
+    places = ("tools[{}].function.name", "tool_choice.function.name")
+    return allowed(model, functions, choice, named, places, several=parallel is not False)
+
+
+def allowed(
+    model: LoadedModel,
+    functions: Sequence[dict[str, Any]],
+    choice: Literal["none", "auto", "required"],
+    named: str | None,
+    places: tuple[str, str],
+    *,
+    several: bool,
+) -> Calling | None:
+    """How answers may call `functions`, or the `named` one alone. `places` are where a name and the named one stand.
+
+    Raises as `calling` does.
+    """
     names = [function["name"] for function in functions]
     for index, name in enumerate(names):
         if name in names[:index]:
-            field = f"tools[{index}].function.name"
+            field = places[0].format(index)
             raise InvalidRequest(f"{field}: there are two tools named {name!r}", field=field)
     if choice == "none":
         return None
@@ -99,17 +118,16 @@ def calling(
     if checkpoint.chat is None:
         raise InvalidRequest(f"{model.name} is a base checkpoint and takes no tools", field="tools")
     form = ToolCallForm.of(checkpoint.chat, checkpoint.tokenizer)
-    named = isinstance(choice, NamedTool)
-    if isinstance(choice, NamedTool):
-        if choice.function.name not in names:
-            raise InvalidRequest(
-                f"tool_choice names {choice.function.name!r}, which is none of the tools",
-                field="tool_choice.function.name",
-                hint=f"the tools are: {', '.join(names)}",
+    if named is not None:
+        if named not in names:
+            message, hint = (
+                f"tool_choice names {named!r}, which is none of the tools",
+                f"the tools are: {', '.join(names)}",
             )
-        functions = [function for function in functions if function["name"] == choice.function.name]
-    several = parallel is not False and not named and form.separator is not None
-    return Calling(form, functions, named or choice == "required", named, several)
+            raise InvalidRequest(message, field=places[1], hint=hint)
+        functions = [function for function in functions if function["name"] == named]
+    several = several and named is None and form.separator is not None
+    return Calling(form, functions, must=choice == "required", named=named is not None, several=several)
 
 
 class ChatWriter:

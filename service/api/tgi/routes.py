@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from topkapi.engine.request import Token
 from topkapi.model.decoding.aliases import translated
 from topkapi.model.errors import EngineError, InvalidRequest, Overloaded, TopkapiError
-from topkapi.service.api.http.answering import answered
-from topkapi.service.api.http.apart import apart, unless_disconnected
-from topkapi.service.api.http.body import JSONRoute
+from topkapi.service.api.http.answering import Answer, Event, respond
+from topkapi.service.api.http.describing import STREAM, errors_of
 from topkapi.service.api.http.dialect import Dialect, with_hint
-from topkapi.service.api.http.errors import INTERNAL, InapplicableField
+from topkapi.service.api.http.errors import InapplicableField
 from topkapi.service.api.http.json_reader import schema_in
-from topkapi.service.api.http.streaming import STREAM, EventStream
+from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.tgi import schemas
 from topkapi.service.generation import Delta, Generation, Output, Plan, no_answer, plan
 from topkapi.service.models import LoadedModel, Models
 from topkapi.service.prompting import raw_tokens
-from topkapi.service.scoring import Item, finite, score_items
+from topkapi.service.scoring import Item, Scoring, finite
 from topkapi.service.version import VERSION
 
 SAMPLING = ("temperature", "top_k", "top_p", "typical_p")
@@ -40,135 +38,92 @@ def _error(error: TopkapiError) -> tuple[int, dict[str, Any]]:
     return status, {"error": with_hint(error), "error_type": kind}
 
 
-TGI = Dialect("tgi", _error, fields={"/generate": ("inputs",)})
+TGI = Dialect("tgi", _error, fields={"/generate": ("inputs",)}, data_mark="data:")
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": schemas.TGIError, "description": meaning}
-    for status, meaning in {
-        400: "The body is not valid JSON",
-        404: "No checkpoint is loaded",
-        413: "The body is too large",
-        415: "The body is not declared as JSON",
-        422: "A field is wrong",
-        424: "A step of the engine failed",
-        429: "The queue is full; wait Retry-After seconds",
-        500: "The server met an unexpected error",
-    }.items()
-}
+ERRORS = errors_of(schemas.TGIError, 400, 413, 415, 429, more={
+    404: "No checkpoint is loaded",
+    422: "A field is wrong",
+    424: "A step of the engine failed",
+    500: "The server met an unexpected error",
+})  # fmt: skip
 
 
-def router(models: Models) -> APIRouter:
+def router(models: Models) -> Routes:
     """TGI's routes. Its requests name no checkpoint: the default one answers."""
-    routes = APIRouter(route_class=JSONRoute, tags=["text-generation-inference"])
+    routes = Routes(ERRORS, tags=["text-generation-inference"])
 
-    @routes.post(
-        "/generate",
-        summary="TGI: continue inputs",
-        responses={**ERRORS, 200: {"model": schemas.TGIResponse, "content": STREAM}},
-        response_model=None,
-    )
+    @routes.answering("/generate", "TGI: continue inputs", schemas.TGIResponse, stream=STREAM)
     async def generate(request: Request, body: schemas.TGIRequest) -> Response:
-        asked = await apart(request, _Asked, models.get(), body)
-        return asked.stream() if body.stream else await asked.answer(request)
+        return await respond(request, _Answer, models.get(), body, stream=body.stream)
 
-    @routes.post(
-        "/",
-        summary="TGI: continue inputs, answering a list",
-        responses={**ERRORS, 200: {"model": list[schemas.TGIResponse], "content": STREAM}},
-        response_model=None,
-    )
+    @routes.answering("/", "TGI: continue inputs, answering a list", list[schemas.TGIResponse], stream=STREAM)
     async def compatible(request: Request, body: schemas.TGIRequest) -> Response:
-        asked = await apart(request, _Asked, models.get(), body)
-        return asked.stream() if body.stream else await asked.answer(request, listed=True)
+        return await respond(request, _Answer, models.get(), body, stream=body.stream, listed=True)
 
-    @routes.post(
+    @routes.answering(
         "/generate_stream",
-        summary="TGI: continue inputs, token by token",
-        responses={**ERRORS, 200: {"content": STREAM, "description": "Server-sent events"}},
+        "TGI: continue inputs, token by token",
+        stream=STREAM,
+        description="Server-sent events",
         response_class=Response,
-        response_model=None,
     )
     async def generate_stream(request: Request, body: schemas.TGIStreamRequest) -> Response:
-        return (await apart(request, _Asked, models.get(), body, streamed=True)).stream()
+        return await respond(request, _Answer, models.get(), body, stream=True)
 
-    @routes.get("/info", summary="TGI: what is served", response_model=schemas.TGIInfo, responses={404: ERRORS[404]})
+    @routes.answering("/info", "TGI: what is served", schemas.TGIInfo, method="GET", errors={404: ERRORS[404]})
     async def info() -> Response:
         return JSONResponse(_info(models.get()))
 
     return routes
 
 
-class _Asked:
-    """A checked request. Reading it compiles grammars: not for the event loop."""
+class _Answer(Answer[Delta]):
+    dialect = TGI
 
-    def __init__(self, model: LoadedModel, body: schemas.TGIStreamRequest, streamed: bool = False) -> None:
-        self.parameters = body.parameters or schemas.TGIParameters()
-        self.full_text = bool(self.parameters.return_full_text)
-        self.inputs = body.inputs
-        self.model = model
-        _refuse(self.parameters, streamed or bool(getattr(body, "stream", False)))
+    def __init__(
+        self, model: LoadedModel, body: schemas.TGIStreamRequest, *, stream: bool | None, listed: bool = False
+    ) -> None:
+        asked = body.parameters or schemas.TGIParameters()
+        _refuse(asked, bool(stream))
         # What is cut to its end is read as a whole, so it need not fit.
-        prompt = raw_tokens(model, body.inputs, "inputs", fits=self.parameters.truncate is None)
-        if self.parameters.truncate is not None:
-            prompt = prompt[-self.parameters.truncate :]
-        self.plan = _plan(model, prompt, self.parameters)
-        self.sampled = self.plan.parameters[0]["temperature"] > 0
+        prompt = raw_tokens(model, body.inputs, "inputs", fits=asked.truncate is None)
+        if asked.truncate is not None:
+            prompt = prompt[-asked.truncate :]
+        self._plan = _plan(model, prompt, asked)
+        self._model, self._inputs, self._parameters, self._listed = model, body.inputs, asked, listed
+        self._generation = Generation(self._plan)
+        self._scoring = Scoring(model, [Item(prompt)]) if asked.decoder_input_details and len(prompt) > 1 else None
+        self._held: dict[str, Any] | None = None
+        super().__init__(self._generation, stream=stream, before=self._scoring)
 
-    def stream(self) -> Response:
-        """The answer token by token."""
-        generation = Generation(self.plan)
-        generation.start()
-        return EventStream(generation, self._events(generation))
-
-    async def answer(self, request: Request, *, listed: bool = False) -> Response:
-        """The whole answer; `listed` puts it into a list."""
-        prefill: list[dict[str, Any]] = []
-        if self.parameters.decoder_input_details:
-            prefill = await unless_disconnected(request, self._prefill())
-        generation = Generation(self.plan)
-        async with generation:
-            await unless_disconnected(request, generation.finish())
-
-        def made() -> Any:
-            answer = self._answer(generation, prefill)
-            return [answer] if listed else answer
-
-        return await answered(made)
-
-    def _answer(self, generation: Generation, prefill: list[dict[str, Any]]) -> dict[str, Any]:
+    def whole(self) -> Any:
         # The likeliest per token first, as TGI ranks them.
-        best, *others = sorted(generation.outputs, key=_mean_logprob, reverse=True)
+        best, *others = sorted(self._generation.outputs, key=_mean_logprob, reverse=True)
         content: dict[str, Any] = {"generated_text": self._text(best)}
-        if self.parameters.details or self.parameters.decoder_input_details:
+        if self._parameters.details or self._parameters.decoder_input_details:
+            prefill = self._prefill() if self._parameters.decoder_input_details else []
             content["details"] = self._details(best, prefill)
             if others:
                 content["details"]["best_of_sequences"] = [
                     {"generated_text": self._text(other)} | self._details(other, prefill) for other in others
                 ]
-        return content
+        return [content] if self._listed else content
 
-    async def _events(self, generation: Generation) -> AsyncIterator[bytes]:
-        """One event per token. The last one also has the whole text, so each waits until it is known not to be it."""
-        held: dict[str, Any] | None = None
-        try:
-            async for delta in generation.deltas():
-                if delta.token is None:
-                    assert held is not None, "only what followed a token can be released"
-                    held["token"]["text"] += delta.text
-                    continue
-                if held is not None:
-                    yield _event(held)
-                held = self._token_event(delta, delta.token)
-            (output,) = generation.outputs
-            if held is not None:
-                details = {key: self._summary(output)[key] for key in ("finish_reason", "generated_tokens", "seed")}
-                details["input_length"] = generation.prompt_tokens
-                yield _event(held | {"generated_text": self._text(output), "details": details})
-        except TopkapiError as error:
-            yield _event(_error(error)[1])
-        except Exception:
-            yield _event(_error(INTERNAL)[1])
-            raise
+    def told(self, step: Delta) -> Iterator[Event]:
+        """The token before: the last one's event also has the whole text, so each waits until it is known not to be."""
+        if step.token is None:
+            assert self._held is not None, "only what followed a token can be released"
+            self._held["token"]["text"] += step.text
+            return
+        if self._held is not None:
+            yield None, self._held
+        self._held = self._token_event(step, step.token)
+
+    def ending(self) -> Iterator[Event]:
+        (output,) = self._generation.outputs
+        if self._held is not None:
+            details = self._summary(output) | {"input_length": self._generation.prompt_tokens}
+            yield None, self._held | {"generated_text": self._text(output), "details": details}
 
     def _token_event(self, delta: Delta, token: Token) -> dict[str, Any]:
         event: dict[str, Any] = {
@@ -177,31 +132,29 @@ class _Asked:
             "generated_text": None,
             "details": None,
         }
-        if self.parameters.top_n_tokens:
+        if self._parameters.top_n_tokens:
             event["top_tokens"] = self._top(token)
         return event
 
-    async def _prefill(self) -> list[dict[str, Any]]:
-        (prompt,) = self.plan.prompts
-        logprobs: list[float | None] = [None]
-        if len(prompt) > 1:
-            (scores,) = await score_items(self.model, [Item(prompt)])
-            logprobs += [finite(logprob) for logprob in scores.logprobs]
+    def _prefill(self) -> list[dict[str, Any]]:
+        (prompt,) = self._plan.prompts
+        logprobs = [] if self._scoring is None else map(finite, self._scoring.scores[0].logprobs)
         return [
-            {"id": token_id, "text": self.model.token_text(token_id), "logprob": logprob}
-            for token_id, logprob in zip(prompt, logprobs, strict=True)
+            {"id": token_id, "text": self._model.token_text(token_id), "logprob": logprob}
+            for token_id, logprob in zip(prompt, [None, *logprobs], strict=True)
         ]
 
     def _text(self, output: Output) -> str:
-        return self.inputs + output.text if self.full_text else output.text
+        return self._inputs + output.text if self._parameters.return_full_text else output.text
 
     def _summary(self, output: Output) -> dict[str, Any]:
-        seed = self.plan.parameters[0]["seed"] if self.sampled else None
+        effective = self._plan.parameters[0]
+        seed = effective.seed if effective.temperature > 0 else None
         return {"finish_reason": _finish_reason(output), "generated_tokens": len(output.tokens), "seed": seed}
 
     def _details(self, output: Output, prefill: list[dict[str, Any]]) -> dict[str, Any]:
         details = self._summary(output) | {"prefill": prefill, "tokens": list(map(self._token, output.tokens))}
-        if self.parameters.top_n_tokens:
+        if self._parameters.top_n_tokens:
             details["top_tokens"] = [self._top(token) for token in output.tokens]
         return details
 
@@ -213,7 +166,7 @@ class _Asked:
         return [self._named(each.token_id, each.logprob) for each in token.top]
 
     def _named(self, token_id: int, logprob: float) -> dict[str, Any]:
-        text, special = self.model.token_text(token_id), token_id in self.model.control_ids
+        text, special = self._model.token_text(token_id), token_id in self._model.control_ids
         return {"id": token_id, "text": text, "logprob": finite(logprob), "special": special}
 
 
@@ -279,10 +232,6 @@ def _finish_reason(output: Output) -> str:
     if output.finish_reason == "stop":
         return "stop_sequence" if isinstance(output.stop_reason, str) else "eos_token"
     raise no_answer(output)
-
-
-def _event(data: Mapping[str, Any]) -> bytes:
-    return f"data:{json.dumps(data, ensure_ascii=False, allow_nan=False)}\n\n".encode()
 
 
 def _info(model: LoadedModel) -> dict[str, Any]:

@@ -81,27 +81,24 @@ class TGIToken(BaseModel):
     special: bool
 
 
-class TGISequence(BaseModel):
+class _Told(BaseModel):
+    finish_reason: FinishReason
+    generated_tokens: int
+    seed: int | None
+    prefill: list[TGIPromptToken]
+    tokens: list[TGIToken]
+    top_tokens: list[list[TGIToken]] | None = None
+
+
+class TGISequence(_Told):
     """One answer with its details."""
 
     generated_text: str
-    finish_reason: FinishReason
-    generated_tokens: int
-    seed: int | None
-    prefill: list[TGIPromptToken]
-    tokens: list[TGIToken]
-    top_tokens: list[list[TGIToken]] | None = None
 
 
-class TGIDetails(BaseModel):
+class TGIDetails(_Told):
     """How an answer came about. `seed` is null for a greedy one."""
 
-    finish_reason: FinishReason
-    generated_tokens: int
-    seed: int | None
-    prefill: list[TGIPromptToken]
-    tokens: list[TGIToken]
-    top_tokens: list[list[TGIToken]] | None = None
     best_of_sequences: list[TGISequence] | None = None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ DRAWS = 3000
 
 def rows_of_seeds(count: int, **parameters: object) -> list[Row]:
     effective = resolve({"seed": 0, **parameters})
-    return [Row(effective | {"seed": seed}, [1, 2], 2) for seed in range(count)]
+    return [Row(replace(effective, seed=seed), [1, 2], 2) for seed in range(count)]
 
 
 def chi_square(counts: torch.Tensor, expected: torch.Tensor) -> float:
@@ -40,7 +41,7 @@ def test_every_strategy_draws_from_its_exact_distribution(name: str, parameters:
     logits = torch.full((VOCABULARY,), float("-inf"))
     logits[[2, 5, 7, 11, 12, 20, 30, 41]] = LOGITS
     effective = resolve({"seed": 0, **parameters})
-    rows = [Row(effective | {"seed": seed}, HISTORY, PROMPT_LENGTH) for seed in range(DRAWS)]
+    rows = [Row(replace(effective, seed=seed), HISTORY, PROMPT_LENGTH) for seed in range(DRAWS)]
     # Of strategies that are chance themselves (XTC), the mean over many coins is the exact distribution.
     processed = process(logits.expand(DRAWS, -1), rows)
     expected = processed.double().softmax(-1).mean(0)
@@ -205,3 +206,11 @@ def test_greedy_rows_skip_what_cannot_matter_and_obey_what_can() -> None:
     assert choose(LOGITS[None], [Row(typical, [9], 1)])[0].token_id != plain
     banned = resolve({"temperature": 0, "banned_token_ids": [0, 1], "top_k": 3})
     assert choose(LOGITS[None], [Row(banned, [9], 1)])[0].token_id == 7
+
+
+def test_a_greedy_truncation_counts_where_scores_are_changed_after_it() -> None:
+    """What `order` puts before a penalty has left no other token that the penalty could bring to the front."""
+    request = {"temperature": 0, "top_k": 1, "logit_bias": {0: -100.0}}
+    for order, token_id in ((["logit_bias", "top_k"], 1), (["top_k", "logit_bias"], 0)):
+        row = Row(resolve(request | {"order": [*order, "temperature"]}), [9], 1)
+        assert choose(LOGITS[None], [row])[0].token_id == token_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from topkapi.model.decoding.defaults import CHAT_DEFAULTS, check_generation_config, decoding_defaults
-from topkapi.model.decoding.parameters import BY_NAME, from_generation_config, resolve
+from topkapi.model.decoding.parameters import BY_NAME, DecodingParameters, from_generation_config, resolve
 from topkapi.model.errors import CheckpointError, InvalidRequest
 from topkapi.model.storage.checkpoint import load_checkpoint
 from topkapi.service.commands.cli import main
@@ -46,8 +47,8 @@ MESSAGES = [{"role": "user", "content": "Hello"}]
 )
 def test_a_stored_default_gives_way_to_what_is_sent(stored: dict, sent: dict, gives_way: dict) -> None:
     effective = resolve(sent, from_generation_config(stored), vocab_size=50, end_token_ids=[0])
-    assert {name: effective[name] for name in gives_way} == gives_way
-    assert {name: effective[name] for name in sent if name != "order"} == {
+    assert {name: getattr(effective, name) for name in gives_way} == gives_way
+    assert {name: getattr(effective, name) for name in sent if name != "order"} == {
         n: v for n, v in sent.items() if n != "order"
     }
 
@@ -77,8 +78,8 @@ def test_no_stored_defaults_make_a_request_fail(stored: dict, sent: dict) -> Non
     except (CheckpointError, InvalidRequest):
         return
     effective = resolve(sent, from_generation_config(stored), vocab_size=10, end_token_ids=[0])
-    assert {name: effective[name] for name in sent if name != "order"} == {
-        name: alone[name] for name in sent if name != "order"
+    assert {name: getattr(effective, name) for name in sent if name != "order"} == {
+        name: getattr(alone, name) for name in sent if name != "order"
     }
 
 
@@ -108,7 +109,7 @@ def test_a_stored_default_that_no_request_could_be_answered_with_is_refused_at_l
 
 def test_top_k_minus_one_keeps_all() -> None:
     assert from_generation_config({"top_k": -1}) == {"top_k": 0}
-    assert resolve({}, from_generation_config({"top_k": -1}))["top_k"] == 0
+    assert resolve({}, from_generation_config({"top_k": -1})).top_k == 0
 
 
 def test_a_conversation_is_tame_where_nothing_is_stored_of_how_tokens_are_drawn() -> None:
@@ -154,11 +155,11 @@ def test_dialects_with_defaults_of_their_own_take_none_of_the_checkpoint(
     from topkapi.service.generation import plan
 
     assert from_generation_config(ALL_STORED).keys() >= {"temperature", "max_tokens", "min_tokens", "bad_words"}
-    seen: list[list[dict[str, Any]]] = []
+    seen: list[list[DecodingParameters]] = []
 
     def spy(*arguments: Any, **options: Any) -> Any:
         planned = plan(*arguments, **options)
-        seen.append([{**each, "seed": None} for each in planned.parameters])
+        seen.append([replace(each, seed=0) for each in planned.parameters])
         return planned
 
     for dialect in (llama, tgi):
@@ -184,9 +185,9 @@ def test_dialects_with_defaults_of_their_own_take_none_of_the_checkpoint(
 def test_every_dialect_answers_messages_tamely(
     plain: Any, monkeypatch: pytest.MonkeyPatch, path: str, body: dict, tame: bool
 ) -> None:
-    seen: list[dict[str, Any]] = []
+    seen: list[DecodingParameters] = []
 
-    def spy(*arguments: Any, **options: Any) -> dict[str, Any]:
+    def spy(*arguments: Any, **options: Any) -> DecodingParameters:
         seen.append(resolve(*arguments, **options))
         return seen[-1]
 
@@ -196,8 +197,8 @@ def test_every_dialect_answers_messages_tamely(
     assert plain.client.post(path, json=whole).status_code == 200
     assert plain.client.post(path, json=whole | {"temperature": 0.3, "top_p": 0.4}).status_code == 200
     expected = CHAT_DEFAULTS if tame else {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0}
-    assert {name: seen[0][name] for name in expected} == expected
-    assert {name: seen[1][name] for name in expected} == expected | {"temperature": 0.3, "top_p": 0.4}
+    assert {name: getattr(seen[0], name) for name in expected} == expected
+    assert {name: getattr(seen[1], name) for name in expected} == expected | {"temperature": 0.3, "top_p": 0.4}
 
 
 def test_the_defaults_are_shown_and_echoed(plain: Any) -> None:

@@ -21,7 +21,7 @@ from topkapi.model.decoding import grammar
 from topkapi.model.decoding.grammar import Constraint, compile_constraint
 from topkapi.model.decoding.parameters import resolve
 from topkapi.model.errors import EngineError, InvalidRequest, Overloaded
-from topkapi.model.generation import Generation, generate
+from topkapi.model.generation import GenerationResult, generate
 from topkapi.model.text.tokenizer import Tokenizer
 
 END = "<|endoftext|>"
@@ -80,7 +80,7 @@ MODELS = {
 }
 
 
-def answer(parameters: dict[str, Any], vocabulary: str = "bytes", **options: Any) -> tuple[str, Generation]:
+def answer(parameters: dict[str, Any], vocabulary: str = "bytes", **options: Any) -> tuple[str, GenerationResult]:
     """The text of a random network's answer, and how it ended."""
     tokenizer = TOKENIZERS[vocabulary]
     result = generate(MODELS[vocabulary], PROMPT, {"seed": 1, **parameters}, tokenizer=tokenizer, **options)

@@ -114,8 +114,8 @@ def test_unknown_fields_are_refused_with_the_nearest_name() -> None:
 
 def test_defaults_of_the_table_are_in_range() -> None:
     effective = resolve({})
-    assert effective.keys() == BY_NAME.keys()
-    assert resolve(effective) == effective
+    assert effective.as_dict().keys() == BY_NAME.keys()
+    assert resolve(effective.as_dict()) == effective
     for parameter in PARAMETERS:
         if parameter.slider:
             main = {} if parameter.needs is None else {parameter.needs: BY_NAME[parameter.needs].slider[1]}
@@ -128,13 +128,13 @@ def test_defaults_of_the_table_are_in_range() -> None:
 def test_request_wins_over_checkpoint_wins_over_table() -> None:
     checkpoint = from_generation_config({"temperature": 0.6, "top_k": 20, "eos_token_id": 3, "max_new_tokens": 64})
     effective = resolve({"top_k": 5, "top_p": None}, checkpoint)
-    assert (effective["temperature"], effective["top_k"], effective["top_p"]) == (0.6, 5, 1.0)
-    assert effective["max_tokens"] == 64
+    assert (effective.temperature, effective.top_k, effective.top_p) == (0.6, 5, 1.0)
+    assert effective.max_tokens == 64
 
 
 def test_generation_config_without_sampling_is_greedy() -> None:
     effective = resolve({}, from_generation_config({"do_sample": False, "temperature": 0.6, "top_k": 50}))
-    assert (effective["temperature"], effective["top_k"]) == (0.0, 0)
+    assert (effective.temperature, effective.top_k) == (0.0, 0)
 
 
 ANY_VALUE = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
@@ -147,33 +147,33 @@ def test_any_values_resolve_or_are_refused(request_: dict) -> None:
     except InvalidRequest as error:
         assert error.field in BY_NAME
     else:
-        assert resolve(effective, vocab_size=100) == effective
+        assert resolve(effective.as_dict(), vocab_size=100) == effective
 
 
 def test_what_only_the_checkpoint_asks_for_gives_way() -> None:
     checkpoint = from_generation_config({"top_k": 50, "top_p": 0.9, "temperature": 0.6})
     effective = resolve({"mirostat": 2}, checkpoint)
-    assert (effective["top_k"], effective["top_p"], effective["temperature"]) == (0, 1.0, 0.6)
-    assert resolve(effective) == effective
+    assert (effective.top_k, effective.top_p, effective.temperature) == (0, 1.0, 0.6)
+    assert resolve(effective.as_dict()) == effective
     effective = resolve({"repetition_penalty": 1.0}, {"repetition_penalty": 1.2, "repetition_range": 64})
-    assert effective["repetition_range"] == 0
+    assert effective.repetition_range == 0
 
 
 def test_a_search_is_at_temperature_zero_whatever_the_checkpoint_says() -> None:
     checkpoint = from_generation_config({"top_k": 50, "top_p": 0.9, "temperature": 0.6})
     beams = resolve({"num_beams": 3}, checkpoint)
-    assert (beams["temperature"], beams["top_k"], beams["top_p"]) == (0.0, 0, 1.0)
+    assert (beams.temperature, beams.top_k, beams.top_p) == (0.0, 0, 1.0)
     contrastive = resolve({"penalty_alpha": 0.6, "top_k": 4}, checkpoint)
-    assert (contrastive["temperature"], contrastive["top_k"], contrastive["top_p"]) == (0.0, 4, 1.0)
-    assert resolve(beams) == beams
-    assert resolve(contrastive) == contrastive
+    assert (contrastive.temperature, contrastive.top_k, contrastive.top_p) == (0.0, 4, 1.0)
+    assert resolve(beams.as_dict()) == beams
+    assert resolve(contrastive.as_dict()) == contrastive
 
 
 def test_the_order_in_force_is_complete_and_can_be_sent_again() -> None:
-    assert resolve({})["order"] == list(DEFAULT_ORDER)
+    assert resolve({}).order == list(DEFAULT_ORDER)
     effective = resolve({"order": ["top_p", "temperature"], "top_p": 0.9, "temperature": 0.5, "min_tokens": 3})
-    assert effective["order"] == [*CONSTRAINTS, "top_p", "temperature"]
-    assert resolve(effective) == effective
+    assert effective.order == [*CONSTRAINTS, "top_p", "temperature"]
+    assert resolve(effective.as_dict()) == effective
 
 
 def test_every_stage_is_in_the_table_and_every_default_is_off_or_needed() -> None:
@@ -191,19 +191,19 @@ def test_no_two_parameters_share_a_name() -> None:
 
 def test_texts_become_the_sequences_that_can_spell_them(tiny_tokenizer) -> None:
     effective = resolve({"bad_words": ["the", [1, 2]], "dry_multiplier": 1}, vocabulary=tiny_tokenizer)
-    words = effective["bad_words"]
+    words = effective.bad_words
     assert words == ["the", [1, 2]], "the echo is what was sent"
     assert set(words.sequences) == {tuple(tiny_tokenizer.encode("the")), tuple(tiny_tokenizer.encode(" the")), (1, 2)}
-    assert resolve(effective)["bad_words"].sequences == words.sequences
-    breakers = set(effective["dry_breakers"].sequences)
+    assert resolve(effective.as_dict()).bad_words.sequences == words.sequences
+    breakers = set(effective.dry_breakers.sequences)
     holding = {(i,) for i in range(512) if any(b in tiny_tokenizer.token_bytes(i) for b in (b"\n", b":", b'"', b"*"))}
     assert breakers == holding
-    assert json.loads(json.dumps(effective)) == effective | {"logit_bias": {}}
+    assert json.loads(json.dumps(effective.as_dict())) == effective.as_dict()
 
 
 def test_a_breaker_across_tokens_is_found(tiny_tokenizer) -> None:
     effective = resolve({"dry_multiplier": 1, "dry_breakers": ["zqx"]}, vocabulary=tiny_tokenizer)
-    sequences = effective["dry_breakers"].sequences
+    sequences = effective.dry_breakers.sequences
     assert tuple(tiny_tokenizer.encode("zqx")) in sequences
     for sequence in sequences:
         assert b"zqx" in b"".join(map(tiny_tokenizer.token_bytes, sequence))

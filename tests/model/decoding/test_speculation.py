@@ -15,7 +15,7 @@ from topkapi.engine.engine import Engine
 from topkapi.engine.request import Completed, Event, GenerateJob, Token
 from topkapi.model.cache import Output
 from topkapi.model.decoding.parameters import resolve
-from topkapi.model.decoding.speculation import PAUSE, Pace, looked_up
+from topkapi.model.decoding.speculation import PAUSE, DraftLength, looked_up
 from topkapi.model.errors import InvalidRequest, SettingsError
 from topkapi.model.generation import generate
 from topkapi.model.storage.checkpoint import load_checkpoint, save_checkpoint
@@ -112,18 +112,18 @@ def test_a_draft_that_is_never_right_is_hardly_asked() -> None:
 
 
 def test_pace_grows_with_right_guesses_and_pauses_after_wrong_ones() -> None:
-    pace = Pace(32)
+    draft = DraftLength(32)
     lengths = []
     for _ in range(5):
-        lengths.append(pace.length(100))
-        pace.learn(lengths[-1], lengths[-1])
+        lengths.append(draft.length(100))
+        draft.learn(lengths[-1], lengths[-1])
     assert lengths == [4, 8, 16, 32, 32]
-    pace.learn(32, 3)
-    assert pace.length(100) == 3
-    assert pace.length(2) == 2
+    draft.learn(32, 3)
+    assert draft.length(100) == 3
+    assert draft.length(2) == 2
     for guessed in (3, 1):
-        pace.learn(guessed, 0)
-    assert [pace.length(100) for _ in range(PAUSE + 1)] == [0] * PAUSE + [1]
+        draft.learn(guessed, 0)
+    assert [draft.length(100) for _ in range(PAUSE + 1)] == [0] * PAUSE + [1]
 
 
 def test_lookup_finds_what_followed_the_longest_match() -> None:

@@ -412,7 +412,7 @@ def test_recommended_sampling_is_in_force(given: dict[str, Any], read: dict[str,
     own = {name: value for name, value in generation.items() if not name.endswith("token_id")}
     assert own == read
     effective = resolve({}, from_generation_config(generation), vocab_size=300, end_token_ids=(2,))
-    assert {name: effective[name] for name in read} == read
+    assert {name: getattr(effective, name) for name in read} == read
 
 
 @pytest.mark.parametrize("value", [1, "2", float("nan")])

@@ -11,9 +11,10 @@ from starlette.testclient import TestClient
 from topkapi.model.decoding.aliases import BY_ALIAS, translated
 from topkapi.model.decoding.parameters import BY_NAME, PARAMETERS, resolve
 from topkapi.model.errors import EngineError, InvalidRequest, Overloaded
-from topkapi.service.api.http.body import BodyLimit, JSONRoute, Strict
+from topkapi.service.api.http.body import JSONRoute, Strict
 from topkapi.service.api.http.dialect import Dialect
 from topkapi.service.api.http.errors import NATIVE, InapplicableField, field_name, location_of
+from topkapi.service.api.http.middleware import BodyLimit
 from topkapi.service.api.http.registration import register, set_up
 
 OTHER = Dialect(
@@ -144,3 +145,29 @@ def test_an_error_speaks_the_name_that_was_given() -> None:
         translated({"max_tokens": 1, "n_predict": 1}),
     ):
         pass
+
+
+LONG = "hello " * 300
+CONVERSATION = [{"role": "user", "content": LONG}]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "path,body",
+    [
+        ("/generate", {"prompt": LONG}),
+        ("/generate", {"inputs": LONG}),
+        ("/generate", {"text": LONG}),
+        ("/v1/completions", {"prompt": LONG}),
+        ("/v1/chat/completions", {"messages": CONVERSATION}),
+        ("/chat/completions", {"messages": CONVERSATION}),
+        ("/v1/responses", {"input": LONG}),
+        ("/v1/messages", {"messages": CONVERSATION, "max_tokens": 5, "model": "chat"}),
+        ("/completion", {"prompt": LONG}),
+    ],
+)
+def test_no_stream_begins_for_what_is_refused(served, path: str, body: dict[str, Any], stream: bool) -> None:
+    """A status and JSON, not an event in a stream that seemed to succeed (ggml-org/llama.cpp#14566)."""
+    response = served.post(path, **body, stream=stream)
+    assert response.status_code in (400, 422), response.text
+    assert response.headers["content-type"] == "application/json" and "128" in response.text

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents import execute
+from tests.extending import execute
 from topkapi.service.ui.studio import TABS
 
 pytestmark = pytest.mark.timeout(180)

@@ -1,6 +1,7 @@
 """Exercises: their own answers are right, others wrong, what is held out is not trained on, and the judge counts."""
 
 import json
+import tomllib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 
 from tests.training.evaluation.test_evaluation import evaluate, results, write_rows
+from topkapi.engine.request import GenerateJob
 from topkapi.model.conversation.chat_template import ChatTemplate
-from topkapi.model.generation import Generation
+from topkapi.model.generation import GenerationResult
 from topkapi.service.commands.cli import main
 from topkapi.training.data.exercises import memory, talk
 from topkapi.training.data.exercises.exercise import Draw, new_wordings
@@ -144,15 +146,15 @@ def answering(monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any) -> Callable[
         of = {tuple(chat.encode(row["messages"][:-1], tiny_tokenizer).token_ids): row for row in rows}
         end = tiny_tokenizer.control_tokens["<|im_end|>"]
 
-        def generate(model: Any, prompts: list[list[int]], parameters: Any, progress: Any) -> list[Generation]:
+        def generate(model: Any, jobs: list[GenerateJob], progress: Any) -> list[GenerationResult]:
             found = []
-            for prompt in prompts:
-                text = answer(of[tuple(prompt)])
+            for job in jobs:
+                text = answer(of[tuple(job.prompt)])
                 ids = tiny_tokenizer.encode_with_control(text) if text else tiny_tokenizer.encode("on and on")
-                found.append(Generation([*ids, end], "stop", end) if text else Generation(ids, "length"))
+                found.append(GenerationResult([*ids, end], "stop", end) if text else GenerationResult(ids, "length"))
             return found
 
-        monkeypatch.setattr(answers, "generate_batch", generate)
+        monkeypatch.setattr(answers, "run_batch", generate)
 
     return install
 
@@ -253,3 +255,13 @@ def test_tuning_on_exercises_tells_of_no_field_that_is_not_used() -> None:
     left_out = set()
     list(conversations_of({"messages": row["messages"], "kind": "sums"}, "row 1", False, left_out))
     assert left_out == {"kind"}, "somebody else's field of that name"
+
+
+def test_every_data_file_is_packaged() -> None:
+    """What a wheel lacks would be missing only once it is installed."""
+    root = Path(__file__).resolve().parents[3]
+    settings = tomllib.loads((root / "pyproject.toml").read_text())
+    patterns = settings["tool"]["setuptools"]["package-data"]["topkapi.training"]
+    files = [path for path in (root / "training").rglob("*.*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    assert {"words.yaml", "definitions.txt"} <= {path.name for path in files}
+    assert [path for path in files if not any(path.match(pattern) for pattern in patterns)] == []

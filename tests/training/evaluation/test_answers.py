@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.training.evaluation.test_evaluation import evaluate, results, write_rows
+from topkapi.engine.request import GenerateJob
 from topkapi.model.conversation.chat_template import ChatTemplate
 from topkapi.model.errors import DataError
-from topkapi.model.generation import Generation
+from topkapi.model.generation import GenerationResult
 from topkapi.training.evaluation import answers
 from topkapi.training.evaluation.checks import CHECKS, ifeval_checks, parse_checks
 from topkapi.training.evaluation.judge import grade
@@ -148,18 +149,18 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Makes the model say these texts, in the order of the rows; None is an answer that does not end."""
 
     def make(tokenizer: Any, *texts: str | None) -> None:
-        def generate(model: Any, prompts: list[list[int]], parameters: Any, progress: Any) -> list[Generation]:
-            assert [len(prompt) for prompt in prompts] == sorted(len(prompt) for prompt in prompts)
-            assert parameters == {"temperature": 0, "max_tokens": 40}
+        def generate(model: Any, jobs: list[GenerateJob], progress: Any) -> list[GenerationResult]:
+            assert [len(job.prompt) for job in jobs] == sorted(len(job.prompt) for job in jobs)
+            assert all(job.parameters.temperature == 0 and job.parameters.max_tokens == 40 for job in jobs)
             end = tokenizer.control_tokens["<|im_end|>"]
             return [
-                Generation(tokenizer.encode("on and on"), "length")
+                GenerationResult(tokenizer.encode("on and on"), "length")
                 if text is None
-                else Generation([*tokenizer.encode_with_control(text), end], "stop", end)
+                else GenerationResult([*tokenizer.encode_with_control(text), end], "stop", end)
                 for text in texts
             ]
 
-        monkeypatch.setattr(answers, "generate_batch", generate)
+        monkeypatch.setattr(answers, "run_batch", generate)
 
     return make
 

@@ -11,7 +11,6 @@ import torch
 
 from tests.model.test_scoring import transformers_model
 from tests.tiny import tiny_model
-from topkapi.model.generation import generate, generate_batch
 from topkapi.model.storage.checkpoint import load_checkpoint, save_checkpoint
 from topkapi.service.commands.cli import main
 from topkapi.training.evaluation.likelihood import Scored, log_likelihoods
@@ -38,15 +37,6 @@ def test_likelihoods_equal_transformers_whatever_is_read_together(family: str) -
             expected = states.gather(1, wanted.unsqueeze(1)).squeeze(1)
             assert likelihood.logprobs == pytest.approx(expected.tolist(), abs=2e-4)
             assert likelihood.greedy == bool((states.argmax(-1) == wanted).all())
-
-
-def test_many_prompts_are_continued_as_each_alone() -> None:
-    model = tiny_model(scale=12, end_token_ids=(106, 115))
-    prompts = [[7, 3], [9], list(range(1, 40)), [2, 2, 2], [80, 81, 82, 83, 84]]
-    parameters: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
-    alone = [generate(model, prompt, parameters) for prompt in prompts]
-    assert generate_batch(model, prompts, parameters, slots=2) == alone
-    assert {one.finish_reason for one in alone} == {"length", "stop"}, "the prompts should show both"
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say() -> None:

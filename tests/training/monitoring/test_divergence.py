@@ -1,4 +1,4 @@
-"""A loss that leaps or is no number: named with what caused it, and left out where that is wished."""
+"""A loss that spikes or is no number: named with what caused it, and left out where that is wished."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 import topkapi.training.optimisation.loss
 from topkapi.service.commands.cli import main
 from topkapi.training.monitoring.divergence import observe
-from topkapi.training.run.state import Standing
+from topkapi.training.run.state import TrainerState
 
 RHYME = "Jack and Jill went up the hill to fetch a pail of water. Jack fell down and broke his crown. "
 NOISE = "".join(chr(33 + (index * index * 7 + index) % 90) for index in range(90))
@@ -43,19 +43,19 @@ def records(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_leap_is_named_with_its_step_batch_and_document(
+def test_a_spike_is_named_with_its_step_batch_and_document(
     pretrain: Pretrain, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out = pretrain()
     assert code == 0
-    (leap,) = [record for record in records(out) if "event" in record]
-    assert leap["event"] == "spike" and leap["loss"] > 1.25 * leap["level"]
-    assert re.search(r"\b61\b", leap["rows"][0]["origin"])
-    assert leap["rows"][0]["loss"] > 1 > leap["rows"][-1]["loss"]
+    (spike,) = [record for record in records(out) if "event" in record]
+    assert spike["event"] == "spike" and spike["loss"] > 1.25 * spike["level"]
+    assert re.search(r"\b61\b", spike["rows"][0]["origin"])
+    assert spike["rows"][0]["loss"] > 1 > spike["rows"][-1]["loss"]
     printed = capsys.readouterr().out
-    assert f"step {leap['step']}: the loss leapt to {leap['loss']:.3f}" in printed
-    assert f"on batch {leap['batch']}" in printed
-    assert leap["rows"][0]["text"][:10] in printed
+    assert f"step {spike['step']}: the loss spiked to {spike['loss']:.3f}" in printed
+    assert f"on batch {spike['batch']}" in printed
+    assert spike["rows"][0]["text"][:10] in printed
     # Its loss stands among the others, too: the run went on with it.
     steps = [record["step"] for record in records(out) if "loss" in record and "event" not in record]
     assert steps == list(range(1, 53))
@@ -66,17 +66,17 @@ def test_on_return_the_run_goes_back_and_leaves_the_batch_out(
 ) -> None:
     code, out = pretrain("--on-divergence", "return")
     assert code == 0
-    leaps = [record for record in records(out) if "event" in record]
-    assert leaps, "the noise must be met"
+    spikes = [record for record in records(out) if "event" in record]
+    assert spikes, "the noise must be met"
     printed = capsys.readouterr().out
-    for leap in leaps:
-        assert leap["returned_to"] == (leap["step"] - 1) // 10 * 10
-        assert f"returned to step {leap['returned_to']}; batch {leap['batch']} is left out from now on" in printed
+    for spike in spikes:
+        assert spike["returned_to"] == (spike["step"] - 1) // 10 * 10
+        assert f"returned to step {spike['returned_to']}; batch {spike['batch']} is left out from now on" in printed
     updates = [record for record in records(out) if "loss" in record and "event" not in record]
     assert [record["step"] for record in updates] == list(range(1, 53))
-    assert all(record["loss"] < leap["loss"] for record in updates[25:] for leap in leaps)
+    assert all(record["loss"] < spike["loss"] for record in updates[25:] for spike in spikes)
     state = json.loads(next((out / "state").glob("*/state.json")).read_text())
-    assert state["standing"]["skipped"] == [leap["batch"] for leap in leaps]
+    assert state["standing"]["skipped"] == [spike["batch"] for spike in spikes]
 
 
 def test_a_gradient_that_is_no_number_is_left_out_as_well(
@@ -93,9 +93,9 @@ def test_a_gradient_that_is_no_number_is_left_out_as_well(
     monkeypatch.setattr(topkapi.training.optimisation.loss, "backward", broken_once)
     code, out = pretrain("--on-divergence", "return", "--max-steps", "20")
     assert code == 0
-    (leap,) = [record for record in records(out) if "event" in record]
-    assert (leap["event"], leap["step"], leap["batch"], leap["returned_to"]) == ("not a number", 15, 14, 10)
-    assert leap["loss"] is None
+    (spike,) = [record for record in records(out) if "event" in record]
+    assert (spike["event"], spike["step"], spike["batch"], spike["returned_to"]) == ("not a number", 15, 14, 10)
+    assert spike["loss"] is None
     assert "step 15: the loss became no number on batch 14" in capsys.readouterr().out
 
 
@@ -124,7 +124,7 @@ def test_when_every_batch_diverges_the_run_ends(
 def test_a_loss_that_rises_slowly_is_named_once_and_stands_in_the_report(
     pretrain: Pretrain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No step leaps, and none is no number: all that tells is that the model was better before it was trained."""
+    """No step spikes, and none is no number: all that tells is that the model was better before it was trained."""
     calls = 0
 
     def rising(*arguments: Any, **options: Any) -> float:
@@ -150,13 +150,13 @@ def test_a_loss_that_rises_slowly_is_named_once_and_stands_in_the_report(
 
 
 def test_a_loss_that_rises_at_first_and_then_falls_is_no_divergence() -> None:
-    standing = Standing()
-    standing.note(5.7, 5.7)
+    state = TrainerState()
+    state.note(5.7, 5.7)
     losses = [5.7 + rise for rise in (0.5, 1.0, 1.2, 1.0, 0.5)] + [5.5] * 40
-    for standing.step, loss in enumerate(losses):
-        assert observe(standing, loss) == []
+    for state.step, loss in enumerate(losses):
+        assert observe(state, loss) == []
     # Where losses are small, chance alone may double them.
-    small = Standing()
+    small = TrainerState()
     small.note(0.02, 0.02)
     assert all(observe(small, loss) == [] for loss in [0.02, 0.1] * 30)
 
@@ -180,10 +180,10 @@ def test_a_run_that_returned_resumes_to_the_same_bytes(
 ) -> None:
     flags = ["--on-divergence", "return"]
     _, whole = pretrain(*flags, out="whole")
-    (leap, *_) = [record for record in records(whole) if "event" in record]
+    (spike, *_) = [record for record in records(whole) if "event" in record]
     original = topkapi.training.optimisation.loss.backward
-    # First before the leap, where a run that is asked to stop saves out of turn; then after it has returned.
-    for flag, steps in (([], leap["step"] - 2), (["--resume"], 8)):
+    # First before the spike, where a run that is asked to stop saves out of turn; then after it has returned.
+    for flag, steps in (([], spike["step"] - 2), (["--resume"], 8)):
         left = iter(range(steps, -1, -1))
 
         def ending(*arguments: Any, left: Iterator[int] = left, **options: Any) -> float:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from topkapi.service.commands.cli import main
 from topkapi.training.data.windows import joined
-from topkapi.training.monitoring import memorisation
-from topkapi.training.monitoring.memorisation import longest_copy, memorises
+from topkapi.training.monitoring import samples
+from topkapi.training.monitoring.samples import longest_copy, memorises
 
 
 @given(st.lists(st.integers(0, 3), max_size=30), st.lists(st.integers(0, 3), max_size=60))
@@ -21,7 +21,7 @@ def test_the_longest_passage_is_found(sample: list[int], text: list[int]) -> Non
     lengths = [
         size
         for start in range(len(sample))
-        for size in range(memorisation.SHORTEST, len(sample) - start + 1)
+        for size in range(samples.SHORTEST, len(sample) - start + 1)
         if any(text[at : at + size] == sample[start : start + size] for at in range(len(text) - size + 1))
     ]
     assert found.length == max(lengths, default=0)
@@ -31,7 +31,7 @@ def test_the_longest_passage_is_found(sample: list[int], text: list[int]) -> Non
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
 def test_across_the_seams_of_a_long_text(dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memorisation, "_CHUNK", 64)
+    monkeypatch.setattr(samples, "_CHUNK", 64)
     chance = random.Random(1)
     text = np.array([chance.randrange(60_000) for _ in range(1000)], dtype=dtype)
     for start in range(40, 400, 13):

@@ -203,8 +203,8 @@ def test_all_processes_return_to_the_same_save_and_stop_early_together(
     given += ["--sample-every", "never", "--patience", "4"]
     finished(run(*given, "--out", tmp_path / "one"))
     said = finished(run(*given, "--out", tmp_path / "two", "--parallel", parallel, processes=2))
-    leaps = [records(tmp_path / name, "returned_to") for name in ("one", "two")]
-    assert leaps[0] and leaps[0] == leaps[1], "the noise must be met"
+    spikes = [records(tmp_path / name, "returned_to") for name in ("one", "two")]
+    assert spikes[0] and spikes[0] == spikes[1], "the noise must be met"
     assert "is left out from now on" in said and "no better validation loss in 4 evaluations" in said
     assert records(tmp_path / "two", "step") == records(tmp_path / "one", "step")
 

@@ -205,7 +205,7 @@ def test_ended_in_the_middle_it_resumes_to_the_same_bytes(
     update = Training._update
 
     def ended(training: Training, *arguments: object) -> tuple[float, float, float]:
-        if training.standing.step == 5:
+        if training.state.step == 5:
             raise KeyboardInterrupt
         return update(training, *arguments)
 

@@ -13,8 +13,7 @@ from topkapi.training.data.windows import IGNORED, Batch
 from topkapi.training.optimisation import loss as loss_module
 from topkapi.training.optimisation.attention import TILE, packed_attention, tiled_attention
 from topkapi.training.optimisation.loss import Compiled, backward, evaluate
-from topkapi.training.optimisation.optimisers import Optimizers
-from topkapi.training.optimisation.schedule import Schedule, warmup_steps
+from topkapi.training.optimisation.optimisers import Optimizers, Schedule, warmup_steps
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from topkapi.service.commands.cli import main
 from topkapi.training.cli import read_arguments, register
 from topkapi.training.pretrain import model_config
 from topkapi.training.recipes.files import RECIPES, build_recipe, read_yaml
-from topkapi.training.recipes.recipe import FinetuneRecipe, PretrainRecipe, TrainingRecipe, free_fields
+from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, PretrainRecipe, TrainingRecipe, free_fields
 
-COMMANDS: dict[str, type[TrainingRecipe]] = {"pretrain": PretrainRecipe, "finetune": FinetuneRecipe}
+COMMANDS: dict[str, type[TrainingRecipe]] = {"pretrain": PretrainRecipe, "finetune": FinetuneRecipe, "dpo": DpoRecipe}
 
 
 def parse(*arguments: str) -> tuple[TrainingRecipe, Path, bool]:

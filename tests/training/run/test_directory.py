@@ -14,7 +14,7 @@ import pytest
 import topkapi.training.run.process
 from topkapi.service.commands.cli import main
 from topkapi.training.run.directory import RunDirectory
-from topkapi.training.run.process import present, trainer
+from topkapi.training.run.process import present, training_process
 
 SMALL = "--model tiny --hidden-size 32 --intermediate-size 64 --num-layers 1 --num-heads 4 --num-kv-heads 2 --threads 1"
 SMALL += " --context-length 32 --batch-size 4 --vocab-size 300 --max-steps 4 --sample-every never --cache cache"
@@ -187,17 +187,17 @@ def test_a_number_that_another_process_has_since_is_not_the_trainer(
 ) -> None:
     note = tmp_path / ".process.json"
     with present(tmp_path):
-        assert trainer(tmp_path) == f"process {os.getpid()}"
+        assert training_process(tmp_path) == f"process {os.getpid()}"
         told = json.loads(note.read_text())
-    assert not note.exists() and trainer(tmp_path) is None
+    assert not note.exists() and training_process(tmp_path) is None
     note.write_text(json.dumps(told | {"started": told["started"] - 3600}))
-    assert trainer(tmp_path) is None
+    assert training_process(tmp_path) is None
     # Of another host nothing is known but when it last wrote.
     note.write_text(json.dumps(told | {"host": f"not-{platform.node()}"}))
-    assert trainer(tmp_path) is None
+    assert training_process(tmp_path) is None
     (tmp_path / "metrics.jsonl").write_text("")
-    assert trainer(tmp_path) == f"process {os.getpid()} on not-{platform.node()}"
+    assert training_process(tmp_path) == f"process {os.getpid()} on not-{platform.node()}"
     monkeypatch.setattr(topkapi.training.run.process, "_QUIET_SECONDS", -1.0)
-    assert trainer(tmp_path) is None
+    assert training_process(tmp_path) is None
     note.write_text("not JSON")
-    assert trainer(tmp_path) is None
+    assert training_process(tmp_path) is None

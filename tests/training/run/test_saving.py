@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from topkapi.model.transformer import Decoder
 from topkapi.service.commands.cli import main
 from topkapi.training.run.directory import RunDirectory
 from topkapi.training.run.saving import Saver, Snapshot
-from topkapi.training.run.state import Standing
+from topkapi.training.run.state import TrainerState
 
 RHYME = "Jack and Jill went up the hill to fetch a pail of water. Jack fell down and broke his crown. "
 
@@ -49,21 +50,21 @@ def test_the_best_and_the_latest_are_kept(pretrain: Callable[..., Path]) -> None
 
 
 def test_ranking_takes_the_earlier_of_equals_and_never_the_untrained_model() -> None:
-    standing = Standing()
-    assert not standing.rank("validation_loss", 2, {"loss": 0.5})
+    state = TrainerState()
+    assert not state.rank("validation_loss", 2, {"loss": 0.5})
     for step, loss, ranked in ((1, 3.0, True), (2, 2.0, True), (3, 2.0, True), (4, 2.5, False)):
-        standing.step = step
-        assert standing.rank("validation_loss", 2, {"loss": loss}) == ranked
-    assert standing.best_steps() == [2, 3]
+        state.step = step
+        assert state.rank("validation_loss", 2, {"loss": loss}) == ranked
+    assert state.best_steps() == [2, 3]
 
 
 def test_of_an_accuracy_the_highest_is_best_and_what_is_not_measured_is_refused() -> None:
-    standing = Standing()
-    for standing.step, accuracy in ((1, 0.5), (2, 0.9), (3, 0.7)):
-        standing.rank("validation_accuracy", 2, {"loss": 1.0, "accuracy": accuracy})
-    assert standing.best_steps() == [2, 3]
+    state = TrainerState()
+    for state.step, accuracy in ((1, 0.5), (2, 0.9), (3, 0.7)):
+        state.rank("validation_accuracy", 2, {"loss": 1.0, "accuracy": accuracy})
+    assert state.best_steps() == [2, 3]
     with pytest.raises(SettingsError, match="does not measure copied_from_training") as caught:
-        standing.rank("copied_from_training", 1, {"loss": 1.0})
+        state.rank("copied_from_training", 1, {"loss": 1.0})
     assert caught.value.hint == "it measures validation_loss"
 
 
@@ -109,6 +110,14 @@ def test_a_thread_writes_what_was_there_when_it_was_asked(tmp_path: Path, tiny_c
     assert loaded is not None
     assert torch.equal(loaded[0]["optimizer:momentum"], torch.ones(3))
     assert torch.equal(loaded[0]["model:embed_tokens.weight"], before)
+
+
+def test_a_state_of_an_earlier_version_is_read() -> None:
+    """What was called leaps are spikes, and there was one kind of best."""
+    spike = {"event": "spike", "step": 7, "returned_to": 5}
+    state = TrainerState.saved({"step": 9, "leaps": [spike], "best_step": 6, "best_loss": 2.5})
+    assert state.spikes == [spike] and state.ranking == [[2.5, 6]] and state.best_steps() == [6]
+    assert TrainerState.saved(asdict(state)) == state
 
 
 def test_what_goes_wrong_in_the_thread_is_raised_and_one_save_waits_for_another(

@@ -15,9 +15,10 @@ import torch
 from topkapi.model.config import ModelConfig
 from topkapi.model.errors import SettingsError
 from topkapi.service.commands.cli import main
-from topkapi.training.optimisation.throughput import Pace, flops_per_token, peak_flops
+from topkapi.training.optimisation.throughput import Throughput, flops_per_token, peak_flops
 from topkapi.training.run import system
 from topkapi.training.run.console import Console
+from topkapi.training.run.directory import RunDirectory
 from topkapi.training.run.trackers import tracked
 
 CONFIG = ModelConfig(
@@ -48,20 +49,20 @@ def lines(path: Path) -> list[dict]:
 def test_utilisation_is_the_work_done_over_the_work_possible() -> None:
     flops = flops_per_token(CONFIG, 1.0, 32)
     assert flops == 6 * CONFIG.parameter_count() + 12 * 2 * 4 * 16 * 32
-    pace = Pace(total=10, first=0, token_flops=flops, peak=100 * flops)
-    pace.note(trained=20, processed=40, seconds=1.0)
-    assert pace.tokens_per_s == 20 and pace.utilisation == pytest.approx(0.4)
-    assert pace.facts() == "20 tokens/s  MFU 40%"
+    throughput = Throughput(total=10, first=0, token_flops=flops, peak=100 * flops)
+    throughput.note(trained=20, processed=40, seconds=1.0)
+    assert throughput.tokens_per_s == 20 and throughput.utilisation == pytest.approx(0.4)
+    assert throughput.facts() == "20 tokens/s  MFU 40%"
     # A peak that was measured while other programs ran is no peak.
-    pace.peak = pace.peak * 0.3
-    assert pace.utilisation is None and pace.facts() == "20 tokens/s"
-    assert Pace(10, 0, flops, None).peak is None
+    throughput.peak = throughput.peak * 0.3
+    assert throughput.utilisation is None and throughput.facts() == "20 tokens/s"
+    assert Throughput(10, 0, flops, None).peak is None
 
 
 def test_after_a_return_the_time_left_counts_the_steps_again() -> None:
-    pace = Pace(total=100, first=50, token_flops=1.0, peak=None, began=time.monotonic() - 30)
-    assert pace.seconds_left(60) == pytest.approx(40 * 30 / 10, rel=0.01)
-    assert pace.seconds_left(41) == pytest.approx(59 * 30 / 1, rel=0.01)
+    throughput = Throughput(total=100, first=50, token_flops=1.0, peak=None, began=time.monotonic() - 30)
+    assert throughput.seconds_left(60) == pytest.approx(40 * 30 / 10, rel=0.01)
+    assert throughput.seconds_left(41) == pytest.approx(59 * 30 / 1, rel=0.01)
 
 
 def test_the_peak_of_this_machine_is_no_less_than_what_a_product_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +205,10 @@ def test_without_psutil_the_run_says_so_and_goes_on(tmp_path: Path, monkeypatch:
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(SettingsError, match="wandb is not installed") as caught, tracked("wandb", tmp_path, {}):
+    with (
+        pytest.raises(SettingsError, match="wandb is not installed") as caught,
+        tracked("wandb", RunDirectory(tmp_path), {}),
+    ):
         pass
     assert caught.value.hint == "pip install wandb"
 

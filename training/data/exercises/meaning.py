@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from topkapi.training.data.exercises.definitions import DEFINITIONS
 from topkapi.training.data.exercises.exercise import Check, Draw, Exercise, Maker, says
 from topkapi.training.data.exercises.words import (
     CAPITALS,
@@ -13,17 +12,23 @@ from topkapi.training.data.exercises.words import (
     YOUNG,
     a,
     listed,
+    paragraphs,
     plural,
 )
 
 _BARE = listed("snow rain ice wind bread cheese butter honey salt milk tea coffee breakfast lunch dinner")
 _MASS = listed("snow grass blood coal milk night chocolate salt")
+_DEFINITIONS = {
+    word: (definition, needed)
+    for word, definition, needed in (line.split(" | ") for line in paragraphs("definitions.txt")[0])
+}
+"""What words mean, and a word that no right answer lacks."""
 
 
 def definitions(draw: Draw) -> Exercise:
     """What a word means."""
-    word = draw.pick(list(DEFINITIONS))
-    definition, needed = DEFINITIONS[word]
+    word = draw.pick(list(_DEFINITIONS))
+    definition, needed = _DEFINITIONS[word]
     named = word if word in _BARE else f"the {word}" if word in ("sun", "moon") else a(word)
     prompt = draw.wording(
         "What is {named}?", 'What does "{w}" mean?', "Define {w}.", "Explain what {named} is.",
@@ -37,8 +42,8 @@ def definitions(draw: Draw) -> Exercise:
 
 def naming(draw: Draw) -> Exercise:
     """The word for a meaning."""
-    word = draw.pick(list(DEFINITIONS))
-    definition, _ = DEFINITIONS[word]
+    word = draw.pick(list(_DEFINITIONS))
+    definition, _ = _DEFINITIONS[word]
     prompt = draw.wording(
         "What do we call {d}?", "Which word means: {d}?", "What is {d} called?", "Name this: {d}",
         "Guess the word: {d}", "What is the word for {d}?", "I am thinking of {d}. What is it?", d=definition,

@@ -6,35 +6,11 @@ from collections.abc import Callable, Iterator
 from random import Random
 
 from topkapi.training.data.exercises.exercise import Draw
-from topkapi.training.data.exercises.words import ADJECTIVES, CLEAR, THINGS, a, listed, plural
+from topkapi.training.data.exercises.words import ADJECTIVES, CLEAR, THINGS, a, listed, plural, tables
 
-_SCENES = listed(
-    "lighthouse castle forest island river bridge garden village city farm school library market tower mountain lake "
-    "beach museum station harbour desert kitchen park street"
-)
-_FEELINGS = listed("sad tired nervous angry lonely bored ill happy proud worried homesick afraid jealous shy busy")
-_PEOPLE = (
-    "a friend", "my teacher", "my boss", "my neighbour", "my grandmother", "a new colleague", "my brother",
-    "a guest",
-)  # fmt: skip
-_OCCASIONS = (
-    "a birthday party", "a rainy day", "a picnic", "a simple dinner", "a gift for a friend", "a weekend at home",
-    "a long walk", "a school project", "a trip with children", "a quiet evening", "a healthy breakfast",
-    "a first garden", "a family photo", "a small kitchen", "a letter to a friend", "a new hobby", "a summer holiday",
-    "a winter evening", "a day without a phone",
-)  # fmt: skip
-_TASKS = (
-    "make tea", "boil an egg", "clean a window", "plant a tree", "write a letter", "wrap a present", "wash a shirt",
-    "make a bed", "peel an orange", "learn a poem by heart", "cross a street safely", "say sorry",
-    "start a conversation", "pack a bag", "light a fire", "bake bread", "make a sandwich", "tie a shoe",
-    "draw a cat", "feed a bird", "mend a sock", "set a table", "choose a book", "make new friends", "keep a secret",
-    "fall asleep", "wake up early", "cook rice", "polish shoes",
-)  # fmt: skip
-_EVENTS = (
-    "a late arrival", "a lost key", "a dinner on Friday", "a birthday", "a broken cup", "a meeting tomorrow",
-    "the loud music", "a borrowed book", "a new job", "the weather", "a missed call", "a holiday", "a sick day",
-    "the garden",
-)  # fmt: skip
+_TABLES = tables("questions.yaml")
+_SCENES, _FEELINGS = listed(_TABLES["scenes"]), listed(_TABLES["feelings"])
+_PEOPLE, _OCCASIONS, _TASKS, _EVENTS = (_TABLES[name] for name in ("people", "occasions", "tasks", "events"))
 
 
 def _about_things(draw: Draw) -> str:

@@ -3,54 +3,21 @@
 from __future__ import annotations
 
 from topkapi.training.data.exercises.exercise import Check, Draw, Exercise, Maker
-from topkapi.training.data.exercises.explanations import ADVICE, REASONS
-from topkapi.training.data.exercises.words import CATEGORIES, CLEAR, NAMES, THINGS, WOMEN, a, listed
+from topkapi.training.data.exercises.words import CATEGORIES, CLEAR, NAMES, THINGS, WOMEN, a, listed, paragraphs, tables
 
 _COUNTS = {2: "two", 3: "three", 4: "four"}
-_HEROES = [
-    *CLEAR["animal"],
-    *CLEAR["bird"],
-    *CLEAR["job"],
-    *listed("dragon robot giant ghost pirate child friend neighbour"),
-]
-_SCENES = listed(
-    "lighthouse castle forest island river bridge garden village city farm school library market tower mountain lake "
-    "beach cave museum station ship train boat house kitchen desert storm snow sea winter summer"
-)
+_TABLES = tables("stories.yaml")
+_HEROES = [*CLEAR["animal"], *CLEAR["bird"], *CLEAR["job"], *listed(_TABLES["heroes"])]
+_SCENES = listed(_TABLES["scenes"])
 _BARE = listed("snow winter summer")
-_PLOTS = (
-    ("wanted to see the sea", "{n} walked for three days, and there it was.", "sat on the sand and heard the waves"),
-    ("had lost a key", "{n} looked under every stone, and there it was.", "opened the old door and laughed"),
-    ("was very lonely", "A small bird came and sang for {o}.", "had a friend from that day on"),
-    ("could not sleep", "{n} counted the stars until the night was quiet.", "fell asleep and dreamed of flying"),
-    ("wanted to learn to sing", "An old teacher had time for {o}.", "sang so well that all the neighbours came"),
-    ("was afraid of the dark", "{n} lit a small lamp, and the shadows ran away.", "was never afraid again"),
-    ("was looking for a treasure", "{n} found a box, too heavy to carry.", "shared what was in it with everybody"),
-    ("had made a mistake", "{n} said sorry, and nobody was angry.", "went home with a light heart"),
-    ("was hungry and cold", "A kind woman saw {o} and opened her door.", "ate hot soup by the fire"),
-    ("wanted to help", "A lost child ran to {o} and cried.", "brought the child home before night"),
-)  # fmt: skip
-_TIMES = (
-    "Once upon a time",
-    "Long ago",
-    "One winter morning",
-    "On a warm evening in summer",
-    "Many years ago",
-    "One day",
-)
-_WEATHER = (
-    "The wind was cold.",
-    "It rained all day.",
-    "The sun was low.",
-    "The sky was full of clouds.",
-    "The air was still.",
-)
-_ENDS = ("It was a good day.", "And so all was well.", "Nobody ever forgot it.", "People still tell of it.", "The end.")
+_PLOTS, _TIMES, _WEATHER, _ENDS = (_TABLES[name] for name in ("plots", "times", "weather", "ends"))
+_REASONS = paragraphs("reasons.txt")
+_ADVICE = {topic: tips for topic, *tips in paragraphs("advice.txt")}
 
 
 def reasons(draw: Draw) -> Exercise:
     """Why something is as it is, in as many sentences as are wanted."""
-    so, asked, first, second, word = draw.pick(REASONS)
+    so, asked, first, second, word = draw.pick(_REASONS)
     length = draw.number(0, 2)
     if length == 0:
         prompt = draw.wording(
@@ -77,15 +44,15 @@ def reasons(draw: Draw) -> Exercise:
 
 def advice(draw: Draw) -> Exercise:
     """Some tips, numbered."""
-    topic = draw.pick(list(ADVICE))
+    topic = draw.pick(list(_ADVICE))
     count = draw.number(2, 4)
     prompt = draw.wording(
         "Give {n} tips for {t}.", "Give me {n} tips for {t}.", "What are {n} tips for {t}?", "List {n} tips for {t}.",
         "I need {n} tips for {t}.", "Name {n} things that help with {t}.", "Can you give me {n} tips for {t}?",
         "Write {n} pieces of advice for {t}.", n=_COUNTS[count], t=topic,
     )  # fmt: skip
-    answer = "\n".join(f"{number}. {tip}" for number, tip in enumerate(draw.several(ADVICE[topic], count), start=1))
-    every = "|".join(tip.rstrip(".") for tip in ADVICE[topic])
+    answer = "\n".join(f"{number}. {tip}" for number, tip in enumerate(draw.several(_ADVICE[topic], count), start=1))
+    every = "|".join(tip.rstrip(".") for tip in _ADVICE[topic])
     checks: list[Check] = [
         {
             "kind": "matches",

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from topkapi.service.api.http.hosts import AllowedHosts, host_of
+from topkapi.service.api.http.middleware import AllowedHosts, host_of
 
 FOREIGN = {"Origin": "http://evil.example"}
 PREFLIGHT = FOREIGN | {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}

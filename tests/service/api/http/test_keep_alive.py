@@ -11,7 +11,7 @@ from anthropic import Anthropic
 from text_generation import Client
 
 from tests.service.api.openai.openai_cases import USER
-from topkapi.service.api.http.keep_alive import COMMENT
+from topkapi.service.api.http.middleware import COMMENT
 
 BODIES = {
     "/generate": {"prompt": "Once"},

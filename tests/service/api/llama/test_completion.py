@@ -10,7 +10,6 @@ import pytest
 
 from tests.service.api.test_errors import LONG
 from tests.service.api.tgi.test_routes import fails_after
-from topkapi.model.decoding.parameters import resolve
 from topkapi.model.generation import generate
 from topkapi.service.api.llama import schemas as llama_schemas
 from topkapi.service.api.llama.parameters import DEFAULTS, SAMPLERS
@@ -51,9 +50,8 @@ def test_the_defaults_and_the_order_are_llama_cpps(served) -> None:
              "top_p", "min_p", "xtc", "temperature"]  # fmt: skip
     same = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "order": order}
     answer = complete(served, n_predict=20)
-    expected = generate(
-        checkpoint.model, checkpoint.tokenizer.encode(PROMPT), resolve({"max_tokens": 20, "seed": 3} | same)
-    )
+    prompt = checkpoint.tokenizer.encode(PROMPT)
+    expected = generate(checkpoint.model, prompt, {"max_tokens": 20, "seed": 3} | same)
     assert answer["tokens"] == expected.token_ids
     settings = answer["generation_settings"]
     for name in ("temperature", "top_k", "top_p", "min_p", "repeat_last_n", "dry_base", "mirostat_tau"):

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from topkapi.engine.engine import Engine
-from topkapi.model.decoding.parameters import PARAMETERS, resolve
+from topkapi.model.decoding.parameters import PARAMETERS
 from topkapi.model.generation import generate
 from topkapi.service.api.native.schemas import GenerateResponse
 
@@ -55,7 +55,7 @@ def test_the_tokens_are_those_of_the_network(served) -> None:
     prompt = checkpoint.tokenizer.encode(PROMPT)
     for settings in ({"temperature": 0}, {"seed": 5}, {"seed": 5, "top_k": 20, "temperature": 0.7}):
         (output,) = served.answer("/generate", prompt=PROMPT, max_tokens=12, **settings)["outputs"]
-        expected = generate(checkpoint.model, prompt, resolve(settings | {"max_tokens": 12}))
+        expected = generate(checkpoint.model, prompt, settings | {"max_tokens": 12})
         assert output["token_ids"] == expected.token_ids
 
 
@@ -210,7 +210,8 @@ def test_a_request_of_higher_priority_goes_first_and_changes_no_other(serve, tin
                 while not served.models.get().engine.running:
                     await asyncio.sleep(0.01)
                 later = asyncio.create_task(ask("later", prompt="b", max_tokens=2))
-                await asyncio.sleep(0.05)
+                while not served.models.get().engine.waiting:
+                    await asyncio.sleep(0.01)
                 await ask("urgent", prompt="c", max_tokens=2, priority=1)
                 await later
                 assert (await first)["outputs"] == served.answer("/generate", **long)["outputs"]

@@ -184,7 +184,8 @@ def test_the_async_openai_client(server) -> None:
             pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]
             assert "".join(pieces) == texts[0]
             slow = asyncio.create_task(create(model="tiny", messages=USER, **ENDLESS))
-            await asyncio.sleep(0.2)
+            while not any(model.engine.running for model in server.models):
+                await asyncio.sleep(0.01)
             slow.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await slow

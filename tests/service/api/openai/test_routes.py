@@ -71,6 +71,7 @@ BAD_RESPONSES = [
     ({"input": "a", "tools": [{"type": "web_search"}]}, "tools", "/v1/chat/completions"),
     ({"input": "a", "truncation": "auto"}, "truncation", "too long"),
     ({"input": "a", "n": 2}, "n", "unknown field"),
+    ({"input": "a", "stream_options": {"include_usage": True}}, "stream_options", "go with stream"),
     ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type", "'message'"),
     ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type", "input_text"),
     ({"input": [{"role": "user", "content": []}], "instructions": "b"}, "input[0].content", "empty"),

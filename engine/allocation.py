@@ -18,7 +18,7 @@ class Holder(Protocol):
 
 
 @dataclass(frozen=True)
-class Grant:
+class Allocation:
     """A slot, the tokens already in it, and the slot they must first be copied from, if any."""
 
     slot: int
@@ -27,7 +27,7 @@ class Grant:
 
 
 class SlotPool:
-    """Grants slots. A released slot keeps its content until another sequence needs it, the least recent one first."""
+    """Allocates slots. A released one keeps its content until another sequence needs it, the least recent one first."""
 
     def __init__(self, slots: int) -> None:
         self._holders: list[Holder | None] = [None] * slots
@@ -40,7 +40,7 @@ class SlotPool:
         """Slots nobody holds."""
         return sum(holder is None for holder in self._holders)
 
-    def acquire(self, holder: Holder, reusable: int) -> Grant | None:
+    def acquire(self, holder: Holder, reusable: int) -> Allocation | None:
         """A slot for `holder`, with at most `reusable` of its tokens taken from the cache; None when all are held."""
         candidates = [slot for slot, other in enumerate(self._holders) if other is None]
         if not candidates:
@@ -49,12 +49,12 @@ class SlotPool:
         shared = [common_prefix(self._content(slot), wanted) for slot in range(len(self._holders))]
         best = max(range(len(shared)), key=lambda slot: (shared[slot], self._holders[slot] is None))
         if self._holders[best] is None and shared[best]:
-            grant = Grant(best, shared[best])
+            allocation = Allocation(best, shared[best])
         else:
             slot = min(candidates, key=lambda candidate: self._released_at[candidate])
-            grant = Grant(slot, shared[best], best) if shared[best] >= LEAST_COPIED else Grant(slot, 0)
-        self._holders[grant.slot] = holder
-        return grant
+            allocation = Allocation(slot, shared[best], best) if shared[best] >= LEAST_COPIED else Allocation(slot, 0)
+        self._holders[allocation.slot] = holder
+        return allocation
 
     def release(self, slot: int) -> None:
         """Give a slot back; what is in it may serve others."""
