@@ -74,13 +74,13 @@ test-all: lint  ## lint, then run the tests with the slow ones
 # In one process, with as many threads as there are cores.
 PROCESSOR_TESTS := $(addprefix tests/,$(addsuffix .py,$(addprefix model/test_,quantize invariance families nf4) \
   model/storage/test_checkpoint model/decoding/test_speculation training/recipes/test_contradictions))
-# What serves through the native core, without it and on its plainest instructions.
+# What is served through the native core, by PyTorch. (That the core's bits are those of its plainest instructions is
+# among the tests of the core.)
 SERVED_TESTS := $(addprefix tests/,service/test_invariance.py service/api/native model/storage/test_gguf.py)
 test-processor: tools  ## run the tests that depend on the processor as on one with AVX2 and without VNNI
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -m "not slow" $(PROCESSOR_TESTS) $(ARGS)
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -m "not slow" $(PROCESSOR_TESTS) $(ARGS)
 	TOPKAPI_NATIVE=0 $(BIN)/python -m pytest -m "not slow" $(SERVED_TESTS) $(ARGS)
-	TOPKAPI_NATIVE=scalar $(BIN)/python -m pytest -m "not slow" $(SERVED_TESTS) $(ARGS)
 
 lint: tools  ## ruff and mypy
 	$(BIN)/ruff check $(CODE)

@@ -142,7 +142,7 @@ class CommonFields(Refusing):
     def refuse_inapplicable(self) -> None:
         """Refuse as others do, and what goes with a stream alone."""
         super().refuse_inapplicable()
-        if self.stream_options is not None and not self.stream:
+        if self.stream_options is not None and self.stream_options.include_usage and not self.stream:
             raise InapplicableField("stream_options go with stream", field="stream_options", hint="set stream to true")
 
     def decoding(self) -> dict[str, Any]:
@@ -171,6 +171,8 @@ class ChunkedFields(CommonFields):
     def refuse_inapplicable(self) -> None:
         """Refuse as others do, and what goes with a whole answer alone."""
         super().refuse_inapplicable()
+        if self.stream_options is not None and not self.stream:
+            raise InapplicableField("stream_options go with stream", field="stream_options", hint="set stream to true")
         if self.stream and self.prompt_logprobs is not None:
             message, hint = "prompt_logprobs can't be streamed", "leave out stream"
             raise InvalidRequest(message, field="prompt_logprobs", hint=hint)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.service.api.openai.openai_cases import USER, refused
+from topkapi.model.storage.checkpoint import load_checkpoint
 from topkapi.service.api.openai.embeddings import EmbeddingsResponse
 from topkapi.service.api.openai.responses import ResponsesResponse
 
@@ -93,7 +94,8 @@ def test_an_embedding_is_the_mean_state_of_length_one(served) -> None:
     EmbeddingsResponse.model_validate(answer)
     first, second = (entry["embedding"] for entry in answer["data"])
     with torch.inference_mode():
-        states = checkpoint.model.hidden(torch.tensor([ids]), torch.arange(len(ids)).unsqueeze(0))[0]
+        model = load_checkpoint(checkpoint.path).model
+        states = model.hidden(torch.tensor([ids]), torch.arange(len(ids)).unsqueeze(0))[0]
     mean = states.double().mean(dim=0)
     assert first == pytest.approx((mean / mean.norm()).tolist(), abs=1e-5)
     assert math.fsum(number**2 for number in first) == pytest.approx(1) and first != second
