@@ -17,7 +17,7 @@ SOURCES = Path("model/native")
 # Products and sums are not contracted, which would round differently on each instruction set. No -march either: a file
 # has the instructions of its level, and which one runs is chosen at run time.
 FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-pthread"]
-# With these two gcc takes minutes instead of seconds, for code that is no faster.
+# With these two gcc takes minutes instead of seconds.
 FLAGS += ["-fno-unswitch-loops", "-fno-split-loops"]
 FLAGS += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # of gcc's own intrinsics
 
