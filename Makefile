@@ -80,7 +80,7 @@ SERVED_TESTS := $(addprefix tests/,service/test_invariance.py service/api/native
 test-processor: tools  ## run the tests that depend on the processor as on one with AVX2 and without VNNI
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -m "not slow" $(PROCESSOR_TESTS) $(ARGS)
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -m "not slow" $(PROCESSOR_TESTS) $(ARGS)
-	TOPKAPI_NATIVE=0 $(BIN)/python -m pytest -m "not slow" $(SERVED_TESTS) $(ARGS)
+	TOPKAPI_NATIVE=0 $(PARALLEL) -m "not slow" $(SERVED_TESTS) $(ARGS)
 
 lint: tools  ## ruff and mypy
 	$(BIN)/ruff check $(CODE)
