@@ -142,8 +142,12 @@ class CommonFields(Refusing):
     def refuse_inapplicable(self) -> None:
         """Refuse as others do, and what goes with a stream alone."""
         super().refuse_inapplicable()
-        if self.stream_options is not None and self.stream_options.include_usage and not self.stream:
+        if self.stream_options is not None and not self.stream and self.needs_stream(self.stream_options):
             raise InapplicableField("stream_options go with stream", field="stream_options", hint="set stream to true")
+
+    def needs_stream(self, options: StreamOptions) -> bool:
+        """Whether these options make no sense without a stream, as those do that ask for something."""
+        return bool(options.include_usage)
 
     def decoding(self) -> dict[str, Any]:
         """The decoding parameters that the caller set, under the names that were used.
@@ -168,11 +172,13 @@ class ChunkedFields(CommonFields):
     ] = None
     return_token_ids: Annotated[bool | None, Field(description="As in vLLM: tell the token ids too.")] = None
 
+    def needs_stream(self, options: StreamOptions) -> bool:
+        """All of them do, as with OpenAI."""
+        return True
+
     def refuse_inapplicable(self) -> None:
         """Refuse as others do, and what goes with a whole answer alone."""
         super().refuse_inapplicable()
-        if self.stream_options is not None and not self.stream:
-            raise InapplicableField("stream_options go with stream", field="stream_options", hint="set stream to true")
         if self.stream and self.prompt_logprobs is not None:
             message, hint = "prompt_logprobs can't be streamed", "leave out stream"
             raise InvalidRequest(message, field="prompt_logprobs", hint=hint)
