@@ -6,7 +6,6 @@ effective parameters show it.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Sequence
 from copy import copy
 
@@ -21,6 +20,7 @@ from topkapi.model.decoding.table import (
     DecodingParameters,
 )
 from topkapi.model.errors import InvalidRequest
+from topkapi.model.nearest import nearest
 
 
 def _switch_off(effective: DecodingParameters, name: str, given: Collection[str], message: str, hint: str) -> None:
@@ -180,8 +180,8 @@ def check_order(order: Sequence[str] | None, in_force: Collection[str]) -> list[
         return list(DEFAULT_ORDER)
     for position, name in enumerate(order):
         if name not in DEFAULT_ORDER:
-            near = difflib.get_close_matches(name, DEFAULT_ORDER, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the stages are: {', '.join(DEFAULT_ORDER)}"
+            near = nearest(name, DEFAULT_ORDER)
+            hint = f"did you mean {near!r}?" if near else f"the stages are: {', '.join(DEFAULT_ORDER)}"
             raise InvalidRequest(f"order names {name!r}, which is not a stage", field="order", hint=hint)
         if name in order[:position]:
             raise InvalidRequest(f"order names {name!r} twice", field="order", hint="name each stage once")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +21,7 @@ from topkapi.model.decoding.parameter import Kind, Parameter, check
 from topkapi.model.decoding.table import BY_NAME, CONSTRAINTS, DEFAULT_ORDER, PARAMETERS, SHAPE, DecodingParameters
 from topkapi.model.decoding.words import Vocabulary, bind_breakers, bind_words
 from topkapi.model.errors import InvalidRequest
+from topkapi.model.nearest import nearest
 
 __all__ = [
     "BY_NAME", "CONSTRAINTS", "DEFAULT_ORDER", "PARAMETERS", "DecodingParameters", "Kind", "Parameter",
@@ -157,6 +157,6 @@ def unknown_parameter(name: str, known: tuple[str, ...] = ()) -> InvalidRequest:
     """The error for a field that does not exist, with the nearest one that does."""
     by_alias = {alias: parameter.name for parameter in PARAMETERS for alias in parameter.aliases}
     candidates = [*BY_NAME, *known]
-    near = [by_alias[name]] if name in by_alias else difflib.get_close_matches(name, candidates, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known parameters: {', '.join(candidates)}"
+    near = by_alias.get(name) or nearest(name, candidates)
+    hint = f"did you mean {near!r}?" if near else f"known parameters: {', '.join(candidates)}"
     return InvalidRequest(f"unknown field {name!r}", field=name, hint=hint)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from topkapi.model.errors import TopkapiError
+from topkapi.model.nearest import nearest
 from topkapi.model.wrong_values import shown
 
 
@@ -93,6 +93,5 @@ _FIELD = re.compile(r"(?<![\w/.'\"=-])[a-z0-9]+(?:_[a-z0-9]+)+(?![\w/'\"]|\.\w)"
 
 
 def _meant(typed: str, known: Sequence[str]) -> str:
-    begun = [name for name in known if typed.startswith("-") and name.startswith(typed)]
-    close = begun if len(begun) == 1 else difflib.get_close_matches(typed, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    near = nearest(typed, known)
+    return f"; did you mean {near}?" if near else ""

@@ -4,7 +4,6 @@ and datasets of Hugging Face."""
 from __future__ import annotations
 
 import bz2
-import difflib
 import glob
 import gzip
 import importlib
@@ -20,6 +19,7 @@ from types import ModuleType
 from typing import IO, Any
 
 from topkapi.model.errors import DataError
+from topkapi.model.nearest import nearest
 from topkapi.model.user_files import LONGEST_DOCUMENT, LONGEST_TEXT, read_file, too_long, what_it_is
 
 LINES = (".jsonl", ".jsonl.bz2", ".jsonl.gz", ".jsonl.zst")
@@ -65,8 +65,8 @@ def no_such_file(
     if other := what_it_is(path):
         return DataError(f"{name} {other}", field=field, hint="name a file")
     beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
-    if close := difflib.get_close_matches(path.name, beside, n=1, cutoff=0.85):
-        hint = f"did you mean {path.with_name(close[0])}?"
+    if near := nearest(path.name, beside):
+        hint = f"did you mean {path.with_name(near)}?"
     elif hint is None:
         hint = "paths are relative to the folder that the command is given in" if beside else None
         hint = hint or f"there is no folder {path.parent}"

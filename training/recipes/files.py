@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import ValidationError
 
 from topkapi.model.errors import SettingsError
 from topkapi.model.flags import flag_of
+from topkapi.model.nearest import nearest
 from topkapi.model.user_files import LONGEST_SETTINGS, read_file, what_it_is
 from topkapi.model.wrong_values import told
 from topkapi.training.recipes.contradictions import check_together
@@ -39,8 +39,8 @@ def resolve_recipe(name: str) -> Path:
     if included.is_file():
         return included
     names = sorted(recipe.stem for recipe in RECIPES.glob("*.yaml"))
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"give a .yaml file or one of: {', '.join(names)}"
+    near = nearest(name, names)
+    hint = f"did you mean {near}?" if near else f"give a .yaml file or one of: {', '.join(names)}"
     raise SettingsError(f"there is no recipe {name}", field="recipe", hint=hint)
 
 
@@ -72,11 +72,11 @@ def build_recipe(kind: type[R], fields: dict[str, Any], source: str, flags: Iter
         first = error.errors()[0]
         name = str(first["loc"][0])
         if first["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(name, kind.model_fields, n=1)
+            near = nearest(name, kind.model_fields)
             raise SettingsError(
                 f"{source}: unknown field {name!r}",
                 field=name,
-                hint=f"did you mean {close[0]!r}?" if close else f"fields: {', '.join(sorted(kind.model_fields))}",
+                hint=f"did you mean {near!r}?" if near else f"fields: {', '.join(sorted(kind.model_fields))}",
             ) from None
         called = flag_of(name) if name in flags else f"{source}: '{name}'"
         raise SettingsError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -14,6 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from topkapi.model.errors import InvalidRequest, TopkapiError
+from topkapi.model.nearest import nearest
 from topkapi.model.wrong_values import MAY_BE
 from topkapi.service.api.http.dialect import Dialect, dialect_of
 
@@ -224,9 +224,8 @@ def inapplicable(name: str, why: str) -> InapplicableField:
 
 def unknown_field(name: str, known_fields: Sequence[str]) -> InapplicableField:
     """A field that the route does not have, with the one that was probably meant."""
-    near = difflib.get_close_matches(name, known_fields, n=1)
-    if near:
-        hint = f"did you mean {near[0]}?"
+    if near := nearest(name, known_fields):
+        hint = f"did you mean {near}?"
     elif len(known_fields) > MOST_LISTED:
         hint = "leave it out; the fields are listed at /docs"
     else:
