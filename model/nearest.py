@@ -12,9 +12,9 @@ _SHORTEST = 3
 def nearest(typed: str, known: Iterable[str]) -> str | None:
     """The name among `known` that `typed` is a slip or a beginning of; None rather than one that is far-fetched.
 
-    Capitals and the marks between words count for nothing. A slip are the same letters in another order (or another
-    of them doubled), or at most one letter in three that is missing, too many, another one or exchanged with its neighbour. A beginning is one
-    where no other name begins so.
+    Capitals and the marks between words count for nothing. A slip are the same letters in another order, or with
+    another of them doubled; or at most one letter in three that is missing, too many, another one or exchanged with
+    its neighbour. A beginning is one where no other name begins so.
     """
     plain = _plain(typed)
     names = {name: _plain(name) for name in known}
