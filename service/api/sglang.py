@@ -13,17 +13,16 @@ from pydantic import BaseModel, Field
 from topkapi.engine.request import Candidate, Token
 from topkapi.model.decoding.aliases import translated
 from topkapi.model.decoding.gbnf import lark_of
-from topkapi.model.decoding.table import MOST_PATTERNS, MOST_STOP_IDS, MOST_STOPS
 from topkapi.model.errors import InvalidRequest, Overloaded, TopkapiError
 from topkapi.service.api.http.answering import Answer, Event, respond, text_of
 from topkapi.service.api.http.body import Strict
-from topkapi.service.api.http.describing import STREAM, errors_of
+from topkapi.service.api.http.describing import STREAM, decoding, errors_of
 from topkapi.service.api.http.dialect import Dialect, with_hint
 from topkapi.service.api.http.harmless import Only
 from topkapi.service.api.http.json_reader import schema_in
 from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.native.render import new_id
-from topkapi.service.generation import Delta, Generation, Output, Plan, no_answer, plan
+from topkapi.service.generation import CompletionOutput, Delta, Generation, Plan, no_answer, plan
 from topkapi.service.limits import MOST_PROMPTS
 from topkapi.service.models import LoadedModel, Models
 from topkapi.service.prompting import check_count, prompt_tokens, raw_tokens, require_one
@@ -35,24 +34,24 @@ TEXT_ONLY = "only text is read"
 class SGLangParameters(Strict):
     """SGLang's sampling parameters. What is left out takes the checkpoint's own defaults, as there."""
 
-    max_new_tokens: Annotated[int, Field(ge=0)] = 128
-    min_new_tokens: Annotated[int, Field(ge=0)] | None = None
-    temperature: Annotated[float, Field(ge=0)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int | None, Field(ge=-1, description="-1 keeps all.")] = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
-    stop_token_ids: Annotated[list[int] | None, Field(max_length=MOST_STOP_IDS)] = None
-    stop_regex: str | Annotated[list[str], Field(max_length=MOST_PATTERNS)] | None = None
+    max_new_tokens: Annotated[int, decoding("max_new_tokens", description="Most tokens to generate.")] = 128
+    min_new_tokens: Annotated[int | None, decoding("min_new_tokens")] = None
+    temperature: Annotated[float | None, decoding("temperature")] = None
+    top_p: Annotated[float | None, decoding("top_p", gt=0)] = None
+    top_k: Annotated[int | None, decoding("top_k", ge=-1, description="-1 keeps all.")] = None
+    min_p: Annotated[float | None, decoding("min_p")] = None
+    frequency_penalty: Annotated[float | None, decoding("frequency_penalty")] = None
+    presence_penalty: Annotated[float | None, decoding("presence_penalty")] = None
+    repetition_penalty: Annotated[float | None, decoding("repetition_penalty", le=2)] = None
+    stop: str | Annotated[list[str], decoding("stop", description="Texts that end the answer.")] | None = None
+    stop_token_ids: Annotated[list[int] | None, decoding("stop_token_ids")] = None
+    stop_regex: str | Annotated[list[str], decoding("stop_regex")] | None = None
     no_stop_trim: Annotated[bool | None, Field(description="Leave the stop text in the answer.")] = None
-    ignore_eos: bool | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
-    sampling_seed: Annotated[int | None, Field(ge=-1, le=2**53 - 1, description="-1 draws one.")] = None
+    ignore_eos: Annotated[bool | None, decoding("ignore_eos")] = None
+    n: Annotated[int | None, decoding("n")] = None
+    sampling_seed: Annotated[int | None, decoding("seed", ge=-1, description="-1 draws one.")] = None
     json_schema: Annotated[str | None, Field(description="A JSON schema, as text.")] = None
-    regex: str | None = None
+    regex: Annotated[str | None, decoding("regex")] = None
     ebnf: Annotated[str | None, Field(description="A grammar in GBNF with a rule named root.")] = None
     skip_special_tokens: Annotated[Literal[True] | None, Field(description="Texts hold no control tokens.")] = None
     spaces_between_special_tokens: Annotated[Literal[True] | None, Field(description="Texts hold none of them.")] = None
@@ -75,7 +74,7 @@ class SGLangRequest(Strict):
     sampling_params: SGLangParameters | None = None
     stream: bool | None = None
     return_logprob: bool | None = None
-    top_logprobs_num: Annotated[int | None, Field(ge=0, le=1000)] = None
+    top_logprobs_num: Annotated[int | None, decoding("logprobs")] = None
     logprob_start_len: Annotated[Literal[-1] | None, Field(description="Prompts are scored by /score.")] = None
     return_text_in_logprobs: bool | None = None
     rid: Annotated[str | None, Field(description="A name for the request.")] = None
@@ -213,12 +212,12 @@ class _Answer(Answer[Delta]):
         yield from map(self._event, self._generation.outputs)
         yield None, "[DONE]"
 
-    def _event(self, output: Output) -> Event:
+    def _event(self, output: CompletionOutput) -> Event:
         indexed = {"index": output.index} if len(self._generation.outputs) > 1 else {}
         # Written here, so that the time it takes is known.
         return None, text_of(self._of(output) | indexed)
 
-    def _of(self, output: Output) -> dict[str, Any]:
+    def _of(self, output: CompletionOutput) -> dict[str, Any]:
         """One answer; in a stream, all of it so far."""
         done = self._generation.completed.get(output.prompt_index)
         about: dict[str, Any] = {
@@ -251,7 +250,7 @@ class _Answer(Answer[Delta]):
         return [finite(logprob), token_id, text]
 
 
-def _finish_reason(output: Output) -> dict[str, Any] | None:
+def _finish_reason(output: CompletionOutput) -> dict[str, Any] | None:
     if output.finish_reason is None:
         return None
     if output.finish_reason == "length":

@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema
 
-from topkapi.model.decoding.table import MOST_STOPS
 from topkapi.service.api.http.body import Strict
+from topkapi.service.api.http.describing import decoding
 from topkapi.service.api.http.harmless import CacheControl as AnthropicCacheControl
 from topkapi.service.api.http.harmless import Only
 from topkapi.service.api.openai.fields import Refusing
@@ -147,12 +147,14 @@ class AnthropicRequest(AnthropicCountRequest):
         **AnthropicCountRequest.HARMLESS, "container": (), "diagnostics": (), "inference_geo": (),
     }  # fmt: skip
 
-    max_tokens: Annotated[int, Field(ge=0)]
-    stop_sequences: Annotated[list[str] | None, Field(max_length=MOST_STOPS)] = None
+    max_tokens: Annotated[int, decoding("max_tokens", description="Most tokens to generate.")]
+    stop_sequences: Annotated[
+        list[str] | None, decoding("stop_sequences", description="Texts that end the answer; they are not part of it.")
+    ] = None
     stream: bool | None = None
-    temperature: Annotated[float, Field(ge=0)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    temperature: Annotated[float | None, decoding("temperature")] = None
+    top_k: Annotated[int | None, decoding("top_k")] = None
+    top_p: Annotated[float | None, decoding("top_p")] = None
     metadata: AnthropicMetadata | None = None
     service_tier: Annotated[Literal["auto", "standard_only"] | None, Field(description="There is one.")] = None
     container: Annotated[Any, WithJsonSchema({"type": "null"})] = None

@@ -1,4 +1,5 @@
-"""Parts of /openapi.json that the framework does not make: bodies of several shapes, and the events of streams."""
+"""Parts of /openapi.json that the framework does not make: bodies of several shapes, the events of streams, and what
+the table of decoding parameters says of a field."""
 
 from __future__ import annotations
 
@@ -6,7 +7,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
+
+from topkapi.model.decoding.aliases import own_name
+from topkapi.model.decoding.parameters import BY_NAME
 
 _EVENT = {
     "type": "object",
@@ -89,3 +93,23 @@ def _inline(model: type[BaseModel]) -> dict[str, Any]:
 
     whole: dict[str, Any] = resolved(schema)
     return whole
+
+
+def decoding(name: str, **own: Any) -> Any:
+    """What `Field` says of the decoding parameter `name`, by whatever system's name: its bounds and its meaning.
+
+    `own` are those of a dialect that differ from the table's; a bound of None is none.
+    """
+    parameter = BY_NAME[own_name(name) or name]
+    told = {
+        "ge": parameter.minimum,
+        "gt": parameter.above,
+        "le": parameter.maximum,
+        "max_length": parameter.most,
+        "description": parameter.meaning,
+    }
+    # A dialect's bound takes the place of the table's at the same end.
+    for either, other in (("ge", "gt"), ("gt", "ge"), ("lt", "le")):
+        if either in own:
+            told[other] = None
+    return Field(**{each: value for each, value in (told | own).items() if value is not None})

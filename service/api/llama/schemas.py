@@ -7,8 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema
 
-from topkapi.model.decoding.table import MOST_BREAKERS, MOST_IDS, MOST_STOPS
+from topkapi.model.decoding.table import MOST_IDS, MOST_STOPS
 from topkapi.service.api.http.body import Strict
+from topkapi.service.api.http.describing import decoding
 from topkapi.service.api.http.template_variables import TemplateVariables
 from topkapi.service.api.http.timings import LlamaTimings
 from topkapi.service.api.native.schemas import MANY, ModelName
@@ -33,7 +34,7 @@ _BIAS: dict[str, Any] = {"anyOf": [{"type": "number", "minimum": -100, "maximum"
 
 Prompt = Annotated[Any, WithJsonSchema({"anyOf": [*_ONE, {"type": "array", "items": {"anyOf": _ONE}, **MANY}]})]
 Texts = Annotated[
-    str | Annotated[list[str], Field(max_length=MOST_STOPS)],
+    str | Annotated[list[str], decoding("stop", description=None)],
     Field(description="Texts that end the answer; they are not part of it."),
 ]
 LogitBias = Annotated[
@@ -76,39 +77,45 @@ class LlamaRequest(Refusing):
     stream: bool | None = None
 
     n_predict: Annotated[
-        int | None, Field(ge=-1, description="Most tokens to generate; -1: all there is room for.")
+        int | None, decoding("n_predict", ge=-1, description="Most tokens to generate; -1: all there is room for.")
     ] = None
-    max_tokens: Annotated[int | None, Field(ge=-1, description="Another name for n_predict.")] = None
-    n_cmpl: Annotated[int | None, Field(ge=1, le=128, description="Answers to each prompt.")] = None
-    seed: Annotated[int | None, Field(ge=-1, le=2**53 - 1, description="-1 draws one.")] = None
+    max_tokens: Annotated[int | None, decoding("max_tokens", ge=-1, description="Another name for n_predict.")] = None
+    n_cmpl: Annotated[int | None, decoding("n", description="Answers to each prompt.")] = None
+    seed: Annotated[int | None, decoding("seed", ge=-1, description="-1 draws one.")] = None
     stop: Texts | None = None
-    ignore_eos: bool | None = None
+    ignore_eos: Annotated[bool | None, decoding("ignore_eos", description="End tokens are never chosen.")] = None
     t_max_predict_ms: Annotated[
         int | None, Field(ge=0, description="The answer ends as it stands after so many milliseconds; 0: never.")
     ] = None
 
-    temperature: Annotated[float | None, Field(description="0 or less is greedy.")] = None
-    dynatemp_range: Annotated[float, Field(ge=0)] | None = None
-    dynatemp_exponent: Annotated[float, Field(gt=0)] | None = None
-    top_k: Annotated[int | None, Field(description="0 or less keeps all.")] = None
-    top_p: Annotated[float | None, Field(ge=0, description="1 or more keeps all.")] = None
-    min_p: Annotated[float | None, Field(le=1, description="0 or less keeps all.")] = None
-    typical_p: Annotated[float | None, Field(ge=0, description="1 or more keeps all.")] = None
-    top_n_sigma: Annotated[float | None, Field(description="0 or less keeps all.")] = None
-    xtc_probability: Annotated[float, Field(ge=0, le=1)] | None = None
-    xtc_threshold: Annotated[float | None, Field(ge=0, description="Above 0.5, XTC does nothing.")] = None
-    mirostat: Annotated[int | None, Field(ge=0, le=2, description="2, or 0 for off; 1 is refused.")] = None
-    mirostat_tau: Annotated[float, Field(gt=0)] | None = None
-    mirostat_eta: Annotated[float, Field(ge=0, le=1)] | None = None
-    repeat_penalty: Annotated[float, Field(gt=0)] | None = None
-    repeat_last_n: Annotated[int | None, Field(ge=-1, description="-1: all tokens, 0: no repeat_penalty.")] = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    dry_multiplier: Annotated[float, Field(ge=0)] | None = None
-    dry_base: Annotated[float | None, Field(ge=0, le=16, description="Below 1, DRY does nothing.")] = None
-    dry_allowed_length: Annotated[int, Field(ge=1)] | None = None
-    dry_penalty_last_n: Annotated[int | None, Field(ge=-1, description="-1: all tokens, 0: no DRY.")] = None
-    dry_sequence_breakers: Annotated[list[str] | None, Field(max_length=MOST_BREAKERS)] = None
+    temperature: Annotated[float | None, decoding("temperature", ge=None, description="0 or less is greedy.")] = None
+    dynatemp_range: Annotated[float | None, decoding("dynatemp_range")] = None
+    dynatemp_exponent: Annotated[float | None, decoding("dynatemp_exponent")] = None
+    top_k: Annotated[int | None, decoding("top_k", ge=None, description="0 or less keeps all.")] = None
+    top_p: Annotated[float | None, decoding("top_p", le=None, description="1 or more keeps all.")] = None
+    min_p: Annotated[float | None, decoding("min_p", ge=None, description="0 or less keeps all.")] = None
+    typical_p: Annotated[float | None, decoding("typical_p", le=None, description="1 or more keeps all.")] = None
+    top_n_sigma: Annotated[float | None, decoding("top_n_sigma", ge=None, description="0 or less keeps all.")] = None
+    xtc_probability: Annotated[float | None, decoding("xtc_probability")] = None
+    xtc_threshold: Annotated[
+        float | None, decoding("xtc_threshold", le=None, description="Above 0.5, XTC does nothing.")
+    ] = None
+    mirostat: Annotated[int | None, decoding("mirostat", description="2, or 0 for off; 1 is refused.")] = None
+    mirostat_tau: Annotated[float | None, decoding("mirostat_tau")] = None
+    mirostat_eta: Annotated[float | None, decoding("mirostat_eta")] = None
+    repeat_penalty: Annotated[float | None, decoding("repeat_penalty")] = None
+    repeat_last_n: Annotated[
+        int | None, decoding("repeat_last_n", ge=-1, description="-1: all tokens, 0: no repeat_penalty.")
+    ] = None
+    presence_penalty: Annotated[float | None, decoding("presence_penalty")] = None
+    frequency_penalty: Annotated[float | None, decoding("frequency_penalty")] = None
+    dry_multiplier: Annotated[float | None, decoding("dry_multiplier")] = None
+    dry_base: Annotated[float | None, decoding("dry_base", ge=0, description="Below 1, DRY does nothing.")] = None
+    dry_allowed_length: Annotated[int | None, decoding("dry_allowed_length")] = None
+    dry_penalty_last_n: Annotated[
+        int | None, decoding("dry_penalty_last_n", ge=-1, description="-1: all tokens, 0: no DRY.")
+    ] = None
+    dry_sequence_breakers: Annotated[list[str] | None, decoding("dry_sequence_breakers")] = None
     samplers: Annotated[
         Annotated[list[str], Field(max_length=MOST_STOPS)] | Annotated[str, Field(max_length=MOST_STOPS)] | None,
         Field(description="The samplers to apply, in order; those left out are off."),
@@ -117,7 +124,7 @@ class LlamaRequest(Refusing):
     grammar: Annotated[str | None, Field(description="A GBNF grammar, or Lark after a line %llguidance.")] = None
     json_schema: Annotated[Any, WithJsonSchema({"type": ["object", "boolean", "null"]})] = None
 
-    n_probs: Annotated[int | None, Field(ge=0, le=1000)] = None
+    n_probs: Annotated[int | None, decoding("logprobs")] = None
     post_sampling_probs: bool | None = None
     return_tokens: bool | None = None
     timings_per_token: bool | None = None

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field
 from topkapi.engine.request import Token
 from topkapi.model.errors import InvalidRequest
 from topkapi.service.api.http.answering import Event
+from topkapi.service.api.http.describing import decoding
 from topkapi.service.api.http.errors import InapplicableField
 from topkapi.service.api.http.template_variables import TemplateVariables, template_variables
 from topkapi.service.api.http.timings import LlamaTimings, Stopwatch
@@ -19,7 +20,7 @@ from topkapi.service.api.openai.fields import ChunkedFields, CommonFields, Respo
 from topkapi.service.api.openai.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from topkapi.service.api.openai.tgi_client import AsItReads, is_tgi_client
 from topkapi.service.api.openai.tools import Calling, ChatWriter, calling, naming
-from topkapi.service.generation import Delta, Output, Plan
+from topkapi.service.generation import CompletionOutput, Delta, Plan
 from topkapi.service.limits import MOST_MESSAGES, MOST_TOOLS
 from topkapi.service.models import LoadedModel
 from topkapi.service.prompting import continued_tokens
@@ -82,7 +83,7 @@ class ChatFields(ChunkedFields):
     prediction: Annotated[dict[str, Any] | None, Field(description="A guess at the answer; never changes it.")] = None
     logprobs: Annotated[bool | None, Field(description="Report each token's log-probability.")] = None
     top_logprobs: Annotated[
-        int | None, Field(ge=0, le=1000, description="Report so many most likely tokens at each place too.")
+        int | None, decoding("logprobs", description="Report so many most likely tokens at each place too.")
     ] = None
     response_format: Annotated[ResponseFormat, Discriminator("type")] | None = None
     tools: Annotated[
@@ -90,7 +91,7 @@ class ChatFields(ChunkedFields):
     ] = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    prompt_logprobs: Annotated[int | None, Field(ge=0, le=1000, description="As on /v1/completions.")] = None
+    prompt_logprobs: Annotated[int | None, decoding("logprobs", description="As on /v1/completions.")] = None
     continue_final_message: Annotated[
         bool | None, Field(description="As in vLLM: the answer goes on with the assistant's last message.")
     ] = None
@@ -186,7 +187,7 @@ class ChatAnswer(answers.ChunkedAnswer):
             told["timings"] = self._stopwatch.of(self.generation.outputs[0])
         return told
 
-    def choice(self, output: Output) -> dict[str, Any]:
+    def choice(self, output: CompletionOutput) -> dict[str, Any]:
         message = self._writers[output.index].message(output.text)
         choice = {"index": output.index, "message": message, "logprobs": None} | self._about(output.tokens)
         return choice | self._how_it_ended(output)
@@ -209,7 +210,7 @@ class ChatAnswer(answers.ChunkedAnswer):
         for position, piece in enumerate(deltas or ([{"content": ""}] if more else [])):
             yield self._choice(delta.output, piece) | (more if position == 0 else {})
 
-    def ended(self, output: Output) -> Iterator[dict[str, Any]]:
+    def ended(self, output: CompletionOutput) -> Iterator[dict[str, Any]]:
         for piece in self._writers[output.index].flush():
             yield self._choice(output, piece)
         yield self._choice(output, {}) | self._how_it_ended(output)
@@ -225,16 +226,16 @@ class ChatAnswer(answers.ChunkedAnswer):
     def _about_prompt(self) -> dict[str, Any]:
         return {"prompt_token_ids": list(self._prompt)} if self._body.return_token_ids else {}
 
-    def _how_it_ended(self, output: Output) -> dict[str, Any]:
+    def _how_it_ended(self, output: CompletionOutput) -> dict[str, Any]:
         reason = answers.finish_reason(output)
         called = reason == "stop" and self._writers[output.index].called
         stop_reason = answers.stop_reason(self.model, output)
         return {"finish_reason": "tool_calls" if called else reason, "stop_reason": stop_reason}
 
-    def more(self, output: Output) -> dict[str, Any]:
+    def more(self, output: CompletionOutput) -> dict[str, Any]:
         return {} if self._stopwatch is None or not output.tokens else {"timings": self._stopwatch.of(output)}
 
-    def _choice(self, output: Output, delta: dict[str, Any]) -> dict[str, Any]:
+    def _choice(self, output: CompletionOutput, delta: dict[str, Any]) -> dict[str, Any]:
         choice = {"index": output.index, "delta": delta, "logprobs": None, "finish_reason": None}
         return choice if self._as_it_reads is None else self._as_it_reads.choice(choice)
 

@@ -17,6 +17,7 @@ from topkapi.model.decoding.parameters import PARAMETERS
 from topkapi.model.decoding.table import MOST_WORDS
 from topkapi.model.errors import InvalidRequest
 from topkapi.service.api.http.body import Strict
+from topkapi.service.api.http.describing import decoding
 from topkapi.service.api.http.errors import InapplicableField, inapplicable
 from topkapi.service.api.http.harmless import NO_SUCH_THING, CacheOptions, Only, asks_for_nothing
 from topkapi.service.api.http.json_reader import schema_in
@@ -168,7 +169,7 @@ class ChunkedFields(CommonFields):
     """What chat and completions take beside that."""
 
     prompt_logprobs: Annotated[
-        int | None, Field(ge=0, le=1000, description="As in vLLM: report so many most likely tokens at each place.")
+        int | None, decoding("logprobs", description="As in vLLM: report so many most likely tokens at each place.")
     ] = None
     return_token_ids: Annotated[bool | None, Field(description="As in vLLM: tell the token ids too.")] = None
 

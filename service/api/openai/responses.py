@@ -11,6 +11,7 @@ from pydantic import BaseModel, Discriminator, Field
 from topkapi.model.errors import InvalidRequest, TopkapiError
 from topkapi.service.api.http.answering import Event
 from topkapi.service.api.http.body import Strict
+from topkapi.service.api.http.describing import decoding
 from topkapi.service.api.http.errors import InapplicableField
 from topkapi.service.api.http.harmless import Only
 from topkapi.service.api.http.template_variables import template_variables
@@ -89,7 +90,7 @@ class ResponseFields(CommonFields):
         Field(description="A text, or a conversation."),
     ]
     instructions: Annotated[str | None, Field(description="A system message before the input.")] = None
-    max_output_tokens: Annotated[int | None, Field(ge=0, description="Most tokens to generate.")] = None
+    max_output_tokens: Annotated[int | None, decoding("max_tokens", description="Most tokens to generate.")] = None
     text: TextOptions | None = None
     reasoning: Reasoning | None = None
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema
 
-from topkapi.model.decoding.table import MOST_STOPS
 from topkapi.service.api.http.body import Strict
+from topkapi.service.api.http.describing import decoding
 
 FinishReason = Literal["length", "eos_token", "stop_sequence"]
 
@@ -25,29 +25,31 @@ class TGIParameters(Strict):
     adapter_id: Annotated[Any, WithJsonSchema({"type": "null", "description": "Refused: no adapters are loaded."})] = (
         None
     )
-    best_of: Annotated[int, Field(ge=1, le=128, description="Sample so many answers; the likeliest comes first.")] | (
+    best_of: Annotated[int | None, decoding("n", description="Sample so many answers; the likeliest comes first.")] = (
         None
-    ) = None
+    )
     decoder_input_details: Annotated[bool | None, Field(description="Report the prompt's log-probabilities.")] = None
     details: Annotated[bool | None, Field(description="Report tokens, log-probabilities and why it ended.")] = None
     do_sample: bool | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float | None, decoding("frequency_penalty")] = None
     grammar: TGIGrammar | None = None
-    max_new_tokens: Annotated[int, Field(ge=1)] | None = 100
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    max_new_tokens: Annotated[int | None, decoding("max_new_tokens", ge=1, description="Most new tokens.")] = 100
+    repetition_penalty: Annotated[float | None, decoding("repetition_penalty")] = None
     return_full_text: Annotated[bool | None, Field(description="Put the prompt before the answer.")] = None
-    seed: Annotated[int, Field(ge=0, le=2**53 - 1)] | None = None
-    stop: Annotated[
-        list[str] | None, Field(max_length=MOST_STOPS, description="Texts that end the answer, which keeps them.")
+    seed: Annotated[int | None, decoding("seed")] = None
+    stop: Annotated[list[str] | None, decoding("stop", description="Texts that end the answer, which keeps them.")] = (
+        None
+    )
+    temperature: Annotated[
+        float | None, decoding("temperature", gt=0, description="Below 1 sharper, above 1 flatter.")
     ] = None
-    temperature: Annotated[float, Field(gt=0)] | None = None
-    top_k: Annotated[int, Field(ge=1)] | None = None
-    top_n_tokens: Annotated[int, Field(ge=0, le=1000)] | None = None
-    top_p: Annotated[float, Field(gt=0, lt=1)] | None = None
+    top_k: Annotated[int | None, decoding("top_k", ge=1, description="Keep only the k most likely tokens.")] = None
+    top_n_tokens: Annotated[int | None, decoding("logprobs")] = None
+    top_p: Annotated[float | None, decoding("top_p", gt=0, lt=1)] = None
     truncate: Annotated[int, Field(ge=1, description="Read only so many tokens from the end of the prompt.")] | (
         None
     ) = None
-    typical_p: Annotated[float, Field(gt=0, lt=1)] | None = None
+    typical_p: Annotated[float | None, decoding("typical_p", gt=0, lt=1)] = None
     watermark: Annotated[bool | None, Field(description="Refused when true: texts are not watermarked.")] = None
 
 
