@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from topkapi.model.cache import Output, SlotCache, Work, outputs
+from topkapi.model.cache import NetworkOutput, SlotCache, Work, outputs
 from topkapi.model.invariance import calibrate
 from topkapi.model.transformer import Decoder
 
@@ -20,7 +20,7 @@ class Network(Protocol):
     capacity: int
     deterministic: bool
 
-    def run(self, works: Sequence[Work]) -> list[Output]:
+    def run(self, works: Sequence[Work]) -> list[NetworkOutput]:
         """Read every work's tokens; what each asked for."""
         ...
 
@@ -49,7 +49,7 @@ class DecoderNetwork:
         self.deterministic = calibrate(model)
         self._cache = SlotCache(model, self.slots, self.capacity)
 
-    def run(self, works: Sequence[Work]) -> list[Output]:
+    def run(self, works: Sequence[Work]) -> list[NetworkOutput]:
         return outputs(self.model, self._cache, works)
 
     def copy(self, source: int, target: int, start: int, end: int) -> None:

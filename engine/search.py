@@ -16,7 +16,7 @@ from topkapi.engine.allocation import common_prefix
 from topkapi.engine.request import Finished, FinishReason, GenerateJob, ScoreJob, StopCheck, Token
 from topkapi.engine.sequences import Continuation, ScoredText, end_of, layers_of, limit_of, token_event
 from topkapi.engine.submitted import Choosing, Sequence, Submitted
-from topkapi.model.cache import Output
+from topkapi.model.cache import NetworkOutput
 from topkapi.model.config import ModelConfig
 from topkapi.model.decoding.choosing import check_logits, choose, nothing_left
 from topkapi.model.decoding.grammar import Constraint
@@ -56,7 +56,7 @@ class Branch(Sequence):
     def states(self, count: int) -> int:
         return self.search.states(self, count)
 
-    def receive(self, output: Output, guesses: list[int]) -> Search | None:
+    def receive(self, output: NetworkOutput, guesses: list[int]) -> Search | None:
         self.search.read(self, output)
         if len(output.logits):
             self.output = output
@@ -85,7 +85,7 @@ class Search(Choosing):
         """Of how many of a branch's next `count` tokens final states are needed."""
         return 0
 
-    def read(self, branch: Branch, output: Output) -> None:
+    def read(self, branch: Branch, output: NetworkOutput) -> None:
         """Told of every output of a branch, those from the midst of the prompt too."""
 
     @abstractmethod
@@ -302,7 +302,7 @@ class ContrastiveSearch(Search):
             return max(0, branch.computed + count - self._known)
         return 1 if count == branch.pending else 0
 
-    def read(self, branch: Branch, output: Output) -> None:
+    def read(self, branch: Branch, output: NetworkOutput) -> None:
         if self._known < len(self.job.prompt):
             self._context.append(output.states)
             self._known += len(output.states)

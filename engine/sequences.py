@@ -20,7 +20,7 @@ from topkapi.engine.request import (
     Token,
 )
 from topkapi.engine.submitted import Sequence, Submitted, ranked
-from topkapi.model.cache import Output
+from topkapi.model.cache import NetworkOutput
 from topkapi.model.config import ModelConfig
 from topkapi.model.decoding.choosing import Choice
 from topkapi.model.decoding.contrast import exit_layers
@@ -113,7 +113,7 @@ class Continuation(Sequence):
     def layers(self) -> tuple[int, ...]:
         return layers_of(self.job, self.config)
 
-    def receive(self, output: Output, guesses: list[int]) -> Continuation | None:
+    def receive(self, output: NetworkOutput, guesses: list[int]) -> Continuation | None:
         if not len(output.logits):
             return None
         self.output, self.guesses = output, guesses
@@ -163,7 +163,7 @@ class Guide(Sequence):
     def group(self) -> Collection[Sequence]:
         return self.main.group
 
-    def receive(self, output: Output, guesses: list[int]) -> Continuation | None:
+    def receive(self, output: NetworkOutput, guesses: list[int]) -> Continuation | None:
         if not len(output.logits):
             return None
         self.output = output
@@ -196,7 +196,7 @@ class ScoredText(Sequence):
     def wanted(self, count: int) -> int:
         return max(0, min(count, self.computed + count - self.reusable))
 
-    def receive(self, output: Output, guesses: list[int]) -> None:
+    def receive(self, output: NetworkOutput, guesses: list[int]) -> None:
         """Score what the logits are about; go on to the next window at a window's end."""
         window, logits = self.windows[self.at], output.logits
         first = window.start + self.computed - len(logits)

@@ -20,7 +20,7 @@ from topkapi.engine.request import (
     Timings,
     Token,
 )
-from topkapi.model.cache import Output
+from topkapi.model.cache import NetworkOutput
 from topkapi.model.errors import TopkapiError
 from topkapi.model.scoring import Scores
 
@@ -115,7 +115,7 @@ class Sequence(ABC):
         self.done = False
         self.scores: Scores | None = None
         # What the network said after the last token, kept until it can be gone on with; gone with the slot.
-        self.output: Output | None = None
+        self.output: NetworkOutput | None = None
         # Events that wait until it is known whether they are reported at all.
         self.held: list[Event] = []
 
@@ -171,7 +171,7 @@ class Sequence(ABC):
         return []
 
     @abstractmethod
-    def receive(self, output: Output, guesses: list[int]) -> Sequence | Choosing | None:
+    def receive(self, output: NetworkOutput, guesses: list[int]) -> Sequence | Choosing | None:
         """Take in what the network said of the tokens it just read (`computed` counts them already, but no guesses).
 
         Returns what can now be gone on with, if something can.

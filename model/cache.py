@@ -48,7 +48,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Output:
+class NetworkOutput:
     """What a work asked for: `logits [wanted, V]`, `states [states, C]`, `early [J, wanted, V]` of J `layers`."""
 
     logits: Tensor
@@ -118,7 +118,7 @@ def read(model: Decoder, cache: SlotCache, works: Sequence[Work]) -> Tensor:
 
 
 @torch.inference_mode()
-def outputs(model: Decoder, cache: SlotCache, works: Sequence[Work]) -> list[Output]:
+def outputs(model: Decoder, cache: SlotCache, works: Sequence[Work]) -> list[NetworkOutput]:
     """Run the network over all the new tokens of `works`, one work per slot at most; what each asked for."""
     layers: dict[int, Tensor] = {layer: torch.empty(0) for work in works for layer in work.layers}
     hidden = _run(model, cache, works, layers)
@@ -129,7 +129,9 @@ def outputs(model: Decoder, cache: SlotCache, works: Sequence[Work]) -> list[Out
         logits = rows[told - work.wanted : told]
         # As in DoLa's own code, the output matrix is applied to the earlier state as it is, without the final norm.
         early = [wanted_logits(model, layers[layer][end - work.wanted : end]) for layer in work.layers if work.wanted]
-        found.append(Output(logits, hidden[end - work.states : end], torch.stack(early) if early else logits[:0]))
+        found.append(
+            NetworkOutput(logits, hidden[end - work.states : end], torch.stack(early) if early else logits[:0])
+        )
     return found
 
 

@@ -18,7 +18,7 @@ from topkapi.service.models import LoadedModel
 IMPOSSIBLE = -9999.0
 """What stands for a log-probability of minus infinity, which JSON cannot hold (vLLM sends the same)."""
 
-Progress = Callable[[int, int], None]
+ScoringProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ async def score_items(
     window: int | None = None,
     stride: int | None = None,
     top: int = 0,
-    progress: Progress | None = None,
+    progress: ScoringProgress | None = None,
 ) -> list[Scores]:
     """The log-probabilities of each item's tokens from its `first` on, in order.
 

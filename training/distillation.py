@@ -26,7 +26,7 @@ _MOST_REPETITION = 0.1
 
 
 @dataclass
-class Progress:
+class DistillationProgress:
     """How far answering has come: `kept` and `left_out` in the files, `seconds`, `tokens` and `rows` in this run."""
 
     questions: int
@@ -129,7 +129,7 @@ def answer_questions(
     limits: Limits,
     max_tokens: int,
     slots: int,
-) -> Iterator[Progress]:
+) -> Iterator[DistillationProgress]:
     """Append to `out` the questions with the teacher's answers that a small model can use; yields after every part.
 
     What `earlier` runs answered or left out is not asked again. `system` steers the teacher and is not written. Raises
@@ -141,7 +141,7 @@ def answer_questions(
     check_max_tokens(max_tokens, teacher)
     done = {*earlier.answered, *earlier.left_out}
     unasked = [messages for messages in questions if json.dumps(messages) not in done]
-    progress = Progress(len(questions), len(questions) - len(unasked), len(earlier.answered))
+    progress = DistillationProgress(len(questions), len(questions) - len(unasked), len(earlier.answered))
     progress.left_out.update(earlier.left_out.values())
     if not out.exists():
         write_rows(_beside(out), ())

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from topkapi.model.cache import Output, Work
+from topkapi.model.cache import NetworkOutput, Work
 from topkapi.model.decoding.choosing import choose
 from topkapi.model.decoding.rows import Row
 
@@ -97,7 +97,7 @@ class Reader(Protocol):
     slots: int
     capacity: int
 
-    def run(self, works: Sequence[Work]) -> list[Output]:
+    def run(self, works: Sequence[Work]) -> list[NetworkOutput]:
         """Read every work's tokens; what each asked for."""
         ...
 

@@ -209,7 +209,7 @@ async def _deltas(generation: Generation) -> AsyncIterator[str]:
             yield delta.text
 
 
-def _progress() -> scoring.Progress | None:
+def _progress() -> scoring.ScoringProgress | None:
     """Progress on standard error where somebody is looking."""
     if not sys.stderr.isatty():
         return None

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tests.tiny import tiny_config
 from topkapi.engine.engine import Engine
 from topkapi.engine.request import Completed, Event, Failed, Finished, GenerateJob, ScoreJob, Token
-from topkapi.model.cache import Output, Work
+from topkapi.model.cache import NetworkOutput, Work
 from topkapi.model.decoding.choosing import choose
 from topkapi.model.decoding.parameters import DecodingParameters, resolve
 from topkapi.model.decoding.stages import Row
@@ -53,7 +53,7 @@ class HistoryNetwork:
         self.failures = 0
         self.largest_step = 0
 
-    def run(self, works: Sequence[Work]) -> list[Output]:
+    def run(self, works: Sequence[Work]) -> list[NetworkOutput]:
         if self.failures:
             self.failures -= 1
             raise MemoryError("injected")
@@ -72,7 +72,7 @@ class HistoryNetwork:
             early = torch.stack(
                 [rows[len(rows) - work.wanted :].roll(1 + layer, -1) for layer in work.layers] or [rows]
             )
-            found.append(Output(rows[len(rows) - work.wanted :], rows[len(rows) - work.states :] - 2, early))
+            found.append(NetworkOutput(rows[len(rows) - work.wanted :], rows[len(rows) - work.states :] - 2, early))
         return found
 
     def copy(self, source: int, target: int, start: int, end: int) -> None:

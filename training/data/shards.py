@@ -31,7 +31,7 @@ from topkapi.training.data.duplicates import Deduplicate, Signature, repeated, s
 from topkapi.training.data.sources import lone_sentences, read_documents
 
 Split = Literal["auto", "documents", "characters"]
-Progress = Callable[[str, int, int], None]
+ShardProgress = Callable[[str, int, int], None]
 
 _FORMAT = 1
 # Files below this size are tokenized in this process: starting another costs more.
@@ -77,7 +77,7 @@ def prepare_tokens(
     deduplicate: Deduplicate = "none",
     alone: float = 0.0,
     groups: Sequence[int] | None = None,
-    progress: Progress | None = None,
+    progress: ShardProgress | None = None,
 ) -> TokenData:
     """Tokenize `files` and set a validation part aside, or reuse the cache entry that holds exactly that.
 
@@ -151,7 +151,7 @@ class _Builder:
         deduplicate: Deduplicate,
         alone: float,
         groups: Sequence[int] | None,
-        progress: Progress | None,
+        progress: ShardProgress | None,
     ) -> None:
         self.directory, self.tokenizer, self.text_field, self.progress = directory, tokenizer, text_field, progress
         self.deduplicate, self.alone, self.groups = deduplicate, alone, groups

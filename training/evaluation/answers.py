@@ -16,7 +16,7 @@ from topkapi.model.storage.checkpoint import Checkpoint
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.training.evaluation.judge import Judge
 from topkapi.training.evaluation.measures import Measure, mean
-from topkapi.training.evaluation.scoring_tasks import Outcome, Progress
+from topkapi.training.evaluation.scoring_tasks import Outcome, TaskProgress
 from topkapi.training.evaluation.tasks import Instruction, Task, exercises, instructions
 from topkapi.training.evaluation.text_measures import exact_match, repetition, rouge_l, token_f1
 
@@ -25,7 +25,11 @@ _LEAST_LEAK = 6
 
 
 def answer_instructions(
-    checkpoint: Checkpoint, task: Task, progress: Progress, chat: ChatTemplate | None = None, judge: Judge | None = None
+    checkpoint: Checkpoint,
+    task: Task,
+    progress: TaskProgress,
+    chat: ChatTemplate | None = None,
+    judge: Judge | None = None,
 ) -> Outcome:
     """Answer every instruction of a file through the chat template, as `finetune` renders it, and measure the answers.
 

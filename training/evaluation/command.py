@@ -13,7 +13,7 @@ from topkapi.model.errors import SettingsError
 if TYPE_CHECKING:
     from topkapi.model.storage.checkpoint import Checkpoint
     from topkapi.training.evaluation.judge import Judge
-    from topkapi.training.evaluation.scoring_tasks import Outcome, Progress
+    from topkapi.training.evaluation.scoring_tasks import Outcome, TaskProgress
     from topkapi.training.evaluation.tasks import Task
 
 _KINDS = {
@@ -114,7 +114,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _run(
-    checkpoint: Checkpoint, task: Task, chat_template: str | None, judge: Judge | None, progress: Progress
+    checkpoint: Checkpoint, task: Task, chat_template: str | None, judge: Judge | None, progress: TaskProgress
 ) -> Outcome:
     from topkapi.training.evaluation import scoring_tasks
     from topkapi.training.evaluation.answers import answer_instructions
@@ -169,7 +169,7 @@ def _tasks(arguments: argparse.Namespace) -> list[Task]:
     return tasks
 
 
-def _progress(name: str, task: Task) -> Progress:
+def _progress(name: str, task: Task) -> TaskProgress:
     """A line that is rewritten on a terminal, and nothing elsewhere."""
 
     def show(done: int, total: int) -> None:

@@ -21,7 +21,7 @@ from topkapi.training.evaluation.tasks import Task, choices, completions, docume
 # Long texts are resampled in parts of so many bytes.
 PART_BYTES = 4096
 
-Progress = Callable[[int, int], None]
+TaskProgress = Callable[[int, int], None]
 
 
 @dataclass
@@ -44,7 +44,7 @@ def start_token(checkpoint: Checkpoint) -> list[int]:
     return [] if start is None else [start]
 
 
-def perplexity(checkpoint: Checkpoint, task: Task, progress: Progress) -> Outcome:
+def perplexity(checkpoint: Checkpoint, task: Task, progress: TaskProgress) -> Outcome:
     """Perplexity and bits per byte. Each document begins after the start token and is read in strided windows."""
     tokenizer, start = checkpoint.tokenizer, start_token(checkpoint)
     texts = [[*start, *tokenizer.encode(text)] for text in documents(task)]
@@ -94,7 +94,7 @@ def perplexity(checkpoint: Checkpoint, task: Task, progress: Progress) -> Outcom
     return Outcome(measures, rows, notes)
 
 
-def blimp(checkpoint: Checkpoint, task: Task, progress: Progress) -> Outcome:
+def blimp(checkpoint: Checkpoint, task: Task, progress: TaskProgress) -> Outcome:
     """The part of minimal pairs whose good sentence is the likelier one (Warstadt et al. 2020)."""
     paradigms, start = pairs(task), start_token(checkpoint)
     groups = [
@@ -116,7 +116,7 @@ def blimp(checkpoint: Checkpoint, task: Task, progress: Progress) -> Outcome:
     return Outcome([mean("accuracy", right, unit="%")], rows, parts=parts if len(parts) > 1 else [])
 
 
-def lambada(checkpoint: Checkpoint, task: Task, progress: Progress) -> Outcome:
+def lambada(checkpoint: Checkpoint, task: Task, progress: TaskProgress) -> Outcome:
     """Whether the last word is what the network says greedily (Paperno et al. 2016), and its perplexity."""
     groups, notes = _continuations(
         checkpoint,
@@ -137,7 +137,7 @@ def lambada(checkpoint: Checkpoint, task: Task, progress: Progress) -> Outcome:
     return Outcome(measures, [{"logprob": one.total, "greedy": one.greedy} for one in found], notes)
 
 
-def multiple_choice(checkpoint: Checkpoint, task: Task, progress: Progress) -> Outcome:
+def multiple_choice(checkpoint: Checkpoint, task: Task, progress: TaskProgress) -> Outcome:
     """Whether the likeliest continuation is the right one: by its log-probability, per token, and per byte.
 
     A tie goes to the first, as in lm-evaluation-harness.

@@ -21,7 +21,7 @@ from topkapi.service.api.http.describing import STREAM, errors_of
 from topkapi.service.api.http.dialect import Dialect, with_hint
 from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.openai.tools import naming
-from topkapi.service.generation import Delta, Generation, Output, Plan, no_answer, plan
+from topkapi.service.generation import CompletionOutput, Delta, Generation, Plan, no_answer, plan
 from topkapi.service.models import LoadedModel, Models
 
 _KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
@@ -118,7 +118,7 @@ class _Answer(Answer[Delta]):
         name = self._generation.plan.model.name
         return {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": name}
 
-    def _ended(self, output: Output) -> dict[str, Any]:
+    def _ended(self, output: CompletionOutput) -> dict[str, Any]:
         reason, sequence = "end_turn", None
         if output.finish_reason == "length":
             full = len(output.tokens) < self._body.max_tokens

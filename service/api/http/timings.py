@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from topkapi.service.generation import Generation, Output
+from topkapi.service.generation import CompletionOutput, Generation
 
 
 class LlamaTimings(BaseModel):
@@ -33,11 +33,11 @@ class Stopwatch:
         self._started = time.monotonic()
         self._first: dict[int, float] = {}
 
-    def token(self, output: Output) -> None:
+    def token(self, output: CompletionOutput) -> None:
         """A token of `output` has come."""
         self._first.setdefault(output.index, time.monotonic())
 
-    def of(self, output: Output) -> dict[str, Any]:
+    def of(self, output: CompletionOutput) -> dict[str, Any]:
         """The timings of one output so far."""
         done = self._generation.completed.get(output.prompt_index)
         if done is None:

@@ -22,7 +22,7 @@ from topkapi.service.api.llama.prompts import add_texts, read_prompts
 from topkapi.service.api.llama.state import add_state
 from topkapi.service.api.openai import chat
 from topkapi.service.api.openai.tgi_client import chosen
-from topkapi.service.generation import Delta, Generation, Output, Plan, no_answer, plan
+from topkapi.service.generation import CompletionOutput, Delta, Generation, Plan, no_answer, plan
 from topkapi.service.models import LoadedModel, Models
 from topkapi.service.scoring import finite
 
@@ -138,7 +138,7 @@ class _Answer(Answer[Delta]):
         for output in self._generation.outputs:
             yield None, self._completion(output, self._held.get(output.index, ""))
 
-    def _completion(self, output: Output, streamed: str | None = None) -> dict[str, Any]:
+    def _completion(self, output: CompletionOutput, streamed: str | None = None) -> dict[str, Any]:
         """The whole answer of one output; at the end of a stream, with `streamed` as the text not sent yet."""
         model, generation = self._model, self._generation
         stop_type = _stop_type(output)
@@ -210,7 +210,7 @@ class _Answer(Answer[Delta]):
         return {"id": token_id, "token": raw.decode("utf-8", "replace"), "bytes": list(raw)}
 
 
-def _stop_type(output: Output) -> str:
+def _stop_type(output: CompletionOutput) -> str:
     if output.finish_reason in ("length", "deadline"):
         return "limit"
     if output.finish_reason == "stop":

@@ -9,7 +9,7 @@ from typing import Any
 
 from topkapi.engine.request import Token
 from topkapi.model.scoring import Scores
-from topkapi.service.generation import Delta, Generation, Output
+from topkapi.service.generation import CompletionOutput, Delta, Generation
 from topkapi.service.models import LoadedModel
 from topkapi.service.scoring import Item, TextScore, finite
 
@@ -128,7 +128,7 @@ def timestamp() -> int:
     return int(time.time())
 
 
-def _output(generation: Generation, output: Output) -> dict[str, Any]:
+def _output(generation: Generation, output: CompletionOutput) -> dict[str, Any]:
     result: dict[str, Any] = {
         "index": output.index,
         "prompt_index": output.prompt_index,

@@ -14,7 +14,7 @@ from topkapi.service.api.http.answering import Answer, Event
 from topkapi.service.api.native.render import new_id, timestamp
 from topkapi.service.api.openai.errors import DIALECT
 from topkapi.service.api.openai.fields import ChunkedFields, CommonFields
-from topkapi.service.generation import Delta, Generation, Output, Plan, no_answer, plan
+from topkapi.service.generation import CompletionOutput, Delta, Generation, Plan, no_answer, plan
 from topkapi.service.models import LoadedModel
 from topkapi.service.scoring import Item, Scoring
 from topkapi.service.version import VERSION
@@ -52,14 +52,14 @@ def planned(model: LoadedModel, prompts: Sequence[list[int]], given: Mapping[str
         raise
 
 
-def finish_reason(output: Output) -> str:
+def finish_reason(output: CompletionOutput) -> str:
     """Why an output ended, in OpenAI's words. Raises `EngineError` for one that was broken off."""
     if output.finish_reason in ("cancelled", "error"):
         raise no_answer(output)
     return "stop" if output.finish_reason == "stop" else "length"
 
 
-def stop_reason(model: LoadedModel, output: Output) -> str | int | None:
+def stop_reason(model: LoadedModel, output: CompletionOutput) -> str | int | None:
     """As in vLLM: the stop text or stop token that ended an output, nothing for one that ended by itself."""
     reason = output.stop_reason
     return None if reason in model.checkpoint.config.end_token_ids else reason
@@ -120,7 +120,7 @@ class ChunkedAnswer(OpenAIAnswer):
         self._ended: set[int] = set()
 
     @abstractmethod
-    def choice(self, output: Output) -> dict[str, Any]:
+    def choice(self, output: CompletionOutput) -> dict[str, Any]:
         """A whole choice."""
 
     @abstractmethod
@@ -128,10 +128,10 @@ class ChunkedAnswer(OpenAIAnswer):
         """What a step adds to a choice."""
 
     @abstractmethod
-    def ended(self, output: Output) -> Iterator[dict[str, Any]]:
+    def ended(self, output: CompletionOutput) -> Iterator[dict[str, Any]]:
         """The end of a choice."""
 
-    def more(self, output: Output) -> dict[str, Any]:
+    def more(self, output: CompletionOutput) -> dict[str, Any]:
         """What a chunk says beside its choice."""
         return {}
 
@@ -154,7 +154,7 @@ class ChunkedAnswer(OpenAIAnswer):
             yield None, self._head(self.chunk_kind) | last
         yield from self.last
 
-    def chunk(self, output: Output, choice: dict[str, Any], **told: Any) -> Event:
+    def chunk(self, output: CompletionOutput, choice: dict[str, Any], **told: Any) -> Event:
         """A chunk of one choice, and what else is told in it."""
         counts = {"usage": None} if self._count_tokens else {}
         return None, self._head(self.chunk_kind) | {"choices": [choice]} | counts | self.more(output) | told

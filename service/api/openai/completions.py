@@ -20,7 +20,7 @@ from topkapi.service.api.openai.logprobs import (
     of_prompt,
     prompt_logprobs,
 )
-from topkapi.service.generation import Delta, Output
+from topkapi.service.generation import CompletionOutput, Delta
 from topkapi.service.models import LoadedModel
 from topkapi.service.prompting import prompt_tokens
 
@@ -90,7 +90,7 @@ class CompletionAnswer(answers.ChunkedAnswer):
         super().__init__(body, plan, "cmpl", prompt_top)
         self._writers = [CompletionLogprobsWriter(model, self._top or 0) for _ in self.generation.outputs]
 
-    def choice(self, output: Output) -> dict[str, Any]:
+    def choice(self, output: CompletionOutput) -> dict[str, Any]:
         logprobs = self._echoed_logprobs(output)
         if logprobs is not None:
             for name, values in self._writers[output.index].write(of_answer(output.tokens)).items():
@@ -110,23 +110,23 @@ class CompletionAnswer(answers.ChunkedAnswer):
         if delta.text or logprobs or self._body.return_token_ids:
             yield self._choice(output, delta.text, logprobs) | self._token_ids(tokens)
 
-    def ended(self, output: Output) -> Iterator[dict[str, Any]]:
+    def ended(self, output: CompletionOutput) -> Iterator[dict[str, Any]]:
         yield self._choice(output, "", None) | self._how_it_ended(output)
 
-    def _choice(self, output: Output, text: str, logprobs: Any) -> dict[str, Any]:
+    def _choice(self, output: CompletionOutput, text: str, logprobs: Any) -> dict[str, Any]:
         return {"index": output.index, "text": text, "logprobs": logprobs, "finish_reason": None, "stop_reason": None}
 
-    def _how_it_ended(self, output: Output) -> dict[str, Any]:
+    def _how_it_ended(self, output: CompletionOutput) -> dict[str, Any]:
         reason = answers.finish_reason(output)
         return {"finish_reason": reason, "stop_reason": answers.stop_reason(self.model, output)}
 
     def _token_ids(self, tokens: Sequence[Token]) -> dict[str, Any]:
         return {"token_ids": [token.token_id for token in tokens]} if self._body.return_token_ids else {}
 
-    def _echoed(self, output: Output) -> str:
+    def _echoed(self, output: CompletionOutput) -> str:
         return self._texts[output.prompt_index] if self._body.echo else ""
 
-    def _echoed_logprobs(self, output: Output) -> dict[str, Any] | None:
+    def _echoed_logprobs(self, output: CompletionOutput) -> dict[str, Any] | None:
         """Of the repeated prompt's tokens, those of the answer's to follow; None if none are asked for."""
         if self._top is None:
             return None
@@ -135,7 +135,7 @@ class CompletionAnswer(answers.ChunkedAnswer):
             scored = of_prompt(self._prompts[output.prompt_index], self.scoring.scores[output.prompt_index])
         return self._writers[output.index].write(scored, spelled=True)
 
-    def _about_prompt(self, output: Output) -> dict[str, Any]:
+    def _about_prompt(self, output: CompletionOutput) -> dict[str, Any]:
         """What vLLM's fields tell of an answer's prompt."""
         token_ids = self._prompts[output.prompt_index]
         told: dict[str, Any] = {"prompt_token_ids": token_ids} if self._body.return_token_ids else {}

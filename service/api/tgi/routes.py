@@ -18,7 +18,7 @@ from topkapi.service.api.http.errors import InapplicableField
 from topkapi.service.api.http.json_reader import schema_in
 from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.tgi import schemas
-from topkapi.service.generation import Delta, Generation, Output, Plan, no_answer, plan
+from topkapi.service.generation import CompletionOutput, Delta, Generation, Plan, no_answer, plan
 from topkapi.service.models import LoadedModel, Models
 from topkapi.service.prompting import raw_tokens
 from topkapi.service.scoring import Item, Scoring, finite
@@ -144,15 +144,15 @@ class _Answer(Answer[Delta]):
             for token_id, logprob in zip(prompt, [None, *logprobs], strict=True)
         ]
 
-    def _text(self, output: Output) -> str:
+    def _text(self, output: CompletionOutput) -> str:
         return self._inputs + output.text if self._parameters.return_full_text else output.text
 
-    def _summary(self, output: Output) -> dict[str, Any]:
+    def _summary(self, output: CompletionOutput) -> dict[str, Any]:
         effective = self._plan.parameters[0]
         seed = effective.seed if effective.temperature > 0 else None
         return {"finish_reason": _finish_reason(output), "generated_tokens": len(output.tokens), "seed": seed}
 
-    def _details(self, output: Output, prefill: list[dict[str, Any]]) -> dict[str, Any]:
+    def _details(self, output: CompletionOutput, prefill: list[dict[str, Any]]) -> dict[str, Any]:
         details = self._summary(output) | {"prefill": prefill, "tokens": list(map(self._token, output.tokens))}
         if self._parameters.top_n_tokens:
             details["top_tokens"] = [self._top(token) for token in output.tokens]
@@ -222,11 +222,11 @@ def _structure(grammar: schemas.TGIGrammar) -> Mapping[str, Any]:
     return {"json_schema": grammar.value}
 
 
-def _mean_logprob(output: Output) -> float:
+def _mean_logprob(output: CompletionOutput) -> float:
     return sum(token.raw_logprob or 0.0 for token in output.tokens) / max(len(output.tokens), 1)
 
 
-def _finish_reason(output: Output) -> str:
+def _finish_reason(output: CompletionOutput) -> str:
     if output.finish_reason == "length":
         return "length"
     if output.finish_reason == "stop":

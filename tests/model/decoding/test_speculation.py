@@ -13,7 +13,7 @@ import torch
 from tests.tiny import tiny_model
 from topkapi.engine.engine import Engine
 from topkapi.engine.request import Completed, Event, GenerateJob, Token
-from topkapi.model.cache import Output
+from topkapi.model.cache import NetworkOutput
 from topkapi.model.decoding.parameters import resolve
 from topkapi.model.decoding.speculation import PAUSE, DraftLength, looked_up
 from topkapi.model.errors import InvalidRequest, SettingsError
@@ -104,7 +104,9 @@ def test_a_draft_that_is_never_right_is_hardly_asked() -> None:
         def run(self, works: Any) -> Any:
             self.asked += 1
             nothing = torch.zeros(0, 1)
-            return [Output(torch.eye(120)[119:].repeat(work.wanted, 1) * 1e6, nothing, nothing) for work in works]
+            return [
+                NetworkOutput(torch.eye(120)[119:].repeat(work.wanted, 1) * 1e6, nothing, nothing) for work in works
+            ]
 
     network = Wrong()
     run(engine(network, max_running=5), [{"max_tokens": 58}])
