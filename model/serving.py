@@ -1,4 +1,5 @@
-"""How matrices are held for serving: by the native core where there is one, else by PyTorch's kernels."""
+"""How matrices are held for serving: by the native core where there is one, else by PyTorch's kernels; and whether
+what comes of them are numbers."""
 
 from __future__ import annotations
 
@@ -7,6 +8,9 @@ from typing import TypedDict, cast
 import torch
 
 from topkapi.model import native
+from topkapi.model.attention import KEY_BLOCK
+from topkapi.model.cache import SlotCache, Work, outputs
+from topkapi.model.decoding.choosing import UnusableLogits, check_logits
 from topkapi.model.errors import CheckpointError
 from topkapi.model.packing import pack
 from topkapi.model.transformer import Decoder
@@ -51,6 +55,15 @@ def prepare(model: Decoder, dtype: str = "auto") -> None:
         native.hold(model, cast(native.HeldIn, model.held_in if dtype == "auto" else dtype))
     else:
         pack(model)
+
+
+def try_network(model: Decoder) -> None:
+    """Read one token as every request will. Raises `CheckpointError` where no numbers come out of it."""
+    try:
+        (output,) = outputs(model, SlotCache(model, 1, KEY_BLOCK), [Work(0, 0, [0])])
+        check_logits(output.logits)
+    except UnusableLogits as error:
+        raise CheckpointError(error.message, hint=f"{error.hint}: try --dtype float32, or download it again") from None
 
 
 def kernels(model: Decoder) -> str:

@@ -14,7 +14,7 @@ from topkapi.engine.engine import Engine
 from topkapi.engine.heartbeat import Watch
 from topkapi.model.conversation.template_trial import try_template
 from topkapi.model.errors import Cancelled, CheckpointError, EngineStopped, SettingsError, TopkapiError, UnknownModel
-from topkapi.model.serving import kernels, prepare, reading
+from topkapi.model.serving import kernels, prepare, reading, try_network
 from topkapi.model.storage.checkpoint import Checkpoint, load_checkpoint
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.service.embedding import EMBEDDER
@@ -216,11 +216,12 @@ class Models:
     def add(self, name: str, checkpoint: Checkpoint, created: int = 0) -> LoadedModel:
         """Start an engine for a checkpoint that is in memory already. Its matrices become unfit for training.
 
-        Raises `CheckpointError` where its chat template fails on every conversation.
+        Raises `CheckpointError` where its chat template fails on every conversation, or its network on a token.
         """
         chat = checkpoint.chat
         warnings = () if chat is None else tuple(try_template(chat, checkpoint.tokenizer))
         prepare(checkpoint.model, self.settings.dtype)
+        try_network(checkpoint.model)
         draft = self._draft_for(name, checkpoint)
         engine = Engine(
             checkpoint.model, name=name, max_queue=self.settings.max_queue, draft=None if draft is None else draft.model

@@ -27,7 +27,8 @@ def build(
     Matrices are held in `dtype`. With None each is held as it is stored, whatever config.json calls it, but float64 as
     float32, and so is float16 on the CPU, where it is slow. Vectors are held in float32. Where `config` ties the output
     matrix to the embedding and the tensors hold another, the network has both. Raises `CheckpointError` naming the
-    tensor for one that is missing, unknown, there twice, of another shape or in a type that is not computed with.
+    tensor for one that is missing, unknown, there twice, of another shape, in a type that is not computed with or with
+    numbers that are none.
     """
     expected = {name: parameter.shape for name, parameter in _empty(config).named_parameters()}
     # An output matrix of its own, whatever config.json says; see `from_hugging_face`.
@@ -52,7 +53,13 @@ def build(
         if isinstance(tensor, Blocks):
             blocks[name], state[name] = tensor, torch.empty(shape, device="meta")
             continue
-        state[name] = tensor.to(device=device, dtype=_held(path, name, tensor, dtype, device)).contiguous()
+        held = _held(path, name, tensor, dtype, device)
+        if not _finite(tensor):
+            raise CheckpointError(
+                f"{path}: tensor {name} holds NaN or infinity",
+                hint="its file is damaged, or the run that wrote it diverged: download it again, or use an earlier one",
+            )
+        state[name] = tensor.to(device=device, dtype=held).contiguous()
     if "lm_head.weight" in state:
         config = replace(config, tie_embeddings=False)
     missing = sorted(expected.keys() - state.keys())
@@ -78,6 +85,11 @@ def build(
 def _empty(config: ModelConfig) -> Decoder:
     with torch.device("meta"):
         return Decoder(config)
+
+
+def _finite(tensor: Tensor) -> bool:
+    # One NaN or infinity shows in the sum, which takes no memory; but a sum may be too large by itself.
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def _held(path: Path, name: str, tensor: Tensor, dtype: torch.dtype | None, device: torch.device) -> torch.dtype:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from topkapi.model.config import ModelConfig
 from topkapi.model.conversation.chat_template import ChatTemplate
-from topkapi.model.decoding.defaults import check_generation_config
+from topkapi.model.decoding.parameters import check_generation_config
 from topkapi.model.errors import CheckpointError
 from topkapi.model.files import sha256, write_directory
 from topkapi.model.nf4 import NF4
@@ -44,6 +44,9 @@ from topkapi.model.storage.tensors import from_hugging_face, read_safetensors, t
 from topkapi.model.storage.verification import FORMAT_VERSION, check_sizes, read_details, verify_digests
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.model.transformer import Decoder
+
+_LONGEST_MESSAGE = 900
+"""Characters of an error that are told, beside the path."""
 
 
 @dataclass
@@ -88,7 +91,11 @@ def load_checkpoint(
     except CheckpointError as error:
         if str(path) not in error.message:
             error.message = f"{path}: {error.message}"
-            error.args = (error.message,)
+        # Libraries quote what they could not read, however long it is.
+        longest = len(str(path)) + _LONGEST_MESSAGE
+        if len(error.message) > longest:
+            error.message = f"{error.message[:longest]} …"
+        error.args = (error.message,)
         raise
     except (KeyboardInterrupt, SystemExit):
         raise

@@ -156,6 +156,19 @@ def test_what_cannot_be_loaded_is_said_in_a_sentence(refusing, library, body, fi
     assert names(refusing) == ["first"] and refusing.client.get("/ready").status_code == 200
 
 
+def test_a_network_that_yields_no_numbers_is_refused_when_it_is_loaded(refusing, library) -> None:
+    """Its weights are sound, and its rotary positions are not."""
+    damaged = library / "damaged"
+    shutil.copytree(library / "first", damaged)
+    (damaged / "topkapi.json").unlink()
+    config = json.loads((damaged / "config.json").read_text())
+    (damaged / "config.json").write_text(json.dumps(config | {"rope_parameters": None, "rope_theta": 1e-300}))
+    refused = refusing.post("/models", path="damaged")
+    shutil.rmtree(damaged)
+    assert refused.status_code == 422 and "NaN or infinite logits" in refused.json()["error"]["message"]
+    assert names(refusing) == ["first"]
+
+
 def test_a_link_within_the_directory_is_followed(open_server) -> None:
     assert open_server.post("/models", path="linked").json()["name"] == "linked"
 

@@ -100,6 +100,13 @@ def split_at(pattern: str) -> Change:
     )
 
 
+def spoil(path: Path, number: float) -> None:
+    """One weight, of a token that no prompt has to hold."""
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.embed_tokens.weight"][-1, -1] = number
+    save_file(tensors, path / "model.safetensors")
+
+
 def header(length: int, content: bytes = b"") -> bytes:
     return struct.pack("<Q", length) + content
 
@@ -173,6 +180,11 @@ DAMAGED: dict[str, Change] = {
         header(len(NESTED), NESTED.encode())
     ),
     "an empty file of weights": lambda path: (path / "model.safetensors").write_bytes(b""),
+    "a header with a long name": lambda path: (path / "model.safetensors").write_bytes(
+        header(100_010, json.dumps({"a": "x" * 100_002}).encode())
+    ),
+    "a number that is none": lambda path: spoil(path, torch.nan),
+    "an infinite number": lambda path: spoil(path, -torch.inf),
     "a terabyte of nothing": sparse("model.safetensors"),
     "a terabyte of one tensor": lambda path: (
         sparse("model.safetensors", header(len(HUGE) + 3, HUGE + b"   "))(path),
