@@ -10,13 +10,13 @@ import os
 import shlex
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from topkapi.model.errors import SettingsError
+from topkapi.model.errors import SettingsError, TopkapiError
+from topkapi.model.flags import add_flags, declared, flag_of
 from topkapi.training.evaluation.command import add_evaluate
 from topkapi.training.instructions import add_instructions
 from topkapi.training.recipes.files import build_recipe, read_yaml, resolve_recipe
-from topkapi.training.recipes.flags import add_recipe_flags, given_flags
 from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, PretrainRecipe, TrainingRecipe
 from topkapi.training.run.pick import add_pick
 from topkapi.training.run.runs import add_runs
@@ -52,7 +52,7 @@ def register(subparsers: Any) -> None:
         command.add_argument(
             "--resume", nargs="?", const="", metavar="RUN", help="continue the run in this directory (default: --out)"
         )
-        add_recipe_flags(command, kind)
+        _add_recipe_flags(command, kind)
         command.set_defaults(handler=_train, training_kind=kind, training_command=name)
     _add_plan(subparsers)
     _add_export(subparsers)
@@ -90,7 +90,7 @@ def _add_plan(subparsers: Any) -> None:
     command.add_argument(
         "--run", choices=tuple(_RUNS), help="the command that the plan is for (default: told by the settings)"
     )
-    add_recipe_flags(command, *(kind for kind, _ in _RUNS.values()))
+    _add_recipe_flags(command, *(kind for kind, _ in _RUNS.values()))
     command.set_defaults(handler=_plan, resume=None)
 
 
@@ -101,15 +101,8 @@ def _plan(arguments: argparse.Namespace) -> int:
         if value is not None and not value > 0:
             raise SettingsError(f"--{name.replace('_', '-')} must be greater than 0, not {value:g}", field=name)
     fields = {} if arguments.recipe is None else read_yaml(resolve_recipe(arguments.recipe))
-    known = {name for kind, _ in _RUNS.values() for name in kind.model_fields}
-    named = (fields.keys() | vars(arguments).keys() & known) - {"recipe"}
-    # What pretrain goes on from is a checkpoint too, but that is the rarer wish.
-    likely = sorted(_RUNS, key="pretrain".__eq__) if "checkpoint" in named else list(_RUNS)
-    fitting = [name for name in likely if named <= _RUNS[name][0].model_fields.keys()]
-    run = arguments.run or next(iter(fitting), "finetune" if "checkpoint" in named else "pretrain")
+    run, why = _run_of(arguments, fields)
     kind = _RUNS[run][0]
-    if wrong := sorted((named & known) - kind.model_fields.keys()):
-        raise SettingsError(f"{wrong[0]} does not apply to {run}", field=wrong[0], hint="leave it out")
     arguments.training_kind, arguments.training_command = kind, "plan"
     recipe, _, _ = read_arguments(arguments)
     if recipe.parallel is not None:
@@ -120,12 +113,41 @@ def _plan(arguments: argparse.Namespace) -> int:
         )
     from topkapi.training.run.preflight import check_inputs
 
-    check_inputs(recipe)
-    from topkapi.training.planning import print_plan
-
     prepare = partial(_prepared, recipe, False)
-    fits = print_plan(recipe, prepare, arguments.price_per_hour, arguments.memory, as_json=arguments.json)
+    try:
+        check_inputs(recipe)
+        from topkapi.training.planning import print_plan
+
+        fits = print_plan(recipe, prepare, arguments.price_per_hour, arguments.memory, as_json=arguments.json)
+    except TopkapiError as error:
+        if why is not None:
+            error.hint = f"{error.hint}; {why}" if error.hint else why
+        raise
     return 0 if fits else 1
+
+
+def _run_of(arguments: argparse.Namespace, fields: dict[str, Any]) -> tuple[str, str | None]:
+    """The command that a plan is for; and which setting alone told so, where the checkpoint would have told another.
+
+    Raises `SettingsError` for settings that no one command takes.
+    """
+    names = {run: kind.model_fields.keys() for run, (kind, _) in _RUNS.items()}
+    named = (fields.keys() | vars(arguments).keys()) & set().union(*names.values()) - {"recipe"}
+    # What pretrain goes on from is a checkpoint too, but that is the rarer wish.
+    likely = sorted(_RUNS, key="pretrain".__eq__) if "checkpoint" in named else list(_RUNS)
+    run = arguments.run or min(likely, key=lambda each: len(named - names[each]))
+    if wrong := sorted(named - names[run]):
+        others = set().union(*(names[each] for each in names if wrong[0] in names[each]))
+        apart = "" if arguments.run else min(map(flag_of, named - others), default="")
+        raise SettingsError(
+            f"{flag_of(wrong[0])} does not apply to {run}",
+            field=wrong[0],
+            hint=f"leave it out, or {apart}: no command takes both" if apart else "leave it out",
+        )
+    if arguments.run or run == likely[0]:
+        return run, None
+    told = min(map(flag_of, named - names[likely[0]]))
+    return run, f"{told} made this a plan for {run}: leave it out for one for {likely[0]}"
 
 
 def _add_export(subparsers: Any) -> None:
@@ -248,6 +270,20 @@ def _prepared(recipe: TrainingRecipe, resume: bool, run: RunDirectory, console: 
     return finetune(recipe, run, resume=resume, console=console)
 
 
+def _add_recipe_flags(parser: argparse.ArgumentParser, *kinds: type[TrainingRecipe]) -> None:
+    """One flag per field of the `kinds`, grouped; what is given stays text, which the recipe reads."""
+    add_flags(parser, declared({name: field for kind in reversed(kinds) for name, field in kind.model_fields.items()}))
+
+
+def _given_flags(namespace: argparse.Namespace, kind: type[TrainingRecipe]) -> dict[str, Any]:
+    """The recipe fields that were given as flags; `none` clears an optional one."""
+    given = {name: value for name, value in vars(namespace).items() if name in kind.model_fields}
+    for name, value in given.items():
+        if value == "none" and type(None) in get_args(kind.model_fields[name].annotation):
+            given[name] = None
+    return given
+
+
 def read_arguments(arguments: argparse.Namespace) -> tuple[TrainingRecipe, Path, bool]:
     """The recipe (flags over YAML over defaults), the run directory, and whether to resume.
 
@@ -256,7 +292,7 @@ def read_arguments(arguments: argparse.Namespace) -> tuple[TrainingRecipe, Path,
     from topkapi.training.data.weights import split_weight
 
     kind: type[TrainingRecipe] = arguments.training_kind
-    flags = given_flags(arguments, kind)
+    flags = _given_flags(arguments, kind)
     resume = arguments.resume is not None
     fields: dict[str, Any] = {}
     source, stem = "config.yaml", None

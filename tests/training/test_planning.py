@@ -145,6 +145,18 @@ def test_a_plan_for_preferences(tiny_checkpoint: Callable[..., Path], tmp_path: 
     assert '"steps": 4' in capsys.readouterr().out
 
 
+def test_what_a_plan_is_for_is_told_where_a_setting_decided_it(
+    tiny_checkpoint: Callable[..., Path], tmp_path: Path, capsys: Any
+) -> None:
+    """Rows of instructions are no text, and only `--cache` says that they were meant as such."""
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "Say a", "completion": "a"}) + "\n")
+    given = ["plan", "--checkpoint", str(tiny_checkpoint("asked")), "--data", "rows.jsonl"]
+    assert main([*given, "--cache", "cache"]) == 2
+    assert "--cache made this a plan for pretrain: leave it out for one for finetune" in capsys.readouterr().err
+    assert main([*given, "--cache", "cache", "--run", "pretrain"]) == 2
+    assert "made this" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", [["plan"], ["finetune", "--out", "run"]])
 def test_preferences_where_answers_are_needed(
     command: list[str], tiny_checkpoint: Callable[..., Path], tmp_path: Path, capsys: Any
@@ -160,6 +172,8 @@ def test_preferences_where_answers_are_needed(
     [
         (["--checkpoint", "x", "--vocab-size", "300"], "--vocab-size is the checkpoint's own"),
         (["--checkpoint", "x", "--vocab-size", "300", "--run", "finetune"], "--vocab-size does not apply to finetune"),
+        (["--checkpoint", "x", "--cache", "y", "--method", "lora"], "or --method: no command takes both"),
+        (["--cache", "y", "--beta", "1"], "--beta does not apply to pretrain"),
         (["--data", "x.txt", "--parallel", "fsdp"], "--parallel does not apply"),
         (["--price-per-hour", "0"], "--price-per-hour must be greater than 0"),
         (["--memory", "-1"], "--memory must be greater than 0"),
