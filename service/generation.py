@@ -9,9 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from topkapi.engine.request import Completed, Finished, FinishReason, GenerateJob, StopCheck, Timings, Token
-from topkapi.model.decoding.defaults import decoding_defaults
 from topkapi.model.decoding.grammar import Constraint, compile_constraint
-from topkapi.model.decoding.parameters import DecodingParameters, resolve
+from topkapi.model.decoding.parameters import DecodingParameters, decoding_defaults, resolve
 from topkapi.model.decoding.stopping import Stopper
 from topkapi.model.errors import Cancelled, EngineError, InvalidRequest
 from topkapi.model.generation import check_prompt, token_limit
@@ -33,7 +32,7 @@ class Plan:
 
 
 @dataclass
-class Output:
+class CompletionOutput:
     """One continuation as it grows. Its text is complete once `finish_reason` is set."""
 
     index: int
@@ -47,7 +46,7 @@ class Output:
     """Why it was cancelled, if it was."""
 
 
-def no_answer(output: Output) -> EngineError:
+def no_answer(output: CompletionOutput) -> EngineError:
     """What an output is reported as that was broken off, where a part of an answer can't be said to be one."""
     return output.cancellation or EngineError("the answer broke off", hint="send the request again")
 
@@ -56,7 +55,7 @@ def no_answer(output: Output) -> EngineError:
 class Delta:
     """What one step added to an output. The text may be empty; `token` is None for text released at the end."""
 
-    output: Output
+    output: CompletionOutput
     text: str
     token: Token | None
 
@@ -154,7 +153,7 @@ class Generation(EngineWork[Delta]):
         self._gaps: list[float] = []
         self._count = plan.parameters[0].n
         self.outputs = [
-            Output(prompt_index * self._count + index, prompt_index)
+            CompletionOutput(prompt_index * self._count + index, prompt_index)
             for prompt_index in range(len(plan.prompts))
             for index in range(self._count)
         ]
@@ -242,10 +241,10 @@ class Generation(EngineWork[Delta]):
             self._gaps.append(elapsed - self._last_token[output])
         self._last_token[output] = elapsed
 
-    def _output(self, prompt_index: int, index: int) -> Output:
+    def _output(self, prompt_index: int, index: int) -> CompletionOutput:
         return self.outputs[prompt_index * self._count + index]
 
-    def _add(self, output: Output, text: str, token: Token | None) -> Delta:
+    def _add(self, output: CompletionOutput, text: str, token: Token | None) -> Delta:
         output.text += text
         return Delta(output, text, token)
 

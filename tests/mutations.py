@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +61,7 @@ ADDED = {
 }
 """Fields that files of this name have somewhere, some of them beside others that contradict them."""
 
-odd = st.one_of(*map(st.sampled_from, (NUMBERS, NOT_NUMBERS, TEXTS, HOLDERS, [None, True, False])))
+odd = st.one_of(*map(st.sampled_from, (NUMBERS, NOT_NUMBERS, TEXTS, HOLDERS, [None, True, False]))).map(deepcopy)
 values = st.one_of(odd, st.dictionaries(st.sampled_from(WORDS), odd, max_size=3), st.lists(odd, max_size=3))
 
 

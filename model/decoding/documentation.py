@@ -7,8 +7,7 @@ from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 
-from topkapi.model.decoding.defaults import CHAT_DEFAULTS
-from topkapi.model.decoding.parameters import DEFAULT_ORDER, PARAMETERS, Parameter
+from topkapi.model.decoding.parameters import CHAT_DEFAULTS, DEFAULT_ORDER, PARAMETERS, Parameter
 from topkapi.model.decoding.stages import STAGES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "decoding.md"

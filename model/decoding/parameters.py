@@ -1,15 +1,17 @@
-"""From what a request says to the effective value of every decoding parameter."""
+"""From what a request says, and a checkpoint stores, to the effective value of every decoding parameter."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 from topkapi.model.decoding.contradictions import (
     check_order,
     check_tokens,
+    check_tokens_exist,
     refuse_contradictions,
     refuse_structures,
     settle_mirostat,
@@ -18,16 +20,28 @@ from topkapi.model.decoding.contradictions import (
     settle_unneeded,
 )
 from topkapi.model.decoding.parameter import Kind, Parameter, check
-from topkapi.model.decoding.table import BY_NAME, CONSTRAINTS, DEFAULT_ORDER, PARAMETERS, SHAPE, DecodingParameters
-from topkapi.model.decoding.words import Vocabulary, bind_breakers, bind_words
-from topkapi.model.errors import InvalidRequest
+from topkapi.model.decoding.table import (
+    BY_NAME,
+    CONSTRAINTS,
+    DEFAULT_ORDER,
+    PARAMETERS,
+    SHAPE,
+    TRUNCATIONS,
+    DecodingParameters,
+)
+from topkapi.model.decoding.words import Vocabulary, Words, bind_breakers, bind_words
+from topkapi.model.errors import CheckpointError, InvalidRequest
 from topkapi.model.nearest import nearest
 
 __all__ = [
-    "BY_NAME", "CONSTRAINTS", "DEFAULT_ORDER", "PARAMETERS", "DecodingParameters", "Kind", "Parameter",
-    "check", "check_together", "check_values", "from_generation_config", "grammar_parameter", "in_force", "resolve",
-    "unknown_parameter",
+    "BY_NAME", "CHAT_DEFAULTS", "CONSTRAINTS", "DEFAULT_ORDER", "PARAMETERS", "DecodingParameters", "Kind", "Parameter",
+    "check", "check_generation_config", "check_together", "check_values", "decoding_defaults", "from_generation_config",
+    "grammar_parameter", "in_force", "resolve", "unknown_parameter",
 ]  # fmt: skip
+
+CHAT_DEFAULTS: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9, "min_p": 0.05}
+"""What a conversation is sampled with where the checkpoint says nothing (docs/LOG.md has the measurement): small
+models, sampled as they are, answer what nobody would."""
 
 
 def in_force(effective: DecodingParameters) -> set[str]:
@@ -151,6 +165,38 @@ def from_generation_config(generation: Mapping[str, Any]) -> dict[str, Any]:
     if generation.get("do_sample") is False:
         found = {name: value for name, value in found.items() if BY_NAME[name].group != SHAPE} | {"temperature": 0.0}
     return found
+
+
+def decoding_defaults(generation: Mapping[str, Any], *, chat: bool) -> dict[str, Any]:
+    """The defaults that a request is answered with, by the content of `generation_config.json`.
+
+    With `chat`, for a conversation, `CHAT_DEFAULTS` take the place of the table's where the file says nothing of how
+    tokens are drawn: no temperature, no truncation, no `do_sample: false`.
+    """
+    stored = from_generation_config(generation)
+    drawn = {"temperature", "mirostat", *TRUNCATIONS} & stored.keys()
+    return stored if drawn or not chat else CHAT_DEFAULTS | stored
+
+
+def check_generation_config(generation: Mapping[str, Any], vocab_size: int, where: str) -> None:
+    """Raise `CheckpointError` naming the field for a stored default that no request could be answered with.
+
+    `where` is the file it stands in. A default that only contradicts another one, or a request, is no error: it gives
+    way.
+    """
+    for name, value in from_generation_config(generation).items():
+        called = BY_NAME[name].stored or name
+        try:
+            checked = check(BY_NAME[name], value)
+            if isinstance(checked, list):
+                ids = chain(*(checked.sequences or ())) if isinstance(checked, Words) else checked
+                check_tokens_exist(name, list(ids), vocab_size)
+        except InvalidRequest as error:
+            raise CheckpointError(
+                f"{where}: {error.message.replace(name, called)}",
+                field=called,
+                hint="correct that default there, or take it out",
+            ) from None
 
 
 def unknown_parameter(name: str, known: tuple[str, ...] = ()) -> InvalidRequest:

@@ -1,9 +1,10 @@
-"""How one text is handed to the libraries that encode it: checked, without holding others up, and with what they do
-where they fail told as an error."""
+"""How one text is handed to the libraries that encode it: checked, without holding others up, cut where its pieces have
+the ids of the whole, and with what they do where they fail told as an error."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 
 import tokenizers
@@ -15,6 +16,15 @@ _LONG_RUN = 16_384
 
 _SHORT = 2048
 """Characters that `tokenizers` encodes in a few milliseconds."""
+
+_LOCAL_NORMALIZERS = {
+    "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt", "Precompiled", "BertNormalizer", "ByteLevel",
+    "Prepend", "Replace",
+}  # fmt: skip
+"""Normalizers that change a piece of a text as they change it within the whole, but for its beginning."""
+
+_ACROSS_BORDER = re.compile(rb"[A-Za-z] |\n[A-Za-z\x80-\xff]")
+"""What no entry of the vocabulary may hold: then nothing is merged across a border."""
 
 
 def backend_ids(backend: tokenizers.Tokenizer, text: str) -> list[int]:
@@ -59,3 +69,38 @@ def has_long_run(text: str) -> bool:
         return False
     blocks = (text[start : start + _LONG_RUN] for start in range(0, len(text), _LONG_RUN))
     return any(block.isspace() or len(block.split(None, 1)) == 1 for block in blocks if len(block) == _LONG_RUN)
+
+
+def keeps_borders(normalizers: Set[str], entries: Iterable[bytes]) -> bool:
+    """Whether these kinds of normalizers look no further than a piece, and no entry lies across a border."""
+    return normalizers <= _LOCAL_NORMALIZERS and not any(map(_ACROSS_BORDER.search, entries))
+
+
+def next_border(text: str, start: int) -> int | None:
+    """The next place from `start` on where a text may be cut, if there is one.
+
+    That is between two words of ASCII letters, before the space, and where a line begins with a letter. Each place is
+    looked at by itself: one expression for it all would hold the interpreter for a second on a text without any.
+    """
+    space, line = text.find(" ", start), text.find("\n", start)
+    while max(space, line) >= 0:
+        at = min(each for each in (space, line) if each >= 0)
+        before, after = text[at - 1 : at], text[at + 1 : at + 2]
+        if at == space:
+            if before.isascii() and before.isalpha() and after.isascii() and after.isalpha():
+                return at
+            space = text.find(" ", at + 1)
+        else:
+            if before and not before.isspace() and after.isalpha():
+                return at + 1
+            line = text.find("\n", at + 1)
+    return None
+
+
+def cut(text: str, size: int) -> Iterator[str]:
+    """`text` in pieces, each cut at the first place after `size` characters of it."""
+    start = 0
+    while start < len(text):
+        end = next_border(text, start + size) if len(text) > start + size else None
+        yield text[start:end]
+        start = len(text) if end is None else end

@@ -31,9 +31,16 @@ from topkapi.model.text.added_tokens import (
 )
 from topkapi.model.text.bpe import BytePairEncoding, byte_pair_encoding, merge_pairs
 from topkapi.model.text.byte_level import components, entry_decoder
-from topkapi.model.text.encoding import backend_ids, check_unicode, has_long_run, panics_refused
+from topkapi.model.text.encoding import (
+    backend_ids,
+    check_unicode,
+    cut,
+    has_long_run,
+    keeps_borders,
+    next_border,
+    panics_refused,
+)
 from topkapi.model.text.gpt2_vocabulary import gpt2_definition
-from topkapi.model.text.text_borders import ACROSS_BORDER, LOCAL_NORMALIZERS, next_border
 from topkapi.model.text.tokenizer_check import SAMPLE, WORDS
 from topkapi.model.text.tokenizer_definition import (
     END_OF_TEXT,
@@ -195,12 +202,7 @@ class Tokenizer:
 
     def pieces(self, text: str) -> Iterator[str]:
         """`text` as it is encoded piece by piece; one is long where there is no place for a cut."""
-        start = 0
-        while start < len(text):
-            border = next_border(text, start + _PIECE) if len(text) > start + _PIECE and self._can_be_cut else None
-            end = len(text) if border is None else border
-            yield text[start:end]
-            start = end
+        return cut(text, _PIECE) if len(text) > _PIECE and self._can_be_cut else iter([text] if text else [])
 
     @cached_property
     def _can_be_cut(self) -> bool:
@@ -211,7 +213,7 @@ class Tokenizer:
         """
         steps = {leaf["type"] for leaf in components(self._definition.get("normalizer"))}
         swallowing = any(entry.get("rstrip") for entry in self._added.values())
-        if not steps <= LOCAL_NORMALIZERS or swallowing or any(map(ACROSS_BORDER.search, self._bytes)):
+        if swallowing or not keeps_borders(steps, self._bytes):
             return False
         text = f"{SAMPLE}\n{WORDS}"
         whole = self._encode_whole(text)

@@ -12,8 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from topkapi.model.decoding.defaults import CHAT_DEFAULTS, check_generation_config, decoding_defaults
-from topkapi.model.decoding.parameters import BY_NAME, DecodingParameters, from_generation_config, resolve
+from topkapi.model.decoding.parameters import (
+    BY_NAME,
+    CHAT_DEFAULTS,
+    DecodingParameters,
+    check_generation_config,
+    decoding_defaults,
+    from_generation_config,
+    resolve,
+)
 from topkapi.model.errors import CheckpointError, InvalidRequest
 from topkapi.model.storage.checkpoint import load_checkpoint
 from topkapi.service.commands.cli import main
