@@ -1,4 +1,4 @@
-"""Commands in children that may be killed, and several that train together; see kill_driver.py."""
+"""Commands in children that may be killed, several that train together (see kill_driver.py), and servers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 ROOT = Path(__file__).resolve().parent.parent
 Run = Callable[..., dict[str, Any]]
@@ -40,6 +43,34 @@ def driver(scratch: Path) -> Iterator[Run]:
     finally:
         process.stdin.close()
         process.wait(10)
+
+
+@contextmanager
+def serving(*arguments: object, timeout: float = 300) -> Iterator[httpx.Client]:
+    """`topkapi serve` with these arguments in a process of its own, once it is ready: a client. It ends with success."""
+    port = free_port()
+    run = "import sys; from topkapi.service.commands.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", run, "serve", *map(str, arguments), "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=timeout) as client:
+            end = time.monotonic() + 120
+            while not _ready(client):
+                assert process.poll() is None and time.monotonic() < end
+                time.sleep(0.1)
+            yield client
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/ready").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def free_port() -> int:

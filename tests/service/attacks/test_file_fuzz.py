@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 from hypothesis import HealthCheck, Phase, given, note, settings
 
+from tests.driver import serving
 from tests.mutations import damaged
 from topkapi.model.storage.checkpoint import load_checkpoint
 from topkapi.model.storage.gguf_export import export_gguf
@@ -103,16 +104,15 @@ def load_and_use(client: httpx.Client, path: str) -> bool:
     return True
 
 
-def attack(client: httpx.Client, room: Path, files: dict[str, bytes], examples: int, seconds: float | None) -> None:
-    """Load damaged files until there were so many, or, with `seconds`, for so long."""
+def attack(client: httpx.Client, room: Path, files: dict[str, bytes], examples: int, *, same: bool) -> None:
+    """Load so many damaged files, with `same` always the same ones."""
 
     @settings(
         max_examples=examples,
-        derandomize=seconds is None,
+        derandomize=same,
         database=None,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate] if seconds is None else [Phase.generate, Phase.shrink],
+        phases=[Phase.generate] if same else [Phase.generate, Phase.shrink],
     )
     @given(damaged(files))
     def run(file: tuple[str, bytes]) -> None:
@@ -123,12 +123,15 @@ def attack(client: httpx.Client, room: Path, files: dict[str, bytes], examples: 
     run()
 
 
-@pytest.fixture
-def client(serve: Callable, room: Path) -> Iterator[httpx.Client]:
+def test_a_few_damaged_files_are_loaded_or_refused(serve: Callable, room: Path, files: dict[str, bytes]) -> None:
     with serve(room / "good", model_directory=room) as served:
         served.client.timeout = httpx.Timeout(LONGEST_ANSWER)
-        yield served.client
+        attack(served.client, room, files, 20, same=True)
 
 
-def test_a_few_damaged_files_are_loaded_or_refused(client: httpx.Client, room: Path, files: dict[str, bytes]) -> None:
-    attack(client, room, files, 20, None)
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_many_damaged_files_are_loaded_or_refused(room: Path, files: dict[str, bytes]) -> None:
+    arguments = (room / "good", "--model-directory", room, "--no-studio")
+    with serving(*arguments, timeout=LONGEST_ANSWER) as client:
+        attack(client, room, files, 1500, same=False)

@@ -6,8 +6,6 @@ import ctypes
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.driver import free_port
+from tests.driver import serving
 from tests.model.conversation.test_template_bounds import ENDLESS
 from tests.model.storage.test_untrusted_checkpoints import DAMAGED, OUTSIDE, edit
 
@@ -78,23 +76,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Callable[..
 
 @pytest.fixture(scope="module")
 def client(place: Path) -> Iterator[httpx.Client]:
-    port = free_port()
-    arguments = ["serve", str(place / "room" / "good"), "--model-directory", str(place / "room"), "--no-studio"]
-    run = "import sys; from topkapi.service.commands.cli import main; sys.exit(main(sys.argv[1:]))"
-    process = subprocess.Popen([sys.executable, "-c", run, *arguments, "--port", str(port)], stdout=subprocess.DEVNULL)
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
-        end = time.monotonic() + 120
-        while True:
-            try:
-                if client.get("/ready").status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            assert process.poll() is None and time.monotonic() < end
-            time.sleep(0.1)
+    room = place / "room"
+    with serving(room / "good", "--model-directory", room, "--no-studio") as client:
         yield client
-    process.terminate()
-    assert process.wait(30) == 0
 
 
 def test_nothing_freezes_and_nothing_outside_is_read(client: httpx.Client, place: Path) -> None:
