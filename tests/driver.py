@@ -47,7 +47,7 @@ def driver(scratch: Path) -> Iterator[Run]:
 
 @contextmanager
 def serving(*arguments: object, timeout: float = 300) -> Iterator[httpx.Client]:
-    """`topkapi serve` with these arguments in a process of its own, once it is ready: a client. It ends with success."""
+    """A client of `topkapi serve` with these arguments, a process of its own that is ready and ends with success."""
     port = free_port()
     run = "import sys; from topkapi.service.commands.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", run, "serve", *map(str, arguments), "--port", str(port)]
