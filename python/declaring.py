@@ -2,7 +2,7 @@
 
     python -m topkapi.python.declaring
 
-writes `decoding_fields.py` and `recipe_fields.py`, by which type checkers and editors know the keywords.
+writes the files whose names end in `_fields.py`, by which type checkers and editors know the keywords.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import inspect
 import json
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from topkapi.model.decoding.parameters import PARAMETERS, Kind, Parameter
+from topkapi.model.decoding.parameters import PARAMETERS, Kind
 from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, PretrainRecipe, TrainingRecipe
 
 HERE = Path(__file__).parent
@@ -30,9 +30,7 @@ TYPES: Mapping[Kind, str] = {
 }  # fmt: skip
 """What a caller in Python may give for each kind of parameter."""
 
-KINDS: Mapping[str, type[TrainingRecipe]] = {
-    "PretrainFields": PretrainRecipe, "FinetuneFields": FinetuneRecipe, "DpoFields": DpoRecipe,
-}  # fmt: skip
+RECIPES: Mapping[str, type[TrainingRecipe]] = {"pretrain": PretrainRecipe, "finetune": FinetuneRecipe, "dpo": DpoRecipe}
 
 WEIGHTED = ("data", "weights", "generation")
 """Lists of a recipe that may also be objects: names with numbers."""
@@ -142,29 +140,47 @@ def recipe_keywords(kind: type[TrainingRecipe]) -> dict[str, tuple[str, Any]]:
     }
 
 
-def decoding_fields() -> str:
-    """The module that declares the decoding parameters."""
-    lines = [
-        _HEAD.format(about="The decoding parameters as keywords", imports="from typing import Any, Literal, TypedDict"),
-        "\nclass DecodingFields(TypedDict, total=False):\n",
-        *_docstring("What `generate` and its like take. Left out, or None: the checkpoint's default, then this one.",
-                    map(_parameter_line, PARAMETERS)),
-        *(_line(name, kind) for name, (kind, _) in decoding_keywords().items()),
-    ]  # fmt: skip
-    return "".join(lines)
-
-
-def recipe_fields() -> str:
-    """The module that declares the fields of recipes."""
+def files() -> dict[str, str]:
+    """The files that declare keywords, by their names."""
+    about, imports = "The decoding parameters as keywords", "from typing import Any, Literal, TypedDict"
+    made = {"decoding_fields.py": _HEAD.format(about=about, imports=imports) + "\n" + _fields(
+        "DecodingFields",
+        "What `generate` and its like take. Left out, or None: the checkpoint's default, then this one.",
+        decoding_keywords(),
+        {each.name: each.meaning for each in PARAMETERS},
+        {each.name: each.default for each in PARAMETERS},
+    )}  # fmt: skip
     imports = "from os import PathLike\nfrom typing import Literal, TypedDict"
-    lines = [_HEAD.format(about="The fields of recipes as keywords", imports=imports), "Text = str | PathLike[str]\n"]
-    for name, kind in KINDS.items():
-        about = f"What `{name.removesuffix('Fields').lower()}` takes: the fields of its recipe."
-        lines += [
-            f'\n\nclass {name}(TypedDict, total=False):\n    """{about}"""\n\n',
-            *(_line(field, annotation) for field, (annotation, _) in recipe_keywords(kind).items()),
-        ]
-    return "".join(lines)
+    for command, kind in RECIPES.items():
+        keywords = recipe_keywords(kind)
+        meanings = {name: field.description or "" for name, field in kind.model_fields.items()}
+        made[f"{command}_fields.py"] = "".join([
+            _HEAD.format(about=f"The fields of a recipe for `{command}` as keywords", imports=imports),
+            "Text = str | PathLike[str]\n\n\n",
+            _fields(f"{command.capitalize()}Fields", f"What `topkapi.{command}` takes: the fields of its recipe.",
+                    keywords, meanings, {name: default for name, (_, default) in keywords.items()}),
+        ])  # fmt: skip
+    return made
+
+
+def _fields(
+    name: str,
+    about: str,
+    keywords: Mapping[str, tuple[str, Any]],
+    meanings: Mapping[str, str],
+    defaults: Mapping[str, Any],
+) -> str:
+    """The class that declares keywords."""
+    lines = []
+    for keyword, meaning in meanings.items():
+        default = defaults[keyword]
+        # Some meanings say it themselves.
+        said = default is None or default in ([], {}) or "(default" in meaning
+        text = meaning if said else f"{meaning} [{default!r}]"
+        lines.append(textwrap.fill(f"{keyword}: {text}", 110, initial_indent="    ", subsequent_indent="        "))
+    described = "\n".join(lines).replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
+    body = "".join(_line(keyword, kind) for keyword, (kind, _) in keywords.items())
+    return f'class {name}(TypedDict, total=False):\n    """{about}\n\n{described}\n    """\n\n{body}'
 
 
 def _line(name: str, kind: str) -> str:
@@ -176,25 +192,6 @@ def _line(name: str, kind: str) -> str:
     return "".join(
         [f"    {name}: {opening}[\n", *(f"        {each},\n" for each in choices[:-1].split(", ")), "    ]\n"]
     )
-
-
-def _parameter_line(parameter: Parameter) -> tuple[str, str]:
-    default = parameter.default
-    shown = "" if default is None or default in ([], {}) else f" [{default!r}]"
-    return parameter.name, f"{parameter.meaning}{shown}"
-
-
-def described(keywords: Iterable[tuple[str, str]]) -> str:
-    """Names and what they mean, as the lines of a docstring."""
-    return "\n".join(
-        textwrap.fill(f"{name}: {meaning}", 110, initial_indent="    ", subsequent_indent="        ")
-        for name, meaning in keywords
-    )
-
-
-def _docstring(first: str, keywords: Iterable[tuple[str, str]]) -> Iterator[str]:
-    body = described(keywords).replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
-    yield f'    """{first}\n\n{body}\n    """\n\n'
 
 
 def _recipe_type(annotation: Any) -> str:
@@ -209,5 +206,5 @@ def _recipe_type(annotation: Any) -> str:
 
 
 if __name__ == "__main__":
-    (HERE / "decoding_fields.py").write_text(decoding_fields(), encoding="utf-8")
-    (HERE / "recipe_fields.py").write_text(recipe_fields(), encoding="utf-8")
+    for name, text in files().items():
+        (HERE / name).write_text(text, encoding="utf-8")

@@ -32,6 +32,7 @@ Messages = str | Sequence[Mapping[str, str]]
 _SETTINGS = ("dtype", "threads", "draft")
 
 
+@declares({})
 def load(
     checkpoint: str | os.PathLike[str] | None = None,
     *,
@@ -208,6 +209,7 @@ class Model:
     def score(self, text: str, **options: Any) -> Score: ...
     @overload
     def score(self, text: Sequence[str] | None = None, **options: Any) -> Scores: ...
+    @declares({})
     def score(
         self,
         text: str | Sequence[str] | None = None,

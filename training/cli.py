@@ -183,7 +183,12 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    recipe, directory, resume = read_arguments(arguments)
+    train(*read_arguments(arguments))
+    return 0
+
+
+def train(recipe: TrainingRecipe, directory: Path, resume: bool) -> None:
+    """Train what `read_arguments` found, from what can be refused at once to the report. Raises `TopkapiError`."""
     # Threads that wait for each other by spinning take the cores from whatever else runs on the machine, and then from
     # one another: with the cores shared, steps took three times as long. Must be set before torch starts its threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -195,7 +200,6 @@ def _train(arguments: argparse.Namespace) -> int:
 
     with joined(recipe):
         _train_together(recipe, directory, resume)
-    return 0
 
 
 def _train_together(recipe: TrainingRecipe, directory: Path, resume: bool) -> None:
