@@ -14,10 +14,12 @@ import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from topkapi.model.decoding.parameters import PARAMETERS, Kind
-from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, PretrainRecipe, TrainingRecipe
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 HERE = Path(__file__).parent
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -29,8 +31,6 @@ TYPES: Mapping[Kind, str] = {
     "prompt": "str | Sequence[int]", "layers": 'Literal["low", "high"] | Sequence[int]',
 }  # fmt: skip
 """What a caller in Python may give for each kind of parameter."""
-
-RECIPES: Mapping[str, type[TrainingRecipe]] = {"pretrain": PretrainRecipe, "finetune": FinetuneRecipe, "dpo": DpoRecipe}
 
 WEIGHTED = ("data", "weights", "generation")
 """Lists of a recipe that may also be objects: names with numbers."""
@@ -129,7 +129,7 @@ def decoding_keywords() -> dict[str, tuple[str, Any]]:
     return {each.name: (f"{TYPES[each.kind]} | None", None) for each in PARAMETERS}
 
 
-def recipe_keywords(kind: type[TrainingRecipe]) -> dict[str, tuple[str, Any]]:
+def recipe_keywords(kind: type[BaseModel]) -> dict[str, tuple[str, Any]]:
     """Type and default of each field of a recipe."""
     return {
         name: (
@@ -150,8 +150,11 @@ def files() -> dict[str, str]:
         {each.name: each.meaning for each in PARAMETERS},
         {each.name: each.default for each in PARAMETERS},
     )}  # fmt: skip
+    from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, PretrainRecipe
+
     imports = "from os import PathLike\nfrom typing import Literal, TypedDict"
-    for command, kind in RECIPES.items():
+    recipes: Mapping[str, type[BaseModel]] = {"pretrain": PretrainRecipe, "finetune": FinetuneRecipe, "dpo": DpoRecipe}
+    for command, kind in recipes.items():
         keywords = recipe_keywords(kind)
         meanings = {name: field.description or "" for name, field in kind.model_fields.items()}
         made[f"{command}_fields.py"] = "".join([
