@@ -139,7 +139,10 @@ def _add_export(subparsers: Any) -> None:
     command.add_argument("checkpoint", help="checkpoint directory")
     command.add_argument("out", type=Path, help="the file to write, ending in .gguf")
     command.add_argument(
-        "--type", choices=("f32", "f16", "q8_0", "q4_0"), default="f16", help="how matrices are stored [f16]"
+        "--type",
+        choices=("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"),
+        default="f16",
+        help="how matrices are stored [f16]; q4_k_m takes 5 bits a weight, in llama.cpp's mixture",
     )
     command.set_defaults(handler=_export)
 
