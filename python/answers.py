@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -127,6 +128,7 @@ class Stream:
     def __init__(self, model: object, generation: Generation, several: bool) -> None:
         # The model would be closed if nobody had it any more.
         self._model, self._told, self._several = model, _Told(generation), several
+        _end_with(self, self._told)
 
     def __iter__(self) -> Stream:
         return self
@@ -157,9 +159,6 @@ class Stream:
     ) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if "_told" in vars(self):
-            background.soon(self._told.close())
 
 
 class AsyncStream:
@@ -179,6 +178,7 @@ class AsyncStream:
         with readable():
             if self._told is None:
                 self._told = _Told(await self._prepared())
+                _end_with(self, self._told)
             piece = await background.arun(self._told.next())
         if piece is None:
             raise StopAsyncIteration
@@ -204,10 +204,11 @@ class AsyncStream:
     ) -> None:
         await self.aclose()
 
-    def __del__(self) -> None:
-        told: _Told | None = vars(self).get("_told")
-        if told is not None:
-            background.soon(told.close())
+
+
+def _end_with(stream: object, told: _Told) -> None:
+    """Let what is told end with the stream that nobody has any more. Not at exit, when everything ends."""
+    weakref.finalize(stream, lambda: background.soon(told.close())).atexit = False
 
 
 def shaped(found: list[Generated], several: bool) -> Any:

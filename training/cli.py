@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from topkapi.model.errors import SettingsError
 from topkapi.training.evaluation.command import add_evaluate
+from topkapi.training.export import GGUF_TYPES, add_formats
 from topkapi.training.instructions import add_instructions
 from topkapi.training.recipes.files import build_recipe, read_yaml, resolve_recipe
 from topkapi.training.recipes.flags import add_recipe_flags, given_flags
@@ -136,15 +137,16 @@ def _add_export(subparsers: Any) -> None:
         help="a GGUF file, which llama.cpp loads",
         description="Write a checkpoint as a GGUF file, its tokenizer and chat template inside, which llama.cpp loads.",
     )
-    command.add_argument("checkpoint", help="checkpoint directory")
+    command.add_argument("checkpoint", help="checkpoint directory, adapter or .gguf file")
     command.add_argument("out", type=Path, help="the file to write, ending in .gguf")
     command.add_argument(
         "--type",
-        choices=("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"),
+        choices=GGUF_TYPES,
         default="f16",
         help="how matrices are stored [f16]; q4_k_m takes 5 bits a weight, in llama.cpp's mixture",
     )
     command.set_defaults(handler=_export)
+    add_formats(formats)
 
 
 def _export(arguments: argparse.Namespace) -> int:

@@ -6,6 +6,8 @@ import asyncio
 import copy
 import gc
 import importlib.util
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -357,6 +359,20 @@ def test_a_model_that_nobody_has_is_closed_but_not_its_stream(checkpoint: Path) 
     del stream
     gc.collect()
     assert engine.stopped
+
+
+LEFT = """
+import sys, topkapi
+model = topkapi.load(sys.argv[1])
+stream = model.stream("The list", max_tokens=200, ignore_end_token=True)
+next(stream)
+print("left")
+"""
+
+
+def test_a_program_ends_quietly_with_what_it_left_open(checkpoint: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", LEFT, str(checkpoint)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "left\n", "")
 
 
 def test_what_is_loaded_and_how(checkpoint: Path) -> None:

@@ -1,4 +1,4 @@
-"""The notebooks of docs/notebooks: well-formed, small, and run as they stand, on a running event loop as they are read."""
+"""The notebooks of docs/notebooks: well-formed, small, and run as they stand, while an event loop runs."""
 
 from __future__ import annotations
 
