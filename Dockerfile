@@ -24,6 +24,7 @@ COPY model model
 COPY engine engine
 COPY service service
 COPY training training
+COPY python python
 RUN /opt/topkapi/bin/pip install --no-deps --no-build-isolation .
 
 FROM ${BASE}

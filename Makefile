@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 # What serving and training need, and what linting and testing need beside it.
 LOCK := requirements.lock
 TOOLS_LOCK := requirements-dev.lock
-CODE := topkapi/__init__.py model engine service training tests benchmarks install_torch.py setup.py
+CODE := topkapi/__init__.py model engine service training python tests benchmarks install_torch.py setup.py
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # They lie in the environment and go with it: that an install began, that what serves is there, that the tools are, too.
 BEGUN := $(VENV)/.begun

@@ -76,7 +76,7 @@ class Scoring(EngineWork[tuple[int, int]]):
     ) -> None:
         self.cached_tokens = 0
         self.deterministic = True
-        self._model = model
+        self.model = model
         self._items = items
         self._found: dict[int, Scores] = {}
         self._timeout_s = timeout_s
@@ -108,7 +108,7 @@ class Scoring(EngineWork[tuple[int, int]]):
                         )
                         hint = "give it more time, or send less at once"
                         raise DeadlineExceeded(message, field="timeout_s", hint=hint)
-                    raise self._model.engine.cancellation()
+                    raise self.model.engine.cancellation()
                 self._found[number] = event.scores
                 self.cached_tokens += event.cached_tokens
                 self.deterministic = self.deterministic and event.deterministic

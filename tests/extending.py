@@ -43,7 +43,7 @@ def steps(section: str) -> list[tuple[str, str, str]]:
 
 def followed(section: str, directory: Path) -> Path:
     """A copy of the tree's code in `directory` with the section's steps done."""
-    for room in ("model", "engine", "service", "training"):
+    for room in ("model", "engine", "service", "training", "python"):
         shutil.copytree(ROOT / room, directory / room, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "topkapi", directory / "topkapi", symlinks=True)
     for name, after, code in steps(section):

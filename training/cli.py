@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from topkapi.model.errors import SettingsError, TopkapiError
 from topkapi.model.flags import add_flags, declared, flag_of
 from topkapi.training.evaluation.command import add_evaluate
+from topkapi.training.export import GGUF_TYPES, add_formats
 from topkapi.training.instructions import add_instructions
 from topkapi.training.recipes.files import build_recipe, read_yaml, resolve_recipe
 from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, PretrainRecipe, TrainingRecipe
@@ -158,12 +159,16 @@ def _add_export(subparsers: Any) -> None:
         help="a GGUF file, which llama.cpp loads",
         description="Write a checkpoint as a GGUF file, its tokenizer and chat template inside, which llama.cpp loads.",
     )
-    command.add_argument("checkpoint", help="checkpoint directory")
+    command.add_argument("checkpoint", help="checkpoint directory, adapter or .gguf file")
     command.add_argument("out", type=Path, help="the file to write, ending in .gguf")
     command.add_argument(
-        "--type", choices=("f32", "f16", "q8_0", "q4_0"), default="f16", help="how matrices are stored [f16]"
+        "--type",
+        choices=GGUF_TYPES,
+        default="f16",
+        help="how matrices are stored [f16]; q4_k_m takes 5 bits a weight, in llama.cpp's mixture",
     )
     command.set_defaults(handler=_export)
+    add_formats(formats)
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -205,7 +210,12 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    recipe, directory, resume = read_arguments(arguments)
+    train(*read_arguments(arguments))
+    return 0
+
+
+def train(recipe: TrainingRecipe, directory: Path, resume: bool) -> None:
+    """Train what `read_arguments` found, from what can be refused at once to the report. Raises `TopkapiError`."""
     # Threads that wait for each other by spinning take the cores from whatever else runs on the machine, and then from
     # one another: with the cores shared, steps took three times as long. Must be set before torch starts its threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -217,7 +227,6 @@ def _train(arguments: argparse.Namespace) -> int:
 
     with joined(recipe):
         _train_together(recipe, directory, resume)
-    return 0
 
 
 def _train_together(recipe: TrainingRecipe, directory: Path, resume: bool) -> None:

@@ -244,7 +244,8 @@ def save_checkpoint(
     state = {name: tensor.detach().cpu() for name, tensor in model.named_parameters(remove_duplicate=False)}
     tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in to_hugging_face(config, state).items()}
     stored = str(dtype or model.embed_tokens.weight.dtype).removeprefix("torch.")
-    config_json = config.to_hugging_face() | {"dtype": stored}
+    # Under the second name it is looked for by transformers before 4.56, and by what is built on it.
+    config_json = config.to_hugging_face() | {"dtype": stored, "torch_dtype": stored}
     return _write(
         directory, "model.safetensors", tensors, "config.json", config_json, tokenizer, chat, generation, details
     )

@@ -11,6 +11,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -23,22 +24,48 @@ from topkapi.model.config import ModelConfig
 from topkapi.model.errors import CheckpointError
 from topkapi.model.storage.checkpoint import Checkpoint
 from topkapi.model.storage.gguf import GPT2_TENSORS, LLAMA_TENSORS, gguf_package
+from topkapi.model.storage.gguf_quantise import BLOCK, K_QUANTS, quantise
 from topkapi.model.storage.gguf_sampling import add_sampling
 from topkapi.model.storage.gguf_vocabulary_export import add_vocabulary, plain_name
 from topkapi.model.storage.location import check_gguf_target
 from topkapi.model.storage.tensors import to_hugging_face
 from topkapi.model.transformer import rotary_frequencies
 
-GgufType = Literal["f32", "f16", "q8_0", "q4_0"]
+GgufType = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"]
 
-# What each type is called in a file, what its matrices are, and what the embedding and output matrices are: in four
-# bits those two cost the most accuracy for the least space.
-_TYPES: dict[GgufType, tuple[str, str, str]] = {
-    "f32": ("ALL_F32", "F32", "F32"),
-    "f16": ("MOSTLY_F16", "F16", "F16"),
-    "q8_0": ("MOSTLY_Q8_0", "Q8_0", "Q8_0"),
-    "q4_0": ("MOSTLY_Q4_0", "Q4_0", "Q8_0"),
+
+@dataclass(frozen=True)
+class _Kinds:
+    """What a type is called in a file, what its matrices are, and which of them are something else.
+
+    `output` is the matrix of the output, and of the embedding where they are one, `embedding` the latter where they are
+    two: few bits cost most there. `sensitive` are the values' and the last feed-forward matrices of some layers.
+    """
+
+    name: str
+    matrices: str
+    output: str
+    embedding: str
+    sensitive: str | None = None
+
+
+# Of the K-quants' mixtures, as llama.cpp chooses.
+_KINDS: dict[GgufType, _Kinds] = {
+    "f32": _Kinds("ALL_F32", "F32", "F32", "F32"),
+    "f16": _Kinds("MOSTLY_F16", "F16", "F16", "F16"),
+    "bf16": _Kinds("MOSTLY_BF16", "BF16", "BF16", "BF16"),
+    "q8_0": _Kinds("MOSTLY_Q8_0", "Q8_0", "Q8_0", "Q8_0"),
+    "q6_k": _Kinds("MOSTLY_Q6_K", "Q6_K", "Q6_K", "Q6_K"),
+    "q5_k_m": _Kinds("MOSTLY_Q5_K_M", "Q5_K", "Q6_K", "Q5_K", "Q6_K"),
+    "q4_k_m": _Kinds("MOSTLY_Q4_K_M", "Q4_K", "Q6_K", "Q4_K", "Q6_K"),
+    "q4_0": _Kinds("MOSTLY_Q4_0", "Q4_0", "Q8_0", "Q8_0"),
 }
+GGUF_TYPES: tuple[GgufType, ...] = tuple(_KINDS)
+
+_SENSITIVE = re.compile(r"blk\.(\d+)\.(attn_v|attn_qkv|ffn_down)\.weight")
+# What is taken where a row is no multiple of a block.
+_SMALLER = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+_BLOCKS = {"Q4_0": 32, "Q5_0": 32, "Q5_1": 32, "Q8_0": 32, **dict.fromkeys(K_QUANTS, BLOCK)}
 
 
 def export_gguf(checkpoint: Checkpoint, path: Path, kind: GgufType) -> None:
@@ -69,10 +96,10 @@ def _write(package: ModuleType, writer: Any, checkpoint: Checkpoint, kind: GgufT
     add_vocabulary(writer, checkpoint)
     writer.add_name(plain_name(checkpoint.name))
     add_sampling(writer, checkpoint.generation)
-    writer.add_file_type(package.LlamaFileType[_TYPES[kind][0]])
+    writer.add_file_type(package.LlamaFileType[_KINDS[kind].name])
     writer.add_quantization_version(package.GGML_QUANT_VERSION)
     for name, data in _tensors(checkpoint):
-        packed, own = _packed(package, name, data, kind)
+        packed, own = _packed(package, name, data, kind_of(checkpoint.config, name, data, kind))
         writer.add_tensor(name, packed, raw_dtype=own)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -137,15 +164,34 @@ def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, NDArray[np.float32]]
         yield "rope_freqs.weight", (1.0 / (config.rope_theta**exponents) / rotary_frequencies(config)).numpy()
 
 
-def _packed(package: ModuleType, name: str, data: NDArray[np.float32], kind: GgufType) -> tuple[NDArray[Any], Any]:
-    """A tensor as it is stored, and as what."""
-    _, matrices, embeddings = _TYPES[kind]
-    chosen = embeddings if name in ("token_embd.weight", "output.weight") else matrices
+def kind_of(config: ModelConfig, name: str, data: NDArray[np.float32], kind: GgufType) -> str:
+    """What a tensor of the file is stored as, as llama.cpp would choose; vectors and learned positions stay float32."""
     if data.ndim == 1 or name == "position_embd.weight":
-        chosen = "F32"
-    elif chosen.startswith("Q") and data.shape[-1] % 32:
-        chosen = "F16"
-    own = package.GGMLQuantizationType[chosen]
-    if chosen == "F16" and np.abs(data).max() > np.finfo(np.float16).max:
-        raise CheckpointError(f"the tensor {name} holds numbers too large for float16", hint="use --type f32")
-    return package.quantize(data, own), own
+        return "F32"
+    chosen = _KINDS[kind]
+    found = chosen.matrices
+    if name == "output.weight" or (name == "token_embd.weight" and config.tie_embeddings):
+        found = chosen.output
+    elif name == "token_embd.weight":
+        found = chosen.embedding
+    elif chosen.sensitive is not None and (match := _SENSITIVE.fullmatch(name)):
+        found = chosen.sensitive if _has_more_bits(int(match[1]), config.num_layers) else found
+    columns = data.shape[-1]
+    if columns % _BLOCKS.get(found, 1):
+        found = _SMALLER.get(found, "F16")
+    return "F16" if columns % _BLOCKS.get(found, 1) else found
+
+
+def _has_more_bits(layer: int, layers: int) -> bool:
+    """Whether a layer's sensitive matrices have more bits: the first and the last eighth, and every third between."""
+    eighth = layers // 8
+    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
+
+
+def _packed(package: ModuleType, name: str, data: NDArray[np.float32], kind: str) -> tuple[NDArray[Any], Any]:
+    """A tensor as it is stored, and as what."""
+    own = package.GGMLQuantizationType[kind]
+    # Scales are float16 in every block.
+    if kind not in ("F32", "BF16") and np.abs(data).max() > np.finfo(np.float16).max:
+        raise CheckpointError(f"the tensor {name} holds numbers too large for float16", hint="use --type f32 or bf16")
+    return quantise(data, kind) if kind in K_QUANTS else package.quantize(data, own), own

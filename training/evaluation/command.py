@@ -13,6 +13,7 @@ from topkapi.model.errors import SettingsError
 if TYPE_CHECKING:
     from topkapi.model.storage.checkpoint import Checkpoint
     from topkapi.training.evaluation.judge import Judge
+    from topkapi.training.evaluation.report import Evaluation
     from topkapi.training.evaluation.scoring_tasks import Outcome, TaskProgress
     from topkapi.training.evaluation.tasks import Task
 
@@ -62,6 +63,17 @@ def add_evaluate(subparsers: Any) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    evaluation = measured(arguments)
+    from topkapi.training.evaluation import report
+
+    print(report.console(evaluation))
+    if arguments.out is not None:
+        print(f"written: {arguments.out / 'evaluation.md'}, evaluation.json, items.jsonl")
+    return 0
+
+
+def measured(arguments: argparse.Namespace) -> Evaluation:
+    """What is found of the checkpoints, also written where `out` says. Raises `TopkapiError` for what cannot be."""
     from topkapi.model.storage.location import check_location
     from topkapi.training.evaluation.judge import Judge
     from topkapi.training.run.preflight import check_chat_template
@@ -106,11 +118,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             seconds[index].append(round(time.monotonic() - started, 2))
         del checkpoint
     evaluation = report.Evaluation(arguments.checkpoint, tasks, outcomes, seconds)
-    print(report.console(evaluation))
     if arguments.out is not None:
         report.write(evaluation, arguments.out)
-        print(f"written: {arguments.out / 'evaluation.md'}, evaluation.json, items.jsonl")
-    return 0
+    return evaluation
 
 
 def _run(

@@ -72,12 +72,7 @@ def build_recipe(kind: type[R], fields: dict[str, Any], source: str, flags: Iter
         first = error.errors()[0]
         name = str(first["loc"][0])
         if first["type"] == "extra_forbidden":
-            near = nearest(name, kind.model_fields)
-            raise SettingsError(
-                f"{source}: unknown field {name!r}",
-                field=name,
-                hint=f"did you mean {near!r}?" if near else f"fields: {', '.join(sorted(kind.model_fields))}",
-            ) from None
+            raise unknown_field(source, name, kind) from None
         called = flag_of(name) if name in flags else f"{source}: '{name}'"
         raise SettingsError(
             told(called, first, kind.model_fields[name] if len(first["loc"]) == 1 else None),
@@ -86,3 +81,13 @@ def build_recipe(kind: type[R], fields: dict[str, Any], source: str, flags: Iter
         ) from None
     check_together(recipe, set(flags))
     return recipe
+
+
+def unknown_field(source: str, name: str, kind: type[TrainingRecipe]) -> SettingsError:
+    """The error for what `source` says and no field of the recipe is, with the nearest one that is."""
+    near = nearest(name, kind.model_fields)
+    return SettingsError(
+        f"{source}: unknown field {name!r}",
+        field=name,
+        hint=f"did you mean {near!r}?" if near else f"fields: {', '.join(sorted(kind.model_fields))}",
+    )

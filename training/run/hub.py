@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
 
 from topkapi.model.errors import SettingsError, TopkapiError
+from topkapi.training.run.card import card, hub_library
 from topkapi.training.run.console import Console
 
 
@@ -24,7 +24,7 @@ def check_push(repository: str | None) -> None:
     """Raise `SettingsError`, before anything is computed, for a push that could only fail."""
     if repository is None:
         return
-    hub = _library()
+    hub = hub_library("pushing", "push")
     try:
         hub.utils.validate_repo_id(repository)
     except ValueError as error:
@@ -44,13 +44,20 @@ def push(run: Path, repository: str, console: Console) -> None:
 
     Raises `NotPushed` with the command that tries again.
     """
-    hub, best = _library(), run / "best"
+    hub, best = hub_library("pushing", "push"), run / "best"
     try:
         api = hub.HfApi()
         name = api.create_repo(repository, private=True, exist_ok=True).repo_id
         api.upload_folder(
             repo_id=name, folder_path=best.resolve(), commit_message=f"{best.resolve().name} of {run.resolve().name}"
         )
+        if not (best / "README.md").exists():
+            api.upload_file(
+                repo_id=name,
+                path_or_fileobj=card(best.resolve(), name.rpartition("/")[2]).encode(),
+                path_in_repo="README.md",
+                commit_message="What it is, and its figures",
+            )
     except Exception as error:
         # Whatever it is, hours of training end well: it is told in a line, without the secret.
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -60,14 +67,3 @@ def push(run: Path, repository: str, console: Console) -> None:
             hint=f"the run is complete; try again with: hf upload {repository} {shlex.quote(str(best))}",
         ) from None
     console.message(f"pushed to: {api.endpoint}/{name}")
-
-
-def _library() -> Any:
-    try:
-        import huggingface_hub.constants
-        import huggingface_hub.utils
-    except ImportError:
-        raise SettingsError(
-            "pushing needs huggingface_hub", field="push", hint="pip install 'topkapi[train]'"
-        ) from None
-    return huggingface_hub

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 from topkapi.model.errors import SettingsError, TopkapiError
@@ -141,7 +142,9 @@ class StopRequest:
             self.asked = signal.Signals(number)
             self._notice(f"{self.name}: saving after this step")
 
-        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        # Python tells only its main thread of signals; what trains on another one is ended by ending the process.
+        ours = (signal.SIGINT, signal.SIGTERM) if current_thread() is main_thread() else ()
+        previous = {number: signal.signal(number, ask) for number in ours}
         try:
             yield
         finally:

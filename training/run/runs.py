@@ -11,7 +11,7 @@ from typing import Any
 from topkapi.model.errors import SettingsError
 from topkapi.training.run.process import training_process
 
-_COLUMNS = ("name", "steps", "tokens", "best validation", "at step", "tokens/s", "state")
+COLUMNS = ("name", "steps", "tokens", "best validation", "at step", "tokens/s", "state")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def _runs(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print(json.dumps([vars(each) for each in summaries], indent=2))
         else:
-            _print_table([list(_COLUMNS), *(each.cells() for each in summaries)])
+            _print_table([list(COLUMNS), *(each.cells() for each in summaries)])
         return 0
     for path in arguments.compare:
         if not (path / "config.yaml").is_file():
@@ -67,7 +67,7 @@ def _runs(arguments: argparse.Namespace) -> int:
         runs = [vars(summary(path)) for path in arguments.compare]
         print(json.dumps({"runs": runs, "differences": different}, indent=2))
     else:
-        _print_table([list(_COLUMNS), *(summary(path).cells() for path in arguments.compare)])
+        _print_table([list(COLUMNS), *(summary(path).cells() for path in arguments.compare)])
         print()
         rows = [[name, *(str(value) for value in values)] for name, values in different.items()]
         _print_table([["setting", *(path.name for path in arguments.compare)], *rows])

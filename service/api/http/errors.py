@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from topkapi.model.decoding.aliases import BY_ALIAS
 from topkapi.model.errors import InvalidRequest, TopkapiError
 from topkapi.model.nearest import nearest
 from topkapi.model.wrong_values import MAY_BE
@@ -146,8 +147,14 @@ def method_not_allowed(method: str, path: str, allowed: str) -> Refused:
     return Refused(405, "method_not_allowed", f"{path} does not answer {method}", hint=hint)
 
 
-def from_validation(errors: Sequence[Any], body: Any, known_fields: Sequence[str] = ()) -> InvalidRequest:
-    """The first of pydantic's complaints about a body, naming the field.
+LISTED = "listed at /docs"
+"""Where the fields of a body can be read."""
+
+
+def from_validation(
+    errors: Sequence[Any], body: Any, known_fields: Sequence[str] = (), listed: str = LISTED
+) -> InvalidRequest:
+    """The first of pydantic's complaints about a body, naming the field. `listed` says where its fields are.
 
     Of what it says about the alternatives of one field, that which got furthest counts.
     """
@@ -160,7 +167,7 @@ def from_validation(errors: Sequence[Any], body: Any, known_fields: Sequence[str
     location, first = chosen[0]
     name = field_name(location)
     if first["type"] == "extra_forbidden":
-        return unknown_field(name, known_fields if len(location) == 1 else ())
+        return unknown_field(name, known_fields if len(location) == 1 else (), listed)
     if first["type"] == "inapplicable":
         return inapplicable(name, first["ctx"]["why"])
     if not name:
@@ -222,12 +229,13 @@ def inapplicable(name: str, why: str) -> InapplicableField:
     return InapplicableField(f"{name} can't be used: {why}", field=name, hint=f"leave {name} out")
 
 
-def unknown_field(name: str, known_fields: Sequence[str]) -> InapplicableField:
-    """A field that the route does not have, with the one that was probably meant."""
-    if near := nearest(name, known_fields):
+def unknown_field(name: str, known_fields: Sequence[str], listed: str = LISTED) -> InapplicableField:
+    """A field that the route does not have, with the one that was probably meant: in another system's word, perhaps."""
+    own = BY_ALIAS.get(name)
+    if near := own if own in known_fields else nearest(name, known_fields):
         hint = f"did you mean {near}?"
     elif len(known_fields) > MOST_LISTED:
-        hint = "leave it out; the fields are listed at /docs"
+        hint = f"leave it out; the fields are {listed}"
     else:
         hint = f"known fields: {', '.join(known_fields)}" if known_fields else "leave it out"
     return InapplicableField(f"unknown field {name}", field=name, hint=hint)

@@ -13,12 +13,13 @@ from topkapi.service.api.http.answering import Event, apart, as_json, respond
 from topkapi.service.api.http.describing import errors_of, stream_of
 from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.native import render, schemas, score_schemas
+from topkapi.service.api.native.asking import generation_of
 from topkapi.service.api.native.checkpoints import add_checkpoints
 from topkapi.service.api.native.score import ScoreAnswer
 from topkapi.service.api.native.streams import KeptAnswer, Streams, add_streams, resumed
-from topkapi.service.generation import Delta, Generation, Plan, plan
+from topkapi.service.generation import Delta
 from topkapi.service.models import LoadedModel, Models
-from topkapi.service.prompting import check_size, checked_ids, conversation_tokens, prompt_tokens, require_one
+from topkapi.service.prompting import check_size, checked_ids, conversation_tokens, require_one
 from topkapi.service.version import VERSION
 
 
@@ -123,7 +124,7 @@ class _GenerateAnswer(KeptAnswer[Delta]):
     """The continuations of prompts, or of a conversation."""
 
     def __init__(self, model: LoadedModel, body: schemas.GenerateRequest, streams: Streams) -> None:
-        self._generation = Generation(_plan(model, body), body.priority)
+        self._generation = generation_of(model, body)
         self._created = render.timestamp()
         super().__init__(self._generation, stream=body.stream, streams=streams, identifier=render.new_id("gen"))
 
@@ -135,12 +136,3 @@ class _GenerateAnswer(KeptAnswer[Delta]):
 
     def ending(self) -> Iterator[Event]:
         yield "done", self.whole()
-
-
-def _plan(model: LoadedModel, body: schemas.GenerateRequest) -> Plan:
-    kind = require_one(schemas.given(body, "prompt", "messages"), "prompt and messages")
-    if kind == "messages":
-        prompts = [conversation_tokens(model, [message.model_dump() for message in body.messages or []])]
-    else:
-        prompts = prompt_tokens(model, body.prompt)
-    return plan(model, prompts, body.parameters(), chat=kind == "messages")

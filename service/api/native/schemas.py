@@ -175,11 +175,14 @@ class RunnerUp(BaseModel):
 
 
 class TokenTrace(BaseModel):
-    """How one token was decided. `noise` is the Gumbel noise of a sampled token, `entropy` (nats) the network's."""
+    """How one token was decided. `noise` is the Gumbel noise of a sampled token, `entropy` (nats) the network's.
+
+    `guessed` says that it was read ahead (see `prompt_lookup`) and turned out right.
+    """
 
     token_id: int
     text: str
-    how: Literal["sampled", "greedy", "forced"]
+    how: Literal["searched", "sampled", "greedy", "forced"]
     candidates: int
     entropy: float
     stages: list[StageTrace]
@@ -188,6 +191,7 @@ class TokenTrace(BaseModel):
     probability: float
     noise: float | None
     runners_up: list[RunnerUp]
+    guessed: bool
 
 
 class Output(BaseModel):

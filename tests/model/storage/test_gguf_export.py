@@ -60,7 +60,16 @@ def logits(model: Any, ids: list[int]) -> torch.Tensor:
 
 IDS = list(range(3, 90, 4))
 # Of the largest logit: float16 keeps eleven bits, q8_0 seven and q4_0 three of each number.
-TOLERANCE = {"f32": 1e-5, "f16": 4e-3, "q8_0": 4e-2, "q4_0": 0.5}
+TOLERANCE = {
+    "f32": 1e-5,
+    "f16": 4e-3,
+    "bf16": 4e-2,
+    "q8_0": 4e-2,
+    "q6_k": 4e-2,
+    "q5_k_m": 0.3,
+    "q4_k_m": 0.4,
+    "q4_0": 0.5,
+}
 
 
 @pytest.mark.parametrize("kind", TOLERANCE)

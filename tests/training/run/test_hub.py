@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from topkapi.model.storage.checkpoint import load_checkpoint
 from topkapi.service.commands.cli import main
@@ -111,7 +113,11 @@ def test_the_best_checkpoint_is_pushed_whole(
     pushed.mkdir()
     for name, content in hub.files.items():
         (pushed / name).write_bytes(content)
+    readme = hub.files.pop("README.md").decode()
     assert {path.name: path.read_bytes() for path in (out / "best").iterdir()} == hub.files
+    (result,) = [each for each in ModelCard(readme).data.eval_results if each.metric_type == "perplexity"]
+    loss = load_checkpoint(out / "best").details["validation_loss"]
+    assert result.metric_value == pytest.approx(math.exp(loss), abs=1e-3)
     assert load_checkpoint(pushed).details["step"] == load_checkpoint(out / "best").details["step"]
 
 

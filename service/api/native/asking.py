@@ -1,0 +1,140 @@
+"""From what `/generate` and `/score` are asked to the engine's work, and from that to what they answer.
+
+Nothing here knows how a request came in: the routes call it with bodies of HTTP, the Python API with its callers'
+keywords.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from topkapi.model.decoding.parameters import BY_NAME, check
+from topkapi.model.errors import InvalidRequest
+from topkapi.service import scoring
+from topkapi.service.api.native import render, schemas, score_schemas
+from topkapi.service.generation import Generation, plan
+from topkapi.service.limits import MOST_REPORTED, MOST_TOKENS
+from topkapi.service.models import LoadedModel
+from topkapi.service.prompting import (
+    check_count,
+    checked_ids,
+    conversation_tokens,
+    prompt_tokens,
+    require_one,
+    text_tokens,
+    tokens_of,
+)
+
+
+def generation_of(model: LoadedModel, body: schemas.GenerateFields) -> Generation:
+    """The work that `body` asks for, checked, and not yet begun. Takes its time: not for an event loop.
+
+    Raises `InvalidRequest` naming the field at fault.
+    """
+    kind = require_one(schemas.given(body, "prompt", "messages"), "prompt and messages")
+    if kind == "messages":
+        prompts = [conversation_tokens(model, [message.model_dump() for message in body.messages or []])]
+    else:
+        prompts = prompt_tokens(model, body.prompt)
+    return Generation(plan(model, prompts, body.parameters(), chat=kind == "messages"), body.priority)
+
+
+def scoring_of(model: LoadedModel, body: score_schemas.ScoreRequest) -> tuple[list[scoring.Item], scoring.Scoring]:
+    """What `body` asks to be scored, checked, and the work of scoring it, not yet begun. Not for an event loop.
+
+    Raises `InvalidRequest` naming the field at fault.
+    """
+    timeout_s = None if body.timeout_s is None else check(BY_NAME["timeout_s"], body.timeout_s)
+    items = _items(model, body)
+    return items, scoring.Scoring(model, items, body.window, body.stride, body.top, body.priority, timeout_s)
+
+
+def score_response(
+    model: LoadedModel,
+    body: score_schemas.ScoreRequest,
+    items: list[scoring.Item],
+    work: scoring.Scoring,
+    identifier: str,
+) -> dict[str, Any]:
+    """The whole answer of `/score`, once the work is done. Tokens are made one by one as they are asked for."""
+    scores = work.scores
+    summaries = [scoring.summarise(model, *pair) for pair in zip(items, scores, strict=True)]
+    results = [
+        render.score_result(model, item, own, summary, body.per_token, body.top)
+        for item, own, summary in zip(items, scores, summaries, strict=True)
+    ]
+    content: dict[str, Any] = {"id": identifier, "model": model.name, "results": results}
+    if body.choices is not None:
+        ranking = scoring.ranking(summaries, body.normalize or "byte")
+        content |= {"choice": ranking[0], "ranking": ranking}
+    usage = render.usage(sum(len(item.token_ids) for item in items), work.cached_tokens)
+    return content | {"usage": usage, "deterministic": work.deterministic}
+
+
+def _items(model: LoadedModel, body: score_schemas.ScoreRequest) -> list[scoring.Item]:
+    given = schemas.given(body, "text", "token_ids", "pairs", "choices")
+    kind = require_one(given, "text, token_ids, pairs, and prompt with choices")
+    if (body.prompt is None) == (kind == "choices"):
+        message = "choices need a prompt" if kind == "choices" else f"prompt goes with choices, not with {kind}"
+        raise InvalidRequest(message, field="prompt", hint="send prompt and choices together, or pairs")
+    if body.normalize is not None and kind != "choices":
+        raise InvalidRequest(f"normalize ranks choices, and there are none with {kind}", field="normalize")
+    if kind == "pairs":
+        pairs = [(pair.prompt, f"pairs[{n}].prompt", pair.completion, f"pairs[{n}].completion")
+                 for n, pair in enumerate(body.pairs or [])]  # fmt: skip
+    elif kind == "choices":
+        pairs = [(body.prompt, "prompt", choice, f"choices[{n}]") for n, choice in enumerate(body.choices or [])]
+    else:
+        items = [scoring.Item(token_ids) for token_ids in _texts(model, body, kind)]
+        scoring.check_items(model, items, body.window, body.stride)
+        _check_report(kind, sum(len(item.token_ids) for item in items), body)
+        return items
+    if not pairs:
+        raise InvalidRequest(f"{kind} is empty", field=kind, hint="send at least one")
+    check_count(pairs, kind)
+    items = []
+    prompt_tokens: dict[str, list[int]] = {}
+    total = 0
+    for prompt, prompt_field, completion, completion_field in pairs:
+        if prompt_field not in prompt_tokens:
+            # The one prompt of many choices is encoded once.
+            prompt_tokens = {prompt_field: tokens_of(model, prompt, prompt_field, fits=False)}
+        begun = prompt_tokens[prompt_field]
+        rest = tokens_of(model, completion, completion_field, fits=False)
+        total = _counted(kind, total, len(begun) + len(rest))
+        items.append(scoring.item_of_pair(begun, rest))
+    scoring.check_items(model, items, body.window, body.stride)
+    _check_report(kind, sum(len(item.token_ids) - item.first for item in items), body)
+    return items
+
+
+def _counted(kind: str, before: int, tokens: int) -> int:
+    """The tokens of a request so far. Raises `InvalidRequest` where they are more than one may have."""
+    if before + tokens > MOST_TOKENS:
+        message = f"{kind}: the texts have more than {MOST_TOKENS:,} tokens together"
+        raise InvalidRequest(message, field=kind, hint="send several requests")
+    return before + tokens
+
+
+def _check_report(kind: str, tokens: int, body: score_schemas.ScoreRequest) -> None:
+    """Raise `InvalidRequest` where the answer would report more than one may."""
+    if body.per_token and tokens * (1 + body.top) > MOST_REPORTED:
+        message = f"per_token: {tokens:,} tokens with {body.top:,} alternatives each are more than {MOST_REPORTED:,}"
+        hint = "set per_token to false, lower top, or send the text in parts"
+        raise InvalidRequest(message, field="per_token", hint=hint)
+
+
+def _texts(model: LoadedModel, body: score_schemas.ScoreRequest, kind: str) -> list[list[int]]:
+    source = getattr(body, kind)
+    read = text_tokens if kind == "text" else checked_ids
+    if not isinstance(source, list) or (kind == "token_ids" and not (source and isinstance(source[0], list))):
+        return [read(model, source, kind, fits=False)]
+    if not source:
+        raise InvalidRequest("text is empty", field=kind, hint="send at least one text")
+    check_count(source, kind)
+    found: list[list[int]] = []
+    total = 0
+    for position, each in enumerate(source):
+        found.append(read(model, each, f"{kind}[{position}]", fits=False))
+        total = _counted(kind, total, len(found[-1]))
+    return found

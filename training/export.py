@@ -1,0 +1,151 @@
+"""`topkapi export safetensors` and `export ollama`: a checkpoint in another precision, and what ollama loads."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any
+
+from topkapi.model.errors import CheckpointError, SettingsError
+from topkapi.model.storage.location import check_location
+
+GGUF_TYPES = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")
+"""How matrices may be stored in a GGUF file."""
+
+_SOURCE = "checkpoint directory, adapter or .gguf file"
+
+
+def add_formats(formats: Any) -> None:
+    """Add the commands; each sets `handler`, which takes the parsed namespace and returns an exit code."""
+    command = formats.add_parser(
+        "safetensors",
+        help="a Hugging Face directory in another precision, adapters merged",
+        description="Write a checkpoint as a Hugging Face directory, its matrices in another precision: an adapter is "
+        "merged into its base, a GGUF file's weights become plain ones. transformers, vLLM and others open it.",
+    )
+    command.add_argument("checkpoint", type=Path, help=_SOURCE)
+    command.add_argument("out", type=Path, help="the directory to write")
+    command.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of all tensors [bfloat16]"
+    )
+    command.set_defaults(handler=_safetensors)
+
+    command = formats.add_parser(
+        "ollama",
+        help="a GGUF file with the Modelfile that ollama wants beside it",
+        description="Write a directory with a GGUF file and a Modelfile: the chat template in ollama's form, the "
+        "decoding defaults and what ends an answer. A template that has no such form is refused.",
+    )
+    command.add_argument("checkpoint", type=Path, help=_SOURCE)
+    command.add_argument("out", type=Path, help="the directory to write")
+    command.add_argument("--type", choices=GGUF_TYPES, default="q4_k_m", help="how matrices are stored [q4_k_m]")
+    command.set_defaults(handler=_ollama)
+
+    command = formats.add_parser(
+        "card",
+        help="a README.md for the hub, with evaluations in the hub's form",
+        description="Write the README.md of a checkpoint as the Hugging Face hub reads it: how it was made, and its "
+        "figures as a model-index.",
+    )
+    command.add_argument("checkpoint", type=Path, help="checkpoint directory")
+    command.add_argument(
+        "--evaluation",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="JSON",
+        help="evaluation.json of topkapi evaluate --out",
+    )
+    command.add_argument("--name", help="what the model is called [the directory's name]")
+    command.add_argument("--license", metavar="ID", help="its licence, as the hub has it: apache-2.0, mit, …")
+    command.add_argument("--out", type=Path, metavar="FILE", help="the file to write [README.md in the checkpoint]")
+    command.set_defaults(handler=_card)
+
+
+def _card(arguments: argparse.Namespace) -> int:
+    check_location(arguments.checkpoint)
+    if not arguments.checkpoint.is_dir():
+        raise SettingsError(f"{arguments.checkpoint} is not a directory", field="checkpoint", hint="name a directory")
+    out: Path = arguments.out or arguments.checkpoint / "README.md"
+    if out.exists():
+        raise SettingsError(f"{out} is there already", field="out", hint="choose another file with --out")
+    from topkapi.training.run.card import card
+
+    name = arguments.name or arguments.checkpoint.resolve().name
+    text = card(arguments.checkpoint, name, arguments.evaluation, arguments.license)
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"{out} cannot be written: {error.strerror}", field="out") from None
+    print(f"written: {out}")
+    return 0
+
+
+def _safetensors(arguments: argparse.Namespace) -> int:
+    check_location(arguments.checkpoint)
+    _check_free(arguments.out)
+    import torch
+
+    from topkapi.model.storage.checkpoint import load_checkpoint, save_checkpoint
+
+    dtype: torch.dtype = getattr(torch, arguments.dtype)
+    # Merged in float32 and rounded once.
+    loaded = load_checkpoint(arguments.checkpoint, dtype=torch.float32)
+    limit = torch.finfo(dtype).max
+    for name, tensor in loaded.model.named_parameters():
+        if tensor.abs().max() > limit:
+            raise CheckpointError(
+                f"the tensor {name} holds numbers too large for {arguments.dtype}", hint="use --dtype bfloat16"
+            )
+    details = {name: value for name, value in loaded.details.items() if name not in ("sha256", "base_held_in")}
+    save_checkpoint(
+        arguments.out,
+        model=loaded.model,
+        tokenizer=loaded.tokenizer,
+        chat=loaded.chat,
+        generation=loaded.generation,
+        details={**details, "exported_from": arguments.checkpoint.resolve().name},
+        dtype=dtype,
+    )
+    print(f"{arguments.out}: {_megabytes(arguments.out)}; serve it with: topkapi serve {_quoted(arguments.out)}")
+    return 0
+
+
+def _ollama(arguments: argparse.Namespace) -> int:
+    check_location(arguments.checkpoint)
+    _check_free(arguments.out)
+    import torch
+
+    from topkapi.model.files import write_directory
+    from topkapi.model.storage.checkpoint import load_checkpoint
+    from topkapi.model.storage.gguf_export import export_gguf
+    from topkapi.model.storage.modelfile import modelfile
+
+    loaded = load_checkpoint(arguments.checkpoint, dtype=torch.float32)
+    file = f"{arguments.out.name}.gguf"
+    # What could be refused comes before what takes long.
+    said = modelfile(loaded, file)
+    with write_directory(arguments.out) as partial:
+        export_gguf(loaded, partial / file, arguments.type)
+        (partial / "Modelfile").write_text(said, encoding="utf-8")
+    where = _quoted(arguments.out)
+    name = shlex.quote(arguments.out.name.lower())
+    print(f"{arguments.out}: {_megabytes(arguments.out)}; in ollama: (cd {where} && ollama create {name} -f Modelfile)")
+    return 0
+
+
+def _check_free(out: Path) -> None:
+    """Raise `SettingsError` for a directory that can't be made."""
+    if out.exists():
+        raise SettingsError(f"{out} is there already", field="out", hint="choose another directory")
+    if not out.parent.is_dir():
+        raise SettingsError(f"there is no directory {out.parent}", field="out", hint="make it, or choose another")
+
+
+def _megabytes(directory: Path) -> str:
+    return f"{sum(path.stat().st_size for path in directory.iterdir()) / 1e6:,.1f} MB"
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
