@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from topkapi.model.errors import SettingsError
+from topkapi.model.hub.names import meant
 from topkapi.training.evaluation.command import add_evaluate
 from topkapi.training.instructions import add_instructions
 from topkapi.training.recipes.files import build_recipe, read_yaml, resolve_recipe
@@ -66,8 +67,8 @@ def register(subparsers: Any) -> None:
         help="make a checkpoint of its own from an adapter and its base",
         description="Merge an adapter (Topkapi's, or LoRA or DoRA of PEFT) into the checkpoint it was trained on.",
     )
-    merge.add_argument("checkpoint", type=Path, help="the base: checkpoint directory or .gguf file")
-    merge.add_argument("adapter", type=Path, help="directory that holds adapter_config.json")
+    merge.add_argument("checkpoint", help="the base: checkpoint directory, .gguf file or owner/name on the hub")
+    merge.add_argument("adapter", help="directory that holds adapter_config.json, or owner/name on the hub")
     merge.add_argument("--out", required=True, type=Path, help="directory for the merged checkpoint")
     merge.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="how matrices are stored (default: as the base)"
@@ -136,7 +137,7 @@ def _add_export(subparsers: Any) -> None:
         help="a GGUF file, which llama.cpp loads",
         description="Write a checkpoint as a GGUF file, its tokenizer and chat template inside, which llama.cpp loads.",
     )
-    command.add_argument("checkpoint", help="checkpoint directory")
+    command.add_argument("checkpoint", help="checkpoint directory, or owner/name on the Hugging Face hub")
     command.add_argument("out", type=Path, help="the file to write, ending in .gguf")
     command.add_argument(
         "--type", choices=("f32", "f16", "q8_0", "q4_0"), default="f16", help="how matrices are stored [f16]"
@@ -145,16 +146,18 @@ def _add_export(subparsers: Any) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    from topkapi.model.hub.resolve import local_path
     from topkapi.model.storage.location import check_gguf_target, check_location
 
-    check_location(Path(arguments.checkpoint))
     check_gguf_target(arguments.out)
+    checkpoint = local_path(arguments.checkpoint)
+    check_location(checkpoint)
     import torch
 
     from topkapi.model.storage.checkpoint import load_checkpoint
     from topkapi.model.storage.gguf_export import export_gguf
 
-    export_gguf(load_checkpoint(arguments.checkpoint, dtype=torch.float32), arguments.out, arguments.type)
+    export_gguf(load_checkpoint(checkpoint, dtype=torch.float32), arguments.out, arguments.type)
     print(
         f"{arguments.out}: {arguments.out.stat().st_size / 1e6:,.1f} MB; serve it with: topkapi serve {arguments.out}"
     )
@@ -169,15 +172,17 @@ def _train_tokenizer(arguments: argparse.Namespace) -> int:
 
 
 def _merge(arguments: argparse.Namespace) -> int:
+    from topkapi.model.hub.resolve import local_path
     from topkapi.model.storage.location import check_location
 
-    check_location(arguments.checkpoint)
-    check_location(arguments.adapter, arguments.checkpoint)
     if arguments.out.exists():
         raise SettingsError(f"{arguments.out} is there already", field="out", hint="choose another --out")
+    base, adapter = local_path(arguments.checkpoint), local_path(arguments.adapter)
+    check_location(base)
+    check_location(adapter, base)
     from topkapi.training.optimisation.lora import merge
 
-    merge(arguments.checkpoint, arguments.adapter, arguments.out, arguments.dtype)
+    merge(base, adapter, arguments.out, arguments.dtype)
     print(f"serve it with: topkapi serve {shlex.quote(str(arguments.out))}")
     return 0
 
@@ -292,6 +297,12 @@ def read_arguments(arguments: argparse.Namespace) -> tuple[TrainingRecipe, Path,
             )
         fields = before if arguments.recipe is None else fields
     recipe = build_recipe(kind, fields | flags, source, flags)
+    checkpoint = getattr(recipe, "checkpoint", None)
+    if checkpoint is not None and meant(checkpoint) is not None:
+        from topkapi.model.hub.resolve import local_path
+
+        # The run notes where it lies: what it starts from stays the same when the hub has a newer one.
+        recipe = recipe.model_copy(update={"checkpoint": os.fspath(local_path(checkpoint))})
     if stem is None:
         stem = Path(split_weight(recipe.data[0])[0]).name.split(".")[0] if recipe.data else arguments.training_command
     directory = Path(recipe.out) if recipe.out else Path("runs") / (stem or arguments.training_command)
