@@ -118,6 +118,8 @@ class _HubHandler(_Handler):
 
     def do_GET(self) -> None:
         hub, path = self.hub, unquote(urlsplit(self.path).path)
+        if not path.startswith("/api/models/") and "/resolve/" not in path:
+            return self.answer({"error": "Sorry, we can't find the page you are looking for."}, 404)
         hub.asked.append(path)
         hub.tokens.add(self.headers.get("Authorization"))
         if hub.refusal is not None:

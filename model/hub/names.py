@@ -52,7 +52,7 @@ def hub_name(text: str) -> HubName | None:
     Raises `CheckpointError` for what begins as an address of the hub and names no model.
     """
     found = _NAME.fullmatch(text)
-    if found is None:
+    if found is None or (found["prefix"] is None and _EXPLICIT.match(text)):
         if _EXPLICIT.match(text):
             raise CheckpointError(
                 f"{text} names no model on the Hugging Face hub",

@@ -127,7 +127,7 @@ def read_nanogpt(source: Source, options: Options) -> Network:
             yield "lm_head.weight", source.tensor("lm_head.weight")
         yield from _norm(source, "transformer.ln_f", "norm", hidden)
         for name in shapes:
-            if not name.startswith("transformer.h.") or name.endswith(("attn.bias", "attn.masked_bias")):
+            if not name.startswith("transformer.h.") or name.endswith((".attn.bias", ".attn.masked_bias")):
                 continue
             _, _, layer, rest = name.split(".", 3)
             module, _, kind = rest.rpartition(".")

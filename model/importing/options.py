@@ -32,8 +32,8 @@ class Network:
     """A network in another layout, ready to be written in ours.
 
     `config` is a `config.json`; `tensors` yields parameters by `Decoder`'s names. `kind` says what was recognised,
-    `assumed` what was taken for granted, in words. `folder` is a directory whose tokenizer belongs to it, `dataset` what
-    its trainer called the text.
+    `assumed` what was taken for granted, in words. `folder` is a directory whose tokenizer belongs to it, `dataset`
+    what its trainer called the text.
     """
 
     kind: str

@@ -11,8 +11,8 @@ from topkapi.model.errors import SettingsError
 
 DESCRIPTION = (
     "Make a checkpoint directory of what another trainer wrote: the state dict of the book's GPTModel (.pth), "
-    "nanoGPT's or llama2.c's ckpt.pt, litgpt's lit_model.pth, llama2.c's .bin, or a Hugging Face directory (or owner/name) "
-    "with pytorch_model.bin. Files of torch.save are read without running anything of them."
+    "nanoGPT's or llama2.c's ckpt.pt, litgpt's lit_model.pth, llama2.c's .bin, or a Hugging Face directory (or "
+    "owner/name) with pytorch_model.bin. Files of torch.save are read without running anything of them."
 )
 
 
