@@ -113,6 +113,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         raise SettingsError(f"{wrong[0]} does not apply to {run}", field=wrong[0], hint="leave it out")
     arguments.training_kind, arguments.training_command = kind, "plan"
     recipe, _, _ = read_arguments(arguments)
+    recipe = _at_hand(recipe)
     if recipe.parallel is not None:
         raise SettingsError(
             "a plan is made for one process, so --parallel does not apply",
@@ -189,6 +190,7 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     recipe, directory, resume = read_arguments(arguments)
+    recipe = _at_hand(recipe)
     # Threads that wait for each other by spinning take the cores from whatever else runs on the machine, and then from
     # one another: with the cores shared, steps took three times as long. Must be set before torch starts its threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -201,6 +203,19 @@ def _train(arguments: argparse.Namespace) -> int:
     with joined(recipe):
         _train_together(recipe, directory, resume)
     return 0
+
+
+def _at_hand(recipe: TrainingRecipe) -> TrainingRecipe:
+    """The recipe with the path of its checkpoint where it names a model of the hub, which is downloaded if need be.
+
+    The run notes where it lies: what it starts from stays the same when the hub has a newer one.
+    """
+    checkpoint = getattr(recipe, "checkpoint", None)
+    if checkpoint is None or meant(checkpoint) is None:
+        return recipe
+    from topkapi.model.hub.resolve import local_path
+
+    return recipe.model_copy(update={"checkpoint": os.fspath(local_path(checkpoint))})
 
 
 def _train_together(recipe: TrainingRecipe, directory: Path, resume: bool) -> None:
@@ -297,12 +312,6 @@ def read_arguments(arguments: argparse.Namespace) -> tuple[TrainingRecipe, Path,
             )
         fields = before if arguments.recipe is None else fields
     recipe = build_recipe(kind, fields | flags, source, flags)
-    checkpoint = getattr(recipe, "checkpoint", None)
-    if checkpoint is not None and meant(checkpoint) is not None:
-        from topkapi.model.hub.resolve import local_path
-
-        # The run notes where it lies: what it starts from stays the same when the hub has a newer one.
-        recipe = recipe.model_copy(update={"checkpoint": os.fspath(local_path(checkpoint))})
     if stem is None:
         stem = Path(split_weight(recipe.data[0])[0]).name.split(".")[0] if recipe.data else arguments.training_command
     directory = Path(recipe.out) if recipe.out else Path("runs") / (stem or arguments.training_command)

@@ -6,6 +6,7 @@ The one way from names to files. What is here whole is taken as it is, without a
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 from topkapi.model.config import ModelConfig
@@ -67,6 +68,8 @@ def pull(name: HubName, say: Say = tell, *, pickles: bool = False) -> Path:
         )
     repository = ask(name)
     choice = choose(name, repository.files, pickles=pickles)
+    if choice.gguf is not None and find_spec("gguf") is None:
+        raise CheckpointError("reading GGUF files needs the gguf package", hint="pip install 'topkapi[gguf]'")
     texts = [file for file in choice.texts if file in repository.files]
     for file in texts:
         if repository.files[file].size > _LARGEST_TEXT:
