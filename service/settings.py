@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     model_directory: Path | None = setting(
         None, "directory from which requests may load and unload checkpoints [none]", flag={"metavar": "DIR"}
     )
-    models_from_hub: bool = setting(
+    hub_models: bool = setting(
         False, "let requests load models of the Hugging Face hub, which are downloaded, and unload what is loaded"
     )
     stream_grace: float = in_seconds(

@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from topkapi.model.errors import CheckpointError
@@ -87,8 +88,9 @@ def download(repository: Repository, file: str) -> Path:
 
 
 def _large(repository: Repository, file: str, remote: RemoteFile, digest: str) -> None:
-    import huggingface_hub
-    from huggingface_hub.utils import WeakFileLock
+    import huggingface_hub.utils
+
+    utils: Any = huggingface_hub.utils
 
     name = repository.name.repository
     place = repository_directory(name)
@@ -99,7 +101,7 @@ def _large(repository: Repository, file: str, remote: RemoteFile, digest: str) -
     for directory in (blob.parent, lock.parent):
         directory.mkdir(parents=True, exist_ok=True)
     url = huggingface_hub.hf_hub_url(name, file, revision=repository.commit)
-    with WeakFileLock(lock):
+    with utils.WeakFileLock(lock):
         for _ in range(2):
             if blob.exists():
                 return
@@ -118,10 +120,11 @@ def _large(repository: Repository, file: str, remote: RemoteFile, digest: str) -
 
 def _get(url: str, partial: Path, size: int, file: str) -> None:
     """Append what is still lacking of the file at `url`."""
+    import huggingface_hub.utils
     from huggingface_hub.file_download import get_hf_file_metadata, http_get
-    from huggingface_hub.utils import build_hf_headers
 
-    headers = build_hf_headers(library_name="topkapi")
+    utils: Any = huggingface_hub.utils
+    headers = utils.build_hf_headers(library_name="topkapi")
     location = get_hf_file_metadata(url, headers=headers).location or url
     if urlsplit(location).netloc != urlsplit(url).netloc:
         # Large files lie elsewhere, behind a signed address; the token is the hub's alone.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
@@ -138,10 +139,9 @@ def read_nanogpt(source: Source, options: Options) -> Network:
                 yield f"layers.{layer}.{_NANO_LAYER[module]}.{kind}", source.tensor(name)
         if not biased:
             # Without biases is with biases of zero.
-            for layer in range(layers):
-                for module in _BIASED:
-                    size = config["n_inner"] if module == "mlp.up_proj" else hidden
-                    yield f"layers.{layer}.{module}.bias", torch.zeros(size)
+            for number, module in product(range(layers), _BIASED):
+                size = config["n_inner"] if module == "mlp.up_proj" else hidden
+                yield f"layers.{number}.{module}.bias", torch.zeros(size)
 
     assumed = (f"GELU {'exact' if exact else 'by tanh'}, as nanoGPT does {'since' if exact else 'before'} May 2023",)
     dataset = settings.get("dataset")

@@ -84,7 +84,8 @@ def meta_layer(layer: str | int, module: str, tensor: Tensor, heads: int, kv_hea
     """A layer's tensor under `Decoder`'s name, with rows of queries and keys as halves rather than as neighbours."""
     if module in ("attention.wq", "attention.wk"):
         count = heads if module == "attention.wq" else kv_heads
-        tensor = tensor.unflatten(0, (count, -1, 2)).transpose(1, 2).flatten(0, 2)
+        size = tensor.shape[0] // count // 2
+        tensor = tensor.reshape(count, size, 2, -1).transpose(1, 2).reshape(tensor.shape)
     return f"layers.{layer}.{META_LAYER[module]}.weight", tensor
 
 
@@ -226,14 +227,14 @@ def _litgpt(source: Source, settings: Mapping[str, Any]) -> Network:
 
 
 def _one_after_another(tensor: Tensor, counts: tuple[int, int, int], size: int) -> tuple[Tensor, ...]:
-    return tensor.split([count * size for count in counts])
+    return torch.split(tensor, [count * size for count in counts])
 
 
 def _group_by_group(tensor: Tensor, counts: tuple[int, int, int], size: int) -> tuple[Tensor, ...]:
     """Of older litgpt: the queries of a group, its key, its value, then the next group."""
     heads, groups, _ = counts
-    grouped = tensor.unflatten(0, (groups, heads // groups + 2, size))
-    return tuple(part.flatten(0, 2) for part in grouped.split([heads // groups, 1, 1], dim=1))
+    grouped = tensor.reshape(groups, heads // groups + 2, size, *tensor.shape[1:])
+    return tuple(part.flatten(0, 2) for part in torch.split(grouped, [heads // groups, 1, 1], dim=1))
 
 
 _SPLITS: Mapping[str, Callable[[Tensor, tuple[int, int, int], int], tuple[Tensor, ...]]] = {

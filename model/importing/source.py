@@ -64,7 +64,7 @@ def several(paths: list[Path], scratch: Path) -> Iterator[Source]:
             _read_apart(path, place)
             told = json.loads((place / FACTS).read_text())
             source.facts |= told[FACTS]
-            file = safe_open(place / TENSORS, framework="pt")
+            file: Any = safe_open(place / TENSORS, framework="pt")
             source.files.append(file)
             stored = {name: name for name in file.keys()} | told[ALIASES]  # noqa: SIM118 (not a mapping)
             for name, held in stored.items():

@@ -201,10 +201,10 @@ def describe(models: Models, model: LoadedModel) -> dict[str, Any]:
 
 
 def _check_allowed(settings: Settings) -> None:
-    if settings.model_directory is None and not settings.models_from_hub:
+    if settings.model_directory is None and not settings.hub_models:
         hint = (
             "start it with TOPKAPI_MODEL_DIRECTORY set to the directory that they may be loaded from, or with "
-            "TOPKAPI_MODELS_FROM_HUB=1 for models of the Hugging Face hub"
+            "TOPKAPI_HUB_MODELS=1 for models of the Hugging Face hub"
         )
         raise Refused(403, "forbidden", "this server lets no request load or unload checkpoints", hint=hint)
 
@@ -216,7 +216,7 @@ def _place(settings: Settings, given: str) -> tuple[Path, Path]:
     """
     directory = settings.model_directory
     inside = None if directory is None else _path_within(directory.expanduser(), given)
-    if settings.models_from_hub and (inside is None or not inside.exists()):
+    if settings.hub_models and (inside is None or not inside.exists()):
         try:
             name = hub_name(given)
             if name is not None:

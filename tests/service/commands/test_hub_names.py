@@ -1,5 +1,6 @@
 """What takes a checkpoint takes a model of the hub by its name, and fetches it; here from a hub on this machine."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -140,7 +141,7 @@ def test_serve_fetches_a_directory_and_a_gguf_file_and_goes_on_after_a_kill(
         "generate hello --max-tokens 2 -c NAME",
         "generate hello --max-tokens 2 -c OTHER --draft NAME",
         "score text.txt -c NAME",
-        "bench NAME --streams 1 --tokens 2 --prompt-tokens 2 --repeats 1",
+        "bench NAME --streams 1 --tokens 8 --prompt-tokens 8 --repeats 1",
         "evaluate NAME --perplexity text.txt",
         "export gguf NAME out.gguf",
         "finetune --checkpoint NAME --data rows.json --max-steps 1 --batch-size 2 --threads 1 --out run",
@@ -152,9 +153,7 @@ def test_commands_take_names(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text("Some words, and some more words, to be scored.\n")
-    Path("rows.json").write_text(
-        '[{"instruction": "Greet.", "output": "Hi!"}, {"instruction": "Go.", "output": "Bye."}]'
-    )
+    Path("rows.json").write_text(json.dumps([{"instruction": "Greet.", "output": "Hi!"}] * 4))
     hub.add("somebody/model", tiny_checkpoint("known"))
     other = str(tiny_checkpoint("other", seed=3))
     threads = torch.get_num_threads()
@@ -180,10 +179,10 @@ def test_requests_may_load_from_the_hub_where_the_server_lets_them(
     first = tiny_checkpoint("first")
     with serve(first) as served:
         response = served.post("/models", path="somebody/model")
-        assert response.status_code == 403 and "TOPKAPI_MODELS_FROM_HUB" in response.text and not hub.asked
+        assert response.status_code == 403 and "TOPKAPI_HUB_MODELS" in response.text and not hub.asked
     with serve(first, model_directory=first.parent) as served:
         assert served.post("/models", path="somebody/model").status_code == 422 and not hub.asked
-    with serve(first, models_from_hub=True) as served:
+    with serve(first, hub_models=True) as served:
         loaded = served.post("/models", path="somebody/model", aliases=["it"])
         assert loaded.status_code == 201, loaded.text
         assert (loaded.json()["name"], loaded.json()["aliases"]) == ("model", ["it", "somebody/model"])
