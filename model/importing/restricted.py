@@ -42,6 +42,11 @@ def main() -> None:
     """Read the file that is named first and write its tensors and facts into the directory that is named second."""
     source, out = Path(sys.argv[1]), Path(sys.argv[2])
     _limit(source.stat().st_size)
+    read(source, out)
+
+
+def read(source: Path, out: Path) -> None:
+    """Write the tensors and facts of `source` into the directory `out`, or what is wrong with it. Never raises."""
     try:
         state, facts = _state(load(source))
         aliases = _write(state, source.stat().st_size, out / TENSORS)

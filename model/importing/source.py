@@ -89,6 +89,14 @@ def _read_apart(path: Path, out: Path) -> None:
     size = path.stat().st_size
     if size > LARGEST:
         raise CheckpointError(f"{path} has {size:,} bytes, and one of more than {LARGEST:,} is not read")
+    _run_apart(path, out, size)
+    problem = json.loads((out / PROBLEM).read_text()) if (out / PROBLEM).is_file() else None
+    if problem is not None:
+        raise _told(path, problem)
+
+
+def _run_apart(path: Path, out: Path, size: int) -> None:
+    """Have another process, `model.importing.restricted`, read the file and leave what it found in `out`."""
     root = str(Path(__file__).parents[3])
     # Nothing of the surroundings is needed; what is not handed on cannot be taken along.
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH") if name in os.environ}
@@ -101,10 +109,7 @@ def _read_apart(path: Path, out: Path) -> None:
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise CheckpointError(f"{path}: reading it takes too long, and was ended") from None
-    problem = json.loads((out / PROBLEM).read_text()) if (out / PROBLEM).is_file() else None
-    if problem is not None:
-        raise _told(path, problem)
-    if ended.returncode or not (out / FACTS).is_file():
+    if ended.returncode:
         said = ended.stderr.decode("utf-8", "replace").strip().splitlines()
         reason = f"status {ended.returncode}" + (f", {said[-1][:200]}" if said else "")
         raise CheckpointError(
