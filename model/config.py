@@ -29,7 +29,8 @@ class ModelConfig:
     """Everything that decides a network's shape and arithmetic.
 
     `rope_scaling` is None or a mapping with `rope_type` "linear" or "llama3" and its factors, as in Hugging Face
-    configurations. `end_token_ids` are all ids that end a text or a turn. `dropout` acts in training only.
+    configurations. `activation` is "gelu" where gpt2 computes that exactly. `end_token_ids` are all ids that end a text
+    or a turn. `dropout` acts in training only.
     """
 
     family: str
@@ -49,6 +50,7 @@ class ModelConfig:
     mlp_bias: bool = False
     tie_embeddings: bool = True
     dropout: float = 0.0
+    activation: str | None = None
     begin_token_id: int | None = None
     end_token_ids: tuple[int, ...] = ()
 
@@ -165,7 +167,7 @@ class ModelConfig:
                 "n_layer": self.num_layers,
                 "n_head": self.num_heads,
                 "n_inner": self.intermediate_size,
-                "activation_function": "gelu_new",
+                "activation_function": self.activation or "gelu_new",
                 "layer_norm_epsilon": self.norm_eps,
                 "resid_pdrop": self.dropout,
                 "embd_pdrop": self.dropout,
@@ -236,6 +238,7 @@ def _from_gpt2(fields: Fields) -> ModelConfig:
         mlp_bias=True,
         tie_embeddings=fields.flag("tie_word_embeddings", True),
         dropout=fields.number("resid_pdrop", 0.1, zero=True, most=1.0),
+        activation="gelu" if fields.values.get("activation_function") == "gelu" else None,
         begin_token_id=_begin_token(fields),
         end_token_ids=fields.token_ids("eos_token_id"),
     )

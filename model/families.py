@@ -55,8 +55,8 @@ FAMILIES = {
         "GPT2LMHeadModel",
         gguf="gpt2",
         neutral={
-            # Two names of GELU's tanh approximation, and a third way to write it.
-            "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
+            # Two names of GELU's tanh approximation, a third way to write it, and GELU itself.
+            "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu"),
             "add_cross_attention": (False,),
             "scale_attn_by_inverse_layer_idx": (False,),
             "scale_attn_weights": (True,),

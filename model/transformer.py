@@ -156,6 +156,7 @@ class FeedForward(nn.Module):
         self.up_proj = Linear(hidden, inner, bias=bias)
         self.down_proj = Linear(inner, hidden, bias=bias, outlying=True)
         self.gate_up_proj: Linear | None = None
+        self.approximate = "none" if config.activation == "gelu" else "tanh"
 
     def stack(self) -> None:
         """Make the two projections of a gated input one, for inference and for good."""
@@ -171,7 +172,7 @@ class FeedForward(nn.Module):
             x = x.to(self.up_proj.input_dtype)
             inner = functional.silu(self.gate_proj(x)) * self.up_proj(x)
         else:
-            inner = functional.gelu(self.up_proj(x), approximate="tanh")
+            inner = functional.gelu(self.up_proj(x), approximate=self.approximate)
         down: Tensor = self.down_proj(inner)
         return down
 

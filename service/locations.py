@@ -8,6 +8,8 @@ from pathlib import Path
 
 from topkapi.model.config import ModelConfig
 from topkapi.model.errors import SettingsError
+from topkapi.model.hub.cache import hub_name_of
+from topkapi.model.hub.resolve import local_path
 from topkapi.model.storage.location import check_location, is_adapter
 from topkapi.service.settings import Settings
 
@@ -25,11 +27,32 @@ def name_of(path: Path) -> str:
     path = Path(os.path.abspath(path))
     if path.suffix == ".gguf":
         return path.stem
+    if hub := hub_name_of(path):
+        return hub.repository.partition("/")[2]
     if path.name in ("best", "last"):
         return f"{path.parent.name}-{path.name}"
     if path.parent.name == "checkpoints" and path.name.startswith("step-"):
         return f"{path.parents[1].name}-{path.name}"
     return path.name
+
+
+def at_hand(location: str) -> str:
+    """`PATH` or `NAME=PATH` where a model of the hub may stand for the path: with where it lies, downloaded if need be.
+
+    Raises `CheckpointError` for one that cannot be had.
+    """
+    name, _ = split_location(location)
+    found = local_path(location if name is None else location.partition("=")[2])
+    if name is None:
+        return os.fspath(found)
+    return f"{name}={found}"
+
+
+def all_at_hand(locations: Sequence[str], settings: Settings) -> tuple[list[str], Settings]:
+    """`at_hand` for all locations and for the draft checkpoint of the settings."""
+    if settings.draft is not None:
+        settings = settings.model_copy(update={"draft": local_path(settings.draft)})
+    return [at_hand(location) for location in locations], settings
 
 
 def name_of_location(location: str) -> str:

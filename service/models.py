@@ -14,6 +14,7 @@ from topkapi.engine.engine import Engine
 from topkapi.engine.heartbeat import Watch
 from topkapi.model.conversation.template_trial import try_template
 from topkapi.model.errors import Cancelled, CheckpointError, EngineStopped, SettingsError, TopkapiError, UnknownModel
+from topkapi.model.hub.cache import hub_name_of
 from topkapi.model.serving import kernels, prepare, reading, try_network
 from topkapi.model.storage.checkpoint import Checkpoint, load_checkpoint
 from topkapi.model.text.tokenizer import Tokenizer
@@ -112,7 +113,10 @@ class Models:
         Raises `CheckpointError` for what cannot be loaded and `Conflict` for a name that is taken.
         """
         name, path = split_location(location)
-        return self.load_as(name or name_of(path), path)
+        hub = hub_name_of(path)
+        # Clients of other servers ask for a model by its whole name on the hub.
+        known = hub is None or self._owner(hub.repository) is not None
+        return self.load_as(name or name_of(path), path, aliases=() if hub is None or known else (hub.repository,))
 
     def load_as(
         self,
@@ -184,6 +188,11 @@ class Models:
     def aliases(self, name: str) -> list[str]:
         """The other names of a checkpoint."""
         return [alias for alias, target in self._aliases.items() if target == name]
+
+    @property
+    def every_alias(self) -> list[str]:
+        """The other names of all checkpoints."""
+        return list(self._aliases)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

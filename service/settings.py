@@ -45,6 +45,9 @@ class Settings(BaseSettings):
     model_directory: Path | None = setting(
         None, "directory from which requests may load and unload checkpoints [none]", flag={"metavar": "DIR"}
     )
+    hub_models: bool = setting(
+        False, "let requests load models of the Hugging Face hub, which are downloaded, and unload what is loaded"
+    )
     stream_grace: float = in_seconds(
         15.0, "how long a stream goes on without its connection and may be resumed; 0 ends it at once", ge=0, le=3600
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from topkapi.model.errors import SettingsError, TopkapiError
 from topkapi.model.flags import add_flags, declared, flag_of
+from topkapi.model.hub.names import meant
 from topkapi.training.evaluation.command import add_evaluate
 from topkapi.training.export import GGUF_TYPES, add_formats
 from topkapi.training.instructions import add_instructions
@@ -67,8 +68,8 @@ def register(subparsers: Any) -> None:
         help="make a checkpoint of its own from an adapter and its base",
         description="Merge an adapter (Topkapi's, or LoRA or DoRA of PEFT) into the checkpoint it was trained on.",
     )
-    merge.add_argument("checkpoint", type=Path, help="the base: checkpoint directory or .gguf file")
-    merge.add_argument("adapter", type=Path, help="directory that holds adapter_config.json")
+    merge.add_argument("checkpoint", help="the base: checkpoint directory, .gguf file or owner/name on the hub")
+    merge.add_argument("adapter", help="directory that holds adapter_config.json, or owner/name on the hub")
     merge.add_argument("--out", required=True, type=Path, help="directory for the merged checkpoint")
     merge.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="how matrices are stored (default: as the base)"
@@ -106,6 +107,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     kind = _RUNS[run][0]
     arguments.training_kind, arguments.training_command = kind, "plan"
     recipe, _, _ = read_arguments(arguments)
+    recipe = _at_hand(recipe)
     if recipe.parallel is not None:
         raise SettingsError(
             "a plan is made for one process, so --parallel does not apply",
@@ -159,7 +161,9 @@ def _add_export(subparsers: Any) -> None:
         help="a GGUF file, which llama.cpp loads",
         description="Write a checkpoint as a GGUF file, its tokenizer and chat template inside, which llama.cpp loads.",
     )
-    command.add_argument("checkpoint", help="checkpoint directory, adapter or .gguf file")
+    command.add_argument(
+        "checkpoint", help="checkpoint directory, adapter, .gguf file, or owner/name on the Hugging Face hub"
+    )
     command.add_argument("out", type=Path, help="the file to write, ending in .gguf")
     command.add_argument(
         "--type",
@@ -172,16 +176,18 @@ def _add_export(subparsers: Any) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    from topkapi.model.hub.resolve import local_path
     from topkapi.model.storage.location import check_gguf_target, check_location
 
-    check_location(Path(arguments.checkpoint))
     check_gguf_target(arguments.out)
+    checkpoint = local_path(arguments.checkpoint)
+    check_location(checkpoint)
     import torch
 
     from topkapi.model.storage.checkpoint import load_checkpoint
     from topkapi.model.storage.gguf_export import export_gguf
 
-    export_gguf(load_checkpoint(arguments.checkpoint, dtype=torch.float32), arguments.out, arguments.type)
+    export_gguf(load_checkpoint(checkpoint, dtype=torch.float32), arguments.out, arguments.type)
     print(
         f"{arguments.out}: {arguments.out.stat().st_size / 1e6:,.1f} MB; serve it with: topkapi serve {arguments.out}"
     )
@@ -196,15 +202,17 @@ def _train_tokenizer(arguments: argparse.Namespace) -> int:
 
 
 def _merge(arguments: argparse.Namespace) -> int:
+    from topkapi.model.hub.resolve import local_path
     from topkapi.model.storage.location import check_location
 
-    check_location(arguments.checkpoint)
-    check_location(arguments.adapter, arguments.checkpoint)
     if arguments.out.exists():
         raise SettingsError(f"{arguments.out} is there already", field="out", hint="choose another --out")
+    base, adapter = local_path(arguments.checkpoint), local_path(arguments.adapter)
+    check_location(base)
+    check_location(adapter, base)
     from topkapi.training.optimisation.lora import merge
 
-    merge(arguments.checkpoint, arguments.adapter, arguments.out, arguments.dtype)
+    merge(base, adapter, arguments.out, arguments.dtype)
     print(f"serve it with: topkapi serve {shlex.quote(str(arguments.out))}")
     return 0
 
@@ -216,6 +224,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def train(recipe: TrainingRecipe, directory: Path, resume: bool) -> None:
     """Train what `read_arguments` found, from what can be refused at once to the report. Raises `TopkapiError`."""
+    recipe = _at_hand(recipe)
     # Threads that wait for each other by spinning take the cores from whatever else runs on the machine, and then from
     # one another: with the cores shared, steps took three times as long. Must be set before torch starts its threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -227,6 +236,19 @@ def train(recipe: TrainingRecipe, directory: Path, resume: bool) -> None:
 
     with joined(recipe):
         _train_together(recipe, directory, resume)
+
+
+def _at_hand(recipe: TrainingRecipe) -> TrainingRecipe:
+    """The recipe with the path of its checkpoint where it names a model of the hub, which is downloaded if need be.
+
+    The run notes where it lies: what it starts from stays the same when the hub has a newer one.
+    """
+    checkpoint = getattr(recipe, "checkpoint", None)
+    if checkpoint is None or meant(checkpoint) is None:
+        return recipe
+    from topkapi.model.hub.resolve import local_path
+
+    return recipe.model_copy(update={"checkpoint": os.fspath(local_path(checkpoint))})
 
 
 def _train_together(recipe: TrainingRecipe, directory: Path, resume: bool) -> None:

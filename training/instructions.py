@@ -145,13 +145,15 @@ def _ask(arguments: argparse.Namespace) -> int:
 
 
 def _answer(arguments: argparse.Namespace) -> int:
+    from topkapi.model.hub.resolve import local_path
     from topkapi.model.storage.location import check_location
 
     for name in ("limit", "longest_answer", "max_tokens", "slots", "threads"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise SettingsError(f"--{name.replace('_', '-')} must be at least 1, not {value}", field=name)
-    check_location(Path(arguments.checkpoint))
+    checkpoint = local_path(arguments.checkpoint)
+    check_location(checkpoint)
     if missing := next((path for path in arguments.files if not path.expanduser().is_file()), None):
         raise no_such_file(str(missing), field="files")
     import torch
@@ -168,7 +170,7 @@ def _answer(arguments: argparse.Namespace) -> int:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
-    teacher = load_checkpoint(arguments.checkpoint, dtype=dtype)
+    teacher = load_checkpoint(checkpoint, dtype=dtype)
     progress = answer_questions(
         teacher,
         questions,

@@ -26,6 +26,8 @@ from topkapi.model.conversation.chat_template import ChatTemplate
 from topkapi.model.decoding.parameters import check_generation_config
 from topkapi.model.errors import CheckpointError
 from topkapi.model.files import sha256, write_directory
+from topkapi.model.hub.cache import cached
+from topkapi.model.hub.names import meant
 from topkapi.model.nf4 import NF4
 from topkapi.model.quantize import int8_product, quantize
 from topkapi.model.reading import check_memory, check_place, confined, is_confined, read_json
@@ -39,7 +41,7 @@ from topkapi.model.storage.adapters import (
 )
 from topkapi.model.storage.building import build
 from topkapi.model.storage.generation_config import check_defaults
-from topkapi.model.storage.location import check_location, is_adapter, unreadable
+from topkapi.model.storage.location import check_location, checkpoint_name, is_adapter, unreadable
 from topkapi.model.storage.tensors import from_hugging_face, read_safetensors, to_hugging_face
 from topkapi.model.storage.verification import FORMAT_VERSION, check_sizes, read_details, verify_digests
 from topkapi.model.text.tokenizer import Tokenizer
@@ -138,7 +140,7 @@ def _load(
     if dtype == torch.int8:
         quantize(model)
     return Checkpoint(
-        path.resolve().name, path, model.config, model, tokenizer, stored.chat, stored.generation, stored.details
+        checkpoint_name(path), path, model.config, model, tokenizer, stored.chat, stored.generation, stored.details
     )
 
 
@@ -176,14 +178,15 @@ def _read_adapted(path: Path, verify: bool, base: Path | None) -> _Stored:
         verify_digests(path, details)
     named = read_settings(path).get("base_model_name_or_path")
     if base is None:
-        base = Path(named if isinstance(named, str) else "")
+        base = _base_named(named) if isinstance(named, str) else Path()
         if named and is_confined():
             # Whether it is there is for nobody to learn who may not load it.
             base = check_place(path / base)
         if not named or not base.exists():
             raise CheckpointError(
                 f"the adapter {path} was trained on {named or 'a base that it does not name'}, which is not there",
-                hint=f"give its base: topkapi merge BASE {path} --out DIRECTORY makes a whole checkpoint of the two",
+                hint=f"{_fetch_hint(named)}give its base: topkapi merge BASE {path} --out DIRECTORY makes a whole "
+                "checkpoint of the two",
             )
     stored = _read(base, verify)
     tensors = stored.tensors
@@ -208,6 +211,18 @@ def _read_adapted(path: Path, verify: bool, base: Path | None) -> _Stored:
         read_json(path / "generation_config.json") or stored.generation,
         details,
     )
+
+
+def _base_named(named: str) -> Path:
+    """Where the base lies that an adapter names: a path, or a model of the hub that is in its cache."""
+    name = None if is_confined() else meant(named)
+    found = None if name is None else cached(name)
+    return Path(named) if found is None else found.path
+
+
+def _fetch_hint(named: object) -> str:
+    name = meant(named) if isinstance(named, str) and named and not is_confined() else None
+    return "" if name is None else f"fetch it with topkapi pull {name}, or "
 
 
 def _as_nf4(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -269,7 +284,9 @@ def save_adapter(
 
     `dtype` is what they are stored in. Raises `CheckpointError` as `save_checkpoint` does.
     """
-    settings = adapter_settings(model, base=os.path.realpath(base), rank=rank, alpha=alpha, dropout=dropout)
+    # A file of the hub's cache is a link to one without a name; a run's `best` leads to what will stay.
+    place = os.path.realpath(base) if Path(base).is_dir() else os.path.abspath(base)
+    settings = adapter_settings(model, base=place, rank=rank, alpha=alpha, dropout=dropout)
     tensors = {name: tensor.to(dtype) for name, tensor in adapter_tensors(model).items()}
     return _write(directory, WEIGHTS_FILE, tensors, CONFIG_FILE, settings, tokenizer, chat, generation, details)
 

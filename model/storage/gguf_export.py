@@ -111,6 +111,10 @@ def _check(config: ModelConfig, path: Path) -> None:
     architecture = config.traits.gguf
     if architecture == "qwen3" and (config.qkv_bias or config.output_bias):
         raise CheckpointError("llama.cpp's qwen3 has no biases in attention, this checkpoint has")
+    if config.activation is not None:
+        raise CheckpointError(
+            f"llama.cpp's {architecture} computes GELU by tanh, this checkpoint exactly", field="activation_function"
+        )
     if architecture != "llama" and (config.rope_scaling or {}).get("rope_type") == "llama3":
         raise CheckpointError(f"llama.cpp's {architecture} has no scaling of the type llama3, this checkpoint has")
 

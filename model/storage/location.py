@@ -6,14 +6,19 @@ anything that takes seconds to import.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from topkapi.model.config import ModelConfig
 from topkapi.model.errors import CheckpointError, InvalidRequest
 from topkapi.model.files import recover_directory
+from topkapi.model.hub.cache import hub_name_of
+from topkapi.model.hub.names import BOTH_WAYS
 from topkapi.model.reading import check_directory, check_place, may_be_read, read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
+IMPORTED = (".pth", ".pt", ".ckpt", ".bin")
+"""What the files of other trainers end in, of which `topkapi import` makes checkpoints."""
 
 
 def check_location(path: Path, base: Path | None = None) -> ModelConfig | None:
@@ -26,9 +31,7 @@ def check_location(path: Path, base: Path | None = None) -> ModelConfig | None:
         check_place(path)
         recover_directory(path)
         if not path.exists():
-            raise CheckpointError(
-                f"there is no checkpoint at {path}", hint="give a checkpoint directory or a .gguf file"
-            )
+            raise CheckpointError(f"there is no checkpoint at {path}", hint=BOTH_WAYS)
         if path.is_dir():
             check_directory(path)
         elif not path.is_file():
@@ -45,6 +48,8 @@ def check_location(path: Path, base: Path | None = None) -> ModelConfig | None:
                 hint="move one of the two to a directory of its own",
             )
         if path.is_file():
+            if path.suffix in IMPORTED:
+                raise CheckpointError(f"{path} holds weights that are not loaded as they are", hint=import_hint(path))
             if path.suffix != ".gguf":
                 raise CheckpointError(
                     f"{path} is a file but not .gguf", hint="give a checkpoint directory or a .gguf file"
@@ -76,6 +81,22 @@ def unreadable(path: str | Path, error: OSError) -> CheckpointError:
         f"{error.filename or path} cannot be read: {error.strerror or error}",
         hint="check that this user may read it and that the disk is sound",
     )
+
+
+def import_hint(path: Path) -> str:
+    """The command that makes a checkpoint of what another trainer wrote."""
+    stem = (
+        path.stem if path.stem not in ("ckpt", "model", "lit_model", "pytorch_model") else path.absolute().parent.name
+    )
+    return f"make a checkpoint of it first: topkapi import {shlex.quote(str(path))} {shlex.quote(f'imported/{stem}')}"
+
+
+def checkpoint_name(path: Path) -> str:
+    """What a checkpoint is called after its place: its file's or directory's name, on the hub its repository's."""
+    name = hub_name_of(path)
+    if name is None:
+        return path.resolve().name
+    return Path(name.variant or name.repository).name
 
 
 def is_adapter(path: Path) -> bool:

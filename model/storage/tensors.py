@@ -45,7 +45,9 @@ def read_safetensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
     for path in weight_files(directory):
         if not path.is_file():
             pickled = sorted(p.name for p in directory.glob("*.bin"))
-            hint = "convert its weights to safetensors first (pickled weights are never read)" if pickled else None
+            hint = (
+                f"make a checkpoint of them first: topkapi import {directory} {directory}-imported" if pickled else None
+            )
             raise CheckpointError(f"{path} is missing", hint=hint or "copy or download the checkpoint again")
         with _opened(path) as file:
             for key in file.keys():  # noqa: SIM118 (not a mapping)

@@ -43,6 +43,11 @@ def panics_refused() -> Iterator[None]:
     except (TopkapiError, KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:
+        if "Missing [UNK]" in str(error):
+            raise InvalidRequest(
+                "the text has characters that the checkpoint's vocabulary lacks, and it has no token for those",
+                hint="leave out what it was not trained on",
+            ) from error
         raise InvalidRequest(
             f"the checkpoint's tokenizer fails on this text: {' '.join(str(error).split())[:200]}",
             hint="its pattern cannot be matched there; send another text or use another checkpoint",

@@ -21,6 +21,8 @@ DESCRIPTION = "Train small language models, serve them over HTTP, and talk to th
 EPILOG = """examples:
   topkapi serve                                   the default checkpoints at http://127.0.0.1:8000
   topkapi serve runs/mine/best                    a checkpoint of your own
+  topkapi serve HuggingFaceTB/SmolLM2-135M-Instruct  one of the Hugging Face hub
+  topkapi import ckpt.pt imported/mine            what another trainer wrote, as a checkpoint
   topkapi chat                                    a conversation in the terminal
   topkapi generate "Once upon a time" --top-k 40  continue a text
   topkapi score book.txt                          perplexity of a file
@@ -28,7 +30,9 @@ EPILOG = """examples:
 `topkapi COMMAND --help` explains a command."""
 COMPUTING = ("dtype", "threads", "draft")
 """Settings of the commands that compute but do not serve."""
-CHECKPOINT_HELP = "checkpoint directory or .gguf file (default: the first of checkpoints/)"
+CHECKPOINT_HELP = (
+    "checkpoint directory, .gguf file or owner/name on the Hugging Face hub (default: the first of checkpoints/)"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,6 +113,11 @@ def build_parser() -> argparse.ArgumentParser:
     _add_score(commands)
     _add_chat(commands)
     _add_bench(commands)
+    from topkapi.service.commands.hub import add_hub
+    from topkapi.service.commands.importing import add_import
+
+    add_hub(commands)
+    add_import(commands)
     from topkapi.training.cli import register
 
     register(commands)
@@ -125,7 +134,10 @@ def _add_serve(commands: Any) -> None:
         "the checkpoints can also be set as TOPKAPI_HOST, TOPKAPI_PORT, ….",
     )
     serve.add_argument(
-        "checkpoint", nargs="*", help="directory or .gguf file, or name=path (default: every one in checkpoints/)"
+        "checkpoint",
+        nargs="*",
+        help="directory, .gguf file or owner/name on the Hugging Face hub, or name=any of these (default: every one in "
+        "checkpoints/)",
     )
     add_setting_flags(serve)
     serve.set_defaults(handler=_handler("serve"))
@@ -196,7 +208,7 @@ def _add_bench(commands: Any) -> None:
         description="Measure decoding, prefill and what a step costs outside the network, through the path that every "
         "request takes. Figures are medians of the repeats, with the least and the greatest.",
     )
-    _add_checkpoint(bench, "directory or .gguf file (default: GPT-2's shape, random weights)")
+    _add_checkpoint(bench, "directory, .gguf file or owner/name on the hub (default: GPT-2's shape, random weights)")
     bench.add_argument("--streams", type=int, metavar="N", help="requests at once [32]")
     bench.add_argument("--tokens", type=int, metavar="N", help="tokens that each generates [64]")
     bench.add_argument("--prompt-tokens", type=int, metavar="N", help="tokens of each prompt [64]")

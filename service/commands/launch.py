@@ -21,7 +21,13 @@ from topkapi.model.windows import window_sizes
 from topkapi.service.commands.bench_shape import RANDOM_CONTEXT, Shape, check_shape
 from topkapi.service.commands.flags import given_parameters, given_settings
 from topkapi.service.commands.inputs import loading, read_text, standard_input
-from topkapi.service.locations import check_locations, default_checkpoints, name_of_location, split_location
+from topkapi.service.locations import (
+    all_at_hand,
+    check_locations,
+    default_checkpoints,
+    name_of_location,
+    split_location,
+)
 from topkapi.service.settings import Settings
 from topkapi.service.version import VERSION
 
@@ -31,7 +37,7 @@ def serve(arguments: argparse.Namespace) -> int:
     settings = given_settings(arguments)
     # The port is taken first: finding out that it is in use should not take as long as loading.
     with bind(settings.host, settings.port) as listener:
-        locations = arguments.checkpoint or default_checkpoints(settings)
+        locations, settings = all_at_hand(arguments.checkpoint or default_checkpoints(settings), settings)
         check_locations(locations, settings)
         print(f"Topkapi {VERSION}: loading {', '.join(map(name_of_location, locations))}", flush=True)
         from topkapi.service.server import serve
@@ -92,6 +98,7 @@ def bench(arguments: argparse.Namespace) -> int:
         config = None
         context: int | None = RANDOM_CONTEXT
     else:
+        (arguments.checkpoint,), settings = all_at_hand([arguments.checkpoint], settings)
         (config,) = check_locations([arguments.checkpoint], settings)
         context = None if config is None else config.context_length
     check_shape(shape, context)
@@ -127,7 +134,8 @@ def bind(host: str, port: int) -> socket.socket:
 def _checkpoint(arguments: argparse.Namespace) -> tuple[Settings, str, ModelConfig | None]:
     """The settings, the checkpoint that is asked for, and its configuration where that can be read at once."""
     settings = given_settings(arguments)
-    location = arguments.checkpoint or default_checkpoints(settings)[0]
+    given = arguments.checkpoint or default_checkpoints(settings)[0]
+    (location,), settings = all_at_hand([given], settings)
     (config,) = check_locations([location], settings)
     return settings, location, config
 

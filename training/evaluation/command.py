@@ -37,7 +37,11 @@ def add_evaluate(subparsers: Any) -> None:
         description="Measure checkpoints, with 95 % intervals and the paired differences from the first one. Every "
         "flag for files may name several.",
     )
-    command.add_argument("checkpoint", nargs="+", help="directory or .gguf file; several are compared with the first")
+    command.add_argument(
+        "checkpoint",
+        nargs="+",
+        help="directory, .gguf file or owner/name on the Hugging Face hub; several are compared with the first",
+    )
     group = command.add_argument_group("what is measured")
     for kind, meaning in _KINDS.items():
         group.add_argument(
@@ -74,12 +78,15 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def measured(arguments: argparse.Namespace) -> Evaluation:
     """What is found of the checkpoints, also written where `out` says. Raises `TopkapiError` for what cannot be."""
+    from topkapi.model.hub.names import meant
+    from topkapi.model.hub.resolve import local_path
     from topkapi.model.storage.location import check_location
     from topkapi.training.evaluation.judge import Judge
     from topkapi.training.run.preflight import check_chat_template
 
     for name in arguments.checkpoint:
-        check_location(Path(name))
+        if meant(name) is None:
+            check_location(local_path(name))
     tasks = _tasks(arguments)
     answering = [task for task in tasks if task.kind in _ANSWERING]
     for name in ("max_tokens", "chat_template", "judge", "judge_model"):
@@ -94,7 +101,10 @@ def measured(arguments: argparse.Namespace) -> Evaluation:
     if arguments.threads is not None and arguments.threads < 1:
         raise SettingsError("--threads must be at least 1", field="threads")
     check_chat_template(arguments.chat_template)
-    # What takes seconds to import comes after all that could be refused.
+    # What is downloaded, and what takes seconds to import, comes after all that could be refused.
+    paths = {name: local_path(name) for name in arguments.checkpoint}
+    for path in paths.values():
+        check_location(path)
     import torch
 
     from topkapi.model.storage.checkpoint import load_checkpoint
@@ -107,7 +117,7 @@ def measured(arguments: argparse.Namespace) -> Evaluation:
     outcomes: list[list[Outcome]] = [[] for _ in tasks]
     seconds: list[list[float]] = [[] for _ in tasks]
     for name in arguments.checkpoint:
-        checkpoint = load_checkpoint(name, dtype=dtype)
+        checkpoint = load_checkpoint(paths[name], dtype=dtype)
         for task in answering:
             # The default is a limit for any context; what is asked for must be possible.
             if "max_tokens" in task.model_fields_set:

@@ -218,7 +218,7 @@ class PretrainRecipe(TrainingRecipe):
 class TuningRecipe(TrainingRecipe):
     """What has a checkpoint to start from."""
 
-    checkpoint: str | None = in_model(None, "checkpoint directory or .gguf file to start from")
+    checkpoint: str | None = in_model(None, "checkpoint directory, .gguf file or owner/name on the hub to start from")
     chat_template: str | None = in_model(None, "chatml, alpaca or a file (default: the checkpoint's own, else chatml)")
     dropout: float | None = in_model(None, "dropout while training (default: the checkpoint's)", ge=0, lt=1)
     context_length: int | None = in_model(None, "longest example in tokens (default: the checkpoint's context)", ge=2)

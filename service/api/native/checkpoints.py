@@ -12,6 +12,10 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from topkapi.model.errors import CheckpointError, InvalidRequest
+from topkapi.model.hub.cache import hub_name_of
+from topkapi.model.hub.names import EXAMPLE, hub_name
+from topkapi.model.hub.remote import cache_directory
+from topkapi.model.hub.resolve import local_path
 from topkapi.service.api.http.body import Strict
 from topkapi.service.api.http.describing import errors_of
 from topkapi.service.api.http.errors import Refused
@@ -20,6 +24,7 @@ from topkapi.service.api.native import schemas
 from topkapi.service.generation import defaults_of
 from topkapi.service.locations import name_of
 from topkapi.service.models import LoadedModel, Models
+from topkapi.service.settings import Settings
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:-]{0,127}$"
 ALIAS = r"^[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,127}$"
@@ -33,7 +38,13 @@ class LoadRequest(Strict):
     """The body of `POST /models`."""
 
     path: Annotated[
-        str, Field(min_length=1, max_length=4096, description="A checkpoint within the server's model directory.")
+        str,
+        Field(
+            min_length=1,
+            max_length=4096,
+            description="A checkpoint within the server's model directory, or, where the server lets requests, a model "
+            "of the Hugging Face hub as owner/name, owner/name@revision or owner/name:Q4_K_M.",
+        ),
     ]
     name: Annotated[
         Annotated[str, Field(pattern=NAME)] | None,
@@ -113,7 +124,7 @@ REFUSED = errors_of(schemas.ErrorBody, 400, 413, 415, more={
 
 def add_checkpoints(routes: Routes, models: Models) -> None:
     """The routes over the loaded checkpoints."""
-    directory = models.settings.model_directory
+    settings = models.settings
 
     server = partial(routes.answering, tags=["server"])
 
@@ -129,10 +140,11 @@ def add_checkpoints(routes: Routes, models: Models) -> None:
 
     @server("/models", "Load a checkpoint", ModelDetails, status=201, description="It is loaded", errors=REFUSED)
     async def load(body: LoadRequest) -> Response:
-        path = _path_within(_allowed(directory), body.path)
+        _check_allowed(settings)
 
         def respond() -> JSONResponse:
-            model = _load(models, path, body)
+            path, within = _place(settings, body.path)
+            model = _load(models, path, within, body)
             return JSONResponse(describe(models, model), 201)
 
         return await asyncio.to_thread(respond)
@@ -141,7 +153,7 @@ def add_checkpoints(routes: Routes, models: Models) -> None:
 
     @server("/models/{name}", summary, ModelDetails, method="PATCH", errors={**NAMED, **REFUSED})
     async def change(name: str, body: ChangeRequest) -> Response:
-        _allowed(directory)
+        _check_allowed(settings)
         model = models.change(name, aliases=body.aliases, default=body.default is True)
         return JSONResponse(describe(models, model))
 
@@ -154,7 +166,7 @@ def add_checkpoints(routes: Routes, models: Models) -> None:
         status_code=204,
     )
     async def unload(name: str) -> Response:
-        _allowed(directory)
+        _check_allowed(settings)
         await asyncio.to_thread(models.unload, name)
         return Response(status_code=204)
 
@@ -188,11 +200,38 @@ def describe(models: Models, model: LoadedModel) -> dict[str, Any]:
     }
 
 
-def _allowed(directory: Path | None) -> Path:
-    if directory is None:
-        hint = "start it with TOPKAPI_MODEL_DIRECTORY set to the directory that they may be loaded from"
+def _check_allowed(settings: Settings) -> None:
+    if settings.model_directory is None and not settings.hub_models:
+        hint = (
+            "start it with TOPKAPI_MODEL_DIRECTORY set to the directory that they may be loaded from, or with "
+            "TOPKAPI_HUB_MODELS=1 for models of the Hugging Face hub"
+        )
         raise Refused(403, "forbidden", "this server lets no request load or unload checkpoints", hint=hint)
-    return directory.expanduser()
+
+
+def _place(settings: Settings, given: str) -> tuple[Path, Path]:
+    """Where the checkpoint lies, and the directory that nothing of it may lead out of.
+
+    What is in the model directory comes before a model of the hub, which is downloaded first.
+    """
+    directory = settings.model_directory
+    inside = None if directory is None else _path_within(directory.expanduser(), given)
+    if settings.hub_models and (inside is None or not inside.exists()):
+        try:
+            name = hub_name(given)
+            if name is not None:
+                return local_path(f"hf.co/{name}"), cache_directory()
+        except CheckpointError as error:
+            # Where the server keeps what it downloads is no concern of whoever asks.
+            place = str(cache_directory())
+            hint = error.hint and error.hint.replace(place, "the cache")
+            raise InvalidRequest(error.message.replace(place, "its disk"), field="path", hint=hint) from None
+    if inside is None or directory is None:
+        hint = "name one as owner/name, such as " + EXAMPLE
+        raise Refused(
+            403, "forbidden", "this server loads models of the Hugging Face hub alone", field="path", hint=hint
+        )
+    return inside, directory.expanduser()
 
 
 def _path_within(directory: Path, path: str) -> Path:
@@ -214,23 +253,19 @@ def _path_within(directory: Path, path: str) -> Path:
     return Path(found)
 
 
-def _load(models: Models, path: Path, body: LoadRequest) -> LoadedModel:
-    name = body.name or name_of(Path(models.settings.model_directory or "") / body.path)
+def _load(models: Models, path: Path, root: Path, body: LoadRequest) -> LoadedModel:
+    hub = hub_name_of(path)
+    name = body.name or name_of(path if hub else root / body.path)
+    aliases = body.aliases
+    if hub is not None and hub.repository not in (*aliases, *models.names, *models.every_alias):
+        aliases = [*aliases, hub.repository]
     try:
-        root = models.settings.model_directory
-        return models.load_as(
-            name,
-            path,
-            aliases=body.aliases,
-            default=body.default,
-            replace=body.replace,
-            within=None if root is None else root.expanduser(),
-        )
+        return models.load_as(name, path, aliases=aliases, default=body.default, replace=body.replace, within=root)
     except (CheckpointError, OSError) as error:
         told = error.message if isinstance(error, CheckpointError) else f"path cannot be read: {error.strerror}"
         hint = error.hint if isinstance(error, CheckpointError) else None
         # The caller named it by its place in the directory; where that lies is no concern of theirs.
-        place = os.path.realpath((models.settings.model_directory or Path()).expanduser())
+        place = os.path.realpath(root)
 
         def within(text: str) -> str:
             return text.replace(place + os.sep, "").replace(place, ".")

@@ -86,9 +86,13 @@ def test_missing_and_foreign_things_are_refused(tmp_path: Path, tokenizer: Token
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"config\.json is missing"):
         load_checkpoint(tmp_path / "empty")
-    (tmp_path / "weights.pt").write_bytes(b"x")
+    (tmp_path / "weights.npz").write_bytes(b"x")
     with pytest.raises(CheckpointError, match="not .gguf"):
+        load_checkpoint(tmp_path / "weights.npz")
+    (tmp_path / "weights.pt").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="not loaded as they are") as refused:
         load_checkpoint(tmp_path / "weights.pt")
+    assert f"topkapi import {tmp_path / 'weights.pt'} imported/weights" in str(refused.value.hint)
     path = save(tmp_path / "pickled", tokenizer)
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
     (path / "topkapi.json").unlink()

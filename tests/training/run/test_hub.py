@@ -1,81 +1,26 @@
 """The best checkpoint is pushed to a hub, here a small one that speaks its HTTP."""
 
-import base64
-import json
 import math
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 
+from tests.hub import TOKEN, Hub, running_hub
 from topkapi.model.storage.checkpoint import load_checkpoint
 from topkapi.service.commands.cli import main
-
-TOKEN = "hf_notforeveryoneseyes"
-
-
-@dataclass
-class Hub:
-    """What was sent to it: the repositories made, the files of each, and the tokens shown."""
-
-    url: str = ""
-    made: list[dict[str, object]] = field(default_factory=list)
-    files: dict[str, bytes] = field(default_factory=dict)
-    tokens: set[str | None] = field(default_factory=set)
-    refusal: int | None = None
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub that takes every file as a small one, within the commit."""
-    state = Hub()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            state.tokens.add(self.headers.get("Authorization"))
-            if state.refusal is not None:
-                # As a proxy might, it repeats what it was sent.
-                return self.answer({"error": f"no room for {self.headers['Authorization']}"}, state.refusal)
-            if self.path == "/api/repos/create":
-                state.made.append(json.loads(body))
-                return self.answer({"url": f"{state.url}/somebody/model"})
-            if self.path.endswith("/preupload/main"):
-                how = {"uploadMode": "regular", "shouldIgnore": False}
-                return self.answer({"files": [file | how for file in json.loads(body)["files"]]})
-            assert self.path == "/api/models/somebody/model/commit/main", self.path
-            for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
-                    state.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            return self.answer({"commitUrl": f"{state.url}/somebody/model/commit/1", "commitOid": "1"})
-
-        def answer(self, content: object, status: int = 200) -> None:
-            encoded = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(encoded)))
-            self.end_headers()
-            self.wfile.write(encoded)
-
-        def log_message(self, format: str, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", state.url)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    yield state
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with running_hub() as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield hub
 
 
 @pytest.fixture
