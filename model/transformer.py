@@ -191,15 +191,21 @@ class Block(nn.Module):
         return functional.dropout(x, self.dropout) if self.training and self.dropout else x
 
 
+def _embedding(rows: int, columns: int) -> nn.Embedding:
+    """An uninitialised table; where there is no memory behind it, drawing numbers for it would have PyTorch import its
+    compiler, which takes a second and 100 MB."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, columns), freeze=False)
+
+
 class Decoder(nn.Module):
     """A causal language model of the shape `config`; parameters are uninitialised until loaded or `initialise`d."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = _embedding(config.vocab_size, config.hidden_size)
         self.embed_positions = (
-            nn.Embedding(config.context_length, config.hidden_size) if config.learned_positions else None
+            _embedding(config.context_length, config.hidden_size) if config.learned_positions else None
         )
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = norm_of(config, config.hidden_size, layer_norm=config.layer_norm)

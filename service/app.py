@@ -17,6 +17,7 @@ from topkapi.service.api.native import routes as native
 from topkapi.service.api.tgi import routes as tgi
 from topkapi.service.models import Models
 from topkapi.service.settings import Settings
+from topkapi.service.ui.late import place_studio
 from topkapi.service.version import VERSION
 
 DESCRIPTION = """Text in, text out, and every number explained.
@@ -73,6 +74,4 @@ def create_api(models: Models, settings: Settings) -> FastAPI:
 def add_studio(app: FastAPI, models: Models, settings: Settings) -> None:
     """Serve the studio behind the API's routes, where it is wanted and a checkpoint is loaded."""
     if settings.studio and len(models):
-        from topkapi.service.ui.studio import mount_studio
-
-        mount_studio(app, models, settings.root_path)
+        place_studio(app, models, settings)

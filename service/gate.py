@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
 import time
 from collections.abc import Callable
 
@@ -13,10 +12,11 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from topkapi.model.errors import CheckpointError, TopkapiError
+from topkapi.model.errors import TopkapiError
 from topkapi.service.api.http.dialect import dialect_of
 from topkapi.service.api.http.errors import error_response
 from topkapi.service.models import Models
+from topkapi.service.threads import on_thread
 from topkapi.service.version import VERSION
 
 LONGEST_WAIT = 60
@@ -52,7 +52,7 @@ class Gate:
 
     async def open(self, make_ready: Callable[[], None]) -> None:
         """Run `make_ready` on a thread of its own, then let requests through. Raises what it raises."""
-        await _on_thread(make_ready)
+        await on_thread(make_ready, "load")
         alive: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         async def live() -> None:
@@ -101,35 +101,3 @@ class _NotYet:
             await self._gate.not_yet(scope)(scope, receive, send)
         else:
             await send({"type": "websocket.close", "code": 1013})
-
-
-async def _on_thread(call: Callable[[], None]) -> None:
-    """`call()` on a thread that does not keep the process from ending."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def settle(error: Exception | None) -> None:
-        if done.cancelled():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(None)
-
-    def work() -> None:
-        problem: Exception | None = None
-        try:
-            call()
-        except Exception as error:
-            problem = error
-        except BaseException as error:
-            # Such as a panic in a library, or an exit: in the event loop they would take the server with them.
-            problem = CheckpointError(f"loading broke off: {type(error).__name__}: {error}")
-        try:
-            loop.call_soon_threadsafe(settle, problem)
-        except RuntimeError:
-            # The server was stopped meanwhile, and nobody waits any more.
-            return
-
-    threading.Thread(target=work, name="load", daemon=True).start()
-    await done

@@ -19,6 +19,7 @@ from topkapi.model.serving import kernels, prepare, reading, try_network
 from topkapi.model.storage.checkpoint import Checkpoint, load_checkpoint
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.service.embedding import EMBEDDER
+from topkapi.service.garbage import sweep
 from topkapi.service.locations import name_of, split_location
 from topkapi.service.metrics import Metrics, ModelMetrics
 from topkapi.service.settings import Settings
@@ -151,6 +152,8 @@ class Models:
         if before is not None:
             replaced = f"{name} is being replaced by another checkpoint"
             before.engine.close(why=Cancelled(replaced, hint="send the request again"))
+            del before
+            sweep()
         return loaded
 
     def _start(self, name: str, checkpoint: Checkpoint, path: Path) -> LoadedModel:
@@ -170,6 +173,8 @@ class Models:
             self._name_also(loaded.name, ())
         loaded.engine.close()
         loaded.metrics.forget()
+        del loaded
+        sweep()
 
     def change(self, name: str, *, aliases: Sequence[str] | None = None, default: bool = False) -> LoadedModel:
         """Give a checkpoint other aliases than it had, or make it the default one.

@@ -62,8 +62,6 @@ def serve(settings: Settings, listener: socket.socket, locations: list[str]) -> 
         )
 
         def make_ready() -> None:
-            if settings.studio:
-                import topkapi.service.ui.studio  # noqa: F401  (what is imported is not looked through, either)
             # Collecting garbage holds the interpreter for as long as it looks through the million objects of modules.
             gc.freeze()
             load(models, locations)

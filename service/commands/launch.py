@@ -21,6 +21,7 @@ from topkapi.model.windows import window_sizes
 from topkapi.service.commands.bench_shape import RANDOM_CONTEXT, Shape, check_shape
 from topkapi.service.commands.flags import given_parameters, given_settings
 from topkapi.service.commands.inputs import loading, read_text, standard_input
+from topkapi.service.garbage import importing
 from topkapi.service.locations import (
     all_at_hand,
     check_locations,
@@ -40,8 +41,8 @@ def serve(arguments: argparse.Namespace) -> int:
         locations, settings = all_at_hand(arguments.checkpoint or default_checkpoints(settings), settings)
         check_locations(locations, settings)
         print(f"Topkapi {VERSION}: loading {', '.join(map(name_of_location, locations))}", flush=True)
-        from topkapi.service.server import serve
-
+        with importing():
+            from topkapi.service.server import serve
         return serve(settings, listener, locations)
 
 
@@ -55,7 +56,7 @@ def generate(arguments: argparse.Namespace) -> int:
         _shown_only_in_json(parameters, "--json")
     _check_parameters(parameters, location, config)
     text = arguments.prompt if arguments.prompt is not None else standard_input("a prompt").content
-    with loading(name_of_location(location)):
+    with loading(name_of_location(location)), importing():
         from topkapi.service.commands import terminal
     return terminal.generate(arguments, settings, location, text, parameters)
 
@@ -70,7 +71,7 @@ def score(arguments: argparse.Namespace) -> int:
         raise InvalidRequest("alternatives are shown in JSON alone", field="top", hint="add --json, or leave --top out")
     names = arguments.file or ["-"]
     texts = [(name, standard_input("a text") if name == "-" else read_text(Path(name))) for name in names]
-    with loading(name_of_location(location)):
+    with loading(name_of_location(location)), importing():
         from topkapi.service.commands import terminal
     return terminal.score(arguments, settings, location, texts)
 
@@ -83,7 +84,7 @@ def chat(arguments: argparse.Namespace) -> int:
     if parameters.get("n", 1) != 1:
         raise InvalidRequest("a conversation has one answer at a time", field="n", hint="leave --n out")
     _check_parameters(parameters, location, config)
-    with loading(name_of_location(location)):
+    with loading(name_of_location(location)), importing():
         from topkapi.service.commands import terminal
     return terminal.chat(arguments, settings, location, parameters)
 
@@ -102,7 +103,10 @@ def bench(arguments: argparse.Namespace) -> int:
         (config,) = check_locations([arguments.checkpoint], settings)
         context = None if config is None else config.context_length
     check_shape(shape, context)
-    with loading("GPT-2's shape" if arguments.checkpoint is None else name_of_location(arguments.checkpoint)):
+    with (
+        loading("GPT-2's shape" if arguments.checkpoint is None else name_of_location(arguments.checkpoint)),
+        importing(),
+    ):
         from topkapi.service.commands.bench import bench
     return bench(settings, arguments.checkpoint, shape, as_json=arguments.json)
 

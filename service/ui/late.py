@@ -1,0 +1,194 @@
+"""The studio's place behind the API's routes: Gradio is imported when somebody visits, or nothing else is to do.
+
+Importing it takes as long as all the rest of a start, and whatever is imported keeps the interpreter from requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.routing import compile_path
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from topkapi.model.errors import EngineError
+from topkapi.service.api.http.errors import error_response, method_not_allowed, not_found
+from topkapi.service.garbage import importing
+from topkapi.service.models import Models
+from topkapi.service.settings import Settings
+from topkapi.service.threads import on_thread
+
+logger = logging.getLogger(__name__)
+
+QUIET_SECONDS = 0.5
+"""Without visitors the studio is made once the engines have had nothing to do for so long."""
+
+PAGE = ("", "config", "gradio_api")
+"""How paths begin that a page calls before any other, also one that was left open from an earlier server."""
+
+TURN_SECONDS = 0.0005
+"""How long the import may keep the interpreter while a request waits for it; usual are 5 ms, several times a token."""
+
+
+def place_studio(app: FastAPI, models: Models, settings: Settings) -> None:
+    """Serve the studio at `/`, behind every route that `app` has."""
+
+    def make() -> FastAPI:
+        with importing(), _turns(), _lean_gradio():
+            from topkapi.service.ui.studio import studio_app
+        return studio_app(models, settings)
+
+    studio = LateStudio(app, models, make)
+    app.mount("/", studio)
+    app.router.lifespan_context = studio.life
+
+
+class LateStudio:
+    """An ASGI application that is made by `make()`, on a thread, when it is needed; requests wait for it.
+
+    `make` gives an application whose last route is the studio. It answers in the API's error shape where the studio,
+    which sees every path that no route of `app` took, knows none.
+    """
+
+    def __init__(self, app: FastAPI, models: Models, make: Callable[[], FastAPI]) -> None:
+        self._app, self._models, self._make = app, models, make
+        self._wanted, self._made, self._closing = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._studio: ASGIApp | None = None
+
+    @contextlib.asynccontextmanager
+    async def life(self, app: FastAPI) -> AsyncIterator[None]:
+        """What goes on while `app` lives: waiting until the studio is needed, and the studio's own life."""
+        living = asyncio.create_task(self._live())
+        yield
+        self._closing.set()
+        if self._studio is None:
+            living.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await living
+
+    async def _live(self) -> None:
+        quiet = asyncio.create_task(self._quiet())
+        wanted = asyncio.create_task(self._wanted.wait())
+        try:
+            await asyncio.wait({quiet, wanted}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            quiet.cancel()
+            wanted.cancel()
+        try:
+            made = await on_thread(self._make, "studio")
+            # Entered and left in one task, as what Gradio starts there asks for.
+            async with made.router.lifespan_context(made):
+                self._studio = made.routes[-1].app  # type: ignore[attr-defined]
+                self._made.set()
+                await self._closing.wait()
+        except Exception:
+            logger.exception("the studio cannot be shown")
+            self._made.set()
+
+    async def _quiet(self) -> None:
+        """Wait until no engine has had anything to do for `QUIET_SECONDS`."""
+        before = None
+        while True:
+            engines = [model.engine for model in self._models]
+            now = [(engine.counters.steps, engine.running + engine.waiting) for engine in engines]
+            if now == before and not any(busy for _, busy in now):
+                return
+            before = now
+            await asyncio.sleep(QUIET_SECONDS)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request: for the page and what it calls, once the studio is there."""
+        first = self._path(scope).split("/")[1]
+        if self._studio is None and first not in PAGE:
+            # A client that tries what the API does not know neither waits for the studio nor needs it.
+            await self._refusal(scope)(scope, receive, send)
+            return
+        self._wanted.set()
+        await self._made.wait()
+        if self._studio is None:
+            error = EngineError("the studio cannot be shown", hint="the server's log has why; the API is not concerned")
+            await error_response(error, self._app.state.dialects.of(scope))(scope, receive, send)
+            return
+        refused = False
+
+        async def answer(message: Message) -> None:
+            nonlocal refused
+            if message["type"] == "http.response.start" and message["status"] in (404, 405):
+                refused = True
+                response = self._refusal(scope)
+                await response(scope, receive, send)
+            elif not refused:
+                await send(message)
+
+        await self._studio(scope, receive, answer)
+
+    @staticmethod
+    def _path(scope: Scope) -> str:
+        path: str = scope["path"]
+        return path.removeprefix(scope.get("root_path", ""))
+
+    def _refusal(self, scope: Scope) -> ASGIApp:
+        path, method = self._path(scope), scope["method"]
+        operations: dict[str, Any] = next(
+            (each for route, each in self._app.openapi()["paths"].items() if compile_path(route)[0].match(path)), {}
+        )
+        allowed = ", ".join(sorted(operation.upper() for operation in operations))
+        dialect = self._app.state.dialects.of(scope)
+        if allowed:
+            return error_response(method_not_allowed(method, path, allowed), dialect, {"Allow": allowed})
+        return error_response(not_found(method, path), dialect)
+
+
+@contextlib.contextmanager
+def _turns() -> Iterator[None]:
+    """Have this thread hand the interpreter to others within `TURN_SECONDS`."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, TURN_SECONDS))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+@contextlib.contextmanager
+def _lean_gradio() -> Iterator[None]:
+    """Import Gradio without what serving a page does not need, which is half of the time.
+
+    For editors it parses the source of each of its eighty components and writes stubs beside them; and pandas, which
+    it imports, maps 35 MB of Arrow into memory where that is installed.
+    """
+    finder = _WithoutStubs()
+    sys.meta_path.insert(0, finder)
+    hidden = "pyarrow" not in sys.modules
+    if hidden:
+        sys.modules["pyarrow"] = None  # type: ignore[assignment]  # which makes its import fail
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        if hidden:
+            del sys.modules["pyarrow"]
+
+
+class _WithoutStubs:
+    """Finds Gradio's module that writes stubs, and has it write none."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        found = PathFinder.find_spec(name, path) if name == "gradio.component_meta" else None
+        if found is not None and found.loader is not None:
+            execute = found.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                vars(module)["create_or_modify_pyi"] = lambda *ignored: None
+
+            vars(found.loader)["exec_module"] = exec_module
+        return found
