@@ -169,7 +169,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["int8", "int4"],
                       help="classes to compare; stored: the GGUF file as it is [int8 int4]")  # fmt: skip
     made.add_argument("--llama-cpp", action="append", type=build_directory, default=[], metavar="DIR[=NAME]",
-                      help="a build of llama.cpp or of a fork; the first one's llama-quantize makes the files")  # fmt: skip
+                      help="a build of llama.cpp or of a fork; its llama-quantize makes the files")  # fmt: skip
     made.add_argument("--only", nargs="+", metavar="NAME", help="only peers whose names begin so, beside Topkapi")
     made.add_argument("--streams", type=counts, default=[1, 8, 32], metavar="N,N,…", help="[1,8,32]")
     made.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="[128]")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-Figures = dict[str, float]
+from topkapi.service.commands.bench_times import Times, decode_rate, end_to_end_rate, percentile
 
-LEAST_TOKENS = 4
-"""Tokens of each stream in the stretch that a decode rate is taken from, on average; of fewer, none is given."""
+Figures = dict[str, float]
 
 HIGHER, LOWER = "higher is better", "lower is better"
 MEASURES = {
@@ -22,28 +20,16 @@ MEASURES = {
 }
 
 
-def percentile(values: Sequence[float], percent: float) -> float:
-    """The least value that so many percent of `values` don't exceed (nearest rank): one that was measured."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
-
-
-def of_times(times: Sequence[Sequence[float]]) -> Figures:
-    """Figures of streams whose tokens came at these seconds after all had been asked for.
-
-    The decode rate is that of the stretch in which every stream generates, from the last first token to the first
-    last one; it is left out where that holds too few tokens.
-    """
-    firsts, lasts = [each[0] for each in times], [each[-1] for each in times]
+def of_times(times: Times) -> Figures:
+    """Figures of streams by when their tokens came; the decode rate is left out where too few tell it."""
+    firsts = [each[0] for each in times]
     figures = {
-        "end_to_end_tokens_per_s": sum(map(len, times)) / max(lasts),
+        "end_to_end_tokens_per_s": end_to_end_rate(times),
         "first_token_p50_s": percentile(firsts, 50),
         "first_token_p99_s": percentile(firsts, 99),
     }
-    begun, ended = max(firsts), min(lasts)
-    counted = sum(begun < at <= ended for each in times for at in each)
-    if counted >= LEAST_TOKENS * len(times):
-        figures["decode_tokens_per_s"] = counted / (ended - begun)
+    if (rate := decode_rate(times)) is not None:
+        figures["decode_tokens_per_s"] = rate
     return figures
 
 

@@ -116,8 +116,8 @@ def _bound(pieces: Sequence[Piece]) -> Iterator[str]:
     for piece in pieces:
         bound = piece["bound"]
         line = (
-            f"Memory is read at {bound['bytes_per_s'] / 1e9:.1f} GB/s, {bound['weights_bytes'] / 1e6:.0f} MB of weights "
-            f"of a byte {bound['passes_per_s']:.0f} times a second"
+            f"Memory is read at {bound['bytes_per_s'] / 1e9:.1f} GB/s, {bound['weights_bytes'] / 1e6:.0f} MB of "
+            f"weights, a byte each, {bound['passes_per_s']:.0f} times a second"
         )
         if piece["precision"] == "int8":
             shares = []

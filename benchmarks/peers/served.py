@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Sequence
 from pathlib import Path
+
+from topkapi.model.errors import SettingsError
+from topkapi.service.commands.bench_client import Server
+from topkapi.service.version import VERSION
 
 from .engines import ROOT, Facts, Load, PeerError, check_times, environment, note_memory
 from .figures import Figures, of_times
@@ -45,21 +47,22 @@ class Served:
             time.sleep(0.02)
         self.facts.load_s = time.perf_counter() - started
         self.facts.resident_mib["loaded"] = self._memory("VmRSS")
-        from topkapi.service.version import VERSION
-
         self.facts.version = f"Topkapi {VERSION}"
 
     def run(self, load: Load) -> Figures:
         assert self._process is not None, "started"
         (Path("/proc") / str(self._process.pid) / "clear_refs").write_text("5")
         bodies = [
-            json.dumps({
-                "prompt": list(prompt), "max_tokens": load.tokens, "temperature": 0, "ignore_end_token": True,
-                "seed": next(self._seeds), "stream": True,
-            }).encode()
+            {
+                "prompt": prompt, "max_tokens": load.tokens, "temperature": 0, "ignore_end_token": True,
+                "seed": next(self._seeds),
+            }
             for prompt in load.prompts
         ]  # fmt: skip
-        times = asyncio.run(_together("127.0.0.1", self._port, bodies))
+        try:
+            times = asyncio.run(Server("127.0.0.1", self._port).generate(bodies))
+        except SettingsError as error:
+            raise PeerError(f"{self.name}: {error}") from None
         check_times(self.name, times, load)
         note_memory(self.facts, load, self._memory("VmHWM"))
         return of_times(times)
@@ -85,34 +88,6 @@ class Served:
         assert self._process is not None, "started"
         lines = (Path("/proc") / str(self._process.pid) / "status").read_text().splitlines()
         return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(which))
-
-
-async def _together(host: str, port: int, bodies: Sequence[bytes]) -> list[list[float]]:
-    began = time.perf_counter()
-    return list(await asyncio.gather(*(_follow(host, port, body, began) for body in bodies)))
-
-
-async def _follow(host: str, port: int, body: bytes, began: float) -> list[float]:
-    """When each token's event came. What is received is only counted meanwhile, for the client uses the same cores."""
-    reader, writer = await asyncio.open_connection(host, port)
-    head = (
-        f"POST /generate HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    )
-    writer.write(head.encode() + body)
-    times: list[float] = []
-    received, counted = bytearray(), 0
-    while part := await reader.read(2**16):
-        now = time.perf_counter() - began
-        received += part
-        # An event may come in two parts: what was counted before is not counted again.
-        whole = received.count(b"event: token\n")
-        times.extend([now] * (whole - counted))
-        counted = whole
-    writer.close()
-    if b"event: done\n" not in received:
-        raise PeerError(f"the server's answer broke off: {bytes(received[-800:]).decode(errors='replace')}")
-    return times
 
 
 def _free_port() -> int:
