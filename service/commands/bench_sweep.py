@@ -167,9 +167,9 @@ def duration(seconds: float) -> str:
 def told(
     found: dict[str, Any], as_json: bool, plot: Path | None, lines: Callable[[dict[str, Any]], str] | None = None
 ) -> None:
-    """Print a result as JSON or as `lines` of it (None: `table`), its warnings to standard error, and draw it where
-    `plot` says."""
-    for warning in found["warnings"]:
+    """Print a result as JSON or as `lines` of it (None: `table`), and draw it where `plot` says. Its warnings go to
+    standard error for whoever reads there; JSON has them too."""
+    for warning in [] if as_json and not sys.stderr.isatty() else found["warnings"]:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
     if plot is not None:
         from topkapi.service.commands.bench_plot import draw
