@@ -54,7 +54,8 @@ def test_ratios_pair_figures_of_the_same_round() -> None:
 def test_figures_of_streams() -> None:
     figures = of_times([[1.0 + at for at in range(10)], [2.0 + at for at in range(10)]])
     assert figures == {
-        "end_to_end_tokens_per_s": 20 / 11, "first_token_p50_s": 1.0, "first_token_p99_s": 2.0, "decode_tokens_per_s": 2.0,
+        "end_to_end_tokens_per_s": 20 / 11, "first_token_p50_s": 1.0, "first_token_p99_s": 2.0,
+        "decode_tokens_per_s": 2.0,
     }  # fmt: skip
     assert "decode_tokens_per_s" not in of_times([[1.0, 2.0], [3.0, 4.0]]), "never at work together"
 
@@ -133,7 +134,8 @@ def test_a_whole_comparison(
     (cache / "weights").mkdir(parents=True)
     (cache / "weights" / "compared.Q8_0.gguf").touch()
     arguments = [
-        "--weights", directory, "--precision", "int8", "--llama-cpp", f"{build}=fake", "--only", "fake", "--rounds", "2",
+        "--weights", directory, "--precision", "int8", "--llama-cpp", f"{build}=fake", "--only", "fake",
+        "--rounds", "2",
         "--streams", "1,4", "--prompt-tokens", "20", "--tokens", "40", "--append", results, "--markdown", tables,
         "--cache", cache,
     ]  # fmt: skip
