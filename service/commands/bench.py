@@ -7,15 +7,14 @@ within one run and compared pair by pair, so that other work on the machine fall
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
+import itertools
 import os
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import cycle, islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,17 @@ import torch
 from topkapi.engine.steps import Counters
 from topkapi.model.serving import stored_dtype
 from topkapi.service.commands.bench_model import random_checkpoint
-from topkapi.service.commands.bench_shape import LEAST_STEPS, Shape, check_shape
+from topkapi.service.commands.bench_shape import LEAST_STEPS, Shape, check_shapes
+from topkapi.service.commands.bench_sweep import (
+    Generate,
+    Measured,
+    duration,
+    progress,
+    result,
+    sweep,
+    told,
+)
+from topkapi.service.commands.bench_times import Figure, Times, busy, load_average, unsteady
 from topkapi.service.generation import Generation, plan
 from topkapi.service.models import LoadedModel, Models
 from topkapi.service.settings import Settings
@@ -47,19 +56,6 @@ FIGURES = (
 )  # fmt: skip
 
 PLAIN: dict[str, Any] = {"temperature": 0}
-
-
-@dataclass(frozen=True)
-class Figure:
-    """The median of the repeats, and the least and the greatest of them."""
-
-    median: float
-    least: float
-    greatest: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Figure:
-        return cls(statistics.median(values), min(values), max(values))
 
 
 @dataclass(frozen=True)
@@ -168,10 +164,10 @@ async def measure(
     def left(repeat: int, seconds_single: float | None = None) -> str:
         if repeat:
             each = (time.monotonic() - began) / repeat
-            return f", about {_duration(each * (shape.repeats - repeat))} left"
+            return f", about {duration(each * (shape.repeats - repeat))} left"
         # Many streams take less time than one after the other would.
         if seconds_single is not None:
-            return f", less than {_duration(seconds_single * 2 * shape.streams * shape.repeats)} left"
+            return f", less than {duration(seconds_single * 2 * shape.streams * shape.repeats)} left"
         return ""
 
     said("warming up")
@@ -207,58 +203,82 @@ async def measure(
     return {name: asdict(Figure.of(each)) if each else None for name, each in values.items()}
 
 
-def bench(settings: Settings, location: str | None, shape: Shape, *, as_json: bool) -> int:
-    """Measure the checkpoint at `location` (None: GPT-2's shape, random weights) and print a table, or JSON."""
+def generating(model: LoadedModel) -> Generate:
+    """Requests to a loaded model, from a client's view: greedy, none ends early."""
+    seeds = itertools.count()
+
+    async def follow(prompt: list[int], tokens: int, began: float) -> list[float]:
+        wanted = PLAIN | {"max_tokens": tokens, "ignore_end_token": True, "seed": next(seeds)}
+        times = []
+        generation = Generation(plan(model, [prompt], wanted))
+        async with generation:
+            async for delta in generation.steps():
+                if delta.token is not None:
+                    times.append(time.perf_counter() - began)
+        return times
+
+    async def generate(prompts: list[list[int]], tokens: int) -> Times:
+        began = time.perf_counter()
+        return list(await asyncio.gather(*(follow(prompt, tokens, began) for prompt in prompts)))
+
+    return generate
+
+
+def bench(
+    settings: Settings,
+    location: str | None,
+    streams: Sequence[int],
+    shape: Shape,
+    *,
+    as_json: bool,
+    plot: Path | None = None,
+) -> int:
+    """Measure the checkpoint at `location` (None: GPT-2's shape, random weights) and print a table, or JSON.
+
+    Of several numbers of `streams`, or with a `plot`, what a client sees of each; of one, where a step's time goes too.
+    """
+    load = load_average()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     models = Models(settings)
     try:
-        with _progress(as_json) as said:
+        with progress(as_json) as said:
             said("loading" if location else "making random weights")
             if location is None:
                 model = models.add("random", random_checkpoint(stored_dtype(settings.dtype)))
             else:
                 model = models.load(location)
-            check_shape(shape, model.context_length, model.engine.network.slots, model.name)
-            figures = asyncio.run(measure(model, shape, said))
-        result = {
-            "model": model.name,
-            "parameters": model.checkpoint.config.parameter_count(),
-            "dtype": model.dtype,
-            "kernels": model.kernels,
-            "threads": torch.get_num_threads(),
-            "cores": os.cpu_count(),
-            "load_average": os.getloadavg()[0],
-            "deterministic": model.engine.deterministic,
-            **asdict(shape),
-            "figures": figures,
-        }
+            check_shapes(streams, shape, model.context_length, model.name, model.engine.network.slots)
+            facts = {
+                "parameters": model.checkpoint.config.parameter_count(),
+                "dtype": model.dtype,
+                "kernels": model.kernels,
+                "threads": torch.get_num_threads(),
+                "cores": os.cpu_count(),
+                "deterministic": model.engine.deterministic,
+            }
+            if len(streams) > 1 or plot is not None:
+                measured = Measured(
+                    model.name, model.checkpoint.tokenizer.vocab_size, generating(model), facts
+                )  # fmt: skip
+                found = result(measured, shape, load, asyncio.run(sweep(measured, streams, shape, said)))
+            else:
+                shape = replace(shape, streams=streams[0])
+                figures = asyncio.run(measure(model, shape, said))
+                spreads = {name: None if each is None else Figure(**each) for name, each in figures.items()}
+                found = {
+                    "model": model.name, **facts, "load_average": load, **asdict(shape),
+                    "warnings": busy(load) + unsteady(spreads), "figures": figures,
+                }  # fmt: skip
     finally:
         models.close()
-    print(json.dumps(result, indent=2) if as_json else table(result))
+    told(found, as_json, plot, table if "figures" in found else None)
     return 0
 
 
-@contextlib.contextmanager
-def _progress(as_json: bool) -> Iterator[Callable[[str], None]]:
-    """What the block says goes to standard error: one line that is rewritten on a terminal, and lines elsewhere; where
-    both outputs are for programs, nothing."""
-    if not sys.stderr.isatty():
-        yield lambda line: None if as_json else print(line, file=sys.stderr, flush=True)
-        return
-    try:
-        yield lambda line: print(f"\r\033[K{line} …", end="", file=sys.stderr, flush=True)
-    finally:
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{max(1, seconds):.0f} s"
-
-
-def table(result: dict[str, Any]) -> str:
+def table(found: dict[str, Any]) -> str:
     """The figures as lines to read."""
-    streams, figures = result["streams"], result["figures"]
+    streams, figures = found["streams"], found["figures"]
     rows = [
         ("single stream, decode", "single_tokens_per_s", 1, "tokens/s"),
         (f"{streams} streams, decode", "streams_tokens_per_s", 1, "tokens/s"),
@@ -266,17 +286,17 @@ def table(result: dict[str, Any]) -> str:
         (f"{streams} streams, {len(STRATEGIES)} strategies", "mixed_tokens_per_s", 1, "tokens/s"),
         ("  outside the network", "outside_share", 100, "% of the step"),
         ("  of which the service's thread", "service_share", 100, "% of the step"),
-        (f"prefill of {result['prompt_tokens']} tokens", "prefill_tokens_per_s", 1, "tokens/s"),
+        (f"prefill of {found['prompt_tokens']} tokens", "prefill_tokens_per_s", 1, "tokens/s"),
         ("first token, alone", "first_token_ms", 1, "ms"),
         (f"first token, {streams} at once", "streams_first_token_ms", 1, "ms"),
         ("step, single stream", "single_step_ms", 1, "ms"),
         (f"step, {streams} streams", "streams_step_ms", 1, "ms"),
     ]
     lines = [
-        f"{result['model']}: {result['parameters'] / 1e6:.1f}M parameters ({result['dtype']}), "
-        f"kernels: {result['kernels']}, {result['threads']} threads on {result['cores']} cores, which had "
-        f"{result['load_average']:.1f} busy programs in the last minute",
-        f"{result['prompt_tokens']} prompt tokens, {result['tokens']} generated, {result['repeats']} repeats",
+        f"{found['model']}: {found['parameters'] / 1e6:.1f}M parameters ({found['dtype']}), "
+        f"kernels: {found['kernels']}, {found['threads']} threads on {found['cores']} cores, which had "
+        f"{found['load_average'] or 0:.1f} busy programs in the minute before",
+        f"{found['prompt_tokens']} prompt tokens, {found['tokens']} generated, {found['repeats']} repeats",
         f"{'':34s}{'median':>10s}{'least':>10s}{'greatest':>10s}",
     ]
     for label, name, factor, unit in rows:
@@ -288,7 +308,7 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"{label:34s}{''.join(values)}  {unit}")
     if any(figures[name] is None for _, name, _, _ in rows):
         lines.append(
-            f"not measured: in {result['tokens']} tokens the first text ended before every stream had begun, or soon "
+            f"not measured: in {found['tokens']} tokens the first text ended before every stream had begun, or soon "
             "after; give more with --tokens"
         )
     return "\n".join(lines)

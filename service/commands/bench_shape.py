@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from topkapi.model.errors import SettingsError
 
@@ -53,6 +54,14 @@ def check_shape(shape: Shape, context_length: int | None, slots: int | None = No
             field="streams",
             hint=f"give at most --streams {slots}",
         )
+
+
+def check_shapes(
+    streams: Sequence[int], shape: Shape, context: int | None, name: str = "", slots: int | None = None
+) -> None:
+    """`check_shape` for each number of streams."""
+    for count in streams:
+        check_shape(replace(shape, streams=count), context, slots, name)
 
 
 def _least_tokens(shape: Shape) -> int:

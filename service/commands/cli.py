@@ -200,22 +200,39 @@ def _add_chat(commands: Any) -> None:
 
 
 def _add_bench(commands: Any) -> None:
+    from pathlib import Path
+
     from topkapi.service.commands.flags import add_setting_flags
 
     bench = commands.add_parser(
         "bench",
         help="measure how fast a checkpoint is served",
         description="Measure decoding, prefill and what a step costs outside the network, through the path that every "
-        "request takes. Figures are medians of the repeats, with the least and the greatest.",
+        "request takes. Figures are medians of the repeats, with the least and the greatest. With several numbers of "
+        "--streams or with --url: rates, and percentiles of the times to the first token and between tokens, by the "
+        "number of streams.",
     )
     _add_checkpoint(bench, "directory, .gguf file or owner/name on the hub (default: GPT-2's shape, random weights)")
-    bench.add_argument("--streams", type=int, metavar="N", help="requests at once [32]")
+    bench.add_argument("--url", metavar="URL", help="measure this running server instead, the model that is named "
+                       "or its first one")  # fmt: skip
+    bench.add_argument("--streams", type=_numbers, metavar="N[,N…]",
+                       help="requests at once; several numbers are measured one after the other [32]")  # fmt: skip
     bench.add_argument("--tokens", type=int, metavar="N", help="tokens that each generates [64]")
     bench.add_argument("--prompt-tokens", type=int, metavar="N", help="tokens of each prompt [64]")
     bench.add_argument("--repeats", type=int, metavar="N", help="how often everything is measured [5]")
     bench.add_argument("--json", action="store_true", help="print the figures as JSON")
+    bench.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves of --streams into this .png or .svg")
     add_setting_flags(bench, COMPUTING)
     bench.set_defaults(handler=_handler("bench"))
+
+
+def _numbers(text: str) -> list[int]:
+    import argparse
+
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor several such as 1,8,32") from None
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser, meaning: str) -> None:

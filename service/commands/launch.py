@@ -18,7 +18,7 @@ from topkapi.model.decoding.parameters import check_together, check_values, from
 from topkapi.model.errors import InvalidRequest, SettingsError
 from topkapi.model.reading import read_json
 from topkapi.model.windows import window_sizes
-from topkapi.service.commands.bench_shape import RANDOM_CONTEXT, Shape, check_shape
+from topkapi.service.commands.bench_shape import RANDOM_CONTEXT, Shape, check_shapes
 from topkapi.service.commands.flags import given_parameters, given_settings
 from topkapi.service.commands.inputs import loading, read_text, standard_input
 from topkapi.service.garbage import importing
@@ -91,9 +91,15 @@ def chat(arguments: argparse.Namespace) -> int:
 
 def bench(arguments: argparse.Namespace) -> int:
     """`topkapi bench`."""
-    given = {name: value for name in ("streams", "tokens", "prompt_tokens", "repeats")
+    given = {name: value for name in ("tokens", "prompt_tokens", "repeats")
              if (value := getattr(arguments, name)) is not None}  # fmt: skip
-    shape = Shape(**given)
+    shape, streams = Shape(**given), arguments.streams or [Shape.streams]
+    if arguments.plot is not None:
+        from topkapi.service.commands.bench_plot import check_plot
+
+        check_plot(arguments.plot)
+    if arguments.url is not None:
+        return _bench_server(arguments, streams, shape)
     settings = given_settings(arguments)
     if arguments.checkpoint is None:
         config = None
@@ -102,13 +108,29 @@ def bench(arguments: argparse.Namespace) -> int:
         (arguments.checkpoint,), settings = all_at_hand([arguments.checkpoint], settings)
         (config,) = check_locations([arguments.checkpoint], settings)
         context = None if config is None else config.context_length
-    check_shape(shape, context)
+    check_shapes(streams, shape, context)
     with (
         loading("GPT-2's shape" if arguments.checkpoint is None else name_of_location(arguments.checkpoint)),
         importing(),
     ):
         from topkapi.service.commands.bench import bench
-    return bench(settings, arguments.checkpoint, shape, as_json=arguments.json)
+    return bench(settings, arguments.checkpoint, streams, shape, as_json=arguments.json, plot=arguments.plot)
+
+
+def _bench_server(arguments: argparse.Namespace, streams: list[int], shape: Shape) -> int:
+    """`topkapi bench --url`, which computes nothing itself and needs no torch."""
+    for name in ("dtype", "threads", "draft"):
+        if getattr(arguments, name, None) is not None:
+            raise SettingsError(
+                f"--{name} is for what is computed here, and --url is computed by the server", field=name,
+                hint="start the server with it",
+            )  # fmt: skip
+    from topkapi.service.commands.bench_sweep import bench_server, progress, told
+
+    with progress(arguments.json) as said:
+        found = bench_server(arguments.url, arguments.checkpoint, streams, shape, said)
+    told(found, arguments.json, arguments.plot)
+    return 0
 
 
 def bind(host: str, port: int) -> socket.socket:
