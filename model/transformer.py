@@ -43,6 +43,8 @@ class Core(Protocol):
 
     held_in: str
     level: str
+    scanner: Callable[[Sequence[Tensor]], Any]
+    """Looks through rows of logits: a `model.decoding.scan.Scanner`."""
 
     def slots(self, count: int, capacity: int) -> CoreSlots: ...
 

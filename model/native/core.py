@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from topkapi.model.linear import Linear
 from topkapi.model.native import library as interface
 from topkapi.model.native.library import c_int, c_pointer, check
+from topkapi.model.native.scanning import Scanner
 from topkapi.model.storage.gguf_blocks import KINDS as BLOCK_KINDS
 from topkapi.model.storage.gguf_blocks import Blocks
 from topkapi.model.transformer import Block, Decoder, rotary_frequencies
@@ -49,6 +50,7 @@ class Core:
         self.level = level or interface.levels()[-1]
         self._handle = c_pointer()
         workers = interface.shared_threads(threads or torch.get_num_threads())
+        self.scanner = Scanner(self.level, threads)
         made = ctypes.addressof(self._handle)
         check(library.topkapi_network_new(self._shape_at, interface.levels().index(self.level), workers, made))
         format_number = FORMATS[held_in]
