@@ -52,6 +52,14 @@ class Core(Protocol):
         self, slots: Any, works: Sequence[tuple[int, int, Sequence[int]]], kept: Sequence[int] = ()
     ) -> list[Tensor]: ...
 
+    def step(
+        self,
+        slots: Any,
+        works: Sequence[tuple[int, int, Sequence[int]]],
+        wanted: Sequence[int],
+        kept: Sequence[int] = (),
+    ) -> list[Tensor]: ...
+
     def logits(self, states: Tensor) -> Tensor: ...
 
 

@@ -80,6 +80,16 @@ class Core:
 
         The final states of all rows `[R, hidden_size]` float32, then the states below each of the layers `kept`.
         """
+        return self.step(slots, works, (), kept)[1:]
+
+    def step(
+        self,
+        slots: Slots,
+        works: Sequence[tuple[int, int, Sequence[int]]],
+        wanted: Sequence[int],
+        kept: Sequence[int] = (),
+    ) -> list[Tensor]:
+        """As `run`, and before what that gives the logits `[wanted rows, vocab_size]` float32 of rows by their numbers."""
         spans = (interface.Span * len(works))()
         tokens: list[int] = []
         most = 0
@@ -98,8 +108,10 @@ class Core:
             None if cosines is None else cosines.data_ptr(), None if sines is None else sines.data_ptr(),
             0 if cosines is None else len(cosines), len(kept), ctypes.addressof(layers), early.data_ptr(),
         )  # fmt: skip
-        check(self._library.topkapi_run(self._handle, slots.handle, ctypes.addressof(work)))
-        return [states, *early]
+        at = ctypes.addressof(work)
+        return [
+            self.scanner.step(self._handle, slots.handle, at, wanted, self._config.vocab_size), states, *early,
+        ]  # fmt: skip
 
     def logits(self, states: Tensor) -> Tensor:
         """Scores of every token: `[R, hidden_size]` float32 -> `[R, vocab_size]` float32."""

@@ -1,12 +1,12 @@
 // The C interface to look through rows of logits, which model/native/scanning.py calls: each function goes over rows on threads.
 
 #include "core.h"
+#include "network.h"
 #include "threads.h"
 
 #include <algorithm>
 #include <functional>
-#include <new>
-#include <stdexcept>
+#include <string.h>
 #include <vector>
 
 extern "C" {
@@ -21,6 +21,9 @@ struct Scanned {
     const float *divisors;
     float *maxima;
 };
+
+int topkapi_run(void *network, void *slots, const Pass *pass);
+int topkapi_logits(void *network, const float *states, int rows, float *to);
 }
 
 namespace {
@@ -61,6 +64,26 @@ int topkapi_scan(const Scanned *scanned, float *best, int32_t *first) {
     return each(*scanned, [&](int row) {
         scanned->kernels->scan(scanned->rows[row], scanned->size, maxima(*scanned, row), best + row, first + row);
     });
+}
+
+// A whole step: a pass, the logits [rows][size] of the `wanted` rows of the pass, and, with `best`, their scan. Python waits for its
+// interpreter once instead of three times.
+int topkapi_step(void *network, void *slots, const Pass *pass, const int32_t *wanted, float *logits, const Scanned *scanned,
+                 float *best, int32_t *first) {
+    int failure = topkapi_run(network, slots, pass);
+    if (failure || !scanned->count) return failure;
+    try {
+        size_t hidden = ((Network *)network)->shape.hidden;
+        std::vector<float> states(hidden * scanned->count);
+        for (int row = 0; row < scanned->count; row++) {
+            if (wanted[row] < 0 || wanted[row] >= pass->rows) return 2;
+            memcpy(states.data() + row * hidden, pass->states + wanted[row] * hidden, hidden * sizeof(float));
+        }
+        failure = topkapi_logits(network, states.data(), scanned->count, logits);
+    } catch (...) {
+        return 1;
+    }
+    return failure || !best ? failure : topkapi_scan(scanned, best, first);
 }
 
 int topkapi_scan_totals(const Scanned *scanned, const float *best, double *sums, double *weighted) {

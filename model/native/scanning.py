@@ -28,6 +28,9 @@ PIECE = 64
 ROOM = 256
 """Tokens of a row that are found at once; where there are more, they are looked for again with enough room."""
 
+FEW = 64
+"""Rows whose scan is made with their logits; more are those of a text that is scored."""
+
 _Scanned = interface._structure(
     "Scanned", kernels=c_pointer, threads=c_pointer, count=c_int, size=c_int, rows=c_pointer, divisors=c_pointer,
     maxima=c_pointer,
@@ -40,6 +43,7 @@ def _library() -> ctypes.CDLL:
     assert core is not None, "asked for where there is a core"
     core.topkapi_kernels.restype = c_pointer
     core.topkapi_scan.argtypes = [c_pointer] * 3
+    core.topkapi_step.argtypes = [c_pointer] * 8
     core.topkapi_scan_totals.argtypes = [c_pointer] * 4
     core.topkapi_scan_collect.argtypes = [c_pointer] * 3 + [ctypes.c_uint64, c_int] + [c_pointer] * 3
     core.topkapi_scan_largest.argtypes = core.topkapi_scan_above.argtypes = [c_pointer] * 3
@@ -53,17 +57,40 @@ class Scanner:
         levels = interface.levels()
         self.kernels = _library().topkapi_kernels(levels.index(level or levels[-1]))
         self.threads = interface.shared_threads(threads or torch.get_num_threads())
+        self._ready: Scan | None = None
 
     def __call__(self, rows: Sequence[Tensor]) -> Scan:
         """Scan logits, float32 `[V]` on the CPU each; they must not change as long as the scan is used."""
-        size = len(rows[0])
+        size, ready = len(rows[0]), self._ready
         assert all(len(row) == size and row.dtype == torch.float32 and row.is_contiguous() for row in rows)
         addresses = np.array([row.data_ptr() for row in rows], dtype=np.uint64)
-        maxima = np.empty((len(rows), -(-size // PIECE)), dtype=np.float32)
-        best, first = np.empty(len(rows), dtype=np.float32), np.empty(len(rows), dtype=np.int32)
-        scan = Scan(self, rows, addresses, maxima, best, first, np.ones(len(rows), dtype=np.float32))
-        check(_library().topkapi_scan(scan.structure, best.ctypes.data, first.ctypes.data))
+        if ready is not None and (places := ready.places(addresses, size)) is not None:
+            return ready.some(places)
+        scan = self._blank(rows, addresses)
+        check(_library().topkapi_scan(scan.structure, scan.best.ctypes.data, scan.first.ctypes.data))
         return scan
+
+    def step(self, network: c_pointer, slots: c_pointer, work: int, wanted: Sequence[int], vocabulary: int) -> Tensor:
+        """A pass of a network, `work` being the address of its structure, and the logits `[R, V]` of the `wanted` rows,
+        whose scan is ready when it is asked for."""
+        logits = torch.empty(len(wanted), vocabulary)
+        rows, few = np.array(wanted, dtype=np.int32), 0 < len(wanted) <= FEW
+        addresses = logits.data_ptr() + np.arange(len(wanted), dtype=np.uint64) * np.uint64(4 * vocabulary)
+        scan = self._blank(logits.unbind() or [logits.new_empty(vocabulary)], addresses)
+        check(
+            _library().topkapi_step(
+                network, slots, work, rows.ctypes.data, logits.data_ptr(), scan.structure,
+                scan.best.ctypes.data if few else None, scan.first.ctypes.data,
+            )
+        )  # fmt: skip
+        self._ready = scan if few else None
+        return logits
+
+    def _blank(self, rows: Sequence[Tensor], addresses: NDArray[np.uint64]) -> Scan:
+        count, size = len(addresses), len(rows[0])
+        maxima = np.empty((count, -(-size // PIECE)), dtype=np.float32)
+        best, first = np.empty(count, dtype=np.float32), np.empty(count, dtype=np.int32)
+        return Scan(self, rows, addresses, maxima, best, first, np.ones(count, dtype=np.float32))
 
 
 class Scan:
@@ -79,7 +106,7 @@ class Scan:
         self.rows, self.best, self.first, self.divided = rows, best, first, divided
         self._scanner, self._addresses, self._maxima, self._divisors = scanner, addresses, maxima, divisors
         self._structure = _Scanned(
-            scanner.kernels, scanner.threads, len(rows), len(rows[0]), addresses.ctypes.data, divisors.ctypes.data,
+            scanner.kernels, scanner.threads, len(addresses), len(rows[0]), addresses.ctypes.data, divisors.ctypes.data,
             maxima.ctypes.data,
         )  # fmt: skip
         self.structure = ctypes.addressof(self._structure)
@@ -91,6 +118,14 @@ class Scan:
     def size(self) -> int:
         """The vocabulary's."""
         return len(self.rows[0])
+
+    def places(self, addresses: NDArray[np.uint64], size: int) -> list[int] | None:
+        """Which of the rows lie at `addresses`; None if one of them is none of these rows."""
+        if size != self.size:
+            return None
+        found = np.minimum(np.searchsorted(self._addresses, addresses), len(self._addresses) - 1)
+        places: list[int] = found.tolist()
+        return places if (self._addresses[found] == addresses).all() else None
 
     def some(self, indexes: list[int]) -> Scan:
         """Some of the rows."""
