@@ -89,7 +89,7 @@ class Core:
         wanted: Sequence[int],
         kept: Sequence[int] = (),
     ) -> list[Tensor]:
-        """As `run`, and before what that gives the logits `[wanted rows, vocab_size]` float32 of rows by their numbers."""
+        """As `run`, and before what that gives the logits of the `wanted` rows, `[wanted, vocab_size]` float32."""
         spans = (interface.Span * len(works))()
         tokens: list[int] = []
         most = 0
