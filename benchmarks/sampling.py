@@ -2,7 +2,7 @@
 
 Prints milliseconds per step for batches of one strategy each and for a batch of all of them, on logits shaped like a
 language model's (a few likely tokens, a long tail): the fastest and the median of many steps, and the median of the
-CPU time of the one thread, which says more on a busy machine.
+CPU time of the one thread, which says more on a busy machine. `TOPKAPI_NATIVE=0` measures numpy instead of the core.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from topkapi.model.decoding.choosing import choose
 from topkapi.model.decoding.parameters import resolve
 from topkapi.model.decoding.rows import Row
+from topkapi.model.decoding.scan import Scanner
+from topkapi.model.native import levels
+from topkapi.model.native.scanning import Scanner as NativeScanner
 
 EIGHT: dict[str, dict[str, Any]] = {
     "temperature": {"temperature": 0.8},
@@ -53,12 +56,14 @@ def language_like(rows: int, vocabulary: int) -> torch.Tensor:
     return torch.stack([row[torch.randperm(vocabulary, generator=generator)] for row in logits])
 
 
-def milliseconds(logits: torch.Tensor, rows: list[Row], steps: int) -> tuple[float, float, float]:
+def milliseconds(
+    logits: torch.Tensor, rows: list[Row], steps: int, scanner: Scanner | None
+) -> tuple[float, float, float]:
     """Fastest and median step, and the median of the thread's own CPU time; rows grow as in an engine."""
     times, busy = [], []
     for _ in range(steps):
         start, start_busy = time.perf_counter(), time.thread_time()
-        choices = choose(logits, rows)
+        choices = choose(logits, rows, scanner=scanner)
         times.append((time.perf_counter() - start) * 1000)
         busy.append((time.thread_time() - start_busy) * 1000)
         for row, choice in zip(rows, choices, strict=True):
@@ -85,14 +90,16 @@ def main() -> None:
             for at in range(arguments.rows)
         ]
 
-    print(f"{arguments.rows} rows of {arguments.vocabulary}, {arguments.threads} threads: ms per step")
+    scanner = NativeScanner(threads=arguments.threads) if levels() else None
+    how = "numpy" if scanner is None else f"the core's {levels()[-1]}"
+    print(f"{arguments.rows} rows of {arguments.vocabulary}, {how}, {arguments.threads} threads: ms per step")
     print(f"{'':26s} fastest  median  median CPU")
     batches = {"all eight": list(EIGHT.values())} | {name: [request] for name, request in (EIGHT | OTHERS).items()}
     with torch.inference_mode():
         for name, requests in batches.items():
             if arguments.only not in (None, name):
                 continue
-            fastest, median, busy = milliseconds(logits, rows(requests), arguments.steps)
+            fastest, median, busy = milliseconds(logits, rows(requests), arguments.steps, scanner)
             print(f"{name:26s} {fastest:7.2f} {median:7.2f} {busy:11.2f}", flush=True)
 
 

@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from topkapi.engine.network import DecoderNetwork, Network
@@ -47,7 +48,8 @@ class Engine:
 
     Up to `max_running` sequences are computed together; `max_queue` more jobs, of `max_queued_tokens` prompt tokens
     together (None: 64 contexts), may wait. What exceeds that is refused with `Overloaded`. `step_tokens` is the budget
-    of one step. `draft` is a smaller network with the same vocabulary that guesses ahead.
+    of one step. `draft` is a smaller network with the same vocabulary that guesses ahead. The events of a step are
+    delivered within `handing_out()`.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class Engine:
         step_tokens: int = STEP_TOKENS,
         network: Network | None = None,
         draft: Decoder | Network | None = None,
+        handing_out: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.model, self.name = model, name
+        self._handing_out = handing_out
         self.max_running, self.max_queue = max_running, max_queue
         network = network or DecoderNetwork(model, max_running)
         if isinstance(draft, Decoder):
@@ -347,7 +351,7 @@ class Engine:
 
     def _settle(self) -> None:
         """Hand out the step's events and let go of what is over."""
-        with self._telling:
+        with self._telling, self._handing_out():
             if self._abandoned:
                 raise _Abandoned
             for submitted in self._jobs:

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from topkapi.model.cache import NetworkOutput, SlotCache, Work, outputs
+from topkapi.model.decoding.scan import Scanner
 from topkapi.model.invariance import calibrate
 from topkapi.model.transformer import Decoder
 
@@ -19,6 +20,8 @@ class Network(Protocol):
     slots: int
     capacity: int
     deterministic: bool
+    scanner: Scanner | None
+    """What looks through its logits faster than numpy does, if something can."""
 
     def run(self, works: Sequence[Work]) -> list[NetworkOutput]:
         """Read every work's tokens; what each asked for."""
@@ -47,6 +50,7 @@ class DecoderNetwork:
         self.capacity = min(capacity or model.config.context_length, affordable)
         self.slots = min(slots, affordable // self.capacity)
         self.deterministic = calibrate(model)
+        self.scanner: Scanner | None = None if model.core is None else model.core.scanner
         self._cache = SlotCache(model, self.slots, self.capacity)
 
     def run(self, works: Sequence[Work]) -> list[NetworkOutput]:

@@ -177,7 +177,8 @@ class Steps:
 
     def _choose(self, sequences: list[Continuation], logits: list[Tensor], guessed: bool) -> None:
         try:
-            choices = choose(logits, [sequence.row for sequence in sequences])
+            rows = [sequence.row for sequence in sequences]
+            choices = choose(logits, rows, scanner=self.network.scanner)
         except BEYOND_A_JOB:
             raise
         except BaseException as error:

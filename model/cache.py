@@ -20,7 +20,7 @@ from torch import Tensor
 
 from topkapi.model.attention import KEY_BLOCK, block_attention
 from topkapi.model.config import ModelConfig
-from topkapi.model.transformer import Decoder
+from topkapi.model.transformer import Core, Decoder
 
 # Tokens of a prompt that are read at a time where no scheduler says otherwise.
 PREFILL_CHUNK = 256
@@ -121,8 +121,11 @@ def read(model: Decoder, cache: SlotCache, works: Sequence[Work]) -> Tensor:
 def outputs(model: Decoder, cache: SlotCache, works: Sequence[Work]) -> list[NetworkOutput]:
     """Run the network over all the new tokens of `works`, one work per slot at most; what each asked for."""
     layers: dict[int, Tensor] = {layer: torch.empty(0) for work in works for layer in work.layers}
-    hidden = _run(model, cache, works, layers)
-    rows = wanted_logits(model, hidden[_wanted(works)])
+    if model.core is None:
+        hidden = _run(model, cache, works, layers)
+        rows = wanted_logits(model, hidden[_wanted(works)])
+    else:
+        rows, hidden = _step(model.core, cache, works, _wanted(works), layers)
     found, end, told = [], 0, 0
     for work in works:
         end, told = end + len(work.token_ids), told + work.wanted
@@ -144,13 +147,7 @@ def _wanted(works: Sequence[Work]) -> list[int]:
 def _run(model: Decoder, cache: SlotCache, works: Sequence[Work], layers: dict[int, Tensor] | None = None) -> Tensor:
     """The final states of all rows read, `[padded rows, hidden_size]`; those below `layers` are filled in there."""
     if model.core is not None:
-        assert cache.native is not None, "a cache belongs to the network that it was made for"
-        kept = list(layers or ())
-        spans = [(work.slot, work.start, work.token_ids) for work in works]
-        states, *early = model.core.run(cache.native, spans, kept)
-        if layers is not None:
-            layers.update(zip(kept, early, strict=True))
-        return states
+        return _step(model.core, cache, works, (), layers)[1]
     reading = _Reading(cache, works, model)
     padded = model.padded_rows(reading.rows)
     tokens = torch.zeros(1, padded, dtype=torch.int64)
@@ -163,6 +160,19 @@ def _run(model: Decoder, cache: SlotCache, works: Sequence[Work], layers: dict[i
             layers[layer] = state[0]
 
     return model.hidden(tokens.to(model.device), positions, reading.attend, observe if layers else None)[0]
+
+
+def _step(
+    core: Core, cache: SlotCache, works: Sequence[Work], wanted: Sequence[int], layers: dict[int, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """As `_run` with the native core, and before that the logits of the `wanted` rows."""
+    assert cache.native is not None, "a cache belongs to the network that it was made for"
+    kept = list(layers or ())
+    spans = [(work.slot, work.start, work.token_ids) for work in works]
+    logits, states, *early = core.step(cache.native, spans, wanted, kept)
+    if layers is not None:
+        layers.update(zip(kept, early, strict=True))
+    return logits, states
 
 
 @torch.inference_mode()

@@ -97,10 +97,11 @@ def generate(
     if limit == 0:
         return GenerationResult([], "length")
     cache = SlotCache(model, capacity=len(prompt_ids) + limit)
+    scanner = None if model.core is None else model.core.scanner
     for start in range(0, len(prompt_ids), PREFILL_CHUNK):
         state = read(model, cache, [Work(0, start, prompt_ids[start : start + PREFILL_CHUNK])])
     while True:
-        token_id = choose(wanted_logits(model, state), [row])[0].token_id
+        token_id = choose(wanted_logits(model, state), [row], scanner=scanner)[0].token_id
         tokens.append(token_id)
         if constraint is not None:
             constraint.advance(token_id)

@@ -53,11 +53,21 @@ class Core(Protocol):
 
     held_in: str
     level: str
+    scanner: Callable[[Sequence[Tensor]], Any]
+    """Looks through rows of logits: a `model.decoding.scan.Scanner`."""
 
     def slots(self, count: int, capacity: int) -> CoreSlots: ...
 
     def run(
         self, slots: Any, works: Sequence[tuple[int, int, Sequence[int]]], kept: Sequence[int] = ()
+    ) -> list[Tensor]: ...
+
+    def step(
+        self,
+        slots: Any,
+        works: Sequence[tuple[int, int, Sequence[int]]],
+        wanted: Sequence[int],
+        kept: Sequence[int] = (),
     ) -> list[Tensor]: ...
 
     def logits(self, states: Tensor) -> Tensor: ...

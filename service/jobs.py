@@ -9,11 +9,11 @@ from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import ClassVar, Generic, Self, TypeVar
-from weakref import WeakKeyDictionary, ref
+from typing import Generic, Self, TypeVar
 
 from topkapi.engine.request import Completed, Deliver, Event, Failed, Finished, GenerateJob, Handle, Job, Token
 from topkapi.model.errors import Overloaded
+from topkapi.service.mailbox import Mailbox, Post
 from topkapi.service.models import LoadedModel
 
 AT_ONCE = 32
@@ -23,53 +23,6 @@ Step = TypeVar("Step")
 
 RETRY_SECONDS = 0.02
 """Between two looks at a queue that is full of other requests."""
-
-
-Post = tuple[int, list[Event], float]
-"""The number of a job, what a step brought for it, and when."""
-
-
-class Mailbox:
-    """What other threads hand to an event loop, which is woken once for all that has come meanwhile.
-
-    A step has something for every request; to be woken for each would have the two threads wait for one another.
-    """
-
-    _all: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, Mailbox]] = WeakKeyDictionary()
-
-    @classmethod
-    def of(cls, loop: asyncio.AbstractEventLoop) -> Mailbox:
-        """The mailbox of `loop`; to be called on its thread."""
-        if loop not in cls._all:
-            cls._all[loop] = cls(loop)
-        return cls._all[loop]
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        # The table holds the loop weakly, so its value must not hold it either.
-        self._loop = ref(loop)
-        self._posts: deque[tuple[asyncio.Queue[Post], Post]] = deque()
-        self._woken = False
-
-    def post(self, queue: asyncio.Queue[Post], post: Post) -> None:
-        """Have the loop put `post` into `queue`. Safe from any thread."""
-        self._posts.append((queue, post))
-        loop = self._loop()
-        if self._woken or loop is None:
-            return
-        self._woken = True
-        try:
-            loop.call_soon_threadsafe(self._empty)
-        except RuntimeError:
-            # A closed loop: the server is going down and nobody is left to read.
-            self._woken = False
-            self._posts.clear()
-
-    def _empty(self) -> None:
-        # Before looking, so that what is posted from here on wakes the loop again.
-        self._woken = False
-        while self._posts:
-            queue, post = self._posts.popleft()
-            queue.put_nowait(post)
 
 
 class JobGroup:

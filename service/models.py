@@ -21,6 +21,7 @@ from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.service.embedding import EMBEDDER
 from topkapi.service.garbage import sweep
 from topkapi.service.locations import name_of, split_location
+from topkapi.service.mailbox import Mailbox
 from topkapi.service.metrics import Metrics, ModelMetrics
 from topkapi.service.settings import Settings
 
@@ -238,7 +239,11 @@ class Models:
         try_network(checkpoint.model)
         draft = self._draft_for(name, checkpoint)
         engine = Engine(
-            checkpoint.model, name=name, max_queue=self.settings.max_queue, draft=None if draft is None else draft.model
+            checkpoint.model,
+            name=name,
+            max_queue=self.settings.max_queue,
+            draft=None if draft is None else draft.model,
+            handing_out=Mailbox.together,
         )
         engine.start()
         self._watch.start()

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
+from topkapi.model.decoding.scan import Found, Scan
+
 Flat = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
@@ -35,17 +37,43 @@ class Candidates:
     `logits [B, K]` float32 holds -inf for what is ruled out. `ids` is None while column and token are the same
     (K = V), else int64 `[B, K]` on the CPU, ascending in each row and padded with V. What has been truncated lives
     on the CPU, so a device only ever sees whole vocabularies. Nothing here is changed in place but by `put`, which
-    copies first if the logits are the network's own (`owned` is False).
+    copies first if the logits are the network's own (`owned` is False). Of a `scan` the logits are written out only
+    where somebody needs all of them.
     """
 
-    def __init__(self, logits: Tensor, vocab_size: int, ids: Tensor | None = None, *, owned: bool = True) -> None:
-        self.logits, self.vocab_size, self.ids = logits, vocab_size, ids
+    def __init__(
+        self,
+        logits: Tensor | Scan,
+        vocab_size: int,
+        ids: Tensor | None = None,
+        *,
+        owned: bool = True,
+    ) -> None:
+        self._logits = logits if isinstance(logits, Tensor) else None
+        self.scan = None if isinstance(logits, Tensor) else logits
+        self.vocab_size, self.ids = vocab_size, ids
         self._owned = owned
+
+    def __len__(self) -> int:
+        return len(self.logits) if self.scan is None else len(self.scan)
+
+    @property
+    def logits(self) -> Tensor:
+        """`[B, K]` float32."""
+        if self._logits is None:
+            assert self.scan is not None
+            self._logits = torch.from_numpy(self.scan.written())
+        return self._logits
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the logits are in the memory of the CPU."""
+        return self.scan is not None or self.logits.device.type == "cpu"
 
     @cached_property
     def best(self) -> Tensor:
         """The largest logit of each row, `[B]` float32."""
-        return maxima(self.logits)
+        return maxima(self.logits) if self.scan is None else torch.from_numpy(self.scan.best)
 
     @cached_property
     def probabilities(self) -> Tensor:
@@ -64,6 +92,8 @@ class Candidates:
     def log_total(self) -> Tensor:
         """The log of the sum of the exponentiated logits, `[B]` float64 on the CPU."""
         best = self.best.double().cpu()
+        if self._totals is not None:
+            return best + torch.from_numpy(np.log(self._totals[0]))
         if self.ids is None:
             # The most likely token's probability is 1 / sum(exp(logits - best)).
             return best - maxima(self.probabilities).double().cpu().log()
@@ -71,8 +101,15 @@ class Candidates:
         return best + weights.cumsum(dim=-1)[:, -1].log()
 
     @cached_property
+    def _totals(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        return None if self.scan is None else self.scan.totals()
+
+    @cached_property
     def entropy(self) -> Tensor:
         """In nats, `[B]` float64 on the CPU."""
+        if self._totals is not None:
+            total, weighted = self._totals
+            return torch.from_numpy(np.maximum(np.log(total) + weighted / total, 0.0))
         below = self.best.unsqueeze(-1) - self.logits
         if not self.whole:
             below.clamp_(max=1e4)
@@ -82,6 +119,8 @@ class Candidates:
     @cached_property
     def count(self) -> Tensor:
         """How many tokens are left, int64 `[B]` on the CPU."""
+        if self.scan is not None:
+            return torch.tensor(self.scan.above(np.full(len(self), NOT_CHOSEN, dtype=np.float32)))
         if self.whole:
             return torch.full((len(self.logits),), self.logits.shape[-1])
         return (self.logits > NOT_CHOSEN).sum(dim=-1).cpu()
@@ -105,7 +144,7 @@ class Candidates:
         if len(parts) == 1:
             return parts[0]
         width = max(part.logits.shape[-1] for part in parts)
-        shape = (sum(len(part.logits) for part in parts), width)
+        shape = (sum(map(len, parts)), width)
         logits = torch.full(shape, NOT_CHOSEN)
         ids = torch.full(shape, parts[0].vocab_size)
         row = 0
@@ -124,6 +163,8 @@ class Candidates:
 
     def largest(self, k: Tensor) -> Candidates:
         """The `k [B]` (int64, at least 1) largest logits of each row, and those equal to the last of them."""
+        if self.scan is not None:
+            return self.found(self.scan.largest(k.numpy()))
         found: Candidates = self
         most = int(k.max())
         if self.ids is None and most < self.vocab_size // PIECE:
@@ -141,6 +182,8 @@ class Candidates:
         # Converted by torch, which takes what is beyond float32 for infinite without a warning.
         wanted = floor.to(torch.float32).numpy()
         lowest = np.maximum(np.minimum(wanted, self.best.cpu().numpy()), np.float32(LOWEST))
+        if self.scan is not None:
+            return self.found(self.scan.at_least(lowest))
         if self.ids is not None and self.logits.shape[-1] <= NARROW:
             return self.where(torch.from_numpy(self.logits.numpy() >= lowest[:, None]))
         return self._take(find(self.logits, lowest))
@@ -160,11 +203,20 @@ class Candidates:
         logits = self.logits if self._owned else self.logits.clone(memory_format=torch.contiguous_format)
         source = torch.as_tensor(values, dtype=logits.dtype).to(logits.device)
         logits.view(-1)[torch.as_tensor(flat, device=logits.device)] = source
-        return Candidates(logits, self.vocab_size, self.ids)
+        return self.changed(logits, self.ids)
+
+    def changed(self, logits: Tensor, ids: Tensor | None = None) -> Candidates:
+        """The same rows with other logits, scanned anew if these were."""
+        found = Candidates(logits, self.vocab_size, ids)
+        if self.scan is not None:
+            found.scan = self.scan.again(logits)
+        return found
 
     def get(self, flat: Flat) -> Floats:
         """The logits at flattened positions."""
-        if self.logits.device.type == "cpu":
+        if self.scan is not None and self._logits is None and len(flat) <= len(self):
+            return self.scan.get(*np.divmod(flat, self.vocab_size))
+        if self.on_cpu:
             found: Floats = self.logits.numpy().reshape(-1)[flat]
         else:
             found = self.logits.view(-1)[torch.as_tensor(flat, device=self.logits.device)].cpu().numpy()
@@ -201,8 +253,14 @@ class Candidates:
 
     def row(self, index: int) -> Candidates:
         """One of the rows."""
+        if self.scan is not None:
+            return Candidates(self.scan.some([index]), self.vocab_size)
         ids = None if self.ids is None else self.ids[index : index + 1]
         return Candidates(self.logits[index : index + 1], self.vocab_size, ids, owned=False)
+
+    def found(self, found: Found) -> Candidates:
+        """What a scan has found as a truncated set."""
+        return Candidates(torch.from_numpy(found[0]), self.vocab_size, torch.from_numpy(found[1]))
 
     def outstanding(self, masks: Sequence[NDArray[np.bool_]], floors: Sequence[float]) -> Candidates:
         """The tokens that their row's mask marks, or whose logit is at least their row's floor."""

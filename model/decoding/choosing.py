@@ -13,6 +13,7 @@ from torch import Tensor
 
 from topkapi.model.decoding.candidates import NOT_CHOSEN, Candidates, maxima
 from topkapi.model.decoding.drawing import draw
+from topkapi.model.decoding.scan import Scan, Scanner
 from topkapi.model.decoding.stages import Row, apply, grouped, select
 from topkapi.model.decoding.trace import TokenTrace, Tracer
 from topkapi.model.decoding.truncation import observe_surprise
@@ -73,19 +74,26 @@ def nothing_left(rows: Sequence[int]) -> NothingLeft:
     return NothingLeft("no token is left to choose", rows, hint=hint)
 
 
-def choose(logits: Tensor | Sequence[Tensor], rows: Sequence[Row], found: Sequence[int] | None = None) -> list[Choice]:
+def choose(
+    logits: Tensor | Sequence[Tensor],
+    rows: Sequence[Row],
+    found: Sequence[int] | None = None,
+    scanner: Scanner | None = None,
+) -> list[Choice]:
     """Choose one token per row from the network's logits, `[B, V]` or a `[V]` for each row.
 
     The token is `argmax(log-probability + gumbel(seed, sequence, position, token))`, greedy rows without the noise;
-    or the one that a search has `found [B]`, which is then only explained.
+    or the one that a search has `found [B]`, which is then only explained. A `scanner` looks through logits on the CPU
+    faster than numpy does.
     Raises `UnusableLogits` naming the rows whose logits hold NaN or infinity or lose every token to the parameters.
     """
     logits = [row.detach().float().contiguous() for row in logits]
+    scan = scanner(logits) if scanner is not None and logits[0].device.type == "cpu" else None
     choices: list[Choice] = [Choice(-1)] * len(rows)
     drawn: list[tuple[list[int], Candidates, Tracer | None]] = []
     overflowing: list[int] = []
-    for stages, indexes in grouped(logits, rows):
-        group, candidates = [rows[index] for index in indexes], select(logits, indexes)
+    for stages, indexes in grouped(logits, rows, scanned=scan is not None):
+        group, candidates = [rows[index] for index in indexes], select(scan or logits, indexes)
         if bad := _overflowing(candidates.best):
             overflowing += [indexes[at] for at in bad]
             continue
@@ -112,7 +120,7 @@ def choose(logits: Tensor | Sequence[Tensor], rows: Sequence[Row], found: Sequen
             logprob = choices[index].logprob
             assert logprob is not None
             observe_surprise(row, logprob)
-    return _explained(choices, logits, rows)
+    return _explained(choices, scan or logits, rows)
 
 
 def _settle(
@@ -138,7 +146,10 @@ def _settle(
 def _most_likely(candidates: Candidates) -> list[int]:
     """The first of the tokens with the largest logit, of each row."""
     first: list[int]
-    if candidates.ids is None and candidates.logits.device.type == "cpu":
+    if candidates.scan is not None:
+        first = candidates.scan.first.tolist()
+        return first
+    if candidates.ids is None and candidates.on_cpu:
         first = candidates.logits.numpy().argmax(axis=-1).tolist()
         return first
     top = candidates.at_least(candidates.best.cpu())
@@ -154,7 +165,7 @@ def _log_probabilities(candidates: Candidates, token_ids: Sequence[int]) -> list
     return result
 
 
-def _explained(choices: list[Choice], logits: Sequence[Tensor], rows: Sequence[Row]) -> list[Choice]:
+def _explained(choices: list[Choice], logits: Sequence[Tensor] | Scan, rows: Sequence[Row]) -> list[Choice]:
     """With what the network itself thought, for the rows that asked for log-probabilities; bare for the others."""
     wanted = [index for index, row in enumerate(rows) if row.parameters.logprobs is not None]
     for index, row in enumerate(rows):
@@ -170,12 +181,22 @@ def _explained(choices: list[Choice], logits: Sequence[Tensor], rows: Sequence[R
     values, columns = leaders.logits.sort(dim=-1, descending=True, stable=True)
     top_ids, totals = leaders.ids.gather(-1, columns), raw.log_total
     own = _log_probabilities(raw, token_ids)
+    ranks = _ranks(raw, token_ids)
     for at, index in enumerate(wanted):
         best = (values[at, : counts[at]].double() - totals[at]).tolist()
         choices[index] = replace(
             choices[index],
             raw_logprob=own[at],
-            rank=int((raw.logits[at] > raw.logits[at, token_ids[at]]).sum()) + 1,
+            rank=ranks[at],
             top=tuple(zip(top_ids[at, : counts[at]].tolist(), best, strict=True)),
         )
     return choices
+
+
+def _ranks(raw: Candidates, token_ids: Sequence[int]) -> list[int]:
+    """Of these tokens of whole vocabularies, 1 for the most likely."""
+    flat, _ = raw.locate(np.arange(len(token_ids)), np.asarray(token_ids, dtype=np.int64))
+    own = raw.get(flat)
+    if raw.scan is not None:
+        return [count + 1 for count in raw.scan.above(own)]
+    return [int((row > value).sum()) + 1 for row, value in zip(raw.logits, own.tolist(), strict=True)]

@@ -13,34 +13,34 @@ from topkapi.model.decoding.rows import Ids, Row
 from topkapi.model.decoding.stage import Values, stage
 
 
-@stage(needed=lambda row: row.constraint is not None)
+@stage(needed=lambda row: row.constraint is not None, scans=True)
 def grammar(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """What the structure that was asked for may go on with."""
     allowed = torch.stack([row.constraint.mask() for row in rows if row.constraint is not None])
     logits = candidates.dense()
     masked = logits.masked_fill(~allowed.to(logits.device), NOT_CHOSEN)
-    return Candidates(masked, candidates.vocab_size)
+    return candidates.changed(masked)
 
 
-@stage(needed=lambda row: row.position < row.parameters.min_tokens)
+@stage(needed=lambda row: row.position < row.parameters.min_tokens, scans=True)
 def min_tokens(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Nothing that ends the answer before it has its least length."""
     return _without(candidates, [[*row.end_token_ids, *row.parameters.stop_token_ids] for row in rows])
 
 
-@stage()
+@stage(scans=True)
 def banned_token_ids(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """None of these."""
     return _without(candidates, [row.parameters.banned_token_ids for row in rows])
 
 
-@stage()
+@stage(scans=True)
 def allowed_token_ids(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """None but these."""
     return candidates.only(*flatten([sorted(set(row.parameters.allowed_token_ids or ())) for row in rows]))
 
 
-@stage()
+@stage(scans=True)
 def bad_words(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Nothing that would complete one of the sequences."""
     return _without(candidates, [_completing(row) for row in rows])
@@ -55,7 +55,7 @@ def _completing(row: Row) -> list[int]:
     return found
 
 
-@stage()
+@stage(scans=True)
 def no_repeat_ngram_size(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Nothing that would complete an n-gram a second time."""
     return _without(candidates, [_repeating(row.history(), row.parameters.no_repeat_ngram_size) for row in rows])

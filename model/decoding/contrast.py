@@ -31,7 +31,7 @@ def guidance(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Can
     moved = (avoided + scale * (wanted - avoided)).masked_fill(
         (wanted == NOT_CHOSEN) | (avoided == NOT_CHOSEN), NOT_CHOSEN
     )
-    return Candidates(moved, candidates.vocab_size)
+    return candidates.changed(moved)
 
 
 @stage()
@@ -42,7 +42,7 @@ def dola(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candida
         if row.early is None:
             raise EngineError("DoLa needs the logits of earlier layers, and nobody computed them")
         parts.append(contrasted(logits, row.early.to(logits.device)))
-    return Candidates(torch.stack(parts), candidates.vocab_size)
+    return candidates.changed(torch.stack(parts))
 
 
 def contrasted(late: Tensor, early: Tensor) -> Tensor:

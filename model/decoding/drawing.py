@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from topkapi.model.decoding.candidates import LOWEST, Candidates
-from topkapi.model.decoding.noise import gumbel_of_keys, loud_tokens, row_keys
+from topkapi.model.decoding.noise import gumbel_of_keys, loud_from, loud_tokens, row_keys
 from topkapi.model.decoding.rows import Row
 
 # Of more tokens than these few, only those whose noise or whose logit stands out are given noise.
@@ -30,11 +30,16 @@ def draw(parts: Sequence[Candidates], rows: Sequence[Row]) -> list[int]:
     keys, finalists, reaches = row_keys(rows), [], []
     origin: list[tuple[Candidates, int]] = []
     for part in parts:
-        own = keys[len(origin) : len(origin) + len(part.logits)]
+        own = keys[len(origin) : len(origin) + len(part)]
         if part.ids is not None and part.logits.shape[-1] <= FEW:
             reach = torch.full((len(own),), -math.inf, dtype=torch.float64)
             finalists.append(part)
-        elif part.logits.device.type != "cpu":
+        elif part.scan is not None:
+            reach = part.log_total - MARGIN
+            floors = (reach - LOUD).numpy().astype(np.float32)
+            found = part.scan.outstanding(floors, own.numpy(), loud_from(LOUD))
+            finalists.append(part.found(found))
+        elif not part.on_cpu:
             reach = torch.full((len(own),), -math.inf, dtype=torch.float64)
             finalists.append(_winners(part, own))
         else:

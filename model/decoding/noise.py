@@ -70,8 +70,7 @@ def loud_tokens(
     It may name a few more, never fewer: only 31 bits are looked at. Logarithms of a whole vocabulary cost far more
     than its hashes.
     """
-    bits = int(math.exp(-math.exp(-level)) * 2.0**31) - 1
-    threshold = np.uint64(bits << 33)
+    threshold = np.uint64(loud_from(level))
     longest = vocab_size if token_ids is None else max(map(len, token_ids))
     whole, space = _token_products(vocab_size), np.empty((2, longest), dtype=np.uint64)
     found = []
@@ -86,6 +85,11 @@ def loud_tokens(
         # The hash's last step leaves the upper 31 bits as they are.
         found.append(x >= threshold)
     return found
+
+
+def loud_from(level: float) -> int:
+    """The hash before its last step from which on noise may be above `level`."""
+    return int(math.exp(-math.exp(-level)) * 2.0**31) - 1 << 33
 
 
 @lru_cache(maxsize=8)

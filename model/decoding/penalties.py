@@ -19,7 +19,7 @@ FLOAT32 = np.finfo(np.float32)
 LOG_OF_LARGEST = 88.0
 
 
-@stage()
+@stage(scans=True)
 def logit_bias(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Add to the logits of given tokens."""
     biases = [row.parameters.logit_bias for row in rows]
@@ -28,7 +28,7 @@ def logit_bias(candidates: Candidates, values: Values, rows: Sequence[Row]) -> C
     return candidates.put(flat, candidates.get(flat) + added)
 
 
-@stage()
+@stage(scans=True)
 def repetition_penalty(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Divide positive and multiply negative logits of tokens that occurred."""
     seen = [row.context_counts(row.parameters.repetition_range)[0] for row in rows]
@@ -42,7 +42,7 @@ def repetition_penalty(candidates: Candidates, values: Values, rows: Sequence[Ro
     return candidates.put(flat, np.where(np.isfinite(logits), changed.clip(FLOAT32.min, FLOAT32.max), logits))
 
 
-@stage(needed=lambda row: row.position > 0)
+@stage(needed=lambda row: row.position > 0, scans=True)
 def count_penalties(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Subtract for each generated token, once and by its count."""
     answers = [row.answer_counts() for row in rows]
@@ -53,7 +53,7 @@ def count_penalties(candidates: Candidates, values: Values, rows: Sequence[Row])
     return candidates.put(flat, candidates.get(flat) - penalty.astype(np.float32))
 
 
-@stage()
+@stage(scans=True)
 def dry(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Subtract from the logits of tokens that would go on with a passage seen before (don't repeat yourself)."""
     found = [_dry_penalties(row) for row in rows]

@@ -23,7 +23,8 @@ class Stage:
     """A named stage; its numeric `parameters` are handed over as float64 `[B]` tensors.
 
     `needed(row)` says whether it has anything to do at this step. `keeps_best` says that the most likely token always
-    survives it and stays the most likely, so that greedy rows can pass it over.
+    survives it and stays the most likely, so that greedy rows can pass it over. `scans` says that it looks at no whole
+    vocabulary where compiled code can tell what it needs.
     """
 
     name: str
@@ -31,15 +32,18 @@ class Stage:
     parameters: tuple[str, ...]
     keeps_best: bool
     needed: Callable[[Row], bool] | None
+    scans: bool
 
 
-def stage(*, keeps_best: bool = False, needed: Callable[[Row], bool] | None = None) -> Callable[[Apply], Apply]:
+def stage(
+    *, keeps_best: bool = False, needed: Callable[[Row], bool] | None = None, scans: bool = False
+) -> Callable[[Apply], Apply]:
     """Declares a function as the stage of its name, which rows of the table name as theirs."""
 
     def declare(apply: Apply) -> Apply:
         name = apply.__name__
         numbers = tuple(p.name for p in PARAMETERS if p.stage == name and p.kind in ("integer", "number"))
-        STAGES[name] = Stage(name, apply, numbers, keeps_best, needed)
+        STAGES[name] = Stage(name, apply, numbers, keeps_best, needed, scans)
         return apply
 
     return declare

@@ -18,6 +18,7 @@ from topkapi.model.decoding import constraints, contrast, penalties, truncation 
 from topkapi.model.decoding.candidates import NOT_CHOSEN, Candidates
 from topkapi.model.decoding.parameters import DEFAULT_ORDER, in_force
 from topkapi.model.decoding.rows import Row
+from topkapi.model.decoding.scan import Scan
 from topkapi.model.decoding.stage import STAGES, Stage
 
 __all__ = ["DEFAULT_ORDER", "NOT_CHOSEN", "STAGES", "Candidates", "Row", "Stage", "apply", "grouped", "process"]
@@ -42,10 +43,13 @@ def plan(row: Row) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def grouped(logits: Sequence[Tensor], rows: Sequence[Row]) -> Iterator[tuple[tuple[Stage, ...], list[int]]]:
+def grouped(
+    logits: Sequence[Tensor], rows: Sequence[Row], *, scanned: bool = False
+) -> Iterator[tuple[tuple[Stage, ...], list[int]]]:
     """The stages needed at this step, and the indexes of rows of `logits`, a `[V]` each, that need just these.
 
-    On a CPU a group is no larger than its logits stay in the cache.
+    On a CPU a group is no larger than its logits stay in the cache, unless they are `scanned` and no stage has them
+    written out.
     """
     most = max(1, IN_CACHE // len(logits[0])) if logits[0].device.type == "cpu" else len(rows)
     groups: dict[tuple[tuple[Stage, ...], bool], list[int]] = {}
@@ -58,8 +62,9 @@ def grouped(logits: Sequence[Tensor], rows: Sequence[Row]) -> Iterator[tuple[tup
             stages = tuple(stage for stage in stages if stage.needed is None or stage.needed(row))
         groups.setdefault((stages, row.greedy), []).append(index)
     for (stages, _), indexes in groups.items():
-        for start in range(0, len(indexes), most):
-            yield stages, indexes[start : start + most]
+        size = len(rows) if scanned and all(stage.scans for stage in stages) else most
+        for start in range(0, len(indexes), size):
+            yield stages, indexes[start : start + size]
 
 
 def apply(
@@ -91,8 +96,10 @@ def _numbers(stages: Sequence[Stage], rows: Sequence[Row]) -> list[dict[str, Ten
     return values
 
 
-def select(logits: Sequence[Tensor], indexes: list[int]) -> Candidates:
-    """Some rows of the network's logits, a float32 `[V]` each, copied unless it is a single one."""
+def select(logits: Sequence[Tensor] | Scan, indexes: list[int]) -> Candidates:
+    """Some rows of the network's logits, a float32 `[V]` each, copied unless it is a single one or they are scanned."""
+    if not isinstance(logits, Sequence):
+        return Candidates(logits.some(indexes), logits.size)
     rows = [logits[index] for index in indexes]
     if len(rows) == 1:
         return Candidates(rows[0].unsqueeze(0), len(rows[0]), owned=False)

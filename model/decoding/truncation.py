@@ -28,7 +28,7 @@ COIN = -1
 SMALLEST_TEMPERATURE = 1e-20
 
 
-@stage(keeps_best=True)
+@stage(keeps_best=True, scans=True)
 def temperature(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Divide by the temperature, itself moved by the entropy where `dynamic_temperature_range` asks for it."""
     divisor, reach = values["temperature"], values["dynamic_temperature_range"]
@@ -40,7 +40,11 @@ def temperature(candidates: Candidates, values: Values, rows: Sequence[Row]) -> 
         low, high = (divisor - reach).clamp(min=0), divisor + reach
         divisor = torch.where((reach > 0) & ~certain, low + (high - low) * place, divisor)
     divisor = divisor.clamp(min=SMALLEST_TEMPERATURE).float().unsqueeze(-1)
-    if candidates.logits.device.type == "cpu":
+    if candidates.scan is not None:
+        scan = candidates.scan.divide(divisor.squeeze(-1).numpy())
+        if scan is not None:
+            return Candidates(scan, candidates.vocab_size)
+    if candidates.on_cpu:
         # A quarter of what torch 2.13 takes, which wakes its threads for it.
         divided = torch.from_numpy(candidates.logits.numpy() / divisor.numpy())
     else:
@@ -48,13 +52,13 @@ def temperature(candidates: Candidates, values: Values, rows: Sequence[Row]) -> 
     return Candidates(divided, candidates.vocab_size, candidates.ids)
 
 
-@stage(keeps_best=True)
+@stage(keeps_best=True, scans=True)
 def top_k(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """The k most likely tokens."""
     return candidates.largest(values["top_k"].long().clamp(max=candidates.vocab_size))
 
 
-@stage(keeps_best=True)
+@stage(keeps_best=True, scans=True)
 def top_p(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """The most likely tokens whose probability reaches p."""
     wanted, totals = values["top_p"].numpy(), candidates.log_total.numpy()
@@ -66,9 +70,8 @@ def top_p(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candid
     short = np.flatnonzero(at == ordered.shape[-1]).tolist()
     if not short:
         return near.at_least(torch.from_numpy(last))
-    logits = candidates.host()
     for row in short:
-        last[row] = _nucleus(logits[row], float(totals[row]), float(wanted[row]))
+        last[row] = _nucleus(candidates.row(row).host()[0], float(totals[row]), float(wanted[row]))
     return candidates.at_least(torch.from_numpy(last))
 
 
@@ -89,13 +92,13 @@ def _nucleus(logits: Floats, total: float, p: float) -> float:
     return LOWEST
 
 
-@stage(keeps_best=True)
+@stage(keeps_best=True, scans=True)
 def min_p(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Tokens at least `min_p` times as likely as the most likely one."""
     return candidates.at_least(candidates.best.double().cpu() + values["min_p"].log())
 
 
-@stage()
+@stage(scans=True)
 def typical_p(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """The tokens whose information is nearest to the entropy, until their probability reaches p."""
     wanted, totals, entropy = values["typical_p"].numpy(), candidates.log_total.numpy(), candidates.entropy.numpy()
@@ -112,9 +115,9 @@ def typical_p(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Ca
         # What was left aside is farther away than this; the cut must fall nearer.
         missed |= reach >= -LOG_PROBABLE[0] - entropy
         if missed.any():
-            logits = candidates.host()
             for row in np.flatnonzero(missed).tolist():
-                reach[row] = _typical(logits[row], float(totals[row]), float(entropy[row]), float(wanted[row]))
+                logits = candidates.row(row).host()[0]
+                reach[row] = _typical(logits, float(totals[row]), float(entropy[row]), float(wanted[row]))
             # A hair wider, for the floor is compared in float32; what lies exactly where is looked at below.
             near, missed = candidates.at_least(torch.from_numpy(totals - entropy - reach - 1e-3)), np.isinf(reach)
             distance = np.abs(totals[:, None] - near.host().astype(np.float64) - entropy[:, None])
@@ -139,13 +142,13 @@ def _mass(information: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.cumsum(np.rint(np.exp(-information) / UNIT).astype(np.int64), axis=-1)
 
 
-@stage(keeps_best=True)
+@stage(keeps_best=True, scans=True)
 def epsilon_cutoff(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Tokens at least this probable."""
     return candidates.at_least(candidates.log_total + values["epsilon_cutoff"].log())
 
 
-@stage(keeps_best=True)
+@stage(keeps_best=True, scans=True)
 def eta_cutoff(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Tokens at least as probable as min(eta, sqrt(eta) * exp(-entropy))."""
     eta = values["eta_cutoff"].log()
@@ -167,14 +170,14 @@ def top_n_sigma(candidates: Candidates, values: Values, rows: Sequence[Row]) -> 
     return candidates.at_least(candidates.best.double().cpu() - values["top_n_sigma"] * sigma)
 
 
-@stage(keeps_best=True)
+@stage(keeps_best=True, scans=True)
 def top_a(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Tokens at least as probable as a times the square of the largest probability."""
     best = candidates.best.double().cpu()
     return candidates.at_least(2 * best - candidates.log_total + values["top_a"].log())
 
 
-@stage()
+@stage(scans=True)
 def xtc(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """By chance, remove all but the least likely of the tokens above the threshold (exclude top choices)."""
     chance = uniform_of_keys(row_keys(rows), torch.tensor([COIN])).squeeze(-1)
@@ -187,7 +190,7 @@ def xtc(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidat
     return candidates.put(flat, NOT_CHOSEN)
 
 
-@stage(keeps_best=True)
+@stage(keeps_best=True, scans=True)
 def mirostat(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Tokens whose surprise, in bits, is at most the row's present bound."""
     bound = torch.tensor([surprise_bound(row) for row in rows], dtype=torch.float64)

@@ -72,6 +72,14 @@ struct Span {
     int32_t slot, first, count, position;
 };
 
+// Tokens whose maximum is kept, so that most of a row of logits need not be looked at again.
+enum { PIECE = 64 };
+
+// Noise of a row's tokens: the hash of what the row is, and from which hash on a token's noise is loud.
+struct Noise {
+    uint64_t key, threshold;
+};
+
 struct Kernels {
     const char *name;
     // What each byte of INT8 is combined with by exclusive or when it is packed: 128 where instructions want it unsigned.
@@ -89,6 +97,12 @@ struct Kernels {
     // Attention of up to `QUERIES` rows of one span for the query heads of one key-value head.
     void (*attend)(const Cache *, const Span *, int32_t head, int32_t begin, int32_t end, const float *queries,
                    int32_t query_stride, int32_t heads_per_key, float scale, float *scores, float *to, int32_t to_stride);
+    // Looking through a row of logits: see scanning.h.
+    void (*scan)(const float *row, int32_t size, float *maxima, float *best, int32_t *first);
+    void (*scan_totals)(const float *row, int32_t size, float divisor, float best, double *sum, double *weighted);
+    int32_t (*scan_collect)(const float *row, int32_t size, float divisor, const float *maxima, float floor, const Noise *noise,
+                            int32_t capacity, int64_t *ids, float *values);
+    int32_t (*scan_above)(const float *row, int32_t size, const float *maxima, float value);
 };
 
 // Rows of a span that attend together.

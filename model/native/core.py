@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from topkapi.model.linear import Linear
 from topkapi.model.native import library as interface
 from topkapi.model.native.library import c_int, c_pointer, check
+from topkapi.model.native.scanning import Scanner
 from topkapi.model.storage.gguf_blocks import KINDS as BLOCK_KINDS
 from topkapi.model.storage.gguf_blocks import Blocks
 from topkapi.model.transformer import Block, Decoder, rotary_frequencies
@@ -49,6 +50,7 @@ class Core:
         self.level = level or interface.levels()[-1]
         self._handle = c_pointer()
         workers = interface.shared_threads(threads or torch.get_num_threads())
+        self.scanner = Scanner(self.level, threads)
         made = ctypes.addressof(self._handle)
         check(library.topkapi_network_new(self._shape_at, interface.levels().index(self.level), workers, made))
         format_number = FORMATS[held_in]
@@ -78,6 +80,16 @@ class Core:
 
         The final states of all rows `[R, hidden_size]` float32, then the states below each of the layers `kept`.
         """
+        return self.step(slots, works, (), kept)[1:]
+
+    def step(
+        self,
+        slots: Slots,
+        works: Sequence[tuple[int, int, Sequence[int]]],
+        wanted: Sequence[int],
+        kept: Sequence[int] = (),
+    ) -> list[Tensor]:
+        """As `run`, and before what that gives the logits of the `wanted` rows, `[wanted, vocab_size]` float32."""
         spans = (interface.Span * len(works))()
         tokens: list[int] = []
         most = 0
@@ -96,8 +108,10 @@ class Core:
             None if cosines is None else cosines.data_ptr(), None if sines is None else sines.data_ptr(),
             0 if cosines is None else len(cosines), len(kept), ctypes.addressof(layers), early.data_ptr(),
         )  # fmt: skip
-        check(self._library.topkapi_run(self._handle, slots.handle, ctypes.addressof(work)))
-        return [states, *early]
+        at = ctypes.addressof(work)
+        return [
+            self.scanner.step(self._handle, slots.handle, at, wanted, self._config.vocab_size), states, *early,
+        ]  # fmt: skip
 
     def logits(self, states: Tensor) -> Tensor:
         """Scores of every token: `[R, hidden_size]` float32 -> `[R, vocab_size]` float32."""

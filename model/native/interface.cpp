@@ -74,6 +74,9 @@ int topkapi_levels() { return (int)available().size(); }
 
 const char *topkapi_level_name(int level) { return available()[level]->name; }
 
+// The kernels of a level, for what is looked through beside a network's passes.
+const void *topkapi_kernels(int level) { return available()[level]; }
+
 void *topkapi_threads_new(int count) {
     try {
         return new Threads(count);

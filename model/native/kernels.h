@@ -5,7 +5,8 @@
 #include "attention.h"
 #include "products.h"
 #include "rows.h"
+#include "scanning.h"
 
 #define KERNELS(variable, title)                                                                                       \
     extern "C" const Kernels variable = {title, FLIP, multiply, quantise, rms_norm, layer_norm,                          \
-                                         silu_gate, gelu,     rotate,   attend}
+                                         silu_gate, gelu,     rotate,   attend,    scan, scan_totals, scan_collect, scan_above}

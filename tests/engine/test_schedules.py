@@ -45,7 +45,7 @@ def history_logits(tokens: Sequence[int]) -> torch.Tensor:
 class HistoryNetwork:
     """A `engine.network.Network` that knows what every slot should hold."""
 
-    deterministic = True
+    deterministic, scanner = True, None
 
     def __init__(self, slots: int) -> None:
         self.slots, self.capacity = slots, CONTEXT

@@ -46,6 +46,12 @@ Event = tuple[str | None, Any]
 Events = AsyncIterator[Event]
 """In order."""
 
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+"""`json.dumps` would make an encoder for each event."""
+
+json_string = json.encoder.encode_basestring
+"""A text as JSON."""
+
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
@@ -208,7 +214,7 @@ def text_of(data: Any) -> str:
     if isinstance(data, str):
         return data
     if weight(data) < PIECE:
-        return json.dumps(data, ensure_ascii=False, allow_nan=False)
+        return _encode(data)
     return "".join(pieces(data))
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from topkapi.model.decoding.aliases import translated
 from topkapi.model.errors import InvalidRequest
-from topkapi.service.api.http.answering import Answer, Event
+from topkapi.service.api.http.answering import Answer, Event, text_of
 from topkapi.service.api.native.render import new_id, timestamp
 from topkapi.service.api.openai.errors import DIALECT
 from topkapi.service.api.openai.fields import ChunkedFields, CommonFields
@@ -118,14 +118,16 @@ class ChunkedAnswer(OpenAIAnswer):
         super().__init__(body, plan, kind, prompt_top)
         self._count_tokens = body.stream_options is not None and bool(body.stream_options.include_usage)
         self._ended: set[int] = set()
+        # What all chunks begin with is written once: a chunk has little more than its token.
+        self._begun = text_of(self._head(self.chunk_kind)).removesuffix("}")
 
     @abstractmethod
     def choice(self, output: CompletionOutput) -> dict[str, Any]:
         """A whole choice."""
 
     @abstractmethod
-    def added(self, delta: Delta) -> Iterator[dict[str, Any]]:
-        """What a step adds to a choice."""
+    def added(self, delta: Delta) -> Iterator[dict[str, Any] | str]:
+        """What a step adds to a choice, as values or as their JSON."""
 
     @abstractmethod
     def ended(self, output: CompletionOutput) -> Iterator[dict[str, Any]]:
@@ -154,10 +156,12 @@ class ChunkedAnswer(OpenAIAnswer):
             yield None, self._head(self.chunk_kind) | last
         yield from self.last
 
-    def chunk(self, output: CompletionOutput, choice: dict[str, Any], **told: Any) -> Event:
+    def chunk(self, output: CompletionOutput, choice: dict[str, Any] | str, **told: Any) -> Event:
         """A chunk of one choice, and what else is told in it."""
-        counts = {"usage": None} if self._count_tokens else {}
-        return None, self._head(self.chunk_kind) | {"choices": [choice]} | counts | self.more(output) | told
+        counts: dict[str, Any] = {"usage": None} if self._count_tokens else {}
+        rest = counts | self.more(output) | told
+        end = f", {text_of(rest)[1:]}" if rest else "}"
+        return None, f'{self._begun}, "choices": [{text_of(choice)}]{end}'
 
     def _endings(self) -> Iterator[Event]:
         for output in self.generation.outputs:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, Field
 
 from topkapi.engine.request import Token
-from topkapi.service.api.http.answering import Event
+from topkapi.service.api.http.answering import Event, json_string
 from topkapi.service.api.native.schemas import Prompt
 from topkapi.service.api.openai import answers
 from topkapi.service.api.openai.fields import ChunkedFields, CommonFields, body, with_default
@@ -104,11 +104,23 @@ class CompletionAnswer(answers.ChunkedAnswer):
                 choice = self._choice(output, self._echoed(output), self._echoed_logprobs(output))
                 yield self.chunk(output, choice | self._about_prompt(output))
 
-    def added(self, delta: Delta) -> Iterator[dict[str, Any]]:
+    def added(self, delta: Delta) -> Iterator[dict[str, Any] | str]:
+        if self._top is None and not self._body.return_token_ids:
+            if delta.text:
+                yield self._text_alone(delta)
+            return
         output, tokens = delta.output, [] if delta.token is None else [delta.token]
         logprobs = None if self._top is None else self._writers[output.index].write(of_answer(tokens))
         if delta.text or logprobs or self._body.return_token_ids:
             yield self._choice(output, delta.text, logprobs) | self._token_ids(tokens)
+
+    def _text_alone(self, delta: Delta) -> str:
+        """A choice that says nothing but a text, as most do, without making a dictionary of it first."""
+        text = json_string(delta.text)
+        return (
+            f'{{"index": {delta.output.index}, "text": {text}, "logprobs": null, "finish_reason": null, '
+            '"stop_reason": null}'
+        )
 
     def ended(self, output: CompletionOutput) -> Iterator[dict[str, Any]]:
         yield self._choice(output, "", None) | self._how_it_ended(output)

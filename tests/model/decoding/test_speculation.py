@@ -79,7 +79,7 @@ def test_a_draft_network_changes_no_token(draft: str) -> None:
 class FailingNetwork:
     """A draft network that always fails."""
 
-    slots, capacity, deterministic = 5, 64, True
+    slots, capacity, deterministic, scanner = 5, 64, True, None
 
     def run(self, works: object) -> Any:
         raise MemoryError("injected")

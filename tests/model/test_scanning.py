@@ -1,0 +1,175 @@
+"""What the native core tells of rows of logits against numpy, for each instruction set, and choosing by it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.model.decoding.decoding_cases import EVERY_STRATEGY, HISTORY, PROMPT_LENGTH
+from tests.tiny import tiny_model
+from topkapi.engine.network import DecoderNetwork
+from topkapi.model import native
+from topkapi.model.decoding.choosing import UnusableLogits, choose
+from topkapi.model.decoding.noise import loud_from, loud_tokens
+from topkapi.model.decoding.parameters import resolve
+from topkapi.model.decoding.rows import Row
+from topkapi.model.native.scanning import Floats, Scan, Scanner
+
+pytestmark = pytest.mark.skipif(not native.levels(), reason="the native core was not built: there was no compiler")
+
+LEVELS = native.levels() or ("none",)
+# Around the sizes of a vector and of a piece, and those of real vocabularies; none of the last is a multiple of 16.
+SIZES = st.one_of(st.integers(1, 300), st.sampled_from([1023, 4097, 32_001, 50_257, 70_000]))
+
+
+@st.composite
+def logits(draw: st.DrawFn) -> Floats:
+    """Rows of logits: with ties, with tokens ruled out, with a single one left, with none."""
+    size, seed = draw(SIZES), draw(st.integers(0, 2**32))
+    generator = np.random.default_rng(seed)
+    rows = []
+    for kind in draw(
+        st.lists(st.sampled_from(["plain", "ties", "ruled out", "one", "none", "wide"]), min_size=1, max_size=5)
+    ):
+        row = generator.standard_normal(size).astype(np.float32) * np.float32(3)
+        if kind == "ties":
+            row = np.round(row)
+        if kind == "wide":
+            row *= np.float32(1e5)
+        if kind in ("ruled out", "none"):
+            row[generator.random(size) < (0.9 if kind == "ruled out" else 2)] = -np.inf
+        if kind == "one":
+            row[:] = -np.inf
+            row[generator.integers(size)] = -2.0
+        rows.append(row)
+    return np.stack(rows)
+
+
+def scanned(level: str, rows: Floats, threads: int = 2) -> Scan:
+    return Scanner(level, threads)(torch.from_numpy(rows).unbind())
+
+
+def check_found(found: tuple[Floats, np.ndarray], rows: Floats, wanted: np.ndarray) -> None:
+    """Found are just the tokens that `wanted [B, V]` marks, in order, and then padding."""
+    values, ids = found
+    assert values.shape == ids.shape
+    for row, value, token_ids, mask in zip(rows, values, ids, wanted, strict=True):
+        expected = np.flatnonzero(mask)
+        assert token_ids[: len(expected)].tolist() == expected.tolist()
+        assert (value[: len(expected)] == row[expected]).all()
+        assert (token_ids[len(expected) :] == len(row)).all() and (value[len(expected) :] == -np.inf).all()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@settings(deadline=None, max_examples=25)
+@given(logits(), st.data())
+def test_it_finds_what_numpy_finds(level: str, rows: Floats, data: st.DataObject) -> None:
+    scan = scanned(level, rows)
+    assert (scan.best == rows.max(axis=-1)).all()
+    assert (scan.first == rows.argmax(axis=-1)).all()
+    count, size = rows.shape
+    values = rows[:, data.draw(st.integers(0, size - 1))]
+    assert scan.above(values) == (rows > values[:, None]).sum(axis=-1).tolist()
+    divisors = np.array(
+        data.draw(st.lists(st.floats(2**-10, 1000, width=32), min_size=count, max_size=count)), np.float32
+    )
+    for divided, divisor in ((scan, np.ones(count, np.float32)), (scan.divide(divisors), divisors)):
+        assert divided is not None
+        expected = rows / divisor[:, None]
+        assert (divided.written() == expected).all()
+        assert (divided.best == expected.max(axis=-1)).all()
+        floors = expected[:, data.draw(st.integers(0, size - 1))]
+        check_found(divided.at_least(floors), expected, expected >= floors[:, None])
+        k = np.array(data.draw(st.lists(st.integers(1, size), min_size=count, max_size=count)))
+        kth = np.sort(expected, axis=-1)[np.arange(count), size - k]
+        check_found(divided.largest(k), expected, expected >= kth[:, None])
+        keys = np.array(data.draw(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=count, max_size=count)))
+        loud = np.stack(loud_tokens(torch.from_numpy(keys), size, None, 4.0))
+        found = divided.outstanding(floors, keys, loud_from(4.0))
+        check_found(found, expected, loud | (expected >= floors[:, None]))
+
+
+@settings(deadline=None, max_examples=25)
+@given(logits())
+def test_sums_are_right_and_the_same_bits_everywhere(rows: Floats) -> None:
+    """On each instruction set, by one thread or two, alone or beside others."""
+    rows = rows[rows.max(axis=-1) > -np.inf]
+    if not len(rows):
+        return
+    reference = scanned("scalar", rows[:2], 1).totals()
+    for level in native.levels()[1:]:
+        for threads in (1, 2):
+            for expected, found in zip(reference, scanned(level, rows, threads).totals(), strict=True):
+                assert found[:2].tobytes() == expected.tobytes()
+    below = rows.astype(np.float64) - rows.max(axis=-1, keepdims=True)
+    weights = np.exp(below)
+    sums, weighted = scanned(native.levels()[-1], rows).totals()
+    assert np.allclose(sums, weights.sum(axis=-1), rtol=1e-6)
+    below[below == -np.inf] = 0
+    assert np.allclose(weighted, -(weights * below).sum(axis=-1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_no_number_is_seen_wherever_it_stands(level: str) -> None:
+    for size in (1, 16, 65, 200):
+        rows = np.full((size + 1, size), -np.inf, dtype=np.float32)
+        rows[np.arange(size), np.arange(size)] = np.nan
+        rows[size] = 1
+        best = scanned(level, rows).best
+        assert np.isnan(best[:size]).all() and best[size] == 1
+        with pytest.raises(UnusableLogits) as caught:
+            row_of = [Row(resolve({"seed": 1}), [1], 1) for _ in rows]
+            choose(torch.from_numpy(rows), row_of, scanner=Scanner(level))
+        assert caught.value.rows == tuple(range(size))
+    with pytest.raises(UnusableLogits):
+        choose(torch.full((1, 4), -math.inf), [Row(resolve({"seed": 1}), [1], 1)], scanner=Scanner(level))
+
+
+WIDE = torch.stack([
+    torch.randn(50_257, generator=torch.Generator().manual_seed(1)) * 3,
+    -1.3 * torch.arange(1, 50_258).log(),
+    torch.randn(50_257, generator=torch.Generator().manual_seed(2)).round() * 2,
+    torch.randn(50_257, generator=torch.Generator().manual_seed(3)) * 0.01,
+])  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "parameters"), EVERY_STRATEGY, ids=[str(p) for _, p in EVERY_STRATEGY])
+def test_a_scan_chooses_what_numpy_chooses(name: str, parameters: dict) -> None:
+    """The tokens, ranks and leaders are equal; log-probabilities to within the rounding of their sums."""
+    rows = [
+        Row(resolve({"seed": n, "logprobs": 3, **parameters}), list(HISTORY), PROMPT_LENGTH) for n in range(len(WIDE))
+    ]
+    others = [replace(row) for row in rows]
+    for plain, fast in zip(choose(WIDE, rows), choose(WIDE, others, scanner=Scanner()), strict=True):
+        assert (fast.token_id, fast.rank, [each for each, _ in fast.top]) == (
+            plain.token_id, plain.rank, [each for each, _ in plain.top],
+        )  # fmt: skip
+        # What PyTorch adds up of a flat row is off by 1e-5; the core's sums are held to 1e-6 above.
+        assert fast.logprob == pytest.approx(plain.logprob, abs=3e-5)
+        assert fast.raw_logprob == pytest.approx(plain.raw_logprob, abs=3e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**53 - 1), st.integers(0, 5), st.sampled_from(EVERY_STRATEGY))
+def test_a_scanned_row_chooses_the_same_alone_and_among_others(seed: int, at: int, strategy: tuple) -> None:
+    some = torch.randn(6, 3001, generator=torch.Generator().manual_seed(seed % 1000)) * 2
+    parameters = resolve({"seed": seed, "logprobs": 3, **strategy[1]})
+    rows = [Row(resolve({"seed": n, **EVERY_STRATEGY[n * 5][1]}), list(HISTORY), PROMPT_LENGTH) for n in range(6)]
+    rows[at] = Row(parameters, list(HISTORY), PROMPT_LENGTH)
+    alone = choose(some[at : at + 1], [Row(parameters, list(HISTORY), PROMPT_LENGTH)], scanner=Scanner(threads=1))[0]
+    before = some.clone()
+    assert choose(some, rows, scanner=Scanner(threads=2))[at] == alone
+    assert torch.equal(some, before), "the network's logits are left as they are"
+
+
+def test_an_engine_scans_where_the_core_computes() -> None:
+    model = tiny_model("llama")
+    assert DecoderNetwork(model, 2).scanner is None
+    native.hold(model, "float32")
+    assert isinstance(DecoderNetwork(model, 2).scanner, Scanner)
