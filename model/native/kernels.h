@@ -8,4 +8,4 @@
 
 #define KERNELS(variable, title)                                                                                       \
     extern "C" const Kernels variable = {title, FLIP, multiply, quantise, rms_norm, layer_norm,                          \
-                                         silu_gate, gelu,     rotate,   attend}
+                                         silu_gate, gelu,     rotate,   keep,     attend}
