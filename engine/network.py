@@ -45,7 +45,7 @@ class DecoderNetwork:
 
     def __init__(self, model: Decoder, slots: int, capacity: int | None = None) -> None:
         self.model = model
-        token_bytes = SlotCache.token_bytes(model.config)
+        token_bytes = SlotCache.token_bytes(model)
         affordable = max(1, memory_bytes(model.device) // 2 // token_bytes)
         self.capacity = min(capacity or model.config.context_length, affordable)
         self.slots = min(slots, affordable // self.capacity)

@@ -65,7 +65,8 @@ class Places:
 
 
 class SlotCache:
-    """Keys and values of up to `slots` sequences of up to `capacity` tokens (default: the context length), float32.
+    """Keys and values of up to `slots` sequences of up to `capacity` tokens (default: the context length), in
+    `model.cache_dtype`, which is float32 where PyTorch computes.
 
     Keys lie in blocks, within a block one row per component, as products with few queries read them fastest (see
     docs/LOG.md). On a CPU, memory is taken only for what has been written.
@@ -75,7 +76,7 @@ class SlotCache:
         config = model.config
         self.slots = slots
         self.capacity = capacity or config.context_length
-        self.native = None if model.core is None else model.core.slots(slots, self.capacity)
+        self.native = None if model.core is None else model.core.slots(slots, self.capacity, model.cache_dtype)
         if self.native is not None:
             return
         blocks = -(-self.capacity // KEY_BLOCK)
@@ -84,8 +85,11 @@ class SlotCache:
         self._values = _zeros((*before, blocks * KEY_BLOCK, config.head_dim), model.device)
 
     @staticmethod
-    def token_bytes(config: ModelConfig) -> int:
+    def token_bytes(model: Decoder) -> int:
         """Memory that one token of one sequence takes."""
+        if model.core is not None:
+            return model.core.token_bytes(model.cache_dtype)
+        config = model.config
         return config.num_layers * 2 * config.num_kv_heads * config.head_dim * torch.float32.itemsize
 
     def copy(self, source: int, target: int, start: int, end: int) -> None:

@@ -56,7 +56,9 @@ class Core(Protocol):
     scanner: Callable[[Sequence[Tensor]], Any]
     """Looks through rows of logits: a `model.decoding.scan.Scanner`."""
 
-    def slots(self, count: int, capacity: int) -> CoreSlots: ...
+    def slots(self, count: int, capacity: int, held_in: str = "float32") -> CoreSlots: ...
+
+    def token_bytes(self, held_in: str) -> int: ...
 
     def run(
         self, slots: Any, works: Sequence[tuple[int, int, Sequence[int]]], kept: Sequence[int] = ()
@@ -235,6 +237,8 @@ class Decoder(nn.Module):
         self.trained_rows: TrainedRows | None = None
         # What computes the network for serving in the place of everything below; see `model.native`.
         self.core: Core | None = None
+        # What keys and values are held in while it is served: `float32`, and with a core others too.
+        self.cache_dtype = "float32"
         # Set by `model.invariance.calibrate`: its verdict, row counts that agree bit for bit, queries per tile, and
         # what the number of keys at hand is rounded up to.
         self.invariant: bool | None = None

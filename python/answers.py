@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from topkapi.engine import request
-    from topkapi.service.generation import Delta, Generation, Output
+    from topkapi.service.generation import CompletionOutput, Delta, Generation
     from topkapi.service.models import LoadedModel
 
 
@@ -53,7 +53,9 @@ def _facts(generation: Generation, number: int) -> dict[str, Any]:
 _COUNTS = ("cached_tokens", "guessed_tokens", "accepted_tokens")
 
 
-def _answer(generation: Generation, output: Output, facts: dict[str, Any], choices: list[Generated]) -> Generated:
+def _answer(
+    generation: Generation, output: CompletionOutput, facts: dict[str, Any], choices: list[Generated]
+) -> Generated:
     return Generated.of(
         output.text,
         tokens=[_token(generation, token) for token in output.tokens],

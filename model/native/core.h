@@ -4,12 +4,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// How a matrix is held. Integers have a scale for each output and each group of inputs; MINIMUM: and a number that is added to
-// each weight of the group; SIXTEENS: two scales, one for each half of the group.
-enum Format { FLOAT32, BFLOAT16, INT8, INT4, INT8_MINIMUM, INT4_MINIMUM, INT8_SIXTEENS };
+// How a matrix is held. Integers have a scale for each output and each group of inputs. Those that GGUF's blocks are held in have
+// groups of 32; MINIMUM: and a number that is added to each weight of the group; SIXTEENS: two scales, one for each half of the
+// group. What floats are rounded to has WIDE groups: bytes, or four bits that stand for bytes, `four bits * step + offset` with a
+// step and an offset for every 32 inputs.
+enum Format { FLOAT32, BFLOAT16, INT8, INT4, INT8_MINIMUM, INT4_MINIMUM, INT8_SIXTEENS, INT8_WIDE, INT4_WIDE };
 
-// Inputs that share a scale, in the matrix and in the rows it is multiplied with.
-enum { GROUP = 32 };
+// Inputs that share a scale, in the matrix and in the rows it is multiplied with; those of the largest piece that instructions
+// multiply at once, up to which rows of bytes and wide matrices are filled.
+enum Inputs { GROUP = 32, WIDE = 128, PIECE = 64 };
 // Outputs that lie together in memory, one lane each.
 enum { BLOCK = 16 };
 // Keys that lie together in the cache, one lane each.
@@ -18,28 +21,42 @@ enum { KEYS = 16 };
 enum { MIDDLE = 8 };
 
 inline int is_integer(int format) { return format >= INT8; }
-inline int is_four_bits(int format) { return format == INT4 || format == INT4_MINIMUM; }
+inline int is_wide(int format) { return format == INT8_WIDE || format == INT4_WIDE; }
+inline int is_four_bits(int format) { return format == INT4 || format == INT4_MINIMUM || format == INT4_WIDE; }
 inline int has_minimum(int format) { return format == INT8_MINIMUM || format == INT4_MINIMUM; }
 
-// Bytes of the integers of 16 outputs and one group of inputs, and with the numbers in half precision that follow them.
-inline size_t integer_bytes(int format) { return is_four_bits(format) ? GROUP * BLOCK / 2 : GROUP * BLOCK; }
-inline size_t group_bytes(int format) {
-    return integer_bytes(format) + BLOCK * 2 * (has_minimum(format) || format == INT8_SIXTEENS ? 2 : 1);
+inline int32_t rounded_up(int32_t value, int32_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+inline int32_t group_of(int wide) { return wide ? WIDE : GROUP; }
+inline int32_t groups_of(int wide, int32_t inputs) { return (inputs + group_of(wide) - 1) / group_of(wide); }
+// Inputs with those that are filled up with what counts as zero.
+inline int32_t filled_inputs(int format, int32_t inputs) {
+    return is_integer(format) ? rounded_up(inputs, is_wide(format) ? PIECE : GROUP) : inputs;
+}
+// Bytes of the weights of 16 outputs for that many inputs.
+inline size_t weight_bytes(int format, size_t inputs) {
+    if (!is_integer(format)) return inputs * BLOCK * (format == FLOAT32 ? 4 : 2);
+    return inputs * BLOCK / (is_four_bits(format) ? 2 : 1);
+}
+// Bytes of what belongs to a group: 16 scales in half precision, then 16 scales of the second half, or 16 minima, or for every 32
+// inputs 16 steps and 16 offsets, a byte each.
+inline size_t number_bytes(int format) {
+    if (format == INT4_WIDE) return BLOCK * 2 + WIDE / GROUP * BLOCK * 2;
+    return BLOCK * 2 * (has_minimum(format) || format == INT8_SIXTEENS ? 2 : 1);
 }
 
 // A matrix of `outputs` x `inputs` in blocks of 16 outputs. Within a block, inputs one after another:
-// FLOAT32, BFLOAT16: 16 numbers for each input. INT8 …: for each group 8 times (16 outputs x 4 inputs) bytes, `flip` on each of
-// them; INT4 …: 4 times 64 bytes, the higher halves being what follows the lower ones 16 inputs later. Then 16 scales, 16 scales of
-// the second half or 16 minima. `inputs` is a multiple of GROUP for integers (the packer pads with what counts as zero).
+// FLOAT32, BFLOAT16: 16 numbers for each input. INT8 …: for every four inputs (16 outputs x 4 inputs) bytes, `flip` on each of
+// them; INT4 …: for every 32 inputs 4 times 64 bytes, the higher halves being what follows the lower ones 16 inputs later. Behind
+// the weights, from byte `numbers` on, what belongs to each group. `inputs` are those that the packer filled up.
 struct Matrix {
     const uint8_t *data;
     const float *bias;
     int32_t format, outputs, inputs, blocks;
-    size_t block_bytes;
+    size_t block_bytes, numbers;
 };
 
 // Rows that are multiplied: as they are, and quantised in groups where the matrix is; a multiple of 16 rows is allocated. For each
-// group a scale, the sum of the bytes as a float times that (`sums`), -128 times that sum, and those of its halves.
+// group a scale, the sum of the bytes as a float times that (`sums`), -128 times that sum, and those of its halves (not of wide ones).
 struct Rows {
     const float *floats;
     int32_t stride;
@@ -59,12 +76,21 @@ struct Quantised {
     int32_t *offsets, *half_offsets;
 };
 
-// The cache of one layer. A block holds 16 positions of a sequence: for each layer and head keys `[D][16]`, then values `[16][D]`.
-// Blocks of a slot follow one another, so that memory is taken as a sequence grows and a prefix is copied in one piece.
+// How keys and values are held. Bytes have a scale for each position of a head.
+enum CacheFormat { CACHE_FLOAT32, CACHE_FLOAT16, CACHE_INT8 };
+
+inline size_t cached_bytes(int format) { return format == CACHE_INT8 ? 1 : format == CACHE_FLOAT32 ? 4 : 2; }
+// Bytes of 16 positions of one head: keys `[size][16]`, values `[16][size]`; of bytes then 16 scales of keys and 16 of values.
+inline size_t head_bytes(int format, int size) {
+    return 2 * (size_t)size * KEYS * cached_bytes(format) + (format == CACHE_INT8 ? 2 * KEYS * sizeof(float) : 0);
+}
+
+// The cache of one layer. A block holds 16 positions of a sequence, for each layer and head `head_bytes`. Blocks of a slot follow
+// one another, so that memory is taken as a sequence grows and a prefix is copied in one piece.
 struct Cache {
-    float *layer;  // of slot 0, block 0
+    uint8_t *layer;  // of slot 0, block 0
     size_t slot_stride, block_stride;
-    int32_t size, blocks;
+    int32_t size, blocks, format;
 };
 
 // Rows of queries of one sequence that stand one after another: row `first + i` is position `position + i`.
@@ -86,7 +112,7 @@ struct Kernels {
     int32_t flip;
     // to[row][output] (+)= rows x matrix + bias, for the blocks from `begin` to before `end`.
     void (*multiply)(const Matrix *, const Rows *, float *to, int32_t stride, int add, int32_t begin, int32_t end);
-    void (*quantise)(const float *from, int32_t inputs, const Quantised *to);
+    void (*quantise)(const float *from, int32_t inputs, int wide, const Quantised *to);
     void (*rms_norm)(const float *from, const float *weight, float eps, int32_t size, float *to);
     void (*layer_norm)(const float *from, const float *weight, const float *bias, float eps, int32_t size, float *to);
     // to = silu(gate) * up; to = gelu(x) by tanh.
@@ -94,6 +120,8 @@ struct Kernels {
     void (*gelu)(const float *from, int32_t size, float *to);
     // Rotary positions on one head, halves paired.
     void (*rotate)(float *head, const float *cosines, const float *sines, int32_t half);
+    // Put one head's key and value of a position, `size` floats each, into the cache; `block` is where its 16 positions begin.
+    void (*keep)(const float *key, const float *value, int32_t size, int32_t format, int32_t position, uint8_t *block);
     // Attention of up to `QUERIES` rows of one span for the query heads of one key-value head.
     void (*attend)(const Cache *, const Span *, int32_t head, int32_t begin, int32_t end, const float *queries,
                    int32_t query_stride, int32_t heads_per_key, float scale, float *scores, float *to, int32_t to_stride);

@@ -21,8 +21,11 @@ from topkapi.model.storage.gguf_blocks import Blocks
 from topkapi.model.transformer import Block, Decoder, rotary_frequencies
 
 HeldIn = Literal["float32", "bfloat16", "int8", "int4"]
-FORMATS: dict[HeldIn, int] = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 5}
+FORMATS: dict[HeldIn, int] = {"float32": 0, "bfloat16": 1, "int8": 7, "int4": 8}
 """What matrices can be held in, and the number by which the core knows it."""
+
+CACHES = {"float32": 0, "float16": 1, "int8": 2}
+"""What keys and values can be held in, and the number by which the core knows it."""
 
 KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 30}
 """What weights are stored as, by GGUF's numbers for it."""
@@ -69,9 +72,13 @@ class Core:
     def _shape_at(self) -> int:
         return ctypes.addressof(self._shape)
 
-    def slots(self, count: int, capacity: int) -> Slots:
-        """A cache for `count` sequences of up to `capacity` tokens."""
-        return Slots(self, count, capacity)
+    def slots(self, count: int, capacity: int, held_in: str = "float32") -> Slots:
+        """A cache for `count` sequences of up to `capacity` tokens, whose keys and values are one of `CACHES`."""
+        return Slots(self, count, capacity, held_in)
+
+    def token_bytes(self, held_in: str) -> int:
+        """Memory that keys and values of one token take in one of `CACHES`, on average over a block."""
+        return int(self._library.topkapi_block_bytes(self._shape_at, CACHES[held_in])) // KEYS
 
     def run(
         self, slots: Slots, works: Sequence[tuple[int, int, Sequence[int]]], kept: Sequence[int] = ()
@@ -125,15 +132,14 @@ class Core:
 class Slots:
     """Keys and values of sequences, in blocks of `KEYS` positions; memory is taken as blocks are written."""
 
-    def __init__(self, core: Core, count: int, capacity: int) -> None:
-        self._library = core._library
+    def __init__(self, core: Core, count: int, capacity: int, held_in: str) -> None:
+        self._library, number = core._library, CACHES[held_in]
         blocks = -(-capacity // KEYS)
-        block_floats = self._library.topkapi_block_floats(core._shape_at)
         # calloc: what was never written takes no memory, and reads as zeros.
-        self._memory = numpy.zeros((count, blocks, block_floats), dtype=numpy.float32)
+        self._memory = numpy.zeros((count, blocks, core.token_bytes(held_in) * KEYS), dtype=numpy.uint8)
         self.handle = c_pointer()
-        made = ctypes.addressof(self.handle)
-        check(self._library.topkapi_slots_new(core._shape_at, count, blocks, self._memory.ctypes.data, made))
+        made, memory = ctypes.addressof(self.handle), self._memory.ctypes.data
+        check(self._library.topkapi_slots_new(core._shape_at, number, count, blocks, memory, made))
 
     def __del__(self) -> None:
         if getattr(self, "handle", None):

@@ -7,7 +7,8 @@
 
 // `Quads` are four bytes for each of sixteen outputs, or one row's four bytes sixteen times. A sum of bytes begins with
 // `begin_bytes(correction)` and is `end_bytes(sum, correction)`, one of nibbles likewise; the correction makes up for what the
-// weights are counted from. `load_bytes` brings weights of eight bits, packed with `FLIP`, into the form that is added.
+// weights are counted from. `load_bytes` brings weights of eight bits, packed with `FLIP`, into the form that is added. Sixteen steps
+// and offsets, spread by `spread_steps` and `spread_offsets`, make such weights of nibbles: `stretched`.
 
 #if TOPKAPI_LEVEL >= LEVEL_AVX512_VNNI
 
@@ -28,6 +29,23 @@ INLINE Quads four_bytes(const int8_t *from) {
 }
 INLINE Quads low_nibbles(Quads x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
 INLINE Quads high_nibbles(Quads x) { return _mm512_and_si512(_mm512_srli_epi16(x, 4), _mm512_set1_epi8(15)); }
+INLINE Quads spread(const uint8_t *from, __m512i pattern) {
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)from)), pattern);
+}
+// The steps of sixteen outputs twice in their lanes, sixteen bits each; the offsets four times, a byte each.
+INLINE Quads spread_steps(const uint8_t *from) {
+    const int no = (int)0x80008000;
+    return spread(from, _mm512_or_si512(_mm512_set1_epi32(no), _mm512_set_epi32(0xf000f, 0xe000e, 0xd000d, 0xc000c, 0xb000b, 0xa000a,
+        0x90009, 0x80008, 0x70007, 0x60006, 0x50005, 0x40004, 0x30003, 0x20002, 0x10001, 0)));
+}
+INLINE Quads spread_signed(const uint8_t *from) {
+    return spread(from, _mm512_set_epi32(0xf0f0f0f, 0xe0e0e0e, 0xd0d0d0d, 0xc0c0c0c, 0xb0b0b0b, 0xa0a0a0a, 0x9090909, 0x8080808,
+        0x7070707, 0x6060606, 0x5050505, 0x4040404, 0x3030303, 0x2020202, 0x1010101, 0));
+}
+INLINE Quads spread_offsets(const uint8_t *from) { return _mm512_xor_si512(spread_signed(from), _mm512_set1_epi8(-128)); }
+INLINE Quads stretched(Quads nibbles, Quads steps, Quads offsets) {
+    return _mm512_add_epi8(_mm512_mullo_epi16(nibbles, steps), offsets);
+}
 INLINE Integers all_integers(int32_t x) { return _mm512_set1_epi32(x); }
 INLINE Integers begin_bytes(int32_t correction) { return all_integers(correction); }
 INLINE Integers add_bytes(Integers sum, Quads row, Quads weights) { return _mm512_dpbusd_epi32(sum, weights, row); }
@@ -54,11 +72,33 @@ INLINE Quads low_nibbles(Quads x) {
 INLINE Quads high_nibbles(Quads x) {
     return low_nibbles(PAIR(Quads, _mm256_srli_epi16(x.a, 4), _mm256_srli_epi16(x.b, 4)));
 }
+INLINE Quads spread(const uint8_t *from, __m256i low, __m256i high) {
+    __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)from));
+    return PAIR(Quads, _mm256_shuffle_epi8(twice, low), _mm256_shuffle_epi8(twice, high));
+}
+INLINE Quads spread_steps(const uint8_t *from) {
+    __m256i no = _mm256_set1_epi32((int)0x80008000);
+    __m256i low = _mm256_set_epi32(0x70007, 0x60006, 0x50005, 0x40004, 0x30003, 0x20002, 0x10001, 0);
+    return spread(from, _mm256_or_si256(low, no), _mm256_or_si256(_mm256_add_epi32(low, _mm256_set1_epi32(0x80008)), no));
+}
+INLINE Quads spread_signed(const uint8_t *from) {
+    __m256i low = _mm256_set_epi32(0x7070707, 0x6060606, 0x5050505, 0x4040404, 0x3030303, 0x2020202, 0x1010101, 0);
+    return spread(from, low, _mm256_add_epi32(low, _mm256_set1_epi32(0x8080808)));
+}
+INLINE Quads stretched(Quads nibbles, Quads steps, Quads offsets) {
+    return PAIR(Quads, _mm256_add_epi8(_mm256_mullo_epi16(nibbles.a, steps.a), offsets.a),
+                _mm256_add_epi8(_mm256_mullo_epi16(nibbles.b, steps.b), offsets.b));
+}
 INLINE Integers all_integers(int32_t x) { return PAIR(Integers, _mm256_set1_epi32(x), _mm256_set1_epi32(x)); }
 
 #if TOPKAPI_LEVEL >= LEVEL_AVX_VNNI
 
 enum { FLIP = 128 };
+INLINE Quads spread_offsets(const uint8_t *from) {
+    Quads offsets = spread_signed(from);
+    __m256i sign = _mm256_set1_epi8(-128);
+    return PAIR(Quads, _mm256_xor_si256(offsets.a, sign), _mm256_xor_si256(offsets.b, sign));
+}
 INLINE Integers begin_bytes(int32_t correction) { return all_integers(correction); }
 INLINE Integers add_bytes(Integers sum, Quads row, Quads weights) {
     return PAIR(Integers, _mm256_dpbusd_avx_epi32(sum.a, weights.a, row.a),
@@ -72,6 +112,7 @@ INLINE Integers end_nibbles(Integers sum, int32_t) { return sum; }
 #else
 
 enum { FLIP = 0 };
+INLINE Quads spread_offsets(const uint8_t *from) { return spread_signed(from); }
 INLINE Integers begin_bytes(int32_t) { return no_integers(); }
 // |row| times the weights with the row's sign: pairs of products stay below 2 * 127 * 127, which 16 bits hold.
 INLINE __m256i eight_dots(__m256i sum, __m256i row, __m256i weights) {
@@ -118,6 +159,11 @@ INLINE Quads low_nibbles(Quads x) {
 INLINE Quads high_nibbles(Quads x) {
     for (int i = 0; i < 4 * LANES; i++) x.at[i] = (int8_t)((uint8_t)x.at[i] >> 4);
     return x;
+}
+INLINE Quads spread_steps(const uint8_t *from) { EACH_OF(4 * LANES, Quads, (int8_t)from[i / 4]); }
+INLINE Quads spread_offsets(const uint8_t *from) { EACH_OF(4 * LANES, Quads, (int8_t)from[i / 4]); }
+INLINE Quads stretched(Quads nibbles, Quads steps, Quads offsets) {
+    EACH_OF(4 * LANES, Quads, (int8_t)(nibbles.at[i] * steps.at[i] + offsets.at[i]));
 }
 INLINE Integers all_integers(int32_t x) { EACH(Integers, x); }
 INLINE Integers begin_bytes(int32_t) { return no_integers(); }

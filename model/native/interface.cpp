@@ -64,7 +64,11 @@ template <class F> int guarded(F &&body) {
     }
 }
 
-int64_t block_floats(const Shape &shape) { return (int64_t)shape.layers * shape.key_heads * 2 * shape.head_size * KEYS; }
+// 0 for a format that is not known.
+int64_t block_bytes(const Shape &shape, int format) {
+    if (format < CACHE_FLOAT32 || format > CACHE_INT8) return 0;
+    return (int64_t)shape.layers * shape.key_heads * (int64_t)head_bytes(format, shape.head_size);
+}
 
 }  // namespace
 
@@ -124,14 +128,15 @@ int topkapi_network_outer(void *handle, const OuterWeights *from) {
     });
 }
 
-// Floats that one block of 16 positions takes.
-int64_t topkapi_block_floats(const Shape *shape) { return block_floats(*shape); }
+// Bytes that one block of 16 positions takes.
+int64_t topkapi_block_bytes(const Shape *shape, int format) { return block_bytes(*shape, format); }
 
-// `memory` [slots][blocks][floats of a block] is the caller's.
-int topkapi_slots_new(const Shape *shape, int count, int blocks, float *memory, void **made) {
+// `memory` [slots][blocks][bytes of a block] is the caller's.
+int topkapi_slots_new(const Shape *shape, int format, int count, int blocks, uint8_t *memory, void **made) {
     return guarded([&] {
-        size_t block = block_floats(*shape);
-        *made = new Slots{block * blocks, block, count, blocks, shape->key_heads, shape->head_size, memory};
+        size_t block = block_bytes(*shape, format);
+        if (!block) throw std::invalid_argument("format");
+        *made = new Slots{block * blocks, block, count, blocks, shape->key_heads, shape->head_size, format, memory};
     });
 }
 

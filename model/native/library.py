@@ -58,15 +58,15 @@ def library() -> ctypes.CDLL | None:
         return None
     core.topkapi_level_name.restype = ctypes.c_char_p
     core.topkapi_threads_new.restype = c_pointer
-    core.topkapi_block_floats.restype = ctypes.c_int64
-    core.topkapi_block_floats.argtypes = [c_pointer]
+    core.topkapi_block_bytes.restype = ctypes.c_int64
+    core.topkapi_block_bytes.argtypes = [c_pointer, c_int]
     for name in ("network", "slots"):
         free = getattr(core, f"topkapi_{name}_free")
         free.argtypes, free.restype = [c_pointer], None
     core.topkapi_network_new.argtypes = [c_pointer, c_int, c_pointer, c_pointer]
     core.topkapi_network_layer.argtypes = [c_pointer, c_int, c_pointer]
     core.topkapi_network_outer.argtypes = [c_pointer, c_pointer]
-    core.topkapi_slots_new.argtypes = [c_pointer, c_int, c_int, c_pointer, c_pointer]
+    core.topkapi_slots_new.argtypes = [c_pointer, c_int, c_int, c_int, c_pointer, c_pointer]
     core.topkapi_run.argtypes = [c_pointer, c_pointer, c_pointer]
     core.topkapi_logits.argtypes = [c_pointer, c_pointer, c_int, c_pointer]
     return core

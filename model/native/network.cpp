@@ -43,8 +43,10 @@ Stack Network::stack(std::initializer_list<const Source *> sources) {
     for (const Source *source : sources) {
         if (!source->weights) continue;
         made.parts.push_back(packed(*source, kernels->flip, *threads));
-        widest_ = std::max(widest_, (int)made.parts.back().inputs);
+        widest_ = std::max(widest_, rounded_up(made.parts.back().inputs, PIECE));
     }
+    for (const OwnMatrix &part : made.parts)
+        if (is_integer(part.format) && is_wide(part.format) != made.wide()) throw std::invalid_argument("groups of two sizes");
     return made;
 }
 
@@ -58,17 +60,17 @@ template <class F> void Network::each_row(int rows, F &&body) {
 
 void Network::quantise(Room &room, const Stack &stack, const float *from, int inputs, int row) {
     if (!stack.integers()) return;
-    size_t groups = (inputs + GROUP - 1) / GROUP, at = row * groups;
-    Quantised to = {room.bytes.get() + at * GROUP, room.scales.get() + at, room.sums.get() + at, room.offsets.get() + at,
+    size_t at = (size_t)row * groups_of(stack.wide(), inputs), bytes = (size_t)row * rounded_up(inputs, PIECE);
+    Quantised to = {room.bytes.get() + bytes, room.scales.get() + at, room.sums.get() + at, room.offsets.get() + at,
                     room.half_offsets.get() + 2 * at};
-    kernels->quantise(from, inputs, &to);
+    kernels->quantise(from, inputs, stack.wide(), &to);
 }
 
 void Network::multiply(Room &room, const Stack &stack, const float *from, int inputs, int rows, float *to, int stride,
                        bool add) {
-    int groups = (inputs + GROUP - 1) / GROUP, all = 0;
+    int groups = groups_of(stack.wide(), inputs), all = 0;
     for (const OwnMatrix &part : stack.parts) all += part.blocks;
-    Rows of = {from, inputs, room.bytes.get(), groups * GROUP, room.scales.get(), groups, room.sums.get(),
+    Rows of = {from, inputs, room.bytes.get(), rounded_up(inputs, PIECE), room.scales.get(), groups, room.sums.get(),
                room.offsets.get(), room.half_offsets.get(), rows};
     // Several pieces for each thread, so that one that was held up does not keep the others waiting.
     int pieces = std::min(all, threads->count() * 4);
@@ -88,15 +90,13 @@ void Network::normalise(const float *from, const Memory<float> &weight, const Me
     else kernels->rms_norm(from, weight.get(), shape.epsilon, shape.hidden, to);
 }
 
-static void write(const Slots &slots, int layer, const Span &span, int row, const float *key, const float *value) {
+static void write(const Kernels &kernels, const Slots &slots, int layer, const Span &span, int row, const float *key,
+                  const float *value) {
     int position = span.position + row, size = slots.size;
-    float *block = slots.layer(layer) + span.slot * slots.slot_stride + position / KEYS * slots.block_stride;
-    for (int head = 0; head < slots.heads; head++) {
-        float *keys = block + (size_t)head * 2 * size * KEYS + position % KEYS;
-        float *values = block + ((size_t)head * 2 + 1) * size * KEYS;
-        for (int d = 0; d < size; d++) keys[d * KEYS] = key[head * size + d];
-        memcpy(values + position % KEYS * size, value + head * size, size * sizeof(float));
-    }
+    uint8_t *block = slots.layer(layer) + span.slot * slots.slot_stride + position / KEYS * slots.block_stride;
+    for (int head = 0; head < slots.heads; head++)
+        kernels.keep(key + head * size, value + head * size, size, slots.format, position % KEYS,
+                     block + head * head_bytes(slots.format, size));
 }
 
 void Network::attend(Room &room, Slots &slots, int layer, const Pass &pass) {
@@ -105,7 +105,7 @@ void Network::attend(Room &room, Slots &slots, int layer, const Pass &pass) {
         int head, begin, end;
     };
     int stride = query_size() + 2 * key_size(), heads_per_key = shape.heads / shape.key_heads;
-    Cache cache = {slots.layer(layer), slots.slot_stride, slots.block_stride, shape.head_size, slots.blocks};
+    Cache cache = {slots.layer(layer), slots.slot_stride, slots.block_stride, shape.head_size, slots.blocks, slots.format};
     std::vector<Part> parts;
     int step = std::max(1, QUERIES / heads_per_key);
     for (int index = 0; index < pass.spans; index++)
@@ -187,7 +187,7 @@ void Network::run_in(Room &room, Slots &slots, const Pass &pass) {
                 if (shape.rotary)
                     kernels->rotate(one, pass.cosines + (size_t)position * half, pass.sines + (size_t)position * half, half);
             }
-            write(slots, number, *place[row].first, place[row].second, all + query, all + query + key);
+            write(*kernels, slots, number, *place[row].first, place[row].second, all + query, all + query + key);
         });
         attend(room, slots, number, pass);
         if (layer.output.integers())

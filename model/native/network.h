@@ -54,6 +54,12 @@ struct Stack {
             if (is_integer(part.format)) return true;
         return false;
     }
+    // Whether its rows are quantised in wide groups.
+    bool wide() const {
+        for (const OwnMatrix &part : parts)
+            if (is_wide(part.format)) return true;
+        return false;
+    }
 };
 
 struct Layer {
@@ -72,11 +78,11 @@ struct Room {
 
 struct Slots {
     size_t slot_stride, block_stride;
-    int count, blocks, heads, size;
-    float *memory;
+    int count, blocks, heads, size, format;
+    uint8_t *memory;
 
     // Where a layer's blocks of slot 0 begin.
-    float *layer(int number) const { return memory + (size_t)number * heads * 2 * size * KEYS; }
+    uint8_t *layer(int number) const { return memory + number * heads * head_bytes(format, size); }
 };
 
 struct Network {

@@ -35,8 +35,8 @@ INLINE void multiply_integers(const Matrix *matrix, const Rows *rows, int32_t ro
     Floats sums[4][4];
     for (int r = 0; r < count; r++)
         for (int b = 0; b < blocks; b++) sums[r][b] = zeros();
-    const uint8_t *data = matrix->data + block * matrix->block_bytes;
-    for (int32_t group = 0; group < matrix->inputs / GROUP; group++, data += group_bytes(format)) {
+    const uint8_t *data = matrix->data + block * matrix->block_bytes, *numbers = data + matrix->numbers;
+    for (int32_t group = 0; group < matrix->inputs / GROUP; group++) {
         const int8_t *bytes = rows->bytes + (size_t)row * rows->byte_stride + group * GROUP;
         for (int half = 0; half < halves; half++) {
             Integers parts[4][4];
@@ -67,16 +67,71 @@ INLINE void multiply_integers(const Matrix *matrix, const Rows *rows, int32_t ro
                 }
             }
             for (int b = 0; b < blocks; b++) {
-                const uint16_t *numbers = (const uint16_t *)(data + b * matrix->block_bytes + integer_bytes(format));
-                Floats scales = load_half(numbers + half * BLOCK);
+                const uint16_t *own = (const uint16_t *)(numbers + b * matrix->block_bytes);
+                Floats scales = load_half(own + half * BLOCK);
                 for (int r = 0; r < count; r++) {
                     Integers part = is_four_bits(format) ? end_nibbles(parts[r][b], corrections[r])
                                                          : end_bytes(parts[r][b], corrections[r]);
                     size_t at = (size_t)(row + r) * rows->scale_stride + group;
                     sums[r][b] = fma(floats(part), mul(scales, all(rows->scales[at])), sums[r][b]);
-                    if (has_minimum(format)) sums[r][b] = fma(load_half(numbers + BLOCK), all(rows->sums[at]), sums[r][b]);
+                    if (has_minimum(format)) sums[r][b] = fma(load_half(own + BLOCK), all(rows->sums[at]), sums[r][b]);
                 }
             }
+        }
+        data += weight_bytes(format, GROUP), numbers += number_bytes(format);
+    }
+    for (int r = 0; r < count; r++)
+        for (int b = 0; b < blocks; b++) put(matrix, sums[r][b], block + b, to + (size_t)(row + r) * stride, add_to);
+}
+
+// Step number `quad` (of four) through 32 inputs of a wide matrix: the weights of four inputs, and of four that follow 16 later.
+INLINE void load_wide(const uint8_t *from, int quad, Quads steps, Quads offsets, const int format, Quads *first, Quads *second) {
+    if (format == INT8_WIDE) {
+        *first = load_bytes(from + quad * 4 * BLOCK), *second = load_bytes(from + (quad + 4) * 4 * BLOCK);
+        return;
+    }
+    Quads both = load_quads(from + quad * 4 * BLOCK);
+    *first = stretched(low_nibbles(both), steps, offsets), *second = stretched(high_nibbles(both), steps, offsets);
+}
+
+// `count` rows (at most 4) by `blocks` blocks (at most 4) of a wide `format`, all known when this is compiled.
+INLINE void multiply_wide(const Matrix *matrix, const Rows *rows, int32_t row, const int count, int32_t block, const int blocks,
+                          float *to, int32_t stride, int add_to, const int format) {
+    Floats sums[4][4];
+    for (int r = 0; r < count; r++)
+        for (int b = 0; b < blocks; b++) sums[r][b] = zeros();
+    const uint8_t *data = matrix->data + block * matrix->block_bytes, *numbers = data + matrix->numbers;
+    const int8_t *bytes = rows->bytes + (size_t)row * rows->byte_stride;
+    for (int32_t input = 0; input < matrix->inputs; numbers += number_bytes(format)) {
+        const int32_t *offset = rows->offsets + (size_t)row * rows->scale_stride + input / WIDE;
+        const float *scale = rows->scales + (size_t)row * rows->scale_stride + input / WIDE;
+        Integers parts[4][4];
+        for (int r = 0; r < count; r++)
+            for (int b = 0; b < blocks; b++) parts[r][b] = begin_bytes(offset[r * rows->scale_stride]);
+        const uint8_t *stretch = numbers + BLOCK * 2;
+        for (int32_t end = input + WIDE < matrix->inputs ? input + WIDE : matrix->inputs; input < end; input += GROUP) {
+            Quads steps[4], offsets[4];
+            for (int b = 0; b < blocks && format == INT4_WIDE; b++) {
+                steps[b] = spread_steps(stretch + b * matrix->block_bytes);
+                offsets[b] = spread_offsets(stretch + b * matrix->block_bytes + BLOCK);
+            }
+            for (int quad = 0; quad < 4; quad++) {
+                Quads first[4], second[4];
+                for (int b = 0; b < blocks; b++)
+                    load_wide(data + b * matrix->block_bytes, quad, steps[b], offsets[b], format, first + b, second + b);
+                for (int r = 0; r < count; r++) {
+                    const int8_t *from = bytes + (size_t)r * rows->byte_stride + input + quad * 4;
+                    Quads low = four_bytes(from), high = four_bytes(from + GROUP / 2);
+                    for (int b = 0; b < blocks; b++) parts[r][b] = add_bytes(parts[r][b], low, first[b]);
+                    for (int b = 0; b < blocks; b++) parts[r][b] = add_bytes(parts[r][b], high, second[b]);
+                }
+            }
+            data += weight_bytes(format, GROUP), stretch += BLOCK * 2;
+        }
+        for (int b = 0; b < blocks; b++) {
+            Floats scales = load_half((const uint16_t *)(numbers + b * matrix->block_bytes));
+            for (int r = 0; r < count; r++)
+                sums[r][b] = fma(floats(end_bytes(parts[r][b], 0)), mul(scales, all(scale[r * rows->scale_stride])), sums[r][b]);
         }
     }
     for (int r = 0; r < count; r++)
@@ -108,9 +163,9 @@ INLINE void multiply_floats(const Matrix *matrix, const Rows *rows, int32_t row,
 
 // As many sums at once as there are registers for: a single row takes more blocks side by side, so that no sum waits for itself.
 #if TOPKAPI_LEVEL >= LEVEL_AVX512_VNNI
-enum { WIDE = 4, NARROW = 2, TALL = 8 };
+enum { BROAD = 4, NARROW = 2, TALL = 8 };
 #else
-enum { WIDE = 2, NARROW = 1, TALL = 4 };
+enum { BROAD = 2, NARROW = 1, TALL = 4 };
 #endif
 
 // The blocks from `begin` to before `end` in tiles; `tile` is one of the products above for a format that is known.
@@ -118,7 +173,7 @@ enum { WIDE = 2, NARROW = 1, TALL = 4 };
     do {                                                                                                               \
         int32_t block = begin, count = rows->count;                                                                    \
         if (count == 1)                                                                                                \
-            for (; block + WIDE <= end; block += WIDE) tile(matrix, rows, 0, 1, block, WIDE, to, stride, add_to, format); \
+            for (; block + BROAD <= end; block += BROAD) tile(matrix, rows, 0, 1, block, BROAD, to, stride, add_to, format); \
         for (; block + NARROW <= end; block += NARROW) {                                                               \
             int32_t row = 0;                                                                                           \
             for (; row + most <= count; row += most)                                                                   \
@@ -140,6 +195,8 @@ static void multiply_lanes(const Matrix *matrix, const Rows *rows, float *to, in
     case INT4: IN_TILES(multiply_integers, INT4, 4); break;
     case INT8_MINIMUM: IN_TILES(multiply_integers, INT8_MINIMUM, 4); break;
     case INT4_MINIMUM: IN_TILES(multiply_integers, INT4_MINIMUM, 4); break;
+    case INT8_WIDE: IN_TILES(multiply_wide, INT8_WIDE, 4); break;
+    case INT4_WIDE: IN_TILES(multiply_wide, INT4_WIDE, 4); break;
     default: IN_TILES(multiply_integers, INT8_SIXTEENS, 4);
     }
 }

@@ -20,25 +20,42 @@ INLINE void store_some(float *to, Floats x, int32_t left) {
     for (int i = 0; i < left; i++) to[i] = lanes[i];
 }
 
-static void quantise(const float *from, int32_t inputs, const Quantised *to) {
+// The sums of a group's bytes, of its first sixteen, and of the rest.
+INLINE void put_offsets(int32_t group, int32_t first, int32_t rest, int wide, const Quantised *to) {
+    to->offsets[group] = -128 * (first + rest);
+    if (wide) return;
+    to->half_offsets[2 * group] = -128 * first, to->half_offsets[2 * group + 1] = -128 * rest;
+    to->sums[group] = to->scales[group] * (float)(first + rest);
+}
+
+static void quantise(const float *from, int32_t inputs, int wide, const Quantised *to) {
     Floats damage = zeros();
-    for (int32_t at = 0; at < inputs; at += GROUP) {
-        Floats x = some_or_all(from + at, inputs - at);
-        Floats y = inputs - at > LANES ? some_or_all(from + at + LANES, inputs - at - LANES) : zeros();
-        // What is no number, or infinite, is seen in the result: zero times it is no number.
-        damage = fma(y, zeros(), fma(x, zeros(), damage));
-        float most = largest_lane(largest(absolute(x), absolute(y)));
-        Floats inverse = all(most > 1e-30f ? 127.0f / most : 0.0f);
-        // Beside what is no number, others may be far too large: sums of bytes stay small all the same.
-        Integers first = rounded(least(all(127.0f), largest(mul(x, inverse), all(-127.0f))));
-        Integers second = rounded(least(all(127.0f), largest(mul(y, inverse), all(-127.0f))));
-        store_bytes(to->bytes + at, first);
-        store_bytes(to->bytes + at + LANES, second);
-        int32_t sums[2] = {total_integers(first), total_integers(second)}, group = at / GROUP;
-        for (int half = 0; half < 2; half++) to->half_offsets[2 * group + half] = -128 * sums[half];
-        to->offsets[group] = -128 * (sums[0] + sums[1]);
-        to->scales[group] = most / 127.0f;
-        to->sums[group] = to->scales[group] * (float)(sums[0] + sums[1]);
+    int32_t size = group_of(wide), end = rounded_up(inputs, PIECE);
+    for (int32_t group = 0; group < groups_of(wide, inputs); group++) {
+        int32_t begin = group * size, last = begin + size < inputs ? begin + size : inputs;
+        Floats most = zeros();
+        for (int32_t at = begin; at < last; at += LANES) {
+            Floats x = some_or_all(from + at, last - at);
+            // What is no number, or infinite, is seen in the result: zero times it is no number.
+            damage = fma(x, zeros(), damage);
+            most = largest(most, absolute(x));
+        }
+        float highest = largest_lane(most);
+        Floats inverse = all(highest > 1e-30f ? 127.0f / highest : 0.0f);
+        to->scales[group] = highest / 127.0f;
+        Integers first = no_integers(), rest = no_integers();
+        int32_t at = begin;
+        for (; at < last; at += LANES) {
+            // Beside what is no number, others may be far too large: sums of bytes stay small all the same.
+            Floats x = mul(some_or_all(from + at, last - at), inverse);
+            Integers bytes = rounded(least(all(127.0f), largest(x, all(-127.0f))));
+            store_bytes(to->bytes + at, bytes);
+            if (at == begin) first = bytes;
+            else rest = add_integers(rest, bytes);
+        }
+        for (; at < begin + size && at < end; at += LANES) store_bytes(to->bytes + at, no_integers());
+        if (wide) first = add_integers(first, rest);
+        put_offsets(group, total_integers(first), wide ? 0 : total_integers(rest), wide, to);
     }
     to->scales[0] += total(damage);
 }

@@ -12,6 +12,9 @@ struct TileConfig {
 // Rows of a tile, fewest rows for which tiles pay, and the most inputs of a block that is unpacked once for all rows.
 enum { TILE_ROWS = 16, LEAST_TILE_ROWS = 8, UNPACKED_INPUTS = 8192 };
 
+// gcc does not know that tiles and what configures them are loaded from memory: what was written there has to be there.
+INLINE void settle() { __asm__ volatile("" : : : "memory"); }
+
 // One group of nibbles as signed bytes.
 INLINE void unpack(const uint8_t *from, uint8_t *to, const int format) {
     for (int quad = 0; quad < GROUP / 8; quad++) {
@@ -22,12 +25,11 @@ INLINE void unpack(const uint8_t *from, uint8_t *to, const int format) {
     }
 }
 
-// Sixteen rows from `row` on by one block; `format` is known when this is compiled. `bytes` are the block's signed weights,
-// `step` bytes from a group to the next.
-INLINE void multiply_tile(const Matrix *matrix, const Rows *rows, int32_t row, int32_t block, const uint8_t *weights, size_t step,
-                          float *to, int32_t stride, int add_to, const int format) {
+// Sixteen rows from `row` on by one block; `format` is known when this is compiled. `weights` are the block's, signed.
+INLINE void multiply_tile(const Matrix *matrix, const Rows *rows, int32_t row, int32_t block, const uint8_t *weights, float *to,
+                           int32_t stride, int add_to, const int format) {
     int32_t integers[2][TILE_ROWS * BLOCK] __attribute__((aligned(64)));
-    const uint8_t *data = matrix->data + block * matrix->block_bytes + integer_bytes(format);
+    const uint8_t *data = matrix->data + block * matrix->block_bytes + matrix->numbers;
     int32_t groups = matrix->inputs / GROUP;
     Floats sums[TILE_ROWS];
     for (int r = 0; r < TILE_ROWS; r++) sums[r] = zeros();
@@ -37,7 +39,7 @@ INLINE void multiply_tile(const Matrix *matrix, const Rows *rows, int32_t row, i
     for (int32_t group = 0; group <= groups; group++) {
         if (group < groups) {
             _tile_loadd(2, bytes + group * GROUP, rows->byte_stride);
-            _tile_loadd(3, weights + group * step, 64);
+            _tile_loadd(3, weights + group * GROUP * BLOCK, 64);
             if (group & 1) {
                 _tile_zero(1);
                 _tile_dpbssd(1, 2, 3);
@@ -51,7 +53,7 @@ INLINE void multiply_tile(const Matrix *matrix, const Rows *rows, int32_t row, i
         if (!group) continue;
         // The group before is added up while this one is multiplied.
         const int32_t *done = integers[(group - 1) & 1];
-        const uint16_t *numbers = (const uint16_t *)(data + (size_t)(group - 1) * group_bytes(format));
+        const uint16_t *numbers = (const uint16_t *)(data + (size_t)(group - 1) * number_bytes(format));
         Floats scales = load_half(numbers), minimum = has_minimum(format) ? load_half(numbers + BLOCK) : zeros();
         for (int r = 0; r < TILE_ROWS; r++) {
             size_t at = (size_t)r * rows->scale_stride + group - 1;
@@ -68,38 +70,54 @@ INLINE void multiply_tiles(const Matrix *matrix, const Rows *rows, float *to, in
                            uint8_t *unpacked, const int format) {
     for (int32_t block = begin; block < end; block++) {
         const uint8_t *weights = matrix->data + block * matrix->block_bytes;
-        size_t step = group_bytes(format);
         if (is_four_bits(format)) {
             for (int32_t group = 0; group < matrix->inputs / GROUP; group++)
-                unpack(weights + group * step, unpacked + group * GROUP * BLOCK, format);
-            weights = unpacked, step = GROUP * BLOCK;
+                unpack(weights + weight_bytes(format, group * GROUP), unpacked + group * GROUP * BLOCK, format);
+            weights = unpacked;
         }
+        settle();
         for (int32_t row = 0; row < rows->count; row += TILE_ROWS)
-            multiply_tile(matrix, rows, row, block, weights, step, to, stride, add_to, format);
+            multiply_tile(matrix, rows, row, block, weights, to, stride, add_to, format);
     }
+}
+
+#include "wide_tiles.h"
+
+// Tiles of `rows` rows; weights and rows of bytes have 64 inputs where they are `wide`, else 32.
+INLINE void configure(int32_t rows, int wide) {
+    TileConfig config;
+    memset(&config, 0, sizeof config);
+    config.palette = 1;
+    for (int tile = 0; tile < 8; tile++) {
+        int of_rows = wide ? tile == 4 || tile == 5 : tile == 2, of_weights = wide ? tile > 5 : tile == 3;
+        config.bytes[tile] = of_rows ? (wide ? PIECE : GROUP) : 64;
+        config.rows[tile] = of_weights ? (wide ? PIECE : GROUP) / 4 : rows < TILE_ROWS ? rows : (int32_t)TILE_ROWS;
+    }
+    settle();
+    _tile_loadconfig(&config);
 }
 
 static void multiply(const Matrix *matrix, const Rows *rows, float *to, int32_t stride, int add_to, int32_t begin,
                      int32_t end) {
-    int format = matrix->format, large = is_four_bits(format) && matrix->inputs > UNPACKED_INPUTS;
-    if (!is_integer(format) || format == INT8_SIXTEENS || large || rows->count < LEAST_TILE_ROWS) {
+    int format = matrix->format, wide = is_wide(format), large = is_four_bits(format) && matrix->inputs > UNPACKED_INPUTS;
+    int least = wide ? (int)LEAST_WIDE_ROWS : (int)LEAST_TILE_ROWS;
+    if (!is_integer(format) || format == INT8_SIXTEENS || large || rows->count < least) {
         multiply_lanes(matrix, rows, to, stride, add_to, begin, end);
         return;
     }
-    TileConfig config;
-    memset(&config, 0, sizeof config);
-    config.palette = 1;
-    for (int tile = 0; tile < 4; tile++) {
-        config.bytes[tile] = tile == 2 ? GROUP : 64;
-        config.rows[tile] = tile == 3 ? GROUP / 4 : TILE_ROWS;
-    }
-    _tile_loadconfig(&config);
-    uint8_t *unpacked = is_four_bits(format) ? (uint8_t *)__builtin_alloca((size_t)matrix->inputs * BLOCK) : NULL;
+    configure(wide ? rows->count : TILE_ROWS, wide);
+    size_t room = is_four_bits(format) ? (size_t)matrix->inputs * BLOCK * (wide ? 4 : 1) : 0;
+    uint8_t *unpacked = (uint8_t *)__builtin_alloca(room + 64);
+    unpacked += -(uintptr_t)unpacked % 64;
+#define MULTIPLY(by, format) by(matrix, rows, to, stride, add_to, begin, end, unpacked, format)
     switch (format) {
-    case INT8: multiply_tiles(matrix, rows, to, stride, add_to, begin, end, unpacked, INT8); break;
-    case INT4: multiply_tiles(matrix, rows, to, stride, add_to, begin, end, unpacked, INT4); break;
-    case INT8_MINIMUM: multiply_tiles(matrix, rows, to, stride, add_to, begin, end, unpacked, INT8_MINIMUM); break;
-    default: multiply_tiles(matrix, rows, to, stride, add_to, begin, end, unpacked, INT4_MINIMUM);
+    case INT8: MULTIPLY(multiply_tiles, INT8); break;
+    case INT4: MULTIPLY(multiply_tiles, INT4); break;
+    case INT8_MINIMUM: MULTIPLY(multiply_tiles, INT8_MINIMUM); break;
+    case INT4_MINIMUM: MULTIPLY(multiply_tiles, INT4_MINIMUM); break;
+    case INT8_WIDE: MULTIPLY(multiply_wide_tiles, INT8_WIDE); break;
+    default: MULTIPLY(multiply_wide_tiles, INT4_WIDE);
     }
+#undef MULTIPLY
     _tile_release();
 }

@@ -19,25 +19,9 @@
 #include <immintrin.h>
 #endif
 
-#define INLINE static inline __attribute__((always_inline))
+#include "halves.h"
 
 enum { LANES = 16 };
-
-INLINE float half_to_float(uint16_t half) {
-    uint32_t sign = (uint32_t)(half & 0x8000) << 16, exponent = (half >> 10) & 31, fraction = half & 1023, bits;
-    if (exponent == 31) {
-        bits = sign | 0x7f800000 | fraction << 13;
-    } else if (exponent) {
-        bits = sign | (exponent + 112) << 23 | fraction << 13;
-    } else {
-        float value = (float)fraction * 0x1p-24f;
-        memcpy(&bits, &value, 4);
-        bits |= sign;
-    }
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-}
 
 #if TOPKAPI_LEVEL >= LEVEL_AVX512_VNNI
 
@@ -53,6 +37,10 @@ INLINE Floats load_bfloat(const uint16_t *from) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
+INLINE void store_half(uint16_t *to, Floats x) { _mm256_storeu_si256((__m256i *)to, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)); }
+INLINE Floats load_byte_floats(const int8_t *from) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)));
+}
 INLINE Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
 INLINE Floats sub(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
 INLINE Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
@@ -63,6 +51,7 @@ INLINE Floats least(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 INLINE Floats absolute(Floats a) { return _mm512_abs_ps(a); }
 INLINE Integers no_integers() { return _mm512_setzero_si512(); }
 INLINE Integers load_integers(const int32_t *from) { return _mm512_loadu_si512(from); }
+INLINE Integers add_integers(Integers a, Integers b) { return _mm512_add_epi32(a, b); }
 INLINE Integers rounded(Floats a) { return _mm512_cvtps_epi32(a); }
 INLINE Floats floats(Integers a) { return _mm512_cvtepi32_ps(a); }
 INLINE Floats power_of_two(Integers a) {
@@ -91,6 +80,14 @@ INLINE __m256 bfloats(const uint16_t *from) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from)), 16));
 }
 INLINE Floats load_bfloat(const uint16_t *from) { return PAIR(Floats, bfloats(from), bfloats(from + 8)); }
+INLINE void store_half(uint16_t *to, Floats x) {
+    _mm_storeu_si128((__m128i *)to, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128((__m128i *)(to + 8), _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
+}
+INLINE __m256 byte_floats(const int8_t *from) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)));
+}
+INLINE Floats load_byte_floats(const int8_t *from) { return PAIR(Floats, byte_floats(from), byte_floats(from + 8)); }
 INLINE Floats add(Floats x, Floats y) { return PAIR(Floats, _mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)); }
 INLINE Floats sub(Floats x, Floats y) { return PAIR(Floats, _mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)); }
 INLINE Floats mul(Floats x, Floats y) { return PAIR(Floats, _mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)); }
@@ -108,6 +105,9 @@ INLINE Integers no_integers() { return PAIR(Integers, _mm256_setzero_si256(), _m
 INLINE Integers load_integers(const int32_t *from) {
     return PAIR(Integers, _mm256_loadu_si256((const __m256i *)from), _mm256_loadu_si256((const __m256i *)(from + 8)));
 }
+INLINE Integers add_integers(Integers x, Integers y) {
+    return PAIR(Integers, _mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b));
+}
 INLINE Integers rounded(Floats x) { return PAIR(Integers, _mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)); }
 INLINE Floats floats(Integers x) { return PAIR(Floats, _mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)); }
 INLINE __m256 eight_powers(__m256i x) {
@@ -124,24 +124,23 @@ INLINE void store_bytes(int8_t *to, Integers x) {
 typedef struct { float at[LANES]; } Floats;
 typedef struct { int32_t at[LANES]; } Integers;
 
-#define EACH(type, expression)                                                                                         \
+#define EACH_OF(count, type, expression)                                                                               \
     do {                                                                                                               \
         type result;                                                                                                   \
-        for (int i = 0; i < LANES; i++) result.at[i] = (expression);                                                   \
+        for (int i = 0; i < (count); i++) result.at[i] = (expression);                                                 \
         return result;                                                                                                 \
     } while (0)
+#define EACH(type, expression) EACH_OF(LANES, type, expression)
 INLINE Floats zeros() { EACH(Floats, 0.0f); }
 INLINE Floats all(float x) { EACH(Floats, x); }
 INLINE Floats load(const float *from) { EACH(Floats, from[i]); }
 INLINE void store(float *to, Floats x) { memcpy(to, x.at, sizeof x.at); }
-INLINE Floats load_half(const uint16_t *from) { EACH(Floats, half_to_float(from[i])); }
-INLINE float bfloat(uint16_t from) {
-    uint32_t bits = (uint32_t)from << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
+INLINE Floats load_half(const uint16_t *from) { EACH(Floats, float_from_half(from[i])); }
+INLINE Floats load_bfloat(const uint16_t *from) { EACH(Floats, float_from_bfloat(from[i])); }
+INLINE void store_half(uint16_t *to, Floats x) {
+    for (int i = 0; i < LANES; i++) to[i] = half_from_float(x.at[i]);
 }
-INLINE Floats load_bfloat(const uint16_t *from) { EACH(Floats, bfloat(from[i])); }
+INLINE Floats load_byte_floats(const int8_t *from) { EACH(Floats, (float)from[i]); }
 INLINE Floats add(Floats a, Floats b) { EACH(Floats, a.at[i] + b.at[i]); }
 INLINE Floats sub(Floats a, Floats b) { EACH(Floats, a.at[i] - b.at[i]); }
 INLINE Floats mul(Floats a, Floats b) { EACH(Floats, a.at[i] * b.at[i]); }
@@ -153,6 +152,7 @@ INLINE Floats least(Floats a, Floats b) { EACH(Floats, a.at[i] < b.at[i] ? a.at[
 INLINE Floats absolute(Floats a) { EACH(Floats, __builtin_fabsf(a.at[i])); }
 INLINE Integers no_integers() { EACH(Integers, 0); }
 INLINE Integers load_integers(const int32_t *from) { EACH(Integers, from[i]); }
+INLINE Integers add_integers(Integers a, Integers b) { EACH(Integers, a.at[i] + b.at[i]); }
 INLINE int32_t nearest(float x) { return x >= -0x1p31f && x < 0x1p31f ? (int32_t)__builtin_rintf(x) : INT32_MIN; }
 INLINE Integers rounded(Floats a) { EACH(Integers, nearest(a.at[i])); }
 INLINE Floats floats(Integers a) { EACH(Floats, (float)a.at[i]); }
