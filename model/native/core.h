@@ -12,7 +12,7 @@ enum Format { FLOAT32, BFLOAT16, INT8, INT4, INT8_MINIMUM, INT4_MINIMUM, INT8_SI
 
 // Inputs that share a scale, in the matrix and in the rows it is multiplied with; those of the largest piece that instructions
 // multiply at once, up to which rows of bytes and wide matrices are filled.
-enum Inputs { GROUP = 32, WIDE = 128, PIECE = 64 };
+enum Inputs { GROUP = 32, WIDE = 128, TILE_INPUTS = 64 };
 // Outputs that lie together in memory, one lane each.
 enum { BLOCK = 16 };
 // Keys that lie together in the cache, one lane each.
@@ -30,7 +30,7 @@ inline int32_t group_of(int wide) { return wide ? WIDE : GROUP; }
 inline int32_t groups_of(int wide, int32_t inputs) { return (inputs + group_of(wide) - 1) / group_of(wide); }
 // Inputs with those that are filled up with what counts as zero.
 inline int32_t filled_inputs(int format, int32_t inputs) {
-    return is_integer(format) ? rounded_up(inputs, is_wide(format) ? PIECE : GROUP) : inputs;
+    return is_integer(format) ? rounded_up(inputs, is_wide(format) ? TILE_INPUTS : GROUP) : inputs;
 }
 // Bytes of the weights of 16 outputs for that many inputs.
 inline size_t weight_bytes(int format, size_t inputs) {

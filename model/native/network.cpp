@@ -43,7 +43,7 @@ Stack Network::stack(std::initializer_list<const Source *> sources) {
     for (const Source *source : sources) {
         if (!source->weights) continue;
         made.parts.push_back(packed(*source, kernels->flip, *threads));
-        widest_ = std::max(widest_, rounded_up(made.parts.back().inputs, PIECE));
+        widest_ = std::max(widest_, rounded_up(made.parts.back().inputs, TILE_INPUTS));
     }
     for (const OwnMatrix &part : made.parts)
         if (is_integer(part.format) && is_wide(part.format) != made.wide()) throw std::invalid_argument("groups of two sizes");
@@ -60,7 +60,7 @@ template <class F> void Network::each_row(int rows, F &&body) {
 
 void Network::quantise(Room &room, const Stack &stack, const float *from, int inputs, int row) {
     if (!stack.integers()) return;
-    size_t at = (size_t)row * groups_of(stack.wide(), inputs), bytes = (size_t)row * rounded_up(inputs, PIECE);
+    size_t at = (size_t)row * groups_of(stack.wide(), inputs), bytes = (size_t)row * rounded_up(inputs, TILE_INPUTS);
     Quantised to = {room.bytes.get() + bytes, room.scales.get() + at, room.sums.get() + at, room.offsets.get() + at,
                     room.half_offsets.get() + 2 * at};
     kernels->quantise(from, inputs, stack.wide(), &to);
@@ -70,7 +70,7 @@ void Network::multiply(Room &room, const Stack &stack, const float *from, int in
                        bool add) {
     int groups = groups_of(stack.wide(), inputs), all = 0;
     for (const OwnMatrix &part : stack.parts) all += part.blocks;
-    Rows of = {from, inputs, room.bytes.get(), rounded_up(inputs, PIECE), room.scales.get(), groups, room.sums.get(),
+    Rows of = {from, inputs, room.bytes.get(), rounded_up(inputs, TILE_INPUTS), room.scales.get(), groups, room.sums.get(),
                room.offsets.get(), room.half_offsets.get(), rows};
     // Several pieces for each thread, so that one that was held up does not keep the others waiting.
     int pieces = std::min(all, threads->count() * 4);

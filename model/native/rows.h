@@ -30,7 +30,7 @@ INLINE void put_offsets(int32_t group, int32_t first, int32_t rest, int wide, co
 
 static void quantise(const float *from, int32_t inputs, int wide, const Quantised *to) {
     Floats damage = zeros();
-    int32_t size = group_of(wide), end = rounded_up(inputs, PIECE);
+    int32_t size = group_of(wide), end = rounded_up(inputs, TILE_INPUTS);
     for (int32_t group = 0; group < groups_of(wide, inputs); group++) {
         int32_t begin = group * size, last = begin + size < inputs ? begin + size : inputs;
         Floats most = zeros();

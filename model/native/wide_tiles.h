@@ -44,7 +44,7 @@ INLINE void multiply_pieces(const Matrix *matrix, const Rows *rows, int32_t row,
             if (tall * across > 2) _tile_zero(3);
             if (tall > 1 && across == 1) _tile_zero(2);
             int32_t end = (group + 1) * WIDE < matrix->inputs ? (group + 1) * WIDE : matrix->inputs;
-            for (int32_t input = group * WIDE; input < end; input += PIECE)
+            for (int32_t input = group * WIDE; input < end; input += TILE_INPUTS)
                 add_piece(bytes + input, rows->byte_stride, weights, (size_t)input * BLOCK, tall, across);
             _tile_stored(0, into[0], 64);
             if (across > 1) _tile_stored(1, into[1], 64);
