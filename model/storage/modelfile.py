@@ -10,10 +10,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from topkapi.model.decoding.defaults import decoding_defaults
-
 from topkapi.model.conversation.chat_template import ChatTemplate
-from topkapi.model.decoding.parameters import BY_NAME, PARAMETERS, DecodingParameters, resolve
+from topkapi.model.decoding.parameters import BY_NAME, PARAMETERS, DecodingParameters, decoding_defaults, resolve
 from topkapi.model.errors import CheckpointError, InvalidRequest
 from topkapi.model.storage.checkpoint import Checkpoint
 
