@@ -143,8 +143,12 @@ def test_a_request_in_pieces_that_come_in_time_is_served(bounded) -> None:
         assert told(bare).startswith(b"HTTP/1.1 200 ")
 
 
-def test_what_is_open_does_not_keep_a_server_from_ending(serve, tiny_checkpoint) -> None:
-    """Idle connections, a half of a head, a half of a body: what can be answered is, and a stream has its end."""
+def test_what_is_open_does_not_keep_a_server_from_ending(serve, tiny_checkpoint, monkeypatch) -> None:
+    """Idle connections, a half of a head, a half of a body: what can be answered is, and a stream has its end.
+
+    At once, and not when the time is over that answers under way are given.
+    """
+    monkeypatch.setattr("topkapi.service.server.GRACE_SECONDS", 600.0)
     with serve(tiny_checkpoint("ending", context=2048)) as served:
         with (
             connection(served) as idle,

@@ -302,6 +302,7 @@ def gguf_tensor(*sizes: int, offset: int = 0, dimensions: int | None = None) -> 
         "a text for a number": gguf(
             0, 2, ARCHITECTURE, gguf_string("split.count"), struct.pack("<I", 8), gguf_string("x")
         ),
+        "a name without letters": gguf(0, 1, gguf_string(""), struct.pack("<II", 4, 1)),
         "a name that is no text": gguf(0, 1, struct.pack("<Q", 2), b"\xff\xfe", struct.pack("<II", 4, 1)),
         "nothing": b"",
         "its first word": b"GGUF",

@@ -84,9 +84,11 @@ def test_pieces_have_the_ids_of_the_whole(monkeypatch, vocabularies, name) -> No
         monkeypatch.undo()
 
 
-def test_a_vocabulary_with_entries_across_words_is_never_cut(tiny_tokenizer) -> None:
+@pytest.mark.parametrize("entry", ["New York", "wet paint"])
+def test_a_vocabulary_with_entries_across_words_is_never_cut(tiny_tokenizer, entry: str) -> None:
+    """Whether a text on which cuts are tried out holds the entry or not."""
     definition = dict(tiny_tokenizer.definition)
-    added = {"id": tiny_tokenizer.vocab_size, "content": "New York", "special": False, "normalized": False,
+    added = {"id": tiny_tokenizer.vocab_size, "content": entry, "special": False, "normalized": False,
              "single_word": False, "lstrip": False, "rstrip": False}  # fmt: skip
     definition["added_tokens"] = [*definition["added_tokens"], added]
     tokenizer = Tokenizer(definition)
