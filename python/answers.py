@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from topkapi.python import background
+from topkapi.python.calls import running
 from topkapi.python.errors import readable
 from topkapi.python.results import Generated, Piece, Timings, Token, TokenTrace, Trace, Usage
 from topkapi.service.api.native import render
@@ -102,7 +103,7 @@ class _Told:
         self._pieces = self._told()
 
     async def _told(self) -> AsyncGenerator[Piece, None]:
-        async with self.generation:
+        async with running(self.generation):
             async for delta in self.generation.steps():
                 yield _piece(self.generation, delta)
 
@@ -160,7 +161,6 @@ class Stream:
         self.close()
 
 
-
 class AsyncStream:
     """The pieces of an answer as they come: `async for piece in model.astream("Once"): print(piece, end="")`.
 
@@ -203,7 +203,6 @@ class AsyncStream:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
-
 
 
 def _end_with(stream: object, told: _Told) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from topkapi.model.errors import InvalidRequest
+from topkapi.model.errors import InvalidRequest, Overloaded
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -13,6 +15,9 @@ if TYPE_CHECKING:
     from topkapi.service.jobs import EngineWork
 
     Body = TypeVar("Body", bound=BaseModel)
+
+RETRY_SECONDS = 0.05
+"""Between two looks at an engine that has no room for more prompts."""
 
 _ELSEWHERE = {
     "model": "a model is what is called here: topkapi.load gives others",
@@ -84,7 +89,25 @@ def pairs_of(pairs: Any) -> Any:
     ]
 
 
+@asynccontextmanager
+async def running(work: EngineWork[Any]) -> AsyncIterator[None]:
+    """`work` begun, and cancelled where the block is left early.
+
+    Where the engine has no room it waits for some: a server refuses then, but these callers have nowhere else to go.
+    """
+    while True:
+        try:
+            work.start()
+            break
+        except Overloaded:
+            await asyncio.sleep(RETRY_SECONDS)
+    try:
+        yield
+    finally:
+        work.cancel()
+
+
 async def done(work: EngineWork[Any]) -> None:
     """Have the engine do `work`; cancelled, it ends within a step."""
-    async with work:
+    async with running(work):
         await work.finish()

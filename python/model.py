@@ -31,6 +31,9 @@ Ids = Sequence[int]
 Messages = str | Sequence[Mapping[str, str]]
 _SETTINGS = ("dtype", "threads", "draft")
 
+LONGEST_QUEUE = 1_000_000
+"""Calls that may wait in the engine."""
+
 
 @declares({})
 def load(
@@ -57,7 +60,7 @@ def load(
     from topkapi.service.settings import Settings
 
     with readable(_SETTINGS):
-        settings = Settings.read(dtype=dtype, threads=threads, draft=draft)
+        settings = Settings.read(dtype=dtype, threads=threads, draft=draft, max_queue=LONGEST_QUEUE)
         location = default_checkpoints(settings)[0] if checkpoint is None else os.fspath(checkpoint)
         check_locations([location], settings)
         import torch

@@ -79,7 +79,7 @@ def _train(command: str, kind: type[TrainingRecipe], recipe: Recipe, resume: Res
             resume=None if resume is False else "" if resume is True else os.fspath(resume),
             training_kind=kind,
             training_command=command,
-            **{name: _plain(kind, name, value) for name, value in fields.items()},
+            **{name: _plain(kind, name, value) for name, value in fields.items() if (name, value) != ("out", None)},
         )
         recipe_read, directory, goes_on = read_arguments(given)
         with _threads():

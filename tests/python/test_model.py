@@ -216,7 +216,9 @@ def test_a_conversation_may_be_a_text(model: topkapi.Model) -> None:
     asked: dict[str, Any] = {"max_tokens": 6, "seed": 1}
     assert model.chat(CHAT[0]["content"], **asked) == model.chat(CHAT, **asked) == model.chat(CHAT[0], **asked)  # type: ignore[arg-type]
     system = [{"role": "system", "content": "Be brief."}]
-    assert model.chat(CHAT, system="Be brief.", **asked).usage == model.chat(system + CHAT, **asked).usage
+    briefly = model.chat(CHAT, system="Be brief.", **asked)
+    assert briefly == model.chat(system + CHAT, **asked)
+    assert briefly.usage.prompt_tokens > model.chat(CHAT, **asked).usage.prompt_tokens
     with pytest.raises(topkapi.TopkapiError, match="a system message already"):
         model.chat(system + CHAT, system="Be long.", **asked)
 
@@ -280,6 +282,26 @@ def test_many_threads_ask_at_once(model: topkapi.Model) -> None:
         together = list(pool.map(lambda prompt: model.generate(prompt, max_tokens=8, seed=3), prompts))
         streamed = list(pool.map(lambda prompt: "".join(model.stream(prompt, max_tokens=8, seed=3)), prompts))
     assert alone == together == streamed == model.generate(prompts, max_tokens=8, seed=3)
+
+
+def test_more_calls_than_a_server_would_queue_wait_for_their_turn(model: topkapi.Model) -> None:
+    async def ask() -> list[topkapi.Generated]:
+        calls = (model.agenerate([5, 6, 7], max_tokens=1, seed=seed) for seed in range(400))
+        return await asyncio.gather(*calls)
+
+    texts = asyncio.run(ask())
+    assert texts[3] == model.generate([5, 6, 7], max_tokens=1, seed=3)
+
+
+def test_calls_wait_where_prompts_have_no_room(model: topkapi.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model._loaded().engine, "max_queued_tokens", 40)
+    prompt = list(range(5, 35))
+
+    async def ask() -> list[topkapi.Generated]:
+        return await asyncio.gather(*(model.agenerate(prompt, max_tokens=2, seed=1, n=4) for _ in range(40)))
+
+    assert len({str(text) for text in asyncio.run(ask())}) == 1
+    assert len(list(model.stream([prompt] * 8, max_tokens=1, seed=1))) == 8
 
 
 def test_the_twins_on_a_running_loop(model: topkapi.Model) -> None:
@@ -371,7 +393,7 @@ print("left")
 
 
 def test_a_program_ends_quietly_with_what_it_left_open(checkpoint: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", LEFT, str(checkpoint)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", LEFT, str(checkpoint)], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "left\n", "")
 
 
