@@ -28,7 +28,7 @@ _ELSEWHERE = {
 """Fields of the route's body that have another form here."""
 
 
-def check_keywords(parameters: Mapping[str, Any], source: str) -> None:
+def check_keywords(parameters: Mapping[str, object], source: str) -> None:
     """Raise `InvalidRequest` for what the route would take, but a call for a `source` does not."""
     for name in parameters.keys() & _ELSEWHERE.keys():
         kind = "generate" if source == "prompt" else "chat"

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from topkapi.service.scoring import Item, Scoring
 
 Ids = Sequence[int]
-Messages = str | Sequence[Mapping[str, str]]
+Texts = list[str] | tuple[str, ...]
+Messages = str | Mapping[str, str] | Sequence[Mapping[str, str]]
 _SETTINGS = ("dtype", "threads", "draft")
 
 LONGEST_QUEUE = 1_000_000
@@ -124,15 +125,13 @@ class Model:
         return self._defaults(chat=True)
 
     @overload
-    def generate(self, prompt: str, **parameters: Unpack[DecodingFields]) -> Generated: ...
+    def generate(self, prompt: str | Ids, *, priority: int = 0, **parameters: Unpack[DecodingFields]) -> Generated: ...
     @overload
     def generate(
-        self, prompt: Sequence[str] | Sequence[Ids], **parameters: Unpack[DecodingFields]
+        self, prompt: Texts | Sequence[Ids], *, priority: int = 0, **parameters: Unpack[DecodingFields]
     ) -> list[Generated]: ...
-    @overload
-    def generate(self, prompt: Ids, **parameters: Unpack[DecodingFields]) -> Generated: ...
     @declares(decoding_keywords())
-    def generate(self, prompt: Any, *, priority: int = 0, **parameters: Any) -> Any:
+    def generate(self, prompt: Any, *, priority: int = 0, **parameters: Unpack[DecodingFields]) -> Any:
         """Continue a prompt: a text, or token ids. A list of either is computed together, and gives a list.
 
             answer = model.generate("Once upon a time", max_tokens=40, top_k=50, seed=1)
@@ -147,13 +146,21 @@ class Model:
         """
         return self._whole(self._prepared("prompt", prompt, priority, parameters), several(prompt))
 
+    @overload
+    async def agenerate(
+        self, prompt: str | Ids, *, priority: int = 0, **parameters: Unpack[DecodingFields]
+    ) -> Generated: ...
+    @overload
+    async def agenerate(
+        self, prompt: Texts | Sequence[Ids], *, priority: int = 0, **parameters: Unpack[DecodingFields]
+    ) -> list[Generated]: ...
     @declares(decoding_keywords(), brief=True)
-    async def agenerate(self, prompt: Any, *, priority: int = 0, **parameters: Any) -> Any:
+    async def agenerate(self, prompt: Any, *, priority: int = 0, **parameters: Unpack[DecodingFields]) -> Any:
         """As `generate`, for a caller on an event loop, which goes on meanwhile."""
         return await self._awhole(partial(self._prepared, "prompt", prompt, priority, parameters), several(prompt))
 
     @declares(decoding_keywords(), brief=True)
-    def stream(self, prompt: Any, *, priority: int = 0, **parameters: Any) -> Stream:
+    def stream(self, prompt: Any, *, priority: int = 0, **parameters: Unpack[DecodingFields]) -> Stream:
         """As `generate`, piece by piece as it comes.
 
             for piece in model.stream("Once upon a time", max_tokens=40):
@@ -167,12 +174,14 @@ class Model:
         return Stream(self, self._prepared("prompt", prompt, priority, parameters), several(prompt))
 
     @declares(decoding_keywords(), brief=True)
-    def astream(self, prompt: Any, *, priority: int = 0, **parameters: Any) -> AsyncStream:
+    def astream(self, prompt: Any, *, priority: int = 0, **parameters: Unpack[DecodingFields]) -> AsyncStream:
         """As `stream`, for `async for`."""
         return self._astream("prompt", prompt, priority, parameters, several(prompt))
 
     @declares(decoding_keywords(), brief=True)
-    def chat(self, messages: Messages, *, system: str | None = None, priority: int = 0, **parameters: Any) -> Generated:
+    def chat(
+        self, messages: Messages, *, system: str | None = None, priority: int = 0, **parameters: Unpack[DecodingFields]
+    ) -> Generated:
         """Answer a conversation: a question, or a list of {"role": "system" | "user" | "assistant", "content": text}.
 
             print(model.chat("What is the capital of France?", max_tokens=60))
@@ -185,7 +194,7 @@ class Model:
 
     @declares(decoding_keywords(), brief=True)
     async def achat(
-        self, messages: Messages, *, system: str | None = None, priority: int = 0, **parameters: Any
+        self, messages: Messages, *, system: str | None = None, priority: int = 0, **parameters: Unpack[DecodingFields]
     ) -> Generated:
         """As `chat`, for a caller on an event loop, which goes on meanwhile."""
         prepared = partial(self._prepared, "messages", turns(messages, system), priority, parameters)
@@ -194,7 +203,7 @@ class Model:
 
     @declares(decoding_keywords(), brief=True)
     def stream_chat(
-        self, messages: Messages, *, system: str | None = None, priority: int = 0, **parameters: Any
+        self, messages: Messages, *, system: str | None = None, priority: int = 0, **parameters: Unpack[DecodingFields]
     ) -> Stream:
         """As `chat`, piece by piece as it comes; see `stream`."""
         from topkapi.python.answers import Stream
@@ -203,7 +212,7 @@ class Model:
 
     @declares(decoding_keywords(), brief=True)
     def astream_chat(
-        self, messages: Messages, *, system: str | None = None, priority: int = 0, **parameters: Any
+        self, messages: Messages, *, system: str | None = None, priority: int = 0, **parameters: Unpack[DecodingFields]
     ) -> AsyncStream:
         """As `stream_chat`, for `async for`."""
         return self._astream("messages", turns(messages, system), priority, parameters, False)
@@ -211,11 +220,11 @@ class Model:
     @overload
     def score(self, text: str, **options: Any) -> Score: ...
     @overload
-    def score(self, text: Sequence[str] | None = None, **options: Any) -> Scores: ...
+    def score(self, text: Texts | None = None, **options: Any) -> Any: ...
     @declares({})
     def score(
         self,
-        text: str | Sequence[str] | None = None,
+        text: str | Texts | None = None,
         *,
         token_ids: Ids | Sequence[Ids] | None = None,
         pairs: Sequence[tuple[str | Ids, str | Ids]] | None = None,
@@ -250,7 +259,7 @@ class Model:
             return self._scores(body, items, work, asked)
 
     @as_declared_by(score)
-    async def ascore(self, text: str | Sequence[str] | None = None, **options: Any) -> Score | Scores:
+    async def ascore(self, text: str | Texts | None = None, **options: Any) -> Any:
         """As `score`, for a caller on an event loop, which goes on meanwhile."""
         asked = inspect.signature(Model.score).bind(self, text, **options).arguments
         body, items, work = await asyncio.to_thread(self._to_score, asked)
@@ -305,7 +314,7 @@ class Model:
         with readable():
             return defaults_of(self._loaded(), chat=chat)
 
-    def _prepared(self, source: str, value: Any, priority: int, parameters: Mapping[str, Any]) -> Generation:
+    def _prepared(self, source: str, value: Any, priority: int, parameters: Mapping[str, object]) -> Generation:
         """The checked work of a call: the body of `/generate`, read as the route reads it."""
         from topkapi.service.api.native import asking, schemas
 
@@ -331,7 +340,7 @@ class Model:
             return shaped(await asyncio.to_thread(answers, generation), several)
 
     def _astream(
-        self, source: str, value: Any, priority: int, parameters: Mapping[str, Any], several: bool
+        self, source: str, value: Any, priority: int, parameters: Mapping[str, object], several: bool
     ) -> AsyncStream:
         from topkapi.python.answers import AsyncStream
 

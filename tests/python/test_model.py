@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -342,6 +342,19 @@ def test_a_task_that_is_cancelled_computes_no_more(model: topkapi.Model) -> None
             await task
 
     asyncio.run(ask())
+    wait_until_idle(model)
+
+
+def test_a_call_that_is_interrupted_computes_no_more(model: topkapi.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(waiting: Future[object]) -> None:
+        while not model._loaded().engine.running:
+            time.sleep(0.001)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Future, "result", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            model.generate("The list", max_tokens=240, ignore_end_token=True, n=64)
     wait_until_idle(model)
 
 

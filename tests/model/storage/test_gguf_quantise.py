@@ -35,10 +35,11 @@ def back(data: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
 def test_numbers_come_back_as_near_as_their_bits_allow(kind: str) -> None:
     data = np.random.default_rng(0).standard_normal((64, 1024)).astype(np.float32)
     assert quantise(data, kind).size * 8 == data.size * BITS[kind]
+    # Much smaller ones have scales below what half precision holds in full.
     for scale in (1, 0.03, 300):
         error = back(scale * data, kind) - scale * data
         assert np.sqrt(np.square(error).mean()) < ERROR[kind] * scale
-    # (Scales of much smaller numbers are below what half precision holds in full.) No number is further off than a step of its part, which spans what its largest numbers do.
+    # No number is further off than a step of its part, which spans what its largest numbers do.
     parts = data.reshape(-1, 16 if kind == "Q6_K" else 32)
     levels = {"Q4_K": 15, "Q5_K": 31, "Q6_K": 63}[kind]
     span = 2 * np.abs(parts).max(-1) if kind == "Q6_K" else parts.max(-1) - np.minimum(parts.min(-1), 0)
