@@ -28,11 +28,15 @@ _ELSEWHERE = {
 """Fields of the route's body that have another form here."""
 
 
+_CALLS = {"prompt": "generate", "messages": "chat", "text": "score"}
+
+
 def check_keywords(parameters: Mapping[str, object], source: str) -> None:
     """Raise `InvalidRequest` for what the route would take, but a call for a `source` does not."""
-    for name in parameters.keys() & _ELSEWHERE.keys():
-        kind = "generate" if source == "prompt" else "chat"
-        raise InvalidRequest(f"{name} is not a parameter of {kind}", field=name, hint=_ELSEWHERE[name])
+    for name in parameters:
+        # What is scored may be choices after a prompt.
+        if name in _ELSEWHERE and (source, name) != ("text", "prompt"):
+            raise InvalidRequest(f"{name} is not a parameter of {_CALLS[source]}", field=name, hint=_ELSEWHERE[name])
 
 
 def body_of(schema: type[Body], fields: Mapping[str, Any]) -> Body:

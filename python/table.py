@@ -15,7 +15,7 @@ class Table(list[dict[str, Any]]):
     """Rows, each a dictionary. A list in every respect; `columns`, `column` and `to_pandas` read it as a table."""
 
     def __init__(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
-        super().__init__(map(dict, rows))
+        super().__init__(dict(row) for row in rows)
 
     @property
     def columns(self) -> list[str]:

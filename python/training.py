@@ -67,7 +67,9 @@ def dpo(recipe: Recipe = None, *, resume: Resume = False, **fields: Unpack[DpoFi
     return _train("dpo", DpoRecipe, recipe, resume, fields)
 
 
-def _train(command: str, kind: type[TrainingRecipe], recipe: Recipe, resume: Resume, fields: Mapping[str, Any]) -> Run:
+def _train(
+    command: str, kind: type[TrainingRecipe], recipe: Recipe, resume: Resume, fields: Mapping[str, object]
+) -> Run:
     with readable(kind.model_fields.keys() | {"resume", "recipe"}):
         for name in fields:
             if name not in kind.model_fields:

@@ -271,8 +271,11 @@ def test_errors_of_scores_are_those_of_http(model: topkapi.Model, http: Any) -> 
         with pytest.raises(topkapi.TopkapiError) as caught:
             model.score(**asked)
         assert (caught.value.message, caught.value.field) == (error["message"], error.get("field"))
-    with pytest.raises(TypeError, match="unexpected keyword"):
+    with pytest.raises(topkapi.TopkapiError, match="unknown field tops") as caught:
         model.score("a", tops=1)  # type: ignore[call-overload]
+    assert caught.value.hint == "did you mean top?"
+    with pytest.raises(topkapi.TopkapiError, match="stream is not a parameter of score"):
+        model.score("a", stream=True)  # type: ignore[call-overload]
 
 
 def test_many_threads_ask_at_once(model: topkapi.Model) -> None:
@@ -325,7 +328,7 @@ def test_the_twins_on_a_running_loop(model: topkapi.Model) -> None:
             await model.agenerate("The list", top_k=-1)
         with pytest.raises(topkapi.TopkapiError, match="top_k"):
             await anext(model.astream("The list", top_k=-1))
-        with pytest.raises(TypeError, match="tops"):
+        with pytest.raises(topkapi.TopkapiError, match="tops"):
             await model.ascore("a", tops=1)
 
     asyncio.run(ask())
