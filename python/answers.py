@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from topkapi.python import background
+from topkapi.python.calls import running
 from topkapi.python.errors import readable
 from topkapi.python.results import Generated, Piece, Timings, Token, TokenTrace, Trace, Usage
 from topkapi.service.api.native import render
@@ -104,7 +105,7 @@ class _Told:
         self._pieces = self._told()
 
     async def _told(self) -> AsyncGenerator[Piece, None]:
-        async with self.generation:
+        async with running(self.generation):
             async for delta in self.generation.steps():
                 yield _piece(self.generation, delta)
 

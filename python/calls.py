@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from topkapi.model.errors import InvalidRequest
+from topkapi.model.errors import InvalidRequest, Overloaded
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -13,6 +15,9 @@ if TYPE_CHECKING:
     from topkapi.service.jobs import EngineWork
 
     Body = TypeVar("Body", bound=BaseModel)
+
+RETRY_SECONDS = 0.05
+"""Between two looks at an engine that has no room for more prompts."""
 
 _ELSEWHERE = {
     "model": "a model is what is called here: topkapi.load gives others",
@@ -23,11 +28,15 @@ _ELSEWHERE = {
 """Fields of the route's body that have another form here."""
 
 
-def check_keywords(parameters: Mapping[str, Any], source: str) -> None:
+_CALLS = {"prompt": "generate", "messages": "chat", "text": "score"}
+
+
+def check_keywords(parameters: Mapping[str, object], source: str) -> None:
     """Raise `InvalidRequest` for what the route would take, but a call for a `source` does not."""
-    for name in parameters.keys() & _ELSEWHERE.keys():
-        kind = "generate" if source == "prompt" else "chat"
-        raise InvalidRequest(f"{name} is not a parameter of {kind}", field=name, hint=_ELSEWHERE[name])
+    for name in parameters:
+        # What is scored may be choices after a prompt.
+        if name in _ELSEWHERE and (source, name) != ("text", "prompt"):
+            raise InvalidRequest(f"{name} is not a parameter of {_CALLS[source]}", field=name, hint=_ELSEWHERE[name])
 
 
 def body_of(schema: type[Body], fields: Mapping[str, Any]) -> Body:
@@ -84,7 +93,25 @@ def pairs_of(pairs: Any) -> Any:
     ]
 
 
+@asynccontextmanager
+async def running(work: EngineWork[Any]) -> AsyncIterator[None]:
+    """`work` begun, and cancelled where the block is left early.
+
+    Where the engine has no room it waits for some: a server refuses then, but these callers have nowhere else to go.
+    """
+    while True:
+        try:
+            work.start()
+            break
+        except Overloaded:
+            await asyncio.sleep(RETRY_SECONDS)
+    try:
+        yield
+    finally:
+        work.cancel()
+
+
 async def done(work: EngineWork[Any]) -> None:
     """Have the engine do `work`; cancelled, it ends within a step."""
-    async with work:
+    async with running(work):
         await work.finish()

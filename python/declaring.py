@@ -113,17 +113,6 @@ def declares(keywords: Mapping[str, tuple[str, Any]], *, brief: bool = False) ->
     return declare
 
 
-def as_declared_by(other: Callable[..., Any]) -> Callable[[Function], Function]:
-    """A decorator: the function takes what the `other` one does."""
-
-    def declare(function: Function) -> Function:
-        returned = inspect.signature(function).return_annotation
-        function.__signature__ = inspect.signature(other).replace(return_annotation=returned)  # type: ignore[attr-defined]
-        return function
-
-    return declare
-
-
 def decoding_keywords() -> dict[str, tuple[str, Any]]:
     """Type and default of each decoding parameter: None, for what counts then is the checkpoint's own."""
     return {each.name: (f"{TYPES[each.kind]} | None", None) for each in PARAMETERS}

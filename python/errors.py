@@ -35,6 +35,8 @@ def _in_python(text: str, names: Container[str]) -> str:
 
     def keyword(found: re.Match[str]) -> str:
         name = found[1].replace("-", "_")
-        return name if name in names else found[0]
+        if name not in names:
+            return found[0]
+        return f"`{name}`" if found.start() else name
 
     return _FLAG.sub(keyword, text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 from topkapi.model.errors import InvalidRequest
 from topkapi.python import background
 from topkapi.python.calls import body_of, check_keywords, done, pairs_of, plain, several, turns
-from topkapi.python.declaring import as_declared_by, declares, decoding_keywords
+from topkapi.python.declaring import declares, decoding_keywords
 from topkapi.python.errors import readable
 from topkapi.python.results import Generated, Score, Scores
+from topkapi.python.score_fields import ScoreFields, score_keywords
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -28,8 +28,12 @@ if TYPE_CHECKING:
     from topkapi.service.scoring import Item, Scoring
 
 Ids = Sequence[int]
-Messages = str | Sequence[Mapping[str, str]]
+Texts = list[str] | tuple[str, ...]
+Messages = str | Mapping[str, str] | Sequence[Mapping[str, str]]
 _SETTINGS = ("dtype", "threads", "draft")
+
+LONGEST_QUEUE = 1_000_000
+"""Calls that may wait in the engine."""
 
 
 @declares({})
@@ -57,7 +61,7 @@ def load(
     from topkapi.service.settings import Settings
 
     with readable(_SETTINGS):
-        settings = Settings.read(dtype=dtype, threads=threads, draft=draft)
+        settings = Settings.read(dtype=dtype, threads=threads, draft=draft, max_queue=LONGEST_QUEUE)
         location = default_checkpoints(settings)[0] if checkpoint is None else os.fspath(checkpoint)
         check_locations([location], settings)
         import torch
@@ -121,15 +125,13 @@ class Model:
         return self._defaults(chat=True)
 
     @overload
-    def generate(self, prompt: str, **parameters: Unpack[DecodingFields]) -> Generated: ...
+    def generate(self, prompt: str | Ids, *, priority: int = 0, **parameters: Unpack[DecodingFields]) -> Generated: ...
     @overload
     def generate(
-        self, prompt: Sequence[str] | Sequence[Ids], **parameters: Unpack[DecodingFields]
+        self, prompt: Texts | Sequence[Ids], *, priority: int = 0, **parameters: Unpack[DecodingFields]
     ) -> list[Generated]: ...
-    @overload
-    def generate(self, prompt: Ids, **parameters: Unpack[DecodingFields]) -> Generated: ...
     @declares(decoding_keywords())
-    def generate(self, prompt: Any, *, priority: int = 0, **parameters: Any) -> Any:
+    def generate(self, prompt: Any, *, priority: int = 0, **parameters: Unpack[DecodingFields]) -> Any:
         """Continue a prompt: a text, or token ids. A list of either is computed together, and gives a list.
 
             answer = model.generate("Once upon a time", max_tokens=40, top_k=50, seed=1)
@@ -144,13 +146,21 @@ class Model:
         """
         return self._whole(self._prepared("prompt", prompt, priority, parameters), several(prompt))
 
+    @overload
+    async def agenerate(
+        self, prompt: str | Ids, *, priority: int = 0, **parameters: Unpack[DecodingFields]
+    ) -> Generated: ...
+    @overload
+    async def agenerate(
+        self, prompt: Texts | Sequence[Ids], *, priority: int = 0, **parameters: Unpack[DecodingFields]
+    ) -> list[Generated]: ...
     @declares(decoding_keywords(), brief=True)
-    async def agenerate(self, prompt: Any, *, priority: int = 0, **parameters: Any) -> Any:
+    async def agenerate(self, prompt: Any, *, priority: int = 0, **parameters: Unpack[DecodingFields]) -> Any:
         """As `generate`, for a caller on an event loop, which goes on meanwhile."""
         return await self._awhole(partial(self._prepared, "prompt", prompt, priority, parameters), several(prompt))
 
     @declares(decoding_keywords(), brief=True)
-    def stream(self, prompt: Any, *, priority: int = 0, **parameters: Any) -> Stream:
+    def stream(self, prompt: Any, *, priority: int = 0, **parameters: Unpack[DecodingFields]) -> Stream:
         """As `generate`, piece by piece as it comes.
 
             for piece in model.stream("Once upon a time", max_tokens=40):
@@ -164,12 +174,14 @@ class Model:
         return Stream(self, self._prepared("prompt", prompt, priority, parameters), several(prompt))
 
     @declares(decoding_keywords(), brief=True)
-    def astream(self, prompt: Any, *, priority: int = 0, **parameters: Any) -> AsyncStream:
+    def astream(self, prompt: Any, *, priority: int = 0, **parameters: Unpack[DecodingFields]) -> AsyncStream:
         """As `stream`, for `async for`."""
         return self._astream("prompt", prompt, priority, parameters, several(prompt))
 
     @declares(decoding_keywords(), brief=True)
-    def chat(self, messages: Messages, *, system: str | None = None, priority: int = 0, **parameters: Any) -> Generated:
+    def chat(
+        self, messages: Messages, *, system: str | None = None, priority: int = 0, **parameters: Unpack[DecodingFields]
+    ) -> Generated:
         """Answer a conversation: a question, or a list of {"role": "system" | "user" | "assistant", "content": text}.
 
             print(model.chat("What is the capital of France?", max_tokens=60))
@@ -182,7 +194,7 @@ class Model:
 
     @declares(decoding_keywords(), brief=True)
     async def achat(
-        self, messages: Messages, *, system: str | None = None, priority: int = 0, **parameters: Any
+        self, messages: Messages, *, system: str | None = None, priority: int = 0, **parameters: Unpack[DecodingFields]
     ) -> Generated:
         """As `chat`, for a caller on an event loop, which goes on meanwhile."""
         prepared = partial(self._prepared, "messages", turns(messages, system), priority, parameters)
@@ -191,7 +203,7 @@ class Model:
 
     @declares(decoding_keywords(), brief=True)
     def stream_chat(
-        self, messages: Messages, *, system: str | None = None, priority: int = 0, **parameters: Any
+        self, messages: Messages, *, system: str | None = None, priority: int = 0, **parameters: Unpack[DecodingFields]
     ) -> Stream:
         """As `chat`, piece by piece as it comes; see `stream`."""
         from topkapi.python.answers import Stream
@@ -200,32 +212,19 @@ class Model:
 
     @declares(decoding_keywords(), brief=True)
     def astream_chat(
-        self, messages: Messages, *, system: str | None = None, priority: int = 0, **parameters: Any
+        self, messages: Messages, *, system: str | None = None, priority: int = 0, **parameters: Unpack[DecodingFields]
     ) -> AsyncStream:
         """As `stream_chat`, for `async for`."""
         return self._astream("messages", turns(messages, system), priority, parameters, False)
 
     @overload
-    def score(self, text: str, **options: Any) -> Score: ...
+    def score(self, text: str, **options: Unpack[ScoreFields]) -> Score: ...
     @overload
-    def score(self, text: Sequence[str] | None = None, **options: Any) -> Scores: ...
-    @declares({})
-    def score(
-        self,
-        text: str | Sequence[str] | None = None,
-        *,
-        token_ids: Ids | Sequence[Ids] | None = None,
-        pairs: Sequence[tuple[str | Ids, str | Ids]] | None = None,
-        prompt: str | Ids | None = None,
-        choices: Sequence[str | Ids] | None = None,
-        window: int | None = None,
-        stride: int | None = None,
-        top: int = 0,
-        per_token: bool = True,
-        normalize: Literal["byte", "token", "none"] | None = None,
-        timeout_s: float | None = None,
-        priority: int = 0,
-    ) -> Score | Scores:
+    def score(self, text: Texts, **options: Unpack[ScoreFields]) -> Scores: ...
+    @overload
+    def score(self, text: None = None, **options: Unpack[ScoreFields]) -> Any: ...
+    @declares(score_keywords())
+    def score(self, text: str | Texts | None = None, **options: Unpack[ScoreFields]) -> Any:
         """How probable a text is under the checkpoint: perplexity, bits per byte, and each token.
 
             score = model.score("The cat sat on the mat.")
@@ -236,24 +235,18 @@ class Model:
         byte, per token, or as they are). Texts longer than the context are read in windows of `window` tokens, `stride`
         apart. `top` adds as many alternatives to each token.
         """
-        asked: dict[str, Any] = {
-            "text": text, "token_ids": token_ids, "pairs": pairs, "prompt": prompt, "choices": choices,
-            "window": window, "stride": stride, "top": top, "per_token": per_token, "normalize": normalize,
-            "timeout_s": timeout_s, "priority": priority,
-        }  # fmt: skip
-        body, items, work = self._to_score(asked)
+        body, items, work = self._to_score(text, options)
         with readable():
             background.run(done(work))
-            return self._scores(body, items, work, asked)
+            return self._scores(body, items, work)
 
-    @as_declared_by(score)
-    async def ascore(self, text: str | Sequence[str] | None = None, **options: Any) -> Score | Scores:
+    @declares(score_keywords(), brief=True)
+    async def ascore(self, text: str | Texts | None = None, **options: Unpack[ScoreFields]) -> Any:
         """As `score`, for a caller on an event loop, which goes on meanwhile."""
-        asked = inspect.signature(Model.score).bind(self, text, **options).arguments
-        body, items, work = await asyncio.to_thread(self._to_score, asked)
+        body, items, work = await asyncio.to_thread(self._to_score, text, options)
         with readable():
             await background.arun(done(work))
-            return await asyncio.to_thread(self._scores, body, items, work, asked)
+            return await asyncio.to_thread(self._scores, body, items, work)
 
     def tokenize(self, text: str) -> list[int]:
         """The token ids of a text."""
@@ -302,7 +295,7 @@ class Model:
         with readable():
             return defaults_of(self._loaded(), chat=chat)
 
-    def _prepared(self, source: str, value: Any, priority: int, parameters: Mapping[str, Any]) -> Generation:
+    def _prepared(self, source: str, value: Any, priority: int, parameters: Mapping[str, object]) -> Generation:
         """The checked work of a call: the body of `/generate`, read as the route reads it."""
         from topkapi.service.api.native import asking, schemas
 
@@ -328,26 +321,27 @@ class Model:
             return shaped(await asyncio.to_thread(answers, generation), several)
 
     def _astream(
-        self, source: str, value: Any, priority: int, parameters: Mapping[str, Any], several: bool
+        self, source: str, value: Any, priority: int, parameters: Mapping[str, object], several: bool
     ) -> AsyncStream:
         from topkapi.python.answers import AsyncStream
 
         prepared = partial(self._prepared, source, value, priority, parameters)
         return AsyncStream(self, partial(asyncio.to_thread, prepared), several)
 
-    def _to_score(self, asked: Mapping[str, Any]) -> tuple[ScoreRequest, list[Item], Scoring]:
+    def _to_score(self, text: object, options: Mapping[str, object]) -> tuple[ScoreRequest, list[Item], Scoring]:
         """The body of `/score`, read as the route reads it, and the checked work that it asks for."""
         from topkapi.service.api.native import asking, score_schemas
 
         with readable():
             loaded = self._loaded()
-            fields = {name: plain(value) for name, value in asked.items() if name != "self" and value is not None}
+            check_keywords(options, "text")
+            fields = {name: plain(value) for name, value in {"text": text, **options}.items() if value is not None}
             if "pairs" in fields:
                 fields["pairs"] = pairs_of(fields["pairs"])
             body = body_of(score_schemas.ScoreRequest, fields)
             return (body, *asking.scoring_of(loaded, body))
 
-    def _scores(self, body: ScoreRequest, items: list[Item], work: Scoring, asked: Mapping[str, Any]) -> Score | Scores:
+    def _scores(self, body: ScoreRequest, items: list[Item], work: Scoring) -> Score | Scores:
         from topkapi.service.api.native import asking
 
         answer = asking.score_response(work.model, body, items, work, "")
@@ -356,7 +350,7 @@ class Model:
             if "per_token" in result:
                 result["per_token"] = [each | {"bytes": bytes(each["bytes"])} for each in result["per_token"]]
             scores.append(Score.of(result))
-        given = asked.get("text") if asked.get("text") is not None else asked.get("token_ids")
+        given = body.token_ids if body.text is None else body.text
         if given is not None and not several(given):
             return scores[0]
         return Scores.of(scores, answer.get("choice"), answer.get("ranking"))

@@ -9,6 +9,8 @@ from typing import Any, Self
 
 from topkapi.python.table import html_table
 
+Bytes = bytes
+
 
 class _FromAnswer:
     """What is made of a part of an answer of the routes: fields of the same names."""
@@ -17,10 +19,12 @@ class _FromAnswer:
     def of(cls, part: Mapping[str, Any]) -> Self:
         """`part`, its parts made of theirs."""
         kinds: Mapping[str, type[_FromAnswer]] = _PARTS.get(cls, {})
-        return cls(**{
+        make: Any = cls
+        made: Self = make(**{
             name: [kinds[name].of(each) for each in value] if name in kinds and value is not None else value
             for name, value in part.items()
         })  # fmt: skip
+        return made
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Token(_FromAnswer):
 
     token_id: int
     text: str
-    bytes: bytes
+    bytes: Bytes
     logprob: float | None = None
     raw_logprob: float | None = None
     rank: int | None = None
@@ -234,7 +238,7 @@ class ScoredToken(_FromAnswer):
 
     token_id: int
     text: str
-    bytes: bytes
+    bytes: Bytes
     logprob: float | None
     rank: int | None
     entropy: float | None

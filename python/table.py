@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from importlib import import_module
 from typing import Any
 
 MOST_SHOWN = 20
@@ -14,7 +15,7 @@ class Table(list[dict[str, Any]]):
     """Rows, each a dictionary. A list in every respect; `columns`, `column` and `to_pandas` read it as a table."""
 
     def __init__(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
-        super().__init__(map(dict, rows))
+        super().__init__(dict(row) for row in rows)
 
     @property
     def columns(self) -> list[str]:
@@ -33,9 +34,8 @@ class Table(list[dict[str, Any]]):
 
     def to_pandas(self) -> Any:
         """A pandas.DataFrame of the rows; pandas has to be installed."""
-        import pandas
-
-        return pandas.DataFrame(list(self), columns=self.columns)
+        # Nothing here needs it, so it is no dependency: whoever has it may have this.
+        return import_module("pandas").DataFrame(list(self), columns=self.columns)
 
     def __repr__(self) -> str:
         columns = self.columns

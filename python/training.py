@@ -67,7 +67,9 @@ def dpo(recipe: Recipe = None, *, resume: Resume = False, **fields: Unpack[DpoFi
     return _train("dpo", DpoRecipe, recipe, resume, fields)
 
 
-def _train(command: str, kind: type[TrainingRecipe], recipe: Recipe, resume: Resume, fields: Mapping[str, Any]) -> Run:
+def _train(
+    command: str, kind: type[TrainingRecipe], recipe: Recipe, resume: Resume, fields: Mapping[str, object]
+) -> Run:
     with readable(kind.model_fields.keys() | {"resume", "recipe"}):
         for name in fields:
             if name not in kind.model_fields:
@@ -79,7 +81,7 @@ def _train(command: str, kind: type[TrainingRecipe], recipe: Recipe, resume: Res
             resume=None if resume is False else "" if resume is True else os.fspath(resume),
             training_kind=kind,
             training_command=command,
-            **{name: _plain(kind, name, value) for name, value in fields.items()},
+            **{name: _plain(kind, name, value) for name, value in fields.items() if (name, value) != ("out", None)},
         )
         recipe_read, directory, goes_on = read_arguments(given)
         with _threads():

@@ -58,7 +58,6 @@ class TurnForms:
             return text.removeprefix(begin)
 
         system, user, assistant = _MARKS.items()
-        forms = cls({}, "", "")
         alone, answered = rendered([user], False), rendered([user], True)
         with_system = rendered([system, user], False)
         with_assistant = rendered([user, assistant, user], False)

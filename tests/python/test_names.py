@@ -8,7 +8,7 @@ import pydoc
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -16,6 +16,8 @@ import topkapi
 from topkapi.model.decoding.parameters import PARAMETERS
 from topkapi.python import declaring
 from topkapi.service.api.native import schemas, score_schemas
+from topkapi.service.commands.cli import COMPUTING
+from topkapi.service.settings import DtypeName
 from topkapi.training.evaluation.command import add_evaluate
 from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, PretrainRecipe
 
@@ -87,6 +89,13 @@ def test_signatures_have_every_parameter() -> None:
         given = inspect.signature(function).parameters
         assert given.keys() - {"recipe", "resume"} == recipe.model_fields.keys()
         assert all(given[name].default == field.default for name, field in recipe.model_fields.items())
+
+
+def test_load_takes_the_settings_of_the_commands_that_compute() -> None:
+    parameters = inspect.signature(topkapi.load).parameters
+    assert parameters.keys() - {"checkpoint"} == set(COMPUTING)
+    assert all(f"'{name}'" in parameters["dtype"].annotation or f'"{name}"' in parameters["dtype"].annotation
+               for name in get_args(DtypeName))  # fmt: skip
 
 
 def test_evaluate_takes_what_the_command_does() -> None:

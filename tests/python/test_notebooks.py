@@ -20,6 +20,18 @@ def test_there_are_two() -> None:
     assert [path.stem for path in NOTEBOOKS] == ["from-text-to-chat", "why-this-token"]
 
 
+def test_what_the_readme_shows_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    section = (ROOT / "README.md").read_text("utf-8").split("\n## Use it from Python\n")[1].split("\n## ")[0]
+    (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    (tmp_path / "readme.py").write_text(block, "utf-8")
+    monkeypatch.chdir(ROOT)
+    runpy.run_path(str(tmp_path / "readme.py"))["model"].close()
+    printed = capsys.readouterr().out
+    assert "Paris" in printed and "candidates" in printed
+
+
 def cells(path: Path) -> list[dict[str, Any]]:
     """The cells, after checking what nbformat 4.5 asks of them."""
     content = json.loads(path.read_text("utf-8"))

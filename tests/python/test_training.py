@@ -143,10 +143,10 @@ def test_it_trains_on_any_thread_and_gives_the_threads_back(place: Path) -> None
         ({"learning_rate": -1}, "learning_rate must be a number above 0, not -1", "learning_rate", None),
         ({"schedule": "sine"}, "schedule must be", "schedule", None),
         ({"data": "no/such.txt"}, "no such file", "data", None),
-        ({"data": []}, "no training text", "data", "give files or folders with data"),
+        ({"data": []}, "no training text", "data", "give files or folders with `data`"),
         ({"recipe": "no-such"}, "there is no recipe", "recipe", None),
-        ({"resume": "no/such"}, "there is no training run", "resume", None),
-        ({"schedule": "constant", "final_learning_rate": 0.5}, "schedule constant", "final_learning_rate", None),
+        ({"resume": "no/such", "out": None}, "there is no training run", "resume", None),
+        ({"schedule": "constant", "final_learning_rate": 0.5}, "`schedule` constant", "final_learning_rate", None),
     ],
 )
 def test_what_is_refused_is_named_as_it_is_written_here(

@@ -206,7 +206,7 @@ def test_an_adapter_is_merged_and_numbers_too_large_are_refused(
 
     loaded = load_checkpoint(source, dtype=torch.float32)
     with torch.no_grad():
-        loaded.model.layers[0].down_proj.weight[0, 0] = 1e6
+        loaded.model.layers[0].mlp.down_proj.weight[0, 0] = 1e6
     huge = save_checkpoint(
         tmp_path / "huge", model=loaded.model, tokenizer=loaded.tokenizer, chat=None, generation={}, details={}
     )
