@@ -198,7 +198,7 @@ def test_an_adapter_brings_its_base(hub: Hub, directory: Path, tmp_path: Path) -
 
 def test_what_was_damaged_on_the_way_is_not_kept(hub: Hub, directory: Path) -> None:
     content = (directory / "model.safetensors").read_bytes()
-    hub.models[NAME].lies["model.safetensors"] = content[:-1] + b"?"
+    hub.models[NAME].lies["model.safetensors"] = content[:-1] + b"!"
     with pytest.raises(CheckpointError, match=r"model\.safetensors does not come as the hub says it is"):
         local_path(NAME)
     assert cached(HubName(NAME)) is None
