@@ -453,7 +453,8 @@ def test_llama2cs_files(form: str, kv_heads: int, tied: bool, tmp_path: Path) ->
     import_checkpoint(source, tmp_path / "out", Options())
     agree(tmp_path / "out", forward, 300)
     loaded = load_checkpoint(tmp_path / "out")
-    assert loaded.config.context_length == CONTEXT
+    assert loaded.config.context_length == CONTEXT and loaded.config.end_token_ids == (1, 2)
+    assert loaded.tokenizer.adds_begin_token
     # As SentencePiece does: a space before the text, and what has no entry by its bytes.
     assert [loaded.tokenizer.token_bytes(each).decode() for each in loaded.tokenizer.encode("the a")] == [" the", " a"]
     assert loaded.tokenizer.decode(loaded.tokenizer.encode("é!")) == " é!"
@@ -606,6 +607,9 @@ def test_variants_that_compute_something_else_are_refused_by_name(tmp_path: Path
     assert "in a layout that is not known" in refusal({"some.weight": numbers(2, 2)})
     chat = {"transformer.wte.weight": numbers(9, 8), "transformer.h.0.attn.c_q.weight": numbers(8, 8)}
     assert "is nanochat's, whose network is not computed here" in refusal(chat)
+    path.rename(tmp_path / "model_000650.pt")
+    with pytest.raises(CheckpointError, match="is nanochat's"):
+        import_checkpoint(tmp_path, tmp_path / "out", Options())
 
 
 def test_commands_that_are_given_such_a_file_say_the_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
