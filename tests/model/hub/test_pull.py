@@ -3,12 +3,13 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.hub import TOKEN, Hub, running_hub
+from tests.hub import TOKEN, Hub, connect, running_hub
 from topkapi.model.errors import CheckpointError
 from topkapi.model.hub import remote
 from topkapi.model.hub.cache import cached, entries, remove
@@ -25,13 +26,7 @@ NAME = "somebody/model"
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A hub with nothing in it, and a clean cache of its models."""
     with running_hub() as hub:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
-                            hub.url + "/{repo_id}/resolve/{revision}/{filename}")  # fmt: skip
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
+        connect(monkeypatch, hub, tmp_path / "cache")
         yield hub
 
 
@@ -225,6 +220,13 @@ def test_an_earlier_part_is_gone_on_with_and_a_wrong_one_is_not(hub: Hub, direct
     hub.fetched.clear()
     assert load_checkpoint(local_path(NAME)).name == "model"
     assert [ranges for _, ranges in hub.fetched] == ["bytes=1000-", None]
+
+
+def test_two_that_want_the_same_fetch_it_once(hub: Hub, directory: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(local_path, [NAME, NAME])
+    assert first == second and load_checkpoint(first).name == "model"
+    assert [file for file, _ in hub.fetched] == ["model.safetensors"]
 
 
 def refusal(name: str) -> CheckpointError:

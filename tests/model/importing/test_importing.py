@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
+from tests.hub import connect, running_hub
 from topkapi.model.errors import CheckpointError, InvalidRequest
 from topkapi.model.importing.importing import import_checkpoint
 from topkapi.model.importing.options import Options, heads_of
@@ -522,8 +524,6 @@ def test_what_of_litgpt_is_not_computed_is_refused_by_name(changes: dict[str, An
 
 @pytest.mark.parametrize("sharded", [False, True])
 def test_pytorch_model_bin(sharded: bool, tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
     original = tiny_checkpoint("original")
     source = tmp_path / "pickled"
     source.mkdir()
@@ -547,6 +547,22 @@ def test_pytorch_model_bin(sharded: bool, tiny_checkpoint: Callable[..., Path], 
     assert first.config == second.config and second.chat is not None
     for name, parameter in first.model.state_dict().items():
         assert torch.equal(parameter, second.model.state_dict()[name]), name
+
+
+def test_a_repository_of_pickles_is_imported_by_its_name(
+    tiny_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = tiny_checkpoint("original")
+    torch.save(load_file(original / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    with running_hub() as hub:
+        connect(monkeypatch, hub, tmp_path / "cache")
+        files = hub.add("somebody/old", original).commits["main"]
+        del files["model.safetensors"], files["topkapi.json"]
+        hub.add("somebody/old", tmp_path / "pytorch_model.bin")
+        assert main(["serve", "somebody/old", "--port", "0"]) == 2
+        assert not hub.fetched
+        assert main(["import", "somebody/old", str(tmp_path / "out")]) == 0
+    assert load_checkpoint(tmp_path / "out").config == load_checkpoint(original).config
 
 
 class Opener:
