@@ -223,7 +223,7 @@ def _git_sha1(content: bytes) -> str:
 
 
 def connect(monkeypatch: pytest.MonkeyPatch, hub: Hub, cache: Path) -> None:
-    """Have this process, and those that it starts, take `hub` for the hub and `cache` for the cache; without a token."""
+    """Have this process, and those that it starts, take `hub` for the hub and `cache` for its cache, with no token."""
     constants = "huggingface_hub.constants"
     monkeypatch.setattr(f"{constants}.ENDPOINT", hub.url)
     monkeypatch.setattr(
