@@ -38,6 +38,7 @@ def directory(hub: Hub, tiny_checkpoint: Callable[..., Path]) -> Path:
     model.commits["main"] |= {
         "README.md": b"---\nlicense: mit\n---\n",
         "LICENSE": b"MIT",
+        "additional_chat_templates/tool_use.jinja": b"{{ messages }}",
         "modeling_tiny.py": b"raise SystemExit('code of a stranger')",
         "pytorch_model.bin": b"a pickle",
         "model.fp16.safetensors": b"another variant",
@@ -106,7 +107,7 @@ def test_a_directory_is_pulled_with_what_it_needs_and_no_more(
 ) -> None:
     path = local_path(NAME)
     assert sorted(file.name for file in path.iterdir()) == sorted(
-        ["LICENSE", "README.md", *(file.name for file in directory.iterdir())]
+        ["LICENSE", "README.md", "additional_chat_templates", *(file.name for file in directory.iterdir())]
     )
     assert all((path / file.name).read_bytes() == file.read_bytes() for file in directory.iterdir())
     loaded = load_checkpoint(path)
