@@ -586,6 +586,16 @@ def test_a_hostile_pickle_runs_nothing_and_is_told(tmp_path: Path) -> None:
         import_checkpoint(tmp_path / "whole.pth", tmp_path / "out", Options())
 
 
+def test_settings_that_hold_one_another_without_end_are_read_to_a_bound(tmp_path: Path) -> None:
+    nested: list[Any] = ["x"]
+    for _ in range(12):
+        nested = [nested] * 900
+    state, _ = nanogpt(bias=True)
+    torch.save({"config": nested, "model_args": NANO_ARGUMENTS, "model": state}, tmp_path / "ckpt.pt")
+    with pytest.raises(CheckpointError, match="how many heads"):
+        import_checkpoint(tmp_path / "ckpt.pt", tmp_path / "out", Options(characters="".join(CHARACTERS)))
+
+
 @pytest.mark.parametrize("content", ["text", "nothing", "cut", "list", "inflated", "sparse"])
 def test_what_is_no_state_of_a_network_is_refused(content: str, tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
