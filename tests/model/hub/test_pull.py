@@ -13,6 +13,7 @@ from tests.hub import TOKEN, Hub, connect, running_hub
 from topkapi.model.errors import CheckpointError
 from topkapi.model.hub import remote
 from topkapi.model.hub.cache import cached, entries, remove
+from topkapi.model.hub.files import choose
 from topkapi.model.hub.names import HubName, hub_name, meant
 from topkapi.model.hub.resolve import local_path, pull
 from topkapi.model.storage.checkpoint import load_checkpoint
@@ -38,7 +39,6 @@ def directory(hub: Hub, tiny_checkpoint: Callable[..., Path]) -> Path:
     model.commits["main"] |= {
         "README.md": b"---\nlicense: mit\n---\n",
         "LICENSE": b"MIT",
-        "additional_chat_templates/tool_use.jinja": b"{{ messages }}",
         "modeling_tiny.py": b"raise SystemExit('code of a stranger')",
         "pytorch_model.bin": b"a pickle",
         "model.fp16.safetensors": b"another variant",
@@ -107,7 +107,7 @@ def test_a_directory_is_pulled_with_what_it_needs_and_no_more(
 ) -> None:
     path = local_path(NAME)
     assert sorted(file.name for file in path.iterdir()) == sorted(
-        ["LICENSE", "README.md", "additional_chat_templates", *(file.name for file in directory.iterdir())]
+        ["LICENSE", "README.md", *(file.name for file in directory.iterdir())]
     )
     assert all((path / file.name).read_bytes() == file.read_bytes() for file in directory.iterdir())
     loaded = load_checkpoint(path)
@@ -175,6 +175,21 @@ def test_shards_come_with_their_index(hub: Hub, directory: Path, tmp_path: Path)
     assert load_checkpoint(local_path(NAME)).config == load_checkpoint(directory).config
 
 
+def test_what_is_chosen_of_a_repository_is_what_is_read() -> None:
+    templates = ["chat_template.jinja", "additional_chat_templates/tool_use.jinja"]
+    whole = ["config.json", "tokenizer.json", "model.safetensors"]
+    strange = [
+        "model.py",
+        "pytorch_model.bin",
+        "consolidated.00.pth",
+        "original/params.json",
+        "a/../b.jinja",
+        "tokenizer.model",
+    ]
+    choice = choose(HubName(NAME), [*whole, *templates, *strange, "LICENSE.txt"])
+    assert {*choice.texts, *choice.weights} == {*whole, *templates, "LICENSE.txt"}
+
+
 def test_an_adapter_brings_its_base(hub: Hub, directory: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -200,6 +215,7 @@ def test_what_was_damaged_on_the_way_is_not_kept(hub: Hub, directory: Path) -> N
     assert cached(HubName(NAME)) is None
     kept = [file for file in remote.cache_directory().rglob("*") if file.is_file()]
     assert not any(file.stat().st_size == len(content) for file in kept)
+    remove(HubName(NAME))
     hub.models[NAME].lies = {"tokenizer_config.json": b"{}"}
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json does not come"):
         local_path(NAME)

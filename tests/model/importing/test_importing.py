@@ -24,6 +24,7 @@ from topkapi.model.importing.importing import import_checkpoint
 from topkapi.model.importing.options import Options, heads_of
 from topkapi.model.importing.restricted import read
 from topkapi.model.storage.checkpoint import load_checkpoint
+from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.service.commands.cli import main
 
 TEXT = "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind to suffer\n"
@@ -662,30 +663,24 @@ def test_an_import_is_served(tmp_path: Path, serve: Callable[..., Any], capsys: 
     assert answer["outputs"][0]["token_ids"] == expected[len(ids) :].tolist()
 
 
-def test_an_import_is_exported_and_tuned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save(book(qkv_bias=True, vocabulary=50_257)[0], tmp_path / "model.pth")
+def test_an_import_is_exported_and_tuned(
+    tiny_tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(book(qkv_bias=True, vocabulary=512)[0], tmp_path / "model.pth")
     out, data = tmp_path / "out", tmp_path / "rows.json"
-    assert main(["import", str(tmp_path / "model.pth"), str(out), "--heads", str(HEADS)]) == 0
+    tiny_tokenizer.save(tmp_path)
+    flags = ["--heads", str(HEADS), "--tokenizer", str(tmp_path)]
+    assert main(["import", str(tmp_path / "model.pth"), str(out), *flags]) == 0
     assert main(["export", "gguf", str(out), str(tmp_path / "out.gguf"), "--type", "f32"]) == 0
     assert load_checkpoint(tmp_path / "out.gguf").config.family == "gpt2"
     data.write_text(json.dumps([{"instruction": "Greet.", "output": "Hi!"}] * 4))
-    flags = [
-        "--max-steps",
-        "1",
-        "--threads",
-        "1",
-        "--batch-size",
-        "2",
-        "--context-length",
-        "64",
-        "--sample-every",
-        "never",
-    ]
+    flags = ["--max-steps", "1", "--threads", "1", "--batch-size", "2", "--context-length", "64"]
     threads = torch.get_num_threads()
-    run = str(tmp_path / "run")
-    assert main(["finetune", "--checkpoint", str(out), "--data", str(data), "--out", run, *flags]) == 0
+    assert (
+        main(["finetune", "--checkpoint", str(out), "--data", str(data), "--out", str(tmp_path / "run"), *flags]) == 0
+    )
     torch.set_num_threads(threads)
-    assert load_checkpoint(tmp_path / "run" / "best").config.vocab_size >= 50_257
+    assert load_checkpoint(tmp_path / "run" / "best").config.vocab_size == 512
 
 
 def test_exact_gelu_is_not_exported_as_another_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
