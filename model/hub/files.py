@@ -15,10 +15,11 @@ PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 TEXTS = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "topkapi.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "topkapi.json",
 )  # fmt: skip
 """What is read of a checkpoint beside its weights."""
 
+_TEMPLATE = re.compile(r"additional_chat_templates/[\w-]+\.jinja")
 _FOR_PEOPLE = re.compile(r"(README|LICEN[CS]E|NOTICE|USE_POLICY)(\.\w+)?", re.IGNORECASE)
 _QUANTISATION = re.compile(
     r"(?<![A-Za-z0-9])((?:UD-)?(?:I?Q\d[A-Z0-9_]*|TQ\d_\d|MXFP4(?:_MOE)?|BF16|FP?16|FP?32))(?![A-Za-z0-9])",
@@ -58,7 +59,8 @@ def choose(name: HubName, files: Iterable[str], *, pickles: bool = False) -> Cho
     ggufs = {file for file in names if file.lower().endswith(".gguf") and not _NO_MODEL.search(file)}
     if name.variant is not None:
         return Choice(people, (), _of_variant(name, ggufs))
-    texts = (*(text for text in TEXTS if text in names), *people)
+    templates = sorted(file for file in names if _TEMPLATE.fullmatch(file))
+    texts = (*(text for text in TEXTS if text in names), *templates, *people)
     if WEIGHTS in names or INDEX in names:
         _check_texts(name, names)
         if WEIGHTS in names:

@@ -98,6 +98,8 @@ def _files(source: Path) -> list[Path]:
                     hint="import the model's Hugging Face directory",
                 )
             return [source / name]
+    if steps := sorted(source.glob("model_[0-9]*.pt")):
+        return steps[-1:]
     if (source / PICKLED_INDEX).is_file():
         weight_map = read_json(source / PICKLED_INDEX).get("weight_map")
         names = weight_map.values() if isinstance(weight_map, dict) else ()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from topkapi.model.errors import CheckpointError
-from topkapi.model.importing.llama_layouts import llama_config, meta_layer
+from topkapi.model.importing.llama_layouts import STORIES_END, llama_config, meta_layer
 from topkapi.model.importing.options import Network
 from topkapi.model.storage.gguf_vocabulary import read_vocabulary
 from topkapi.model.text.tokenizer import Tokenizer
@@ -78,7 +78,7 @@ def read_llama2c(path: Path) -> Network:
     config = llama_config(
         vocabulary=vocabulary, hidden=dim, inner=hidden, layers=layers, heads=heads, kv_heads=kv_heads,
         context=context, tied=tied, eps=1e-5, theta=10_000.0,
-    )  # fmt: skip
+    ) | STORIES_END  # fmt: skip
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         place = offset

@@ -29,6 +29,9 @@ META_LAYER = {
     "feed_forward.w3": "mlp.up_proj", "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
 }  # fmt: skip
 
+STORIES_END = {"bos_token_id": 1, "eos_token_id": [1, 2]}
+"""llama2.c trains on texts that begin with token 1, and its run.c ends where the next one would begin."""
+
 
 def is_meta(source: Source) -> bool:
     """Whether it has the names of Meta's Llama, as llama2.c's training writes them."""
@@ -77,6 +80,8 @@ def read_meta(source: Source, options: Options) -> Network:
         if not tied:
             yield "lm_head.weight", source.tensor("output.weight")
 
+    if source.facts:
+        config |= STORIES_END
     return Network("llama2.c's Transformer", config, tensors, folder=source.path.parent)
 
 

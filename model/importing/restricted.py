@@ -30,7 +30,7 @@ _STATES = ("model_state_dict", "model", "state_dict", "module")
 """Under which names trainers keep the state of a network beside that of an optimiser."""
 
 _MOST_TENSORS = 1 << 16
-_DEEPEST = 8
+_MOST_FACTS, _DEEPEST = 1 << 16, 8
 
 
 def load(path: Path) -> Any:
@@ -63,14 +63,19 @@ def read(source: Path, out: Path) -> None:
 
 
 def _limit(size: int) -> None:
-    """Memory beyond what the libraries have taken, processor time and what is written, all by the file's size."""
-    with contextlib.suppress(OSError, ValueError, StopIteration):  # macOS has limits that can't be set
-        seconds = SECONDS + (size >> 23)
+    """Bound memory beyond what the libraries have taken, processor time and what is written, all by the file's size."""
+    seconds = SECONDS + (size >> 23)
+    bounds = {
+        resource.RLIMIT_CPU: seconds,
+        resource.RLIMIT_FSIZE: 2 * size + (1 << 24),
+        resource.RLIMIT_CORE: 0,
+    }
+    with contextlib.suppress(OSError, ValueError):  # only Linux says what is taken
         taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (taken + 4 * size + (1 << 31), taken + 4 * size + (1 << 31)))
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2 * size + (1 << 24), 2 * size + (1 << 24)))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        bounds[resource.RLIMIT_AS] = taken + 4 * size + (1 << 31)
+    for kind, bound in bounds.items():
+        with contextlib.suppress(OSError, ValueError):  # macOS has limits that can't be set
+            resource.setrlimit(kind, (bound, bound))
 
 
 def _state(content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -78,7 +83,7 @@ def _state(content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if isinstance(content, Mapping):
         for inside in (content, *(content.get(name) for name in _STATES)):
             if isinstance(inside, Mapping) and inside and all(map(_is_parameter, inside.items())):
-                facts = {} if inside is content else _plain(content, _DEEPEST)
+                facts = {} if inside is content else _plain(content, _DEEPEST, [_MOST_FACTS])
                 # Some trainers keep `_extra_state` or None beside tensors, which is nothing to compute with.
                 return {name: each for name, each in inside.items() if isinstance(each, Tensor)}, facts or {}
     kind = type(content).__name__
@@ -93,16 +98,23 @@ def _is_parameter(item: tuple[Any, Any]) -> bool:
     return isinstance(item[0], str) and (isinstance(item[1], Tensor) or item[1] is None)
 
 
-def _plain(value: Any, depth: int) -> Any:
-    """What of a value is numbers, texts, lists and mappings of them; None for all else, tensors among it."""
-    if value is None or isinstance(value, bool | int | str):
-        return value if not isinstance(value, str) or len(value) < 10_000 else None
+def _plain(value: Any, depth: int, left: list[int]) -> Any:
+    """What of a value is numbers, texts, lists and mappings of them; None for all else, tensors among it.
+
+    `left` counts down what may still be looked at, for lists may hold the same list a thousand times, and so on.
+    """
+    left[0] -= 1
+    if left[0] < 0 or value is None or isinstance(value, bool | int):
+        return None if left[0] < 0 else value
+    if isinstance(value, str):
+        return value if len(value) < 10_000 else None
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if depth and isinstance(value, Mapping) and len(value) < 1000:
-        return {str(name): _plain(each, depth - 1) for name, each in value.items() if not isinstance(each, Tensor)}
+        plain = ((str(name), _plain(each, depth - 1, left)) for name, each in value.items())
+        return {name: each for name, each in plain if each is not None}
     if depth and isinstance(value, list | tuple) and len(value) < 1000:
-        return [_plain(each, depth - 1) for each in value]
+        return [_plain(each, depth - 1, left) for each in value]
     return None
 
 

@@ -26,7 +26,9 @@ def read_safetensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
         if not path.is_file():
             pickled = sorted(p.name for p in directory.glob("*.bin"))
             hint = (
-                f"make a checkpoint of them first: topkapi import {directory} {directory}-imported" if pickled else None
+                f"make a checkpoint with safetensors of them: topkapi import {directory} {directory}-imported"
+                if pickled
+                else None
             )
             raise CheckpointError(f"{path} is missing", hint=hint or "copy or download the checkpoint again")
         with _opened(path) as file:

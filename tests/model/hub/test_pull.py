@@ -3,15 +3,17 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.hub import TOKEN, Hub, running_hub
+from tests.hub import TOKEN, Hub, connect, running_hub
 from topkapi.model.errors import CheckpointError
 from topkapi.model.hub import remote
 from topkapi.model.hub.cache import cached, entries, remove
+from topkapi.model.hub.files import choose
 from topkapi.model.hub.names import HubName, hub_name, meant
 from topkapi.model.hub.resolve import local_path, pull
 from topkapi.model.storage.checkpoint import load_checkpoint
@@ -25,13 +27,7 @@ NAME = "somebody/model"
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A hub with nothing in it, and a clean cache of its models."""
     with running_hub() as hub:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
-                            hub.url + "/{repo_id}/resolve/{revision}/{filename}")  # fmt: skip
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
+        connect(monkeypatch, hub, tmp_path / "cache")
         yield hub
 
 
@@ -179,6 +175,21 @@ def test_shards_come_with_their_index(hub: Hub, directory: Path, tmp_path: Path)
     assert load_checkpoint(local_path(NAME)).config == load_checkpoint(directory).config
 
 
+def test_what_is_chosen_of_a_repository_is_what_is_read() -> None:
+    templates = ["chat_template.jinja", "additional_chat_templates/tool_use.jinja"]
+    whole = ["config.json", "tokenizer.json", "model.safetensors"]
+    strange = [
+        "model.py",
+        "pytorch_model.bin",
+        "consolidated.00.pth",
+        "original/params.json",
+        "a/../b.jinja",
+        "tokenizer.model",
+    ]
+    choice = choose(HubName(NAME), [*whole, *templates, *strange, "LICENSE.txt"])
+    assert {*choice.texts, *choice.weights} == {*whole, *templates, "LICENSE.txt"}
+
+
 def test_an_adapter_brings_its_base(hub: Hub, directory: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -198,12 +209,13 @@ def test_an_adapter_brings_its_base(hub: Hub, directory: Path, tmp_path: Path) -
 
 def test_what_was_damaged_on_the_way_is_not_kept(hub: Hub, directory: Path) -> None:
     content = (directory / "model.safetensors").read_bytes()
-    hub.models[NAME].lies["model.safetensors"] = content[:-1] + b"?"
+    hub.models[NAME].lies["model.safetensors"] = content[:-1] + b"!"
     with pytest.raises(CheckpointError, match=r"model\.safetensors does not come as the hub says it is"):
         local_path(NAME)
     assert cached(HubName(NAME)) is None
     kept = [file for file in remote.cache_directory().rglob("*") if file.is_file()]
     assert not any(file.stat().st_size == len(content) for file in kept)
+    remove(HubName(NAME))
     hub.models[NAME].lies = {"tokenizer_config.json": b"{}"}
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json does not come"):
         local_path(NAME)
@@ -225,6 +237,13 @@ def test_an_earlier_part_is_gone_on_with_and_a_wrong_one_is_not(hub: Hub, direct
     hub.fetched.clear()
     assert load_checkpoint(local_path(NAME)).name == "model"
     assert [ranges for _, ranges in hub.fetched] == ["bytes=1000-", None]
+
+
+def test_two_that_want_the_same_fetch_it_once(hub: Hub, directory: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(local_path, [NAME, NAME])
+    assert first == second and load_checkpoint(first).name == "model"
+    assert [file for file, _ in hub.fetched] == ["model.safetensors"]
 
 
 def refusal(name: str) -> CheckpointError:

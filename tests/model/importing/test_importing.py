@@ -14,14 +14,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
+from tests.hub import connect, running_hub
 from topkapi.model.errors import CheckpointError, InvalidRequest
 from topkapi.model.importing.importing import import_checkpoint
 from topkapi.model.importing.options import Options, heads_of
 from topkapi.model.importing.restricted import read
 from topkapi.model.storage.checkpoint import load_checkpoint
+from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.service.commands.cli import main
 
 TEXT = "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind to suffer\n"
@@ -453,7 +456,8 @@ def test_llama2cs_files(form: str, kv_heads: int, tied: bool, tmp_path: Path) ->
     import_checkpoint(source, tmp_path / "out", Options())
     agree(tmp_path / "out", forward, 300)
     loaded = load_checkpoint(tmp_path / "out")
-    assert loaded.config.context_length == CONTEXT
+    assert loaded.config.context_length == CONTEXT and loaded.config.end_token_ids == (1, 2)
+    assert loaded.tokenizer.adds_begin_token
     # As SentencePiece does: a space before the text, and what has no entry by its bytes.
     assert [loaded.tokenizer.token_bytes(each).decode() for each in loaded.tokenizer.encode("the a")] == [" the", " a"]
     assert loaded.tokenizer.decode(loaded.tokenizer.encode("é!")) == " é!"
@@ -521,8 +525,6 @@ def test_what_of_litgpt_is_not_computed_is_refused_by_name(changes: dict[str, An
 
 @pytest.mark.parametrize("sharded", [False, True])
 def test_pytorch_model_bin(sharded: bool, tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
     original = tiny_checkpoint("original")
     source = tmp_path / "pickled"
     source.mkdir()
@@ -548,6 +550,22 @@ def test_pytorch_model_bin(sharded: bool, tiny_checkpoint: Callable[..., Path], 
         assert torch.equal(parameter, second.model.state_dict()[name]), name
 
 
+def test_a_repository_of_pickles_is_imported_by_its_name(
+    tiny_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = tiny_checkpoint("original")
+    torch.save(load_file(original / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    with running_hub() as hub:
+        connect(monkeypatch, hub, tmp_path / "cache")
+        files = hub.add("somebody/old", original).commits["main"]
+        del files["model.safetensors"], files["topkapi.json"]
+        hub.add("somebody/old", tmp_path / "pytorch_model.bin")
+        assert main(["serve", "somebody/old", "--port", "0"]) == 2
+        assert not hub.fetched
+        assert main(["import", "somebody/old", str(tmp_path / "out")]) == 0
+    assert load_checkpoint(tmp_path / "out").config == load_checkpoint(original).config
+
+
 class Opener:
     """What a hostile pickle has: reading it would call something."""
 
@@ -567,6 +585,16 @@ def test_a_hostile_pickle_runs_nothing_and_is_told(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth")
     with pytest.raises(CheckpointError, match=r"it names torch\.nn\.modules\.linear\.Linear"):
         import_checkpoint(tmp_path / "whole.pth", tmp_path / "out", Options())
+
+
+def test_settings_that_hold_one_another_without_end_are_read_to_a_bound(tmp_path: Path) -> None:
+    nested: list[Any] = ["x"]
+    for _ in range(12):
+        nested = [nested] * 900
+    state, _ = nanogpt(bias=True)
+    torch.save({"config": nested, "model_args": NANO_ARGUMENTS, "model": state}, tmp_path / "ckpt.pt")
+    with pytest.raises(CheckpointError, match="how many heads"):
+        import_checkpoint(tmp_path / "ckpt.pt", tmp_path / "out", Options(characters="".join(CHARACTERS)))
 
 
 @pytest.mark.parametrize("content", ["text", "nothing", "cut", "list", "inflated", "sparse"])
@@ -606,6 +634,9 @@ def test_variants_that_compute_something_else_are_refused_by_name(tmp_path: Path
     assert "in a layout that is not known" in refusal({"some.weight": numbers(2, 2)})
     chat = {"transformer.wte.weight": numbers(9, 8), "transformer.h.0.attn.c_q.weight": numbers(8, 8)}
     assert "is nanochat's, whose network is not computed here" in refusal(chat)
+    path.rename(tmp_path / "model_000650.pt")
+    with pytest.raises(CheckpointError, match="is nanochat's"):
+        import_checkpoint(tmp_path, tmp_path / "out", Options())
 
 
 def test_commands_that_are_given_such_a_file_say_the_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -632,30 +663,24 @@ def test_an_import_is_served(tmp_path: Path, serve: Callable[..., Any], capsys: 
     assert answer["outputs"][0]["token_ids"] == expected[len(ids) :].tolist()
 
 
-def test_an_import_is_exported_and_tuned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save(book(qkv_bias=True, vocabulary=50_257)[0], tmp_path / "model.pth")
+def test_an_import_is_exported_and_tuned(
+    tiny_tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(book(qkv_bias=True, vocabulary=512)[0], tmp_path / "model.pth")
     out, data = tmp_path / "out", tmp_path / "rows.json"
-    assert main(["import", str(tmp_path / "model.pth"), str(out), "--heads", str(HEADS)]) == 0
+    tiny_tokenizer.save(tmp_path)
+    flags = ["--heads", str(HEADS), "--tokenizer", str(tmp_path)]
+    assert main(["import", str(tmp_path / "model.pth"), str(out), *flags]) == 0
     assert main(["export", "gguf", str(out), str(tmp_path / "out.gguf"), "--type", "f32"]) == 0
     assert load_checkpoint(tmp_path / "out.gguf").config.family == "gpt2"
     data.write_text(json.dumps([{"instruction": "Greet.", "output": "Hi!"}] * 4))
-    flags = [
-        "--max-steps",
-        "1",
-        "--threads",
-        "1",
-        "--batch-size",
-        "2",
-        "--context-length",
-        "64",
-        "--sample-every",
-        "never",
-    ]
+    flags = ["--max-steps", "1", "--threads", "1", "--batch-size", "2", "--context-length", "64"]
     threads = torch.get_num_threads()
-    run = str(tmp_path / "run")
-    assert main(["finetune", "--checkpoint", str(out), "--data", str(data), "--out", run, *flags]) == 0
+    assert (
+        main(["finetune", "--checkpoint", str(out), "--data", str(data), "--out", str(tmp_path / "run"), *flags]) == 0
+    )
     torch.set_num_threads(threads)
-    assert load_checkpoint(tmp_path / "run" / "best").config.vocab_size >= 50_257
+    assert load_checkpoint(tmp_path / "run" / "best").config.vocab_size == 512
 
 
 def test_exact_gelu_is_not_exported_as_another_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

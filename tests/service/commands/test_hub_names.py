@@ -14,7 +14,7 @@ import httpx
 import pytest
 import torch
 
-from tests.hub import Hub, running_hub
+from tests.hub import Hub, connect, running_hub
 from topkapi.model.config import ModelConfig
 from topkapi.model.storage.checkpoint import load_checkpoint, save_checkpoint
 from topkapi.model.storage.gguf_export import export_gguf
@@ -32,15 +32,7 @@ PIECE = 10 << 20
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A hub, and a clean cache, for this process and for those that it starts."""
     with running_hub() as hub:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
-                            hub.url + "/{repo_id}/resolve/{revision}/{filename}")  # fmt: skip
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-        for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-            monkeypatch.delenv(name, raising=False)
+        connect(monkeypatch, hub, tmp_path / "cache")
         yield hub
 
 
