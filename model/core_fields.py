@@ -27,7 +27,8 @@ TRAITS = {
     # They say how files are read and written; what comes of them stands in the configuration.
     "architecture", "gguf", "neutral", "absent", "written", "qkv_bias", "attention_bias", "mlp_bias", "mlp_biased",
     "head_dim", "window", "window_pattern", "divisible", "heads_alike", "spelling", "numbers", "query_scalar",
-    "parallel_residual", "rope_theta", "local_rope_theta", "partial_rotary", "rope_kinds", "unrotated_layers",
+    "parallel_residual", "rope_theta", "local_rope_theta", "partial_rotary", "rope_types", "rope_kinds",
+    "unrotated_layers",
 }  # fmt: skip
 """Fields of `Family`."""
 

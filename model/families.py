@@ -100,6 +100,8 @@ class Family:
     """That of layers with a window, where they have rotary positions of their own."""
     partial_rotary: float | None = None
     """What part of a head is rotated where `config.json` says nothing; None: always all of it."""
+    rope_types: tuple[str, ...] = ()
+    """The only types of rotary positions that transformers opens in this family; empty: all."""
     rope_kinds: Mapping[str, str] = field(default_factory=dict)
     """Names that a type of rotary positions has in this family alone."""
     unrotated_layers: bool = False
@@ -212,6 +214,7 @@ FAMILIES = {
         absent={"max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
         window="every",
         partial_rotary=1.0,
+        rope_types=("default", "longrope"),
         # As transformers reads the files of early days.
         rope_kinds={"su": "longrope", "yarn": "longrope"},
     ),
