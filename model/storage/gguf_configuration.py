@@ -186,7 +186,6 @@ def _rope_scaling(header: Header, tensors: Mapping[str, Any], head_dim: int) -> 
             field=key("scaling.type"),
             hint="supported: none, linear, yarn, Llama 3's rope_freqs.weight, and phi3's rope_factors_long.weight",
         )
-    _refuse_attention_factor(header)
     linear = kind == "linear" and factor not in (0.0, 1.0)
     if "rope_freqs.weight" in tensors:
         if architecture != "llama" or linear:
@@ -255,12 +254,3 @@ def _longrope(header: Header, tensors: Mapping[str, Any]) -> dict[str, Any]:
         "original_max_position_embeddings": int(header.field("rope.scaling.original_context_length")),
         "attention_factor": header.number("rope.scaling.attn_factor", 1.0),
     }
-
-
-def _refuse_attention_factor(header: Header) -> None:
-    key = f"{header.architecture}.rope.scaling.attn_factor"
-    if header.metadata.get(key, 0.0) not in (0.0, 1.0):
-        raise CheckpointError(
-            f"the GGUF file asks for {key} = {header.metadata[key]!r:.100}, which is not supported with this scaling",
-            field=key,
-        )

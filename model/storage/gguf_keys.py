@@ -41,13 +41,12 @@ READ_OF: dict[str, tuple[str, ...]] = {
     "gptneox": ("use_parallel_residual",),
     "granite": ("attention.scale", "embedding_scale", "logit_scale", "residual_scale", "rope.scaling.finetuned"),
 }  # fmt: skip
-"""What is read in one architecture alone. `rope.scaling.attn_factor` is looked at where scaling is read."""
+"""What is read in one architecture alone."""
 
 NO_EFFECT = {
     "classifier.output_labels": "names of a classifier's outputs",
     "pooling_type": "how embeddings of texts are made",
     "rope.scaling.finetuned": "a record of how the model was made",
-    "rope.scaling.attn_factor": "read for yarn and longrope, and refused without them",
     "rope.scaling.original_context_length": "read for yarn and longrope",
     "rope.scaling.yarn_attn_factor": "read for yarn alone",
     "rope.scaling.yarn_beta_fast": "read for yarn alone",
@@ -88,6 +87,10 @@ def check_keys(metadata: Mapping[str, Any], architecture: str) -> None:
             refused = refused and value not in OTHER_NEUTRAL.get(key, ()) and not _nothing(value)
         elif name in READ_OF.get(architecture, ()):
             refused = False
+        elif name == "rope.scaling.attn_factor":
+            scaling = metadata.get(f"{architecture}.rope.scaling.type")
+            read = scaling == "yarn" or architecture == "phi3"
+            refused = not (read or value == 1.0 or _nothing(value))
         elif name == "attention.scale":
             refused = not (_nothing(value) or _is_usual_scale(metadata, architecture, value))
         else:

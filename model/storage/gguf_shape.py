@@ -53,7 +53,7 @@ def check_shape(config: ModelConfig) -> None:
         "softcaps": architecture == "gemma2"
         and None in (config.attention_softcap, config.logit_softcap)
         and "networks without soft caps",
-        "tie_embeddings": architecture == "gemma2" and not config.tie_embeddings and "an output matrix of its own",
+        "tie_embeddings": architecture == "gemma2" and not config.tie_embeddings and "output matrix of its own",
     }
     for field, problem in problems.items():
         if problem:
