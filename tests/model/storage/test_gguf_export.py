@@ -92,7 +92,7 @@ def test_a_file_reads_back_as_the_checkpoint(
         )
 
 
-# Of the others it reads no files, or not all that is in them; test_gguf_families.py compares these as they are converted.
+# Of the others it reads no files, or not all that is in them: test_gguf_families.py compares these as converted.
 @pytest.mark.parametrize("family", ["gpt2", "llama", "mistral", "qwen2", "qwen3"])
 def test_transformers_reads_the_same_model(family: str, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     import transformers
