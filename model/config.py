@@ -151,6 +151,16 @@ class ModelConfig:
         """What embeddings are multiplied by."""
         return self.hidden_size**0.5 if self.traits.scaled_embeddings else self.embedding_multiplier
 
+    @property
+    def context_note(self) -> str:
+        """Why fewer tokens are computed than `config.json` declares, to go on a sentence; empty where all are."""
+        if self.declared_context is None:
+            return ""
+        return (
+            f"; the checkpoint declares {self.declared_context}, but beyond {self.context_length} its longrope "
+            "positions have other angles, for which transformers reads every token anew"
+        )
+
     def window(self, layer: int) -> int | None:
         """How many tokens a layer attends to, the query's own included; None: all that a context can hold."""
         window = self.layer_windows[layer] if self.layer_windows else None

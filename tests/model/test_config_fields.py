@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from topkapi.model.config import ModelConfig
-from topkapi.model.errors import CheckpointError
+from topkapi.model.errors import CheckpointError, InvalidRequest
 from topkapi.model.families import FAMILIES
+from topkapi.model.generation import check_prompt
 from topkapi.model.storage.tensors import from_hugging_face
 from topkapi.model.transformer import Decoder
 
@@ -572,6 +573,9 @@ def test_longrope_holds_up_to_the_length_before_which_its_factors_change() -> No
     assert difference(config) <= 1e-4
     written = read.to_hugging_face()
     assert (written["max_position_embeddings"], written["original_max_position_embeddings"]) == (64, 50)
+    with pytest.raises(InvalidRequest) as told:
+        check_prompt([1] * 50, read)
+    assert "declares 64, but beyond 50 its longrope positions" in (told.value.hint or "")
     with pytest.raises(CheckpointError, match="50 tokens, not for 51") as caught:
         dataclasses.replace(read, context_length=51)
     assert caught.value.field == "context_length"

@@ -15,6 +15,8 @@ import transformers
 from tests import texts
 from tests.model.family_cases import LOCAL_AND_GLOBAL, LONG_ROPE, NEOX, PADLESS, SHORT, SMALL, YARN_ROPE
 from tests.tiny import tiny_config
+from topkapi.model import native, serving
+from topkapi.model.cache import SlotCache, Work, read, wanted_logits
 from topkapi.model.errors import CheckpointError
 from topkapi.model.storage.checkpoint import Checkpoint, load_checkpoint
 from topkapi.model.storage.gguf_export import export_gguf
@@ -204,6 +206,23 @@ def test_a_quantised_file_computes_what_its_own_numbers_give(name: str, tmp_path
     blocks, floats = (load_checkpoint(tmp_path / f"{file}.gguf") for file in ("blocks", "floats"))
     assert (tmp_path / "blocks.gguf").stat().st_size < 0.6 * (tmp_path / "floats.gguf").stat().st_size
     assert torch.equal(logits(blocks, TOKENS), logits(floats, TOKENS))
+
+
+def test_joined_matrices_stay_in_their_blocks_for_the_core(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Queries take more rows than keys and values, which are one matrix with them in the file."""
+    torch.manual_seed(0)
+    network = transformers.AutoModelForCausalLM.from_config(transformers.Phi3Config(**FEW)).eval()
+    write(tmp_path / "blocks.gguf", network, tokenizer, Q.Q8_0)
+    floats, blocks = (load_checkpoint(tmp_path / "blocks.gguf", blocks=kept) for kept in (False, True))
+    assert [name for name, module in blocks.model.named_modules() if getattr(module, "blocks", None) is not None]
+    if not native.levels():
+        return
+    serving.prepare(blocks.model)
+    text = TOKENS[0, :60].tolist()
+    cache = SlotCache(blocks.model)
+    found = wanted_logits(blocks.model, read(blocks.model, cache, [Work(0, 0, text, wanted=60)]))
+    expected = logits(floats, TOKENS[:, :60])[0]
+    assert (found - expected).norm() / expected.norm() < 2e-2
 
 
 @pytest.mark.parametrize(
