@@ -566,18 +566,19 @@ def test_rotary_positions_that_are_not_computed_are_refused(rope: dict[str, Any]
 
 
 def test_longrope_holds_up_to_the_length_before_which_its_factors_change() -> None:
-    """transformers reads every token anew with other angles beyond, which nothing in a cache would survive."""
-    config = BASES["phi3"] | {"original_max_position_embeddings": 50, "rope_scaling": LONG}
+    """A text of exactly that length has the short factors still. Beyond, transformers reads every token anew with other
+    angles, which nothing in a cache would survive."""
+    config = BASES["phi3"] | {"original_max_position_embeddings": 48, "rope_scaling": LONG}
     read = ModelConfig.from_hugging_face(config)
-    assert (read.context_length, read.declared_context) == (50, 64)
+    assert (read.context_length, read.declared_context) == (48, 64)
     assert difference(config) <= 1e-4
     written = read.to_hugging_face()
-    assert (written["max_position_embeddings"], written["original_max_position_embeddings"]) == (64, 50)
+    assert (written["max_position_embeddings"], written["original_max_position_embeddings"]) == (64, 48)
     with pytest.raises(InvalidRequest) as told:
-        check_prompt([1] * 50, read)
-    assert "declares 64, but beyond 50 its longrope positions" in (told.value.hint or "")
-    with pytest.raises(CheckpointError, match="50 tokens, not for 51") as caught:
-        dataclasses.replace(read, context_length=51)
+        check_prompt([1] * 48, read)
+    assert "declares 64, but beyond 48 its longrope positions" in (told.value.hint or "")
+    with pytest.raises(CheckpointError, match="48 tokens, not for 49") as caught:
+        dataclasses.replace(read, context_length=49)
     assert caught.value.field == "context_length"
 
 
