@@ -7,22 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from topkapi.model.config_fields import LARGEST, check_size
 from topkapi.model.config_reading import unsupported_family, values_of
 from topkapi.model.config_writing import written
 from topkapi.model.errors import CheckpointError
 from topkapi.model.families import FAMILIES, Family
-
-# Far above every published network; what is beyond is a damaged or a hostile file, and building it would not end.
-LARGEST = {
-    "vocab_size": 2**24,
-    "hidden_size": 2**20,
-    "intermediate_size": 2**24,
-    "num_layers": 2**12,
-    "num_heads": 2**14,
-    "num_kv_heads": 2**14,
-    "head_dim": 2**14,
-    "context_length": 2**31,
-}
 
 
 @dataclass(frozen=True)
@@ -85,12 +74,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise unsupported_family(self.family)
-        for name, largest in LARGEST.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise CheckpointError(f"{name} must be a whole number of at least 1, not {value!r}", field=name)
-            if value > largest:
-                raise CheckpointError(f"{name} must be at most {largest}, not {str(value)[:20]}", field=name)
+        for name in LARGEST:
+            check_size(name, getattr(self, name))
         for name, value in (("norm_eps", self.norm_eps), ("dropout", self.dropout)):
             if not math.isfinite(value) or value < 0:
                 raise CheckpointError(f"{name} must be a number of at least 0, not {value!r}", field=name)
@@ -165,6 +150,16 @@ class ModelConfig:
     def embedding_scale(self) -> float:
         """What embeddings are multiplied by."""
         return self.hidden_size**0.5 if self.traits.scaled_embeddings else self.embedding_multiplier
+
+    @property
+    def context_note(self) -> str:
+        """Why fewer tokens are computed than `config.json` declares, to go on a sentence; empty where all are."""
+        if self.declared_context is None:
+            return ""
+        return (
+            f"; the checkpoint declares {self.declared_context}, but beyond {self.context_length} its longrope "
+            "positions have other angles, for which transformers reads every token anew"
+        )
 
     def window(self, layer: int) -> int | None:
         """How many tokens a layer attends to, the query's own included; None: all that a context can hold."""

@@ -47,6 +47,27 @@ ACTIVATIONS = {
 """transformers' names of the nonlinearities that are computed, with `ModelConfig`'s."""
 
 
+# Far above every published network; what is beyond is a damaged or a hostile file, and building it would not end.
+LARGEST = {
+    "vocab_size": 2**24,
+    "hidden_size": 2**20,
+    "intermediate_size": 2**24,
+    "num_layers": 2**12,
+    "num_heads": 2**14,
+    "num_kv_heads": 2**14,
+    "head_dim": 2**14,
+    "context_length": 2**31,
+}
+
+
+def check_size(name: str, value: object) -> None:
+    """Refuse a size of a network that is no whole number, below one, or larger than any network has."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise CheckpointError(f"{name} must be a whole number of at least 1, not {value!r}", field=name)
+    if value > LARGEST[name]:
+        raise CheckpointError(f"{name} must be at most {LARGEST[name]}, not {str(value)[:20]}", field=name)
+
+
 class Fields:
     """A `config.json` whose fields are asked for by name and type.
 

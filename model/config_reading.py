@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from topkapi.model.config_fields import GPT2_NAMES, REQUIRED, Fields
+from topkapi.model.config_fields import GPT2_NAMES, REQUIRED, Fields, check_size
 from topkapi.model.config_rope import read_rope
 from topkapi.model.errors import CheckpointError
 from topkapi.model.families import FAMILIES, Family
@@ -95,6 +95,8 @@ def _activation(fields: Fields, traits: Family, name: str) -> str | None:
 def _rotary_family(family: str, traits: Family, fields: Fields) -> dict[str, Any]:
     hidden, heads = fields.whole("hidden_size"), fields.whole("num_attention_heads")
     layers = fields.whole("num_hidden_layers")
+    # What is said of each layer is read next, and a hostile number of them would not end.
+    check_size("num_layers", layers)
     head_dim = traits.head_dim or (_head_dim(hidden, heads) if traits.divisible else max(hidden // heads, 1))
     context = fields.whole("max_position_embeddings")
     if traits.heads_alike:

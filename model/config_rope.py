@@ -172,11 +172,12 @@ def _rope_kind(parameters: Mapping[str, Any], where: str, traits: Family) -> str
     spellings = {name: parameters[name] for name in ("rope_type", "type") if name in parameters}
     given = list(spellings.values()) or ["default"]
     kinds = [traits.rope_kinds.get(kind, kind) if isinstance(kind, str) else kind for kind in given]
-    if any(kind not in list(ROPE_FIELDS) for kind in kinds):
+    known = traits.rope_types or tuple(ROPE_FIELDS)
+    if any(kind not in known for kind in kinds):
         raise CheckpointError(
             f"config.json: {where} asks for rotary positions of the type {kinds[0]!r:.200}, which are not supported",
             field=where,
-            hint=f"supported: {', '.join(ROPE_FIELDS)}",
+            hint=f"supported: {', '.join(known)}",
         )
     if len(set(kinds)) > 1:
         raise CheckpointError(

@@ -25,9 +25,10 @@ COMPUTED = {
 TRAITS = {
     "learned_positions", "layer_norm", "gated_mlp", "qk_norm", "norms", "activation",
     # They say how files are read and written; what comes of them stands in the configuration.
-    "architecture", "gguf", "neutral", "absent", "written", "qkv_bias", "attention_bias", "mlp_bias", "mlp_biased",
-    "head_dim", "window", "window_pattern", "divisible", "heads_alike", "spelling", "numbers", "query_scalar",
-    "parallel_residual", "rope_theta", "local_rope_theta", "partial_rotary", "rope_kinds", "unrotated_layers",
+    "architecture", "gguf", "models", "neutral", "absent", "written", "qkv_bias", "attention_bias", "mlp_bias",
+    "mlp_biased", "head_dim", "window", "window_pattern", "divisible", "heads_alike", "spelling", "numbers",
+    "query_scalar", "parallel_residual", "rope_theta", "local_rope_theta", "partial_rotary", "rope_types", "rope_kinds",
+    "unrotated_layers",
 }  # fmt: skip
 """Fields of `Family`."""
 

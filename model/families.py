@@ -45,6 +45,8 @@ class Family:
     """transformers' class."""
     gguf: str
     """llama.cpp's name of the architecture."""
+    models: str = ""
+    """Who publishes models of the family, and which."""
     neutral: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     absent: Mapping[str, object] = field(default_factory=dict)
     written: Mapping[str, object] = field(default_factory=dict)
@@ -100,6 +102,8 @@ class Family:
     """That of layers with a window, where they have rotary positions of their own."""
     partial_rotary: float | None = None
     """What part of a head is rotated where `config.json` says nothing; None: always all of it."""
+    rope_types: tuple[str, ...] = ()
+    """The only types of rotary positions that transformers opens in this family; empty: all."""
     rope_kinds: Mapping[str, str] = field(default_factory=dict)
     """Names that a type of rotary positions has in this family alone."""
     unrotated_layers: bool = False
@@ -116,6 +120,7 @@ FAMILIES = {
     "gpt2": Family(
         "GPT2LMHeadModel",
         gguf="gpt2",
+        models="GPT-2, and the book's networks",
         neutral={
             "add_cross_attention": (False,),
             "scale_attn_by_inverse_layer_idx": (False,),
@@ -130,6 +135,7 @@ FAMILIES = {
     "llama": Family(
         "LlamaForCausalLM",
         gguf="llama",
+        models="Llama 1 to 3.3, TinyLlama, SmolLM 1 and 2, Yi, DeepSeek-R1's Llama distills",
         neutral={"sliding_window": (None,)},
         absent={"max_position_embeddings": 2048},
         attention_bias=True,
@@ -139,12 +145,14 @@ FAMILIES = {
     "mistral": Family(
         "MistralForCausalLM",
         gguf="llama",
+        models="Mistral 7B, Mistral Nemo, Zephyr",
         absent={"max_position_embeddings": 131_072, "num_key_value_heads": 8, "sliding_window": 4096},
         window="every",
     ),
     "qwen2": Family(
         "Qwen2ForCausalLM",
         gguf="qwen2",
+        models="Qwen 2 and 2.5, DeepSeek-R1's Qwen distills",
         absent={"max_position_embeddings": 32_768, "num_key_value_heads": 32, "sliding_window": 4096,
                 "max_window_layers": 28},
         qkv_bias=True,
@@ -153,6 +161,7 @@ FAMILIES = {
     "qwen3": Family(
         "Qwen3ForCausalLM",
         gguf="qwen3",
+        models="Qwen 3",
         absent={"max_position_embeddings": 32_768, "num_key_value_heads": 32, "sliding_window": 4096,
                 "max_window_layers": 28},
         qk_norm=True,
@@ -163,6 +172,7 @@ FAMILIES = {
     "gemma2": Family(
         "Gemma2ForCausalLM",
         gguf="gemma2",
+        models="Gemma 2",
         neutral={"sliding_window_pattern": (None, 2), "use_bidirectional_attention": (None, False)},
         written=_NO_PADDING,
         absent={"max_position_embeddings": 8192, "num_key_value_heads": 4, "sliding_window": 4096,
@@ -185,6 +195,7 @@ FAMILIES = {
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
         gguf="gemma3",
+        models="Gemma 3 of 270M and 1B",
         # transformers does not cap the scores of attention in this family, whatever the configuration says.
         neutral={"attn_logit_softcapping": (None,), "use_bidirectional_attention": (None, False)},
         written=_NO_PADDING,
@@ -208,16 +219,19 @@ FAMILIES = {
     "phi3": Family(
         "Phi3ForCausalLM",
         gguf="phi3",
+        models="Phi-3 mini and medium, Phi-3.5 mini, Phi-4, Phi-4 mini",
         written=_NO_PADDING,
         absent={"max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
         window="every",
         partial_rotary=1.0,
+        rope_types=("default", "longrope"),
         # As transformers reads the files of early days.
         rope_kinds={"su": "longrope", "yarn": "longrope"},
     ),
     "olmo2": Family(
         "Olmo2ForCausalLM",
         gguf="olmo2",
+        models="OLMo 2",
         written=_NO_PADDING,
         absent={"max_position_embeddings": 2048, "rms_norm_eps": 1e-5},
         norms=Norms(None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
@@ -227,6 +241,7 @@ FAMILIES = {
     "smollm3": Family(
         "SmolLM3ForCausalLM",
         gguf="smollm3",
+        models="SmolLM3",
         written=_NO_PADDING,
         absent={"max_position_embeddings": 32_768, "num_key_value_heads": 4, "tie_word_embeddings": True},
         attention_bias=True,
@@ -238,6 +253,7 @@ FAMILIES = {
     "gpt_neox": Family(
         "GPTNeoXForCausalLM",
         gguf="gptneox",
+        models="Pythia, GPT-NeoX 20B, Dolly 2",
         # The names of other families, which transformers does not read in this one.
         neutral={"partial_rotary_factor": (None,), "rope_theta": (None,)},
         absent={"attention_bias": True, "layer_norm_eps": 1e-5, "max_position_embeddings": 2048,
@@ -257,6 +273,7 @@ FAMILIES = {
     "granite": Family(
         "GraniteForCausalLM",
         gguf="granite",
+        models="Granite 3, dense models",
         absent={"max_position_embeddings": 2048},
         attention_bias=True,
         mlp_bias=True,

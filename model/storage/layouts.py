@@ -88,9 +88,6 @@ class Layout:
         if self.by_head:
             parts = tensor.unflatten(0, (config.num_heads, len(names), -1)).unbind(1)
             return [each.flatten(0, 1) for each in parts]
-        if len(set(sizes)) == 1:
-            # Blocks of GGUF files can do this alone.
-            return list(tensor.chunk(len(sizes)))
         return list(tensor.split(sizes))
 
     def join(self, config: ModelConfig, parts: Sequence[Tensor]) -> Tensor:
