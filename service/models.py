@@ -15,6 +15,7 @@ from topkapi.engine.heartbeat import Watch
 from topkapi.model.conversation.template_trial import try_template
 from topkapi.model.errors import Cancelled, CheckpointError, EngineStopped, SettingsError, TopkapiError, UnknownModel
 from topkapi.model.serving import kernels, prepare, reading
+from topkapi.model.speed import explained
 from topkapi.model.storage.checkpoint import Checkpoint, load_checkpoint
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.service.embedding import EMBEDDER
@@ -34,6 +35,8 @@ class LoadedModel:
     metrics: ModelMetrics
     created: int
     control_ids: frozenset[int]
+    why: str = ""
+    """Why its matrices are held in what they are held in."""
     warnings: tuple[str, ...] = ()
     """What whoever loads it should know."""
 
@@ -226,6 +229,7 @@ class Models:
         chat = checkpoint.chat
         warnings = () if chat is None else tuple(try_template(chat, checkpoint.tokenizer))
         prepare(checkpoint.model, self.settings.dtype)
+        why = explained(checkpoint.model, self.settings.dtype)
         draft = self._draft_for(name, checkpoint)
         engine = Engine(
             checkpoint.model, name=name, max_queue=self.settings.max_queue, draft=None if draft is None else draft.model
@@ -234,7 +238,7 @@ class Models:
         self._watch.start()
         metrics = ModelMetrics(self.metrics, name, engine)
         control_ids = frozenset(checkpoint.tokenizer.control_tokens.values())
-        loaded = LoadedModel(name, checkpoint, engine, metrics, created, control_ids, warnings)
+        loaded = LoadedModel(name, checkpoint, engine, metrics, created, control_ids, why, warnings)
         self._models = self._models | {name: loaded}
         return loaded
 

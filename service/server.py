@@ -95,9 +95,14 @@ def load(models: Models, locations: list[str]) -> None:
         torch.set_num_threads(models.settings.threads)
     if (why := why_not()) is not None:
         print(f"  {why}; PyTorch computes, which takes longer", flush=True)
+    why_held = ""
     for location in locations:
         model = models.load(location)
         print(f"  {summary(describe(models, model))}", flush=True)
+        if model.why and model.why != why_held:
+            # The same for most of them, and told once.
+            why_held = model.why
+            print(f"  {model.dtype}: {why_held}", flush=True)
         for warning in model.warnings:
             print(f"  warning: {model.name}: {warning}", flush=True)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +122,9 @@ def _plan(arguments: argparse.Namespace) -> int:
     check_inputs(recipe)
     from topkapi.training.planning import print_plan
 
-    prepare = partial(_prepared, recipe, False)
+    def prepare(recipe: TrainingRecipe, run: RunDirectory, console: Console) -> Training:
+        return _prepared(recipe, False, run, console)
+
     fits = print_plan(recipe, prepare, arguments.price_per_hour, arguments.memory, as_json=arguments.json)
     return 0 if fits else 1
 
@@ -202,6 +203,7 @@ def _train_together(recipe: TrainingRecipe, directory: Path, resume: bool) -> No
     """Train, with the other processes where there are some, of which only the first writes."""
     from topkapi.training.assembly import train
     from topkapi.training.optimisation.distributed import in_turn, rank, size
+    from topkapi.training.precision import settled
     from topkapi.training.run.console import Console
     from topkapi.training.run.directory import FollowedRun, RunDirectory
     from topkapi.training.run.hub import check_push, push
@@ -212,8 +214,11 @@ def _train_together(recipe: TrainingRecipe, directory: Path, resume: bool) -> No
         check_push(recipe.push)
     console = Console()
     run = FollowedRun(directory) if rank() else RunDirectory(directory)
+    saved = directory / "config.yaml"
+    before = read_yaml(saved).get("precision") if resume and saved.is_file() else None
+    recipe = settled(recipe, before, console)
     with in_turn():
-        if resume and (directory / "config.yaml").is_file():
+        if resume and saved.is_file():
             run.check_idle()
             run.hold()
             run.check_unchanged(recipe)

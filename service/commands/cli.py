@@ -79,7 +79,8 @@ def interrupted(number: int, frame: FrameType | None) -> None:
 def _run(arguments: Sequence[str] | None) -> int:
     from topkapi.model.errors import TopkapiError
 
-    parser = build_parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = build_parser(arguments[0] if arguments else None)
     parsed = parser.parse_args(arguments)
     if "handler" not in parsed:
         parser.print_help()
@@ -92,8 +93,11 @@ def _run(arguments: Sequence[str] | None) -> int:
     return code
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of every command; each sets `handler`, which takes the parsed namespace and returns an exit code."""
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser of every command; each sets `handler`, which takes the parsed namespace and returns an exit code.
+
+    Where `command`, which is given, is one that serves, the others' flags are left out: they take a moment to make.
+    """
     import argparse
 
     from topkapi.service.commands.parser import Parser
@@ -104,11 +108,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"topkapi {VERSION}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    _add_serve(commands)
-    _add_generate(commands)
-    _add_score(commands)
-    _add_chat(commands)
-    _add_bench(commands)
+    own = {"serve": _add_serve, "generate": _add_generate, "score": _add_score, "chat": _add_chat, "bench": _add_bench}
+    if command in own:
+        own[command](commands)
+        return parser
+    for add in own.values():
+        add(commands)
     from topkapi.training.cli import register
 
     register(commands)
