@@ -19,7 +19,7 @@ from topkapi.model.speed import explained
 from topkapi.model.storage.checkpoint import Checkpoint, load_checkpoint
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.service.embedding import EMBEDDER
-from topkapi.service.garbage import sweep
+from topkapi.service.garbage import give_back, sweep
 from topkapi.service.locations import name_of, split_location
 from topkapi.service.metrics import Metrics, ModelMetrics
 from topkapi.service.settings import Settings
@@ -144,6 +144,7 @@ class Models:
                 loaded = self._start(name, checkpoint, path)
             finally:
                 self.loading = None
+                give_back()
             if default:
                 self._models = {name: loaded} | self._models
             if aliases or before is None:
