@@ -214,11 +214,10 @@ def _train_together(recipe: TrainingRecipe, directory: Path, resume: bool) -> No
         check_push(recipe.push)
     console = Console()
     run = FollowedRun(directory) if rank() else RunDirectory(directory)
-    saved = directory / "config.yaml"
-    before = read_yaml(saved).get("precision") if resume and saved.is_file() else None
-    recipe = settled(recipe, before, console)
+    goes_on = resume and (directory / "config.yaml").is_file()
+    recipe = recipe if goes_on else settled(recipe, console)
     with in_turn():
-        if resume and saved.is_file():
+        if goes_on:
             run.check_idle()
             run.hold()
             run.check_unchanged(recipe)
@@ -296,6 +295,9 @@ def read_arguments(arguments: argparse.Namespace) -> tuple[TrainingRecipe, Path,
                 hint=f"continue it with: topkapi {command} --resume {shlex.quote(str(named))}",
             )
         fields = before if arguments.recipe is None else fields
+        if (fields | flags).get("precision") == "auto":
+            # Settled when the run began.
+            fields, flags = fields | {"precision": before["precision"]}, flags | {"precision": before["precision"]}
     recipe = build_recipe(kind, fields | flags, source, flags)
     if stem is None:
         stem = Path(split_weight(recipe.data[0])[0]).name.split(".")[0] if recipe.data else arguments.training_command

@@ -325,7 +325,7 @@ def print_plan(
     """
     console = _Findings(silent=as_json)
     memory = None if memory_gigabytes is None else round(memory_gigabytes * 1e9)
-    recipe = settled(recipe, None, console)
+    recipe = settled(recipe, console)
     with tempfile.TemporaryDirectory(prefix="topkapi-plan-") as folder:
         directory = RunDirectory(Path(folder) / "run")
         directory.start(recipe)

@@ -26,14 +26,12 @@ WARNED = 1.1
 _ROWS, _SIDE, _ROUNDS = 256, 1024, 4
 
 
-def settled(recipe: TrainingRecipe, before: str | None, console: Console) -> TrainingRecipe:
-    """`recipe` with the precision that its run has: never `auto`.
+def settled(recipe: TrainingRecipe, console: Console) -> TrainingRecipe:
+    """`recipe` with the precision that a run which begins will have for good: never `auto`.
 
-    A run that goes on keeps what it had `before`. A new one that asks for `auto` takes the faster; one that asks for
-    bfloat16 gets it, and is warned by the measured ratio where float32 is faster. All processes of a run decide alike.
+    One that asks for `auto` takes the faster; one that asks for bfloat16 gets it, and is warned by the measured ratio
+    where float32 is faster. All processes of a run decide alike.
     """
-    if before is not None:
-        return _with(recipe, "bf16" if before == "bf16" else "fp32") if recipe.precision == "auto" else recipe
     if recipe.precision == "fp32":
         return recipe
     ratio = told(speed_up(prepare_torch(recipe)))
@@ -47,7 +45,7 @@ def settled(recipe: TrainingRecipe, before: str | None, console: Console) -> Tra
     console.message(
         f"precision {chosen}: products in bf16 take {1 / ratio:.2g} times as long as in fp32 on this machine"
     )
-    return _with(recipe, chosen)
+    return recipe.model_copy(update={"precision": chosen})
 
 
 def choice(ratio: float) -> Precision:
@@ -70,7 +68,3 @@ def speed_up(device: torch.device) -> float:
                 torch.cuda.synchronize(device)
             best[dtype] = min(best.get(dtype, float("inf")), time.perf_counter() - began)
     return best[None] / best[torch.bfloat16]
-
-
-def _with(recipe: TrainingRecipe, precision: Precision) -> TrainingRecipe:
-    return recipe.model_copy(update={"precision": precision})
