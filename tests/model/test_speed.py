@@ -11,6 +11,7 @@ import torch
 from topkapi.model import native, serving, speed
 from topkapi.model.errors import CheckpointError
 from topkapi.service.models import Models
+from topkapi.service.server import load
 from topkapi.service.settings import Settings
 
 
@@ -82,3 +83,19 @@ def test_the_measurements_measure() -> None:
     assert speed.pytorch_bfloat16() > 0
     if native.levels():
         assert speed.native_speed_up("float32", "int8") > 0
+
+
+def test_start_up_says_once_what_was_taken_and_why(
+    served, tiny_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = Models(Settings.read())
+    try:
+        load(models, [str(tiny_checkpoint("first")), str(tiny_checkpoint("second"))])
+        told = capsys.readouterr().out.splitlines()
+        held, why = models.get().dtype, models.get().why
+        assert sum(line == f"  {held}: {why}" for line in told) == 1
+    finally:
+        models.close()
+    details = served.client.get("/models").json()["models"][0]
+    props = served.client.get("/props").json()
+    assert details["dtype_why"] == props["dtype_why"] != "" and details["dtype"] == props["dtype"]
