@@ -15,20 +15,23 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """While modules are imported nothing is collected, which takes a fifth of the time; they are never looked at."""
+    """While modules are imported nothing is collected, which takes a fifth of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        # Out of sight all at once, with what is loaded beside them: see `sweep`.
-        gc.freeze()
         if enabled:
             gc.enable()
 
 
+def set_aside() -> None:
+    """Have the collector never look at what there is now: modules, and what is loaded beside them (see `sweep`)."""
+    gc.freeze()
+
+
 def sweep() -> None:
-    """Collect what was just let go of, such as an unloaded checkpoint, wherever it was moved to.
+    """Collect what was just let go of, such as an unloaded checkpoint, also if it was set aside.
 
     From then on everything is looked through again: who still uses what was let go of has let go of it only later.
     """

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from topkapi.model.errors import TopkapiError
 from topkapi.service.api.http.errors import error_response, method_not_allowed, not_found
-from topkapi.service.garbage import importing
+from topkapi.service.garbage import importing, set_aside
 from topkapi.service.models import Models
 from topkapi.service.settings import Settings
 from topkapi.service.threads import on_thread
@@ -43,6 +43,7 @@ def place_studio(app: FastAPI, models: Models, settings: Settings) -> None:
     def make() -> FastAPI:
         with importing(), _turns(), _lean_gradio():
             from topkapi.service.ui.studio import studio_app
+        set_aside()
         return studio_app(models, settings)
 
     studio = LateStudio(app, models, make)
