@@ -13,21 +13,31 @@ from topkapi.model.cache import SlotCache, Work, outputs
 from topkapi.model.decoding.choosing import UnusableLogits, check_logits
 from topkapi.model.errors import CheckpointError
 from topkapi.model.packing import pack
+from topkapi.model.speed import SLOWER, pytorch_bfloat16
 from topkapi.model.transformer import Decoder
 
 _DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
 def stored_dtype(dtype: str) -> torch.dtype | None:
-    """What `load_checkpoint` has to hold matrices in for them to be served in `dtype` (`auto`: as stored).
+    """What `load_checkpoint` has to hold matrices in for them to be served in `dtype`.
 
-    Raises `CheckpointError` for what only the native core computes where there is none.
+    `auto` is as stored, None: nothing is lost. Where PyTorch computes and is slower in bfloat16 than in float32, auto
+    is float32, which holds what is stored as well. Raises `CheckpointError` for what would be slower than float32
+    here, and for what only the native core computes where there is none.
     """
     if dtype in ("int8", "int4") and native.levels():
         # The core rounds what is stored.
         return None
     if dtype == "int4":
         raise CheckpointError(f"int4 needs the native core, and {native.why_not()}", hint="leave dtype out")
+    if dtype in ("auto", "bfloat16") and not native.levels() and (longer := pytorch_bfloat16()) > SLOWER:
+        if dtype == "auto":
+            return torch.float32
+        raise CheckpointError(
+            f"bfloat16 takes {longer:.1f} times as long as float32 on this machine, where PyTorch computes",
+            hint="leave dtype out, or use float32; the native core is faster with both",
+        )
     return _DTYPES[dtype]
 
 

@@ -16,10 +16,11 @@ from topkapi.model.conversation.template_trial import try_template
 from topkapi.model.errors import Cancelled, CheckpointError, EngineStopped, SettingsError, TopkapiError, UnknownModel
 from topkapi.model.hub.cache import hub_name_of
 from topkapi.model.serving import kernels, prepare, reading, try_network
+from topkapi.model.speed import explained
 from topkapi.model.storage.checkpoint import Checkpoint, load_checkpoint
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.service.embedding import EMBEDDER
-from topkapi.service.garbage import sweep
+from topkapi.service.garbage import give_back, sweep
 from topkapi.service.locations import name_of, split_location
 from topkapi.service.mailbox import Mailbox
 from topkapi.service.metrics import Metrics, ModelMetrics
@@ -36,6 +37,8 @@ class LoadedModel:
     metrics: ModelMetrics
     created: int
     control_ids: frozenset[int]
+    why: str = ""
+    """Why its matrices are held in what they are held in."""
     warnings: tuple[str, ...] = ()
     """What whoever loads it should know."""
 
@@ -146,6 +149,7 @@ class Models:
                 loaded = self._start(name, checkpoint, path)
             finally:
                 self.loading = None
+                give_back()
             if default:
                 self._models = {name: loaded} | self._models
             if aliases or before is None:
@@ -237,6 +241,7 @@ class Models:
         warnings = () if chat is None else tuple(try_template(chat, checkpoint.tokenizer))
         prepare(checkpoint.model, self.settings.dtype)
         try_network(checkpoint.model)
+        why = explained(checkpoint.model, self.settings.dtype)
         draft = self._draft_for(name, checkpoint)
         engine = Engine(
             checkpoint.model,
@@ -249,7 +254,7 @@ class Models:
         self._watch.start()
         metrics = ModelMetrics(self.metrics, name, engine)
         control_ids = frozenset(checkpoint.tokenizer.control_tokens.values())
-        loaded = LoadedModel(name, checkpoint, engine, metrics, created, control_ids, warnings)
+        loaded = LoadedModel(name, checkpoint, engine, metrics, created, control_ids, why, warnings)
         self._models = self._models | {name: loaded}
         return loaded
 

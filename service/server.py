@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import math
 import os
 import socket
@@ -25,6 +24,7 @@ from topkapi.model.native import why_not
 from topkapi.service.api.native.checkpoints import describe
 from topkapi.service.app import add_studio, create_api
 from topkapi.service.connections import bounded
+from topkapi.service.garbage import set_aside
 from topkapi.service.gate import Gate
 from topkapi.service.models import Models
 from topkapi.service.requests import Requests
@@ -62,8 +62,7 @@ def serve(settings: Settings, listener: socket.socket, locations: list[str]) -> 
         )
 
         def make_ready() -> None:
-            # Collecting garbage holds the interpreter for as long as it looks through the million objects of modules.
-            gc.freeze()
+            set_aside()
             load(models, locations)
             add_studio(app, models, settings)
 
@@ -95,9 +94,14 @@ def load(models: Models, locations: list[str]) -> None:
         torch.set_num_threads(models.settings.threads)
     if (why := why_not()) is not None:
         print(f"  {why}; PyTorch computes, which takes longer", flush=True)
+    why_held = ""
     for location in locations:
         model = models.load(location)
         print(f"  {summary(describe(models, model))}", flush=True)
+        if model.why and model.why != why_held:
+            # The same for most of them, and told once.
+            why_held = model.why
+            print(f"  {model.dtype}: {why_held}", flush=True)
         for warning in model.warnings:
             print(f"  warning: {model.name}: {warning}", flush=True)
 

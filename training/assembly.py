@@ -50,6 +50,7 @@ def open_run(recipe: TrainingRecipe, directory: RunDirectory, resume: bool) -> t
 
 def place(model: Decoder, recipe: TrainingRecipe, device: torch.device) -> None:
     """Bring the whole network to `device`, its products in the recipe's precision."""
+    assert recipe.precision != "auto", "what the machine decides is settled before a run is made"
     model.to(device)
     set_compute_dtype(model, torch.bfloat16 if recipe.precision == "bf16" else None)
 

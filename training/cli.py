@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -116,7 +115,9 @@ def _plan(arguments: argparse.Namespace) -> int:
         )
     from topkapi.training.run.preflight import check_inputs
 
-    prepare = partial(_prepared, recipe, False)
+    def prepare(recipe: TrainingRecipe, run: RunDirectory, console: Console) -> Training:
+        return _prepared(recipe, False, run, console)
+
     try:
         check_inputs(recipe)
         from topkapi.training.planning import print_plan
@@ -255,6 +256,7 @@ def _train_together(recipe: TrainingRecipe, directory: Path, resume: bool) -> No
     """Train, with the other processes where there are some, of which only the first writes."""
     from topkapi.training.assembly import train
     from topkapi.training.optimisation.distributed import in_turn, rank, size
+    from topkapi.training.precision import settled
     from topkapi.training.run.console import Console
     from topkapi.training.run.directory import FollowedRun, RunDirectory
     from topkapi.training.run.hub import check_push, push
@@ -265,8 +267,10 @@ def _train_together(recipe: TrainingRecipe, directory: Path, resume: bool) -> No
         check_push(recipe.push)
     console = Console()
     run = FollowedRun(directory) if rank() else RunDirectory(directory)
+    goes_on = resume and (directory / "config.yaml").is_file()
+    recipe = recipe if goes_on else settled(recipe, console)
     with in_turn():
-        if resume and (directory / "config.yaml").is_file():
+        if goes_on:
             run.check_idle()
             run.hold()
             run.check_unchanged(recipe)
@@ -358,6 +362,9 @@ def read_arguments(arguments: argparse.Namespace) -> tuple[TrainingRecipe, Path,
                 hint=f"continue it with: topkapi {command} --resume {shlex.quote(str(named))}",
             )
         fields = before if arguments.recipe is None else fields
+        if (fields | flags).get("precision") == "auto":
+            # Settled when the run began.
+            fields, flags = fields | {"precision": before["precision"]}, flags | {"precision": before["precision"]}
     recipe = build_recipe(kind, fields | flags, source, flags)
     if stem is None:
         stem = Path(split_weight(recipe.data[0])[0]).name.split(".")[0] if recipe.data else arguments.training_command

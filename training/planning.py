@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from topkapi.training.data.windows import Batch, Loader, Tokens
 from topkapi.training.optimisation.device import PeakMemory, memory_for_a_run
 from topkapi.training.optimisation.throughput import flops_per_token, longest_text
+from topkapi.training.precision import settled
 from topkapi.training.recipes.recipe import TrainingRecipe
 from topkapi.training.run.console import Console, duration
 from topkapi.training.run.directory import RunDirectory
@@ -311,7 +312,7 @@ def _gigabytes(size: int) -> str:
 
 def print_plan(
     recipe: TrainingRecipe,
-    prepare: Callable[[RunDirectory, Console], Training],
+    prepare: Callable[[TrainingRecipe, RunDirectory, Console], Training],
     price_per_hour: float | None,
     memory_gigabytes: float | None,
     *,
@@ -324,10 +325,11 @@ def print_plan(
     """
     console = _Findings(silent=as_json)
     memory = None if memory_gigabytes is None else round(memory_gigabytes * 1e9)
+    recipe = settled(recipe, console)
     with tempfile.TemporaryDirectory(prefix="topkapi-plan-") as folder:
         directory = RunDirectory(Path(folder) / "run")
         directory.start(recipe)
-        plan = make_plan(prepare(directory, console), price_per_hour, memory)
+        plan = make_plan(prepare(recipe, directory, console), price_per_hour, memory)
     if as_json:
         facts: Mapping[str, Any] = asdict(plan) | {"seconds": plan.seconds, "findings": console.findings}
         print(json.dumps(facts, indent=2))

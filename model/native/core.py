@@ -243,4 +243,6 @@ def let_go(model: Decoder) -> None:
     for module in model.modules():
         if isinstance(module, Linear | nn.Embedding):
             module.blocks = None  # type: ignore[assignment]
-            module.weight = nn.Parameter(torch.empty_like(module.weight, device="meta"), requires_grad=False)
+            # Not `empty_like`, for which PyTorch imports its compiler where the weight is one of these already.
+            empty = torch.empty(module.weight.shape, dtype=module.weight.dtype, device="meta")
+            module.weight = nn.Parameter(empty, requires_grad=False)

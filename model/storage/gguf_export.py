@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from topkapi.model.config import ModelConfig
 from topkapi.model.errors import CheckpointError
 from topkapi.model.rotary import rotary_frequencies
 from topkapi.model.storage.checkpoint import Checkpoint

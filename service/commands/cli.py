@@ -28,6 +28,29 @@ EPILOG = """examples:
   topkapi score book.txt                          perplexity of a file
 
 `topkapi COMMAND --help` explains a command."""
+SUMMARIES = {
+    "serve": "serve checkpoints over HTTP, with a studio in the browser",
+    "generate": "continue a prompt",
+    "score": "perplexity and log-probabilities of texts",
+    "chat": "talk to a checkpoint",
+    "bench": "measure how fast a checkpoint is served",
+    "pull": "download a model from the Hugging Face hub, or its newest commit",
+    "list": "what models are on this machine",
+    "rm": "delete a downloaded model",
+    "import": "make a checkpoint of what another trainer wrote",
+    "tokenizer": "train a tokenizer",
+    "pretrain": "train a model from random weights on plain text",
+    "finetune": "train a checkpoint on instructions or conversations",
+    "dpo": "train a checkpoint to prefer some answers to others",
+    "plan": "say what a run will take, and what is wrong with its data",
+    "export": "write a checkpoint in another format",
+    "evaluate": "measure checkpoints on texts, questions and instructions",
+    "instructions": "make instruction data",
+    "runs": "list training runs, or compare some",
+    "pick": "find the best of a run's checkpoints on held-out data",
+    "merge": "make a checkpoint of its own from an adapter and its base",
+}
+"""What `topkapi --help` says of each command, as the command itself does: making their flags would take longer."""
 COMPUTING = ("dtype", "threads", "draft")
 """Settings of the commands that compute but do not serve."""
 CHECKPOINT_HELP = (
@@ -83,7 +106,8 @@ def interrupted(number: int, frame: FrameType | None) -> None:
 def _run(arguments: Sequence[str] | None) -> int:
     from topkapi.model.errors import TopkapiError
 
-    parser = build_parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = build_parser(arguments[0] if arguments else "--help")
     parsed = parser.parse_args(arguments)
     if "handler" not in parsed:
         parser.print_help()
@@ -96,8 +120,12 @@ def _run(arguments: Sequence[str] | None) -> int:
     return code
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of every command; each sets `handler`, which takes the parsed namespace and returns an exit code."""
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser of every command; each sets `handler`, which takes the parsed namespace and returns an exit code.
+
+    Where `command`, which is given, is one that serves, the others' flags are left out, and all where help is asked
+    for: they take a moment to make.
+    """
     import argparse
 
     from topkapi.service.commands.parser import Parser
@@ -108,11 +136,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"topkapi {VERSION}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    _add_serve(commands)
-    _add_generate(commands)
-    _add_score(commands)
-    _add_chat(commands)
-    _add_bench(commands)
+    own = {"serve": _add_serve, "generate": _add_generate, "score": _add_score, "chat": _add_chat, "bench": _add_bench}
+    if command in ("-h", "--help", "--version"):
+        for name, summary in SUMMARIES.items():
+            commands.add_parser(name, help=summary)
+        return parser
+    if command in own:
+        own[command](commands)
+        return parser
+    for add in own.values():
+        add(commands)
     from topkapi.service.commands.hub import add_hub
     from topkapi.service.commands.importing import add_import
 

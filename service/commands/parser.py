@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 
 from topkapi.model.errors import TopkapiError
 from topkapi.model.nearest import nearest
-from topkapi.model.wrong_values import shown
 
 
 class Parser(argparse.ArgumentParser):
@@ -61,6 +60,8 @@ class Parser(argparse.ArgumentParser):
         except argparse.ArgumentError:
             if action.type not in kinds:
                 raise
+            from topkapi.model.wrong_values import shown
+
             name = next((each for each in action.option_strings if each.startswith("--")), action.dest)
             raise argparse.ArgumentError(
                 None, f"{name} must be {kinds[action.type]}, not {shown(arg_string)}"

@@ -18,9 +18,9 @@ from fastapi import FastAPI
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from topkapi.model.errors import EngineError
+from topkapi.model.errors import TopkapiError
 from topkapi.service.api.http.errors import error_response, method_not_allowed, not_found
-from topkapi.service.garbage import importing
+from topkapi.service.garbage import importing, set_aside
 from topkapi.service.models import Models
 from topkapi.service.settings import Settings
 from topkapi.service.threads import on_thread
@@ -43,6 +43,7 @@ def place_studio(app: FastAPI, models: Models, settings: Settings) -> None:
     def make() -> FastAPI:
         with importing(), _turns(), _lean_gradio():
             from topkapi.service.ui.studio import studio_app
+        set_aside()
         return studio_app(models, settings)
 
     studio = LateStudio(app, models, make)
@@ -113,7 +114,7 @@ class LateStudio:
         self._wanted.set()
         await self._made.wait()
         if self._studio is None:
-            error = EngineError("the studio cannot be shown", hint="the server's log has why; the API is not concerned")
+            error = TopkapiError("the studio cannot be shown", hint="the server's log has why")
             await error_response(error, self._app.state.dialects.of(scope))(scope, receive, send)
             return
         refused = False

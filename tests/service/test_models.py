@@ -21,6 +21,7 @@ from topkapi.engine.engine import Engine
 from topkapi.model.errors import SettingsError
 from topkapi.model.storage.checkpoint import load_checkpoint
 from topkapi.service.api.native.checkpoints import ModelDetails, ModelsResponse
+from topkapi.service.garbage import set_aside
 from topkapi.service.locations import default_checkpoints
 from topkapi.service.models import Models
 from topkapi.service.settings import Settings
@@ -280,3 +281,19 @@ def test_what_lies_beside_checkpoints_does_not_matter(tmp_path, tiny_checkpoint,
     monkeypatch.setattr(Path, "is_file", closed)
     assert default_checkpoints(Settings(checkpoints=library)) == [str(library / "mine")]
     assert len(Models(Settings())) == 0
+
+
+def test_an_unloaded_checkpoint_leaves_memory_though_the_collector_was_not_to_look(
+    tiny_checkpoint,
+) -> None:
+    models = Models(Settings.read())
+    models.load(str(tiny_checkpoint("stays")))
+    models.load(str(tiny_checkpoint("goes")))
+    network = weakref.ref(models.get("goes").checkpoint.model)
+    try:
+        set_aside()
+        models.unload("goes")
+        assert network() is None
+    finally:
+        models.close()
+        gc.unfreeze()

@@ -71,8 +71,9 @@ class TrainingRecipe(BaseModel):
     )
     epochs: float = in_optimisation(10, "passes over the training data", gt=0)
     max_steps: int | None = in_optimisation(None, "updates; overrides epochs", ge=1)
-    precision: Literal["fp32", "bf16"] = in_optimisation(
-        "fp32", "arithmetic of the matrix products; weights and optimiser stay fp32"
+    precision: Literal["auto", "fp32", "bf16"] = in_optimisation(
+        "fp32",
+        "arithmetic of the matrix products; weights and optimiser stay fp32; auto: what is faster on this machine",
     )
     optimizer: Literal["adamw", "muon", "schedule-free"] = in_optimisation(
         "adamw", "muon: Muon for the hidden matrices, AdamW for the rest; schedule-free: AdamW with averaged weights"

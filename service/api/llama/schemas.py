@@ -303,6 +303,8 @@ class LlamaProps(BaseModel):
     bos_token: str
     eos_token: str
     build_info: str
+    dtype: str
+    dtype_why: str
     kernels: str
     is_sleeping: bool
 

@@ -95,6 +95,8 @@ def _props(model: LoadedModel) -> dict[str, Any]:
         "chat_template_caps": {} if chat is None else {"supports_tools": chat.takes_tools},
         **spelled,
         "build_info": f"topkapi-{VERSION}",
+        "dtype": model.dtype,
+        "dtype_why": model.why,
         "kernels": model.kernels,
         "is_sleeping": False,
     }

@@ -65,10 +65,10 @@ class ChangeRequest(Strict):
 
 
 class ModelDetails(BaseModel):
-    """A loaded checkpoint. `kernels` says what computes it, `chat` whether it takes messages, `draft` whether a smaller
-    one guesses ahead for it; `defaults` are the decoding parameters that a prompt is continued with where a request
-    says nothing, `chat_defaults` those of answers to messages (null for a base checkpoint), `warnings` what whoever
-    loads it should know."""
+    """A loaded checkpoint. `dtype_why` says why it is held in `dtype`, `kernels` what computes it, `chat` whether it
+    takes messages, `draft` whether a smaller one guesses ahead for it; `defaults` are the decoding parameters that a
+    prompt is continued with where a request says nothing, `chat_defaults` those of answers to messages (null for a base
+    checkpoint), `warnings` what whoever loads it should know."""
 
     name: str
     aliases: list[str]
@@ -78,6 +78,7 @@ class ModelDetails(BaseModel):
     context_length: int
     vocab_size: int
     dtype: str
+    dtype_why: str
     kernels: str
     chat: bool
     draft: bool
@@ -188,6 +189,7 @@ def describe(models: Models, model: LoadedModel) -> dict[str, Any]:
         "context_length": checkpoint.config.context_length,
         "vocab_size": checkpoint.tokenizer.vocab_size,
         "dtype": model.dtype,
+        "dtype_why": model.why,
         "kernels": model.kernels,
         "chat": checkpoint.chat is not None,
         "draft": model.engine.drafter is not None,

@@ -215,6 +215,20 @@ def test_helps_import_nothing_heavy(place: Path) -> None:
     assert done.stdout == "[]\n", done.stderr
 
 
+def test_the_help_of_all_commands_needs_none_of_them() -> None:
+    assert build_parser("--help").format_help() == build_parser().format_help()
+    script = "import sys\nfrom topkapi.service.commands.cli import main\ntry: main(['--help'])\nfinally: "
+    script += "print([name for name in ('torch', 'pydantic', 'yaml', 'topkapi.training') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "examples:" in done.stdout and done.stdout.endswith("[]\n"), done.stderr
+
+
+def test_a_command_that_serves_makes_no_flags_of_training() -> None:
+    whole = next(iter(build_parser()._subparsers._group_actions)).choices  # type: ignore[union-attr]
+    alone = next(iter(build_parser("serve")._subparsers._group_actions)).choices  # type: ignore[union-attr]
+    assert list(alone) == ["serve"] and alone["serve"].format_help() == whole["serve"].format_help()
+
+
 # Importing torch is put off until a line comes in, so that nothing said before that can have waited for it.
 HELD = """
 import sys

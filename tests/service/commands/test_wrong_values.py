@@ -59,7 +59,7 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             "--validation-fraction must be a number of at least 0 and below 1, not '1'",
         ),
         ("pretrain --learning-rate nan", "--learning-rate must be a number above 0, not 'nan'"),
-        ("pretrain --precision fp8", "--precision must be 'fp32' or 'bf16', not 'fp8'"),
+        ("pretrain --precision fp8", "--precision must be 'auto', 'fp32' or 'bf16', not 'fp8'"),
         ("pretrain --data", "--data needs a value, or several"),
         ("plan --memory much", "--memory must be a number, not 'much'"),
         ("evaluate a --limit x", "--limit must be a whole number, not 'x'"),

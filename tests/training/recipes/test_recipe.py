@@ -77,7 +77,7 @@ def test_the_verdict_is_the_books_network() -> None:
             "--batch-size must be a whole number of at least 1, not 'many'",
             "sequences per update",
         ),
-        (["--precision", "fp8"], "--precision must be 'fp32'", "arithmetic of the matrix products"),
+        (["--precision", "fp8"], "--precision must be 'auto', 'fp32'", "arithmetic of the matrix products"),
         (["bad.yaml"], "bad.yaml: unknown field 'lr'", "learning_rate"),
         (["misspelt.yaml"], "misspelt.yaml: unknown field 'learning_rat'", "did you mean 'learning_rate'?"),
         (["wrong.yaml"], "wrong.yaml: 'batch_size' must be a whole number of at least 1, not 0", "sequences per"),
