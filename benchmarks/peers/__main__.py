@@ -18,7 +18,7 @@ from typing import Any
 from .engines import ROOT, Engine, LlamaCpp, Load, PeerError, Worker, environment
 from .environments import python
 from .figures import Figures
-from .machine import busy, described
+from .machine import cores_used, described
 from .report import IN_PROCESS, SERVED, markdown
 from .served import Served
 from .weights import SHAPES, converted, gguf, int8_bytes, said, source
@@ -103,7 +103,7 @@ def piece(
     found: dict[str, Any] = {
         "weights": directory.name if arguments.weights else f"{directory.name}'s shape, random weights",
         "precision": kind, "prompt_tokens": arguments.prompt_tokens, "tokens": arguments.tokens,
-        "machine": described(), "busy": [busy()], "bound": {}, "engines": {}, "failed": {}, "rounds": [],
+        "machine": described(), "busy": [], "bound": {}, "engines": {}, "failed": {}, "rounds": [],
     }  # fmt: skip
     began = time.monotonic()
     with ExitStack() as stack:
@@ -124,6 +124,7 @@ def piece(
                 said(f"{name} is left out: {error}")
         # The server imports what the other one does.
         running[0].facts.python_mib = running[1].facts.python_mib
+        found["busy"] = [cores_used()]
         found["bound"] = memory_bound(int8_bytes(directory))
         for turn in range(arguments.rounds):
             longest = max((each["took_s"] for each in found["rounds"]), default=0.0)
@@ -138,7 +139,7 @@ def piece(
                 row[engine.name] = {name: once(engine, name, load) for name, load in loads(arguments, vocabulary, turn)}
             found["rounds"].append({"figures": row, "took_s": time.monotonic() - started})
             found["engines"] = {engine.name: asdict(engine.facts) for engine in running}
-            found["busy"][1:] = [busy()]
+            found["busy"].append(cores_used(0.5))
             keep(found)
     return found
 
