@@ -165,10 +165,11 @@ def test_without_matplotlib_a_plot_is_refused_before_anything_is_measured(
 def test_tokens_are_counted_not_events() -> None:
     """An event may come in parts, hold several tokens, or none: text that was held back to the end."""
     parts = [
-        b'HTTP/1.1 200 OK\r\n\r\nid: s:1\nevent: tok',
-        b'en\ndata: {"token_ids": [5, 6]}\n\nid: s:2\nevent: token\ndata: {"tok',
-        b'en_ids": [7]}\n\nid: s:3\nevent: token\ndata: {"token_ids": []}\n\nevent: done\ndata: {}\n\n',
-    ]  # fmt: skip
+        b"HTTP/1.1 200 OK\r\n\r\nid: s:1\nevent: tok",
+        b'en\ndata: {"token_ids": [5, 6]}\n\nid: s:2\nevent: token\n',
+        b'data: {"token_ids": [7]}\n\nid: s:3\n',
+        b'event: token\ndata: {"token_ids": []}\n\nid: s:4\nevent: done\ndata: {}\n\n',
+    ]
 
     class Parts:
         async def read(self, size: int) -> bytes:
@@ -181,5 +182,5 @@ def test_tokens_are_counted_not_events() -> None:
         async def connect(self) -> Any:
             return Parts(), Nowhere()
 
-    ((first, second, third),) = asyncio.run(Told("here", 1).generate([{}]))
-    assert first == second < third
+    (times,) = asyncio.run(Told("here", 1).generate([{}]))
+    assert len(times) == 3 and len(set(times)) == 1, "5, 6 and the head of 7 came together"
