@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.peers import __main__ as command
-from benchmarks.peers.engines import LlamaCpp, Load, PeerError, check_times
+from benchmarks.peers.engines import LlamaCpp, Load, PeerError, _seconds_said, check_times
 from benchmarks.peers.figures import Ratio, of_times, ratio
 from benchmarks.peers.report import IN_PROCESS, SERVED, markdown
 from benchmarks.peers.weights import int8_bytes
@@ -83,6 +83,17 @@ def test_llama_cpps_figures_are_those_it_says(tmp_path: Path) -> None:
         broken.run(Load([[1]], 2))
 
 
+def test_tables_of_forks_are_read() -> None:
+    table = """
+|    PP |     TG |    B |   N_KV |   T_PP s | S_PP t/s |   T_TG s | S_TG t/s |      T s |    S t/s |
+|-------|--------|------|--------|----------|----------|----------|----------|----------|----------|
+|     8 |      4 |    2 |     24 |    0.523 |    30.59 |    1.250 |     6.40 |    1.773 |    13.54 |
+
+"""
+    assert _seconds_said(table) == (0.523, 1.25)
+    assert _seconds_said("loading\n") is None
+
+
 def piece(rates: dict[str, list[float]]) -> dict[str, Any]:
     def run(rate: float) -> dict[str, Any]:
         many = {"decode_tokens_per_s": 4 * rate, "end_to_end_tokens_per_s": 2 * rate, "first_token_p50_s": 1 / rate,
@@ -96,7 +107,9 @@ def piece(rates: dict[str, list[float]]) -> dict[str, Any]:
         "machine": {"processor": "A processor", "instruction_sets": ["avx2"], "cores": 2, "memory_gib": 4},
         "bound": {"bytes_per_s": 1e10, "weights_bytes": 1e8, "passes_per_s": 100.0},
         "engines": {name: facts | {"version": f"{name} 1"} for name in rates}, "failed": {},
-        "rounds": [{name: run(each[turn]) for name, each in rates.items()} for turn in range(3)],
+        "rounds": [
+            {"figures": {name: run(each[turn]) for name, each in rates.items()}, "took_s": 1.0} for turn in range(3)
+        ],
     }  # fmt: skip
 
 
@@ -145,7 +158,7 @@ def test_a_whole_comparison(
     assert set(found["engines"]) == {SERVED, IN_PROCESS, "fake"} and not found["failed"]
     for row in found["rounds"]:
         for name in found["engines"]:
-            assert row[name]["prefill"]["prefill_tokens_per_s"] > 0
-            assert row[name]["4"]["end_to_end_tokens_per_s"] > 0
+            assert row["figures"][name]["prefill"]["prefill_tokens_per_s"] > 0
+            assert row["figures"][name]["4"]["end_to_end_tokens_per_s"] > 0
     assert found["engines"][SERVED]["resident_mib"]["4"] > 50
     assert "| fake |" in tables.read_text()

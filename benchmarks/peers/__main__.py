@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from typing import Any
 from .engines import ROOT, Engine, LlamaCpp, Load, PeerError, Worker, environment
 from .environments import python
 from .figures import Figures
-from .machine import busy, described
+from .machine import cores_used, described
 from .report import IN_PROCESS, SERVED, markdown
 from .served import Served
 from .weights import SHAPES, converted, gguf, int8_bytes, said, source
@@ -91,10 +92,20 @@ def once(engine: Engine, name: str, load: Load) -> Figures:
     return {"prefill_tokens_per_s": PREFILL / figures["first_token_p99_s"]} if name == "prefill" else figures
 
 
-def piece(arguments: argparse.Namespace, directory: Path, kind: str) -> dict[str, Any]:
-    """Everything that is asked for of one class of precision, in rounds, each of which has every program once."""
+def piece(
+    arguments: argparse.Namespace, directory: Path, kind: str, keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Everything that is asked for of one class of precision, in rounds, each of which has every program once.
+
+    `keep` is given what there is after each round, so that a run that is broken off leaves what it has.
+    """
     vocabulary = json.loads((directory / "config.json").read_text())["vocab_size"]
-    before, failed = busy(), {}
+    found: dict[str, Any] = {
+        "weights": directory.name if arguments.weights else f"{directory.name}'s shape, random weights",
+        "precision": kind, "prompt_tokens": arguments.prompt_tokens, "tokens": arguments.tokens,
+        "machine": described(), "busy": [], "bound": {}, "engines": {}, "failed": {}, "rounds": [],
+    }  # fmt: skip
+    began = time.monotonic()
     with ExitStack() as stack:
         running: list[Engine] = []
         for name, make in engines(arguments, directory, kind).items():
@@ -109,26 +120,28 @@ def piece(arguments: argparse.Namespace, directory: Path, kind: str) -> dict[str
             except PeerError as error:
                 if name in (SERVED, IN_PROCESS):
                     raise
-                failed[name] = str(error)
+                found["failed"][name] = str(error)
                 said(f"{name} is left out: {error}")
-        bound = memory_bound(int8_bytes(directory))
-        rounds = []
+        # The server imports what the other one does.
+        running[0].facts.python_mib = running[1].facts.python_mib
+        found["busy"] = [cores_used()]
+        found["bound"] = memory_bound(int8_bytes(directory))
         for turn in range(arguments.rounds):
-            row: dict[str, dict[str, Figures]] = {}
+            longest = max((each["took_s"] for each in found["rounds"]), default=0.0)
+            if arguments.seconds is not None and time.monotonic() - began + longest > arguments.seconds:
+                said(f"no more than {turn} rounds fit into {arguments.seconds} s")
+                break
+            row: dict[str, Any] = {}
+            started = time.monotonic()
             # Every second round goes backwards, so that what grows or cools down falls on all alike.
             for engine in running[:: -1 if turn % 2 else 1]:
                 said(f"{kind}, round {turn + 1} of {arguments.rounds}: {engine.name}")
                 row[engine.name] = {name: once(engine, name, load) for name, load in loads(arguments, vocabulary, turn)}
-            rounds.append(row)
-        # The server imports what the other one does.
-        running[0].facts.python_mib = running[1].facts.python_mib
-        facts = {engine.name: asdict(engine.facts) for engine in running}
-    name = directory.name if arguments.weights else f"{directory.name}'s shape, random weights"
-    return {
-        "weights": name, "precision": kind, "prompt_tokens": arguments.prompt_tokens, "tokens": arguments.tokens,
-        "machine": described(), "busy": [before, busy()], "bound": bound, "engines": facts, "failed": failed,
-        "rounds": rounds,
-    }  # fmt: skip
+            found["rounds"].append({"figures": row, "took_s": time.monotonic() - started})
+            found["engines"] = {engine.name: asdict(engine.facts) for engine in running}
+            found["busy"].append(cores_used(0.5))
+            keep(found)
+    return found
 
 
 def memory_bound(size: int) -> dict[str, float]:
@@ -175,6 +188,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="[128]")
     made.add_argument("--tokens", type=int, default=64, metavar="N", help="new tokens of each stream [64]")
     made.add_argument("--rounds", type=int, default=5, metavar="N", help="[5]")
+    made.add_argument("--seconds", type=float, metavar="N", help="begin no round that would not end by then")
     made.add_argument("--no-prefill", action="store_true", help=f"leave out the prompt of {PREFILL}")
     made.add_argument("--append", type=Path, metavar="FILE", help="JSON file that the results are added to")
     made.add_argument("--markdown", type=Path, metavar="FILE", help="where the tables go, beside standard output")
@@ -201,9 +215,12 @@ def main() -> int:
                     except PeerError as error:
                         said(f"{name} can't be measured here: {error}")
                 continue
-            new.append(piece(arguments, directory, kind))
-            if arguments.append:
-                arguments.append.write_text(json.dumps({"pieces": before + new}, indent=1) + "\n")
+
+            def keep(found: dict[str, Any]) -> None:
+                if arguments.append:
+                    arguments.append.write_text(json.dumps({"pieces": [*before, *new, found]}, indent=1) + "\n")
+
+            new.append(piece(arguments, directory, kind, keep))
     except PeerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

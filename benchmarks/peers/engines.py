@@ -142,27 +142,30 @@ class LlamaCpp:
             *self._options, "--output-format", "jsonl",
         ]  # fmt: skip
         started = time.perf_counter()
-        with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryFile("w+") as answers:
-            process = subprocess.Popen(command, stdout=answers, stderr=errors, env=environment())
+        # The fork leaves a log where it is run.
+        with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryFile("w+") as answers:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=answers, stderr=answers, env=environment(), cwd=scratch
+            )
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
             seconds = time.perf_counter() - started
             answers.seek(0)
-            errors.seek(0)
-            lines = [line for line in answers.read().splitlines() if line.startswith("{")]
-            if process.returncode or not lines:
-                raise PeerError(f"{self.name}: {' '.join(command)}\n{errors.read()[-1500:]}")
-        said = json.loads(lines[-1])
+            printed = answers.read()
+        said = _seconds_said(printed)
+        if process.returncode or said is None:
+            raise PeerError(f"{self.name}: {' '.join(command)}\n{printed[-1500:]}")
+        reading, generating = said
         scale = 1024 if sys.platform.startswith("linux") else 1024**2
         note_memory(self.facts, load, usage.ru_maxrss / scale)
         generated = streams * load.tokens
         # What is neither reading nor generating: loading, and a few tokens to warm up.
-        self.facts.load_s = max(0.0, seconds - said["t_pp"] - said["t_tg"])
+        self.facts.load_s = max(0.0, seconds - reading - generating)
         return {
-            "decode_tokens_per_s": generated / said["t_tg"],
-            "end_to_end_tokens_per_s": generated / (said["t_pp"] + said["t_tg"]),
-            "first_token_p50_s": said["t_pp"],
-            "first_token_p99_s": said["t_pp"],
+            "decode_tokens_per_s": generated / generating,
+            "end_to_end_tokens_per_s": generated / (reading + generating),
+            "first_token_p50_s": reading,
+            "first_token_p99_s": reading,
         }
 
     def close(self) -> None:
@@ -174,6 +177,19 @@ class LlamaCpp:
         except OSError as error:
             raise PeerError(f"{self.name}: {error}") from None
         return done.stdout + done.stderr
+
+
+def _seconds_said(printed: str) -> tuple[float, float] | None:
+    """How long prompts and tokens took: of an object in a line, or, as forks print it, of a row of a table."""
+    for line in reversed(printed.splitlines()):
+        if line.startswith("{"):
+            said = json.loads(line)
+            return said["t_pp"], said["t_tg"]
+        cells = [cell.strip() for cell in line.strip("| ").split("|")]
+        # PP, TG, B, N_KV, T_PP s, S_PP t/s, T_TG s, S_TG t/s, T s, S t/s
+        if len(cells) == 10 and cells[0].isdigit():
+            return float(cells[4]), float(cells[6])
+    return None
 
 
 def check_times(name: str, times: Sequence[Sequence[float]], load: Load) -> None:

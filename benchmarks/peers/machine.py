@@ -75,9 +75,20 @@ def read_bandwidth(size: int, seconds: float = 1.0) -> float:
     return statistics.median(rates[1:] or rates)
 
 
-def busy() -> float:
-    """Programs that ran or wanted to in the last minute, on average."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+def cores_used(seconds: float = 1.0) -> float:
+    """Cores that were at work meanwhile, on average, by whatever runs; called while nothing of ours does. (The load
+    average would count what was just stopped for the measurement.)"""
+
+    def now() -> tuple[float, float]:
+        fields = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
+        # user nice system idle iowait irq softirq steal
+        return sum(fields[:8]), fields[3] + fields[4]
+
+    try:
+        (total, idle), _, (later, idle_later) = now(), time.sleep(seconds), now()
+    except OSError:
+        return 0.0
+    return CORES * (1 - (idle_later - idle) / max(1, later - total))
 
 
 if __name__ == "__main__":

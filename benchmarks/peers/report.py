@@ -40,13 +40,13 @@ def _group(pieces: Sequence[Piece]) -> Iterator[str]:
     piece, machine = pieces[0], pieces[0]["machine"]
     busy = max(at for each in pieces for at in each["busy"])
     peers = list(dict.fromkeys(name for each in pieces for name in each["engines"]))
-    streams = sorted({int(name) for each in pieces for row in each["rounds"] for run in row.values() for name in run
-                      if name.isdigit()})  # fmt: skip
+    runs = {name for each in pieces for row in each["rounds"] for run in row["figures"].values() for name in run}
+    streams = sorted(int(name) for name in runs if name.isdigit())
     yield f"### {piece['weights']}, {piece['precision']}\n"
     yield (
         f"{machine['processor']} ({', '.join(machine['instruction_sets'])}), {machine['cores']} cores, "
         f"{machine['memory_gib']} GiB; prompts of {piece['prompt_tokens']}, {piece['tokens']} new tokens; "
-        f"{_rounds(pieces)}; busy programs in the minute before and at the end: {busy:.1f} at most. "
+        f"{_rounds(pieces)}; between rounds other programs used {busy:.1f} cores at most. "
         f"{'; '.join(dict.fromkeys(str(facts['version']) for each in pieces for facts in each['engines'].values()))}.\n"
     )
     yield from _table(["medians", *_columns(streams, times=True), "prefill of 512 tok/s", "load s",
@@ -86,7 +86,7 @@ def _keys(streams: Sequence[int], times: bool) -> Iterator[tuple[str, str]]:
 
 def _of(pieces: Sequence[Piece], engine: str, run: str) -> list[Mapping[str, float]]:
     """An engine's figures of every round of every piece, {} where it has none."""
-    return [row.get(engine, {}).get(run, {}) for piece in pieces for row in piece["rounds"]]
+    return [row["figures"].get(engine, {}).get(run, {}) for piece in pieces for row in piece["rounds"]]
 
 
 def _medians(pieces: Sequence[Piece], engines: Sequence[str], streams: Sequence[int]) -> Iterator[list[str]]:

@@ -21,7 +21,7 @@ from typing import Any
 from .__main__ import CACHE
 from .engines import HERE, ROOT, PeerError, environment
 from .environments import python
-from .machine import busy, described
+from .machine import cores_used, described
 from .weights import said, source
 
 
@@ -82,7 +82,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go, beside standard output")
     parser.add_argument("--cache", type=Path, default=CACHE, metavar="DIR")
     arguments = parser.parse_args()
-    cache, before = arguments.cache.resolve(), busy()
+    cache = arguments.cache.resolve()
     directory = source(cache, "", arguments.weights)
     text = whole_windows(directory, arguments.text.read_text(encoding="utf-8"), arguments.window, arguments.windows)
     with ExitStack() as stack, tempfile.TemporaryDirectory() as scratch:
@@ -95,6 +95,7 @@ def main() -> int:
         for dtype in arguments.dtype:
             ours[dtype] = Scorer(sys.executable, "run_score.py", str(directory), dtype, str(arguments.window), str(ids))
             stack.callback(ours[dtype].close)
+        before = cores_used()
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in ("lm-eval", *ours)}
         for turn in range(arguments.rounds):
             said(f"round {turn + 1} of {arguments.rounds}")
@@ -104,7 +105,7 @@ def main() -> int:
     print(
         f"{described()['processor']}, {theirs.facts['version']} in {arguments.peer_dtype}, batches of "
         f"{arguments.batch}; {directory.name}, {count} tokens in windows of {arguments.window}, {arguments.rounds} "
-        f"rounds; busy programs: {before:.1f} before, {busy():.1f} after"
+        f"rounds; other programs used {before:.1f} cores before"
     )
     print("\n| | seconds | tokens/s | times faster | perplexity |\n|---|---:|---:|---:|---:|")
     for name, rounds in found.items():

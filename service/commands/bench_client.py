@@ -16,6 +16,9 @@ from urllib.parse import urlsplit
 
 from topkapi.model.errors import SettingsError
 
+TOKEN = b"event: token\n"
+"""How the head of a token's event ends."""
+
 PATIENCE = 600.0
 """Seconds without a byte after which a stream counts as lost."""
 
@@ -85,24 +88,32 @@ class Server:
         server said where it refuses one."""
         requests = [self.request("POST", "/generate", json.dumps(body | {"stream": True}).encode()) for body in bodies]
         began = time.perf_counter()
-        return list(await asyncio.gather(*(self._follow(request, began) for request in requests)))
+        received = await asyncio.gather(*(self._follow(request, began) for request in requests))
+        return [self._tokens(*each) for each in received]
 
-    async def _follow(self, request: bytes, began: float) -> list[float]:
+    async def _follow(self, request: bytes, began: float) -> tuple[bytearray, list[float]]:
+        """What came, and when each `token` event did."""
         reader, writer = await self.connect()
         writer.write(request)
         times: list[float] = []
-        received, counted = bytearray(), 0
+        received = bytearray()
         while part := await asyncio.wait_for(reader.read(2**16), PATIENCE):
             now = time.perf_counter() - began
+            # An event's head may come in two parts, and is counted with the second.
+            before = max(0, len(received) - len(TOKEN) + 1)
             received += part
-            # An event may come in two parts: what was counted before is not counted again.
-            whole = received.count(b"event: token\n")
-            times.extend([now] * (whole - counted))
-            counted = whole
+            times.extend([now] * received.count(TOKEN, before))
         writer.close()
-        # Text that was held back to the end comes without a token.
-        del times[counted - received.count(b'"token_ids":[]') :]
-        if b"event: done\n" not in received:
-            said = bytes(received[-500:]).decode(errors="replace").strip().splitlines() or ["nothing"]
+        return received, times
+
+    def _tokens(self, received: bytearray, times: list[float]) -> list[float]:
+        """When each token came: an event may have several, or, with text that was held back to the end, none."""
+        *events, last = bytes(received).split(TOKEN)
+        if b"event: done\n" not in last:
+            said = last.decode(errors="replace").strip().splitlines() or ["nothing"]
             raise SettingsError(f"{self} did not answer to the end, and said last: {said[-1][:300]}", field="url")
-        return times
+        found = []
+        for at, event in zip(times, [*events[1:], last] if events else [], strict=True):
+            data = event.split(b"\n", 1)[0].removeprefix(b"data:")
+            found.extend([at] * len(json.loads(data)["token_ids"]))
+        return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
+import numpy
 import openvino
 import openvino_genai
 from protocol import Generate, drive
@@ -20,9 +21,7 @@ def load() -> Generate:
         config.max_new_tokens, config.ignore_eos, config.do_sample = tokens, True, False
         began = time.perf_counter()
         handles = [
-            pipeline.add_request(
-                next(counter), openvino.Tensor([prompt], openvino.Shape([1, len(prompt)]), openvino.Type.i64), config
-            )
+            pipeline.add_request(next(counter), openvino.Tensor(numpy.array([prompt], numpy.int64)), config)
             for prompt in prompts
         ]
         times: list[list[float]] = [[] for _ in prompts]
