@@ -87,7 +87,7 @@ def choose(
     faster than numpy does.
     Raises `UnusableLogits` naming the rows whose logits hold NaN or infinity or lose every token to the parameters.
     """
-    logits = [row.detach().float().contiguous() for row in logits]
+    logits = [row if _plain(row) else row.detach().float().contiguous() for row in logits]
     scan = scanner(logits) if scanner is not None and logits[0].device.type == "cpu" else None
     choices: list[Choice] = [Choice(-1)] * len(rows)
     drawn: list[tuple[list[int], Candidates, Tracer | None]] = []
@@ -121,6 +121,11 @@ def choose(
             assert logprob is not None
             observe_surprise(row, logprob)
     return _explained(choices, scan or logits, rows)
+
+
+def _plain(row: Tensor) -> bool:
+    """Whether a row can be read as it is."""
+    return row.dtype is torch.float32 and row.is_contiguous() and not row.requires_grad
 
 
 def _settle(
