@@ -1,8 +1,7 @@
 // The C interface to look through rows of logits, which model/native/scanning.py calls: each function goes over rows on threads.
 
-#include "core.h"
 #include "network.h"
-#include "threads.h"
+#include "scanned.h"
 
 #include <algorithm>
 #include <functional>
@@ -10,17 +9,6 @@
 #include <vector>
 
 extern "C" {
-
-// Rows of logits, [size] each, as model/native/scanning.py fills it in: what they are divided by, [count], and the maxima of their
-// pieces, [count][size / PIECE, rounded up].
-struct Scanned {
-    const Kernels *kernels;
-    Threads *threads;
-    int32_t count, size;
-    const float *const *rows;
-    const float *divisors;
-    float *maxima;
-};
 
 int topkapi_run(void *network, void *slots, const Pass *pass);
 int topkapi_logits(void *network, const float *states, int rows, float *to);

@@ -15,6 +15,7 @@ from tests.model.decoding.decoding_cases import EVERY_STRATEGY, HISTORY, PROMPT_
 from tests.tiny import tiny_model
 from topkapi.engine.network import DecoderNetwork
 from topkapi.model import native
+from topkapi.model.cache import SlotCache, Work, outputs
 from topkapi.model.decoding.choosing import UnusableLogits, choose
 from topkapi.model.decoding.noise import loud_from, loud_tokens
 from topkapi.model.decoding.parameters import resolve
@@ -173,3 +174,23 @@ def test_an_engine_scans_where_the_core_computes() -> None:
     assert DecoderNetwork(model, 2).scanner is None
     native.hold(model, "float32")
     assert isinstance(DecoderNetwork(model, 2).scanner, Scanner)
+
+
+def test_a_step_looks_through_its_logits_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it finds then is what is found of the same logits afterwards, in whatever order they are asked for."""
+    model = tiny_model("llama")
+    native.hold(model, "int8", threads=2)
+    cache = SlotCache(model, 4)
+    works = [Work(0, 0, [1, 2, 3], wanted=2), Work(1, 0, [5], wanted=0), Work(2, 0, [7, 8]), Work(3, 0, [9])]
+    rows = [row for output in outputs(model, cache, works) for row in output.logits]
+    assert len(rows) == 4 and model.core is not None
+    expected = Scanner()([row.clone() for row in rows[::-1]])
+    with monkeypatch.context() as patch:
+        patch.setattr(Scanner, "_blank", None)
+        ready = model.core.scanner(rows[::-1])
+    assert (ready.best == expected.best).all() and (ready.first == expected.first).all()
+    for one, other in zip(ready.totals(), expected.totals(), strict=True):
+        assert one.tobytes() == other.tobytes()
+    # A later step's are others, also where only some of the rows are.
+    later = outputs(model, cache, [Work(3, 1, [4])])[0].logits[0]
+    assert model.core.scanner([later, rows[0]]).best.tolist() == [float(later.max()), float(rows[0].max())]
