@@ -70,7 +70,9 @@ class Scanner:
         check(_library().topkapi_scan(scan.structure, scan.best.ctypes.data, scan.first.ctypes.data))
         return scan
 
-    def step(self, network: c_pointer, slots: c_pointer, work: int, wanted: Sequence[int], vocabulary: int) -> Tensor:
+    def step(
+        self, network: ctypes.c_void_p, slots: ctypes.c_void_p, work: int, wanted: Sequence[int], vocabulary: int
+    ) -> Tensor:
         """A pass of a network, `work` being the address of its structure, and the logits `[R, V]` of the `wanted` rows,
         whose scan is ready when it is asked for."""
         logits = torch.empty(len(wanted), vocabulary)
