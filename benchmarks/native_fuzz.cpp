@@ -6,6 +6,7 @@
 //   ./native_fuzz 1800      seconds; prints how many networks it made, and stops at the first finding
 
 #include "../model/native/network.h"
+#include "../model/native/scanned.h"
 
 #include <chrono>
 #include <cmath>
@@ -25,6 +26,12 @@ int topkapi_slots_new(const Shape *, int, int, float *, void **);
 void topkapi_slots_free(void *);
 int topkapi_run(void *, void *, const Pass *);
 int topkapi_logits(void *, const float *, int, float *);
+const void *topkapi_kernels(int);
+int topkapi_scan(const Scanned *, float *, int32_t *);
+int topkapi_scan_totals(const Scanned *, const float *, double *, double *);
+int topkapi_scan_collect(const Scanned *, const float *, const uint64_t *, uint64_t, int, int32_t *, int64_t *, float *);
+int topkapi_scan_largest(const Scanned *, const int32_t *, float *);
+int topkapi_scan_above(const Scanned *, const float *, int32_t *);
 }
 
 namespace {
@@ -73,6 +80,44 @@ struct Weights {
 int failures = 0;
 
 bool same(float one, float other) { return one == other || (std::isnan(one) && std::isnan(other)); }
+
+// Looks through logits in every way; what was found goes to `results`.
+void look_through(const std::vector<float> &logits, int rows, int size, int level, void *threads, std::vector<float> &results) {
+    std::vector<const float *> each;
+    for (int row = 0; row < rows; row++) each.push_back(logits.data() + (size_t)row * size);
+    std::vector<float> divisors = exact<float>(rows), floors = exact<float>(rows), best = exact<float>(rows),
+                       found = exact<float>(rows), maxima = exact<float>((size_t)rows * ((size + PIECE - 1) / PIECE));
+    std::vector<int32_t> first = exact<int32_t>(rows), counts = exact<int32_t>(rows), k = exact<int32_t>(rows);
+    std::vector<double> sums = exact<double>(rows), weighted = exact<double>(rows);
+    std::vector<uint64_t> keys = exact<uint64_t>(rows);
+    for (int row = 0; row < rows; row++) {
+        divisors[row] = std::exp((float)between(-5, 5));
+        floors[row] = each[row][between(0, size - 1)] / divisors[row];
+        k[row] = between(1, size);
+        keys[row] = (uint64_t)generator() << 32 | generator();
+    }
+    Scanned of = {(const Kernels *)topkapi_kernels(level), (Threads *)threads, rows, size, each.data(), divisors.data(), maxima.data()};
+    int capacity = between(1, size + 3), failed = topkapi_scan(&of, best.data(), first.data());
+    std::vector<int64_t> ids = exact<int64_t>((size_t)rows * capacity);
+    std::vector<float> values = exact<float>((size_t)rows * capacity);
+    failed |= topkapi_scan_totals(&of, best.data(), sums.data(), weighted.data());
+    failed |= topkapi_scan_collect(&of, floors.data(), between(0, 1) ? keys.data() : nullptr, (uint64_t)generator() << 32, capacity,
+                                   counts.data(), ids.data(), values.data());
+    results.insert(results.end(), counts.begin(), counts.end());
+    results.insert(results.end(), values.begin(), values.end());
+    failed |= topkapi_scan_largest(&of, k.data(), found.data());
+    failed |= topkapi_scan_above(&of, floors.data(), counts.data());
+    if (failed) printf("refused to look through logits\n"), failures++;
+    for (auto *more : {&maxima, &found}) results.insert(results.end(), more->begin(), more->end());
+    results.insert(results.end(), counts.begin(), counts.end());
+    for (int row = 0; row < rows; row++) {
+        // What one row's damaged numbers add up to is the same as any other damage.
+        bool whole = best[row] > -HUGE_VALF && best[row] < HUGE_VALF;
+        results.push_back(whole ? (float)sums[row] : 0);
+        results.push_back(whole ? (float)weighted[row] : 0);
+        results.push_back((float)first[row]);
+    }
+}
 
 void attack(void *threads) {
     const int sizes[] = {16, 32, 40, 64, 256};
@@ -137,6 +182,12 @@ void attack(void *threads) {
             topkapi_logits(network, states.data(), rows, scores.data());
             results.insert(results.end(), kept.begin(), kept.end());
             results.insert(results.end(), scores.begin(), scores.end());
+            if (rows) {
+                // As if the network had overflowed, or something had been ruled out.
+                for (int damaged = between(-2, 3); damaged > 0; damaged--)
+                    scores[between(0, (int)scores.size() - 1)] = between(0, 1) ? -HUGE_VALF : between(0, 1) ? NAN : HUGE_VALF;
+                look_through(scores, rows, shape.vocabulary, level, threads, results);
+            }
         }
         topkapi_slots_free(slots);
         topkapi_network_free(network);

@@ -139,7 +139,8 @@ class Continuation(Sequence):
             self.guide.tokens.append(token_id)
         event = token_event(self.index, choice, guessed)
         self.events.append(event)
-        self.events.extend(replace(event, index=self.index + copy) for copy in range(1, self.copies))
+        if self.copies > 1:
+            self.events.extend(replace(event, index=self.index + copy) for copy in range(1, self.copies))
         generated = len(self.tokens) - len(self.job.prompt)
         end = end_of(token_id, generated == self.limit, self.job, self.config, self.row.constraint, self.stop_check)
         if end is not None:

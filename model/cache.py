@@ -131,14 +131,15 @@ def outputs(model: Decoder, cache: SlotCache, works: Sequence[Work]) -> list[Net
     else:
         rows, hidden = _step(model.core, cache, works, _wanted(works), layers)
     found, end, told = [], 0, 0
+    # Cutting tensors takes longer than all else here.
+    no_logits, no_states = rows[:0], hidden[:0]
     for work in works:
         end, told = end + len(work.token_ids), told + work.wanted
-        logits = rows[told - work.wanted : told]
+        logits = rows[told - work.wanted : told] if work.wanted else no_logits
         # As in DoLa's own code, the output matrix is applied to the earlier state as it is, without the final norm.
         early = [wanted_logits(model, layers[layer][end - work.wanted : end]) for layer in work.layers if work.wanted]
-        found.append(
-            NetworkOutput(logits, hidden[end - work.states : end], torch.stack(early) if early else logits[:0])
-        )
+        states = hidden[end - work.states : end] if work.states else no_states
+        found.append(NetworkOutput(logits, states, torch.stack(early) if early else no_logits))
     return found
 
 

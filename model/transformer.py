@@ -53,8 +53,11 @@ class Core(Protocol):
 
     held_in: str
     level: str
-    scanner: Callable[[Sequence[Tensor]], Any]
-    """Looks through rows of logits: a `model.decoding.scan.Scanner`."""
+
+    @property
+    def scanner(self) -> Callable[[Sequence[Tensor]], Any]:
+        """Looks through rows of logits: a `model.decoding.scan.Scanner`."""
+        ...
 
     def slots(self, count: int, capacity: int, held_in: str = "float32") -> CoreSlots: ...
 

@@ -37,13 +37,21 @@ class CompletionOutput:
 
     index: int
     prompt_index: int
-    text: str = ""
+    pieces: list[str] = field(default_factory=list, repr=False)
+    """The text so far, in the pieces it came in: to add to a text would copy all of it for each token."""
     tokens: list[Token] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     score: float | None = None
     cancellation: Cancelled | None = None
     """Why it was cancelled, if it was."""
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        if len(self.pieces) > 1:
+            self.pieces[:] = ["".join(self.pieces)]
+        return self.pieces[0] if self.pieces else ""
 
 
 def no_answer(output: CompletionOutput) -> EngineError:
@@ -245,7 +253,8 @@ class Generation(EngineWork[Delta]):
         return self.outputs[prompt_index * self._count + index]
 
     def _add(self, output: CompletionOutput, text: str, token: Token | None) -> Delta:
-        output.text += text
+        if text:
+            output.pieces.append(text)
         return Delta(output, text, token)
 
     def _stopper(self, prompt_index: int) -> Stopper:

@@ -14,7 +14,7 @@ from torch import Tensor
 from topkapi.model.decoding.candidates import NOT_CHOSEN, Candidates, maxima
 from topkapi.model.decoding.drawing import draw
 from topkapi.model.decoding.scan import Scan, Scanner
-from topkapi.model.decoding.stages import Row, apply, grouped, select
+from topkapi.model.decoding.stages import Row, apply, grouped, scannable, select
 from topkapi.model.decoding.trace import TokenTrace, Tracer
 from topkapi.model.decoding.truncation import observe_surprise
 from topkapi.model.errors import EngineError
@@ -87,13 +87,14 @@ def choose(
     faster than numpy does.
     Raises `UnusableLogits` naming the rows whose logits hold NaN or infinity or lose every token to the parameters.
     """
-    logits = [row.detach().float().contiguous() for row in logits]
+    logits = [row if _plain(row) else row.detach().float().contiguous() for row in logits]
     scan = scanner(logits) if scanner is not None and logits[0].device.type == "cpu" else None
     choices: list[Choice] = [Choice(-1)] * len(rows)
     drawn: list[tuple[list[int], Candidates, Tracer | None]] = []
     overflowing: list[int] = []
     for stages, indexes in grouped(logits, rows, scanned=scan is not None):
-        group, candidates = [rows[index] for index in indexes], select(scan or logits, indexes)
+        seen = scan if scan is not None and scannable(stages) else logits
+        group, candidates = [rows[index] for index in indexes], select(seen, indexes)
         if bad := _overflowing(candidates.best):
             overflowing += [indexes[at] for at in bad]
             continue
@@ -120,7 +121,12 @@ def choose(
             logprob = choices[index].logprob
             assert logprob is not None
             observe_surprise(row, logprob)
-    return _explained(choices, scan or logits, rows)
+    return _explained(choices, logits if scan is None else scan, rows)
+
+
+def _plain(row: Tensor) -> bool:
+    """Whether a row can be read as it is."""
+    return row.dtype is torch.float32 and row.is_contiguous() and not row.requires_grad
 
 
 def _settle(

@@ -21,7 +21,9 @@ from topkapi.model.decoding.rows import Row
 from topkapi.model.decoding.scan import Scan
 from topkapi.model.decoding.stage import STAGES, Stage
 
-__all__ = ["DEFAULT_ORDER", "NOT_CHOSEN", "STAGES", "Candidates", "Row", "Stage", "apply", "grouped", "process"]
+__all__ = [
+    "DEFAULT_ORDER", "NOT_CHOSEN", "STAGES", "Candidates", "Row", "Stage", "apply", "grouped", "process", "scannable",
+]  # fmt: skip
 
 # Logits that are worked on at a time: 1 MiB of float32.
 IN_CACHE = 1 << 18
@@ -43,13 +45,17 @@ def plan(row: Row) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
+def scannable(stages: Sequence[Stage]) -> bool:
+    """Whether compiled code can tell these stages what they ask of the network's logits."""
+    return all(stage.scans for stage in stages)
+
+
 def grouped(
     logits: Sequence[Tensor], rows: Sequence[Row], *, scanned: bool = False
 ) -> Iterator[tuple[tuple[Stage, ...], list[int]]]:
     """The stages needed at this step, and the indexes of rows of `logits`, a `[V]` each, that need just these.
 
-    On a CPU a group is no larger than its logits stay in the cache, unless they are `scanned` and no stage has them
-    written out.
+    On a CPU a group is no larger than its logits stay in the cache, unless they are `scanned` and that is enough.
     """
     most = max(1, IN_CACHE // len(logits[0])) if logits[0].device.type == "cpu" else len(rows)
     groups: dict[tuple[tuple[Stage, ...], bool], list[int]] = {}
@@ -62,7 +68,7 @@ def grouped(
             stages = tuple(stage for stage in stages if stage.needed is None or stage.needed(row))
         groups.setdefault((stages, row.greedy), []).append(index)
     for (stages, _), indexes in groups.items():
-        size = len(rows) if scanned and all(stage.scans for stage in stages) else most
+        size = len(rows) if scanned and scannable(stages) else most
         for start in range(0, len(indexes), size):
             yield stages, indexes[start : start + size]
 

@@ -57,6 +57,8 @@ class Stopper:
         """The text that this token makes certain; empty once a stop was found."""
         if self.stopped is not None:
             return ""
+        if not self._stops:
+            return self._decoder.decode(self._token_bytes(token_id))
         self._held += self._token_bytes(token_id)
         found = [(at, text, raw) for text, raw in self._stops if (at := self._held.find(raw)) >= 0]
         if found:

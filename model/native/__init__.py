@@ -6,7 +6,7 @@ whichever instructions: its bits are the same in every batch and on every proces
 
 The core is C++ without PyTorch's headers behind a C interface (`interface.cpp`): `network.cpp` is the pass,
 `packing.cpp` the forms that weights are held in, `kernels.h` what a pass is made of, `vectors.h` sixteen numbers at a
-time for each instruction set, `threads.h` the threads.
+time for each instruction set, `threads.h` the threads; `scanning.cpp` looks through logits for `model.decoding`.
 """
 
 from __future__ import annotations

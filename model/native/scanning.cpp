@@ -1,26 +1,15 @@
 // The C interface to look through rows of logits, which model/native/scanning.py calls: each function goes over rows on threads.
 
-#include "core.h"
 #include "network.h"
-#include "threads.h"
+#include "scanned.h"
 
 #include <algorithm>
 #include <functional>
+#include <new>
 #include <string.h>
 #include <vector>
 
 extern "C" {
-
-// Rows of logits, [size] each, as model/native/scanning.py fills it in: what they are divided by, [count], and the maxima of their
-// pieces, [count][size / PIECE, rounded up].
-struct Scanned {
-    const Kernels *kernels;
-    Threads *threads;
-    int32_t count, size;
-    const float *const *rows;
-    const float *divisors;
-    float *maxima;
-};
 
 int topkapi_run(void *network, void *slots, const Pass *pass);
 int topkapi_logits(void *network, const float *states, int rows, float *to);
@@ -28,9 +17,16 @@ int topkapi_logits(void *network, const float *states, int rows, float *to);
 
 namespace {
 
-template <class F> int each(const Scanned &scanned, F &&body) {
+// `body(row)` for each row, whose logits take `cost` times as long as reading them does. Little work is not shared: on a busy
+// machine a thread takes longer to come.
+template <class F> int each(const Scanned &scanned, int cost, F &&body) {
+    const int64_t SHARED = 1 << 20;
     try {
         if (scanned.count < 0 || scanned.size < 1) return 2;
+        if ((int64_t)scanned.count * scanned.size * cost < SHARED) {
+            for (int row = 0; row < scanned.count; row++) body(row);
+            return 0;
+        }
         bool failed = false;
         // An exception must not leave a thread.
         scanned.threads->each(scanned.count, [&](int row, int) {
@@ -41,6 +37,8 @@ template <class F> int each(const Scanned &scanned, F &&body) {
             }
         });
         return failed ? 1 : 0;
+    } catch (const std::bad_alloc &) {
+        return 1;
     } catch (...) {
         return 3;
     }
@@ -61,7 +59,7 @@ extern "C" {
 
 // The maxima of pieces; the largest logit, no number where there is one that is none, and the first token that has it.
 int topkapi_scan(const Scanned *scanned, float *best, int32_t *first) {
-    return each(*scanned, [&](int row) {
+    return each(*scanned, 1, [&](int row) {
         scanned->kernels->scan(scanned->rows[row], scanned->size, maxima(*scanned, row), best + row, first + row);
     });
 }
@@ -87,7 +85,7 @@ int topkapi_step(void *network, void *slots, const Pass *pass, const int32_t *wa
 }
 
 int topkapi_scan_totals(const Scanned *scanned, const float *best, double *sums, double *weighted) {
-    return each(*scanned, [&](int row) {
+    return each(*scanned, 5, [&](int row) {
         scanned->kernels->scan_totals(scanned->rows[row], scanned->size, scanned->divisors[row], best[row], sums + row,
                                       weighted + row);
     });
@@ -97,7 +95,7 @@ int topkapi_scan_totals(const Scanned *scanned, const float *best, double *sums,
 // values, behind the last one `size` and -inf. More than there is room for are only counted.
 int topkapi_scan_collect(const Scanned *scanned, const float *floors, const uint64_t *keys, uint64_t threshold,
                          int capacity, int32_t *counts, int64_t *ids, float *values) {
-    return each(*scanned, [&](int row) {
+    return each(*scanned, keys ? 5 : 0, [&](int row) {
         Noise noise = {keys ? keys[row] : 0, threshold};
         int64_t *to = ids + (size_t)row * capacity;
         float *values_to = values + (size_t)row * capacity;
@@ -112,7 +110,7 @@ int topkapi_scan_collect(const Scanned *scanned, const float *floors, const uint
 int topkapi_scan_largest(const Scanned *scanned, const int32_t *k, float *found) {
     for (int row = 0; row < scanned->count; row++)
         if (k[row] < 1 || k[row] > scanned->size) return 2;
-    return each(*scanned, [&](int row) {
+    return each(*scanned, 1, [&](int row) {
         // The k-th largest of the pieces' maxima is a lower bound, above which there is little more than what is looked for.
         float floor = -__builtin_inff();
         if (k[row] <= pieces(*scanned)) {
@@ -134,7 +132,7 @@ int topkapi_scan_largest(const Scanned *scanned, const int32_t *k, float *found)
 
 // How many undivided logits of each row are more than a value.
 int topkapi_scan_above(const Scanned *scanned, const float *values, int32_t *counts) {
-    return each(*scanned, [&](int row) {
+    return each(*scanned, 0, [&](int row) {
         counts[row] =
             scanned->kernels->scan_above(scanned->rows[row], scanned->size, maxima(*scanned, row), values[row]);
     });

@@ -61,16 +61,18 @@ class Scanner:
 
     def __call__(self, rows: Sequence[Tensor]) -> Scan:
         """Scan logits, float32 `[V]` on the CPU each; they must not change as long as the scan is used."""
-        size, ready = len(rows[0]), self._ready
-        assert all(len(row) == size and row.dtype == torch.float32 and row.is_contiguous() for row in rows)
+        size, ready = rows[0].shape[0], self._ready
         addresses = np.array([row.data_ptr() for row in rows], dtype=np.uint64)
         if ready is not None and (places := ready.places(addresses, size)) is not None:
             return ready.some(places)
+        assert all(row.shape == (size,) and row.dtype == torch.float32 and row.is_contiguous() for row in rows)
         scan = self._blank(rows, addresses)
         check(_library().topkapi_scan(scan.structure, scan.best.ctypes.data, scan.first.ctypes.data))
         return scan
 
-    def step(self, network: c_pointer, slots: c_pointer, work: int, wanted: Sequence[int], vocabulary: int) -> Tensor:
+    def step(
+        self, network: ctypes.c_void_p, slots: ctypes.c_void_p, work: int, wanted: Sequence[int], vocabulary: int
+    ) -> Tensor:
         """A pass of a network, `work` being the address of its structure, and the logits `[R, V]` of the `wanted` rows,
         whose scan is ready when it is asked for."""
         logits = torch.empty(len(wanted), vocabulary)

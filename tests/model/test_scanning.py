@@ -15,6 +15,7 @@ from tests.model.decoding.decoding_cases import EVERY_STRATEGY, HISTORY, PROMPT_
 from tests.tiny import tiny_model
 from topkapi.engine.network import DecoderNetwork
 from topkapi.model import native
+from topkapi.model.cache import SlotCache, Work, outputs
 from topkapi.model.decoding.choosing import UnusableLogits, choose
 from topkapi.model.decoding.noise import loud_from, loud_tokens
 from topkapi.model.decoding.parameters import resolve
@@ -131,6 +132,39 @@ def test_no_number_is_seen_wherever_it_stands(level: str) -> None:
         choose(torch.full((1, 4), -math.inf), [Row(resolve({"seed": 1}), [1], 1)], scanner=Scanner(level))
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_threads_change_nothing(level: str) -> None:
+    """So many rows are shared among threads; they find what one finds."""
+    generator = np.random.default_rng(7)
+    rows = torch.from_numpy(generator.standard_normal((8 if level == "scalar" else 32, 50_257)).astype(np.float32) * 3)
+    keys = generator.integers(-(2**62), 2**62, len(rows))
+    one, two = (Scanner(level, threads)(rows.unbind()) for threads in (1, 2))
+    assert (one.best == two.best).all() and (one.first == two.first).all()
+    floors = one.best - 3
+    for name, arguments in (
+        ("totals", ()), ("at_least", (floors,)), ("outstanding", (floors, keys, loud_from(5.5))),
+        ("largest", (np.arange(1, len(rows) + 1) ** 2,)),
+    ):  # fmt: skip
+        for first, second in zip(getattr(one, name)(*arguments), getattr(two, name)(*arguments), strict=True):
+            assert first.tobytes() == second.tobytes()
+    assert one.above(floors) == two.above(floors)
+
+
+@pytest.mark.parametrize("scanner", [None, Scanner], ids=["numpy", "core"])
+def test_ties_at_the_cut_all_stay_alone_and_among_others(scanner: type[Scanner] | None) -> None:
+    """With top-k 3 and five tokens tied at the third place, six can be chosen, whatever stands beside the row."""
+    row = torch.full((1000,), -4.0)
+    row[[10, 200, 300, 400, 500, 999]] = torch.tensor([2.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    scan = scanner() if scanner else None
+    parameters = [resolve({"seed": seed, "top_k": 3, "logprobs": 0}) for seed in range(40)]
+    alone = [choose(row[None], [Row(each, [1], 1)], scanner=scan)[0] for each in parameters]
+    assert choose(row.expand(40, -1), [Row(each, [1], 1) for each in parameters], scanner=scan) == alone
+    assert {choice.token_id for choice in alone} == {10, 200, 300, 400, 500, 999}
+    assert {round(choice.logprob or 0, 6) for choice in alone if choice.token_id != 10} == {
+        round(1 - math.log(math.exp(2) + 5 * math.e), 6)
+    }
+
+
 WIDE = torch.stack([
     torch.randn(50_257, generator=torch.Generator().manual_seed(1)) * 3,
     -1.3 * torch.arange(1, 50_258).log(),
@@ -173,3 +207,23 @@ def test_an_engine_scans_where_the_core_computes() -> None:
     assert DecoderNetwork(model, 2).scanner is None
     native.hold(model, "float32")
     assert isinstance(DecoderNetwork(model, 2).scanner, Scanner)
+
+
+def test_a_step_looks_through_its_logits_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it finds then is what is found of the same logits afterwards, in whatever order they are asked for."""
+    model = tiny_model("llama")
+    native.hold(model, "int8", threads=2)
+    cache = SlotCache(model, 4)
+    works = [Work(0, 0, [1, 2, 3], wanted=2), Work(1, 0, [5], wanted=0), Work(2, 0, [7, 8]), Work(3, 0, [9])]
+    rows = [row for output in outputs(model, cache, works) for row in output.logits]
+    assert len(rows) == 4 and model.core is not None
+    expected = Scanner()([row.clone() for row in rows[::-1]])
+    with monkeypatch.context() as patch:
+        patch.setattr(Scanner, "_blank", None)
+        ready = model.core.scanner(rows[::-1])
+    assert (ready.best == expected.best).all() and (ready.first == expected.first).all()
+    for one, other in zip(ready.totals(), expected.totals(), strict=True):
+        assert one.tobytes() == other.tobytes()
+    # A later step's are others, also where only some of the rows are.
+    later = outputs(model, cache, [Work(3, 1, [4])])[0].logits[0]
+    assert model.core.scanner([later, rows[0]]).best.tolist() == [float(later.max()), float(rows[0].max())]

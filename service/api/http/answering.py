@@ -34,7 +34,7 @@ CHUNK = 64 * 1024
 """Characters of events that are made on a thread at once."""
 
 MOMENT = 0.0005
-"""Seconds of processor time that a step's events may take: more, and the next step's are made on a thread. Going there
+"""Seconds that a step's events may take: more, and the next step's are made on a thread. Going there
 and back costs the event loop about half of that."""
 
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -107,8 +107,10 @@ class Answer(ABC, Generic[Step]):
             yield event
         slow = False
         async for step in self.work.steps():
-            make = partial(_made, self.told, step)
-            events, took = await on_thread(make) if slow else make()
+            if slow:
+                events, took = await on_thread(partial(_made, self.told, step, time.thread_time))
+            else:
+                events, took = _made(self.told, step, time.perf_counter)
             slow = took > MOMENT
             for event in events:
                 yield event
@@ -142,11 +144,15 @@ def _next(events: Iterator[Event]) -> tuple[list[Event], bool]:
     return made, False
 
 
-def _made(told: Callable[[Step], Iterable[Event]], step: Step) -> tuple[list[Event], float]:
-    """The events of a step, and the seconds of this thread's processor time that they took."""
-    began = time.thread_time()
+def _made(told: Callable[[Step], Iterable[Event]], step: Step, clock: Callable[[], float]) -> tuple[list[Event], float]:
+    """The events of a step, and the seconds that they took.
+
+    A thread beside the event loop may wait for others meanwhile, so that only its processor time tells. Asking for that
+    takes 10 µs on a machine whose cores are all at work: too much for each token.
+    """
+    began = clock()
     events = [(name, text_of(data)) for name, data in told(step)]
-    return events, time.thread_time() - began
+    return events, clock() - began
 
 
 async def respond(
