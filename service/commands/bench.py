@@ -225,6 +225,7 @@ def bench(settings: Settings, location: str | None, shape: Shape, *, as_json: bo
             "model": model.name,
             "parameters": model.checkpoint.config.parameter_count(),
             "dtype": model.dtype,
+            "kv_cache_dtype": model.cache_dtype,
             "kernels": model.kernels,
             "threads": torch.get_num_threads(),
             "cores": os.cpu_count(),

@@ -26,7 +26,7 @@ EPILOG = """examples:
   topkapi score book.txt                          perplexity of a file
 
 `topkapi COMMAND --help` explains a command."""
-COMPUTING = ("dtype", "threads", "draft")
+COMPUTING = ("dtype", "kv_cache_dtype", "threads", "draft")
 """Settings of the commands that compute but do not serve."""
 CHECKPOINT_HELP = "checkpoint directory or .gguf file (default: the first of checkpoints/)"
 
@@ -167,7 +167,7 @@ def _add_score(commands: Any) -> None:
     score.add_argument("--per-token", action="store_true", help="print every token with its log-probability")
     score.add_argument("--top", type=int, default=0, metavar="K", help="with --json: alternatives per token [0]")
     score.add_argument("--json", action="store_true", help="print the whole result as JSON, as POST /score does")
-    add_setting_flags(score, COMPUTING[:2])
+    add_setting_flags(score, COMPUTING[:3])
     score.set_defaults(handler=_handler("score"))
 
 

@@ -54,10 +54,10 @@ class ChangeRequest(Strict):
 
 
 class ModelDetails(BaseModel):
-    """A loaded checkpoint. `kernels` says what computes it, `chat` whether it takes messages, `draft` whether a smaller
-    one guesses ahead for it; `defaults` are the decoding parameters that a prompt is continued with where a request
-    says nothing, `chat_defaults` those of answers to messages (null for a base checkpoint), `warnings` what whoever
-    loads it should know."""
+    """A loaded checkpoint. `dtype` is what matrices are held in, `kv_cache_dtype` what keys and values are; `kernels`
+    says what computes it, `chat` whether it takes messages, `draft` whether a smaller one guesses ahead for it;
+    `defaults` are the decoding parameters that a prompt is continued with where a request says nothing, `chat_defaults`
+    those of answers to messages (null for a base checkpoint), `warnings` what whoever loads it should know."""
 
     name: str
     aliases: list[str]
@@ -67,6 +67,7 @@ class ModelDetails(BaseModel):
     context_length: int
     vocab_size: int
     dtype: str
+    kv_cache_dtype: str
     kernels: str
     chat: bool
     draft: bool
@@ -176,6 +177,7 @@ def describe(models: Models, model: LoadedModel) -> dict[str, Any]:
         "context_length": checkpoint.config.context_length,
         "vocab_size": checkpoint.tokenizer.vocab_size,
         "dtype": model.dtype,
+        "kv_cache_dtype": model.cache_dtype,
         "kernels": model.kernels,
         "chat": checkpoint.chat is not None,
         "draft": model.engine.drafter is not None,
