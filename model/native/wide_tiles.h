@@ -3,9 +3,8 @@
 // and 1 hold the sums of higher bytes for two blocks, 2 and 3 those of lower ones, 4 and 5 rows, 6 and 7 weights.
 #pragma once
 
-// Fewest rows for which tiles pay, and the most bytes of rows that are gone through again and again, for blocks in turn: they stay
-// in the cache of a core.
-enum { LEAST_WIDE_ROWS = 3, ROW_BYTES = 512 << 10 };
+// Fewest rows for which tiles pay, and the rows that blocks go through in turn: their bytes stay in the cache of a core.
+enum { LEAST_WIDE_ROWS = 3, CHUNK = 128 };
 
 // Add the products of sixteen rows with 64 inputs of one or two blocks, which is known when this is compiled.
 INLINE void add_piece(const int8_t *rows, const uint8_t *const *weights, size_t at, const int across) {
@@ -20,40 +19,41 @@ INLINE void add_piece(const int8_t *rows, const uint8_t *const *weights, size_t 
     _tile_dpbssd(3, 5, 7);
 }
 
-// Up to sixteen rows from `row` on by `across` blocks, whose signed bytes are `weights`.
-INLINE void multiply_pieces(const Matrix *matrix, const Rows *rows, int32_t row, int32_t block, const uint8_t *const *weights, float *to,
-                            int32_t stride, int add_to, const int across) {
+// What comes of up to sixteen rows from `row` on by `across` blocks and the inputs from `input` to before `last`, one group, is added to
+// `sums` [across][CHUNK][16], or in the last group put where it belongs. `weights` are the signed bytes of the blocks.
+INLINE void multiply_group(const Matrix *matrix, const Rows *rows, int32_t row, int32_t block, const uint8_t *const *weights, int32_t input,
+                           int32_t last, float *sums, float *to, int32_t stride, int add_to, const int across) {
     int32_t integers[4][TILE_ROWS * BLOCK] __attribute__((aligned(64)));
-    float sums[2][TILE_ROWS * BLOCK] __attribute__((aligned(64)));
-    int32_t left = rows->count - row < TILE_ROWS ? rows->count - row : (int32_t)TILE_ROWS, inputs = matrix->inputs;
+    int32_t left = rows->count - row < TILE_ROWS ? rows->count - row : (int32_t)TILE_ROWS, at_end = last == matrix->inputs;
     // What is written at the end lies far apart: it is fetched while the products are computed.
-    for (int32_t r = 0; r < left; r++)
+    for (int32_t r = 0; r < left && at_end; r++)
         for (int b = 0; b < across; b++) prefetch_to_write(to + (size_t)(row + r) * stride + (block + b) * BLOCK);
     const int8_t *bytes = rows->bytes + panel_begin(row, rows->byte_stride);
-    const float *row_scales = rows->scales + (size_t)row * rows->scale_stride;
-    const uint8_t *numbers = matrix->data + block * matrix->block_bytes + matrix->numbers;
-    for (int32_t input = 0; input < inputs; row_scales++, numbers += number_bytes(matrix->format)) {
-        int32_t begin = input;
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-        for (int32_t end = input + WIDE < inputs ? input + WIDE : inputs; input < end; input += PIECE)
-            add_piece(bytes + (size_t)input * 2 * TILE_ROWS, weights, (size_t)input * BLOCK, across);
-        _tile_stored(0, integers[0], 64);
-        _tile_stored(2, integers[2], 64);
-        if (across > 1) _tile_stored(1, integers[1], 64);
-        if (across > 1) _tile_stored(3, integers[3], 64);
-        for (int b = 0; b < across; b++) {
-            Floats scales = load_half((const uint16_t *)(numbers + b * matrix->block_bytes));
-            for (int32_t r = 0; r < left; r++) {
-                size_t at = (size_t)r * BLOCK;
-                Integers sum = add_integers(times_256(load_integers(integers[b] + at)), load_integers(integers[2 + b] + at));
-                Floats before = begin ? load(sums[b] + at) : zeros();
-                before = fma(floats(sum), mul(scales, all(row_scales[(size_t)r * rows->scale_stride])), before);
-                if (input < inputs) store(sums[b] + at, before);
-                else put(matrix, before, block + b, to + (size_t)(row + r) * stride, add_to);
-            }
+    size_t group = input / WIDE, at_scale = (size_t)row * rows->scale_stride + group, begin = group;
+    const uint8_t *numbers = matrix->data + block * matrix->block_bytes + matrix->numbers + group * number_bytes(matrix->format);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (; input < last; input += PIECE) {
+        const int8_t *piece = bytes + (size_t)input * 2 * TILE_ROWS;
+        for (int line = 0; line < 2 * PIECE_BYTES / 64; line++) prefetch(piece + 2 * PIECE_BYTES + line * 64);
+        add_piece(piece, weights, (size_t)input * BLOCK, across);
+    }
+    _tile_stored(0, integers[0], 64);
+    _tile_stored(2, integers[2], 64);
+    if (across > 1) _tile_stored(1, integers[1], 64);
+    if (across > 1) _tile_stored(3, integers[3], 64);
+    for (int b = 0; b < across; b++) {
+        Floats scales = load_half((const uint16_t *)(numbers + b * matrix->block_bytes));
+        float *own = sums + ((size_t)b * CHUNK + row % CHUNK) * BLOCK;
+        for (int32_t r = 0; r < left; r++) {
+            size_t at = (size_t)r * BLOCK;
+            Integers sum = add_integers(times_256(load_integers(integers[b] + at)), load_integers(integers[2 + b] + at));
+            Floats before = begin ? load(own + at) : zeros();
+            before = fma(floats(sum), mul(scales, all(rows->scales[at_scale + (size_t)r * rows->scale_stride])), before);
+            if (!at_end) store(own + at, before);
+            else put(matrix, before, block + b, to + (size_t)(row + r) * stride, add_to);
         }
     }
 }
@@ -74,22 +74,25 @@ INLINE const uint8_t *signed_bytes(const Matrix *matrix, int32_t block, uint8_t 
     return unpacked;
 }
 
-// The rows from `row` to before `last` by `across` blocks from `block` on.
-INLINE void multiply_across(const Matrix *matrix, const Rows *rows, int32_t row, int32_t last, float *to, int32_t stride, int add_to,
+// The rows from `begin` to before `end`, at most CHUNK, by `across` blocks from `block` on. The weights of a group stay at hand for all.
+INLINE void multiply_across(const Matrix *matrix, const Rows *rows, int32_t begin, int32_t end, float *to, int32_t stride, int add_to,
                             int32_t block, uint8_t *unpacked, const int across, const int format) {
+    float sums[2 * CHUNK * BLOCK] __attribute__((aligned(64)));
     const uint8_t *weights[2];
+    int32_t inputs = matrix->inputs;
     for (int b = 0; b < across; b++)
-        weights[b] = signed_bytes(matrix, block + b, unpacked + (size_t)b * matrix->inputs * BLOCK, format);
+        weights[b] = signed_bytes(matrix, block + b, unpacked + (size_t)b * inputs * BLOCK, format);
     settle();
-    for (; row < last; row += TILE_ROWS) multiply_pieces(matrix, rows, row, block, weights, to, stride, add_to, across);
+    for (int32_t input = 0; input < inputs; input += WIDE)
+        for (int32_t row = begin; row < end; row += TILE_ROWS)
+            multiply_group(matrix, rows, row, block, weights, input, input + WIDE < inputs ? input + WIDE : inputs, sums, to, stride,
+                           add_to, across);
 }
 
 INLINE void multiply_wide_tiles(const Matrix *matrix, const Rows *rows, float *to, int32_t stride, int add_to, int32_t begin,
                                 int32_t end, uint8_t *unpacked, const int format) {
-    int32_t most = ROW_BYTES / rows->byte_stride / TILE_ROWS * TILE_ROWS;
-    most = most < TILE_ROWS ? (int32_t)TILE_ROWS : most;
-    for (int32_t row = 0; row < rows->count; row += most) {
-        int32_t last = row + most < rows->count ? row + most : rows->count, block = begin;
+    for (int32_t row = 0; row < rows->count; row += CHUNK) {
+        int32_t last = row + CHUNK < rows->count ? row + (int32_t)CHUNK : rows->count, block = begin;
         for (; block + 2 <= end; block += 2)
             multiply_across(matrix, rows, row, last, to, stride, add_to, block, unpacked, 2, format);
         if (block < end) multiply_across(matrix, rows, row, last, to, stride, add_to, block, unpacked, 1, format);
