@@ -21,8 +21,8 @@ int topkapi_network_new(const Shape *, int, void *, void **);
 void topkapi_network_free(void *);
 int topkapi_network_layer(void *, int, const LayerWeights *);
 int topkapi_network_outer(void *, const OuterWeights *);
-int64_t topkapi_block_floats(const Shape *);
-int topkapi_slots_new(const Shape *, int, int, float *, void **);
+int64_t topkapi_block_bytes(const Shape *, int);
+int topkapi_slots_new(const Shape *, int, int, int, uint8_t *, void **);
 void topkapi_slots_free(void *);
 int topkapi_run(void *, void *, const Pass *);
 int topkapi_logits(void *, const float *, int, float *);
@@ -48,6 +48,8 @@ template <class T> std::vector<T> exact(size_t count) {
 }
 
 struct Weights {
+    // A network has GGUF's blocks, or floats that are rounded: rows are quantised for one of them.
+    bool blocks = between(0, 1);
     std::vector<std::vector<float>> floats;
     std::vector<std::vector<uint8_t>> bytes;
 
@@ -62,10 +64,10 @@ struct Weights {
         const int kinds[][3] = {{0, 1, 4}, {1, 1, 2}, {30, 1, 2}, {2, 32, 18}, {3, 32, 20}, {6, 32, 22}, {7, 32, 24}, {8, 32, 34},
                                 {12, 256, 144}, {13, 256, 176}, {14, 256, 210}};
         const int *kind;
-        do kind = kinds[between(0, 10)];
+        do kind = kinds[blocks ? between(0, 10) : between(0, 2)];
         while (inputs % kind[1]);
-        const int formats[] = {FLOAT32, BFLOAT16, INT8, INT4, INT4_MINIMUM};
-        Source made = {nullptr, vector(outputs, bias), kind[0], formats[between(0, 4)], outputs, inputs};
+        const int formats[] = {FLOAT32, BFLOAT16, INT8_WIDE, INT4_WIDE};
+        Source made = {nullptr, vector(outputs, bias), kind[0], formats[between(0, blocks ? 1 : 3)], outputs, inputs};
         if (kind[0] == 0) {
             made.weights = vector(outputs * inputs);
             return made;
@@ -120,13 +122,13 @@ void look_through(const std::vector<float> &logits, int rows, int size, int leve
 }
 
 void attack(void *threads) {
-    const int sizes[] = {16, 32, 40, 64, 256};
+    const int sizes[] = {16, 32, 40, 64, 256, 600};
     Shape shape = {};
     shape.key_heads = between(1, 2), shape.heads = shape.key_heads * between(1, 3), shape.head_size = 2 * between(1, 20);
-    shape.vocabulary = between(1, 70), shape.hidden = sizes[between(0, 4)], shape.inner = sizes[between(0, 4)];
+    shape.vocabulary = between(1, 70), shape.hidden = sizes[between(0, 5)], shape.inner = sizes[between(0, 5)];
     shape.layers = between(1, 2), shape.layer_norm = between(0, 1), shape.gated = between(0, 1);
     shape.rotary = between(0, 1), shape.head_norm = between(0, 1), shape.epsilon = 1e-5f;
-    int blocks = between(1, 3), count = between(1, 3), positions = blocks * KEYS;
+    int blocks = between(1, 3), count = between(1, 3), format = between(CACHE_FLOAT32, CACHE_INT8), positions = blocks * KEYS;
     shape.positions = shape.rotary ? 0 : positions;
     Weights weights;
     weights.floats.reserve(100), weights.bytes.reserve(100);
@@ -155,8 +157,9 @@ void attack(void *threads) {
         int failed = topkapi_network_new(&shape, level, threads, &network);
         for (int layer = 0; layer < shape.layers; layer++) failed |= topkapi_network_layer(network, layer, &layers[layer]);
         failed |= topkapi_network_outer(network, &outer);
-        std::vector<float> memory = exact<float>((size_t)count * blocks * topkapi_block_floats(&shape)), results;
-        failed |= topkapi_slots_new(&shape, count, blocks, memory.data(), &slots);
+        std::vector<uint8_t> memory = exact<uint8_t>((size_t)count * blocks * topkapi_block_bytes(&shape, format));
+        std::vector<float> results;
+        failed |= topkapi_slots_new(&shape, format, count, blocks, memory.data(), &slots);
         if (failed) printf("refused\n"), failures++;
         for (int pass = 0; pass < 4; pass++) {
             std::vector<Span> spans;

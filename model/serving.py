@@ -56,15 +56,27 @@ def reading(dtype: str) -> Reading:
     return {"dtype": stored_dtype(dtype), "blocks": dtype == "auto" and bool(native.levels())}
 
 
-def prepare(model: Decoder, dtype: str = "auto") -> None:
-    """Hold every matrix of `model` for serving in `dtype`, for good; it becomes unfit for training.
+def prepare(model: Decoder, dtype: str = "auto", cache_dtype: str = "auto") -> None:
+    """Hold every matrix of `model` for serving in `dtype`, and its keys and values in `cache_dtype`, for good.
 
-    Where the native core cannot compute it, it stays in what it was loaded in.
+    It becomes unfit for training. Where the native core cannot compute it, it stays in what it was loaded in, with keys
+    and values in float32. Raises `CheckpointError` where others are asked for there.
     """
-    if native.can_hold(model):
+    held = native.can_hold(model)
+    if not held and model.core is None and cache_dtype not in ("auto", "float32"):
+        why = native.why_not() or "it does not compute this checkpoint"
+        raise CheckpointError(
+            f"keys and values in {cache_dtype} need the native core, and {why}", hint="leave kv_cache_dtype out"
+        )
+    if held:
         native.hold(model, cast(native.HeldIn, model.held_in if dtype == "auto" else dtype))
     else:
         pack(model)
+    if cache_dtype != "auto":
+        model.cache_dtype = cache_dtype
+    elif model.core is not None and model.held_in not in ("float32", "bfloat16"):
+        # Rounding matrices to eight bits or fewer loses far more than sixteen bits of keys and values do.
+        model.cache_dtype = "float16"
 
 
 def try_network(model: Decoder) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Ids = Sequence[int]
 Texts = list[str] | tuple[str, ...]
 Messages = str | Mapping[str, str] | Sequence[Mapping[str, str]]
-_SETTINGS = ("dtype", "threads", "draft")
+_SETTINGS = ("dtype", "kv_cache_dtype", "threads", "draft")
 
 LONGEST_QUEUE = 1_000_000
 """Calls that may wait in the engine."""

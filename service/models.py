@@ -53,6 +53,11 @@ class LoadedModel:
         return self.checkpoint.model.held_in
 
     @property
+    def cache_dtype(self) -> str:
+        """What keys and values are held in."""
+        return self.checkpoint.model.cache_dtype
+
+    @property
     def kernels(self) -> str:
         """What computes the network: the native core, on which instruction set, or PyTorch."""
         return kernels(self.checkpoint.model)
@@ -239,7 +244,7 @@ class Models:
         """
         chat = checkpoint.chat
         warnings = () if chat is None else tuple(try_template(chat, checkpoint.tokenizer))
-        prepare(checkpoint.model, self.settings.dtype)
+        prepare(checkpoint.model, self.settings.dtype, self.settings.kv_cache_dtype)
         try_network(checkpoint.model)
         why = explained(checkpoint.model, self.settings.dtype)
         draft = self._draft_for(name, checkpoint)
@@ -267,7 +272,7 @@ class Models:
             return None
         if self._draft is None:
             self._draft = load_checkpoint(self.settings.draft.expanduser(), **reading(self.settings.dtype))
-            prepare(self._draft.model, self.settings.dtype)
+            prepare(self._draft.model, self.settings.dtype, self.settings.kv_cache_dtype)
         if _same_vocabulary(self._draft.tokenizer, checkpoint.tokenizer):
             return self._draft
         if not self._models:

@@ -18,6 +18,7 @@ from topkapi.model.flags import flag_of
 from topkapi.model.wrong_values import told
 
 DtypeName = Literal["auto", "float32", "bfloat16", "int8", "int4"]
+CacheDtypeName = Literal["auto", "float32", "float16", "int8"]
 
 
 def setting(default: Any, meaning: str, *, flag: Mapping[str, Any] | None = MappingProxyType({}), **rules: Any) -> Any:
@@ -83,6 +84,11 @@ class Settings(BaseSettings):
     )
     dtype: DtypeName = setting(
         "auto", "precision of the matrices; auto: as stored", flag={"choices": get_args(DtypeName)}
+    )
+    kv_cache_dtype: CacheDtypeName = setting(
+        "auto",
+        "precision of keys and values; auto: float16 where matrices have eight bits or fewer, else float32",
+        flag={"choices": get_args(CacheDtypeName)},
     )
     threads: int | None = setting(None, "CPU threads [chosen by PyTorch]", ge=1, le=os.cpu_count() or 1)
     draft: Path | None = setting(

@@ -12,7 +12,7 @@ enum Format { FLOAT32, BFLOAT16, INT8, INT4, INT8_MINIMUM, INT4_MINIMUM, INT8_SI
 
 // Inputs that share a scale, in the matrix and in the rows it is multiplied with; those of the largest piece that instructions
 // multiply at once, up to which rows of bytes and wide matrices are filled.
-enum Inputs { GROUP = 32, WIDE = 128, TILE_INPUTS = 64 };
+enum Inputs { GROUP = 32, WIDE = 512, PIECE = 64 };
 // Outputs that lie together in memory, one lane each.
 enum { BLOCK = 16 };
 // Keys that lie together in the cache, one lane each.
@@ -30,7 +30,7 @@ inline int32_t group_of(int wide) { return wide ? WIDE : GROUP; }
 inline int32_t groups_of(int wide, int32_t inputs) { return (inputs + group_of(wide) - 1) / group_of(wide); }
 // Inputs with those that are filled up with what counts as zero.
 inline int32_t filled_inputs(int format, int32_t inputs) {
-    return is_integer(format) ? rounded_up(inputs, is_wide(format) ? TILE_INPUTS : GROUP) : inputs;
+    return is_integer(format) ? rounded_up(inputs, is_wide(format) ? PIECE : GROUP) : inputs;
 }
 // Bytes of the weights of 16 outputs for that many inputs.
 inline size_t weight_bytes(int format, size_t inputs) {
@@ -56,7 +56,9 @@ struct Matrix {
 };
 
 // Rows that are multiplied: as they are, and quantised in groups where the matrix is; a multiple of 16 rows is allocated. For each
-// group a scale, the sum of the bytes as a float times that (`sums`), -128 times that sum, and those of its halves (not of wide ones).
+// group a scale. Rows for GGUF's blocks are bytes: the sum of a group's bytes as a float times its scale (`sums`), -128 times that
+// sum, and those of its halves. Rows for wide matrices are numbers of sixteen bits, 256 times a byte plus a byte, for whose rounding
+// alone no model loses anything: -128 times the sums of the former and of the latter in place of those of halves.
 struct Rows {
     const float *floats;
     int32_t stride;
@@ -69,9 +71,19 @@ struct Rows {
     int32_t count;
 };
 
-// Where one row of floats is put as bytes.
+// Bytes of rows lie in pieces of sixteen rows by 64 inputs each, then those of the next 64, as instructions for tiles like them.
+// Those of wide rows have two pieces in the place of one, or sixteen rows by 64 numbers of sixteen bits.
+enum { TILE_ROWS = 16, PIECE_BYTES = TILE_ROWS * PIECE };
+inline int32_t row_stride(int wide, int32_t inputs) { return rounded_up(inputs, PIECE) * (wide ? 2 : 1); }
+// Where the pieces begin that sixteen rows share with `row`.
+inline size_t panel_begin(int32_t row, int32_t stride) { return (size_t)(row / TILE_ROWS) * TILE_ROWS * stride; }
+// Where input `at` of a row of bytes lies behind that.
+inline size_t byte_at(int32_t row, int32_t at) { return (size_t)(at / PIECE) * PIECE_BYTES + row % TILE_ROWS * PIECE + at % PIECE; }
+
+// Where one row of floats is put as bytes; `bytes` are its panel's.
 struct Quantised {
     int8_t *bytes;
+    int32_t row;
     float *scales, *sums;
     int32_t *offsets, *half_offsets;
 };
@@ -99,7 +111,7 @@ struct Span {
 };
 
 // Tokens whose maximum is kept, so that most of a row of logits need not be looked at again.
-enum { PIECE = 64 };
+enum { STRIP = 64 };
 
 // Noise of a row's tokens: the hash of what the row is, and from which hash on a token's noise is loud.
 struct Noise {

@@ -10,6 +10,10 @@
 // weights are counted from. `load_bytes` brings weights of eight bits, packed with `FLIP`, into the form that is added. Sixteen steps
 // and offsets, spread by `spread_steps` and `spread_offsets`, make such weights of nibbles: `stretched`.
 
+//
+// Numbers of sixteen bits of wide rows are put into their pieces by `store_wide`, which adds up what `begin_wide` has to make up for.
+// `Wide` is the sum of their products with weights, `Four` four of a row's numbers sixteen times.
+
 #if TOPKAPI_LEVEL >= LEVEL_AVX512_VNNI
 
 typedef __m512i Quads;
@@ -176,4 +180,67 @@ INLINE Integers begin_nibbles(int32_t correction) { return all_integers(correcti
 INLINE Integers add_nibbles(Integers sum, Quads row, Quads weights) { return add_bytes(sum, row, weights); }
 INLINE Integers end_nibbles(Integers sum, int32_t) { return sum; }
 
+#endif
+
+#if TOPKAPI_LEVEL >= LEVEL_AVX_VNNI
+
+// 256 times a byte plus a byte: products of both are summed.
+typedef struct { Integers high, low; } Wide;
+typedef struct { Quads high, low; } Four;
+INLINE void store_wide(int8_t *piece, int32_t row, int32_t at, Integers x, Integers *sums) {
+    Integers high = higher_bytes(x), low = sub_integers(x, times_256(high));
+    store_bytes(piece + row * PIECE + at, high);
+    store_bytes(piece + PIECE_BYTES + row * PIECE + at, low);
+    sums[0] = add_integers(sums[0], high), sums[1] = add_integers(sums[1], low);
+}
+INLINE Wide begin_wide(const int32_t *offsets) { return (Wide){all_integers(offsets[0]), all_integers(offsets[1])}; }
+INLINE Four four_inputs(const int8_t *piece, int32_t row, int32_t at) {
+    return (Four){four_bytes(piece + row * PIECE + at), four_bytes(piece + PIECE_BYTES + row * PIECE + at)};
+}
+INLINE Wide add_wide(Wide sum, Four row, Quads weights) {
+    return (Wide){add_bytes(sum.high, row.high, weights), add_bytes(sum.low, row.low, weights)};
+}
+INLINE Integers end_wide(Wide sum) { return add_integers(times_256(sum.high), sum.low); }
+
+#else
+
+// Numbers of sixteen bits as they are, of four the second and the third changed over.
+typedef Integers Wide;
+INLINE Wide begin_wide(const int32_t *) { return no_integers(); }
+INLINE Integers end_wide(Wide sum) { return sum; }
+INLINE const int16_t *wide_numbers(const int8_t *piece, int32_t row, int32_t at) { return (const int16_t *)piece + row * PIECE + at; }
+INLINE void store_wide(int8_t *piece, int32_t row, int32_t at, Integers x, Integers *) {
+    store_crossed((int16_t *)wide_numbers(piece, row, at), x);
+}
+
+#if TOPKAPI_LEVEL >= LEVEL_AVX2
+
+// The first and the third of four numbers, and the second and the fourth.
+typedef struct { __m256i even, odd; } Four;
+INLINE Four four_inputs(const int8_t *piece, int32_t row, int32_t at) {
+    int32_t pairs[2];
+    memcpy(pairs, wide_numbers(piece, row, at), sizeof pairs);
+    return (Four){_mm256_set1_epi32(pairs[0]), _mm256_set1_epi32(pairs[1])};
+}
+INLINE __m256i eight_wide(__m256i sum, Four row, __m256i weights) {
+    __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(weights, 8), 8), odd = _mm256_srai_epi16(weights, 8);
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(even, row.even));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(odd, row.odd));
+}
+INLINE Wide add_wide(Wide sum, Four row, Quads weights) {
+    return PAIR(Wide, eight_wide(sum.a, row, weights.a), eight_wide(sum.b, row, weights.b));
+}
+
+#else
+
+typedef const int16_t *Four;
+INLINE Four four_inputs(const int8_t *piece, int32_t row, int32_t at) { return wide_numbers(piece, row, at); }
+INLINE Wide add_wide(Wide sum, Four row, Quads weights) {
+    for (int i = 0; i < LANES; i++)
+        sum.at[i] += row[0] * weights.at[4 * i] + row[1] * weights.at[4 * i + 2] + row[2] * weights.at[4 * i + 1] +
+                     row[3] * weights.at[4 * i + 3];
+    return sum;
+}
+
+#endif
 #endif

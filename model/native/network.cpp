@@ -6,6 +6,9 @@
 #include <cmath>
 #include <stdexcept>
 
+// Floats from a row of a room to the next: never a multiple of what caches are organised in, where rows would displace one another.
+static size_t apart(int size) { return rounded_up(size, 16) + 16; }
+
 std::unique_ptr<Room> Network::rent(int rows) {
     std::unique_ptr<Room> room;
     {
@@ -19,12 +22,15 @@ std::unique_ptr<Room> Network::rent(int rows) {
     size_t needed = (size_t)(rows + 15) / 16 * 16;
     if (needed <= room->rows) return room;
     *room = Room();
-    room->normed = allocate<float>(needed * shape.hidden);
-    room->mixed = allocate<float>(needed * query_size());
-    room->queries = allocate<float>(needed * (query_size() + 2 * key_size()));
-    room->inner = allocate<float>(needed * (shape.gated ? 2 : 1) * shape.inner);
-    room->activated = allocate<float>(needed * shape.inner);
-    room->bytes = allocate<int8_t>(needed * widest_);
+    room->states = allocate<float>(needed * apart(shape.hidden));
+    room->normed = allocate<float>(needed * apart(shape.hidden));
+    room->mixed = allocate<float>(needed * apart(query_size()));
+    room->queries = allocate<float>(needed * apart(query_size() + 2 * key_size()));
+    room->inner = allocate<float>(needed * apart((shape.gated ? 2 : 1) * shape.inner));
+    room->activated = allocate<float>(needed * apart(shape.inner));
+    for (int thread = 0; thread < threads->count(); thread++)
+        room->one_row.push_back(allocate<float>(std::max(shape.hidden, shape.inner)));
+    room->bytes = allocate<int8_t>(needed * widest_ * 2);
     room->scales = allocate<float>(needed * (widest_ / GROUP + 1));
     room->sums = allocate<float>(needed * (widest_ / GROUP + 1));
     room->offsets = allocate<int32_t>(needed * (widest_ / GROUP + 1));
@@ -50,27 +56,27 @@ Stack Network::stack(std::initializer_list<const Source *> sources) {
     return made;
 }
 
-// Call `body(row)` for every row, a few at a time on each thread.
+// Call `body(row, thread)` for every row, a few at a time on each thread.
 template <class F> void Network::each_row(int rows, F &&body) {
     int pieces = std::min(rows, threads->count() * 4);
-    threads->each(pieces, [&](int piece, int) {
-        for (int row = (int64_t)rows * piece / pieces; row < (int64_t)rows * (piece + 1) / pieces; row++) body(row);
+    threads->each(pieces, [&](int piece, int thread) {
+        for (int row = (int64_t)rows * piece / pieces; row < (int64_t)rows * (piece + 1) / pieces; row++) body(row, thread);
     });
 }
 
 void Network::quantise(Room &room, const Stack &stack, const float *from, int inputs, int row) {
     if (!stack.integers()) return;
-    size_t at = (size_t)row * groups_of(stack.wide(), inputs), bytes = (size_t)row * rounded_up(inputs, TILE_INPUTS);
-    Quantised to = {room.bytes.get() + bytes, room.scales.get() + at, room.sums.get() + at, room.offsets.get() + at,
+    size_t at = (size_t)row * groups_of(stack.wide(), inputs), bytes = panel_begin(row, row_stride(stack.wide(), inputs));
+    Quantised to = {room.bytes.get() + bytes, row, room.scales.get() + at, room.sums.get() + at, room.offsets.get() + at,
                     room.half_offsets.get() + 2 * at};
     kernels->quantise(from, inputs, stack.wide(), &to);
 }
 
-void Network::multiply(Room &room, const Stack &stack, const float *from, int inputs, int rows, float *to, int stride,
-                       bool add) {
+void Network::multiply(Room &room, const Stack &stack, const float *from, int from_stride, int inputs, int rows, float *to,
+                       int stride, bool add) {
     int groups = groups_of(stack.wide(), inputs), all = 0;
     for (const OwnMatrix &part : stack.parts) all += part.blocks;
-    Rows of = {from, inputs, room.bytes.get(), rounded_up(inputs, TILE_INPUTS), room.scales.get(), groups, room.sums.get(),
+    Rows of = {from, from_stride, room.bytes.get(), row_stride(stack.wide(), inputs), room.scales.get(), groups, room.sums.get(),
                room.offsets.get(), room.half_offsets.get(), rows};
     // Several pieces for each thread, so that one that was held up does not keep the others waiting.
     int pieces = std::min(all, threads->count() * 4);
@@ -104,7 +110,7 @@ void Network::attend(Room &room, Slots &slots, int layer, const Pass &pass) {
         const Span *span;
         int head, begin, end;
     };
-    int stride = query_size() + 2 * key_size(), heads_per_key = shape.heads / shape.key_heads;
+    int stride = (int)apart(query_size() + 2 * key_size()), heads_per_key = shape.heads / shape.key_heads;
     Cache cache = {slots.layer(layer), slots.slot_stride, slots.block_stride, shape.head_size, slots.blocks, slots.format};
     std::vector<Part> parts;
     int step = std::max(1, QUERIES / heads_per_key);
@@ -117,7 +123,7 @@ void Network::attend(Room &room, Slots &slots, int layer, const Pass &pass) {
     threads->each((int)parts.size(), [&](int number, int thread) {
         const Part &part = parts[parts.size() - 1 - number];
         kernels->attend(&cache, part.span, part.head, part.begin, part.end, room.queries.get(), stride, heads_per_key,
-                        scale, room.scores[thread].get(), room.mixed.get(), query_size());
+                        scale, room.scores[thread].get(), room.mixed.get(), (int)apart(query_size()));
     });
 }
 
@@ -151,16 +157,20 @@ void Network::run(Slots &slots, const Pass &pass) {
 }
 
 void Network::run_in(Room &room, Slots &slots, const Pass &pass) {
-    int hidden = shape.hidden, rows = pass.rows;
-    int query = query_size(), key = key_size(), wide = query + 2 * key, half = shape.head_size / 2;
-    int inner_stride = (shape.gated ? 2 : 1) * shape.inner;
+    int hidden = shape.hidden, rows = pass.rows, inner = shape.inner;
+    int query = query_size(), key = key_size(), half = shape.head_size / 2;
+    int state_stride = (int)apart(hidden), query_stride = (int)apart(query), wide_stride = (int)apart(query + 2 * key);
+    int inner_stride = (int)apart((shape.gated ? 2 : 1) * inner), activated_stride = (int)apart(inner);
     std::vector<std::pair<const Span *, int>> place(rows);
     for (int index = 0; index < pass.spans; index++)
         for (int row = 0; row < pass.span[index].count; row++)
             place[pass.span[index].first + row] = {pass.span + index, row};
-    auto state = [&](int row) { return pass.states + (size_t)row * hidden; };
-    auto normed = [&](int row) { return room.normed.get() + (size_t)row * hidden; };
-    each_row(rows, [&](int row) {
+    auto state = [&](int row) { return room.states.get() + (size_t)row * state_stride; };
+    // Where a row is put that `stack` is multiplied with: nobody looks at floats again that are quantised.
+    auto put = [&](const Stack &stack, Memory<float> &all, int row, int stride, int thread) {
+        return stack.floats() ? all.get() + (size_t)row * stride : room.one_row[thread].get();
+    };
+    each_row(rows, [&](int row, int) {
         const OwnMatrix &table = (embedding.parts.empty() ? head : embedding).parts[0];
         read_row(table, kernels->flip, pass.tokens[row], state(row), hidden);
         if (!positions) return;
@@ -170,15 +180,16 @@ void Network::run_in(Room &room, Slots &slots, const Pass &pass) {
     for (int number = 0; number < shape.layers; number++) {
         Layer &layer = layers[number];
         for (int kept = 0; kept < pass.kept; kept++)
-            if (pass.kept_layers[kept] == number)
-                memcpy(pass.kept_states + (size_t)kept * rows * hidden, pass.states, (size_t)rows * hidden * sizeof(float));
-        each_row(rows, [&](int row) {
-            normalise(state(row), layer.norm, layer.norm_bias, normed(row));
-            quantise(room, layer.query_key_value, normed(row), hidden, row);
+            for (int row = 0; row < rows && pass.kept_layers[kept] == number; row++)
+                memcpy(pass.kept_states + ((size_t)kept * rows + row) * hidden, state(row), hidden * sizeof(float));
+        each_row(rows, [&](int row, int thread) {
+            float *normed = put(layer.query_key_value, room.normed, row, state_stride, thread);
+            normalise(state(row), layer.norm, layer.norm_bias, normed);
+            quantise(room, layer.query_key_value, normed, hidden, row);
         });
-        multiply(room, layer.query_key_value, room.normed.get(), hidden, rows, room.queries.get(), wide, false);
-        each_row(rows, [&](int row) {
-            float *all = room.queries.get() + (size_t)row * wide;
+        multiply(room, layer.query_key_value, room.normed.get(), state_stride, hidden, rows, room.queries.get(), wide_stride, false);
+        each_row(rows, [&](int row, int) {
+            float *all = room.queries.get() + (size_t)row * wide_stride;
             int position = place[row].first->position + place[row].second;
             for (int head = 0; head < shape.heads + shape.key_heads; head++) {
                 float *one = all + head * shape.head_size;
@@ -191,30 +202,31 @@ void Network::run_in(Room &room, Slots &slots, const Pass &pass) {
         });
         attend(room, slots, number, pass);
         if (layer.output.integers())
-            each_row(rows, [&](int row) {
-                quantise(room, layer.output, room.mixed.get() + (size_t)row * query, query, row);
+            each_row(rows, [&](int row, int) {
+                quantise(room, layer.output, room.mixed.get() + (size_t)row * query_stride, query, row);
             });
-        multiply(room, layer.output, room.mixed.get(), query, rows, pass.states, hidden, true);
-        each_row(rows, [&](int row) {
-            normalise(state(row), layer.post_norm, layer.post_norm_bias, normed(row));
-            quantise(room, layer.up, normed(row), hidden, row);
+        multiply(room, layer.output, room.mixed.get(), query_stride, query, rows, room.states.get(), state_stride, true);
+        each_row(rows, [&](int row, int thread) {
+            float *normed = put(layer.up, room.normed, row, state_stride, thread);
+            normalise(state(row), layer.post_norm, layer.post_norm_bias, normed);
+            quantise(room, layer.up, normed, hidden, row);
         });
-        multiply(room, layer.up, room.normed.get(), hidden, rows, room.inner.get(), inner_stride, false);
-        each_row(rows, [&](int row) {
+        multiply(room, layer.up, room.normed.get(), state_stride, hidden, rows, room.inner.get(), inner_stride, false);
+        each_row(rows, [&](int row, int thread) {
             const float *from = room.inner.get() + (size_t)row * inner_stride;
-            float *to = room.activated.get() + (size_t)row * shape.inner;
-            if (shape.gated) kernels->silu_gate(from, from + shape.inner, shape.inner, to);
-            else kernels->gelu(from, shape.inner, to);
-            quantise(room, layer.down, to, shape.inner, row);
+            float *to = put(layer.down, room.activated, row, activated_stride, thread);
+            if (shape.gated) kernels->silu_gate(from, from + inner, inner, to);
+            else kernels->gelu(from, inner, to);
+            quantise(room, layer.down, to, inner, row);
         });
-        multiply(room, layer.down, room.activated.get(), shape.inner, rows, pass.states, hidden, true);
+        multiply(room, layer.down, room.activated.get(), activated_stride, inner, rows, room.states.get(), state_stride, true);
     }
-    each_row(rows, [&](int row) { normalise(state(row), norm, norm_bias, state(row)); });
+    each_row(rows, [&](int row, int) { normalise(state(row), norm, norm_bias, pass.states + (size_t)row * hidden); });
 }
 
 void Network::logits(const float *states, int rows, float *to) {
     std::unique_ptr<Room> room = rent(rows);
-    each_row(rows, [&](int row) { quantise(*room, head, states + (size_t)row * shape.hidden, shape.hidden, row); });
-    multiply(*room, head, states, shape.hidden, rows, to, shape.vocabulary, false);
+    each_row(rows, [&](int row, int) { quantise(*room, head, states + (size_t)row * shape.hidden, shape.hidden, row); });
+    multiply(*room, head, states, shape.hidden, shape.hidden, rows, to, shape.vocabulary, false);
     give_back(std::move(room));
 }

@@ -54,6 +54,11 @@ struct Stack {
             if (is_integer(part.format)) return true;
         return false;
     }
+    bool floats() const {
+        for (const OwnMatrix &part : parts)
+            if (!is_integer(part.format)) return true;
+        return false;
+    }
     // Whether its rows are quantised in wide groups.
     bool wide() const {
         for (const OwnMatrix &part : parts)
@@ -70,10 +75,11 @@ struct Layer {
 // What one pass works in. Several threads may run passes over caches of their own at a time, each in a room of its own.
 struct Room {
     size_t rows = 0, score_count = 0;
-    Memory<float> normed, mixed, queries, inner, activated, scales, sums;
+    Memory<float> states, normed, mixed, queries, inner, activated, scales, sums;
     Memory<int8_t> bytes;
     Memory<int32_t> offsets, half_offsets;
-    std::vector<Memory<float>> scores;
+    // Of each thread: the scores of some queries, and one row.
+    std::vector<Memory<float>> scores, one_row;
 };
 
 struct Slots {
@@ -106,7 +112,8 @@ struct Network {
     void run_in(Room &room, Slots &slots, const Pass &pass);
     void attend(Room &room, Slots &slots, int layer, const Pass &pass);
     void quantise(Room &room, const Stack &stack, const float *from, int inputs, int row);
-    void multiply(Room &room, const Stack &stack, const float *from, int inputs, int rows, float *to, int stride, bool add);
+    void multiply(Room &room, const Stack &stack, const float *from, int from_stride, int inputs, int rows, float *to, int stride,
+                  bool add);
     void normalise(const float *from, const Memory<float> &weight, const Memory<float> &bias, float *to);
     void check(const Slots &slots, const Pass &pass);
     template <class F> void each_row(int rows, F &&body);

@@ -37,7 +37,7 @@ INLINE void multiply_integers(const Matrix *matrix, const Rows *rows, int32_t ro
         for (int b = 0; b < blocks; b++) sums[r][b] = zeros();
     const uint8_t *data = matrix->data + block * matrix->block_bytes, *numbers = data + matrix->numbers;
     for (int32_t group = 0; group < matrix->inputs / GROUP; group++) {
-        const int8_t *bytes = rows->bytes + (size_t)row * rows->byte_stride + group * GROUP;
+        const int8_t *bytes = rows->bytes + panel_begin(row, rows->byte_stride) + byte_at(row, group * GROUP);
         for (int half = 0; half < halves; half++) {
             Integers parts[4][4];
             int32_t corrections[4];
@@ -54,7 +54,7 @@ INLINE void multiply_integers(const Matrix *matrix, const Rows *rows, int32_t ro
                     weights[b] = is_four_bits(format) ? load_quads(from) : load_bytes(from);
                 }
                 for (int r = 0; r < count; r++) {
-                    const int8_t *from = bytes + (size_t)r * rows->byte_stride + quad * 4;
+                    const int8_t *from = bytes + r * PIECE + quad * 4;
                     Quads low = four_bytes(from), high = is_four_bits(format) ? four_bytes(from + GROUP / 2) : low;
                     for (int b = 0; b < blocks; b++) {
                         if (is_four_bits(format)) {
@@ -101,15 +101,15 @@ INLINE void multiply_wide(const Matrix *matrix, const Rows *rows, int32_t row, c
     for (int r = 0; r < count; r++)
         for (int b = 0; b < blocks; b++) sums[r][b] = zeros();
     const uint8_t *data = matrix->data + block * matrix->block_bytes, *numbers = data + matrix->numbers;
-    const int8_t *bytes = rows->bytes + (size_t)row * rows->byte_stride;
+    const int8_t *pieces = rows->bytes + panel_begin(row, rows->byte_stride);
     for (int32_t input = 0; input < matrix->inputs; numbers += number_bytes(format)) {
-        const int32_t *offset = rows->offsets + (size_t)row * rows->scale_stride + input / WIDE;
-        const float *scale = rows->scales + (size_t)row * rows->scale_stride + input / WIDE;
-        Integers parts[4][4];
+        size_t group = input / WIDE, scale_stride = rows->scale_stride, at = (size_t)row * scale_stride + group;
+        Wide parts[4][4];
         for (int r = 0; r < count; r++)
-            for (int b = 0; b < blocks; b++) parts[r][b] = begin_bytes(offset[r * rows->scale_stride]);
+            for (int b = 0; b < blocks; b++) parts[r][b] = begin_wide(rows->half_offsets + 2 * (at + r * scale_stride));
         const uint8_t *stretch = numbers + BLOCK * 2;
         for (int32_t end = input + WIDE < matrix->inputs ? input + WIDE : matrix->inputs; input < end; input += GROUP) {
+            const int8_t *piece = pieces + (size_t)(input / PIECE) * 2 * PIECE_BYTES;
             Quads steps[4], offsets[4];
             for (int b = 0; b < blocks && format == INT4_WIDE; b++) {
                 steps[b] = spread_steps(stretch + b * matrix->block_bytes);
@@ -120,10 +120,10 @@ INLINE void multiply_wide(const Matrix *matrix, const Rows *rows, int32_t row, c
                 for (int b = 0; b < blocks; b++)
                     load_wide(data + b * matrix->block_bytes, quad, steps[b], offsets[b], format, first + b, second + b);
                 for (int r = 0; r < count; r++) {
-                    const int8_t *from = bytes + (size_t)r * rows->byte_stride + input + quad * 4;
-                    Quads low = four_bytes(from), high = four_bytes(from + GROUP / 2);
-                    for (int b = 0; b < blocks; b++) parts[r][b] = add_bytes(parts[r][b], low, first[b]);
-                    for (int b = 0; b < blocks; b++) parts[r][b] = add_bytes(parts[r][b], high, second[b]);
+                    int32_t within = input % PIECE + quad * 4, own = (row + r) % TILE_ROWS;
+                    Four low = four_inputs(piece, own, within), high = four_inputs(piece, own, within + GROUP / 2);
+                    for (int b = 0; b < blocks; b++) parts[r][b] = add_wide(parts[r][b], low, first[b]);
+                    for (int b = 0; b < blocks; b++) parts[r][b] = add_wide(parts[r][b], high, second[b]);
                 }
             }
             data += weight_bytes(format, GROUP), stretch += BLOCK * 2;
@@ -131,7 +131,7 @@ INLINE void multiply_wide(const Matrix *matrix, const Rows *rows, int32_t row, c
         for (int b = 0; b < blocks; b++) {
             Floats scales = load_half((const uint16_t *)(numbers + b * matrix->block_bytes));
             for (int r = 0; r < count; r++)
-                sums[r][b] = fma(floats(end_bytes(parts[r][b], 0)), mul(scales, all(scale[r * rows->scale_stride])), sums[r][b]);
+                sums[r][b] = fma(floats(end_wide(parts[r][b])), mul(scales, all(rows->scales[at + r * scale_stride])), sums[r][b]);
         }
     }
     for (int r = 0; r < count; r++)
@@ -163,9 +163,9 @@ INLINE void multiply_floats(const Matrix *matrix, const Rows *rows, int32_t row,
 
 // As many sums at once as there are registers for: a single row takes more blocks side by side, so that no sum waits for itself.
 #if TOPKAPI_LEVEL >= LEVEL_AVX512_VNNI
-enum { BROAD = 4, NARROW = 2, TALL = 8 };
+enum { BROAD = 4, NARROW = 2, TALL = 8, WIDE_TALL = 4 };
 #else
-enum { BROAD = 2, NARROW = 1, TALL = 4 };
+enum { BROAD = 2, NARROW = 1, TALL = 4, WIDE_TALL = 2 };
 #endif
 
 // The blocks from `begin` to before `end` in tiles; `tile` is one of the products above for a format that is known.
@@ -195,8 +195,8 @@ static void multiply_lanes(const Matrix *matrix, const Rows *rows, float *to, in
     case INT4: IN_TILES(multiply_integers, INT4, 4); break;
     case INT8_MINIMUM: IN_TILES(multiply_integers, INT8_MINIMUM, 4); break;
     case INT4_MINIMUM: IN_TILES(multiply_integers, INT4_MINIMUM, 4); break;
-    case INT8_WIDE: IN_TILES(multiply_wide, INT8_WIDE, 4); break;
-    case INT4_WIDE: IN_TILES(multiply_wide, INT4_WIDE, 4); break;
+    case INT8_WIDE: IN_TILES(multiply_wide, INT8_WIDE, WIDE_TALL); break;
+    case INT4_WIDE: IN_TILES(multiply_wide, INT4_WIDE, WIDE_TALL); break;
     default: IN_TILES(multiply_integers, INT8_SIXTEENS, 4);
     }
 }

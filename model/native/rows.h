@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core.h"
+#include "integers.h"
 #include "vectors.h"
 
 INLINE Floats some(const float *from, int32_t count) {
@@ -20,42 +21,61 @@ INLINE void store_some(float *to, Floats x, int32_t left) {
     for (int i = 0; i < left; i++) to[i] = lanes[i];
 }
 
-// The sums of a group's bytes, of its first sixteen, and of the rest.
-INLINE void put_offsets(int32_t group, int32_t first, int32_t rest, int wide, const Quantised *to) {
-    to->offsets[group] = -128 * (first + rest);
-    if (wide) return;
-    to->half_offsets[2 * group] = -128 * first, to->half_offsets[2 * group + 1] = -128 * rest;
-    to->sums[group] = to->scales[group] * (float)(first + rest);
+// The largest magnitude of `count` floats; what is no number, or infinite, is seen in `damage`: zero times it is no number.
+INLINE float largest_of(const float *from, int32_t count, Floats *damage) {
+    Floats most = zeros();
+    for (int32_t at = 0; at < count; at += LANES) {
+        Floats x = some_or_all(from + at, count - at);
+        *damage = fma(x, zeros(), *damage);
+        most = largest(most, absolute(x));
+    }
+    return largest_lane(most);
+}
+
+// Sixteen floats times `inverse` as integers up to `limit`: beside what is no number, others may be far too large.
+INLINE Integers limited(const float *from, int32_t left, float inverse, float limit) {
+    Floats x = mul(some_or_all(from, left), all(inverse));
+    return rounded(least(all(limit), largest(x, all(-limit))));
+}
+
+static void quantise_bytes(const float *from, int32_t inputs, const Quantised *to) {
+    Floats damage = zeros();
+    for (int32_t at = 0; at < inputs; at += GROUP) {
+        int32_t left = inputs - at < GROUP ? inputs - at : GROUP, group = at / GROUP;
+        float most = largest_of(from + at, left, &damage), inverse = most > 1e-30f ? 127.0f / most : 0.0f;
+        int8_t *bytes = to->bytes + byte_at(to->row, at);
+        Integers first = limited(from + at, left, inverse, 127.0f), second = no_integers();
+        if (left > LANES) second = limited(from + at + LANES, left - LANES, inverse, 127.0f);
+        store_bytes(bytes, first);
+        store_bytes(bytes + LANES, second);
+        int32_t sums[2] = {total_integers(first), total_integers(second)};
+        for (int half = 0; half < 2; half++) to->half_offsets[2 * group + half] = -128 * sums[half];
+        to->offsets[group] = -128 * (sums[0] + sums[1]);
+        to->scales[group] = most / 127.0f;
+        to->sums[group] = to->scales[group] * (float)(sums[0] + sums[1]);
+    }
+    to->scales[0] += total(damage);
 }
 
 static void quantise(const float *from, int32_t inputs, int wide, const Quantised *to) {
+    if (!wide) {
+        quantise_bytes(from, inputs, to);
+        return;
+    }
+    // 256 times 127, so that the higher byte is 127 at most.
+    const float limit = 32512.0f;
     Floats damage = zeros();
-    int32_t size = group_of(wide), end = rounded_up(inputs, TILE_INPUTS);
-    for (int32_t group = 0; group < groups_of(wide, inputs); group++) {
-        int32_t begin = group * size, last = begin + size < inputs ? begin + size : inputs;
-        Floats most = zeros();
-        for (int32_t at = begin; at < last; at += LANES) {
-            Floats x = some_or_all(from + at, last - at);
-            // What is no number, or infinite, is seen in the result: zero times it is no number.
-            damage = fma(x, zeros(), damage);
-            most = largest(most, absolute(x));
+    int32_t end = rounded_up(inputs, PIECE);
+    for (int32_t begin = 0; begin < inputs; begin += WIDE) {
+        int32_t last = begin + WIDE < inputs ? begin + WIDE : inputs, filled = begin + WIDE < end ? begin + WIDE : end;
+        float most = largest_of(from + begin, last - begin, &damage), inverse = most > 1e-30f ? limit / most : 0.0f;
+        Integers sums[2] = {no_integers(), no_integers()};
+        for (int32_t at = begin; at < filled; at += LANES) {
+            Integers x = at < last ? limited(from + at, last - at, inverse, limit) : no_integers();
+            store_wide(to->bytes + (size_t)(at / PIECE) * 2 * PIECE_BYTES, to->row % TILE_ROWS, at % PIECE, x, sums);
         }
-        float highest = largest_lane(most);
-        Floats inverse = all(highest > 1e-30f ? 127.0f / highest : 0.0f);
-        to->scales[group] = highest / 127.0f;
-        Integers first = no_integers(), rest = no_integers();
-        int32_t at = begin;
-        for (; at < last; at += LANES) {
-            // Beside what is no number, others may be far too large: sums of bytes stay small all the same.
-            Floats x = mul(some_or_all(from + at, last - at), inverse);
-            Integers bytes = rounded(least(all(127.0f), largest(x, all(-127.0f))));
-            store_bytes(to->bytes + at, bytes);
-            if (at == begin) first = bytes;
-            else rest = add_integers(rest, bytes);
-        }
-        for (; at < begin + size && at < end; at += LANES) store_bytes(to->bytes + at, no_integers());
-        if (wide) first = add_integers(first, rest);
-        put_offsets(group, total_integers(first), wide ? 0 : total_integers(rest), wide, to);
+        to->scales[begin / WIDE] = most / limit;
+        for (int part = 0; part < 2; part++) to->half_offsets[begin / WIDE * 2 + part] = -128 * total_integers(sums[part]);
     }
     to->scales[0] += total(damage);
 }

@@ -7,7 +7,7 @@
 extern "C" {
 
 // `rows` of logits, [size] each; what they are divided by, [count], and the maxima of their pieces,
-// [count][size / PIECE, rounded up].
+// [count][size / STRIP, rounded up].
 struct Scanned {
     const Kernels *kernels;
     Threads *threads;

@@ -44,7 +44,7 @@ template <class F> int each(const Scanned &scanned, int cost, F &&body) {
     }
 }
 
-int pieces(const Scanned &scanned) { return (scanned.size + PIECE - 1) / PIECE; }
+int pieces(const Scanned &scanned) { return (scanned.size + STRIP - 1) / STRIP; }
 
 float *maxima(const Scanned &scanned, int row) { return scanned.maxima + (size_t)row * pieces(scanned); }
 

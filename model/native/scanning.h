@@ -40,9 +40,9 @@ INLINE Floats lanes_of(const float *from, int32_t left) {
 static void scan(const float *row, int32_t size, float *maxima, float *best, int32_t *first) {
     uint32_t wrong = 0;
     Floats most = all(-__builtin_inff());
-    for (int32_t piece = 0, at = 0; at < size; piece++, at += PIECE) {
+    for (int32_t piece = 0, at = 0; at < size; piece++, at += STRIP) {
         Floats largest_here = all(-__builtin_inff());
-        for (int32_t i = at; i < at + PIECE && i < size; i += LANES) {
+        for (int32_t i = at; i < at + STRIP && i < size; i += LANES) {
             Floats x = lanes_of(row + i, size - i);
             wrong |= lanes_wrong(x);
             largest_here = largest(x, largest_here);
@@ -52,7 +52,7 @@ static void scan(const float *row, int32_t size, float *maxima, float *best, int
     }
     *best = wrong ? __builtin_nanf("") : largest_lane(most);
     *first = 0;
-    for (int32_t piece = 0, at = 0; at < size && !wrong; piece++, at += PIECE) {
+    for (int32_t piece = 0, at = 0; at < size && !wrong; piece++, at += STRIP) {
         if (maxima[piece] != *best) continue;
         while (row[at] != *best) at++;
         *first = at;
@@ -64,9 +64,9 @@ static void scan(const float *row, int32_t size, float *maxima, float *best, int
 // single precision.
 static void scan_totals(const float *row, int32_t size, float divisor, float best, double *sum, double *weighted) {
     double sums[2] = {0, 0};
-    for (int32_t at = 0; at < size; at += 4 * PIECE) {
+    for (int32_t at = 0; at < size; at += 4 * STRIP) {
         Floats part = zeros(), weighted_part = zeros();
-        for (int32_t i = at; i < at + 4 * PIECE && i < size; i += LANES) {
+        for (int32_t i = at; i < at + 4 * STRIP && i < size; i += LANES) {
             // Exponentials end at -87; what is ruled out must not be infinitely far, or it weighs no number.
             Floats below = largest(sub(divide(lanes_of(row + i, size - i), all(divisor)), all(best)), all(-100.0f));
             Floats weight = exponential(below);
@@ -88,14 +88,14 @@ INLINE uint64_t loud_tokens(uint64_t key, uint64_t threshold, int32_t first) {
     __m512i x = _mm512_add_epi64(
         _mm512_set1_epi64((int64_t)start),
         _mm512_mullo_epi64(_mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7), _mm512_set1_epi64((int64_t)GOLDEN)));
-    for (int i = 0; i < PIECE; i += 8) {
+    for (int i = 0; i < STRIP; i += 8) {
         __m512i y = _mm512_mullo_epi64(_mm512_xor_si512(x, _mm512_srli_epi64(x, 30)), _mm512_set1_epi64((int64_t)FIRST));
         y = _mm512_mullo_epi64(_mm512_xor_si512(y, _mm512_srli_epi64(y, 27)), _mm512_set1_epi64((int64_t)SECOND));
         mask |= (uint64_t)_mm512_cmpge_epu64_mask(y, _mm512_set1_epi64((int64_t)threshold)) << i;
         x = _mm512_add_epi64(x, _mm512_set1_epi64((int64_t)(8 * GOLDEN)));
     }
 #else
-    for (int i = 0; i < PIECE; i++, start += GOLDEN) {
+    for (int i = 0; i < STRIP; i++, start += GOLDEN) {
         uint64_t x = (start ^ start >> 30) * FIRST;
         x = (x ^ x >> 27) * SECOND;
         mask |= (uint64_t)(x >= threshold) << i;
@@ -108,18 +108,18 @@ INLINE uint64_t loud_tokens(uint64_t key, uint64_t threshold, int32_t first) {
 // than `capacity` are written.
 static int32_t scan_collect(const float *row, int32_t size, float divisor, const float *maxima, float floor,
                             const Noise *noise, int32_t capacity, int64_t *ids, float *values) {
-    int32_t count = 0, pieces = (size + PIECE - 1) / PIECE;
+    int32_t count = 0, pieces = (size + STRIP - 1) / STRIP;
     for (int32_t sixteen = 0; sixteen < pieces; sixteen += LANES) {
         uint32_t high = lanes_at_least(divide(lanes_of(maxima + sixteen, pieces - sixteen), all(divisor)), all(floor));
         for (int32_t piece = sixteen; piece < sixteen + LANES && piece < pieces; piece++) {
-            uint64_t mask = noise ? loud_tokens(noise->key, noise->threshold, piece * PIECE) : 0;
+            uint64_t mask = noise ? loud_tokens(noise->key, noise->threshold, piece * STRIP) : 0;
             if (high >> (piece - sixteen) & 1)
-                for (int32_t i = 0; i < PIECE && piece * PIECE + i < size; i += LANES) {
-                    Floats x = lanes_of(row + piece * PIECE + i, size - piece * PIECE - i);
+                for (int32_t i = 0; i < STRIP && piece * STRIP + i < size; i += LANES) {
+                    Floats x = lanes_of(row + piece * STRIP + i, size - piece * STRIP - i);
                     mask |= (uint64_t)lanes_at_least(divide(x, all(divisor)), all(floor)) << i;
                 }
             for (; mask; mask &= mask - 1) {
-                int32_t token = piece * PIECE + __builtin_ctzll(mask);
+                int32_t token = piece * STRIP + __builtin_ctzll(mask);
                 if (token >= size) break;
                 if (count < capacity) ids[count] = token, values[count] = row[token] / divisor;
                 count++;
@@ -132,9 +132,9 @@ static int32_t scan_collect(const float *row, int32_t size, float divisor, const
 // How many logits are more than `value`; nothing is divided.
 static int32_t scan_above(const float *row, int32_t size, const float *maxima, float value) {
     int32_t count = 0;
-    for (int32_t piece = 0, at = 0; at < size; piece++, at += PIECE)
+    for (int32_t piece = 0, at = 0; at < size; piece++, at += STRIP)
         if (maxima[piece] > value)
-            for (int32_t i = at; i < at + PIECE && i < size; i += LANES)
+            for (int32_t i = at; i < at + STRIP && i < size; i += LANES)
                 count += __builtin_popcount(lanes_above(lanes_of(row + i, size - i), all(value)));
     return count;
 }

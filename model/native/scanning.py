@@ -22,7 +22,7 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
-PIECE = 64
+STRIP = 64
 """Tokens whose maximum is kept, as core.h has it."""
 
 ROOM = 256
@@ -90,7 +90,7 @@ class Scanner:
 
     def _blank(self, rows: Sequence[Tensor], addresses: NDArray[np.uint64]) -> Scan:
         count, size = len(addresses), len(rows[0])
-        maxima = np.empty((count, -(-size // PIECE)), dtype=np.float32)
+        maxima = np.empty((count, -(-size // STRIP)), dtype=np.float32)
         best, first = np.empty(count, dtype=np.float32), np.empty(count, dtype=np.int32)
         return Scan(self, rows, addresses, maxima, best, first, np.ones(count, dtype=np.float32))
 

@@ -9,8 +9,8 @@ struct TileConfig {
     uint8_t rows[16];
 } __attribute__((packed));
 
-// Rows of a tile, fewest rows for which tiles pay, and the most inputs of a block that is unpacked once for all rows.
-enum { TILE_ROWS = 16, LEAST_TILE_ROWS = 8, UNPACKED_INPUTS = 8192 };
+// Fewest rows for which tiles pay, and the most inputs of a block that is unpacked once for all rows.
+enum { LEAST_TILE_ROWS = 8, UNPACKED_INPUTS = 8192 };
 
 // gcc does not know that tiles and what configures them are loaded from memory: what was written there has to be there.
 INLINE void settle() { __asm__ volatile("" : : : "memory"); }
@@ -33,12 +33,12 @@ INLINE void multiply_tile(const Matrix *matrix, const Rows *rows, int32_t row, i
     int32_t groups = matrix->inputs / GROUP;
     Floats sums[TILE_ROWS];
     for (int r = 0; r < TILE_ROWS; r++) sums[r] = zeros();
-    const int8_t *bytes = rows->bytes + (size_t)row * rows->byte_stride;
+    const int8_t *bytes = rows->bytes + panel_begin(row, rows->byte_stride);
     const float *row_scales = rows->scales + (size_t)row * rows->scale_stride;
     const float *row_sums = rows->sums + (size_t)row * rows->scale_stride;
     for (int32_t group = 0; group <= groups; group++) {
         if (group < groups) {
-            _tile_loadd(2, bytes + group * GROUP, rows->byte_stride);
+            _tile_loadd(2, bytes + byte_at(row, group * GROUP), PIECE);
             _tile_loadd(3, weights + group * GROUP * BLOCK, 64);
             if (group & 1) {
                 _tile_zero(1);
@@ -106,7 +106,7 @@ static void multiply(const Matrix *matrix, const Rows *rows, float *to, int32_t 
         return;
     }
     configure(wide ? rows->count : TILE_ROWS, wide);
-    size_t room = is_four_bits(format) ? (size_t)matrix->inputs * BLOCK * (wide ? 4 : 1) : 0;
+    size_t room = is_four_bits(format) ? (size_t)matrix->inputs * BLOCK * (wide ? 2 : 1) : 0;
     uint8_t *unpacked = (uint8_t *)__builtin_alloca(room + 64);
     unpacked += -(uintptr_t)unpacked % 64;
 #define MULTIPLY(by, format) by(matrix, rows, to, stride, add_to, begin, end, unpacked, format)

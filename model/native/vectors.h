@@ -23,6 +23,9 @@
 
 enum { LANES = 16 };
 
+INLINE void prefetch(const void *from) { __builtin_prefetch(from); }
+INLINE void prefetch_to_write(const void *to) { __builtin_prefetch(to, 1); }
+
 #if TOPKAPI_LEVEL >= LEVEL_AVX512_VNNI
 
 typedef __m512 Floats;
@@ -52,6 +55,10 @@ INLINE Floats absolute(Floats a) { return _mm512_abs_ps(a); }
 INLINE Integers no_integers() { return _mm512_setzero_si512(); }
 INLINE Integers load_integers(const int32_t *from) { return _mm512_loadu_si512(from); }
 INLINE Integers add_integers(Integers a, Integers b) { return _mm512_add_epi32(a, b); }
+INLINE Integers sub_integers(Integers a, Integers b) { return _mm512_sub_epi32(a, b); }
+INLINE Integers times_256(Integers a) { return _mm512_slli_epi32(a, 8); }
+// The nearest multiples of 256, divided by it.
+INLINE Integers higher_bytes(Integers a) { return _mm512_srai_epi32(_mm512_add_epi32(a, _mm512_set1_epi32(128)), 8); }
 INLINE Integers rounded(Floats a) { return _mm512_cvtps_epi32(a); }
 INLINE Floats floats(Integers a) { return _mm512_cvtepi32_ps(a); }
 INLINE Floats power_of_two(Integers a) {
@@ -108,6 +115,21 @@ INLINE Integers load_integers(const int32_t *from) {
 INLINE Integers add_integers(Integers x, Integers y) {
     return PAIR(Integers, _mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b));
 }
+INLINE Integers sub_integers(Integers x, Integers y) {
+    return PAIR(Integers, _mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b));
+}
+INLINE Integers times_256(Integers x) { return PAIR(Integers, _mm256_slli_epi32(x.a, 8), _mm256_slli_epi32(x.b, 8)); }
+INLINE Integers higher_bytes(Integers x) {
+    __m256i half = _mm256_set1_epi32(128);
+    return PAIR(Integers, _mm256_srai_epi32(_mm256_add_epi32(x.a, half), 8), _mm256_srai_epi32(_mm256_add_epi32(x.b, half), 8));
+}
+// As numbers of sixteen bits, of each four the second and the third changed over.
+INLINE void store_crossed(int16_t *to, Integers x) {
+    __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11,
+                                     14, 15);
+    __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8);
+    _mm256_storeu_si256((__m256i *)to, _mm256_shuffle_epi8(words, order));
+}
 INLINE Integers rounded(Floats x) { return PAIR(Integers, _mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)); }
 INLINE Floats floats(Integers x) { return PAIR(Floats, _mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)); }
 INLINE __m256 eight_powers(__m256i x) {
@@ -153,6 +175,9 @@ INLINE Floats absolute(Floats a) { EACH(Floats, __builtin_fabsf(a.at[i])); }
 INLINE Integers no_integers() { EACH(Integers, 0); }
 INLINE Integers load_integers(const int32_t *from) { EACH(Integers, from[i]); }
 INLINE Integers add_integers(Integers a, Integers b) { EACH(Integers, a.at[i] + b.at[i]); }
+INLINE void store_crossed(int16_t *to, Integers a) {
+    for (int i = 0; i < LANES; i++) to[i] = (int16_t)a.at[i % 4 == 1 ? i + 1 : i % 4 == 2 ? i - 1 : i];
+}
 INLINE int32_t nearest(float x) { return x >= -0x1p31f && x < 0x1p31f ? (int32_t)__builtin_rintf(x) : INT32_MIN; }
 INLINE Integers rounded(Floats a) { EACH(Integers, nearest(a.at[i])); }
 INLINE Floats floats(Integers a) { EACH(Floats, (float)a.at[i]); }

@@ -1,69 +1,59 @@
-// Products of rows with wide matrices by AMX: sixteen rows by sixteen outputs and 64 inputs in one instruction. The sums of a group are
-// the same integers as anywhere, and are added up in the same order. Tiles 0 to 3 hold sums, 4 and 5 rows, 6 and 7 weights.
+// Products of rows with wide matrices by AMX: sixteen rows by sixteen outputs and 64 inputs in one instruction, for the higher bytes
+// of rows and for the lower ones. The sums of a group are the same integers as anywhere, and are added up in the same order. Tiles 0
+// and 1 hold the sums of higher bytes for two blocks, 2 and 3 those of lower ones, 4 and 5 rows, 6 and 7 weights.
 #pragma once
 
-// Fewest rows for which tiles pay.
-enum { LEAST_WIDE_ROWS = 3 };
+// Fewest rows for which tiles pay, and the rows that blocks go through in turn: their bytes stay in the cache of a core.
+enum { LEAST_WIDE_ROWS = 3, CHUNK = 128 };
 
-// Add the products of `tall` times sixteen rows with 64 inputs of `across` blocks; both are known when this is compiled.
-INLINE void add_piece(const int8_t *rows, int32_t stride, const uint8_t *const *weights, size_t at, const int tall, const int across) {
-    _tile_loadd(4, rows, stride);
-    _tile_loadd(6, weights[0] + at, 64);
+// Add the products of sixteen rows with 64 inputs of one or two blocks, which is known when this is compiled.
+INLINE void add_piece(const int8_t *rows, const uint8_t *const *weights, size_t at, const int across) {
+    _tile_loadd(4, rows, PIECE);
+    _tile_loadd(6, weights[0] + at, PIECE);
     _tile_dpbssd(0, 4, 6);
-    if (across > 1) {
-        _tile_loadd(7, weights[1] + at, 64);
-        _tile_dpbssd(1, 4, 7);
-    }
-    if (tall > 1) {
-        _tile_loadd(5, rows + (size_t)TILE_ROWS * stride, stride);
-        _tile_dpbssd(2, 5, 6);
-        if (across > 1) _tile_dpbssd(3, 5, 7);
-    } else if (across > 2) {
-        _tile_loadd(6, weights[2] + at, 64);
-        _tile_dpbssd(2, 4, 6);
-        _tile_loadd(7, weights[3] + at, 64);
-        _tile_dpbssd(3, 4, 7);
-    }
+    _tile_loadd(5, rows + PIECE_BYTES, PIECE);
+    _tile_dpbssd(2, 5, 6);
+    if (across < 2) return;
+    _tile_loadd(7, weights[1] + at, PIECE);
+    _tile_dpbssd(1, 4, 7);
+    _tile_dpbssd(3, 5, 7);
 }
 
-// `tall` times up to sixteen rows from `row` on by `across` blocks, whose signed bytes are `weights`.
-INLINE void multiply_pieces(const Matrix *matrix, const Rows *rows, int32_t row, int32_t block, const uint8_t *const *weights, float *to,
-                            int32_t stride, int add_to, const int tall, const int across) {
-    int32_t integers[2][4][TILE_ROWS * BLOCK] __attribute__((aligned(64)));
-    float sums[4][TILE_ROWS * BLOCK] __attribute__((aligned(64)));
-    int32_t left = rows->count - row < tall * TILE_ROWS ? rows->count - row : tall * TILE_ROWS, groups = groups_of(1, matrix->inputs);
-    const int8_t *bytes = rows->bytes + (size_t)row * rows->byte_stride;
-    const float *row_scales = rows->scales + (size_t)row * rows->scale_stride;
-    const uint8_t *numbers = matrix->data + block * matrix->block_bytes + matrix->numbers;
-    for (int32_t group = 0; group <= groups; group++) {
-        if (group < groups) {
-            int32_t(*into)[TILE_ROWS * BLOCK] = integers[group & 1];
-            _tile_zero(0);
-            if (tall * across > 1) _tile_zero(1);
-            if (tall * across > 2) _tile_zero(2);
-            if (tall * across > 2) _tile_zero(3);
-            if (tall > 1 && across == 1) _tile_zero(2);
-            int32_t end = (group + 1) * WIDE < matrix->inputs ? (group + 1) * WIDE : matrix->inputs;
-            for (int32_t input = group * WIDE; input < end; input += TILE_INPUTS)
-                add_piece(bytes + input, rows->byte_stride, weights, (size_t)input * BLOCK, tall, across);
-            _tile_stored(0, into[0], 64);
-            if (across > 1) _tile_stored(1, into[1], 64);
-            if (tall > 1 || across > 2) _tile_stored(2, into[2], 64);
-            if (tall * across > 2) _tile_stored(3, into[3], 64);
-        }
-        if (!group) continue;
-        // The group before is added up while this one is multiplied.
-        for (int b = 0; b < across; b++) {
-            Floats scales = load_half((const uint16_t *)(numbers + b * matrix->block_bytes + (group - 1) * number_bytes(matrix->format)));
-            for (int32_t r = 0; r < left; r++) {
-                int tile = tall > 1 ? r / TILE_ROWS * 2 + b : b;
-                size_t at = (size_t)r % TILE_ROWS * BLOCK;
-                Floats scale = mul(scales, all(row_scales[(size_t)r * rows->scale_stride + group - 1]));
-                Floats sum = group > 1 ? load(sums[tile] + at) : zeros();
-                sum = fma(floats(load_integers(integers[(group - 1) & 1][tile] + at)), scale, sum);
-                if (group < groups) store(sums[tile] + at, sum);
-                else put(matrix, sum, block + b, to + (size_t)(row + r) * stride, add_to);
-            }
+// What comes of up to sixteen rows from `row` on by `across` blocks and the inputs from `input` to before `last`, one group, is added to
+// `sums` [across][CHUNK][16], or in the last group put where it belongs. `weights` are the signed bytes of the blocks.
+INLINE void multiply_group(const Matrix *matrix, const Rows *rows, int32_t row, int32_t block, const uint8_t *const *weights, int32_t input,
+                           int32_t last, float *sums, float *to, int32_t stride, int add_to, const int across) {
+    int32_t integers[4][TILE_ROWS * BLOCK] __attribute__((aligned(64)));
+    int32_t left = rows->count - row < TILE_ROWS ? rows->count - row : (int32_t)TILE_ROWS, at_end = last == matrix->inputs;
+    // What is written at the end lies far apart: it is fetched while the products are computed.
+    for (int32_t r = 0; r < left && at_end; r++)
+        for (int b = 0; b < across; b++) prefetch_to_write(to + (size_t)(row + r) * stride + (block + b) * BLOCK);
+    const int8_t *bytes = rows->bytes + panel_begin(row, rows->byte_stride);
+    size_t group = input / WIDE, at_scale = (size_t)row * rows->scale_stride + group, begin = group;
+    const uint8_t *numbers = matrix->data + block * matrix->block_bytes + matrix->numbers + group * number_bytes(matrix->format);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (; input < last; input += PIECE) {
+        const int8_t *piece = bytes + (size_t)input * 2 * TILE_ROWS;
+        for (int line = 0; line < 2 * PIECE_BYTES / 64; line++) prefetch(piece + 2 * PIECE_BYTES + line * 64);
+        add_piece(piece, weights, (size_t)input * BLOCK, across);
+    }
+    _tile_stored(0, integers[0], 64);
+    _tile_stored(2, integers[2], 64);
+    if (across > 1) _tile_stored(1, integers[1], 64);
+    if (across > 1) _tile_stored(3, integers[3], 64);
+    for (int b = 0; b < across; b++) {
+        Floats scales = load_half((const uint16_t *)(numbers + b * matrix->block_bytes));
+        float *own = sums + ((size_t)b * CHUNK + row % CHUNK) * BLOCK;
+        for (int32_t r = 0; r < left; r++) {
+            size_t at = (size_t)r * BLOCK;
+            Integers sum = add_integers(times_256(load_integers(integers[b] + at)), load_integers(integers[2 + b] + at));
+            Floats before = begin ? load(own + at) : zeros();
+            before = fma(floats(sum), mul(scales, all(rows->scales[at_scale + (size_t)r * rows->scale_stride])), before);
+            if (!at_end) store(own + at, before);
+            else put(matrix, before, block + b, to + (size_t)(row + r) * stride, add_to);
         }
     }
 }
@@ -84,25 +74,27 @@ INLINE const uint8_t *signed_bytes(const Matrix *matrix, int32_t block, uint8_t 
     return unpacked;
 }
 
-// All rows by `across` blocks from `block` on.
-INLINE void multiply_across(const Matrix *matrix, const Rows *rows, float *to, int32_t stride, int add_to, int32_t block, uint8_t *unpacked,
-                            const int across, const int format) {
-    const uint8_t *weights[4];
+// The rows from `begin` to before `end`, at most CHUNK, by `across` blocks from `block` on. The weights of a group stay at hand for all.
+INLINE void multiply_across(const Matrix *matrix, const Rows *rows, int32_t begin, int32_t end, float *to, int32_t stride, int add_to,
+                            int32_t block, uint8_t *unpacked, const int across, const int format) {
+    float sums[2 * CHUNK * BLOCK] __attribute__((aligned(64)));
+    const uint8_t *weights[2];
+    int32_t inputs = matrix->inputs;
     for (int b = 0; b < across; b++)
-        weights[b] = signed_bytes(matrix, block + b, unpacked + (size_t)b * matrix->inputs * BLOCK, format);
+        weights[b] = signed_bytes(matrix, block + b, unpacked + (size_t)b * inputs * BLOCK, format);
     settle();
-    int32_t row = 0;
-    if (across <= 2)
-        for (; rows->count - row > TILE_ROWS; row += 2 * TILE_ROWS)
-            multiply_pieces(matrix, rows, row, block, weights, to, stride, add_to, 2, across);
-    if (row < rows->count) multiply_pieces(matrix, rows, row, block, weights, to, stride, add_to, 1, across);
+    for (int32_t input = 0; input < inputs; input += WIDE)
+        for (int32_t row = begin; row < end; row += TILE_ROWS)
+            multiply_group(matrix, rows, row, block, weights, input, input + WIDE < inputs ? input + WIDE : inputs, sums, to, stride,
+                           add_to, across);
 }
 
 INLINE void multiply_wide_tiles(const Matrix *matrix, const Rows *rows, float *to, int32_t stride, int add_to, int32_t begin,
                                 int32_t end, uint8_t *unpacked, const int format) {
-    int32_t block = begin;
-    if (rows->count <= TILE_ROWS)
-        for (; block + 4 <= end; block += 4) multiply_across(matrix, rows, to, stride, add_to, block, unpacked, 4, format);
-    for (; block + 2 <= end; block += 2) multiply_across(matrix, rows, to, stride, add_to, block, unpacked, 2, format);
-    for (; block < end; block++) multiply_across(matrix, rows, to, stride, add_to, block, unpacked, 1, format);
+    for (int32_t row = 0; row < rows->count; row += CHUNK) {
+        int32_t last = row + CHUNK < rows->count ? row + (int32_t)CHUNK : rows->count, block = begin;
+        for (; block + 2 <= end; block += 2)
+            multiply_across(matrix, rows, row, last, to, stride, add_to, block, unpacked, 2, format);
+        if (block < end) multiply_across(matrix, rows, row, last, to, stride, add_to, block, unpacked, 1, format);
+    }
 }

@@ -252,6 +252,7 @@ def bench(
             facts = {
                 "parameters": model.checkpoint.config.parameter_count(),
                 "dtype": model.dtype,
+                "kv_cache_dtype": model.cache_dtype,
                 "kernels": model.kernels,
                 "threads": torch.get_num_threads(),
                 "cores": os.cpu_count(),

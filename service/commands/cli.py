@@ -51,7 +51,7 @@ SUMMARIES = {
     "merge": "make a checkpoint of its own from an adapter and its base",
 }
 """What `topkapi --help` says of each command, as the command itself does: making their flags would take longer."""
-COMPUTING = ("dtype", "threads", "draft")
+COMPUTING = ("dtype", "kv_cache_dtype", "threads", "draft")
 """Settings of the commands that compute but do not serve."""
 CHECKPOINT_HELP = (
     "checkpoint directory, .gguf file or owner/name on the Hugging Face hub (default: the first of checkpoints/)"
@@ -212,7 +212,7 @@ def _add_score(commands: Any) -> None:
     score.add_argument("--per-token", action="store_true", help="print every token with its log-probability")
     score.add_argument("--top", type=int, default=0, metavar="K", help="with --json: alternatives per token [0]")
     score.add_argument("--json", action="store_true", help="print the whole result as JSON, as POST /score does")
-    add_setting_flags(score, COMPUTING[:2])
+    add_setting_flags(score, COMPUTING[:3])
     score.set_defaults(handler=_handler("score"))
 
 

@@ -119,7 +119,7 @@ def bench(arguments: argparse.Namespace) -> int:
 
 def _bench_server(arguments: argparse.Namespace, streams: list[int], shape: Shape) -> int:
     """`topkapi bench --url`, which computes nothing itself and needs no torch."""
-    for name in ("dtype", "threads", "draft"):
+    for name in ("dtype", "kv_cache_dtype", "threads", "draft"):
         if getattr(arguments, name, None) is not None:
             raise SettingsError(
                 f"--{name} is for what is computed here, and --url is computed by the server", field=name,

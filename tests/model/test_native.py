@@ -20,7 +20,7 @@ from topkapi.model.core_fields import beyond_core
 from topkapi.model.errors import EngineError
 from topkapi.model.families import FAMILIES
 from topkapi.model.generation import generate
-from topkapi.model.transformer import Decoder
+from topkapi.model.transformer import Decoder, SelfAttention
 
 pytestmark = pytest.mark.skipif(not native.levels(), reason="the native core was not built: there was no compiler")
 
@@ -28,8 +28,10 @@ LENGTH = 41
 COMPUTED = [family for family in FAMILIES if not beyond_core(tiny_config(family))]
 # How far products may be off that hold four bits, eight, or sixteen with eight of fraction.
 TOLERANCE: dict[native.HeldIn, float] = {"float32": 1e-6, "bfloat16": 4e-3, "int8": 1.5e-2, "int4": 0.15}
-# Sizes that fill no block: of 16 outputs, of 32 inputs that share a scale, of 16 components or keys.
+# Sizes that fill no block: of 16 outputs, of 64 or 512 inputs that share a scale, of 16 components or keys.
 ODD = {"hidden_size": 40, "intermediate_size": 52, "head_dim": 10, "num_heads": 4, "num_kv_heads": 2, "vocab_size": 101}
+# Inputs of two groups with a scale each, and of a piece of a third.
+LARGE = {"intermediate_size": 1100}
 
 
 def held(model: Decoder, held_in: native.HeldIn, level: str | None = None, threads: int = 1) -> Decoder:
@@ -42,13 +44,18 @@ def text(model: Decoder, seed: int = 0, length: int = LENGTH) -> list[int]:
     return torch.randint(model.config.vocab_size, (length,), generator=generator).tolist()
 
 
+def with_cache(model: Decoder, cache_dtype: str) -> Decoder:
+    model.cache_dtype = cache_dtype
+    return model
+
+
 def logits(model: Decoder, token_ids: Sequence[int]) -> Tensor:
     cache = SlotCache(model, 2)
     return wanted_logits(model, read(model, cache, [Work(1, 0, token_ids, wanted=len(token_ids))]))
 
 
 def sizes(family: str, shape: dict[str, int]) -> dict[str, int]:
-    return shape if family != "gpt2" else {**shape, "num_kv_heads": shape["num_heads"]} if shape else {}
+    return {**shape, "num_kv_heads": shape["num_heads"]} if family == "gpt2" and "num_heads" in shape else shape
 
 
 @pytest.mark.parametrize("shape", [{}, ODD], ids=["even", "odd"])
@@ -63,7 +70,7 @@ def test_it_computes_what_the_network_is(family: str, held_in: native.HeldIn, sh
     assert (found - expected).norm() / expected.norm() < TOLERANCE[held_in]
 
 
-@pytest.mark.parametrize("shape", [{}, ODD], ids=["even", "odd"])
+@pytest.mark.parametrize("shape", [{}, ODD, LARGE], ids=["even", "odd", "large"])
 @pytest.mark.parametrize("family", COMPUTED)
 @pytest.mark.parametrize("held_in", native.FORMATS)
 def test_a_rows_bits_are_the_same_in_every_batch_and_on_every_processor(
@@ -87,6 +94,42 @@ def test_a_rows_bits_are_the_same_in_every_batch_and_on_every_processor(
             assert torch.equal(by_threes, expected), (level, threads)
 
 
+@pytest.mark.parametrize("shape", [{}, ODD], ids=["even", "odd"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("cache_dtype", native.CACHES)
+def test_keys_and_values_have_fewer_bits(family: str, cache_dtype: str, shape: dict[str, int]) -> None:
+    reference = held(tiny_model(family, scale=2.0, **sizes(family, shape)), "float32", "scalar")
+    token_ids, other = text(reference), text(reference, 1)
+    exact = logits(reference, token_ids)
+    expected = logits(with_cache(reference, cache_dtype), token_ids)
+    lost = float((expected - exact).norm() / exact.norm())
+    assert lost <= {"float32": 0, "float16": 1e-3, "int8": 2e-2}[cache_dtype]
+    assert (lost > 0) == (cache_dtype != "float32")
+    whole = reference.core
+    assert whole is not None
+    assert whole.token_bytes(cache_dtype) < whole.token_bytes("float32") or cache_dtype == "float32"
+    for level in native.levels():
+        model = held(tiny_model(family, scale=2.0, **sizes(family, shape)), "float32", level, threads=2)
+        cache = SlotCache(with_cache(model, cache_dtype), 3)
+        parts = [read(model, cache, [Work(0, 0, token_ids[:21], wanted=21), Work(1, 0, other[:3])])[:21]]
+        cache.copy(0, 2, 0, 21)
+        for at in range(21, LENGTH):
+            row = read(model, cache, [Work(1, at - 18, other[at - 18 : at - 17]), Work(2, at, token_ids[at : at + 1])])
+            parts.append(row[1:])
+        assert torch.equal(wanted_logits(model, torch.cat(parts)), expected), level
+
+
+@pytest.mark.parametrize("cache_dtype", native.CACHES)
+@pytest.mark.parametrize("level", native.levels())
+def test_what_is_too_large_for_half_precision_stays_a_number(cache_dtype: str, level: str) -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, SelfAttention):
+                module.v_proj.weight *= 1e7
+    assert bool(logits(with_cache(held(model, "float32", level), cache_dtype), text(model)).isfinite().all())
+
+
 @pytest.mark.parametrize("level", native.levels())
 def test_a_prefix_that_is_copied_is_as_if_it_had_been_read(level: str) -> None:
     model = held(tiny_model("qwen3", scale=2.0), "int8", level)
@@ -106,15 +149,17 @@ def test_earlier_states_are_those_of_the_network() -> None:
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("held_in", native.FORMATS)
+@pytest.mark.parametrize(
+    ("held_in", "cache_dtype"), [*((each, "float32") for each in native.FORMATS), ("int8", "float16"), ("int8", "int8")]
+)
 @pytest.mark.parametrize("damage", [torch.nan, torch.inf])
 @pytest.mark.parametrize("level", native.levels())
-def test_damage_shows(held_in: native.HeldIn, damage: float, level: str) -> None:
+def test_damage_shows(held_in: native.HeldIn, cache_dtype: str, damage: float, level: str) -> None:
     model = tiny_model("llama")
     with torch.no_grad():
         model.embed_tokens.weight[7, 3] = damage
     token_ids = [1, 2, 7, 4]
-    rows = logits(held(model, held_in, level), token_ids)
+    rows = logits(with_cache(held(model, held_in, level), cache_dtype), token_ids)
     assert bool(rows[:2].isfinite().all()) or model.config.tie_embeddings
     assert not bool(rows[2].isfinite().any())
 

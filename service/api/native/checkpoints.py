@@ -65,10 +65,11 @@ class ChangeRequest(Strict):
 
 
 class ModelDetails(BaseModel):
-    """A loaded checkpoint. `dtype_why` says why it is held in `dtype`, `kernels` what computes it, `chat` whether it
-    takes messages, `draft` whether a smaller one guesses ahead for it; `defaults` are the decoding parameters that a
-    prompt is continued with where a request says nothing, `chat_defaults` those of answers to messages (null for a base
-    checkpoint), `warnings` what whoever loads it should know."""
+    """A loaded checkpoint. `dtype` is what matrices are held in, `dtype_why` says why, `kv_cache_dtype` is what keys
+    and values are held in; `kernels` says what computes it, `chat` whether it takes messages, `draft` whether a smaller one
+    guesses ahead for it; `defaults` are the decoding parameters that a prompt is continued with where a request says
+    nothing, `chat_defaults` those of answers to messages (null for a base checkpoint), `warnings` what whoever loads it
+    should know."""
 
     name: str
     aliases: list[str]
@@ -79,6 +80,7 @@ class ModelDetails(BaseModel):
     vocab_size: int
     dtype: str
     dtype_why: str
+    kv_cache_dtype: str
     kernels: str
     chat: bool
     draft: bool
@@ -190,6 +192,7 @@ def describe(models: Models, model: LoadedModel) -> dict[str, Any]:
         "vocab_size": checkpoint.tokenizer.vocab_size,
         "dtype": model.dtype,
         "dtype_why": model.why,
+        "kv_cache_dtype": model.cache_dtype,
         "kernels": model.kernels,
         "chat": checkpoint.chat is not None,
         "draft": model.engine.drafter is not None,
