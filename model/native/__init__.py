@@ -33,7 +33,6 @@ def can_hold(model: Decoder) -> bool:
         or model.core is not None
         or model.device.type not in ("cpu", "meta")
         or model.trained_rows is not None
-        or model.config.activation is not None
     ):
         return False
     if any(each.is_meta for each in model.parameters()) and not in_blocks(model):

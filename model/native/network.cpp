@@ -49,7 +49,7 @@ Stack Network::stack(std::initializer_list<const Source *> sources) {
     for (const Source *source : sources) {
         if (!source->weights) continue;
         made.parts.push_back(packed(*source, kernels->flip, *threads));
-        widest_ = std::max(widest_, rounded_up(made.parts.back().inputs, TILE_INPUTS));
+        widest_ = std::max(widest_, rounded_up(made.parts.back().inputs, PIECE));
     }
     for (const OwnMatrix &part : made.parts)
         if (is_integer(part.format) && is_wide(part.format) != made.wide()) throw std::invalid_argument("groups of two sizes");

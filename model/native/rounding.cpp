@@ -39,7 +39,7 @@ void round_nibbles(const float *from, int count, uint8_t *values, uint8_t &step,
 
 WideGroup rounded(const float *from, int count, bool four_bits) {
     WideGroup group = {};
-    group.count = rounded_up(count, TILE_INPUTS);
+    group.count = rounded_up(count, PIECE);
     float most = 0;
     bool finite = true;
     for (int i = 0; i < count; i++) most = std::max(most, std::fabs(from[i])), finite = finite && std::isfinite(from[i]);

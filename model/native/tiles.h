@@ -90,8 +90,8 @@ INLINE void configure(int32_t rows, int wide) {
     config.palette = 1;
     for (int tile = 0; tile < 8; tile++) {
         int of_rows = wide ? tile == 4 || tile == 5 : tile == 2, of_weights = wide ? tile > 5 : tile == 3;
-        config.bytes[tile] = of_rows ? (wide ? TILE_INPUTS : GROUP) : 64;
-        config.rows[tile] = of_weights ? (wide ? TILE_INPUTS : GROUP) / 4 : rows < TILE_ROWS ? rows : (int32_t)TILE_ROWS;
+        config.bytes[tile] = of_rows ? (wide ? PIECE : GROUP) : 64;
+        config.rows[tile] = of_weights ? (wide ? PIECE : GROUP) / 4 : rows < TILE_ROWS ? rows : (int32_t)TILE_ROWS;
     }
     settle();
     _tile_loadconfig(&config);
