@@ -23,7 +23,7 @@ def nearest(typed: str, known: Iterable[str]) -> str | None:
     begun = [name for name, letters in names.items() if letters.startswith(plain)]
     if len(begun) == 1:
         return begun[0]
-    found = None
+    found: tuple[int, str] | None = None
     for name, letters in names.items():
         most = max(len(plain), len(letters)) // 3
         alike = len(plain) == len(letters) and set(plain) == set(letters)

@@ -136,12 +136,12 @@ def _run_of(arguments: argparse.Namespace, fields: dict[str, Any]) -> tuple[str,
     Raises `SettingsError` for settings that no one command takes.
     """
     names = {run: kind.model_fields.keys() for run, (kind, _) in _RUNS.items()}
-    named = (fields.keys() | vars(arguments).keys()) & set().union(*names.values()) - {"recipe"}
+    named = (fields.keys() | vars(arguments).keys()) & ({name for each in names.values() for name in each} - {"recipe"})
     # What pretrain goes on from is a checkpoint too, but that is the rarer wish.
     likely = sorted(_RUNS, key="pretrain".__eq__) if "checkpoint" in named else list(_RUNS)
     run = arguments.run or min(likely, key=lambda each: len(named - names[each]))
     if wrong := sorted(named - names[run]):
-        others = set().union(*(names[each] for each in names if wrong[0] in names[each]))
+        others = {name for each in names.values() if wrong[0] in each for name in each}
         apart = "" if arguments.run else min(map(flag_of, named - others), default="")
         raise SettingsError(
             f"{flag_of(wrong[0])} does not apply to {run}",

@@ -53,13 +53,13 @@ def build(
         if isinstance(tensor, Blocks):
             blocks[name], state[name] = tensor, torch.empty(shape, device="meta")
             continue
-        held = _held(path, name, tensor, dtype, device)
+        wanted = _held(path, name, tensor, dtype, device)
         if not _finite(tensor):
             raise CheckpointError(
                 f"{path}: tensor {name} holds NaN or infinity",
                 hint="its file is damaged, or the run that wrote it diverged: download it again, or use an earlier one",
             )
-        state[name] = tensor.to(device=device, dtype=held).contiguous()
+        state[name] = tensor.to(device=device, dtype=wanted).contiguous()
     if "lm_head.weight" in state:
         config = replace(config, tie_embeddings=False)
     missing = sorted(expected.keys() - state.keys())

@@ -101,7 +101,7 @@ def decoding(name: str, **own: Any) -> Any:
     `own` are those of a dialect that differ from the table's; a bound of None is none.
     """
     parameter = BY_NAME[own_name(name) or name]
-    told = {
+    told: dict[str, Any] = {
         "ge": parameter.minimum,
         "gt": parameter.above,
         "le": parameter.maximum,
