@@ -122,6 +122,9 @@ def _answer(template: ChatTemplate, tokenizer: Tokenizer, calls: int) -> str:
         whole = template.render([*question, answer], add_generation_prompt=False, tools=[_TOOL])
     except TopkapiError as error:
         raise InvalidRequest(f"the checkpoint's chat template refuses calls: {error.message}", field="tools") from None
+    if not whole.startswith(before):
+        # A prompt that opens a block of reasoning, which an earlier answer is shown without.
+        before = re.sub(r"<think>\s*$", "", before)
     start = whole.rfind(_NAME) if not whole.startswith(before) else len(before)
     if not whole.startswith(before):
         # The generation prompt says more than the turn's beginning: the call's line is what can be known.
