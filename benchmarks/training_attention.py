@@ -20,7 +20,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from topkapi.model.transformer import Attend, causal_attention
+from topkapi.model.attention import causal_attention
+from topkapi.model.transformer import Attend
 from topkapi.training.optimisation.attention import packed_attention, tiled_attention
 
 # Texts, heads, key-value heads, tokens; heads are 64 wide.

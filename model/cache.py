@@ -177,16 +177,32 @@ def wanted_logits(model: Decoder, hidden: Tensor) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-@dataclass(frozen=True)
 class _Group:
     """Rows that attend together: numbers of the pass's `rows [slots, count]` for each of the slots from `first_slot` to
-    `last_slot`; `length` keys are at hand, those in `hidden [slots or 1, 1, 1, count, length]` are not seen."""
+    `last_slot`; `length` keys are at hand, of which each row sees those up to its own position, `sees [slots, count]`.
+    """
 
-    first_slot: int
-    last_slot: int
-    rows: Tensor
-    length: int
-    hidden: Tensor
+    def __init__(self, first_slot: int, rows: Tensor, length: int, sees: Tensor, least: int) -> None:
+        self.rows, self.length = rows, length
+        self.slots = slice(first_slot, first_slot + len(rows))
+        self._sees, self._least = sees, least
+        self._hidden: dict[int | None, tuple[int, Tensor]] = {}
+
+    def hidden(self, window: int | None) -> tuple[int, Tensor]:
+        """The first block of keys that any row sees, and which keys from there on are not seen, `[slots, 1, 1, count,
+        keys]`, by rows that see `window` keys each (None: all).
+
+        To leave out a block that a row does not see changes no bit of its result: it would add zeros.
+        """
+        if window not in self._hidden:
+            first = 0 if window is None else max(0, self._least - window + 1) // KEY_BLOCK
+            keys = torch.arange(first * KEY_BLOCK, self.length, device=self._sees.device)
+            sees = self._sees.unsqueeze(-1)
+            hidden = keys > sees
+            if window is not None:
+                hidden |= keys <= sees - window
+            self._hidden[window] = first, hidden.unsqueeze(1).unsqueeze(1)
+        return self._hidden[window]
 
 
 class _Reading:
@@ -211,20 +227,19 @@ class _Reading:
 
     def _chunk(self, work: Work, first: int) -> _Group:
         count, end = len(work.token_ids), work.start + len(work.token_ids)
-        length = _round_up(end, self.key_step)
-        sees = torch.arange(work.start, end, device=self.device).unsqueeze(-1)
-        hidden = torch.arange(length, device=self.device) > sees
+        sees = torch.arange(work.start, end, device=self.device).unsqueeze(0)
         rows = torch.arange(first, first + count, device=self.device).unsqueeze(0)
-        return _Group(work.slot, work.slot, rows, length, hidden.view(1, 1, 1, count, length))
+        return _Group(work.slot, rows, _round_up(end, self.key_step), sees, work.start)
 
     def _run(self, run: list[tuple[int, int, int]]) -> _Group:
-        length = _round_up(max(start for _, _, start in run) + 1, self.key_step)
-        sees = torch.tensor([start for _, _, start in run], device=self.device).view(-1, 1)
-        hidden = torch.arange(length, device=self.device) > sees
+        starts = [start for _, _, start in run]
+        sees = torch.tensor(starts, device=self.device).view(-1, 1)
         rows = torch.tensor([[first] for _, first, _ in run], device=self.device)
-        return _Group(run[0][0], run[-1][0], rows, length, hidden.view(len(run), 1, 1, 1, length))
+        return _Group(run[0][0], rows, _round_up(max(starts) + 1, self.key_step), sees, min(starts))
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None, softcap: float | None = None
+    ) -> Tensor:
         """See `model.transformer.Attend`; B = 1 and T = the rows of the pass, padded."""
         new_keys, new_values = (each[0, :, : self.rows].transpose(0, 1).float() for each in (k, v))
         self.cache.write(layer, self.places, new_keys, new_values)
@@ -236,14 +251,15 @@ class _Reading:
         for group in self.groups:
             slots, count = group.rows.shape
             part = queries[group.rows].view(slots, count, kv_heads, group_size, size).permute(0, 2, 3, 1, 4)
-            hidden = group.hidden.expand(-1, -1, group_size, -1, -1).reshape(slots, 1, group_size * count, -1)
-            span = slice(group.first_slot, group.last_slot + 1)
+            first, hidden = group.hidden(window)
+            hidden = hidden.expand(-1, -1, group_size, -1, -1).reshape(slots, 1, group_size * count, -1)
             result = block_attention(
                 part.reshape(slots, kv_heads, group_size * count, size),
-                keys[span],
-                values[span, :, : group.length],
+                keys[group.slots, :, first:],
+                values[group.slots, :, first * KEY_BLOCK : group.length],
                 hidden,
                 self.query_tile,
+                softcap,
             )
             result = result.view(slots, kv_heads, group_size, count, size).permute(0, 3, 1, 2, 4)
             mixed[group.rows] = result.reshape(slots, count, heads, size)

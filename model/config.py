@@ -4,33 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from topkapi.model.config_fields import GPT2_NAMES, Fields, read_rope
+from topkapi.model.config_fields import LARGEST, check_size
+from topkapi.model.config_reading import unsupported_family, values_of
+from topkapi.model.config_writing import written
 from topkapi.model.errors import CheckpointError
 from topkapi.model.families import FAMILIES, Family
 
-# Far above every published network; what is beyond is a damaged or a hostile file, and building it would not end.
-LARGEST = {
-    "vocab_size": 2**24,
-    "hidden_size": 2**20,
-    "intermediate_size": 2**24,
-    "num_layers": 2**12,
-    "num_heads": 2**14,
-    "num_kv_heads": 2**14,
-    "head_dim": 2**14,
-    "context_length": 2**31,
-}
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions of a layer: their base, how many numbers of a head are rotated, and their scaling, a mapping
+    with `rope_type` and its factors; `context` is the longest text that the scaling was made for, in tokens."""
+
+    theta: float
+    dimensions: int
+    scaling: Mapping[str, Any]
+    context: int
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Everything that decides a network's shape and arithmetic.
 
-    `rope_scaling` is None or a mapping with `rope_type` "linear" or "llama3" and its factors, as in Hugging Face
-    configurations. `activation` is "gelu" where gpt2 computes that exactly. `end_token_ids` are all ids that end a text
-    or a turn. `dropout` acts in training only.
+    `rope_scaling` is None or a mapping with `rope_type` and its factors, as in Hugging Face configurations;
+    `local_rope` is None or such a mapping with `rope_theta`, for the layers that have a window. `layer_windows` has for
+    each layer how many tokens it attends to, its own included, or None for all before it; empty, no layer has a window.
+    `attention_scale` multiplies the scores of attention (None: one by the square root of `head_dim`); soft caps bound
+    scores and logits by tanh; logits are divided by `logit_divisor`. `activation` is the nonlinearity of feed-forward
+    layers: `silu`, `gelu`, `gelu_tanh` (None: the family's). `declared_context` is what `config.json` says where fewer
+    positions are computed. `end_token_ids` are all ids that end a text or a turn. `dropout` acts in training only.
     """
 
     family: str
@@ -51,18 +56,26 @@ class ModelConfig:
     tie_embeddings: bool = True
     dropout: float = 0.0
     activation: str | None = None
+    partial_rotary_factor: float = 1.0
+    local_rope: Mapping[str, Any] | None = None
+    unrotated_layers: tuple[int, ...] = ()
+    layer_windows: tuple[int | None, ...] = ()
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    logit_divisor: float = 1.0
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    parallel_residual: bool = False
+    declared_context: int | None = None
     begin_token_id: int | None = None
     end_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
-            raise _unsupported_family(self.family)
-        for name, largest in LARGEST.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise CheckpointError(f"{name} must be a whole number of at least 1, not {value!r}", field=name)
-            if value > largest:
-                raise CheckpointError(f"{name} must be at most {largest}, not {str(value)[:20]}", field=name)
+            raise unsupported_family(self.family)
+        for name in LARGEST:
+            check_size(name, getattr(self, name))
         for name, value in (("norm_eps", self.norm_eps), ("dropout", self.dropout)):
             if not math.isfinite(value) or value < 0:
                 raise CheckpointError(f"{name} must be a number of at least 0, not {value!r}", field=name)
@@ -80,11 +93,27 @@ class ModelConfig:
                 field="head_dim",
                 hint="leave out head_dim, or choose another family",
             )
-        if self.head_dim % 2 and not self.learned_positions:
+        rotated = int(self.head_dim * self.partial_rotary_factor)
+        if not self.learned_positions and (rotated < 1 or (rotated == self.head_dim and rotated % 2)):
             raise CheckpointError(
-                f"head_dim must be even for rotary positions, not {self.head_dim}",
-                field="head_dim",
+                f"head_dim must be even for rotary positions, not {self.head_dim}"
+                if rotated
+                else f"partial_rotary_factor {self.partial_rotary_factor} leaves nothing of head_dim {self.head_dim}",
+                field="head_dim" if rotated else "partial_rotary_factor",
                 hint="head_dim is hidden_size by num_heads, unless it is given",
+            )
+        if self.layer_windows and len(self.layer_windows) != self.num_layers:
+            raise CheckpointError(f"layer_windows must have {self.num_layers} entries", field="layer_windows")
+        if len({window for window in self.layer_windows if window is not None}) > 1:
+            raise CheckpointError("all windows must have the same size", field="layer_windows")
+        scaling = self.rope_scaling or {}
+        longest = scaling.get("original_max_position_embeddings")
+        if scaling.get("rope_type") == "longrope" and longest is not None and self.context_length > longest:
+            raise CheckpointError(
+                f"longrope positions hold for {longest} tokens, not for {self.context_length}: beyond, transformers "
+                "reads every token anew with other angles, and what a cache holds would no longer fit",
+                field="context_length",
+                hint=f"give at most {longest}",
             )
 
     @property
@@ -112,6 +141,41 @@ class ModelConfig:
         """Whether queries and keys are normalised per head."""
         return self.traits.qk_norm
 
+    @property
+    def nonlinearity(self) -> str:
+        """The feed-forward layer's: `silu`, `gelu` or `gelu_tanh`."""
+        return self.activation or self.traits.activation
+
+    @property
+    def embedding_scale(self) -> float:
+        """What embeddings are multiplied by."""
+        return self.hidden_size**0.5 if self.traits.scaled_embeddings else self.embedding_multiplier
+
+    @property
+    def context_note(self) -> str:
+        """Why fewer tokens are computed than `config.json` declares, to go on a sentence; empty where all are."""
+        if self.declared_context is None:
+            return ""
+        return (
+            f"; the checkpoint declares {self.declared_context}, but beyond {self.context_length} its longrope "
+            "positions have other angles, for which transformers reads every token anew"
+        )
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens a layer attends to, the query's own included; None: all that a context can hold."""
+        window = self.layer_windows[layer] if self.layer_windows else None
+        return None if window is None or window >= self.context_length else window
+
+    def rope(self, layer: int) -> Rope | None:
+        """The rotary positions of a layer, None where it has none."""
+        if self.learned_positions or layer in self.unrotated_layers:
+            return None
+        context = self.declared_context or self.context_length
+        dimensions = int(self.head_dim * self.partial_rotary_factor)
+        if self.local_rope is not None and self.layer_windows and self.layer_windows[layer] is not None:
+            return Rope(self.local_rope["rope_theta"], dimensions, self.local_rope, context)
+        return Rope(self.rope_theta, dimensions, self.rope_scaling or {}, context)
+
     def with_end_tokens(self, end_token_ids: tuple[int, ...]) -> ModelConfig:
         """The same shape with other end tokens."""
         return replace(self, end_token_ids=end_token_ids)
@@ -121,13 +185,14 @@ class ModelConfig:
         query, key = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         attention = self.hidden_size * (query + 2 * key) + query * self.hidden_size
         attention += (query + 2 * key) * self.qkv_bias + self.hidden_size * self.output_bias
-        attention += 2 * self.head_dim * self.qk_norm
+        attention += 2 * self.head_dim * self.qk_norm + (query + key) * self.traits.qk_norm_whole
         mlp = (3 if self.gated_mlp else 2) * self.hidden_size * self.intermediate_size
         mlp += ((2 if self.gated_mlp else 1) * self.intermediate_size + self.hidden_size) * self.mlp_bias
         norm = self.hidden_size * (2 if self.layer_norm else 1)
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
         embeddings += self.context_length * self.hidden_size * self.learned_positions
-        return self.num_layers * (attention + mlp + 2 * norm) + norm + embeddings
+        norms = norm * sum(name is not None for name in self.traits.norms)
+        return self.num_layers * (attention + mlp + norms) + norm + embeddings
 
     @classmethod
     def from_hugging_face(cls, config: Mapping[str, Any]) -> ModelConfig:
@@ -136,151 +201,13 @@ class ModelConfig:
         Raises `CheckpointError` for a family, an activation or an attention variant that Topkapi does not compute
         exactly as transformers does; nothing is approximated.
         """
-        family = config.get("model_type")
-        if family not in FAMILIES:
-            raise _unsupported_family(family)
-        if family == "gpt2":
-            # As in transformers, the common name wins over gpt2's own.
-            named = {own: config[common] for common, own in GPT2_NAMES.items() if common in config}
-            fields = Fields({**config, **named})
-            fields.refuse_unless_neutral(FAMILIES[family].neutral)
-            return _from_gpt2(fields)
-        fields = Fields({**FAMILIES[family].absent, **config})
-        fields.refuse_unless_neutral(FAMILIES[family].neutral)
-        return _from_llama_like(family, fields)
+        return cls(**values_of(config))
 
     def to_hugging_face(self) -> dict[str, Any]:
         """The `config.json` that transformers, vLLM and llama.cpp's converter read."""
-        ends = self.end_token_ids
-        common: dict[str, Any] = {
-            "model_type": self.family,
-            "architectures": [self.traits.architecture],
-            "vocab_size": self.vocab_size,
-            "tie_word_embeddings": self.tie_embeddings,
-            "bos_token_id": self.begin_token_id,
-            "eos_token_id": list(ends) if len(ends) > 1 else next(iter(ends), None),
-        }
-        if self.family == "gpt2":
-            return common | {
-                "n_positions": self.context_length,
-                "n_embd": self.hidden_size,
-                "n_layer": self.num_layers,
-                "n_head": self.num_heads,
-                "n_inner": self.intermediate_size,
-                "activation_function": self.activation or "gelu_new",
-                "layer_norm_epsilon": self.norm_eps,
-                "resid_pdrop": self.dropout,
-                "embd_pdrop": self.dropout,
-                "attn_pdrop": self.dropout,
-                # transformers always has this bias: it is stored as zeros where the network was trained without.
-                "qkv_bias": self.qkv_bias,
-            }
-        rope = dict(self.rope_scaling) if self.rope_scaling else None
-        rest: dict[str, Any] = {
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": self.num_layers,
-            "num_attention_heads": self.num_heads,
-            "num_key_value_heads": self.num_kv_heads,
-            "head_dim": self.head_dim,
-            "max_position_embeddings": self.context_length,
-            "rms_norm_eps": self.norm_eps,
-            "hidden_act": "silu",
-            # Both spellings: transformers >= 5 reads rope_parameters, everything older the other two.
-            "rope_theta": self.rope_theta,
-            "rope_scaling": rope,
-            "rope_parameters": {"rope_type": "default", **(rope or {}), "rope_theta": self.rope_theta},
-        }
-        if self.traits.attention_bias:
-            rest["attention_bias"] = self.qkv_bias
-        if self.traits.mlp_bias:
-            rest["mlp_bias"] = self.mlp_bias
-        return {**common, **rest, **self.traits.written}
+        return written(self.traits, {each.name: getattr(self, each.name) for each in fields(self)})
 
 
 def _divisors(number: int) -> str:
     found = [str(each) for each in range(1, number + 1) if number % each == 0]
     return " or ".join(filter(None, (", ".join(found[:-1]), found[-1])))
-
-
-def _unsupported_family(family: object) -> CheckpointError:
-    return CheckpointError(
-        f"model family {family!r} is not supported",
-        field="model_type",
-        hint=f"supported families: {', '.join(FAMILIES)}",
-    )
-
-
-def _begin_token(fields: Fields) -> int | None:
-    found = fields.token_ids("bos_token_id")
-    if isinstance(fields.values.get("bos_token_id"), list | tuple):
-        raise CheckpointError("config.json: bos_token_id must be a token id or null", field="bos_token_id")
-    return found[0] if found else None
-
-
-def _from_gpt2(fields: Fields) -> ModelConfig:
-    hidden, heads, layers = fields.whole("n_embd"), fields.whole("n_head"), fields.whole("n_layer")
-    fields.check_layer_types(layers)
-    context = "n_ctx" if "n_positions" not in fields.values and "n_ctx" in fields.values else "n_positions"
-    return ModelConfig(
-        family="gpt2",
-        vocab_size=fields.whole("vocab_size"),
-        hidden_size=hidden,
-        intermediate_size=fields.whole("n_inner", 4 * hidden, null=True),
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=heads,
-        head_dim=_head_dim(hidden, heads),
-        context_length=fields.whole(context),
-        norm_eps=fields.number("layer_norm_epsilon", 1e-5, zero=True),
-        qkv_bias=fields.flag("qkv_bias", True),
-        output_bias=True,
-        mlp_bias=True,
-        tie_embeddings=fields.flag("tie_word_embeddings", True),
-        dropout=fields.number("resid_pdrop", 0.1, zero=True, most=1.0),
-        activation="gelu" if fields.values.get("activation_function") == "gelu" else None,
-        begin_token_id=_begin_token(fields),
-        end_token_ids=fields.token_ids("eos_token_id"),
-    )
-
-
-def _head_dim(hidden: int, heads: int) -> int:
-    if hidden % heads:
-        raise CheckpointError(
-            f"hidden_size ({hidden}) must be a multiple of the number of attention heads ({heads})",
-            field="num_attention_heads",
-        )
-    return hidden // heads
-
-
-def _from_llama_like(family: str, fields: Fields) -> ModelConfig:
-    traits = FAMILIES[family]
-    hidden, heads = fields.whole("hidden_size"), fields.whole("num_attention_heads")
-    layers = fields.whole("num_hidden_layers")
-    fields.check_layer_types(layers)
-    head_dim = traits.head_dim or (_head_dim(hidden, heads) if traits.divisible else max(hidden // heads, 1))
-    context = fields.whole("max_position_embeddings")
-    if traits.window:
-        fields.check_window(context)
-    theta, scaling = read_rope(fields, context)
-    attention_bias = fields.flag("attention_bias", False) if traits.attention_bias else False
-    return ModelConfig(
-        family=family,
-        vocab_size=fields.whole("vocab_size"),
-        hidden_size=hidden,
-        intermediate_size=fields.whole("intermediate_size"),
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=fields.whole("num_key_value_heads", heads, null=True),
-        head_dim=fields.whole("head_dim", head_dim, null=True),
-        context_length=context,
-        norm_eps=fields.number("rms_norm_eps", 1e-6, zero=True),
-        rope_theta=float(theta),
-        rope_scaling=scaling,
-        qkv_bias=traits.qkv_bias or attention_bias,
-        output_bias=attention_bias,
-        mlp_bias=fields.flag("mlp_bias", False) if traits.mlp_bias else False,
-        tie_embeddings=fields.flag("tie_word_embeddings", False),
-        begin_token_id=_begin_token(fields),
-        end_token_ids=fields.token_ids("eos_token_id"),
-    )

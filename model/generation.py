@@ -40,7 +40,7 @@ def check_prompt(prompt: Sequence[int], config: ModelConfig, field: str = "promp
         raise ContextExceeded(
             f"{name} has {len(prompt)} tokens, the context holds {config.context_length} and the answer needs room",
             field=field,
-            hint=f"shorten the prompt to at most {config.context_length - 1} tokens",
+            hint=f"shorten the prompt to at most {config.context_length - 1} tokens{config.context_note}",
             tokens=len(prompt),
             context_length=config.context_length,
         )

@@ -1,13 +1,14 @@
 """The network: one decoder for every family. It knows neither batching nor caching: attention is handed in.
 
-Follows GPT-2 (Radford et al. 2019), Llama (Touvron et al. 2023), Qwen2 and Qwen3 (Qwen team 2024, 2025) as
-transformers computes them. The residual stream and every norm are float32 whatever the weights are.
+What sets families apart is data: where norms stand, which positions and which window a layer has, what is multiplied by
+what (`model.config`, `model.families`). Each is computed as transformers does. The residual stream and every norm are
+float32 whatever the weights are.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -15,8 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from topkapi.model.config import ModelConfig
+from topkapi.model.attention import causal_attention
+from topkapi.model.config import ModelConfig, Rope
+from topkapi.model.layers import ACTIVATIONS, Norm, TrainedRows, norm_of
 from topkapi.model.linear import Linear, stacked
+from topkapi.model.rotary import rotary_angles, rotary_frequencies, rotate
+
+__all__ = ["KEY_STEP", "Attend", "Block", "Core", "CoreSlots", "Decoder", "FeedForward", "Norm", "SelfAttention",
+           "TrainedRows", "causal_attention", "initialise", "rotary_frequencies"]  # fmt: skip
 
 # What the number of keys at hand is rounded up to, where that changes no bits: fewer than 16 take other code paths.
 KEY_STEP = 16
@@ -26,10 +33,13 @@ class Attend(Protocol):
     """Attention handed to the network by its caller.
 
     `q [B, H, T, D]`, `k` and `v [B, K, T, D]` with K key-value heads (H a multiple of K), rotated and normalised;
-    returns `[B, H, T, D]`.
+    returns `[B, H, T, D]`. A query sees `window` keys, its own included (None: all up to its own); its scores are
+    bounded by `softcap` with tanh before any key is hidden (None: they are not).
     """
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+    def __call__(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None, softcap: float | None = None
+    ) -> Tensor: ...
 
 
 class CoreSlots(Protocol):
@@ -53,57 +63,8 @@ class Core(Protocol):
     def logits(self, states: Tensor) -> Tensor: ...
 
 
-def causal_attention(layer: int, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
-    """Plain causal attention over the tokens at hand; for training (with `dropout`) and for scoring."""
-    return functional.scaled_dot_product_attention(
-        q, k, v, is_causal=True, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
-    )
-
-
-class Norm(nn.Module):
-    """LayerNorm with a bias (gpt2) or RMSNorm, computed in float32: `[..., size] -> [..., size]` float32."""
-
-    def __init__(self, size: int, eps: float, *, layer_norm: bool = False) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(size))
-        self.bias = nn.Parameter(torch.empty(size)) if layer_norm else None
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        x, weight = x.float(), self.weight.float()
-        if self.bias is not None:
-            return functional.layer_norm(x, weight.shape, weight, self.bias.float(), self.eps)
-        return functional.rms_norm(x, weight.shape, weight, self.eps)
-
-
-def rotary_frequencies(config: ModelConfig) -> Tensor:
-    """Inverse frequencies `[head_dim / 2]` float32 (Su et al. 2021), with linear or Llama 3 scaling."""
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
-    frequencies = 1.0 / (config.rope_theta**exponents)
-    scaling: Mapping[str, Any] = config.rope_scaling or {}
-    if scaling.get("rope_type") == "linear":
-        frequencies = frequencies / float(scaling["factor"])
-    elif scaling.get("rope_type") == "llama3":
-        # Llama 3.1: long wavelengths are stretched by `factor`, short ones kept, those between interpolated.
-        factor, original = float(scaling["factor"]), float(scaling["original_max_position_embeddings"])
-        low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
-        wavelengths = 2 * math.pi / frequencies
-        smooth = (original / wavelengths - low) / (high - low)
-        between = (1 - smooth) * frequencies / factor + smooth * frequencies
-        stretched = torch.where(wavelengths > original / low, frequencies / factor, frequencies)
-        is_between = (wavelengths >= original / high) & (wavelengths <= original / low)
-        frequencies = torch.where(is_between, between, stretched)
-    return frequencies
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on `x [B, heads, T, D]` with `cos`, `sin [B, 1, T, D / 2]`, halves paired as in Llama."""
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-
-
 class SelfAttention(nn.Module):
-    """Projections, per-head norms and positions around the attention that is handed in."""
+    """Projections, norms of queries and keys, and positions around the attention that is handed in."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -113,8 +74,15 @@ class SelfAttention(nn.Module):
         self.k_proj = Linear(config.hidden_size, key, bias=config.qkv_bias)
         self.v_proj = Linear(config.hidden_size, key, bias=config.qkv_bias)
         self.o_proj = Linear(query, config.hidden_size, bias=config.output_bias)
-        self.q_norm = Norm(config.head_dim, config.norm_eps) if config.qk_norm else None
-        self.k_norm = Norm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        # Over each head, or over all of them together.
+        self.whole_norm = config.traits.qk_norm_whole
+        sizes = (query, key) if self.whole_norm else (config.head_dim,) * 2
+        normed = self.whole_norm or config.qk_norm
+        self.q_norm, self.k_norm = (norm_of(config, size) if normed else None for size in sizes)
+        self.window, self.softcap = config.window(layer), config.attention_softcap
+        # Attention itself divides by the square root of the size of a head.
+        scale = config.attention_scale
+        self.query_factor = None if scale is None else scale * config.head_dim**0.5
         self.qkv_proj: Linear | None = None
         self.sizes = (query, key, key)
 
@@ -134,20 +102,25 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, attend: Attend) -> Tensor:
         batch, length, _ = x.shape
-        q, k, v = (each.view(batch, length, -1, self.head_dim) for each in self._project(x))
+        q, k, v = self._project(x)
+        if self.q_norm is not None and self.k_norm is not None and self.whole_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (each.view(batch, length, -1, self.head_dim) for each in (q, k, v))
         v = v.transpose(1, 2)
-        if self.q_norm is not None and self.k_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None and not self.whole_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = q.transpose(1, 2), k.transpose(1, 2)
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
-        mixed = attend(self.layer, q.to(v.dtype), k.to(v.dtype), v)
+        if self.query_factor is not None:
+            q = q.float() * self.query_factor
+        mixed = attend(self.layer, q.to(v.dtype), k.to(v.dtype), v, window=self.window, softcap=self.softcap)
         projected: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
         return projected
 
 
 class FeedForward(nn.Module):
-    """`down(silu(gate(x)) * up(x))`, or `down(gelu(up(x)))` with the tanh approximation (gpt2)."""
+    """`down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))` without a gate."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -156,7 +129,7 @@ class FeedForward(nn.Module):
         self.up_proj = Linear(hidden, inner, bias=bias)
         self.down_proj = Linear(inner, hidden, bias=bias, outlying=True)
         self.gate_up_proj: Linear | None = None
-        self.approximate = "none" if config.activation == "gelu" else "tanh"
+        self.activation = ACTIVATIONS[config.nonlinearity]
 
     def stack(self) -> None:
         """Make the two projections of a gated input one, for inference and for good."""
@@ -167,58 +140,55 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.gate_up_proj is not None:
             gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-            inner = functional.silu(gate) * up
+            inner = self.activation(gate) * up
         elif self.gate_proj is not None:
             x = x.to(self.up_proj.input_dtype)
-            inner = functional.silu(self.gate_proj(x)) * self.up_proj(x)
+            inner = self.activation(self.gate_proj(x)) * self.up_proj(x)
         else:
-            inner = functional.gelu(self.up_proj(x), approximate=self.approximate)
+            inner = self.activation(self.up_proj(x))
         down: Tensor = self.down_proj(inner)
         return down
 
 
 class Block(nn.Module):
-    """One pre-norm layer: attention, then feed-forward, each added to the residual stream."""
+    """One layer: attention, then feed-forward (or both from the same state), each added to the residual stream.
+
+    Norms stand before or behind each or both; they have transformers' names (`model.families.Norms`).
+    """
+
+    input_layernorm: Norm
+    post_attention_layernorm: Norm
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = Norm(config.hidden_size, config.norm_eps, layer_norm=config.layer_norm)
+        self.norm_names = config.traits.norms
+        for name in self.norm_names:
+            if name is not None:
+                self.add_module(name, norm_of(config, config.hidden_size, layer_norm=config.layer_norm))
         self.self_attn = SelfAttention(config, layer)
-        self.post_attention_layernorm = Norm(config.hidden_size, config.norm_eps, layer_norm=config.layer_norm)
         self.mlp = FeedForward(config)
-        self.dropout = config.dropout
+        self.dropout, self.parallel = config.dropout, config.parallel_residual
+        self.multiplier = config.residual_multiplier
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, attend: Attend) -> Tensor:
-        x = x + self._drop(self.self_attn(self.input_layernorm(x), rotary, attend))
-        return x + self._drop(self.mlp(self.post_attention_layernorm(x)))
+        names = self.norm_names
+        attended = self.self_attn(self._normed(names.before_attention, x), rotary, attend)
+        attended = self._normed(names.after_attention, attended)
+        between = x if self.parallel else self._added(x, attended)
+        read = self.mlp(self._normed(names.before_mlp, between))
+        read = self._normed(names.after_mlp, read)
+        return self._added(self._added(x, attended) if self.parallel else between, read)
+
+    def _normed(self, name: str | None, x: Tensor) -> Tensor:
+        normed: Tensor = x if name is None else getattr(self, name)(x)
+        return normed
+
+    def _added(self, x: Tensor, update: Tensor) -> Tensor:
+        update = self._drop(update)
+        return x + update if self.multiplier == 1.0 else x.add(update, alpha=self.multiplier)
 
     def _drop(self, x: Tensor) -> Tensor:
         return functional.dropout(x, self.dropout) if self.training and self.dropout else x
-
-
-class TrainedRows(nn.Module):
-    """Rows of the embedding that train while its table stays frozen: those of `token_ids`, ascending.
-
-    Where the output matrix is the same one (tied), its rows are these too; else it has trained rows of its own.
-    """
-
-    def __init__(self, token_ids: Sequence[int], table: Tensor, output: Tensor | None) -> None:
-        super().__init__()
-        self.token_ids: Tensor
-        self.register_buffer("token_ids", torch.tensor(token_ids), persistent=False)
-        self.embedding = nn.Parameter(table.detach()[self.token_ids].float())
-        self.output = None if output is None else nn.Parameter(output.detach()[self.token_ids].float())
-
-    def embed(self, tokens: Tensor, x: Tensor) -> Tensor:
-        """`x [B, T, hidden_size]`, the embedding of `tokens [B, T]`, with the trained rows in their places."""
-        at = torch.searchsorted(self.token_ids, tokens).clamp_max(len(self.token_ids) - 1)
-        found = (self.token_ids[at] == tokens).unsqueeze(-1)
-        return torch.where(found, self.embedding[at], x)
-
-    def score(self, hidden: Tensor, logits: Tensor) -> Tensor:
-        """`logits [..., vocab_size]` of `hidden [..., hidden_size]` with those of the trained rows in their places."""
-        rows = self.embedding if self.output is None else self.output
-        return logits.index_copy(-1, self.token_ids, functional.linear(hidden, rows.to(hidden.dtype)).to(logits.dtype))
 
 
 class Decoder(nn.Module):
@@ -232,10 +202,17 @@ class Decoder(nn.Module):
             nn.Embedding(config.context_length, config.hidden_size) if config.learned_positions else None
         )
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
-        self.norm = Norm(config.hidden_size, config.norm_eps, layer_norm=config.layer_norm)
+        self.norm = norm_of(config, config.hidden_size, layer_norm=config.layer_norm)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self.tie()
-        self._frequencies: Tensor | None = None
+        ropes = [config.rope(layer) for layer in range(config.num_layers)]
+        # Each kind of rotary positions once, and which of them each layer has.
+        self._ropes: list[Rope] = []
+        for rope in ropes:
+            if rope is not None and rope not in self._ropes:
+                self._ropes.append(rope)
+        self._rope_of = [None if rope is None else self._ropes.index(rope) for rope in ropes]
+        self._frequencies: list[tuple[Tensor, float]] = []
         # Whether a layer's intermediate results are computed again for its gradient instead of kept.
         self.recompute = False
         # Rows of the embedding that train while its table is frozen; see `model.adapter`.
@@ -288,16 +265,18 @@ class Decoder(nn.Module):
         x = self.embed_tokens(tokens).float()
         if self.trained_rows is not None:
             x = self.trained_rows.embed(tokens, x)
-        rotary = None
+        if self.config.embedding_scale != 1.0:
+            x = x * self.config.embedding_scale
         if self.embed_positions is not None:
             x = x + self.embed_positions(positions).float()
-        else:
-            rotary = self._rotary(positions)
+        angles = self._rotary(positions)
         if self.training and self.config.dropout:
             x = functional.dropout(x, self.config.dropout)
         for layer, block in enumerate(self.layers):
             if observe is not None:
                 observe(layer, x)
+            kind = self._rope_of[layer]
+            rotary = None if kind is None else angles[kind]
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, rotary, attend, use_reentrant=False)
             else:
@@ -310,6 +289,11 @@ class Decoder(nn.Module):
         scores: Tensor = self.lm_head(hidden)
         if self.trained_rows is not None:
             scores = self.trained_rows.score(hidden.to(self.lm_head.input_dtype), scores)
+        divisor, cap = self.config.logit_divisor, self.config.logit_softcap
+        if divisor != 1.0:
+            scores = scores.float() / divisor
+        if cap is not None:
+            scores = (scores.float() / cap).tanh() * cap
         return scores
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -320,11 +304,19 @@ class Decoder(nn.Module):
         """`tokens`, `positions [B, T]` int64 -> logits `[B, T, vocab_size]` float32."""
         return self.logits(self.hidden(tokens, positions, attend))
 
-    def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        if self._frequencies is None or self._frequencies.device != positions.device:
-            self._frequencies = rotary_frequencies(self.config).to(positions.device)
-        angles = (positions.float().unsqueeze(-1) * self._frequencies).unsqueeze(1)
-        return angles.cos(), angles.sin()
+    def _rotary(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Cosines and sines of every kind of rotary positions that there is."""
+        if len(self._frequencies) != len(self._ropes) or any(
+            frequencies.device != positions.device for frequencies, _ in self._frequencies
+        ):
+            found = [rotary_angles(rope) for rope in self._ropes]
+            self._frequencies = [(frequencies.to(positions.device), factor) for frequencies, factor in found]
+        result = []
+        for frequencies, factor in self._frequencies:
+            angles = (positions.float().unsqueeze(-1) * frequencies).unsqueeze(1)
+            cos, sin = angles.cos(), angles.sin()
+            result.append((cos, sin) if factor == 1.0 else (cos * factor, sin * factor))
+        return result
 
 
 def initialise(
@@ -341,7 +333,7 @@ def initialise(
     with torch.no_grad():
         for name, module in model.named_modules():
             if isinstance(module, Norm):
-                module.weight.fill_(1.0)
+                module.weight.fill_(1.0 - module.offset)
                 if module.bias is not None:
                     module.bias.zero_()
             elif isinstance(module, nn.Embedding):

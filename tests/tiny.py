@@ -12,15 +12,29 @@ from topkapi.model.errors import CheckpointError
 from topkapi.model.quantize import int8_product
 from topkapi.model.transformer import Decoder, initialise
 
+# What a configuration of each family has beside the sizes.
+OWN: dict[str, dict[str, Any]] = {
+    "gpt2": {"num_kv_heads": 4, "qkv_bias": True, "output_bias": True, "mlp_bias": True},
+    "qwen2": {"qkv_bias": True},
+    "gemma2": {"layer_windows": (5, None), "attention_softcap": 2.0, "logit_softcap": 3.0, "attention_scale": 8**-0.5},
+    "gemma3_text": {"layer_windows": (5, 5), "attention_scale": 8**-0.5, "rope_theta": 1e6,
+                    "local_rope": {"rope_type": "default", "rope_theta": 1e4}},
+    "phi3": {"layer_windows": (5, 5), "partial_rotary_factor": 0.75},
+    "gpt_neox": {"num_kv_heads": 4, "qkv_bias": True, "output_bias": True, "mlp_bias": True,
+                 "parallel_residual": True, "partial_rotary_factor": 0.5},
+    "granite": {"attention_scale": 0.3, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logit_divisor": 2.0},
+}  # fmt: skip
+
 
 def tiny_config(family: str = "qwen3", **changes: Any) -> ModelConfig:
-    gpt2 = family == "gpt2"
     values: dict[str, Any] = {
         "family": family, "vocab_size": 120, "hidden_size": 32, "intermediate_size": 64, "num_layers": 2,
-        "num_heads": 4, "num_kv_heads": 4 if gpt2 else 2, "head_dim": 8, "context_length": 64,
-        "qkv_bias": family in ("gpt2", "qwen2"), "output_bias": gpt2, "mlp_bias": gpt2, "end_token_ids": (0,),
+        "num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "context_length": 64, "end_token_ids": (0,),
     }  # fmt: skip
-    return ModelConfig(**(values | changes))
+    values |= OWN.get(family, {}) | changes
+    if "attention_scale" in values and family.startswith("gemma"):
+        values["attention_scale"] = values["head_dim"] ** -0.5
+    return ModelConfig(**values)
 
 
 def tiny_model(family: str = "qwen3", seed: int = 0, scale: float = 4.0, **changes: Any) -> Decoder:

@@ -102,7 +102,7 @@ def open_base(recipe: TuningRecipe, directory: RunDirectory, *, resume: bool, co
     chat = chat_template(recipe.chat_template) or parent.chat or ChatTemplate.built_in("chatml")
     tokenizer = _tokenizer(parent, chat, console)
     model = _model(recipe, parent, tokenizer, chat)
-    adapters = AdapterPlan.of(recipe, model.config.family)
+    adapters = AdapterPlan.of(recipe, model.config)
     if adapters:
         adapters.attach(model, _new_tokens(parent, tokenizer))
     name, generation = parent.name, parent.generation

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from topkapi.model.core_fields import beyond_core
 from topkapi.model.linear import Linear
 from topkapi.model.native.core import FORMATS, KINDS, Core, HeldIn, Slots, in_blocks, let_go
 from topkapi.model.native.library import levels, why_not
@@ -24,13 +25,14 @@ __all__ = ["FORMATS", "Core", "HeldIn", "Slots", "can_hold", "hold", "levels", "
 
 
 def can_hold(model: Decoder) -> bool:
-    """Whether the core can compute this network: it was built, and the matrices are plain and on the CPU."""
+    """Whether the core can compute this network: it was built, knows all of the configuration, and the matrices are
+    plain and on the CPU."""
     if (
         not levels()
+        or beyond_core(model.config)
         or model.core is not None
         or model.device.type not in ("cpu", "meta")
         or model.trained_rows is not None
-        or model.config.activation is not None
     ):
         return False
     if any(each.is_meta for each in model.parameters()) and not in_blocks(model):

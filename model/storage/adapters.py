@@ -23,8 +23,9 @@ from topkapi.model.config import ModelConfig
 from topkapi.model.errors import CheckpointError
 from topkapi.model.reading import read_json
 from topkapi.model.storage.adapter_fields import refused
+from topkapi.model.storage.layouts import layout_of
 from topkapi.model.storage.location import ADAPTER_CONFIG
-from topkapi.model.storage.tensors import GPT2_LAYER_NAMES, PROJECTIONS, from_hugging_face
+from topkapi.model.storage.tensors import from_hugging_face
 from topkapi.model.transformer import Decoder
 
 CONFIG_FILE, WEIGHTS_FILE = ADAPTER_CONFIG, "adapter_model.safetensors"
@@ -118,6 +119,7 @@ class AdapterFiles:
 
 
 _EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")
+_MATRIX = re.compile(r"lm_head|embed_tokens|layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -210,7 +212,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
 def _low_rank(
     config: ModelConfig, settings: Mapping[str, Any], module: str, parts: Mapping[str, Tensor], path: Path
 ) -> Iterator[tuple[str, LowRank]]:
-    """One module's change, as changes of the network's own matrices: the gpt2 family's `c_attn` is three."""
+    """One module's change, as changes of the network's own matrices, of which several may be joined in it."""
     missing = [part for part in _PARTS[:2] if part not in parts]
     if missing or (settings.get("use_dora") and _PARTS[2] not in parts):
         raise CheckpointError(f"{path}: {module} lacks {(*missing, _PARTS[2])[0][1:]}", hint="copy the adapter again")
@@ -220,26 +222,22 @@ def _low_rank(
     rank = down.shape[0]
     scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
     names = _parameter(config, module, path)
-    magnitudes = [None] * len(names) if magnitude is None else magnitude.flatten().chunk(len(names))
-    for name, rows, lengths in zip(names, up.chunk(len(names)), magnitudes, strict=True):
-        yield name, LowRank(down, rows, scale, lengths)
+    if len(names) == 1:
+        yield names[0], LowRank(down, up, scale, None if magnitude is None else magnitude.flatten())
+        return
+    modules = [name.removesuffix(".weight") for name in names]
+    layout = layout_of(config)
+    ups = layout.part(config, module, modules, up)
+    lengths = [None] * len(names) if magnitude is None else layout.part(config, module, modules, magnitude.flatten())
+    for name, rows, length in zip(names, ups, lengths, strict=True):
+        yield name, LowRank(down, rows, scale, length)
 
 
 def _parameter(config: ModelConfig, module: str, path: Path) -> list[str]:
     """The names of the matrices that transformers' `module` holds."""
-    if module == "lm_head":
-        return ["lm_head.weight"]
-    if config.family != "gpt2":
-        name = module.removeprefix("model.")
-        if name == "embed_tokens" or re.fullmatch(r"layers\.\d+\.(self_attn|mlp)\.\w+_proj", name):
-            return [f"{name}.weight"]
-    elif module == "transformer.wte":
-        return ["embed_tokens.weight"]
-    elif match := re.fullmatch(r"transformer\.h\.(\d+)\.(.+)", module):
-        if match[2] == "attn.c_attn":
-            return [f"layers.{match[1]}.self_attn.{projection}.weight" for projection in PROJECTIONS]
-        if match[2] in GPT2_LAYER_NAMES:
-            return [f"layers.{match[1]}.{GPT2_LAYER_NAMES[match[2]]}.weight"]
+    names = layout_of(config).ours(module)
+    if layout_of(config).theirs(names[0]) == module and all(_MATRIX.fullmatch(name) for name in names):
+        return [f"{name}.weight" for name in names]
     raise CheckpointError(
         f"the adapter {path} changes {module}, which the {config.family} family does not have",
         hint="name the base that it was trained on",
@@ -276,19 +274,23 @@ def _token_ids(settings: Mapping[str, Any], module: str, path: Path) -> list[int
 
 def adapter_tensors(model: Decoder) -> dict[str, Tensor]:
     """The adapters of `model` and its trained rows, under PEFT's names."""
-    family = model.config.family
+    config, layout = model.config, layout_of(model.config)
     tensors: dict[str, Tensor] = {}
     for module, parts in _modules(model).items():
         downs, ups = [part.down.weight.detach() for part in parts], [part.up.weight.detach() for part in parts]
-        tensors[module + _PARTS[0]] = torch.cat(downs)
-        # Several matrices that are one in the file keep their own inner numbers: their blocks lie on the diagonal.
-        tensors[module + _PARTS[1]] = torch.block_diag(*ups)  # type: ignore[no-untyped-call]
         magnitudes = [part.magnitude.detach() for part in parts if part.magnitude is not None]
+        tensors[module + _PARTS[0]] = torch.cat(downs)
+        if len(parts) == 1:
+            tensors[module + _PARTS[1]] = ups[0]
+        else:
+            # Several matrices that are one in the file keep their own inner numbers: their blocks lie on the diagonal.
+            blocks = torch.block_diag(*ups).split([len(up) for up in ups])  # type: ignore[no-untyped-call]
+            tensors[module + _PARTS[1]] = layout.join(config, blocks)
         if magnitudes:
-            tensors[module + _PARTS[2]] = torch.cat(magnitudes)
+            tensors[module + _PARTS[2]] = layout.join(config, magnitudes) if len(parts) > 1 else magnitudes[0]
     rows = model.trained_rows
     if rows is not None:
-        tensors[("transformer.wte" if family == "gpt2" else "model.embed_tokens") + _ROWS] = rows.embedding
+        tensors[layout.theirs("embed_tokens") + _ROWS] = rows.embedding
         if rows.output is not None:
             tensors["lm_head" + _ROWS] = rows.output
     return {_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -296,12 +298,12 @@ def adapter_tensors(model: Decoder) -> dict[str, Tensor]:
 
 def adapter_settings(model: Decoder, *, base: str, rank: int, alpha: float, dropout: float) -> dict[str, Any]:
     """`adapter_config.json` for what `adapter_tensors` gives; `base` is where the base checkpoint lies."""
-    modules = _modules(model)
-    gpt2 = model.config.family == "gpt2"
-    targets = sorted({name.split(".", 3)[3] if gpt2 else name.rpartition(".")[2] for name in modules})
-    joined = {len(parts) for parts in modules.values()} - {1}
-    several = next(iter(joined), 1)
-    embeddings = ["wte" if gpt2 else "embed_tokens", *([] if model.config.tie_embeddings else ["lm_head"])]
+    modules, layout = _modules(model), layout_of(model.config)
+    targets = {_target(model, name): len(parts) for name, parts in modules.items()}
+    # The scale stays alpha / rank where several matrices are stored as one of a larger rank.
+    joined = {name: count for name, count in targets.items() if count > 1}
+    output = [] if model.config.tie_embeddings else ["lm_head"]
+    embeddings = [layout.theirs("embed_tokens").rpartition(".")[2], *output]
     rows = model.trained_rows
     token_ids = None if rows is None else rows.token_ids.tolist()
     return {
@@ -315,29 +317,30 @@ def adapter_settings(model: Decoder, *, base: str, rank: int, alpha: float, drop
         "use_dora": any(part.magnitude is not None for parts in modules.values() for part in parts),
         "use_rslora": False,
         "bias": "none",
-        "fan_in_fan_out": gpt2,
+        "fan_in_fan_out": layout.transposed,
         "init_lora_weights": True,
-        "target_modules": targets,
+        "target_modules": sorted(targets),
         "modules_to_save": None,
-        # The scale stays alpha / rank where several matrices are stored as one of a larger rank.
-        "rank_pattern": {"attn.c_attn": several * rank} if several > 1 else {},
-        "alpha_pattern": {"attn.c_attn": several * alpha} if several > 1 else {},
+        "rank_pattern": {name: count * rank for name, count in joined.items()},
+        "alpha_pattern": {name: count * alpha for name, count in joined.items()},
         "trainable_token_indices": dict.fromkeys(embeddings, token_ids) if token_ids else None,
     }
 
 
+def _target(model: Decoder, module: str) -> str:
+    """What PEFT looks for at the end of a module's name."""
+    inside = module.removeprefix(f"{layout_of(model.config).prefix}{layout_of(model.config).layers}.").partition(".")[2]
+    last = inside.rpartition(".")[2]
+    # One word is enough, where the same does not stand elsewhere in a layer, too.
+    return last if last.endswith("_proj") and last != "c_proj" else inside
+
+
 def _modules(model: Decoder) -> dict[str, list[Adapter]]:
     """The adapters of `model` by the module of transformers that holds their matrices, in the order it holds them."""
-    theirs = {ours: name for name, ours in GPT2_LAYER_NAMES.items()}
+    layout = layout_of(model.config)
     modules: dict[str, list[Adapter]] = {}
     for name, linear in named_linears(model):
-        if linear.adapter is None:
-            continue
-        assert isinstance(linear.adapter, Adapter)
-        if model.config.family == "gpt2":
-            _, layer, module = name.split(".", 2)
-            name = f"transformer.h.{layer}.{theirs.get(module, 'attn.c_attn')}"
-        else:
-            name = f"model.{name}"
-        modules.setdefault(name, []).append(linear.adapter)
+        if linear.adapter is not None:
+            assert isinstance(linear.adapter, Adapter)
+            modules.setdefault(layout.theirs(name), []).append(linear.adapter)
     return modules

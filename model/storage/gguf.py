@@ -1,8 +1,8 @@
 """GGUF files as Hugging Face checkpoints: configuration, tensor names and layouts, tokenizer, chat template.
 
 Read through the `gguf` package. Differences from Hugging Face that are undone here: matrices are stored in blocks of
-quantised numbers, llama's query and key rows are interleaved for another form of rotary positions, and gpt2's matrices
-lie transposed to its Conv1D. Tensors are dequantised one at a time.
+quantised numbers, llama's query and key rows are interleaved for another form of rotary positions, gpt2's matrices
+lie transposed to its Conv1D, and gemma's norms hold the whole weight. Tensors are dequantised one at a time.
 """
 
 import math
@@ -16,43 +16,17 @@ import numpy as np
 import torch
 
 from topkapi.model.config import ModelConfig
+from topkapi.model.core_fields import beyond_core
 from topkapi.model.errors import CheckpointError
 from topkapi.model.storage.gguf_blocks import blocks_of
+from topkapi.model.storage.gguf_configuration import OTHER_TENSORS, configuration
 from topkapi.model.storage.gguf_keys import check_keys
-from topkapi.model.storage.gguf_sampling import decimal, read_sampling
+from topkapi.model.storage.gguf_names import ARCHITECTURES, INTERLEAVED, layer_names, outer_names
+from topkapi.model.storage.gguf_sampling import read_sampling
 from topkapi.model.storage.gguf_vocabulary import read_vocabulary
+from topkapi.model.storage.layouts import Layout, layout_of
 from topkapi.model.text.tokenizer import Tokenizer
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2")
-
-LLAMA_TENSORS = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-GPT2_TENSORS = {
-    "token_embd": "transformer.wte",
-    "position_embd": "transformer.wpe",
-    "output_norm": "transformer.ln_f",
-    "output": "lm_head",
-    "attn_norm": "ln_1",
-    "attn_qkv": "attn.c_attn",
-    "attn_output": "attn.c_proj",
-    "ffn_norm": "ln_2",
-    "ffn_up": "mlp.c_fc",
-    "ffn_down": "mlp.c_proj",
-}
 _TENSOR_NAME = re.compile(r"(?:blk\.(\d+)\.)?([a-z_]+)\.(weight|bias)")
 _MOST_FIELDS, _MOST_ITEMS, _MOST_DIMENSIONS, _LONGEST_TEXT = 1 << 16, 1 << 22, 4, 1 << 24
 """More than any file has of fields or tensors, of items in lists (a vocabulary of 300,000 has a million), and so on."""
@@ -90,7 +64,7 @@ def read_gguf(
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     _check_types(package, path, reader.tensors)
     try:
-        config = _configuration(metadata, architecture, tensors)
+        config = configuration(metadata, str(architecture), tensors)
         _check(path, config)
         tokenizer, generation = read_vocabulary(metadata)
     except CheckpointError:
@@ -211,66 +185,6 @@ def _check_types(package: ModuleType, path: Path, tensors: Sequence[Any]) -> Non
             ) from None
 
 
-def _configuration(metadata: Mapping[str, Any], architecture: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    def field(name: str, default: Any = None) -> Any:
-        key = f"{architecture}.{name}"
-        if default is None and key not in metadata:
-            raise CheckpointError(f"the GGUF file lacks {key}", field=key)
-        value = metadata.get(key, default)
-        if isinstance(value, list):
-            if len(set(value)) != 1:
-                raise CheckpointError(f"{key} differs between layers, which is not supported", field=key)
-            value = value[0]
-        return value
-
-    if "token_embd.weight" not in tensors:
-        raise CheckpointError("the GGUF file lacks the tensor token_embd.weight")
-    kinds = {tensor.tensor_type.name for tensor in tensors.values() if len(tensor.shape) == 2}
-    config: dict[str, Any] = {
-        "model_type": architecture,
-        "vocab_size": int(tensors["token_embd.weight"].shape[1]),
-        "tie_word_embeddings": "output.weight" not in tensors,
-        "dtype": "float16" if "F16" in kinds else "bfloat16" if kinds == {"BF16"} else "float32",
-        "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
-    }
-    hidden, heads = int(field("embedding_length")), int(field("attention.head_count"))
-    if architecture == "gpt2":
-        return config | {
-            "n_embd": hidden,
-            "n_head": heads,
-            "n_layer": int(field("block_count")),
-            "n_positions": int(field("context_length")),
-            "n_inner": int(field("feed_forward_length")),
-            "layer_norm_epsilon": decimal(field("attention.layer_norm_epsilon")),
-            "activation_function": "gelu_new",
-        }
-    if int(field("expert_count", 0)):
-        key = f"{architecture}.expert_count"
-        raise CheckpointError(f"mixtures of experts are not supported ({key})", field=key)
-    head_dim = int(field("attention.key_length", hidden // heads))
-    for name in ("attention.value_length", "rope.dimension_count"):
-        if int(field(name, head_dim)) != head_dim:
-            raise CheckpointError(
-                f"{architecture}.{name} other than the size of a head is not supported", field=f"{architecture}.{name}"
-            )
-    return config | {
-        "hidden_size": hidden,
-        "intermediate_size": int(field("feed_forward_length")),
-        "num_hidden_layers": int(field("block_count")),
-        "num_attention_heads": heads,
-        "num_key_value_heads": int(field("attention.head_count_kv", heads)),
-        "head_dim": head_dim,
-        "max_position_embeddings": int(field("context_length")),
-        "rms_norm_eps": decimal(field("attention.layer_norm_rms_epsilon")),
-        "hidden_act": "silu",
-        "rope_theta": float(field("rope.freq_base", 10_000.0)),
-        "rope_scaling": _rope_scaling(metadata, architecture, tensors, head_dim),
-        "attention_bias": "blk.0.attn_q.bias" in tensors,
-        "mlp_bias": "blk.0.ffn_up.bias" in tensors,
-    }
-
-
 def _check(path: Path, config: Mapping[str, Any]) -> None:
     """Refuse sizes and numbers that no network has, as those of the file that says them."""
     try:
@@ -280,86 +194,44 @@ def _check(path: Path, config: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{path}: {message}", field=error.field, hint=error.hint) from error
 
 
-def _rope_scaling(
-    metadata: Mapping[str, Any], architecture: str, tensors: Mapping[str, Any], head_dim: int
-) -> dict[str, Any] | None:
-    def key(name: str) -> str:
-        return f"{architecture}.rope.{name}"
-
-    # llama.cpp's rules: without a type it is linear; the factor has an older name; zero is one.
-    kind = metadata.get(key("scaling.type"), "linear")
-    used = key("scaling.factor" if key("scaling.factor") in metadata else "scale_linear")
-    factor = metadata.get(used, 0.0)
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or not math.isfinite(factor) or factor < 0:
-        raise CheckpointError(f"the GGUF file's {used} must be a number of at least 0, not {factor!r:.100}", field=used)
-    if kind not in ("none", "linear"):
-        raise CheckpointError(
-            f"the GGUF file asks for {key('scaling.type')} = {kind!r:.100}, which is not supported",
-            field=key("scaling.type"),
-            hint="supported: none, linear, and Llama 3's rope_freqs.weight",
-        )
-    linear = kind == "linear" and factor not in (0.0, 1.0)
-    if "rope_freqs.weight" in tensors:
-        if architecture != "llama" or linear:
-            raise CheckpointError(
-                "the GGUF file's rope_freqs.weight is not supported "
-                + ("together with linear scaling" if linear else f"in the architecture {architecture}"),
-                field="rope_freqs.weight",
-            )
-        return _llama3_scaling(
-            np.asarray(tensors["rope_freqs.weight"].data, dtype=np.float64).ravel(),
-            float(metadata.get(key("freq_base"), 10_000.0)),
-            head_dim,
-        )
-    return {"rope_type": "linear", "factor": decimal(factor)} if linear else None
-
-
-def _llama3_scaling(factors: np.ndarray[Any, np.dtype[np.float64]], theta: float, head_dim: int) -> dict[str, Any]:
-    """Llama 3.1's rotary scaling, of which GGUF keeps only the resulting divisor of each frequency.
-
-    Its bounds are the same in every released model (1, 4 and 8192 positions); they are checked against the divisors.
-    """
-    factor, low, high, original = float(round(factors.max(), 4)), 1.0, 4.0, 8192
-    wavelengths = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
-    smooth = np.clip((original / wavelengths - low) / (high - low), 0.0, 1.0)
-    expected = 1.0 / ((1.0 - smooth) / factor + smooth)
-    if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-3):
-        raise CheckpointError("the rotary scaling in rope_freqs.weight is not Llama 3's", field="rope_freqs.weight")
-    return {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": low,
-        "high_freq_factor": high,
-        "original_max_position_embeddings": original,
-    }
-
-
 def _tensors(
-    package: ModuleType, config: Mapping[str, Any], stored: Sequence[Any], in_blocks: bool
+    package: ModuleType, raw: Mapping[str, Any], stored: Sequence[Any], in_blocks: bool
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    gpt2 = config["model_type"] == "gpt2"
-    names = GPT2_TENSORS if gpt2 else LLAMA_TENSORS
+    config = ModelConfig.from_hugging_face(raw)
+    traits, layout = config.traits, layout_of(config)
+    outer = {theirs: ours for ours, theirs in outer_names().items()}
+    modules: dict[str, list[str]] = {}
+    for ours, theirs in layer_names(traits).items():
+        modules.setdefault(theirs, []).append(ours)
+    # In blocks the native core alone computes.
+    in_blocks = in_blocks and not beyond_core(config)
     for tensor in stored:
-        if tensor.name == "rope_freqs.weight" and not gpt2:
+        if tensor.name in OTHER_TENSORS:
             continue
         match = _TENSOR_NAME.fullmatch(tensor.name)
-        if match is None or match[2] not in names:
+        layer, kind, ending = match.groups() if match else (None, "", "")
+        names = [outer[kind]] if layer is None and kind in outer else modules.get(kind, []) if layer else []
+        if not names or (kind == "position_embd" and not config.learned_positions):
             raise CheckpointError(f"the GGUF file holds a tensor {tensor.name} that its architecture does not have")
-        layer, kind, ending = match.groups()
         blocks = blocks_of(tensor) if in_blocks and kind != "position_embd" else None
         data = _dequantised(package, tensor) if blocks is None else cast(torch.Tensor, blocks)
-        if config["model_type"] == "llama" and kind in ("attn_q", "attn_k"):
-            heads = config["num_attention_heads" if kind == "attn_q" else "num_key_value_heads"]
+        if traits.gguf in INTERLEAVED and kind in ("attn_q", "attn_k"):
+            heads = config.num_heads if kind == "attn_q" else config.num_kv_heads
             # The converter put the two halves of each head's rows in turn; put the first half first again.
             if blocks is not None:
                 data = cast(torch.Tensor, blocks.interleaved(heads))
             else:
                 pairs = data.reshape(heads, data.shape[0] // heads // 2, 2, *data.shape[1:])
                 data = pairs.transpose(1, 2).reshape(data.shape)
-        if gpt2 and layer is not None and data.ndim == 2:
+        if traits.norm_offset and kind.endswith("norm"):
+            data = data.float() - traits.norm_offset
+        if len(names) > 1 and layout.by_head:
+            rows = Layout().part(config, tensor.name, names, data)
+            data = layout.join(config, rows)
+        if layout.transposed and layer is not None and data.ndim == 2:
             data = data.t().contiguous()
-        prefix = "" if layer is None else f"transformer.h.{layer}." if gpt2 else f"model.layers.{layer}."
-        yield f"{prefix}{names[kind]}.{ending}", data
+        ours = names[0] if layer is None else f"layers.{layer}.{names[0]}"
+        yield f"{layout.theirs(ours)}.{ending}", data
 
 
 def _dequantised(package: ModuleType, tensor: Any) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy
@@ -49,6 +50,11 @@ class Blocks:
         """As many matrices with its rows one after another."""
         assert not self.turned, "blocks lie along the inputs"
         return [replace(self, rows=rows) for rows in numpy.split(self.rows, parts)]
+
+    def split(self, sizes: list[int]) -> list[Blocks]:
+        """Matrices of so many of its rows one after another."""
+        assert not self.turned, "blocks lie along the inputs"
+        return [replace(self, rows=rows) for rows in numpy.split(self.rows, list(accumulate(sizes))[:-1])]
 
     def interleaved(self, heads: int) -> Blocks:
         """The two halves of each head's rows one after the other, which llama's converter put in turn."""

@@ -1,13 +1,13 @@
 """Checkpoints as GGUF files that llama.cpp loads: metadata, tensors, tokenizer and chat template.
 
 The inverse of `model.storage.gguf`, under the conventions of llama.cpp's own converter: vectors and learned positions
-stay float32, llama's query and key rows are interleaved, gpt2's matrices lie as a plain product wants them.
+stay float32, llama's query and key rows are interleaved, gpt2's matrices lie as a plain product wants them, and gemma's
+norms hold the whole weight.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -19,15 +19,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from topkapi.model.config import ModelConfig
 from topkapi.model.errors import CheckpointError
+from topkapi.model.rotary import rotary_frequencies
 from topkapi.model.storage.checkpoint import Checkpoint
-from topkapi.model.storage.gguf import GPT2_TENSORS, LLAMA_TENSORS, gguf_package
+from topkapi.model.storage.gguf import gguf_package
+from topkapi.model.storage.gguf_configuration import LONG_FACTORS
+from topkapi.model.storage.gguf_names import INTERLEAVED, JOINED, layer_names, outer_names
 from topkapi.model.storage.gguf_sampling import add_sampling
+from topkapi.model.storage.gguf_shape import add_shape, check_shape
 from topkapi.model.storage.gguf_vocabulary_export import add_vocabulary, plain_name
+from topkapi.model.storage.layouts import Layout
 from topkapi.model.storage.location import check_gguf_target
-from topkapi.model.storage.tensors import to_hugging_face
-from topkapi.model.transformer import rotary_frequencies
 
 GgufType = Literal["f32", "f16", "q8_0", "q4_0"]
 
@@ -41,6 +43,10 @@ _TYPES: dict[GgufType, tuple[str, str, str]] = {
 }
 
 
+# Architectures that have an output matrix of their own in every file.
+_ALWAYS_OUTPUT = ("gptneox", "olmo2")
+
+
 def export_gguf(checkpoint: Checkpoint, path: Path, kind: GgufType) -> None:
     """Write `checkpoint` to the file `path`, whole or not at all, its matrices as `kind`.
 
@@ -49,7 +55,8 @@ def export_gguf(checkpoint: Checkpoint, path: Path, kind: GgufType) -> None:
     Raises `InvalidRequest` for a `path` that is there already or whose directory is not.
     """
     package = gguf_package("writing")
-    _check(checkpoint.config, path)
+    check_gguf_target(path)
+    check_shape(checkpoint.config)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             partial = Path(folder) / path.name
@@ -65,7 +72,7 @@ def export_gguf(checkpoint: Checkpoint, path: Path, kind: GgufType) -> None:
 
 
 def _write(package: ModuleType, writer: Any, checkpoint: Checkpoint, kind: GgufType) -> None:
-    _add_shape(writer, checkpoint.config)
+    add_shape(package, writer, checkpoint.config)
     add_vocabulary(writer, checkpoint)
     writer.add_name(plain_name(checkpoint.name))
     add_sampling(writer, checkpoint.generation)
@@ -79,66 +86,43 @@ def _write(package: ModuleType, writer: Any, checkpoint: Checkpoint, kind: GgufT
     writer.write_tensors_to_file()
 
 
-def _check(config: ModelConfig, path: Path) -> None:
-    check_gguf_target(path)
-    architecture = config.traits.gguf
-    if architecture == "qwen3" and (config.qkv_bias or config.output_bias):
-        raise CheckpointError("llama.cpp's qwen3 has no biases in attention, this checkpoint has")
-    if config.activation is not None:
-        raise CheckpointError(
-            f"llama.cpp's {architecture} computes GELU by tanh, this checkpoint exactly", field="activation_function"
-        )
-    if architecture != "llama" and (config.rope_scaling or {}).get("rope_type") == "llama3":
-        raise CheckpointError(f"llama.cpp's {architecture} has no scaling of the type llama3, this checkpoint has")
-
-
-def _add_shape(writer: Any, config: ModelConfig) -> None:
-    writer.add_context_length(config.context_length)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_heads)
-    writer.add_vocab_size(config.vocab_size)
-    if config.family == "gpt2":
-        writer.add_layer_norm_eps(config.norm_eps)
-        return
-    writer.add_head_count_kv(config.num_kv_heads)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_theta)
-    scaling = config.rope_scaling or {}
-    if scaling.get("rope_type") == "linear":
-        writer.add_rope_scaling_type(_linear())
-        writer.add_rope_scaling_factor(float(scaling["factor"]))
-
-
-def _linear() -> Any:
-    return gguf_package("writing").RopeScalingType.LINEAR
-
-
 def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Every tensor under GGUF's name and in its layout, float32."""
-    config = checkpoint.config
-    gpt2 = config.family == "gpt2"
-    names = {theirs: ours for ours, theirs in (GPT2_TENSORS if gpt2 else LLAMA_TENSORS).items()}
-    for name, tensor in to_hugging_face(config, checkpoint.model.state_dict()).items():
+    config, traits = checkpoint.config, checkpoint.config.traits
+    outer, inside, plain = outer_names(), layer_names(traits), Layout()
+    whole = JOINED.get(traits.gguf, {})
+    state = checkpoint.model.state_dict()
+    for name, tensor in state.items():
         module, _, ending = name.rpartition(".")
-        match = re.fullmatch(r"(?:transformer\.h|model\.layers)\.(\d+)\.(.+)", module)
-        layer, kind = (match[1], names[match[2]]) if match else (None, names[module])
+        _, layer, part = module.split(".", 2) if module.startswith("layers.") else ("", None, module)
+        if part == "lm_head" and config.tie_embeddings and traits.gguf not in _ALWAYS_OUTPUT:
+            continue
+        kind = outer[part] if layer is None else inside[part]
+        parts = whole.get(kind, ())
+        if len(parts) > 1 and part != parts[0]:
+            continue
+        if len(parts) > 1:
+            tensor = plain.join(config, [state[f"layers.{layer}.{each}.{ending}"] for each in parts])
         data = tensor.detach().float().cpu()
-        if gpt2 and layer is not None and data.ndim == 2:
-            data = data.t()
-        if config.traits.gguf == "llama" and kind in ("attn_q", "attn_k"):
+        if traits.gguf in INTERLEAVED and kind in ("attn_q", "attn_k"):
             heads = config.num_heads if kind == "attn_q" else config.num_kv_heads
             halves = data.reshape(heads, 2, data.shape[0] // heads // 2, *data.shape[1:])
             data = halves.transpose(1, 2).reshape(data.shape)
+        if traits.norm_offset and kind.endswith("norm"):
+            data = data + traits.norm_offset
         prefix = "" if layer is None else f"blk.{layer}."
         yield f"{prefix}{kind}.{ending}", np.ascontiguousarray(data.numpy())
-    if (config.rope_scaling or {}).get("rope_type") == "llama3":
+    if traits.gguf == "gpt2" and not config.qkv_bias:
+        # llama.cpp always has this bias, as transformers has.
+        for layer in range(config.num_layers):
+            yield f"blk.{layer}.attn_qkv.bias", np.zeros(3 * config.num_heads * config.head_dim, dtype=np.float32)
+    scaling = config.rope_scaling or {}
+    if scaling.get("rope_type") == "llama3":
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
         yield "rope_freqs.weight", (1.0 / (config.rope_theta**exponents) / rotary_frequencies(config)).numpy()
+    if scaling.get("rope_type") == "longrope":
+        for ours, name in LONG_FACTORS.items():
+            yield name, np.array(scaling[ours], dtype=np.float32)
 
 
 def _packed(package: ModuleType, name: str, data: NDArray[np.float32], kind: GgufType) -> tuple[NDArray[Any], Any]:

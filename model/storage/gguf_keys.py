@@ -30,18 +30,29 @@ READ = (
     "rope.scaling.factor",
     "rope.scaling.type",
 )
-"""What `model.storage.gguf` reads, after the architecture's name."""
+"""What `model.storage.gguf_configuration` reads, after the architecture's name."""
+
+READ_OF: dict[str, tuple[str, ...]] = {
+    "gemma2": ("attention.sliding_window", "attention.sliding_window_pattern", "attn_logit_softcapping",
+               "final_logit_softcapping"),
+    "gemma3": ("attention.sliding_window", "attention.sliding_window_pattern", "final_logit_softcapping",
+               "rope.freq_base_swa"),
+    "phi3": ("attention.sliding_window",),
+    "gptneox": ("use_parallel_residual",),
+    "granite": ("attention.scale", "embedding_scale", "logit_scale", "residual_scale", "rope.scaling.finetuned"),
+}  # fmt: skip
+"""What is read in one architecture alone."""
 
 NO_EFFECT = {
     "classifier.output_labels": "names of a classifier's outputs",
     "pooling_type": "how embeddings of texts are made",
     "rope.scaling.finetuned": "a record of how the model was made",
-    "rope.scaling.original_context_length": "read for yarn and longrope, which are refused",
-    "rope.scaling.yarn_attn_factor": "read for yarn",
-    "rope.scaling.yarn_beta_fast": "read for yarn",
-    "rope.scaling.yarn_beta_slow": "read for yarn",
-    "rope.scaling.yarn_ext_factor": "read for yarn",
-    "rope.scaling.yarn_log_multiplier": "read for yarn",
+    "rope.scaling.original_context_length": "read for yarn and longrope",
+    "rope.scaling.yarn_attn_factor": "read for yarn alone",
+    "rope.scaling.yarn_beta_fast": "read for yarn alone",
+    "rope.scaling.yarn_beta_slow": "read for yarn alone",
+    "rope.scaling.yarn_ext_factor": "read for yarn alone",
+    "rope.scaling.yarn_log_multiplier": "read for yarn alone",
     "vocab_size": "the embedding's rows and the tokens are counted",
 }
 """What changes nothing in these architectures, after the architecture's name, and why."""
@@ -51,7 +62,6 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "embedding_scale": (0.0, 1.0),
     "logit_scale": (0.0, 1.0),
     "residual_scale": (0.0, 1.0),
-    "rope.scaling.attn_factor": (0.0, 1.0),
     "tensor_data_layout": ("Meta AI original pth", "reference"),
 }
 """What changes nothing with one of these values, after the architecture's name."""
@@ -75,6 +85,12 @@ def check_keys(metadata: Mapping[str, Any], architecture: str) -> None:
         if name == key:
             refused = key in OTHER_NEUTRAL or key.startswith(OTHER_KINDS)
             refused = refused and value not in OTHER_NEUTRAL.get(key, ()) and not _nothing(value)
+        elif name in READ_OF.get(architecture, ()):
+            refused = False
+        elif name == "rope.scaling.attn_factor":
+            scaling = metadata.get(f"{architecture}.rope.scaling.type")
+            read = scaling == "yarn" or architecture == "phi3"
+            refused = not (read or value == 1.0 or _nothing(value))
         elif name == "attention.scale":
             refused = not (_nothing(value) or _is_usual_scale(metadata, architecture, value))
         else:

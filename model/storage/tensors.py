@@ -1,12 +1,7 @@
-"""Tensor names and layouts: Topkapi's parameters to and from Hugging Face's `model.safetensors`.
-
-The llama, qwen2 and qwen3 families share their names with transformers, so only gpt2 is translated: its query, key
-and value matrices are stored as one, and every matrix is stored transposed.
-"""
+"""Topkapi's parameters to and from Hugging Face's `model.safetensors`; how each family lies there: `layouts`."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,22 +14,7 @@ from torch import Tensor
 from topkapi.model.config import ModelConfig
 from topkapi.model.errors import CheckpointError
 from topkapi.model.reading import member, read_json
-
-GPT2_NAMES = {
-    "wte.weight": "embed_tokens.weight",
-    "wpe.weight": "embed_positions.weight",
-    "ln_f.weight": "norm.weight",
-    "ln_f.bias": "norm.bias",
-}
-GPT2_LAYER_NAMES = {
-    "ln_1": "input_layernorm",
-    "ln_2": "post_attention_layernorm",
-    "attn.c_proj": "self_attn.o_proj",
-    "mlp.c_fc": "mlp.up_proj",
-    "mlp.c_proj": "mlp.down_proj",
-}
-GPT2_BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)$")
-PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+from topkapi.model.storage.layouts import BUFFERS, layout_of
 
 _LONGEST_HEADER = 1 << 24
 """Bytes of the list of tensors at the beginning of a safetensors file; a thousand tensors take a tenth of a million."""
@@ -103,34 +83,22 @@ def _shapes(path: Path) -> Iterator[tuple[str, list[int]]]:
 
 def to_hugging_face(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Parameters of a `Decoder` under Hugging Face's names, contiguous, tied matrices once."""
-    state = {name: tensor for name, tensor in state.items() if not (config.tie_embeddings and name == "lm_head.weight")}
-    if config.family != "gpt2":
-        return {
-            name if name == "lm_head.weight" else f"model.{name}": tensor.contiguous() for name, tensor in state.items()
-        }
+    layout = layout_of(config)
     result: dict[str, Tensor] = {}
-    plain = {ours: theirs for theirs, ours in GPT2_NAMES.items()}
-    layered = {ours: theirs for theirs, ours in GPT2_LAYER_NAMES.items()}
     for name, tensor in state.items():
-        if name == "lm_head.weight":
-            result[name] = tensor.contiguous()
-        elif name in plain:
-            result[f"transformer.{plain[name]}"] = tensor.contiguous()
-        else:
-            _, layer, module, kind = re.fullmatch(r"(layers)\.(\d+)\.(.+)\.(weight|bias)", name).groups()  # type: ignore[union-attr]
-            if module in layered:
-                stored = tensor.t() if tensor.ndim == 2 else tensor
-                result[f"transformer.h.{layer}.{layered[module]}.{kind}"] = stored.contiguous()
-    for layer in range(config.num_layers):
-        prefix = f"layers.{layer}.self_attn"
-        weight = torch.cat([state[f"{prefix}.{p}.weight"] for p in PROJECTIONS])
-        target = f"transformer.h.{layer}.attn.c_attn"
-        result[f"{target}.weight"] = weight.t().contiguous()
-        result[f"{target}.bias"] = (
-            torch.cat([state[f"{prefix}.{p}.bias"] for p in PROJECTIONS])
-            if config.qkv_bias
-            else torch.zeros(weight.shape[0], dtype=state["norm.weight"].dtype)
-        )
+        if config.tie_embeddings and name == "lm_head.weight":
+            continue
+        module, _, kind = name.rpartition(".")
+        theirs = layout.theirs(module)
+        names = layout.ours(theirs)
+        if len(names) > 1 and module == names[0]:
+            tensor = layout.join(config, [state[f"{part}.{kind}"] for part in names])
+            if kind == "weight" and f"{module}.bias" not in state and theirs.endswith(layout.always_biased):
+                result[f"{theirs}.bias"] = torch.zeros(tensor.shape[0], dtype=state["norm.weight"].dtype)
+        elif len(names) > 1:
+            continue
+        turned = layout.transposed and tensor.ndim == 2 and module.startswith("layers.")
+        result[f"{theirs}.{kind}"] = (tensor.t() if turned else tensor).contiguous()
     return result
 
 
@@ -156,38 +124,23 @@ def from_hugging_face(config: ModelConfig, tensors: Iterator[tuple[str, Tensor]]
 
 
 def _named(config: ModelConfig, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    layout = layout_of(config)
     for name, tensor in tensors:
-        if name == "lm_head.weight":
-            yield name, tensor
-        elif config.family == "gpt2":
-            yield from _from_gpt2(config, name.removeprefix("transformer."), tensor)
-        elif not name.endswith("rotary_emb.inv_freq"):
-            plain = name.removeprefix("model.")
-            yield name if plain == "lm_head.weight" else plain, tensor
-
-
-def _from_gpt2(config: ModelConfig, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    if GPT2_BUFFERS.fullmatch(name):
-        return
-    if name in GPT2_NAMES:
-        yield GPT2_NAMES[name], tensor
-        return
-    match = re.fullmatch(r"h\.(\d+)\.(.+)\.(weight|bias)", name)
-    if not match:
-        yield name, tensor
-        return
-    layer, module, kind = match.groups()
-    stored = tensor.t() if tensor.ndim == 2 else tensor
-    if module == "attn.c_attn":
-        if kind == "bias" and not config.qkv_bias:
+        if BUFFERS.match(name.removeprefix(layout.prefix)):
+            continue
+        module, _, kind = name.rpartition(".")
+        names = layout.ours(module)
+        turned = layout.transposed and tensor.ndim == 2 and names[0].startswith("layers.")
+        stored = tensor.t() if turned else tensor
+        if len(names) == 1:
+            yield f"{names[0]}.{kind}", stored
+        elif kind == "bias" and not config.qkv_bias and module.endswith(layout.always_biased):
             if stored.count_nonzero():
                 raise CheckpointError(
                     f"config.json says that there is no bias of the queries, keys and values, but {name} is not zero",
                     field="qkv_bias",
                     hint="set qkv_bias to true, or leave it out",
                 )
-            return
-        for projection, part in zip(PROJECTIONS, stored.chunk(3), strict=True):
-            yield f"layers.{layer}.self_attn.{projection}.{kind}", part
-    else:
-        yield f"layers.{layer}.{GPT2_LAYER_NAMES.get(module, module)}.{kind}", stored
+        else:
+            for ours, part in zip(names, layout.part(config, name, names, stored), strict=True):
+                yield f"{ours}.{kind}", part

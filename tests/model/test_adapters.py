@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.tiny import tiny_model
 from topkapi.model.adapter import TARGETS, Adapter, attach
 from topkapi.model.errors import CheckpointError
+from topkapi.model.families import FAMILIES
 from topkapi.model.storage.checkpoint import load_checkpoint, save_adapter, save_checkpoint, weights_digest
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.model.transformer import Decoder
@@ -102,7 +103,7 @@ def logits_of_peft(
 
 
 @pytest.mark.parametrize("decomposed", [False, True], ids=["lora", "dora"])
-@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_peft_computes_what_we_trained_and_so_does_the_merged_checkpoint(
     family: Any, decomposed: bool, base: Callable[..., Path], tokenizer: Tokenizer, peft: Any
 ) -> None:
@@ -116,7 +117,7 @@ def test_peft_computes_what_we_trained_and_so_does_the_merged_checkpoint(
     merged = load_checkpoint(adapter)
     assert_close(merged.model(TOKENS, positions(TOKENS)), ours)
     untouched = load_checkpoint(path).model(TOKENS, positions(TOKENS))
-    assert (untouched - ours).abs().max() > 0.05 * ours.abs().max()
+    assert (untouched - ours).abs().max() > 0.02 * ours.abs().max()
     assert merged.generation == {"temperature": 0.5} and merged.name == "adapter"
 
 
@@ -187,6 +188,12 @@ THEIRS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "some layers": ("llama", {}, {"target_modules": ["up_proj"], "layers_to_transform": [1]}),
     "gpt2": ("gpt2", {}, {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}),
     "gpt2 dora": ("gpt2", {}, {"target_modules": ["c_attn"], "fan_in_fan_out": True, "use_dora": True}),
+    "phi3": ("phi3", {}, {"target_modules": ["qkv_proj", "gate_up_proj", "o_proj"]}),
+    "phi3 dora": ("phi3", {}, {"target_modules": ["qkv_proj"], "use_dora": True}),
+    "gpt_neox": ("gpt_neox", {}, {"target_modules": ["query_key_value", "dense", "dense_h_to_4h"]}),
+    "gpt_neox dora": ("gpt_neox", {}, {"target_modules": ["query_key_value"], "use_dora": True}),
+    "gpt_neox tokens": ("gpt_neox", {}, {"target_modules": ["dense"], "trainable_token_indices": {"embed_in": [7]}}),
+    "gemma3": ("gemma3_text", {}, {"target_modules": "all-linear"}),
     "whole embedding": (
         "llama",
         {},

@@ -2,60 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import transformers
+from torch.nn import functional
 
+from tests.model.family_cases import CONFIGS, SMALL, reference_of
+from topkapi.model.cache import SlotCache, Work, read, wanted_logits
 from topkapi.model.config import ModelConfig
 from topkapi.model.errors import CheckpointError
+from topkapi.model.invariance import calibrate
+from topkapi.model.serving import prepare
 from topkapi.model.storage.checkpoint import load_checkpoint, save_checkpoint
 from topkapi.model.storage.tensors import from_hugging_face
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.model.transformer import Decoder, initialise
-
-SMALL = {
-    "vocab_size": 300,
-    "hidden_size": 64,
-    "intermediate_size": 112,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 96,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
-CONFIGS = {
-    "gpt2-tied": transformers.GPT2Config(
-        vocab_size=300, n_positions=96, n_embd=64, n_layer=3, n_head=4, bos_token_id=0, eos_token_id=1
-    ),
-    "gpt2-untied": transformers.GPT2Config(
-        vocab_size=300, n_positions=96, n_embd=64, n_layer=2, n_head=4, n_inner=100, tie_word_embeddings=False,
-        bos_token_id=0, eos_token_id=1,
-    ),
-    "llama": transformers.LlamaConfig(**SMALL, tie_word_embeddings=False),
-    "llama-tied-biased": transformers.LlamaConfig(
-        **SMALL, tie_word_embeddings=True, attention_bias=True, mlp_bias=True, rms_norm_eps=1e-5
-    ),
-    "llama3-rope": transformers.LlamaConfig(**SMALL, rope_parameters=LLAMA3_ROPE, head_dim=32),
-    "llama-linear-rope": transformers.LlamaConfig(
-        **SMALL, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
-    ),
-    "mistral": transformers.MistralConfig(**SMALL, head_dim=24, sliding_window=None),
-    "mistral-wide-window": transformers.MistralConfig(**SMALL, sliding_window=96, tie_word_embeddings=True),
-    "qwen2": transformers.Qwen2Config(**SMALL, tie_word_embeddings=True),
-    "qwen3": transformers.Qwen3Config(**SMALL, head_dim=24, tie_word_embeddings=True),
-    "qwen3-untied-biased": transformers.Qwen3Config(
-        **SMALL, head_dim=16, tie_word_embeddings=False, attention_bias=True, rope_theta=1e6
-    ),
-}  # fmt: skip
+from topkapi.training.optimisation.attention import packed_attention
 
 
 @pytest.fixture(scope="module")
@@ -65,15 +29,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(params=CONFIGS, scope="module")
 def reference(request: pytest.FixtureRequest) -> transformers.PreTrainedModel:
-    torch.manual_seed(7)
-    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[request.param]).eval().float()
-    with torch.no_grad():  # transformers starts norms at one and biases at zero, where a mistake would not show
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-            else:
-                parameter.mul_(3)
-    return model
+    return reference_of(request.param)
 
 
 def logits_of(model: Decoder, tokens: torch.Tensor) -> torch.Tensor:
@@ -88,18 +44,76 @@ def assert_equal_logits(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     assert ((ours - theirs).abs().max() / scale).item() <= 1e-4
 
 
-def test_logits_equal_transformers(reference: transformers.PreTrainedModel) -> None:
+def ours_of(reference: transformers.PreTrainedModel) -> Decoder:
     config = ModelConfig.from_hugging_face(reference.config.to_dict())
     model = Decoder(config)
     state = dict(from_hugging_face(config, iter(reference.state_dict().items())))
     if config.tie_embeddings:
         state["lm_head.weight"] = state["embed_tokens.weight"]
     model.load_state_dict(state)
+    return model.eval()
+
+
+def test_logits_equal_transformers(reference: transformers.PreTrainedModel) -> None:
+    model = ours_of(reference)
+    config = model.config
     assert config.parameter_count() == sum(p.numel() for p in reference.parameters())
     tokens = torch.randint(0, 300, (2, 90), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         theirs = reference(tokens).logits
-    assert_equal_logits(logits_of(model.eval(), tokens), theirs)
+    assert_equal_logits(logits_of(model, tokens), theirs)
+
+
+def test_reading_in_chunks_among_others_equals_transformers(reference: transformers.PreTrainedModel) -> None:
+    """The slot cache: prompts in uneven pieces, token by token, after a prefix that another slot had."""
+    model = ours_of(reference)
+    prepare(model)
+    texts = torch.randint(0, 300, (2, 300), generator=torch.Generator().manual_seed(5))
+    texts[1, :140] = texts[0, :140]
+    with torch.no_grad():
+        theirs = reference(texts).logits
+    cache = SlotCache(model, slots=3)
+    first, second = texts.tolist()
+    states = [read(model, cache, [Work(0, 0, first[:7], wanted=7)])]
+    states.append(read(model, cache, [Work(0, 7, first[7:160], wanted=153)]))
+    # The second text goes on from what they have in common, as a prompt whose beginning is still in the cache.
+    cache.copy(0, 2, 0, 140)
+    others = [read(model, cache, [Work(2, 140, second[140:290], wanted=150)])]
+    for at in range(160, 170):
+        works = [Work(0, at, first[at : at + 1]), Work(2, at + 130, second[at + 130 : at + 131])]
+        both = read(model, cache, works)
+        states.append(both[:1])
+        others.append(both[1:])
+    states.append(read(model, cache, [Work(0, 170, first[170:], wanted=130)]))
+    assert_equal_logits(wanted_logits(model, torch.cat(states)), theirs[0])
+    assert_equal_logits(wanted_logits(model, torch.cat(others)), theirs[1, 140:])
+
+
+def test_texts_packed_for_training_equal_transformers(reference: transformers.PreTrainedModel) -> None:
+    """The way that fine-tuning computes: texts one after another, and the gradient of their loss."""
+    model = ours_of(reference)
+    texts = [torch.randint(0, 300, (length,), generator=torch.Generator().manual_seed(length)) for length in (90, 41)]
+    lengths = torch.tensor([len(text) for text in texts])
+    positions = torch.cat([torch.arange(len(text)) for text in texts]).unsqueeze(0)
+    logits = model(torch.cat(texts).unsqueeze(0), positions, partial(packed_attention, lengths=lengths))[0]
+    theirs = [reference(text.unsqueeze(0)).logits[0] for text in texts]
+    assert_equal_logits(logits.detach(), torch.cat(theirs).detach())
+    model.zero_grad()
+    reference.zero_grad()
+    functional.cross_entropy(logits[:-1], torch.cat(texts)[1:]).backward()
+    functional.cross_entropy(torch.cat(theirs)[:-1], torch.cat(texts)[1:]).backward()
+    gradients = {name: tensor.grad for name, tensor in reference.named_parameters()}
+    found = dict(from_hugging_face(model.config, iter(gradients.items())))
+    for name, parameter in model.named_parameters():
+        expected = found[name]
+        assert (parameter.grad - expected).abs().max() <= 1e-3 * expected.abs().max() + 1e-6, name
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "mistral-window", "phi4-mini", "gpt-neox", "olmo2", "granite"])
+def test_rows_have_the_same_bits_in_every_batch(name: str) -> None:
+    model = ours_of(reference_of(name))
+    prepare(model)
+    assert calibrate(model), "a text read at once, in chunks and among others must give identical logits"
 
 
 def test_directory_of_transformers_opens_here_and_ours_there(
@@ -157,8 +171,8 @@ def test_the_books_gpt2_has_its_published_size() -> None:
     ("change", "field"),
     [
         ({"model_type": "mamba"}, "model_type"),
-        ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling"),
+        ({"hidden_act": "relu"}, "hidden_act"),
+        ({"rope_scaling": {"rope_type": "proportional", "factor": 4.0}}, "rope_scaling"),
         ({"layer_types": ["sliding_attention"] * 3}, "layer_types"),
         ({"num_key_value_heads": 3}, "num_kv_heads"),
     ],

@@ -13,17 +13,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tiny import tiny_model
+from tests.tiny import tiny_config, tiny_model
 from topkapi.model import native
 from topkapi.model.cache import SlotCache, Work, outputs, read, wanted_logits
-from topkapi.model.config import FAMILIES
+from topkapi.model.core_fields import beyond_core
 from topkapi.model.errors import EngineError
+from topkapi.model.families import FAMILIES
 from topkapi.model.generation import generate
 from topkapi.model.transformer import Decoder
 
 pytestmark = pytest.mark.skipif(not native.levels(), reason="the native core was not built: there was no compiler")
 
 LENGTH = 41
+COMPUTED = [family for family in FAMILIES if not beyond_core(tiny_config(family))]
 # How far products may be off that hold four bits, eight, or sixteen with eight of fraction.
 TOLERANCE: dict[native.HeldIn, float] = {"float32": 1e-6, "bfloat16": 4e-3, "int8": 1.5e-2, "int4": 0.15}
 # Sizes that fill no block: of 16 outputs, of 32 inputs that share a scale, of 16 components or keys.
@@ -50,7 +52,7 @@ def sizes(family: str, shape: dict[str, int]) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("shape", [{}, ODD], ids=["even", "odd"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", COMPUTED)
 @pytest.mark.parametrize("held_in", native.FORMATS)
 def test_it_computes_what_the_network_is(family: str, held_in: native.HeldIn, shape: dict[str, int]) -> None:
     plain = tiny_model(family, scale=2.0, **sizes(family, shape))
@@ -62,7 +64,7 @@ def test_it_computes_what_the_network_is(family: str, held_in: native.HeldIn, sh
 
 
 @pytest.mark.parametrize("shape", [{}, ODD], ids=["even", "odd"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", COMPUTED)
 @pytest.mark.parametrize("held_in", native.FORMATS)
 def test_a_rows_bits_are_the_same_in_every_batch_and_on_every_processor(
     family: str, held_in: native.HeldIn, shape: dict[str, int]
@@ -118,7 +120,7 @@ def test_damage_shows(held_in: native.HeldIn, damage: float, level: str) -> None
 
 
 def test_a_text_is_continued_as_the_network_would() -> None:
-    for family in FAMILIES:
+    for family in COMPUTED:
         plain = tiny_model(family, scale=2.0)
         prompt = text(plain, length=9)
         expected = generate(plain, prompt, {"max_tokens": 20, "temperature": 0}).token_ids

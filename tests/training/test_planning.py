@@ -114,7 +114,7 @@ def test_flops_are_those_of_the_matrices(family: Any) -> None:
     """Counted by PyTorch, forwards and backwards, over every token of a window."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **sight: Any) -> torch.Tensor:
         k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v))
         return (q @ k.transpose(-1, -2)).softmax(-1) @ v
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from topkapi.model.transformer import Attend, Decoder, causal_attention
+from topkapi.model.attention import causal_attention, masked_attention
+from topkapi.model.transformer import Attend, Decoder
 
 # Tokens that go through the network at once: enough to keep the matrix products busy, few enough for the caches.
 BATCH_TOKENS = 4096
@@ -130,7 +130,8 @@ def _score(
         positions[row, : len(one.positions)] = torch.tensor(one.positions, dtype=torch.int64)
     attend: Attend = causal_attention
     if not all(one.plain for one in batch):
-        attend = _Masked(torch.stack([one.sees(length) for one in batch]).unsqueeze(1).to(model.device))
+        sees = torch.stack([one.sees(length) for one in batch]).unsqueeze(1)
+        attend = _Masked(sees.to(model.device), positions.to(model.device))
     hidden = model.hidden(tokens.to(model.device), positions.to(model.device), attend).flatten(0, 1)
 
     places = [row * length + place for row, one in enumerate(batch) for states in one.places for place in states]
@@ -152,12 +153,17 @@ def _score(
 
 
 class _Masked:
-    """Attention under `mask [B, 1, T, T]`: whether a token (row) sees another."""
+    """Attention under `mask [B, 1, T, T]`: whether a token (row) sees another; `positions [B, T]` say which of them a
+    window leaves."""
 
-    def __init__(self, mask: Tensor) -> None:
-        self.mask = mask
+    def __init__(self, mask: Tensor, positions: Tensor) -> None:
+        self.mask, self.positions = mask, positions
+        self._within: dict[int | None, Tensor] = {None: mask}
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=self.mask, enable_gqa=q.shape[1] != k.shape[1]
-        )
+    def __call__(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None, softcap: float | None = None
+    ) -> Tensor:
+        if window is not None and window not in self._within:
+            near = self.positions.unsqueeze(1) > self.positions.unsqueeze(2) - window
+            self._within[window] = self.mask & near.unsqueeze(1)
+        return masked_attention(q, k, v, self._within[window], softcap)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from topkapi.model.transformer import causal_attention
+from topkapi.model.attention import causal_attention
 
 # Queries per tile; see docs/LOG.md.
 TILE = 128
@@ -23,10 +23,20 @@ LIKE_LENGTH = 1.5
 SHORT_TEXT = 64
 
 
-def training_attention(layer: int, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
+def training_attention(
+    layer: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int | None = None,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
     """What `causal_attention` computes, in whichever way is the fastest where the tensors are."""
-    if dropout or not _in_tiles(q):
-        return causal_attention(layer, q, k, v, dropout=dropout)
+    narrow = window is not None and window < q.shape[2]
+    if dropout or narrow or softcap is not None or not _in_tiles(q):
+        return causal_attention(layer, q, k, v, window=window, softcap=softcap, dropout=dropout)
     return tiled_attention(layer, q, k, v)
 
 
@@ -138,23 +148,46 @@ def _rows(x: Tensor, start: int, end: int) -> Tensor:
     return x[..., start:end, :].flatten(2, 3)
 
 
-def packed_attention(layer: int, q: Tensor, k: Tensor, v: Tensor, *, lengths: Tensor, dropout: float = 0.0) -> Tensor:
+def packed_attention(
+    layer: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    lengths: Tensor,
+    window: int | None = None,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
     """Causal attention within each of the texts of these `lengths [N]`, which stand one after another (B = 1).
 
     Texts of like length are padded at their ends and computed together: no token sees what is behind it, so nobody
     sees the padding.
     """
-    as_operator = torch.compiler.is_compiling() and not dropout and q.device.type == "cpu"
-    mixed: Tensor = _packed(q, k, v, lengths) if as_operator else _plainly(layer, q, k, v, lengths, dropout)
-    return mixed
+    whole = not dropout and window is None and softcap is None
+    if torch.compiler.is_compiling() and whole and q.device.type == "cpu":
+        mixed: Tensor = _packed(q, k, v, lengths)
+        return mixed
+    plainly: Tensor = _plainly(layer, q, k, v, lengths, window, softcap, dropout)
+    return plainly
 
 
 # A compiler would take it apart anew for other lengths.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _plainly(layer: int, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, dropout: float) -> Tensor:
+def _plainly(
+    layer: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Tensor,
+    window: int | None,
+    softcap: float | None,
+    dropout: float,
+) -> Tensor:
     groups, places = _packing(tuple(lengths.tolist()), q.device)
     parts = ([group.padded(each) for each in (q, k, v)] for group in groups)
-    return _joined([training_attention(layer, *part, dropout=dropout) for part in parts], places)
+    mixed = [training_attention(layer, *part, window=window, softcap=softcap, dropout=dropout) for part in parts]
+    return _joined(mixed, places)
 
 
 @torch.library.custom_op("topkapi::packed_attention", mutates_args=())

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from topkapi.model.adapter import TARGETS, Adapter, attach, named_linears
+from topkapi.model.config import ModelConfig
 from topkapi.model.conversation.chat_template import ChatTemplate
 from topkapi.model.errors import SettingsError
 from topkapi.model.linear import Linear
 from topkapi.model.nf4 import NF4Product
 from topkapi.model.storage.checkpoint import load_checkpoint, save_adapter, save_checkpoint
-from topkapi.model.storage.tensors import PROJECTIONS
+from topkapi.model.storage.layouts import layout_of
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.model.transformer import Decoder
 from topkapi.training.recipes.recipe import TuningRecipe
@@ -42,8 +43,8 @@ class AdapterPlan:
     seed: int
 
     @classmethod
-    def of(cls, recipe: TuningRecipe, family: str) -> AdapterPlan | None:
-        """The recipe's plan for a network of `family`; None where all weights train.
+    def of(cls, recipe: TuningRecipe, config: ModelConfig) -> AdapterPlan | None:
+        """The recipe's plan for a network of the shape `config`; None where all weights train.
 
         Raises `SettingsError` for adapter settings without adapters and for matrices that the family does not have.
         """
@@ -56,7 +57,8 @@ class AdapterPlan:
                         hint=f"leave it out, or add --method {'|'.join(METHODS_WITH_ADAPTERS)}",
                     )
             return None
-        known = tuple(name for name in TARGETS if family != "gpt2" or name != "gate_proj")
+        family = config.family
+        known = tuple(name for name in TARGETS if config.gated_mlp or name != "gate_proj")
         targets = tuple(recipe.lora_targets) or known
         for name in targets:
             if name not in known:
@@ -65,13 +67,16 @@ class AdapterPlan:
                     field="lora_targets",
                     hint=f"choose from {', '.join(known)}",
                 )
-        joined = [name for name in PROJECTIONS if name in targets]
-        if family == "gpt2" and 0 < len(joined) < len(PROJECTIONS):
-            raise SettingsError(
-                f"in the gpt2 family {', '.join(PROJECTIONS)} are one matrix, and only {', '.join(joined)} is to adapt",
-                field="lora_targets",
-                hint="name all three or none",
-            )
+        for parts in layout_of(config).joined.values():
+            joined = [part.rpartition(".")[2] for part in parts]
+            chosen = [name for name in joined if name in targets]
+            if 0 < len(chosen) < len(joined):
+                raise SettingsError(
+                    f"in the {family} family {', '.join(joined)} are one matrix, "
+                    f"and only {', '.join(chosen)} is to adapt",
+                    field="lora_targets",
+                    hint=f"name all {len(joined)} of them or none",
+                )
         rank = recipe.lora_rank or _RANK
         return cls(
             base=Path(str(recipe.checkpoint)),

@@ -68,7 +68,7 @@ TOLERANCE = {"f32": 1e-5, "f16": 4e-3, "q8_0": 4e-2, "q4_0": 0.5}
 def test_a_file_reads_back_as_the_checkpoint(
     family: str, kind: str, checkpoint: Callable[..., Path], tmp_path: Path, capsys: Any
 ) -> None:
-    tied = {"tie_embeddings": family in ("gpt2", "qwen3")}
+    tied = {"tie_embeddings": family in ("gpt2", "qwen3", "gemma2")}
     source = checkpoint(family, **tied)
     assert export(source, tmp_path / "model.gguf", kind) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
@@ -92,7 +92,8 @@ def test_a_file_reads_back_as_the_checkpoint(
         )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# Of the others it reads no files, or not all that is in them: test_gguf_families.py compares these as converted.
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral", "qwen2", "qwen3"])
 def test_transformers_reads_the_same_model(family: str, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     import transformers
 
@@ -111,7 +112,8 @@ def test_transformers_reads_the_same_model(family: str, checkpoint: Callable[...
 
 
 @pytest.mark.parametrize("kind", ["f16", "q4_0"])
-@pytest.mark.parametrize("family", FAMILIES)
+# It computes no window in phi3.
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "phi3"])
 def test_llama_cpp_says_the_same(family: str, kind: str, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     export(checkpoint(family), tmp_path / "model.gguf", kind)

@@ -79,7 +79,9 @@ def test_the_same_matrix_stored_twice_is_one(family: str, tmp_path: Path, tokeni
     path = make(tmp_path / "checkpoint", tokenizer, family)
     expected = ours(path)
     tensors = load_file(path / "model.safetensors")
-    embedding = next(name for name in tensors if name.endswith(("embed_tokens.weight", "wte.weight")))
+    embedding = next(
+        name for name in tensors if name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight"))
+    )
     save_file(tensors | {"lm_head.weight": tensors[embedding].clone()}, path / "model.safetensors", {"format": "pt"})
     assert load_checkpoint(path).config.tie_embeddings
     assert torch.equal(ours(path), expected)

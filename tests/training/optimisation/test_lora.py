@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from tests.tiny import tiny_model
 from tests.training.test_resume import assert_same, content
 from topkapi.model.storage.checkpoint import load_checkpoint, save_checkpoint
 from topkapi.model.text.tokenizer import Tokenizer
@@ -216,3 +217,40 @@ def test_ended_in_the_middle_it_resumes_to_the_same_bytes(
     assert [path.name for path in (run / "state").iterdir()] == ["step-3"]
     assert main(["finetune", "--resume", str(run)]) == 0
     assert_same(run, content(tmp_path / "whole"))
+
+
+# Bases of every family that sets something apart: windows, soft caps, joined matrices, norms behind.
+@pytest.mark.parametrize(
+    ("method", "family"),
+    [
+        ("full", "gemma3_text"),
+        ("lora", "phi3"),
+        ("lora", "gpt_neox"),
+        *(pytest.param(method, family, marks=pytest.mark.slow) for method, family in (
+            ("full", "gemma2"), ("lora", "gemma2"), ("lora", "gemma3_text"), ("full", "phi3"), ("full", "olmo2"),
+            ("lora", "olmo2"), ("full", "smollm3"), ("lora", "smollm3"), ("full", "gpt_neox"), ("full", "granite"),
+            ("lora", "granite"),
+        )),
+    ],
+)  # fmt: skip
+def test_every_family_is_tuned_and_merged(
+    method: str, family: str, tiny_tokenizer: Tokenizer, rows: tuple[Path, Path], tmp_path: Path
+) -> None:
+    import transformers
+
+    model = tiny_model(family, scale=1.0, vocab_size=tiny_tokenizer.vocab_size, context_length=128)
+    base = save_checkpoint(
+        tmp_path / "base", model=model, tokenizer=tiny_tokenizer, chat=None, generation={}, details={}
+    )
+    best = finetune(base, rows, tmp_path / "run", "--method", method, "--precision", "fp32", "--max-steps", "3")
+    measured = [each["validation_loss"] for each in records(tmp_path / "run") if each.get("validation_loss")]
+    assert measured[-1] < measured[0] - 0.05
+    whole = tmp_path / "merged" if method == "lora" else best
+    if method == "lora":
+        assert main(["merge", str(base), str(best), "--out", str(whole)]) == 0
+    tokens = torch.arange(3, 99, 4).unsqueeze(0)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = theirs(tokens).logits
+        found = load_checkpoint(best, dtype=torch.float32).model(tokens, torch.arange(tokens.shape[1]).unsqueeze(0))
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
