@@ -47,6 +47,8 @@ class ToolCallReader:
         self._prefix, self._suffix = form.prefix.strip(), form.suffix.strip()
         self._state = "text" if self._prefix else "call"
         self._held = ""
+        self._opening = self._prefix
+        """What the call that is being read began with."""
         self._space = ""
         """White space before a call, which is text after all where it is none."""
         self._object = _CallObject()
@@ -79,7 +81,7 @@ class ToolCallReader:
         if at >= 0:
             said = self._held[:at].rstrip()
             self._space, self._held = self._held[len(said) : at], self._held[at + len(self._prefix) :]
-            self._state, self._object = "call", _CallObject()
+            self._state, self._object, self._opening = "call", _CallObject(), self._prefix
         else:
             keep = next(
                 (n for n in range(min(len(self._prefix) - 1, len(self._held)), 0, -1)
@@ -101,7 +103,7 @@ class ToolCallReader:
 
     def _not_a_call(self) -> str:
         """What was read as a call's beginning and is text."""
-        return self._space + self._prefix + self._object.text
+        return self._space + self._opening + self._object.text
 
     def _call(self) -> Iterator[Event]:
         call = self._object
@@ -132,6 +134,10 @@ class ToolCallReader:
         """What closes a call, if it does."""
         rest = self._held.lstrip()
         if self._suffix.startswith(rest) and rest != self._suffix:
+            return
+        if self._form.listed and rest.startswith(","):
+            self._space, self._held = "", rest[1:]
+            self._state, self._object, self._opening = "call", _CallObject(), ","
             return
         if self._suffix and rest.startswith(self._suffix):
             self._held = rest[len(self._suffix) :]

@@ -2,7 +2,9 @@
 
 No two families write calls alike, and a checkpoint says only by its chat template how it does. So the template is
 asked: a conversation with a call is rendered, and what stands around the call's JSON is the form. Known to be read
-that way: Hermes and Qwen (`<tool_call>` around `{"name", "arguments"}`), Llama 3 (`{"name", "parameters"}` alone).
+that way: Hermes and Qwen (`<tool_call>` around `{"name", "arguments"}`), Llama 3 (`{"name", "parameters"}` alone),
+Mistral (`[TOOL_CALLS]` before a list of calls). Some templates take tools and show no calls of earlier answers (Granite
+3, Phi-4 mini): what they call the beginning of a call tells their form.
 """
 
 from __future__ import annotations
@@ -34,12 +36,14 @@ class ToolCallForm:
     """A call is `prefix`, a JSON object of the function's name and of its arguments under `arguments`, and `suffix`.
 
     `separator` stands between the suffix of one call and the prefix of the next; None where a template has only one.
+    With `listed` all calls of an answer are one list: it stands between them alone.
     """
 
     prefix: str
     arguments: str
     suffix: str
     separator: str | None
+    listed: bool = False
 
     @staticmethod
     def of(template: ChatTemplate, tokenizer: Tokenizer) -> ToolCallForm:
@@ -53,6 +57,9 @@ class ToolCallForm:
         one = _answer(template, tokenizer, 1)
         found = _call_in(one, 0)
         if found is None:
+            known = _known(template, tokenizer)
+            if known is not None:
+                return known
             raise InvalidRequest(
                 "the checkpoint's chat template writes calls in a form that is not read here: not as JSON with a name",
                 field="tools",
@@ -65,6 +72,9 @@ class ToolCallForm:
             return ToolCallForm(prefix, arguments, suffix, None)
         second = _call_in(two, end)
         between = two[end : second[0]] if second is not None else ""
+        in_a_list = prefix.rstrip().endswith("[") and suffix.lstrip().startswith("]")
+        if in_a_list and second is not None and between.strip() == "," and two[second[1] :] == suffix:
+            return ToolCallForm(prefix, arguments, suffix, between, listed=True)
         # What stands before every call: the first one may come after a block of reasoning too.
         size = next(size for size in range(len(between), -1, -1) if prefix.endswith(between[len(between) - size :]))
         common = between[len(between) - size :].lstrip()
@@ -75,10 +85,13 @@ class ToolCallForm:
     def grammar(self, tools: Sequence[Mapping[str, Any]], *, several: bool) -> str:
         """A grammar, in Lark's notation, of one call of one of the functions `tools`, or of `several` calls."""
         guidance = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-        around = [json.dumps(text) for text in (self.prefix, self.suffix) if text]
-        parts = [around[0], "call", *around[1:]] if self.prefix else ["call", *around]
+        before, after = ([json.dumps(text)] if text else [] for text in (self.prefix, self.suffix))
         more = f" ({json.dumps(self.separator)} one)*" if self.separator else " one*" if self.separator == "" else ""
-        lines = [f"start: one{more if several else ''}", f"one: {' '.join(parts)}"]
+        every = f"one{more if several else ''}"
+        if self.listed:
+            lines = [f"start: {' '.join([*before, every, *after])}", "one: call"]
+        else:
+            lines = [f"start: {every}", f"one: {' '.join([*before, 'call', *after])}"]
         # Each schema is a document of its own: what refers to its root, by whichever keyword, stays true there.
         for index, tool in enumerate(tools):
             schema = json.dumps(parameters_of(tool) | {"x-guidance": guidance})
@@ -92,6 +105,22 @@ class ToolCallForm:
     def function_of_line(self, line: int) -> int:
         """Which function's schema stands in this line, counted from 1, of `grammar`."""
         return line - 3
+
+
+# What stands around the list of calls in templates that show none; Granite writes the first alone, Phi both.
+_BEGIN, _END = "<|tool_call|>", "<|/tool_call|>"
+
+
+def _known(template: ChatTemplate, tokenizer: Tokenizer) -> ToolCallForm | None:
+    """The form of a template that says how a call begins, but shows none. Control tokens are no part of an answer."""
+
+    def said(text: str) -> bool:
+        return text in template.source or text in tokenizer.control_tokens
+
+    if not said(_BEGIN):
+        return None
+    prefix, suffix = ("" if text in tokenizer.control_tokens or not said(text) else text for text in (_BEGIN, _END))
+    return ToolCallForm(f"{prefix}[", "arguments", f"]{suffix}", ", ", listed=True)
 
 
 def parameters_of(tool: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,11 +146,15 @@ def _answer(template: ChatTemplate, tokenizer: Tokenizer, calls: int) -> str:
     """What the assistant says in a rendered conversation in which it makes `calls` calls, control tokens left out."""
     question = [{"role": "user", "content": "Go."}]
     answer = {"role": "assistant", "content": "", "tool_calls": [_PROBE] * calls}
+    variables: dict[str, Any] = {**tokenizer.special_tokens, "tools": [_TOOL]}
     try:
-        before = template.render(question, tools=[_TOOL])
-        whole = template.render([*question, answer], add_generation_prompt=False, tools=[_TOOL])
+        before = template.render(question, **variables)
+        whole = template.render([*question, answer], add_generation_prompt=False, **variables)
     except TopkapiError as error:
         raise InvalidRequest(f"the checkpoint's chat template refuses calls: {error.message}", field="tools") from None
+    if not whole.startswith(before):
+        # A prompt that opens a block of reasoning, which an earlier answer is shown without.
+        before = re.sub(r"<think>\s*$", "", before)
     start = whole.rfind(_NAME) if not whole.startswith(before) else len(before)
     if not whole.startswith(before):
         # The generation prompt says more than the turn's beginning: the call's line is what can be known.
@@ -141,5 +174,7 @@ def _call_in(text: str, begin: int) -> tuple[int, int, str] | None:
             continue
         if isinstance(value, dict) and value.get("name") == _NAME:
             fields = [name for name, each in value.items() if isinstance(each, dict) and _ARGUMENT in each]
-            return (start, end, fields[0]) if fields and value.keys() == {"name", fields[0]} else None
+            further = value.keys() - {"name", *fields[:1]}
+            # Mistral's calls have the id by which the result is told.
+            return (start, end, fields[0]) if fields and further <= {"id"} else None
     return None

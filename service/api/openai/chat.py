@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field
 
 from topkapi.engine.request import Token
+from topkapi.model.conversation.reasoning import ReasoningReader, opened_by, reasons
 from topkapi.model.errors import InvalidRequest
 from topkapi.service.api.http.answering import Event
 from topkapi.service.api.http.describing import decoding
@@ -69,7 +70,7 @@ class ChatFields(ChunkedFields):
         "store": "nothing is stored here", "modalities": "answers are text",
         "audio": "answers are text", "web_search_options": "nothing is looked up",
         "functions": "it was replaced by tools", "function_call": "it was replaced by tool_choice",
-        "include_reasoning": "what a checkpoint thinks is part of its answer",
+        "include_reasoning": "what a checkpoint thinks comes with its answer, as reasoning_content",
         "chat_template": "a checkpoint's own one is used", "documents": "send their text in a message",
     }  # fmt: skip
 
@@ -127,11 +128,12 @@ class AnswerCall(BaseModel):
 
 
 class AnswerMessage(BaseModel):
-    """The assistant's turn: text, calls, or both."""
+    """The assistant's turn: text, calls, or both; what it thought before is `reasoning_content`."""
 
     role: Literal["assistant"]
     content: str | None
     refusal: None = None
+    reasoning_content: str | None = None
     tool_calls: list[AnswerCall] | None = None
 
 
@@ -173,11 +175,18 @@ class ChatAnswer(answers.ChunkedAnswer):
         plan, tools = checked(model, body, continues)
         super().__init__(body, plan, "chatcmpl", body.prompt_logprobs)
         self._body, self._prompt = body, plan.prompts[0]
-        self._writers = [ChatWriter(tools) for _ in self.generation.outputs]
+        self._writers = [ChatWriter(tools, self._reasoning()) for _ in self.generation.outputs]
         self._stopwatch = Stopwatch(self.generation) if body.timings_per_token else None
         self._as_it_reads = None
         if is_tgi_client(body):
             self._as_it_reads, self.last = AsItReads(), ()
+
+    def _reasoning(self) -> ReasoningReader | None:
+        """What keeps the reasoning of an answer apart, where the checkpoint's template knows of any."""
+        checkpoint = self.model.checkpoint
+        if checkpoint.chat is None or not reasons(checkpoint.chat.source) or is_tgi_client(self._body):
+            return None
+        return ReasoningReader(opened=opened_by(checkpoint.tokenizer.decode(self._prompt[-16:])))
 
     def whole(self) -> dict[str, Any]:
         told = super().whole() | self._about_prompt()

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from topkapi.model.conversation.reasoning import ReasoningReader, Thought
 from topkapi.model.conversation.tool_call_reader import Event, Said, ToolCallReader
 from topkapi.model.conversation.tool_calls import ToolCallForm
 from topkapi.model.decoding.parameters import PARAMETERS
@@ -133,8 +134,8 @@ def allowed(
 class ChatWriter:
     """Turns the text of one answer into a message, or piece by piece into the deltas of a stream."""
 
-    def __init__(self, calling: Calling | None) -> None:
-        self._calling = calling
+    def __init__(self, calling: Calling | None, reasoning: ReasoningReader | None = None) -> None:
+        self._calling, self._reasoning = calling, reasoning
         self._reader = None if calling is None else calling.reader()
 
     @property
@@ -144,26 +145,43 @@ class ChatWriter:
 
     def feed(self, text: str) -> list[dict[str, Any]]:
         """The deltas of a further piece of text."""
+        if self._reasoning is None:
+            return self._said(text)
+        return self._apart(self._reasoning.feed(text))
+
+    def flush(self) -> list[dict[str, Any]]:
+        """The deltas of what was held back, once the answer has ended."""
+        deltas = [] if self._reasoning is None else self._apart(self._reasoning.flush())
+        return deltas if self._reader is None else deltas + self._deltas(self._reader.flush())
+
+    def _apart(self, events: Iterable[Thought | Said]) -> list[dict[str, Any]]:
+        deltas: list[dict[str, Any]] = []
+        for event in events:
+            thought = isinstance(event, Thought)
+            deltas += [{"reasoning_content": event.text}] if thought else self._said(event.text)
+        return deltas
+
+    def _said(self, text: str) -> list[dict[str, Any]]:
         if self._reader is None:
             return [{"content": text}] if text else []
         return self._deltas(self._reader.feed(text))
 
-    def flush(self) -> list[dict[str, Any]]:
-        """The deltas of what was held back, once the answer has ended."""
-        return [] if self._reader is None else self._deltas(self._reader.flush())
-
     def message(self, text: str) -> dict[str, Any]:
         """The whole message that answers with `text`."""
         content: list[str] = []
+        thoughts: list[str] = []
         calls: list[dict[str, Any]] = []
         for delta in [*self.feed(text), *self.flush()]:
             content.append(delta.get("content", ""))
+            thoughts.append(delta.get("reasoning_content", ""))
             for call in delta.get("tool_calls", []):
                 calls.append({name: value for name, value in call.items() if name != "index"})
         said = "".join(content)
         message: dict[str, Any] = {"role": "assistant", "content": said, "refusal": None}
         if calls:
             message |= {"content": said or None, "tool_calls": calls}
+        if any(thoughts):
+            message["reasoning_content"] = "".join(thoughts)
         return message
 
     def _deltas(self, events: Iterable[Event]) -> list[dict[str, Any]]:

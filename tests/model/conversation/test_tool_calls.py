@@ -16,6 +16,8 @@ from topkapi.model.errors import InvalidRequest
 
 HERMES = ToolCallForm("<tool_call>\n", "arguments", "\n</tool_call>", "\n")
 BARE = ToolCallForm("", "parameters", "", None)
+LISTED = ToolCallForm("[TOOL_CALLS] [", "arguments", "]", ", ", listed=True)
+PHI = ToolCallForm("<|tool_call|>[", "arguments", "]<|/tool_call|>", ", ", listed=True)
 FUNCTIONS = [WEATHER["function"], TIME["function"]]
 
 
@@ -36,6 +38,39 @@ def read(form: ToolCallForm, pieces: list[str]) -> tuple[str, list[tuple[str, st
 def test_the_form_is_found_by_asking_the_template(tiny_tokenizer) -> None:
     assert ToolCallForm.of(ChatTemplate(TOOL_TEMPLATE), tiny_tokenizer) == HERMES
     assert ToolCallForm.of(ChatTemplate(LLAMA_TEMPLATE), tiny_tokenizer) == BARE
+
+
+MISTRAL_TEMPLATE = """\
+{{- bos_token }}{%- if tools %}{{ '[AVAILABLE_TOOLS] ' + (tools | tojson) + '[/AVAILABLE_TOOLS]' }}{% endif %}
+{%- for message in messages %}
+{%- if message.role == 'user' %}{{ '[INST] ' + message.content + '[/INST]' }}
+{%- elif message.tool_calls %}{{ '[TOOL_CALLS] [' }}
+{%- for call in message.tool_calls %}
+{%- set out = call.function | tojson %}{{ out[:-1] + ', "id": "' + call.id + '"}' }}
+{%- if not loop.last %}{{ ', ' }}{% else %}{{ ']' + eos_token }}{% endif %}
+{%- endfor %}
+{%- else %}{{ ' ' + message.content + eos_token }}{% endif %}
+{%- endfor %}"""
+# The calls of earlier answers are not shown; the model is told how to write its own.
+GRANITE_TEMPLATE = """\
+{%- if tools %}{{ '<|start_of_role|>tools<|end_of_role|>' + (tools | tojson) }}
+{{- 'Write <|tool_call|> and a list.' }}{% endif %}
+{%- for message in messages %}
+{{- '<|start_of_role|>' + message.role + '<|end_of_role|>' + message.content + '<|end_of_text|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|start_of_role|>assistant<|end_of_role|>' }}{% endif %}"""
+
+
+def test_lists_of_calls_are_found(tiny_tokenizer) -> None:
+    assert ToolCallForm.of(ChatTemplate(MISTRAL_TEMPLATE), tiny_tokenizer) == LISTED
+    granite = ToolCallForm("<|tool_call|>[", "arguments", "]", ", ", listed=True)
+    assert ToolCallForm.of(ChatTemplate(GRANITE_TEMPLATE), tiny_tokenizer) == granite
+    phi = GRANITE_TEMPLATE.replace("and a list.", "and a list, and <|/tool_call|>.")
+    assert ToolCallForm.of(ChatTemplate(phi), tiny_tokenizer) == PHI
+    # As control tokens they are no part of an answer's text.
+    marked = tiny_tokenizer.with_control_tokens(["[TOOL_CALLS]", "<|tool_call|>", "<|/tool_call|>"])
+    assert ToolCallForm.of(ChatTemplate(MISTRAL_TEMPLATE), marked).prefix.strip() == "["
+    assert ToolCallForm.of(ChatTemplate(phi), marked) == ToolCallForm("[", "arguments", "]", ", ", listed=True)
 
 
 def test_what_stands_before_the_first_call_alone_is_no_part_of_the_form(tiny_tokenizer) -> None:
@@ -113,6 +148,17 @@ CASES = [
         (f"\n<tool_call>\n{CALL[:-1]}", [("weather", ARGUMENTS)]),
     ),
     (BARE, '{"name": "weather", "parameters": {"city": "Izmir"}', None),
+    # Several calls in one list, as Mistral, Granite and Phi write them.
+    (LISTED, f"[TOOL_CALLS] [{CALL}]", ("", [("weather", ARGUMENTS)])),
+    (LISTED, f"[TOOL_CALLS] [{CALL}, {CALL}] Done", (" Done", [("weather", ARGUMENTS)] * 2)),
+    (LISTED, f"I look.[TOOL_CALLS] [\n{CALL},\n{CALL}\n]", ("I look.", [("weather", ARGUMENTS)] * 2)),
+    (LISTED, f'[TOOL_CALLS] [{CALL[:-1]}, "id": "abcdefghi"}}]', ("", [("weather", ARGUMENTS)])),
+    (LISTED, f"[TOOL_CALLS] [{CALL}, nonsense]", (", nonsense]", [("weather", ARGUMENTS)])),
+    (LISTED, f"[TOOL_CALLS] [{CALL}, {CALL[:-1]}", (f", {CALL[:-1]}", [("weather", ARGUMENTS)])),
+    (LISTED, "[TOOL_CALLS] [nonsense]", None),
+    (LISTED, "a list: [1, 2]", None),
+    (PHI, f"<|tool_call|>[{CALL}, {CALL}]<|/tool_call|>", ("", [("weather", ARGUMENTS)] * 2)),
+    (PHI, f"<|tool_call|>[{CALL}]<|/tool_", ("", [("weather", ARGUMENTS)])),
     # What clients could not read is none either; broken lines within texts are mended.
     (HERMES, '<tool_call>{"name": "weather", "arguments": {"a": 1e999}}</tool_call>', None),
     (HERMES, '<tool_call>{"name": "weather", "arguments": {"a": NaN}}</tool_call>', None),
@@ -193,7 +239,7 @@ REFERENCES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("form", [HERMES, BARE])
+@pytest.mark.parametrize("form", [HERMES, BARE, LISTED])
 @pytest.mark.parametrize("schema", REFERENCES)
 def test_references_of_parameters_hold_in_the_grammar(tiny_tokenizer, form, schema) -> None:
     tools = [TIME["function"], {"name": "weather", "parameters": {**schema, "required": ["a"]}}]
@@ -213,7 +259,7 @@ def test_parameters_that_are_no_object_are_refused() -> None:
         HERMES.grammar([{"name": "a", "parameters": {"type": "integer"}}], several=False)
 
 
-@pytest.mark.parametrize("form", [HERMES, BARE])
+@pytest.mark.parametrize("form", [HERMES, BARE, LISTED, PHI])
 def test_what_the_grammar_allows_is_read_as_a_call(tiny_tokenizer, form) -> None:
     source = form.grammar(FUNCTIONS, several=False)
     arguments = '{"city": "Izmir", "days": 3}'
