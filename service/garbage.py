@@ -42,6 +42,6 @@ def sweep() -> None:
 
 def give_back() -> None:
     """Give the system back what is free but still the process's, of which loading a checkpoint leaves some 60 MB."""
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(library, "malloc_trim"):  # glibc's alone
-        library.malloc_trim(0)  # type: ignore[union-attr]
+    # Which glibc alone does.
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)

@@ -33,15 +33,12 @@ QUIET_SECONDS = 0.5
 PAGE = ("", "config", "gradio_api")
 """How paths begin that a page calls before any other, also one that was left open from an earlier server."""
 
-TURN_SECONDS = 0.0005
-"""How long the import may keep the interpreter while a request waits for it; usual are 5 ms, several times a token."""
-
 
 def place_studio(app: FastAPI, models: Models, settings: Settings) -> None:
     """Serve the studio at `/`, behind every route that `app` has."""
 
     def make() -> FastAPI:
-        with importing(), _turns(), _lean_gradio():
+        with importing(), _lean_gradio():
             from topkapi.service.ui.studio import studio_app
         set_aside()
         return studio_app(models, settings)
@@ -145,17 +142,6 @@ class LateStudio:
         if allowed:
             return error_response(method_not_allowed(method, path, allowed), dialect, {"Allow": allowed})
         return error_response(not_found(method, path), dialect)
-
-
-@contextlib.contextmanager
-def _turns() -> Iterator[None]:
-    """Have this thread hand the interpreter to others within `TURN_SECONDS`."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(min(before, TURN_SECONDS))
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
 
 
 @contextlib.contextmanager
