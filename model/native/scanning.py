@@ -25,7 +25,7 @@ Ids = NDArray[np.int64]
 STRIP = 64
 """Tokens whose maximum is kept, as core.h has it."""
 
-ROOM = 256
+ROOM = 512
 """Tokens of a row that are found at once; where there are more, they are looked for again with enough room."""
 
 FEW = 64
