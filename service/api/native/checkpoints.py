@@ -66,10 +66,10 @@ class ChangeRequest(Strict):
 
 class ModelDetails(BaseModel):
     """A loaded checkpoint. `dtype` is what matrices are held in, `dtype_why` says why, `kv_cache_dtype` is what keys
-    and values are held in; `kernels` says what computes it, `chat` whether it takes messages, `draft` whether a smaller one
-    guesses ahead for it; `defaults` are the decoding parameters that a prompt is continued with where a request says
-    nothing, `chat_defaults` those of answers to messages (null for a base checkpoint), `warnings` what whoever loads it
-    should know."""
+    and values are held in; `kernels` says what computes it, `chat` whether it takes messages, `draft` whether a smaller
+    one guesses ahead for it; `defaults` are the decoding parameters that a prompt is continued with where a request
+    says nothing, `chat_defaults` those of answers to messages (null for a base checkpoint), `warnings` what whoever
+    loads it should know."""
 
     name: str
     aliases: list[str]
