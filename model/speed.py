@@ -90,6 +90,6 @@ def explained(model: Decoder, dtype: str) -> str:
         return "as stored"
     if held not in get_args(native.HeldIn):
         return "the blocks of the file"
-    speed_up = native_speed_up(held, "int8")  # type: ignore[arg-type]
+    speed_up = native_speed_up(held, "int8")
     faster = f"; --dtype int8 would be about {speed_up:.1f} times as fast on this machine, with a small loss"
     return "as stored, without loss" + (faster if speed_up >= WORTH_SAYING and held != "int8" else "")

@@ -209,7 +209,7 @@ class Block(nn.Module):
 def _embedding(rows: int, columns: int) -> nn.Embedding:
     """An uninitialised table; where there is no memory behind it, drawing numbers for it would have PyTorch import its
     compiler, which takes a second and 100 MB."""
-    return nn.Embedding.from_pretrained(torch.empty(rows, columns), freeze=False)
+    return nn.Embedding(rows, columns, _weight=torch.empty(rows, columns), _freeze=False)
 
 
 class Decoder(nn.Module):

@@ -123,7 +123,10 @@ def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, NDArray[np.float32]]
     state = checkpoint.model.state_dict()
     for name, tensor in state.items():
         module, _, ending = name.rpartition(".")
-        _, layer, part = module.split(".", 2) if module.startswith("layers.") else ("", None, module)
+        layer: str | None = None
+        part = module
+        if module.startswith("layers."):
+            _, layer, part = module.split(".", 2)
         if part == "lm_head" and config.tie_embeddings and traits.gguf not in _ALWAYS_OUTPUT:
             continue
         kind = outer[part] if layer is None else inside[part]
@@ -143,8 +146,8 @@ def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, NDArray[np.float32]]
         yield f"{prefix}{kind}.{ending}", np.ascontiguousarray(data.numpy())
     if traits.gguf == "gpt2" and not config.qkv_bias:
         # llama.cpp always has this bias, as transformers has.
-        for layer in range(config.num_layers):
-            yield f"blk.{layer}.attn_qkv.bias", np.zeros(3 * config.num_heads * config.head_dim, dtype=np.float32)
+        for at in range(config.num_layers):
+            yield f"blk.{at}.attn_qkv.bias", np.zeros(3 * config.num_heads * config.head_dim, dtype=np.float32)
     scaling = config.rope_scaling or {}
     if scaling.get("rope_type") == "llama3":
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim

@@ -13,7 +13,7 @@ for _name, _family in FAMILIES.items():
 INTERLEAVED = ("llama", "smollm3", "granite")
 """Architectures whose query and key rows stand in turn: the first of each half of a head, then the second."""
 
-JOINED = {
+JOINED: dict[str, dict[str, tuple[str, ...]]] = {
     "gpt2": {"attn_qkv": QUERY_KEY_VALUE},
     "gptneox": {"attn_qkv": QUERY_KEY_VALUE},
     "phi3": {"attn_qkv": QUERY_KEY_VALUE, "ffn_up": GATE_UP},

@@ -27,7 +27,7 @@ def quantise(data: NDArray[np.float32], kind: str) -> Bytes:
     """The bytes of `data [rows, columns]` as a `kind` of `K_QUANTS`; columns are a multiple of `BLOCK`."""
     pack = K_QUANTS[kind]
     blocks = torch.from_numpy(np.ascontiguousarray(data, dtype=np.float32)).reshape(-1, BLOCK)
-    packed = [pack(each) for each in blocks.split(CHUNK // BLOCK)]
+    packed = [pack(each) for each in torch.split(blocks, CHUNK // BLOCK)]
     return np.concatenate(packed).reshape(len(data), -1)
 
 
@@ -100,11 +100,12 @@ def _packed_sixths(scales: Tensor, minima: Tensor) -> Bytes:
     first = scale[:, :4] | (scale[:, 4:] >> 4 << 6)
     second = minimum[:, :4] | (minimum[:, 4:] >> 4 << 6)
     third = (scale[:, 4:] & 15) | (minimum[:, 4:] & 15) << 4
-    return np.concatenate([first, second, third], axis=1)
+    return np.concatenate([first, second, third], axis=1).astype(np.uint8)
 
 
 def _half(numbers: Tensor) -> Bytes:
-    return numbers.half().numpy().view(np.uint8).reshape(len(numbers), 2)
+    halves: Bytes = numbers.half().numpy().view(np.uint8)
+    return halves.reshape(len(numbers), 2)
 
 
 def _nibbles(values: NDArray[np.uint8]) -> Bytes:

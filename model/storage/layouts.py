@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -86,14 +85,14 @@ class Layout:
                 hint="config.json and the weights belong to different models",
             )
         if self.by_head:
-            parts = tensor.unflatten(0, (config.num_heads, len(names), -1)).unbind(1)
+            parts = tensor.reshape(config.num_heads, len(names), -1, *tensor.shape[1:]).unbind(1)
             return [each.flatten(0, 1) for each in parts]
-        return list(tensor.split(sizes))
+        return list(torch.split(tensor, sizes))
 
     def join(self, config: ModelConfig, parts: Sequence[Tensor]) -> Tensor:
         """The inverse of `part`."""
         if self.by_head:
-            heads = [each.unflatten(0, (config.num_heads, -1)) for each in parts]
+            heads = [each.reshape(config.num_heads, -1, *each.shape[1:]) for each in parts]
             return torch.stack(heads, dim=1).flatten(0, 2)
         return torch.cat(list(parts))
 
@@ -103,7 +102,7 @@ def _module(name: str) -> str:
 
 
 _PLAIN = Layout()
-LAYOUTS = {
+LAYOUTS: dict[str, Layout] = {
     "gpt2": Layout(
         prefix="transformer.",
         layers="h",
@@ -144,4 +143,4 @@ BUFFERS = re.compile(
 
 def layout_of(config: ModelConfig) -> Layout:
     """The layout of a network's family."""
-    return cast(Layout, LAYOUTS.get(config.family, _PLAIN))
+    return LAYOUTS.get(config.family, _PLAIN)

@@ -63,7 +63,7 @@ async def over_http(server: Server, name: str | None, streams: Sequence[int], sh
             for prompt in prompts
         ])  # fmt: skip
 
-    facts = {name: model[name] for name in ("dtype", "kernels", "deterministic") if name in model}
+    facts: dict[str, Any] = {name: model[name] for name in ("dtype", "kernels", "deterministic") if name in model}
     return Measured(model["name"], model["vocab_size"], generate, {"url": str(server), **facts})
 
 
