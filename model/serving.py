@@ -7,8 +7,10 @@ from typing import TypedDict, cast
 import torch
 
 from topkapi.model import native
+from topkapi.model.core_fields import beyond_core
 from topkapi.model.errors import CheckpointError
 from topkapi.model.packing import pack
+from topkapi.model.quantize import quantize
 from topkapi.model.transformer import Decoder
 
 _DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
@@ -45,10 +47,20 @@ def reading(dtype: str) -> Reading:
 def prepare(model: Decoder, dtype: str = "auto") -> None:
     """Hold every matrix of `model` for serving in `dtype`, for good; it becomes unfit for training.
 
-    Where the native core cannot compute it, it stays in what it was loaded in.
+    Where the native core cannot compute it, it stays in what it was loaded in, or PyTorch rounds it to int8. Raises
+    `CheckpointError` for int8 that this machine has no product for, and for int4, which the core alone computes.
     """
     if native.can_hold(model):
         native.hold(model, cast(native.HeldIn, model.held_in if dtype == "auto" else dtype))
+    elif dtype == "int4":
+        beyond = ", ".join(beyond_core(model.config)) or "weights like these"
+        raise CheckpointError(
+            f"int4 needs the native core, which does not compute this checkpoint ({beyond})",
+            field="dtype",
+            hint="leave dtype out, or choose int8",
+        )
+    elif dtype == "int8" and model.held_in != "int8":
+        quantize(model)
     else:
         pack(model)
 
