@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -144,4 +143,4 @@ BUFFERS = re.compile(
 
 def layout_of(config: ModelConfig) -> Layout:
     """The layout of a network's family."""
-    return cast(Layout, LAYOUTS.get(config.family, _PLAIN))
+    return LAYOUTS.get(config.family, _PLAIN)
