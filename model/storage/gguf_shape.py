@@ -12,7 +12,7 @@ from topkapi.model.rotary import rotary_angles
 
 # Architectures that may have biases in attention, and those that must.
 _MAY_BE_BIASED, _MUST_BE_BIASED = ("llama", "qwen2", "gpt2", "gptneox"), ("gptneox",)
-# Every so manieth layer has no positions.
+# Every n-th layer has no positions.
 _UNROTATED = {"smollm3": 4}
 _BY_WIDTH = {"gemma2": 46, "gemma3": 62}
 
