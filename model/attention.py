@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -48,7 +46,6 @@ def masked_attention(
     return torch.matmul(weights.to(v.dtype), v)
 
 
-@lru_cache(maxsize=8)
 def in_sight(length: int, window: int | None, device: torch.device) -> Tensor:
     """`[length, length]`: whether a token (row) sees another, within `window` tokens with its own."""
     sees = torch.ones(length, length, dtype=torch.bool, device=device).tril_()

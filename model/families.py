@@ -80,7 +80,7 @@ class Family:
     """Which layers attend within `sliding_window` positions: every one; those of `layer_types`, if
     `use_sliding_window` says so; those of `layer_types` in any case. None: no layer does."""
     window_pattern: int | None = None
-    """Where `layer_types` is absent, every so manieth layer sees everything; None: `max_window_layers` says which do,
+    """Where `layer_types` is absent, every n-th layer sees everything; None: `max_window_layers` says which do,
     or the layers without rotary positions do not."""
     divisible: bool = False
     """`hidden_size` must be a multiple of the number of heads, even where `head_dim` is given."""

@@ -10,9 +10,11 @@ import torch
 from topkapi.model import native
 from topkapi.model.attention import KEY_BLOCK
 from topkapi.model.cache import SlotCache, Work, outputs
+from topkapi.model.core_fields import beyond_core
 from topkapi.model.decoding.choosing import UnusableLogits, check_logits
 from topkapi.model.errors import CheckpointError
 from topkapi.model.packing import pack
+from topkapi.model.quantize import quantize
 from topkapi.model.speed import SLOWER, pytorch_bfloat16
 from topkapi.model.transformer import Decoder
 
@@ -59,8 +61,9 @@ def reading(dtype: str) -> Reading:
 def prepare(model: Decoder, dtype: str = "auto", cache_dtype: str = "auto") -> None:
     """Hold every matrix of `model` for serving in `dtype`, and its keys and values in `cache_dtype`, for good.
 
-    It becomes unfit for training. Where the native core cannot compute it, it stays in what it was loaded in, with keys
-    and values in float32. Raises `CheckpointError` where others are asked for there.
+    It becomes unfit for training. Where the native core cannot compute it, it stays in what it was loaded in, or PyTorch
+    rounds it to int8, with keys and values in float32. Raises `CheckpointError` where others are asked for there, for
+    int8 that this machine has no product for, and for int4, which the core alone computes.
     """
     held = native.can_hold(model)
     if not held and model.core is None and cache_dtype not in ("auto", "float32"):
@@ -70,6 +73,15 @@ def prepare(model: Decoder, dtype: str = "auto", cache_dtype: str = "auto") -> N
         )
     if held:
         native.hold(model, cast(native.HeldIn, model.held_in if dtype == "auto" else dtype))
+    elif dtype == "int4":
+        beyond = ", ".join(beyond_core(model.config)) or "weights like these"
+        raise CheckpointError(
+            f"int4 needs the native core, which does not compute this checkpoint ({beyond})",
+            field="dtype",
+            hint="leave dtype out, or choose int8",
+        )
+    elif dtype == "int8" and model.held_in != "int8":
+        quantize(model)
     else:
         pack(model)
     if cache_dtype != "auto":

@@ -235,6 +235,8 @@ def _low_rank(
 
 def _parameter(config: ModelConfig, module: str, path: Path) -> list[str]:
     """The names of the matrices that transformers' `module` holds."""
+    if module == "lm_head":
+        return ["lm_head.weight"]
     names = layout_of(config).ours(module)
     if layout_of(config).theirs(names[0]) == module and all(_MATRIX.fullmatch(name) for name in names):
         return [f"{name}.weight" for name in names]

@@ -44,7 +44,8 @@ and positions in several dimensions are refused.
 
 **What computes.** The native core computes the families it knows; PyTorch the others, and any network whose
 configuration has a window shorter than its context, rotary scaling with a factor of attention, another nonlinearity,
-or whatever else the core does not know (`model/core_fields.py`). `/models` and `/props` say which it is.
+or whatever else the core does not know (`model/core_fields.py`). `/models` and `/props` say which it is. `--dtype
+int8` is then PyTorch's, where the machine has a product for it, and `int4` is refused.
 
 **GGUF.** Files of these architectures are read by llama.cpp's rules; the window that a phi3 file names is computed,
 which llama.cpp leaves out. Refused when writing, by the field's name: what llama.cpp would compute otherwise, as a

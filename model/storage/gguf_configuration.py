@@ -20,7 +20,7 @@ OTHER_TENSORS = ("rope_freqs.weight", *LONG_FACTORS.values())
 # How many layers llama.cpp knows the networks by whose attention is scaled by the width rather than a head's size.
 _SCALED_BY_WIDTH = {"gemma2": 46, "gemma3": 62}
 _PERIODS = {"gemma2": 2, "gemma3": 6}
-"""Every so manieth layer sees everything."""
+"""Every n-th layer sees everything."""
 
 
 class Header:

@@ -12,7 +12,7 @@ from topkapi.model.rotary import rotary_angles
 
 # Architectures that may have biases in attention, and those that must.
 _MAY_BE_BIASED, _MUST_BE_BIASED = ("llama", "qwen2", "gpt2", "gptneox"), ("gptneox",)
-# Every so manieth layer has no positions.
+# Every n-th layer has no positions.
 _UNROTATED = {"smollm3": 4}
 _BY_WIDTH = {"gemma2": 46, "gemma3": 62}
 
@@ -27,42 +27,36 @@ def check_shape(config: ModelConfig) -> None:
     biased = config.output_bias or (config.qkv_bias and not traits.qkv_bias)
     period = _UNROTATED.get(architecture)
     unrotated = tuple(layer for layer in layers if period and (layer + 1) % period == 0)
-    problems = {
-        "attention_bias": biased and architecture not in _MAY_BE_BIASED and "biases in attention",
-        "attention_bias ": architecture in _MUST_BE_BIASED and not config.qkv_bias and "no attention without biases",
-        "mlp_bias": config.mlp_bias and architecture in ("smollm3", "granite") and "biases in feed-forward layers",
-        "activation": config.nonlinearity != traits.activation and f"the nonlinearity {config.nonlinearity}",
-        "layer_windows": any(config.window(layer) for layer in layers)
-        and traits.window != "typed"
-        and architecture != "phi3"
-        and "a window of attention",
-        "layer_windows ": architecture == "gemma2"
-        and (windows or [False] * len(layers)) != [layer % 2 == 0 for layer in layers]
-        and "windows in other layers than every second",
-        "layer_windows  ": bool(windows) and architecture == "phi3" and not all(windows) and "windows in some layers",
-        "unrotated_layers": config.unrotated_layers != unrotated
-        and (f"positions but in every {period}th layer" if period else "layers without positions"),
-        "rope_scaling": kind not in ("default", "dynamic", "linear", "yarn")
-        and (kind, architecture) not in (("llama3", "llama"), ("longrope", "phi3"))
-        and f"scaling of the type {kind}",
-        "rope_scaling ": kind == "yarn" and _odd_yarn(config) and "such a yarn",
-        "local_rope": config.local_rope is not None
-        and config.local_rope.get("rope_type", "default") != "default"
-        and "scaling of the positions of layers with a window",
-        "attention_scale": traits.query_scalar and not _usual_scale(config) and "such a query_pre_attn_scalar",
-        "softcaps": architecture == "gemma2"
-        and None in (config.attention_softcap, config.logit_softcap)
-        and "networks without soft caps",
-        "tie_embeddings": architecture == "gemma2" and not config.tie_embeddings and "output matrix of its own",
-    }
-    for field, problem in problems.items():
-        if problem:
-            raise CheckpointError(
-                f"llama.cpp's {architecture} has no {problem.removeprefix('no ')}, this checkpoint has"
-                if not problem.startswith("no ")
-                else f"llama.cpp's {architecture} has {problem}, this checkpoint has",
-                field=field.strip(),
-            )
+    no_positions = f"positions but in every {period}th layer" if period else "layers without positions"
+    windowed = any(config.window(layer) is not None for layer in layers)
+    everywhere = windows or [False] * len(layers)
+    scalings = ("default", "dynamic", "linear", "yarn")
+    known_scaling = kind in scalings or (kind, architecture) in (("llama3", "llama"), ("longrope", "phi3"))
+    local = (config.local_rope or {}).get("rope_type", "default")
+    gemma2 = architecture == "gemma2"
+    problems: list[tuple[str, bool, str]] = [
+        ("attention_bias", biased and architecture not in _MAY_BE_BIASED, "biases in attention"),
+        ("attention_bias", architecture in _MUST_BE_BIASED and not config.qkv_bias, "attention without biases"),
+        ("mlp_bias", config.mlp_bias and architecture in ("smollm3", "granite"), "biases in feed-forward layers"),
+        ("activation", config.nonlinearity != traits.activation, f"nonlinearity {config.nonlinearity}"),
+        ("layer_windows", windowed and traits.window != "typed" and architecture != "phi3", "window of attention"),
+        (
+            "layer_windows",
+            gemma2 and everywhere != [layer % 2 == 0 for layer in layers],
+            "windows in other layers than every second",
+        ),
+        ("layer_windows", architecture == "phi3" and len(set(windows)) > 1, "windows in some layers alone"),
+        ("unrotated_layers", config.unrotated_layers != unrotated, no_positions),
+        ("rope_scaling", not known_scaling, f"scaling of the type {kind}"),
+        ("rope_scaling", kind == "yarn" and _odd_yarn(config), "yarn of such factors"),
+        ("local_rope", local != "default", "scaling of the positions of layers with a window"),
+        ("attention_scale", traits.query_scalar and not _usual_scale(config), "such a query_pre_attn_scalar"),
+        ("softcaps", gemma2 and None in (config.attention_softcap, config.logit_softcap), "networks without soft caps"),
+        ("tie_embeddings", gemma2 and not config.tie_embeddings, "output matrix of its own"),
+    ]
+    for field, there, problem in problems:
+        if there:
+            raise CheckpointError(f"llama.cpp's {architecture} has no {problem}, this checkpoint has", field=field)
 
 
 def _odd_yarn(config: ModelConfig) -> bool:

@@ -193,6 +193,11 @@ THEIRS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gpt_neox": ("gpt_neox", {}, {"target_modules": ["query_key_value", "dense", "dense_h_to_4h"]}),
     "gpt_neox dora": ("gpt_neox", {}, {"target_modules": ["query_key_value"], "use_dora": True}),
     "gpt_neox tokens": ("gpt_neox", {}, {"target_modules": ["dense"], "trainable_token_indices": {"embed_in": [7]}}),
+    "gpt_neox output": (
+        "gpt_neox",
+        {"tie_embeddings": False},
+        {"target_modules": ["dense", "lm_head"], "modules_to_save": ["embed_in"]},
+    ),
     "gemma3": ("gemma3_text", {}, {"target_modules": "all-linear"}),
     "whole embedding": (
         "llama",

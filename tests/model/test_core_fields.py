@@ -11,6 +11,7 @@ from tests.tiny import tiny_config, tiny_model
 from topkapi.model import native, serving
 from topkapi.model.config import ModelConfig
 from topkapi.model.core_fields import COMPUTED, TRAITS, beyond_core
+from topkapi.model.errors import CheckpointError
 from topkapi.model.families import FAMILIES, Family
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
@@ -60,3 +61,16 @@ def test_a_network_is_served_by_what_computes_it(family: str) -> None:
     assert serving.kernels(model).startswith("native" if by_core else "PyTorch")
     if family in ("gemma2", "gemma3_text", "phi3", "olmo2", "gpt_neox", "granite"):
         assert beyond_core(model.config)
+
+
+def test_a_precision_that_is_asked_for_is_not_dropped_where_pytorch_computes() -> None:
+    with pytest.raises(CheckpointError, match="int4 needs the native core") as caught:
+        serving.prepare(tiny_model("gemma2"), "int4")
+    assert caught.value.field == "dtype" and "norm_offset" in caught.value.message
+    model = tiny_model("gemma2")
+    try:
+        serving.prepare(model, "int8")
+    except CheckpointError as error:
+        assert "int8" in error.message
+    else:
+        assert model.held_in == "int8"

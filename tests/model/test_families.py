@@ -116,6 +116,15 @@ def test_rows_have_the_same_bits_in_every_batch(name: str) -> None:
     assert calibrate(model), "a text read at once, in chunks and among others must give identical logits"
 
 
+# One of each way to store and to configure.
+EXCHANGED = [
+    "gpt2-tied", "gpt2-untied", "llama-tied-biased", "llama-longrope", "mistral-window", "qwen2-layer-types",
+    "qwen3-window-yarn", "gemma2", "gemma2-uncapped", "gemma3", "phi3-window", "phi4-mini", "olmo2-biased",
+    "smollm3-window", "gpt-neox", "gpt-neox-sequential", "granite-biased",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("reference", EXCHANGED, indirect=True)
 def test_directory_of_transformers_opens_here_and_ours_there(
     reference: transformers.PreTrainedModel, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
