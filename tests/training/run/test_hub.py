@@ -45,6 +45,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             if self.path == "/api/repos/create":
                 state.made.append(json.loads(body))
                 return self.answer({"url": f"{state.url}/somebody/model"})
+            if self.path == "/api/validate-yaml":
+                return self.answer({"errors": [], "warnings": []})
             if self.path.endswith("/preupload/main"):
                 how = {"uploadMode": "regular", "shouldIgnore": False}
                 return self.answer({"files": [file | how for file in json.loads(body)["files"]]})
@@ -53,6 +55,11 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
                 if line["key"] == "file":
                     state.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             return self.answer({"commitUrl": f"{state.url}/somebody/model/commit/1", "commitOid": "1"})
+
+        def do_GET(self) -> None:
+            assert self.path.startswith("/api/models/somebody/model/tree/main"), self.path
+            sizes = {name: len(content) for name, content in state.files.items()}
+            self.answer([{"type": "file", "path": name, "oid": "1", "size": size} for name, size in sizes.items()])
 
         def answer(self, content: object, status: int = 200) -> None:
             encoded = json.dumps(content).encode()
@@ -104,6 +111,7 @@ def test_the_best_checkpoint_is_pushed_whole(
     code, out = pretrain("--push", "model")
     printed = said(out, capsys)
     assert code == 0, printed
+    assert "without a card" not in printed
     assert f"pushed to: {hub.url}/somebody/model" in printed
     (made,) = hub.made
     # Earlier releases of the library say it in the other way.
