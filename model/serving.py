@@ -61,9 +61,9 @@ def reading(dtype: str) -> Reading:
 def prepare(model: Decoder, dtype: str = "auto", cache_dtype: str = "auto") -> None:
     """Hold every matrix of `model` for serving in `dtype`, and its keys and values in `cache_dtype`, for good.
 
-    It becomes unfit for training. Where the native core cannot compute it, it stays in what it was loaded in, or PyTorch
-    rounds it to int8, with keys and values in float32. Raises `CheckpointError` where others are asked for there, for
-    int8 that this machine has no product for, and for int4, which the core alone computes.
+    It becomes unfit for training. Where the native core cannot compute it, it stays in what it was loaded in, or
+    PyTorch rounds it to int8, with keys and values in float32. Raises `CheckpointError` where others are asked for
+    there, for int8 that this machine has no product for, and for int4, which the core alone computes.
     """
     held = native.can_hold(model)
     if not held and model.core is None and cache_dtype not in ("auto", "float32"):

@@ -106,6 +106,8 @@ class _HubHandler(_Handler):
         if self.path == "/api/repos/create":
             hub.made.append(json.loads(body))
             return self.answer({"url": f"{hub.url}/somebody/model"})
+        if self.path == "/api/validate-yaml":
+            return self.answer({"errors": [], "warnings": []})
         if self.path.endswith("/preupload/main"):
             how = {"uploadMode": "regular", "shouldIgnore": False}
             return self.answer({"files": [file | how for file in json.loads(body)["files"]]})
@@ -127,6 +129,10 @@ class _HubHandler(_Handler):
         if hub.refusal is not None:
             return self.answer({"error": "out of order"}, hub.refusal)
         parts = path.strip("/").split("/")
+        if parts[4:5] == ["tree"]:
+            # What a push looks at first.
+            pushed = hub.files.items()
+            return self.answer([{"type": "file", "path": name, "oid": "1", "size": len(each)} for name, each in pushed])
         if parts[:2] == ["api", "models"]:
             name, revision = "/".join(parts[2:4]), "/".join(parts[5:]) or "main"
         else:

@@ -24,7 +24,9 @@ def card(checkpoint: Path, name: str, evaluations: Iterable[Path] = (), licence:
     """
     hub = hub_library("a card", "checkpoint")
 
-    config, made = _read(checkpoint / "config.json"), _details(checkpoint)
+    # An adapter's directory has the configuration of its base somewhere else.
+    adapter = (checkpoint / "adapter_config.json").is_file()
+    config, made = {} if adapter else _read(checkpoint / "config.json"), _details(checkpoint)
     figures = [*_own(made), *(figure for path in evaluations for figure in _evaluated(path, checkpoint))]
     results = [
         hub.EvalResult(
@@ -40,9 +42,9 @@ def card(checkpoint: Path, name: str, evaluations: Iterable[Path] = (), licence:
     ]
     chat = "chat_template" in _read(checkpoint / "tokenizer_config.json")
     metadata = hub.ModelCardData(
-        library_name="transformers",
+        library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
-        tags=["topkapi", str(config.get("model_type")), *(["conversational"] if chat else [])],
+        tags=["topkapi", *filter(None, [config.get("model_type")]), *(["conversational"] if chat else [])],
         license=licence,
         model_name=name if results else None,
         eval_results=results or None,
@@ -53,7 +55,10 @@ def card(checkpoint: Path, name: str, evaluations: Iterable[Path] = (), licence:
 def _text(
     name: str, config: Mapping[str, Any], made: Mapping[str, Any], figures: list[tuple[str, str, float]], chat: bool
 ) -> str:
-    lines = [f"# {name}", "", f"A {'chat' if chat else 'base'} checkpoint of the {config.get('model_type')} family."]
+    kind = "chat" if chat else "base"
+    family = config.get("model_type")
+    what = f"A {kind} checkpoint of the {family} family." if family else f"An adapter for a {kind} checkpoint."
+    lines = [f"# {name}", "", what]
     context = config.get("max_position_embeddings", config.get("n_positions"))
     facts = [
         ("parameters", f"{made['parameters']:,}" if isinstance(made.get("parameters"), int) else None),

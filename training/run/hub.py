@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 from topkapi.model.errors import SettingsError, TopkapiError
 from topkapi.training.run.card import card, hub_library
@@ -51,7 +52,16 @@ def push(run: Path, repository: str, console: Console) -> None:
         api.upload_folder(
             repo_id=name, folder_path=best.resolve(), commit_message=f"{best.resolve().name} of {run.resolve().name}"
         )
-        if not (best / "README.md").exists():
+    except Exception as error:
+        # Whatever it is, hours of training end well: it is told in a line, without the secret.
+        raise NotPushed(
+            f"the checkpoint was not pushed to {repository}: {_reason(hub, error)}",
+            hint=f"the run is complete; try again with: hf upload {repository} {shlex.quote(str(best))}",
+        ) from None
+    console.message(f"pushed to: {api.endpoint}/{name}")
+    try:
+        # A card that somebody has written stays.
+        if not (best / "README.md").exists() and "README.md" not in api.list_repo_files(name):
             api.upload_file(
                 repo_id=name,
                 path_or_fileobj=card(best.resolve(), name.rpartition("/")[2]).encode(),
@@ -59,11 +69,11 @@ def push(run: Path, repository: str, console: Console) -> None:
                 commit_message="What it is, and its figures",
             )
     except Exception as error:
-        # Whatever it is, hours of training end well: it is told in a line, without the secret.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        token = hub.get_token()
-        raise NotPushed(
-            f"the checkpoint was not pushed to {repository}: {reason.replace(token, '…') if token else reason}",
-            hint=f"the run is complete; try again with: hf upload {repository} {shlex.quote(str(best))}",
-        ) from None
-    console.message(f"pushed to: {api.endpoint}/{name}")
+        console.warn([f"the checkpoint is there without a card (README.md): {_reason(hub, error)}"])
+
+
+def _reason(hub: Any, error: Exception) -> str:
+    """What went wrong, in a line, without the secret."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    token = hub.get_token()
+    return reason.replace(token, "…") if token else reason

@@ -49,6 +49,7 @@ def test_the_best_checkpoint_is_pushed_whole(
     code, out = pretrain("--push", "model")
     printed = said(out, capsys)
     assert code == 0, printed
+    assert "without a card" not in printed
     assert f"pushed to: {hub.url}/somebody/model" in printed
     (made,) = hub.made
     # Earlier releases of the library say it in the other way.
