@@ -64,12 +64,14 @@ class LateStudio:
     async def life(self, app: FastAPI) -> AsyncIterator[None]:
         """What goes on while `app` lives: waiting until the studio is needed, and the studio's own life."""
         living = asyncio.create_task(self._live())
-        yield
-        self._closing.set()
-        if self._studio is None:
-            living.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await living
+        try:
+            yield
+        finally:
+            self._closing.set()
+            if self._studio is None:
+                living.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await living
 
     async def _live(self) -> None:
         quiet = asyncio.create_task(self._quiet())
@@ -79,16 +81,23 @@ class LateStudio:
         finally:
             quiet.cancel()
             wanted.cancel()
-        try:
-            made = await on_thread(self._make, "studio")
-            # Entered and left in one task, as what Gradio starts there asks for.
-            async with made.router.lifespan_context(made):
-                self._studio = made.routes[-1].app  # type: ignore[attr-defined]
+        while not self._closing.is_set():
+            try:
+                made = await on_thread(self._make, "studio")
+                # Entered and left in one task, as what Gradio starts there asks for.
+                async with made.router.lifespan_context(made):
+                    self._studio = made.routes[-1].app  # type: ignore[attr-defined]
+                    self._made.set()
+                    await self._closing.wait()
+            except Exception:
+                logger.exception("the studio cannot be shown")
+                self._studio = None
+                # Whoever waits is told so; with the next visit it is tried again.
                 self._made.set()
-                await self._closing.wait()
-        except Exception:
-            logger.exception("the studio cannot be shown")
-            self._made.set()
+                self._made.clear()
+                self._wanted.clear()
+                if not self._closing.is_set():
+                    await self._wanted.wait()
 
     async def _quiet(self) -> None:
         """Wait until no engine has had anything to do for `QUIET_SECONDS`."""
@@ -103,8 +112,10 @@ class LateStudio:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request: for the page and what it calls, once the studio is there."""
-        first = self._path(scope).split("/")[1]
-        if self._studio is None and first not in PAGE:
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1013})
+            return
+        if self._studio is None and self._path(scope).split("/")[1] not in PAGE:
             # A client that tries what the API does not know neither waits for the studio nor needs it.
             await self._refusal(scope)(scope, receive, send)
             return

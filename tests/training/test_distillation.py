@@ -9,7 +9,9 @@ import pytest
 
 from tests.training.evaluation.test_evaluation import write_rows
 from topkapi.engine.request import GenerateJob
+from topkapi.model import native
 from topkapi.model.generation import GenerationResult
+from topkapi.model.serving import kernels
 from topkapi.service.commands.cli import main
 from topkapi.training import distillation
 from topkapi.training.data.instructions import read_conversations
@@ -141,3 +143,22 @@ def test_a_real_model_answers(tiny_checkpoint: Callable[..., Path], tmp_path: Pa
     questions.write_text("\n")
     assert main([*command, str(tiny_checkpoint("random"))]) == 2
     assert "there are no questions" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+def test_a_teacher_is_computed_as_it_would_be_served(
+    dtype: str, tiny_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[str] = []
+    batch = distillation.run_batch
+
+    def generate(model: Any, *arguments: Any, **options: Any) -> list[GenerationResult]:
+        computed.append(kernels(model))
+        return batch(model, *arguments, **options)
+
+    monkeypatch.setattr(distillation, "run_batch", generate)
+    questions = tmp_path / "questions.txt"
+    questions.write_text("Good?\n")
+    flags = ["--out", tmp_path / "answers.jsonl", "--dtype", dtype, "--max-tokens", "4"]
+    assert run(str(tiny_checkpoint("teacher")), questions, *flags) == 0
+    assert computed == [f"native, {native.levels()[-1]}" if native.levels() else "PyTorch"]

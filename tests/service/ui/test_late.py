@@ -99,11 +99,15 @@ def test_a_studio_that_cannot_be_made_is_told_to_its_visitors_alone(
     def broken(*arguments: object) -> None:
         raise ImportError("no such thing")
 
+    working = studio.studio_app
     monkeypatch.setattr(studio, "studio_app", broken)
+    monkeypatch.setattr(late, "QUIET_SECONDS", 1e9)
     with serve(tiny_checkpoint("alone"), studio=True) as running:
         visit = running.client.get("/")
         assert visit.status_code == 500 and "the studio cannot be shown" in visit.text
         assert running.answer("/generate", prompt="a", max_tokens=1)
+        monkeypatch.setattr(studio, "studio_app", working)
+        assert "gradio" in running.client.get("/").text, "it is tried again with the next visit"
     assert "no such thing" in caplog.text
 
 
