@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -199,6 +200,8 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Returns the exit code."""
     arguments = parser().parse_args()
+    # Whoever ends this, as `timeout` does, ends the server and the workers too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     arguments.cache = arguments.cache.resolve()
     before = (
         json.loads(arguments.append.read_text())["pieces"] if arguments.append and arguments.append.exists() else []
