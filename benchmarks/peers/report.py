@@ -47,8 +47,8 @@ def _group(pieces: Sequence[Piece]) -> Iterator[str]:
     )
     if busy > BUSY:
         yield (
-            f"**The machine was not idle: other programs used {busy:.1f} of {machine['cores']} cores.** Whatever shares "
-            "its work among all cores and waits for the slowest suffers most of it, so that these ratios say little.\n"
+            f"**The machine was not idle: other programs used {busy:.1f} of {machine['cores']} cores.** Whatever "
+            "shares its work among all cores and waits for the slowest suffers most of it, so that these ratios say little.\n"
         )
     yield from _table(["medians", *_columns(streams, times=True), "prefill of 512 tok/s", "load s",
                        f"MiB at {streams[-1]}", "of it Python's own"], _medians(pieces, peers, streams))  # fmt: skip
