@@ -7,11 +7,9 @@ from itertools import chain
 from typing import Any
 
 from .figures import Ratio, median, ratio
+from .machine import BUSY
 
 SERVED, IN_PROCESS = "Topkapi over HTTP", "Topkapi in process"
-
-BUSY = 0.2
-"""Cores that others used while nothing was measured, above which a table says so."""
 
 Piece = Mapping[str, Any]
 Rows = list[list[str]]
@@ -48,7 +46,7 @@ def _group(pieces: Sequence[Piece]) -> Iterator[str]:
     if busy > BUSY:
         yield (
             f"**The machine was not idle: other programs used {busy:.1f} of {machine['cores']} cores.** Whatever "
-            "shares its work among all cores and waits for the slowest suffers most of it, so that these ratios say little.\n"
+            "shares its work among all cores and waits for the slowest suffers most of it: these ratios say little.\n"
         )
     yield from _table(["medians", *_columns(streams, times=True), "prefill of 512 tok/s", "load s",
                        f"MiB at {streams[-1]}", "of it Python's own"], _medians(pieces, peers, streams))  # fmt: skip
