@@ -126,6 +126,9 @@ def test_pieces_of_one_comparison_become_one_table() -> None:
     assert llama.count("|") == openvino.count("|")
     (best,) = (line for line in lines if line.startswith("| **against the best**"))
     assert best.startswith("| **against the best** | **1.32** |")
+    assert not any("not idle" in line for line in lines)
+    busy = piece({SERVED: [60.0, 66.0, 70.0], "llama.cpp": [50.0] * 3}) | {"busy": [0.1, 1.5]}
+    assert "**The machine was not idle: other programs used 1.5 of 2 cores.**" in markdown([busy])
     assert any("100 times a second" in line and f"{SERVED} 66 %" in line for line in lines)
 
 

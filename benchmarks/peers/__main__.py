@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from typing import Any
 from .engines import ROOT, Engine, LlamaCpp, Load, PeerError, Worker, environment
 from .environments import python
 from .figures import Figures
-from .machine import cores_used, described
+from .machine import BUSY, cores_used, described
 from .report import IN_PROCESS, SERVED, markdown
 from .served import Served
 from .weights import SHAPES, converted, gguf, int8_bytes, said, source
@@ -106,6 +107,8 @@ def piece(
         "machine": described(), "busy": [], "bound": {}, "engines": {}, "failed": {}, "rounds": [],
     }  # fmt: skip
     began = time.monotonic()
+    if arguments.if_idle and (used := cores_used()) > BUSY:
+        raise PeerError(f"the machine is not idle: other programs use {used:.1f} cores; nothing was measured")
     with ExitStack() as stack:
         running: list[Engine] = []
         for name, make in engines(arguments, directory, kind).items():
@@ -189,6 +192,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tokens", type=int, default=64, metavar="N", help="new tokens of each stream [64]")
     made.add_argument("--rounds", type=int, default=5, metavar="N", help="[5]")
     made.add_argument("--seconds", type=float, metavar="N", help="begin no round that would not end by then")
+    made.add_argument("--if-idle", action="store_true", help="measure nothing where other programs are at work")
     made.add_argument("--no-prefill", action="store_true", help=f"leave out the prompt of {PREFILL}")
     made.add_argument("--append", type=Path, metavar="FILE", help="JSON file that the results are added to")
     made.add_argument("--markdown", type=Path, metavar="FILE", help="where the tables go, beside standard output")
@@ -199,6 +203,8 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Returns the exit code."""
     arguments = parser().parse_args()
+    # Whoever ends this, as `timeout` does, ends the server and the workers too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     arguments.cache = arguments.cache.resolve()
     before = (
         json.loads(arguments.append.read_text())["pieces"] if arguments.append and arguments.append.exists() else []

@@ -147,7 +147,12 @@ class LlamaCpp:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=answers, stderr=answers, env=environment(), cwd=scratch
             )
-            _, status, usage = os.wait4(process.pid, 0)
+            try:
+                _, status, usage = os.wait4(process.pid, 0)
+            except BaseException:
+                process.kill()
+                process.wait()
+                raise
             process.returncode = os.waitstatus_to_exitcode(status)
             seconds = time.perf_counter() - started
             answers.seek(0)

@@ -16,6 +16,9 @@ import numpy as np
 
 from .engines import CORES
 
+BUSY = 0.2
+"""Cores that others use while nothing is measured, above which the machine is not idle."""
+
 INSTRUCTION_SETS = (
     "avx2",
     "avx_vnni",

@@ -7,15 +7,9 @@ from itertools import chain
 from typing import Any
 
 from .figures import Ratio, median, ratio
+from .machine import BUSY
 
 SERVED, IN_PROCESS = "Topkapi over HTTP", "Topkapi in process"
-
-NAMES = {
-    "decode_tokens_per_s": "decode",
-    "end_to_end_tokens_per_s": "end to end",
-    "first_token_p50_s": "first token p50",
-    "first_token_p99_s": "first token p99",
-}
 
 Piece = Mapping[str, Any]
 Rows = list[list[str]]
@@ -49,6 +43,11 @@ def _group(pieces: Sequence[Piece]) -> Iterator[str]:
         f"{_rounds(pieces)}; between rounds other programs used {busy:.1f} cores at most. "
         f"{'; '.join(dict.fromkeys(str(facts['version']) for each in pieces for facts in each['engines'].values()))}.\n"
     )
+    if busy > BUSY:
+        yield (
+            f"**The machine was not idle: other programs used {busy:.1f} of {machine['cores']} cores.** Whatever "
+            "shares its work among all cores and waits for the slowest suffers most of it: these ratios say little.\n"
+        )
     yield from _table(["medians", *_columns(streams, times=True), "prefill of 512 tok/s", "load s",
                        f"MiB at {streams[-1]}", "of it Python's own"], _medians(pieces, peers, streams))  # fmt: skip
     yield from _bound(pieces)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from .engines import CORES, HERE, PeerError, environment
@@ -42,28 +41,12 @@ def gguf(cache: Path, directory: Path, kind: str, build: Path) -> Path:
     if not file.exists():
         whole = cache / "weights" / f"{directory.name}.F32.gguf"
         if not whole.exists():
-            directory = with_output_matrix(cache, directory)
             main = "import sys; from topkapi.service.commands.cli import main; sys.exit(main())"
             command(sys.executable, "-c", main, "export", "gguf", "--type", "f32", str(directory), str(whole))
         quantize = build / "bin" / "llama-quantize"
         command(str(quantize), str(whole), f"{file}.part", LLAMA_CPP_TYPES[kind], str(CORES))
         Path(f"{file}.part").rename(file)
     return file
-
-
-def with_output_matrix(cache: Path, directory: Path) -> Path:
-    """`directory`, or for the gpt2 family, whose output matrix is its embedding, a copy that has it twice, for forks of
-    llama.cpp do not read it otherwise. A pass reads as much as before."""
-    from topkapi.model.storage.checkpoint import load_checkpoint, save_checkpoint
-    from topkapi.model.transformer import Decoder
-
-    whole = load_checkpoint(directory)
-    if whole.config.family != "gpt2" or not whole.config.tie_embeddings:
-        return directory
-    model = Decoder(replace(whole.config, tie_embeddings=False))
-    model.load_state_dict(whole.model.state_dict() | {"lm_head.weight": whole.model.embed_tokens.weight})
-    out = cache / "weights" / f"{directory.name}.with-output"
-    return save_checkpoint(out, model=model, tokenizer=whole.tokenizer, chat=None, generation={}, details={})
 
 
 def converted(cache: Path, directory: Path, peer: str, kind: str, python: Path) -> Path:
