@@ -28,7 +28,8 @@ class FinetuneFields(TypedDict, total=False):
     micro_batch_size: sequences computed at once; smaller saves memory (default: the whole batch)
     epochs: passes over the training data [2]
     max_steps: updates; overrides epochs
-    precision: arithmetic of the matrix products; weights and optimiser stay fp32 ['fp32']
+    precision: arithmetic of the matrix products; weights and optimiser stay fp32; auto: what is faster on
+        this machine ['fp32']
     optimizer: muon: Muon for the hidden matrices, AdamW for the rest; schedule-free: AdamW with averaged
         weights ['adamw']
     learning_rate: peak learning rate of AdamW [0.0001]
@@ -66,7 +67,7 @@ class FinetuneFields(TypedDict, total=False):
     checkpoint_dtype: how checkpoints store matrices (a resume always continues in fp32) ['float32']
     generation: decoding defaults to store with the checkpoint, such as temperature=0.3 top_p=0.9 (default:
         its parent's, or temperature 0.8 and top_p 0.95)
-    checkpoint: checkpoint directory or .gguf file to start from
+    checkpoint: checkpoint directory, .gguf file or owner/name on the hub to start from
     chat_template: chatml, alpaca or a file (default: the checkpoint's own, else chatml)
     dropout: dropout while training (default: the checkpoint's)
     context_length: longest example in tokens (default: the checkpoint's context)
@@ -101,7 +102,7 @@ class FinetuneFields(TypedDict, total=False):
     micro_batch_size: int | None
     epochs: float
     max_steps: int | None
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["auto", "fp32", "bf16"]
     optimizer: Literal["adamw", "muon", "schedule-free"]
     learning_rate: float
     muon_learning_rate: float | None

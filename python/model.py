@@ -41,14 +41,16 @@ def load(
     checkpoint: str | os.PathLike[str] | None = None,
     *,
     dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] | None = None,
+    kv_cache_dtype: Literal["auto", "float32", "float16", "int8"] | None = None,
     threads: int | None = None,
     draft: str | os.PathLike[str] | None = None,
 ) -> Model:
-    """Load a checkpoint: a directory, a .gguf file, an adapter, or whatever else `topkapi serve` takes.
+    """Load a checkpoint: a directory, a .gguf file, an adapter, or `owner/name` on the Hugging Face hub.
 
     Without one it is the first that `topkapi serve` would serve. `dtype` is what matrices are held in ("auto": as
-    stored), `threads` how many of the processor's are used, `draft` a smaller checkpoint with the same vocabulary that
-    guesses ahead. What is left out is read from TOPKAPI_DTYPE, TOPKAPI_THREADS and TOPKAPI_DRAFT, as the commands do.
+    stored), `kv_cache_dtype` what keys and values are, `threads` how many of the processor's are used, `draft` a
+    smaller checkpoint with the same vocabulary that guesses ahead. What is left out is read from TOPKAPI_DTYPE,
+    TOPKAPI_KV_CACHE_DTYPE, TOPKAPI_THREADS and TOPKAPI_DRAFT, as the commands do.
 
         with topkapi.load("checkpoints/topkapi-chat") as model:
             print(model.chat("What is the capital of France?"))
@@ -57,12 +59,15 @@ def load(
     """
     # Threads that wait for each other by spinning take the cores from one another; it counts if torch is not there yet.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from topkapi.service.locations import check_locations, default_checkpoints
+    from topkapi.service.locations import all_at_hand, check_locations, default_checkpoints
     from topkapi.service.settings import Settings
 
     with readable(_SETTINGS):
-        settings = Settings.read(dtype=dtype, threads=threads, draft=draft, max_queue=LONGEST_QUEUE)
+        settings = Settings.read(
+            dtype=dtype, kv_cache_dtype=kv_cache_dtype, threads=threads, draft=draft, max_queue=LONGEST_QUEUE
+        )
         location = default_checkpoints(settings)[0] if checkpoint is None else os.fspath(checkpoint)
+        (location,), settings = all_at_hand([location], settings)
         check_locations([location], settings)
         import torch
 

@@ -28,7 +28,8 @@ class PretrainFields(TypedDict, total=False):
     micro_batch_size: sequences computed at once; smaller saves memory (default: the whole batch)
     epochs: passes over the training data [10]
     max_steps: updates; overrides epochs
-    precision: arithmetic of the matrix products; weights and optimiser stay fp32 ['fp32']
+    precision: arithmetic of the matrix products; weights and optimiser stay fp32; auto: what is faster on
+        this machine ['fp32']
     optimizer: muon: Muon for the hidden matrices, AdamW for the rest; schedule-free: AdamW with averaged
         weights ['adamw']
     learning_rate: peak learning rate of AdamW [0.001]
@@ -109,7 +110,7 @@ class PretrainFields(TypedDict, total=False):
     micro_batch_size: int | None
     epochs: float
     max_steps: int | None
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["auto", "fp32", "bf16"]
     optimizer: Literal["adamw", "muon", "schedule-free"]
     learning_rate: float
     muon_learning_rate: float | None

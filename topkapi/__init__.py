@@ -21,10 +21,14 @@ are explained by help(topkapi.PretrainFields), FinetuneFields and DpoFields. `ev
 intervals. What the user can mend is raised as `TopkapiError`, with a `hint`. More stands in docs/python.md.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+from importlib import import_module
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from topkapi.model.errors import TopkapiError as TopkapiError
     from topkapi.python.answers import AsyncStream as AsyncStream
     from topkapi.python.answers import Stream as Stream

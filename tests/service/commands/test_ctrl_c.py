@@ -42,8 +42,8 @@ def interrupted(module: str, *arguments: str, ignored: str = "") -> subprocess.C
     "module,command",
     [
         ("argparse", "serve nowhere"),
-        ("pydantic", "--help"),
-        ("topkapi.training.cli", "generate hello"),
+        ("pydantic", "serve nowhere"),
+        ("topkapi.training.cli", "runs nowhere"),
         ("topkapi.service.commands.launch", "chat nowhere"),
         ("torch", "serve {good} --port 0"),
         ("torch", "generate hello -c {good}"),

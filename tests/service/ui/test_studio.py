@@ -1,6 +1,7 @@
 """The studio in a real browser: it streams, stops, remembers, explains, and asks nothing of the internet."""
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,18 @@ def studio(serve: Callable, tiny_checkpoint: Callable[..., Path]) -> Iterator:
     own = {"temperature": 0.5, "top_k": 30, "do_sample": True}
     base = tiny_checkpoint("writer", chat=False, seed=1, context=16384, generation=own)
     with serve(chat, base, studio=True) as running:
+        # As fast as a real network at most: this one is through with 16,000 tokens before somebody can stop it.
+        network = running.models.get("writer").engine.network
+        network.run = _slowed(network.run)
         yield running
+
+
+def _slowed(run: Callable) -> Callable:
+    def slow(works: object) -> object:
+        time.sleep(0.003)
+        return run(works)
+
+    return slow
 
 
 @pytest.fixture
