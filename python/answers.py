@@ -65,7 +65,7 @@ def _answer(
         stop_reason=output.stop_reason,
         score=output.score,
         prompt_index=output.prompt_index,
-        index=output.index,
+        output_index=output.index,
         choices=choices,
         **facts,
     )
@@ -92,7 +92,7 @@ def _piece(generation: Generation, delta: Delta) -> Piece:
         delta.text,
         tokens=[_token(generation, token) for token in tokens],
         trace=_trace(generation, tokens),
-        index=delta.output.index,
+        output_index=delta.output.index,
         prompt_index=delta.output.prompt_index,
     )
 

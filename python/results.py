@@ -163,7 +163,7 @@ class Generated(str):
     score           of a beam search: log-probability / length ^ length_penalty
     timings         how long the call took
     model           the name of the checkpoint
-    prompt_index, index   which prompt of the call, and which of its answers
+    prompt_index, output_index   which prompt of the call, and which of its answers
     choices         all `n` answers to the prompt, this one among them
     """
 
@@ -179,7 +179,7 @@ class Generated(str):
     timings: Timings
     model: str
     prompt_index: int
-    index: int
+    output_index: int
     choices: list[Generated]
 
     @classmethod
@@ -210,13 +210,13 @@ class Generated(str):
 class Piece(str):
     """What one step added to an answer: text, which may be empty, and its token.
 
-    `tokens` has the token (none where only text was held back until the end), `trace` how it was decided; `index` and
-    `prompt_index` tell which answer it belongs to.
+    `tokens` has the token (none where only text was held back until the end), `trace` how it was decided;
+    `output_index` and `prompt_index` tell which answer it belongs to.
     """
 
     tokens: list[Token]
     trace: Trace | None
-    index: int
+    output_index: int
     prompt_index: int
 
     @classmethod

@@ -111,7 +111,7 @@ def _half(numbers: Tensor) -> Bytes:
 def _nibbles(values: NDArray[np.uint8]) -> Bytes:
     """Parts `[blocks, 8, 32]`, of each two the lower four bits in one byte."""
     low = values & 15
-    return (low[:, 0::2] | low[:, 1::2] << 4).reshape(len(values), 128)
+    return (low[:, 0::2] | low[:, 1::2] << 4).astype(np.uint8).reshape(len(values), 128)
 
 
 def _q4_k(blocks: Tensor) -> Bytes:

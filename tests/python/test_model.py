@@ -77,7 +77,7 @@ def test_answers_are_those_of_http(model: topkapi.Model, http: Any, asked: dict[
     assert len(outputs) == len(answer["outputs"])
     for own, theirs in zip(outputs, answer["outputs"], strict=True):
         assert (own, own.text, own.token_ids) == (theirs["text"], theirs["text"], theirs["token_ids"])
-        assert (own.index, own.prompt_index) == (theirs["index"], theirs["prompt_index"])
+        assert (own.output_index, own.prompt_index) == (theirs["index"], theirs["prompt_index"])
         assert (own.finish_reason, own.stop_reason, own.score) == (
             theirs["finish_reason"], theirs.get("stop_reason"), theirs.get("score"),
         )  # fmt: skip
@@ -188,10 +188,10 @@ def test_streams_of_several_answers_say_whose_a_piece_is(model: topkapi.Model) -
     stream = model.stream(prompts, max_tokens=5, seed=1, n=2)
     texts: dict[tuple[int, int], str] = {}
     for piece in stream:
-        at = (piece.prompt_index, piece.index)
+        at = (piece.prompt_index, piece.output_index)
         texts[at] = texts.get(at, "") + piece
     whole = model.generate(prompts, max_tokens=5, seed=1, n=2)
-    assert texts == {(each.prompt_index, each.index): each.text for first in whole for each in first.choices}
+    assert texts == {(each.prompt_index, each.output_index): each.text for first in whole for each in first.choices}
     assert stream.result == whole
 
 
