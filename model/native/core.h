@@ -10,8 +10,8 @@
 // step and an offset for every 32 inputs.
 enum Format { FLOAT32, BFLOAT16, INT8, INT4, INT8_MINIMUM, INT4_MINIMUM, INT8_SIXTEENS, INT8_WIDE, INT4_WIDE };
 
-// Inputs that share a scale, in the matrix and in the rows it is multiplied with; those of the largest piece that instructions
-// multiply at once, up to which rows of bytes and wide matrices are filled.
+// Inputs that share a scale, in GGUF's blocks, and in wide matrices and all rows; those of the largest piece that instructions
+// multiply at once, up to which rows and wide matrices are filled.
 enum Inputs { GROUP = 32, WIDE = 512, PIECE = 64 };
 // Outputs that lie together in memory, one lane each.
 enum { BLOCK = 16 };
@@ -28,6 +28,7 @@ inline int has_minimum(int format) { return format == INT8_MINIMUM || format == 
 inline int32_t rounded_up(int32_t value, int32_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 inline int32_t group_of(int wide) { return wide ? WIDE : GROUP; }
 inline int32_t groups_of(int wide, int32_t inputs) { return (inputs + group_of(wide) - 1) / group_of(wide); }
+inline int32_t wide_groups(int32_t inputs) { return groups_of(1, inputs); }
 // Inputs with those that are filled up with what counts as zero.
 inline int32_t filled_inputs(int format, int32_t inputs) {
     return is_integer(format) ? rounded_up(inputs, is_wide(format) ? PIECE : GROUP) : inputs;
@@ -55,10 +56,10 @@ struct Matrix {
     size_t block_bytes, numbers;
 };
 
-// Rows that are multiplied: as they are, and quantised in groups where the matrix is; a multiple of 16 rows is allocated. For each
-// group a scale. Rows for GGUF's blocks are bytes: the sum of a group's bytes as a float times its scale (`sums`), -128 times that
-// sum, and those of its halves. Rows for wide matrices are numbers of sixteen bits, 256 times a byte plus a byte, for whose rounding
-// alone no model loses anything: -128 times the sums of the former and of the latter in place of those of halves.
+// Rows that are multiplied: as they are, and where the matrix is of integers as numbers of sixteen bits, 256 times a byte plus a byte,
+// for whose rounding alone no model loses anything; a multiple of 16 rows is allocated. For each WIDE group a scale, and -128 times
+// the sums of the former bytes and of the latter (`offsets`). For GGUF's blocks also the totals of every sixteen numbers, and those of
+// every 32 as a float times their scale (`sums`).
 struct Rows {
     const float *floats;
     int32_t stride;
@@ -66,26 +67,27 @@ struct Rows {
     int32_t byte_stride;
     const float *scales;
     int32_t scale_stride;
+    const int32_t *offsets;
     const float *sums;
-    const int32_t *offsets, *half_offsets;
-    int32_t count;
+    const int32_t *totals;
+    int32_t group_stride, count;
 };
 
-// Bytes of rows lie in pieces of sixteen rows by 64 inputs each, then those of the next 64, as instructions for tiles like them.
-// Those of wide rows have two pieces in the place of one, or sixteen rows by 64 numbers of sixteen bits.
+// Rows lie in pieces of sixteen rows by 64 inputs each, then those of the next 64, as instructions for tiles like them: a piece of the
+// higher bytes and one of the lower ones, or sixteen rows by 64 numbers of sixteen bits.
 enum { TILE_ROWS = 16, PIECE_BYTES = TILE_ROWS * PIECE };
-inline int32_t row_stride(int wide, int32_t inputs) { return rounded_up(inputs, PIECE) * (wide ? 2 : 1); }
+inline int32_t row_stride(int32_t inputs) { return rounded_up(inputs, PIECE) * 2; }
 // Where the pieces begin that sixteen rows share with `row`.
 inline size_t panel_begin(int32_t row, int32_t stride) { return (size_t)(row / TILE_ROWS) * TILE_ROWS * stride; }
-// Where input `at` of a row of bytes lies behind that.
-inline size_t byte_at(int32_t row, int32_t at) { return (size_t)(at / PIECE) * PIECE_BYTES + row % TILE_ROWS * PIECE + at % PIECE; }
+// Where the piece of input `at` begins behind that.
+inline size_t piece_at(int32_t at) { return (size_t)(at / PIECE) * 2 * PIECE_BYTES; }
 
 // Where one row of floats is put as bytes; `bytes` are its panel's.
 struct Quantised {
     int8_t *bytes;
     int32_t row;
     float *scales, *sums;
-    int32_t *offsets, *half_offsets;
+    int32_t *offsets, *totals;
 };
 
 // How keys and values are held. Bytes have a scale for each position of a head.
@@ -124,7 +126,7 @@ struct Kernels {
     int32_t flip;
     // to[row][output] (+)= rows x matrix + bias, for the blocks from `begin` to before `end`.
     void (*multiply)(const Matrix *, const Rows *, float *to, int32_t stride, int add, int32_t begin, int32_t end);
-    void (*quantise)(const float *from, int32_t inputs, int wide, const Quantised *to);
+    void (*quantise)(const float *from, int32_t inputs, int in_blocks, const Quantised *to);
     void (*rms_norm)(const float *from, const float *weight, float eps, int32_t size, float *to);
     void (*layer_norm)(const float *from, const float *weight, const float *bias, float eps, int32_t size, float *to);
     // to = silu(gate) * up; to = gelu(x) by tanh.

@@ -5,14 +5,12 @@
 #include "core.h"
 #include "vectors.h"
 
-// `Quads` are four bytes for each of sixteen outputs, or one row's four bytes sixteen times. A sum of bytes begins with
-// `begin_bytes(correction)` and is `end_bytes(sum, correction)`, one of nibbles likewise; the correction makes up for what the
-// weights are counted from. `load_bytes` brings weights of eight bits, packed with `FLIP`, into the form that is added. Sixteen steps
-// and offsets, spread by `spread_steps` and `spread_offsets`, make such weights of nibbles: `stretched`.
-
+// `Quads` are four bytes for each of sixteen outputs. `load_bytes` brings weights of eight bits, packed with `FLIP`, into the form that
+// is multiplied, in which they are larger by `LIFTED`. Sixteen steps and offsets, spread by `spread_steps` and `spread_offsets`, make such
+// weights of nibbles: `stretched`.
 //
-// Numbers of sixteen bits of wide rows are put into their pieces by `store_wide`, which adds up what `begin_wide` has to make up for.
-// `Wide` is the sum of their products with weights, `Four` four of a row's numbers sixteen times.
+// Numbers of sixteen bits of rows are put into their pieces by `store_wide`, which adds up what `begin_wide` makes up for where weights
+// are lifted. `Wide` is the sum of their products with weights, `Four` four of a row's numbers sixteen times.
 
 #if TOPKAPI_LEVEL >= LEVEL_AVX512_VNNI
 
@@ -51,12 +49,7 @@ INLINE Quads stretched(Quads nibbles, Quads steps, Quads offsets) {
     return _mm512_add_epi8(_mm512_mullo_epi16(nibbles, steps), offsets);
 }
 INLINE Integers all_integers(int32_t x) { return _mm512_set1_epi32(x); }
-INLINE Integers begin_bytes(int32_t correction) { return all_integers(correction); }
 INLINE Integers add_bytes(Integers sum, Quads row, Quads weights) { return _mm512_dpbusd_epi32(sum, weights, row); }
-INLINE Integers end_bytes(Integers sum, int32_t) { return sum; }
-INLINE Integers begin_nibbles(int32_t correction) { return all_integers(correction); }
-INLINE Integers add_nibbles(Integers sum, Quads row, Quads weights) { return _mm512_dpbusd_epi32(sum, weights, row); }
-INLINE Integers end_nibbles(Integers sum, int32_t) { return sum; }
 
 #elif TOPKAPI_LEVEL >= LEVEL_AVX2
 
@@ -103,42 +96,15 @@ INLINE Quads spread_offsets(const uint8_t *from) {
     __m256i sign = _mm256_set1_epi8(-128);
     return PAIR(Quads, _mm256_xor_si256(offsets.a, sign), _mm256_xor_si256(offsets.b, sign));
 }
-INLINE Integers begin_bytes(int32_t correction) { return all_integers(correction); }
 INLINE Integers add_bytes(Integers sum, Quads row, Quads weights) {
     return PAIR(Integers, _mm256_dpbusd_avx_epi32(sum.a, weights.a, row.a),
                 _mm256_dpbusd_avx_epi32(sum.b, weights.b, row.b));
 }
-INLINE Integers end_bytes(Integers sum, int32_t) { return sum; }
-INLINE Integers begin_nibbles(int32_t correction) { return all_integers(correction); }
-INLINE Integers add_nibbles(Integers sum, Quads row, Quads weights) { return add_bytes(sum, row, weights); }
-INLINE Integers end_nibbles(Integers sum, int32_t) { return sum; }
 
 #else
 
 enum { FLIP = 0 };
 INLINE Quads spread_offsets(const uint8_t *from) { return spread_signed(from); }
-INLINE Integers begin_bytes(int32_t) { return no_integers(); }
-// |row| times the weights with the row's sign: pairs of products stay below 2 * 127 * 127, which 16 bits hold.
-INLINE __m256i eight_dots(__m256i sum, __m256i row, __m256i weights) {
-    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(row), _mm256_sign_epi8(weights, row));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-}
-INLINE Integers add_bytes(Integers sum, Quads row, Quads weights) {
-    return PAIR(Integers, eight_dots(sum.a, row.a, weights.a), eight_dots(sum.b, row.b, weights.b));
-}
-INLINE Integers end_bytes(Integers sum, int32_t) { return sum; }
-// Nibbles are small: sixteen bits hold the pairs of a whole group, at most 8 * 2 * 15 * 127, and are widened at its end.
-INLINE Integers begin_nibbles(int32_t) { return no_integers(); }
-INLINE Integers add_nibbles(Integers sum, Quads row, Quads weights) {
-    return PAIR(Integers, _mm256_add_epi16(sum.a, _mm256_maddubs_epi16(weights.a, row.a)),
-                _mm256_add_epi16(sum.b, _mm256_maddubs_epi16(weights.b, row.b)));
-}
-INLINE Integers end_nibbles(Integers sum, int32_t correction) {
-    __m256i one = _mm256_set1_epi16(1), start = _mm256_set1_epi32(correction);
-    return PAIR(Integers, _mm256_add_epi32(start, _mm256_madd_epi16(sum.a, one)),
-                _mm256_add_epi32(start, _mm256_madd_epi16(sum.b, one)));
-}
-
 #endif
 
 #else
@@ -151,11 +117,6 @@ INLINE Quads load_quads(const uint8_t *from) {
     return result;
 }
 INLINE Quads load_bytes(const uint8_t *from) { return load_quads(from); }
-INLINE Quads four_bytes(const int8_t *from) {
-    Quads result;
-    for (int i = 0; i < LANES; i++) memcpy(result.at + 4 * i, from, 4);
-    return result;
-}
 INLINE Quads low_nibbles(Quads x) {
     for (int i = 0; i < 4 * LANES; i++) x.at[i] &= 15;
     return x;
@@ -170,20 +131,12 @@ INLINE Quads stretched(Quads nibbles, Quads steps, Quads offsets) {
     EACH_OF(4 * LANES, Quads, (int8_t)(nibbles.at[i] * steps.at[i] + offsets.at[i]));
 }
 INLINE Integers all_integers(int32_t x) { EACH(Integers, x); }
-INLINE Integers begin_bytes(int32_t) { return no_integers(); }
-INLINE Integers add_bytes(Integers sum, Quads row, Quads weights) {
-    for (int i = 0; i < 4 * LANES; i++) sum.at[i / 4] += row.at[i] * weights.at[i];
-    return sum;
-}
-INLINE Integers end_bytes(Integers sum, int32_t) { return sum; }
-INLINE Integers begin_nibbles(int32_t correction) { return all_integers(correction); }
-INLINE Integers add_nibbles(Integers sum, Quads row, Quads weights) { return add_bytes(sum, row, weights); }
-INLINE Integers end_nibbles(Integers sum, int32_t) { return sum; }
 
 #endif
 
 #if TOPKAPI_LEVEL >= LEVEL_AVX_VNNI
 
+enum { LIFTED = 128 };
 // 256 times a byte plus a byte: products of both are summed.
 typedef struct { Integers high, low; } Wide;
 typedef struct { Quads high, low; } Four;
@@ -204,6 +157,7 @@ INLINE Integers end_wide(Wide sum) { return add_integers(times_256(sum.high), su
 
 #else
 
+enum { LIFTED = 0 };
 // Numbers of sixteen bits as they are, of four the second and the third changed over.
 typedef Integers Wide;
 INLINE Wide begin_wide(const int32_t *) { return no_integers(); }

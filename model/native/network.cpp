@@ -31,10 +31,10 @@ std::unique_ptr<Room> Network::rent(int rows) {
     for (int thread = 0; thread < threads->count(); thread++)
         room->one_row.push_back(allocate<float>(std::max(shape.hidden, shape.inner)));
     room->bytes = allocate<int8_t>(needed * widest_ * 2);
-    room->scales = allocate<float>(needed * (widest_ / GROUP + 1));
-    room->sums = allocate<float>(needed * (widest_ / GROUP + 1));
-    room->offsets = allocate<int32_t>(needed * (widest_ / GROUP + 1));
-    room->half_offsets = allocate<int32_t>(needed * (widest_ / GROUP + 1) * 2);
+    room->scales = allocate<float>(needed * wide_groups(widest_));
+    room->offsets = allocate<int32_t>(needed * wide_groups(widest_) * 2);
+    room->sums = allocate<float>(needed * groups_of(0, widest_));
+    room->totals = allocate<int32_t>(needed * groups_of(0, widest_) * 2);
     room->rows = needed;
     return room;
 }
@@ -52,7 +52,6 @@ Stack Network::stack(std::initializer_list<const Source *> sources) {
         widest_ = std::max(widest_, rounded_up(made.parts.back().inputs, PIECE));
     }
     for (const OwnMatrix &part : made.parts)
-        if (is_integer(part.format) && is_wide(part.format) != made.wide()) throw std::invalid_argument("groups of two sizes");
     return made;
 }
 
@@ -66,18 +65,18 @@ template <class F> void Network::each_row(int rows, F &&body) {
 
 void Network::quantise(Room &room, const Stack &stack, const float *from, int inputs, int row) {
     if (!stack.integers()) return;
-    size_t at = (size_t)row * groups_of(stack.wide(), inputs), bytes = panel_begin(row, row_stride(stack.wide(), inputs));
-    Quantised to = {room.bytes.get() + bytes, row, room.scales.get() + at, room.sums.get() + at, room.offsets.get() + at,
-                    room.half_offsets.get() + 2 * at};
-    kernels->quantise(from, inputs, stack.wide(), &to);
+    size_t wide = (size_t)row * wide_groups(inputs), group = (size_t)row * groups_of(0, inputs);
+    Quantised to = {room.bytes.get() + panel_begin(row, row_stride(inputs)), row, room.scales.get() + wide, room.sums.get() + group,
+                    room.offsets.get() + 2 * wide, room.totals.get() + 2 * group};
+    kernels->quantise(from, inputs, stack.in_blocks(), &to);
 }
 
 void Network::multiply(Room &room, const Stack &stack, const float *from, int from_stride, int inputs, int rows, float *to,
                        int stride, bool add) {
-    int groups = groups_of(stack.wide(), inputs), all = 0;
+    int all = 0;
     for (const OwnMatrix &part : stack.parts) all += part.blocks;
-    Rows of = {from, from_stride, room.bytes.get(), row_stride(stack.wide(), inputs), room.scales.get(), groups, room.sums.get(),
-               room.offsets.get(), room.half_offsets.get(), rows};
+    Rows of = {from, from_stride, room.bytes.get(), row_stride(inputs), room.scales.get(), wide_groups(inputs), room.offsets.get(),
+               room.sums.get(), room.totals.get(), groups_of(0, inputs), rows};
     // Several pieces for each thread, so that one that was held up does not keep the others waiting.
     int pieces = std::min(all, threads->count() * 4);
     threads->each(pieces, [&](int piece, int) {

@@ -59,10 +59,10 @@ struct Stack {
             if (!is_integer(part.format)) return true;
         return false;
     }
-    // Whether its rows are quantised in wide groups.
-    bool wide() const {
+    // Whether some of it has groups of GGUF's blocks, for which rows are added up too.
+    bool in_blocks() const {
         for (const OwnMatrix &part : parts)
-            if (is_wide(part.format)) return true;
+            if (is_integer(part.format) && !is_wide(part.format)) return true;
         return false;
     }
 };
@@ -77,7 +77,7 @@ struct Room {
     size_t rows = 0, score_count = 0;
     Memory<float> states, normed, mixed, queries, inner, activated, scales, sums;
     Memory<int8_t> bytes;
-    Memory<int32_t> offsets, half_offsets;
+    Memory<int32_t> offsets, totals;
     // Of each thread: the scores of some queries, and one row.
     std::vector<Memory<float>> scores, one_row;
 };

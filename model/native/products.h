@@ -21,31 +21,29 @@ INLINE void put(const Matrix *matrix, Floats sum, int32_t block, float *row, int
     }
 }
 
-// What makes up for what the weights of a group are counted from, or of one half of it: minus that times the sum of the row's bytes.
-INLINE int32_t correction(const Rows *rows, size_t at, int half, const int format) {
-    if (format == INT8_SIXTEENS) return rows->half_offsets[2 * at + half];
-    if (format == INT4) return rows->offsets[at] / (128 / MIDDLE);
-    return format == INT4_MINIMUM ? 0 : rows->offsets[at];
+// What makes up for what the weights of a group of a block, or of one half of it, are counted from: minus that times the total of the
+// row's numbers.
+INLINE int32_t correction(const int32_t *totals, int half, const int format) {
+    if (format == INT8_SIXTEENS) return -LIFTED * totals[half];
+    return (format == INT4 ? -MIDDLE : format == INT4_MINIMUM ? 0 : -LIFTED) * (totals[0] + totals[1]);
 }
 
 // `count` rows (at most 4) by `blocks` blocks (at most 4) of a `format`, all known when this is compiled.
 INLINE void multiply_integers(const Matrix *matrix, const Rows *rows, int32_t row, const int count, int32_t block,
                               const int blocks, float *to, int32_t stride, int add_to, const int format) {
     const int halves = format == INT8_SIXTEENS ? 2 : 1, quads = GROUP / 4 / halves;
+    const int32_t from_nothing[2] = {0, 0};
     Floats sums[4][4];
     for (int r = 0; r < count; r++)
         for (int b = 0; b < blocks; b++) sums[r][b] = zeros();
     const uint8_t *data = matrix->data + block * matrix->block_bytes, *numbers = data + matrix->numbers;
-    for (int32_t group = 0; group < matrix->inputs / GROUP; group++) {
-        const int8_t *bytes = rows->bytes + panel_begin(row, rows->byte_stride) + byte_at(row, group * GROUP);
+    const int8_t *pieces = rows->bytes + panel_begin(row, rows->byte_stride);
+    for (int32_t input = 0; input < matrix->inputs; input += GROUP) {
+        const int8_t *piece = pieces + piece_at(input);
         for (int half = 0; half < halves; half++) {
-            Integers parts[4][4];
-            int32_t corrections[4];
-            for (int r = 0; r < count; r++) {
-                corrections[r] = correction(rows, (size_t)(row + r) * rows->scale_stride + group, half, format);
-                for (int b = 0; b < blocks; b++)
-                    parts[r][b] = is_four_bits(format) ? begin_nibbles(corrections[r]) : begin_bytes(corrections[r]);
-            }
+            Wide parts[4][4];
+            for (int r = 0; r < count; r++)
+                for (int b = 0; b < blocks; b++) parts[r][b] = begin_wide(from_nothing);
             for (int quad = half * quads; quad < (half + 1) * quads; quad++) {
                 if (is_four_bits(format) && quad >= quads / 2) break;
                 Quads weights[4];
@@ -54,15 +52,14 @@ INLINE void multiply_integers(const Matrix *matrix, const Rows *rows, int32_t ro
                     weights[b] = is_four_bits(format) ? load_quads(from) : load_bytes(from);
                 }
                 for (int r = 0; r < count; r++) {
-                    const int8_t *from = bytes + r * PIECE + quad * 4;
-                    Quads low = four_bytes(from), high = is_four_bits(format) ? four_bytes(from + GROUP / 2) : low;
-                    for (int b = 0; b < blocks; b++) {
-                        if (is_four_bits(format)) {
-                            parts[r][b] = add_nibbles(parts[r][b], low, low_nibbles(weights[b]));
-                            parts[r][b] = add_nibbles(parts[r][b], high, high_nibbles(weights[b]));
-                        } else {
-                            parts[r][b] = add_bytes(parts[r][b], low, weights[b]);
-                        }
+                    int32_t within = input % PIECE + quad * 4, own = (row + r) % TILE_ROWS;
+                    Four low = four_inputs(piece, own, within);
+                    if (is_four_bits(format)) {
+                        Four high = four_inputs(piece, own, within + GROUP / 2);
+                        for (int b = 0; b < blocks; b++) parts[r][b] = add_wide(parts[r][b], low, low_nibbles(weights[b]));
+                        for (int b = 0; b < blocks; b++) parts[r][b] = add_wide(parts[r][b], high, high_nibbles(weights[b]));
+                    } else {
+                        for (int b = 0; b < blocks; b++) parts[r][b] = add_wide(parts[r][b], low, weights[b]);
                     }
                 }
             }
@@ -70,11 +67,11 @@ INLINE void multiply_integers(const Matrix *matrix, const Rows *rows, int32_t ro
                 const uint16_t *own = (const uint16_t *)(numbers + b * matrix->block_bytes);
                 Floats scales = load_half(own + half * BLOCK);
                 for (int r = 0; r < count; r++) {
-                    Integers part = is_four_bits(format) ? end_nibbles(parts[r][b], corrections[r])
-                                                         : end_bytes(parts[r][b], corrections[r]);
-                    size_t at = (size_t)(row + r) * rows->scale_stride + group;
-                    sums[r][b] = fma(floats(part), mul(scales, all(rows->scales[at])), sums[r][b]);
-                    if (has_minimum(format)) sums[r][b] = fma(load_half(own + BLOCK), all(rows->sums[at]), sums[r][b]);
+                    size_t group = (size_t)(row + r) * rows->group_stride + input / GROUP;
+                    Integers part = add_integers(end_wide(parts[r][b]), all_integers(correction(rows->totals + 2 * group, half, format)));
+                    float scale = rows->scales[(size_t)(row + r) * rows->scale_stride + input / WIDE];
+                    sums[r][b] = fma(floats(part), mul(scales, all(scale)), sums[r][b]);
+                    if (has_minimum(format)) sums[r][b] = fma(load_half(own + BLOCK), all(rows->sums[group]), sums[r][b]);
                 }
             }
         }
@@ -106,10 +103,10 @@ INLINE void multiply_wide(const Matrix *matrix, const Rows *rows, int32_t row, c
         size_t group = input / WIDE, scale_stride = rows->scale_stride, at = (size_t)row * scale_stride + group;
         Wide parts[4][4];
         for (int r = 0; r < count; r++)
-            for (int b = 0; b < blocks; b++) parts[r][b] = begin_wide(rows->half_offsets + 2 * (at + r * scale_stride));
+            for (int b = 0; b < blocks; b++) parts[r][b] = begin_wide(rows->offsets + 2 * (at + r * scale_stride));
         const uint8_t *stretch = numbers + BLOCK * 2;
         for (int32_t end = input + WIDE < matrix->inputs ? input + WIDE : matrix->inputs; input < end; input += GROUP) {
-            const int8_t *piece = pieces + (size_t)(input / PIECE) * 2 * PIECE_BYTES;
+            const int8_t *piece = pieces + piece_at(input);
             Quads steps[4], offsets[4];
             for (int b = 0; b < blocks && format == INT4_WIDE; b++) {
                 steps[b] = spread_steps(stretch + b * matrix->block_bytes);

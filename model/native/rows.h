@@ -38,30 +38,7 @@ INLINE Integers limited(const float *from, int32_t left, float inverse, float li
     return rounded(least(all(limit), largest(x, all(-limit))));
 }
 
-static void quantise_bytes(const float *from, int32_t inputs, const Quantised *to) {
-    Floats damage = zeros();
-    for (int32_t at = 0; at < inputs; at += GROUP) {
-        int32_t left = inputs - at < GROUP ? inputs - at : GROUP, group = at / GROUP;
-        float most = largest_of(from + at, left, &damage), inverse = most > 1e-30f ? 127.0f / most : 0.0f;
-        int8_t *bytes = to->bytes + byte_at(to->row, at);
-        Integers first = limited(from + at, left, inverse, 127.0f), second = no_integers();
-        if (left > LANES) second = limited(from + at + LANES, left - LANES, inverse, 127.0f);
-        store_bytes(bytes, first);
-        store_bytes(bytes + LANES, second);
-        int32_t sums[2] = {total_integers(first), total_integers(second)};
-        for (int half = 0; half < 2; half++) to->half_offsets[2 * group + half] = -128 * sums[half];
-        to->offsets[group] = -128 * (sums[0] + sums[1]);
-        to->scales[group] = most / 127.0f;
-        to->sums[group] = to->scales[group] * (float)(sums[0] + sums[1]);
-    }
-    to->scales[0] += total(damage);
-}
-
-static void quantise(const float *from, int32_t inputs, int wide, const Quantised *to) {
-    if (!wide) {
-        quantise_bytes(from, inputs, to);
-        return;
-    }
+static void quantise(const float *from, int32_t inputs, int in_blocks, const Quantised *to) {
     // 256 times 127, so that the higher byte is 127 at most.
     const float limit = 32512.0f;
     Floats damage = zeros();
@@ -69,13 +46,18 @@ static void quantise(const float *from, int32_t inputs, int wide, const Quantise
     for (int32_t begin = 0; begin < inputs; begin += WIDE) {
         int32_t last = begin + WIDE < inputs ? begin + WIDE : inputs, filled = begin + WIDE < end ? begin + WIDE : end;
         float most = largest_of(from + begin, last - begin, &damage), inverse = most > 1e-30f ? limit / most : 0.0f;
+        float scale = most / limit;
         Integers sums[2] = {no_integers(), no_integers()};
         for (int32_t at = begin; at < filled; at += LANES) {
             Integers x = at < last ? limited(from + at, last - at, inverse, limit) : no_integers();
-            store_wide(to->bytes + (size_t)(at / PIECE) * 2 * PIECE_BYTES, to->row % TILE_ROWS, at % PIECE, x, sums);
+            store_wide(to->bytes + piece_at(at), to->row % TILE_ROWS, at % PIECE, x, sums);
+            if (!in_blocks || at >= rounded_up(inputs, GROUP)) continue;
+            int32_t *totals = to->totals + at / LANES;
+            *totals = total_integers(x);
+            if (at % GROUP) to->sums[at / GROUP] = scale * (float)(totals[-1] + totals[0]);
         }
-        to->scales[begin / WIDE] = most / limit;
-        for (int part = 0; part < 2; part++) to->half_offsets[begin / WIDE * 2 + part] = -128 * total_integers(sums[part]);
+        to->scales[begin / WIDE] = scale;
+        for (int part = 0; part < 2; part++) to->offsets[begin / WIDE * 2 + part] = -128 * total_integers(sums[part]);
     }
     to->scales[0] += total(damage);
 }

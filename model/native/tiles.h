@@ -25,40 +25,50 @@ INLINE void unpack(const uint8_t *from, uint8_t *to, const int format) {
     }
 }
 
-// Sixteen rows from `row` on by one block; `format` is known when this is compiled. `weights` are the block's, signed.
+// Sixteen rows from `row` on by one block; `format` is known when this is compiled. `weights` are the block's, signed. Tiles 0 and 1 hold
+// sums of higher bytes, of one group and of the next, 4 and 5 those of lower ones, 2 and 6 rows, 3 weights.
 INLINE void multiply_tile(const Matrix *matrix, const Rows *rows, int32_t row, int32_t block, const uint8_t *weights, float *to,
                            int32_t stride, int add_to, const int format) {
-    int32_t integers[2][TILE_ROWS * BLOCK] __attribute__((aligned(64)));
+    int32_t integers[2][2][TILE_ROWS * BLOCK] __attribute__((aligned(64)));
     const uint8_t *data = matrix->data + block * matrix->block_bytes + matrix->numbers;
     int32_t groups = matrix->inputs / GROUP;
     Floats sums[TILE_ROWS];
     for (int r = 0; r < TILE_ROWS; r++) sums[r] = zeros();
-    const int8_t *bytes = rows->bytes + panel_begin(row, rows->byte_stride);
+    const int8_t *pieces = rows->bytes + panel_begin(row, rows->byte_stride);
     const float *row_scales = rows->scales + (size_t)row * rows->scale_stride;
-    const float *row_sums = rows->sums + (size_t)row * rows->scale_stride;
+    const float *row_sums = rows->sums + (size_t)row * rows->group_stride;
     for (int32_t group = 0; group <= groups; group++) {
         if (group < groups) {
-            _tile_loadd(2, bytes + byte_at(row, group * GROUP), PIECE);
+            const int8_t *from = pieces + piece_at(group * GROUP) + group * GROUP % PIECE;
+            _tile_loadd(2, from, PIECE);
+            _tile_loadd(6, from + PIECE_BYTES, PIECE);
             _tile_loadd(3, weights + group * GROUP * BLOCK, 64);
             if (group & 1) {
                 _tile_zero(1);
+                _tile_zero(5);
                 _tile_dpbssd(1, 2, 3);
-                _tile_stored(1, integers[1], 64);
+                _tile_dpbssd(5, 6, 3);
+                _tile_stored(1, integers[1][0], 64);
+                _tile_stored(5, integers[1][1], 64);
             } else {
                 _tile_zero(0);
+                _tile_zero(4);
                 _tile_dpbssd(0, 2, 3);
-                _tile_stored(0, integers[0], 64);
+                _tile_dpbssd(4, 6, 3);
+                _tile_stored(0, integers[0][0], 64);
+                _tile_stored(4, integers[0][1], 64);
             }
         }
         if (!group) continue;
         // The group before is added up while this one is multiplied.
-        const int32_t *done = integers[(group - 1) & 1];
+        int32_t(*done)[TILE_ROWS * BLOCK] = integers[(group - 1) & 1];
         const uint16_t *numbers = (const uint16_t *)(data + (size_t)(group - 1) * number_bytes(format));
         Floats scales = load_half(numbers), minimum = has_minimum(format) ? load_half(numbers + BLOCK) : zeros();
         for (int r = 0; r < TILE_ROWS; r++) {
-            size_t at = (size_t)r * rows->scale_stride + group - 1;
-            sums[r] = fma(floats(load_integers(done + r * BLOCK)), mul(scales, all(row_scales[at])), sums[r]);
-            if (has_minimum(format)) sums[r] = fma(minimum, all(row_sums[at]), sums[r]);
+            Integers sum = add_integers(times_256(load_integers(done[0] + r * BLOCK)), load_integers(done[1] + r * BLOCK));
+            float scale = row_scales[(size_t)r * rows->scale_stride + (group - 1) * GROUP / WIDE];
+            sums[r] = fma(floats(sum), mul(scales, all(scale)), sums[r]);
+            if (has_minimum(format)) sums[r] = fma(minimum, all(row_sums[(size_t)r * rows->group_stride + group - 1]), sums[r]);
         }
     }
     int32_t left = rows->count - row < TILE_ROWS ? rows->count - row : TILE_ROWS;
@@ -83,13 +93,13 @@ INLINE void multiply_tiles(const Matrix *matrix, const Rows *rows, float *to, in
 
 #include "wide_tiles.h"
 
-// Tiles of `rows` rows; weights and rows of bytes have 64 inputs where they are `wide`, else 32.
+// Tiles of `rows` rows; weights and rows have 64 inputs where they are `wide`, else 32.
 INLINE void configure(int32_t rows, int wide) {
     TileConfig config;
     memset(&config, 0, sizeof config);
     config.palette = 1;
     for (int tile = 0; tile < 8; tile++) {
-        int of_rows = wide ? tile == 4 || tile == 5 : tile == 2, of_weights = wide ? tile > 5 : tile == 3;
+        int of_rows = wide ? tile == 4 || tile == 5 : tile == 2 || tile == 6, of_weights = wide ? tile > 5 : tile == 3;
         config.bytes[tile] = of_rows ? (wide ? PIECE : GROUP) : 64;
         config.rows[tile] = of_weights ? (wide ? PIECE : GROUP) / 4 : rows < TILE_ROWS ? rows : (int32_t)TILE_ROWS;
     }

@@ -85,14 +85,15 @@ class Layout:
                 hint="config.json and the weights belong to different models",
             )
         if self.by_head:
-            parts = tensor.reshape(config.num_heads, len(names), -1, *tensor.shape[1:]).unbind(1)
+            parts = tensor.unflatten(0, (config.num_heads, len(names), -1)).unbind(1)  # type: ignore[no-untyped-call]
             return [each.flatten(0, 1) for each in parts]
-        return list(torch.split(tensor, sizes))
+        # Not `torch.split`, which blocks of GGUF know nothing of.
+        return list(tensor.split(sizes))  # type: ignore[no-untyped-call]
 
     def join(self, config: ModelConfig, parts: Sequence[Tensor]) -> Tensor:
         """The inverse of `part`."""
         if self.by_head:
-            heads = [each.reshape(config.num_heads, -1, *each.shape[1:]) for each in parts]
+            heads = [each.unflatten(0, (config.num_heads, -1)) for each in parts]  # type: ignore[no-untyped-call]
             return torch.stack(heads, dim=1).flatten(0, 2)
         return torch.cat(list(parts))
 
