@@ -82,7 +82,8 @@ def test_blocks_are_the_weights_that_they_stand_for(kind: str) -> None:
     expected = logits(plain, text())
     native.hold(held, "float32")
     assert held.held_in == kind
-    assert (logits(held, text()) - expected).norm() / expected.norm() < 5e-2, "as far as rows are rounded to bytes"
+    # K-quants' own scales are rounded to half precision.
+    assert (logits(held, text()) - expected).norm() / expected.norm() < (1e-2 if kind.endswith("K") else 2e-3)
     # Below the first layer stand the embedding's rows, which are not rounded.
     (found,) = outputs(held, SlotCache(held), [Work(0, 0, text(), wanted=33, layers=(0,))])
     core = held.core
@@ -122,4 +123,4 @@ def test_a_file_is_computed_in_its_blocks(name: str, kind: str, tmp_path: Path, 
     matrices = [module.weight for module in served.modules() if isinstance(module, Linear | nn.Embedding)]
     assert all(weight.is_meta for weight in matrices)
     expected = logits(plain, text())
-    assert (logits(served, text()) - expected).norm() / expected.norm() < (1e-5 if kind.startswith("F") else 3e-2)
+    assert (logits(served, text()) - expected).norm() / expected.norm() < (1e-5 if kind.startswith("F") else 2e-3)

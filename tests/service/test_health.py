@@ -165,14 +165,14 @@ def test_every_dialect_says_that_the_checkpoint_was_unloaded(serve, tiny_checkpo
         engine = served.models.get().engine
         run, begun = engine.network.run, threading.Event()
 
-        def slow(works: Any) -> Any:
-            # Each token takes a while, so that no answer is at its end before the checkpoint is unloaded.
-            if engine.running == len(UNLOADED):
-                begun.set()
-            time.sleep(0.02)
+        def held(works: Any) -> Any:
+            # No answer is at its end before all have come and the checkpoint is unloaded.
+            wait_for(lambda: engine.running + engine.waiting == len(UNLOADED))
+            begun.set()
+            wait_for(lambda: engine._closing is not None)
             return run(works)
 
-        engine.network.run = slow
+        engine.network.run = held
         answers: dict[str, str] = {}
 
         def call(path: str) -> None:
