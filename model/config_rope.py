@@ -77,6 +77,13 @@ def _read_two(
         # transformers looks for it one level above, where it is not.
         if scaling.get("truncate") is False:
             raise CheckpointError(f"config.json: {where}.truncate must be true", field=f"{where}.truncate")
+        if name == "local_rope" and scaling["rope_type"] == "longrope":
+            # It would end the context as it does elsewhere, which a window makes no sense of.
+            raise CheckpointError(
+                "config.json asks for longrope in layers with a window, which is not computed",
+                field=f"{where}.rope_type",
+                hint="no published model has it: leave sliding_attention's rope_type at default",
+            )
         if name == "rope":
             found |= {"rope_theta": theta, "rope_scaling": None if scaling["rope_type"] == "default" else scaling}
         else:

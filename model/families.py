@@ -112,6 +112,8 @@ class Family:
 
 # What transformers takes for padding where nothing is said need not be in the vocabulary.
 _NO_PADDING = {"pad_token_id": None}
+# Of families without one: transformers' cache takes it from any configuration all the same, its network does not.
+_NO_WINDOW: dict[str, tuple[object, ...]] = {"sliding_window": (None,)}
 _SANDWICH = Norms(
     "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"
 )
@@ -196,8 +198,10 @@ FAMILIES = {
         "Gemma3ForCausalLM",
         gguf="gemma3",
         models="Gemma 3 of 270M and 1B",
-        # transformers does not cap the scores of attention in this family, whatever the configuration says.
-        neutral={"attn_logit_softcapping": (None,), "use_bidirectional_attention": (None, False)},
+        # transformers does not cap the scores of attention in this family, whatever the configuration says, and takes
+        # the context that a scaling starts from only from within the scaling.
+        neutral={"attn_logit_softcapping": (None,), "use_bidirectional_attention": (None, False),
+                 "original_max_position_embeddings": (None,)},
         written=_NO_PADDING,
         absent={"max_position_embeddings": 131_072, "num_key_value_heads": 4, "sliding_window": 4096,
                 "query_pre_attn_scalar": 256, "tie_word_embeddings": True},
@@ -232,6 +236,7 @@ FAMILIES = {
         "Olmo2ForCausalLM",
         gguf="olmo2",
         models="OLMo 2",
+        neutral=_NO_WINDOW,
         written=_NO_PADDING,
         absent={"max_position_embeddings": 2048, "rms_norm_eps": 1e-5},
         norms=Norms(None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
@@ -255,7 +260,7 @@ FAMILIES = {
         gguf="gptneox",
         models="Pythia, GPT-NeoX 20B, Dolly 2",
         # The names of other families, which transformers does not read in this one.
-        neutral={"partial_rotary_factor": (None,), "rope_theta": (None,)},
+        neutral={"partial_rotary_factor": (None,), "rope_theta": (None,), **_NO_WINDOW},
         absent={"attention_bias": True, "layer_norm_eps": 1e-5, "max_position_embeddings": 2048,
                 "use_parallel_residual": True},
         layer_norm=True,
@@ -274,6 +279,7 @@ FAMILIES = {
         "GraniteForCausalLM",
         gguf="granite",
         models="Granite 3, dense models",
+        neutral=_NO_WINDOW,
         absent={"max_position_embeddings": 2048},
         attention_bias=True,
         mlp_bias=True,

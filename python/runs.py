@@ -168,6 +168,9 @@ class Plot:
         """Write the picture, in the format that the name ends in."""
         self.figure.savefig(path, dpi=120)
 
+    def __repr__(self) -> str:
+        return "<a plot: notebooks show it, .save('plot.png') writes it>"
+
     def _repr_png_(self) -> bytes:
         content = io.BytesIO()
         self.figure.savefig(content, format="png", dpi=80)

@@ -12,7 +12,7 @@ Load a checkpoint and ask it:
 Train one on your own text:
 
     run = topkapi.pretrain(data="book.txt", model="tiny", epochs=3, out="runs/book")
-    run.plot()
+    run.plot().save("curve.png")
     print(run.load().generate("The", max_tokens=20))
 
 `load` gives a `Model`, whose answers are texts that know how they came about: help(topkapi.Generated). Every decoding

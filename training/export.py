@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from topkapi.model.errors import CheckpointError, SettingsError
+from topkapi.model.hub.names import meant
 from topkapi.model.storage.location import check_location
 
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")
 """How matrices may be stored in a GGUF file."""
 
-_SOURCE = "checkpoint directory, adapter or .gguf file"
+_SOURCE = "directory, adapter, .gguf file, or owner/name on the Hugging Face hub"
 
 
 def add_formats(formats: Any) -> None:
@@ -24,7 +25,7 @@ def add_formats(formats: Any) -> None:
         description="Write a checkpoint as a Hugging Face directory, its matrices in another precision: an adapter is "
         "merged into its base, a GGUF file's weights become plain ones. transformers, vLLM and others open it.",
     )
-    command.add_argument("checkpoint", type=Path, help=_SOURCE)
+    command.add_argument("checkpoint", help=_SOURCE)
     command.add_argument("out", type=Path, help="the directory to write")
     command.add_argument(
         "--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of all tensors [bfloat16]"
@@ -37,7 +38,7 @@ def add_formats(formats: Any) -> None:
         description="Write a directory with a GGUF file and a Modelfile: the chat template in ollama's form, the "
         "decoding defaults and what ends an answer. A template that has no such form is refused.",
     )
-    command.add_argument("checkpoint", type=Path, help=_SOURCE)
+    command.add_argument("checkpoint", help=_SOURCE)
     command.add_argument("out", type=Path, help="the directory to write")
     command.add_argument("--type", choices=GGUF_TYPES, default="q4_k_m", help="how matrices are stored [q4_k_m]")
     command.set_defaults(handler=_ollama)
@@ -48,7 +49,7 @@ def add_formats(formats: Any) -> None:
         description="Write the README.md of a checkpoint as the Hugging Face hub reads it: how it was made, and its "
         "figures as a model-index.",
     )
-    command.add_argument("checkpoint", type=Path, help="checkpoint directory")
+    command.add_argument("checkpoint", help="checkpoint directory, or owner/name on the Hugging Face hub")
     command.add_argument(
         "--evaluation",
         type=Path,
@@ -64,16 +65,18 @@ def add_formats(formats: Any) -> None:
 
 
 def _card(arguments: argparse.Namespace) -> int:
-    check_location(arguments.checkpoint)
-    if not arguments.checkpoint.is_dir():
-        raise SettingsError(f"{arguments.checkpoint} is not a directory", field="checkpoint", hint="name a directory")
-    out: Path = arguments.out or arguments.checkpoint / "README.md"
+    if arguments.out is None and meant(arguments.checkpoint) is not None:
+        raise SettingsError("the card of a model of the hub needs a file to go to", field="out", hint="give --out FILE")
+    checkpoint = _at_hand(arguments.checkpoint)
+    if not checkpoint.is_dir():
+        raise SettingsError(f"{checkpoint} is not a directory", field="checkpoint", hint="name a directory")
+    out: Path = arguments.out or checkpoint / "README.md"
     if out.exists():
         raise SettingsError(f"{out} is there already", field="out", hint="choose another file with --out")
     from topkapi.training.run.card import card
 
-    name = arguments.name or arguments.checkpoint.resolve().name
-    text = card(arguments.checkpoint, name, arguments.evaluation, arguments.license)
+    name = arguments.name or _plain_name(arguments.checkpoint, checkpoint)
+    text = card(checkpoint, name, arguments.evaluation, arguments.license)
     try:
         out.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -82,16 +85,31 @@ def _card(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _at_hand(given: str) -> Path:
+    """Where a checkpoint lies, downloaded if it has to be. Raises `TopkapiError` where it can't be read."""
+    from topkapi.model.hub.resolve import local_path
+
+    path = local_path(given)
+    check_location(path)
+    return path
+
+
+def _plain_name(given: str, path: Path) -> str:
+    """What a checkpoint is called, which on the hub is not what its directory is."""
+    name = meant(given)
+    return path.resolve().name if name is None else name.repository.partition("/")[2]
+
+
 def _safetensors(arguments: argparse.Namespace) -> int:
-    check_location(arguments.checkpoint)
     _check_free(arguments.out)
+    checkpoint = _at_hand(arguments.checkpoint)
     import torch
 
     from topkapi.model.storage.checkpoint import load_checkpoint, save_checkpoint
 
     dtype: torch.dtype = getattr(torch, arguments.dtype)
     # Merged in float32 and rounded once.
-    loaded = load_checkpoint(arguments.checkpoint, dtype=torch.float32)
+    loaded = load_checkpoint(checkpoint, dtype=torch.float32)
     limit = torch.finfo(dtype).max
     for name, tensor in loaded.model.named_parameters():
         if tensor.abs().max() > limit:
@@ -105,7 +123,7 @@ def _safetensors(arguments: argparse.Namespace) -> int:
         tokenizer=loaded.tokenizer,
         chat=loaded.chat,
         generation=loaded.generation,
-        details={**details, "exported_from": arguments.checkpoint.resolve().name},
+        details={**details, "exported_from": _plain_name(arguments.checkpoint, checkpoint)},
         dtype=dtype,
     )
     print(f"{arguments.out}: {_megabytes(arguments.out)}; serve it with: topkapi serve {_quoted(arguments.out)}")
@@ -113,8 +131,8 @@ def _safetensors(arguments: argparse.Namespace) -> int:
 
 
 def _ollama(arguments: argparse.Namespace) -> int:
-    check_location(arguments.checkpoint)
     _check_free(arguments.out)
+    checkpoint = _at_hand(arguments.checkpoint)
     import torch
 
     from topkapi.model.files import write_directory
@@ -122,7 +140,7 @@ def _ollama(arguments: argparse.Namespace) -> int:
     from topkapi.model.storage.gguf_export import export_gguf
     from topkapi.model.storage.modelfile import modelfile
 
-    loaded = load_checkpoint(arguments.checkpoint, dtype=torch.float32)
+    loaded = load_checkpoint(checkpoint, dtype=torch.float32)
     file = f"{arguments.out.name}.gguf"
     # What could be refused comes before what takes long.
     said = modelfile(loaded, file)

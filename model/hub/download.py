@@ -13,7 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from topkapi.model.errors import CheckpointError
@@ -108,18 +108,37 @@ def _large(repository: Repository, file: str, remote: RemoteFile, digest: str) -
             partial = _incomplete(blob)
             if partial.exists() and partial.stat().st_size > remote.size:
                 partial.unlink()
-            _get(url, partial, remote.size, file)
+            if not _get(url, partial, remote.size, file):
+                # Its rest comes with the next try.
+                continue
             if partial.stat().st_size == remote.size and sha256(partial) == digest:
                 partial.chmod(0o666 & ~_umask(blob.parent))
                 partial.replace(blob)
                 return
             # What lay here may have been another program's; from its beginning it is the hub's.
             partial.unlink()
+        partial.unlink(missing_ok=True)
     raise _damaged(repository, file)
 
 
-def _get(url: str, partial: Path, size: int, file: str) -> None:
-    """Append what is still lacking of the file at `url`."""
+class _Bounded:
+    """A file that takes no more than a number of bytes: what is sent beyond them is not what was announced."""
+
+    def __init__(self, file: BinaryIO, most: int) -> None:
+        self._file, self._most, self.overrun = file, most, False
+
+    def write(self, data: bytes) -> int:
+        if self._file.tell() + len(data) > self._most:
+            self.overrun = True
+            raise ValueError("more comes than was announced")
+        return self._file.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _get(url: str, partial: Path, size: int, file: str) -> bool:
+    """Append what is still lacking of the file at `url`; False where less came, though the connection ended well."""
     import huggingface_hub.utils
     from huggingface_hub.file_download import get_hf_file_metadata, http_get
 
@@ -132,16 +151,31 @@ def _get(url: str, partial: Path, size: int, file: str) -> None:
     # Each byte comes as it is stored, or ranges would not fit together.
     headers["accept-encoding"] = "identity"
     with partial.open("ab") as target:
-        http_get(
-            location,
-            target,
-            resume_size=target.tell(),
-            headers=headers,
-            expected_size=size,
-            displayed_filename=file,
-        )
-        target.flush()
-        os.fsync(target.fileno())
+        bounded: Any = _Bounded(target, size)
+        try:
+            http_get(
+                location,
+                bounded,
+                resume_size=target.tell(),
+                headers=headers,
+                expected_size=size,
+                displayed_filename=file,
+            )
+        except ValueError:
+            if not bounded.overrun:
+                raise
+            # What is here is cut off, and its digest another one.
+            target.truncate(0)
+            return True
+        except OSError as error:
+            # The library's own word for less than was announced.
+            if "Consistency check failed" not in str(error):
+                raise
+            return False
+        finally:
+            target.flush()
+            os.fsync(target.fileno())
+    return True
 
 
 def _incomplete(blob: Path) -> Path:

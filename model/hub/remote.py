@@ -7,14 +7,17 @@ here, too. It is imported when it is needed, for it takes a moment.
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from topkapi.model.errors import CheckpointError
 from topkapi.model.hub.names import HubName
+
+_COMMIT, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 
 
 class NotReached(CheckpointError):
@@ -67,17 +70,36 @@ def ask(name: HubName) -> Repository:
 
     with refusals_told(name):
         found = huggingface_hub.HfApi().model_info(name.repository, revision=name.revision, files_metadata=True)
+    if not (isinstance(found.sha, str) and _COMMIT.fullmatch(found.sha)):
+        raise CheckpointError(f"{endpoint()} does not say which commit {name} is at", hint="check HF_ENDPOINT")
     files = {}
     for each in found.siblings or []:
         large = each.lfs
+        digest = large.sha256 if large else each.blob_id
+        # Names and digests become paths on this machine.
+        if not _is_inside(each.rfilename) or not (digest is None or (_SHA256 if large else _COMMIT).fullmatch(digest)):
+            raise CheckpointError(
+                f"{endpoint()} says of {name} what no hub would: {each.rfilename!r:.100}, digest {digest!r:.100}",
+                hint="nothing was downloaded; check HF_ENDPOINT",
+            )
         files[each.rfilename] = RemoteFile(
             int((large.size if large else each.size) or 0),
             large.sha256 if large else None,
             None if large else each.blob_id,
         )
-    if not found.sha:
-        raise CheckpointError(f"{endpoint()} does not say which commit {name} is at", hint="check HF_ENDPOINT")
     return Repository(name, found.sha, files, _licence(found))
+
+
+def _is_inside(file: str) -> bool:
+    """Whether a file's name stays in its directory, wherever that is."""
+    path = PurePosixPath(file)
+    return (
+        bool(path.parts)
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and "\\" not in file
+        and file.isprintable()
+    )
 
 
 def _licence(found: Any) -> str | None:
@@ -154,7 +176,7 @@ def no_room(name: HubName, message: str) -> CheckpointError:
 
 
 def _again_hint(name: HubName) -> str:
-    return f"check the connection (and HF_ENDPOINT, proxies); then topkapi pull {name} goes on where it stopped"
+    return f"check the connection (and HF_ENDPOINT, proxies); then: topkapi pull {name} (what has come of it is kept)"
 
 
 def _fetch_hint(name: HubName) -> str:

@@ -50,17 +50,22 @@ def import_checkpoint(source: Path, out: Path, options: Options) -> Imported:
 
     Raises `CheckpointError` for what is not recognised, or not computed as where it was trained, by its name.
     """
-    if out.exists():
-        raise CheckpointError(f"{out} is there already", field="out", hint="choose another directory")
+    check_free(out)
     files = _files(source)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{out.parent} cannot be made: {error.strerror}", field="out", hint="choose another place"
+        ) from None
     with _network(source, files, out.parent, options) as network:
         config = ModelConfig.from_hugging_face(network.config)
         tokenizer, origin = vocabulary(network, options)
         chat = _template(options.chat_template)
         if chat is None and network.folder is not None and options.tokenizer is None:
             chat = ChatTemplate.from_directory(network.folder)
-        model = build(config, network.tensors(), source, None, torch.device("cpu"))
+        with _shapes_as_expected(source):
+            model = build(config, network.tensors(), source, None, torch.device("cpu"))
         model.config = model.config.with_end_tokens(_ends(model.config, tokenizer.end_token_id))
         save_checkpoint(
             out,
@@ -78,6 +83,29 @@ def import_checkpoint(source: Path, out: Path, options: Options) -> Imported:
             },
         )
         return Imported(network.kind, origin, network.assumed, model.config.parameter_count(), chat is not None)
+
+
+def check_free(out: Path) -> None:
+    """Raise `CheckpointError` where something, or a link to nothing, is in the way of the directory `out`."""
+    try:
+        there = out.is_symlink() or out.exists()
+    except OSError as error:
+        raise CheckpointError(f"{str(out)[:200]} cannot be a directory: {error.strerror}", field="out") from None
+    if there:
+        raise CheckpointError(f"{out} is there already", field="out", hint="choose another directory")
+
+
+@contextmanager
+def _shapes_as_expected(path: Path) -> Iterator[None]:
+    """What tensors of other dimensions than a layout has make of reading it, as a `CheckpointError`."""
+    try:
+        yield
+    except (IndexError, KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} begins like a known layout, but its tensors are not those of one ({type(error).__name__}: "
+            f"{str(error)[:200]!r})",
+            hint=f"what is imported: {KINDS}",
+        ) from error
 
 
 def _ends(config: ModelConfig, end: int | None) -> tuple[int, ...]:
@@ -124,7 +152,9 @@ def _network(source: Path, files: list[Path], scratch: Path, options: Options) -
             hint="free some, or choose another place for OUT",
         )
     with several(files, scratch) as opened:
-        yield _recognised(opened, options)
+        with _shapes_as_expected(opened.path):
+            recognised = _recognised(opened, options)
+        yield recognised
 
 
 def _recognised(source: Source, options: Options) -> Network:

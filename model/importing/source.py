@@ -20,6 +20,9 @@ from torch import Tensor
 from topkapi.model.errors import CheckpointError
 from topkapi.model.importing.told import ALIASES, FACTS, LARGEST, PROBLEM, SECONDS, TENSORS
 
+LONGEST_NAME = 300
+"""Characters of a tensor's name."""
+
 _COMPILED = ("_orig_mod.", "module.", "_forward_module.")
 """What torch.compile and wrappers for several processes put before every name."""
 
@@ -80,6 +83,9 @@ def several(paths: list[Path], scratch: Path) -> Iterator[Source]:
 
 
 def _plain_name(name: str) -> str:
+    # Names are shown in errors and lists.
+    if len(name) > LONGEST_NAME or not name.isprintable():
+        raise CheckpointError(f"a tensor has the name {name[:LONGEST_NAME]!r:.200}, which no trainer gives")
     while prefix := next((each for each in _COMPILED if name.startswith(each)), None):
         name = name.removeprefix(prefix)
     return name
@@ -132,6 +138,9 @@ def _told(path: Path, problem: Mapping[str, Any]) -> CheckpointError:
         )
     if problem["hint"] is not None:
         return CheckpointError(f"{path}: {message}", hint=problem["hint"])
+    # PyTorch advises to load it unsafely, which is never done here.
+    if "weights_only" in message:
+        message = "it is not what torch.save writes"
     return CheckpointError(
         f"{path} cannot be read: {message[:300]}", hint="it is damaged, or no file of torch.save: copy it again"
     )

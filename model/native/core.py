@@ -246,3 +246,7 @@ def let_go(model: Decoder) -> None:
             # Not `empty_like`, for which PyTorch imports its compiler where the weight is one of these already.
             empty = torch.empty(module.weight.shape, dtype=module.weight.dtype, device="meta")
             module.weight = nn.Parameter(empty, requires_grad=False)
+    for parameter in model.parameters():
+        if not parameter.is_meta:
+            # Vectors may be parts of the mapped file, all of which would stay for their sake.
+            parameter.data = parameter.data.clone()

@@ -54,12 +54,13 @@ def build(
             blocks[name], state[name] = tensor, torch.empty(shape, device="meta")
             continue
         wanted = _held(path, name, tensor, dtype, device)
-        if not _finite(tensor):
+        # As it is held: what is stored as float64 may be too large for that.
+        state[name] = tensor.to(device=device, dtype=wanted).contiguous()
+        if not _finite(state[name]):
             raise CheckpointError(
                 f"{path}: tensor {name} holds NaN or infinity",
                 hint="its file is damaged, or the run that wrote it diverged: download it again, or use an earlier one",
             )
-        state[name] = tensor.to(device=device, dtype=wanted).contiguous()
     if "lm_head.weight" in state:
         config = replace(config, tie_embeddings=False)
     missing = sorted(expected.keys() - state.keys())

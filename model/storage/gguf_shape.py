@@ -17,6 +17,9 @@ _UNROTATED = {"smollm3": 4}
 _BY_WIDTH = {"gemma2": 46, "gemma3": 62}
 
 
+_NONLINEARITIES = {"gelu": "exact GELU", "gelu_tanh": "GELU by tanh", "silu": "SiLU"}
+
+
 def check_shape(config: ModelConfig) -> None:
     """Raise `CheckpointError` for what llama.cpp would not compute of this network as it is, by the field's name."""
     traits, architecture = config.traits, config.traits.gguf
@@ -38,7 +41,7 @@ def check_shape(config: ModelConfig) -> None:
         ("attention_bias", biased and architecture not in _MAY_BE_BIASED, "biases in attention"),
         ("attention_bias", architecture in _MUST_BE_BIASED and not config.qkv_bias, "attention without biases"),
         ("mlp_bias", config.mlp_bias and architecture in ("smollm3", "granite"), "biases in feed-forward layers"),
-        ("activation", config.nonlinearity != traits.activation, f"nonlinearity {config.nonlinearity}"),
+        ("activation", config.nonlinearity != traits.activation, _NONLINEARITIES.get(config.nonlinearity, "such")),
         ("layer_windows", windowed and traits.window != "typed" and architecture != "phi3", "window of attention"),
         (
             "layer_windows",
@@ -56,7 +59,11 @@ def check_shape(config: ModelConfig) -> None:
     ]
     for field, there, problem in problems:
         if there:
-            raise CheckpointError(f"llama.cpp's {architecture} has no {problem}, this checkpoint has", field=field)
+            raise CheckpointError(
+                f"llama.cpp's {architecture} has no {problem}, this checkpoint has",
+                field=field,
+                hint="topkapi serve computes it as it is, and topkapi export safetensors writes it for others",
+            )
 
 
 def _odd_yarn(config: ModelConfig) -> bool:

@@ -51,7 +51,11 @@ def _import(arguments: argparse.Namespace) -> int:
     from topkapi.model.importing.options import Options
 
     out: Path = arguments.out
-    if out.exists():
+    try:
+        there = out.is_symlink() or out.exists()
+    except OSError as error:
+        raise SettingsError(f"{str(out)[:200]} cannot be a directory: {error.strerror}", field="out") from None
+    if there:
         raise SettingsError(f"{out} is there already", field="out", hint="choose another directory")
     template = arguments.chat_template
     if template is not None and template not in BUILT_IN_TEMPLATES and not Path(template).expanduser().is_file():
