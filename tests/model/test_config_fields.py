@@ -171,20 +171,21 @@ FIELDS: dict[str, dict[str, str]] = {
     "qwen3": COMMON | LLAMA_LIKE | QWEN | {"attention_bias": HONOURED},
     "gemma2": COMMON | GEMMA,
     "gemma3_text": COMMON | GEMMA | {
-        "attn_logit_softcapping": REFUSED, "rope_local_base_freq": HONOURED, "sliding_window_pattern": HONOURED,
+        "attn_logit_softcapping": REFUSED, "original_max_position_embeddings": REFUSED,
+        "rope_local_base_freq": HONOURED, "sliding_window_pattern": HONOURED,
     },
     "phi3": COMMON | LLAMA_LIKE | {
         "embd_pdrop": TRAINING, "partial_rotary_factor": HONOURED, "resid_pdrop": TRAINING, "sliding_window": HONOURED,
     },
-    "olmo2": COMMON | LLAMA_LIKE | {"attention_bias": HONOURED},
+    "olmo2": COMMON | LLAMA_LIKE | {"attention_bias": HONOURED, "sliding_window": REFUSED},
     "smollm3": COMMON | LLAMA_LIKE | WINDOWS | {
         "attention_bias": HONOURED, "mlp_bias": HONOURED, "no_rope_layer_interval": HONOURED,
         "no_rope_layers": HONOURED,
     },
-    "gpt_neox": COMMON | NEOX,
+    "gpt_neox": COMMON | NEOX | {"sliding_window": REFUSED},
     "granite": COMMON | LLAMA_LIKE | {
         "attention_bias": HONOURED, "attention_multiplier": HONOURED, "embedding_multiplier": HONOURED,
-        "logits_scaling": HONOURED, "mlp_bias": HONOURED, "residual_multiplier": HONOURED,
+        "logits_scaling": HONOURED, "mlp_bias": HONOURED, "residual_multiplier": HONOURED, "sliding_window": REFUSED,
     },
 }  # fmt: skip
 
@@ -632,6 +633,8 @@ def test_layers_with_a_window_have_positions_of_their_own(rope: dict[str, Any]) 
          "rope_parameters.sliding_attention.factor"),
         ({"rope_parameters": {"full_attention": YARN | {"truncate": False}}},
          "rope_parameters.full_attention.truncate"),
+        ({"rope_parameters": {"sliding_attention": LONG | {"original_max_position_embeddings": 32}}},
+         "rope_parameters.sliding_attention.rope_type"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ],
     ids=str,

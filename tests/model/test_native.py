@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from topkapi.model.core_fields import beyond_core
 from topkapi.model.errors import EngineError
 from topkapi.model.families import FAMILIES
 from topkapi.model.generation import generate
+from topkapi.model.storage.checkpoint import load_checkpoint
 from topkapi.model.transformer import Decoder, SelfAttention
 
 pytestmark = pytest.mark.skipif(not native.levels(), reason="the native core was not built: there was no compiler")
@@ -56,6 +59,17 @@ def logits(model: Decoder, token_ids: Sequence[int]) -> Tensor:
 
 def sizes(family: str, shape: dict[str, int]) -> dict[str, int]:
     return {**shape, "num_kv_heads": shape["num_heads"]} if family == "gpt2" and "num_heads" in shape else shape
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says what is mapped")
+def test_the_file_is_let_go(tiny_checkpoint: Callable[..., Path]) -> None:
+    """The vectors that the network keeps are small; the file that they came from is not."""
+    path = tiny_checkpoint("mapped")
+    model = load_checkpoint(path).model
+    native.hold(model, "int8")
+    gc.collect()
+    assert str(path / "model.safetensors") not in Path("/proc/self/maps").read_text()
+    assert next(model.parameters()).numel() and any(not each.is_meta for each in model.parameters())
 
 
 @pytest.mark.parametrize("shape", [{}, ODD], ids=["even", "odd"])

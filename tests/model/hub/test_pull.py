@@ -223,6 +223,30 @@ def test_what_was_damaged_on_the_way_is_not_kept(hub: Hub, directory: Path) -> N
     assert load_checkpoint(local_path(NAME)).name == "model"
 
 
+@pytest.mark.parametrize("digest", ["../../../../victim", "/tmp/victim", "a" * 63, "A" * 64, ""])
+def test_a_digest_that_is_none_becomes_no_path(digest: str, hub: Hub, directory: Path) -> None:
+    hub.models[NAME].digests["model.safetensors"] = digest
+    with pytest.raises(CheckpointError, match="what no hub would"):
+        local_path(NAME)
+    assert not hub.fetched
+
+
+@pytest.mark.parametrize("file", ["../model.safetensors", "/model.safetensors", "a\\b.safetensors"])
+def test_a_file_that_lies_elsewhere_is_refused(file: str, hub: Hub, directory: Path) -> None:
+    hub.models[NAME].commits["main"][file] = b"content"
+    with pytest.raises(CheckpointError, match="what no hub would"):
+        local_path(NAME)
+
+
+def test_no_more_is_written_than_was_announced(hub: Hub, directory: Path) -> None:
+    content = (directory / "model.safetensors").read_bytes()
+    hub.models[NAME].lies["model.safetensors"] = content + bytes(1 << 20)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors does not come as the hub says it is"):
+        local_path(NAME)
+    kept = [file.stat().st_size for file in remote.cache_directory().rglob("*") if file.is_file()]
+    assert max(kept) < len(content)
+
+
 def test_an_earlier_part_is_gone_on_with_and_a_wrong_one_is_not(hub: Hub, directory: Path) -> None:
     content = (directory / "model.safetensors").read_bytes()
     blob = remote.cache_directory() / "models--somebody--model" / "blobs" / hashlib.sha256(content).hexdigest()

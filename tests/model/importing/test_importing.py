@@ -683,6 +683,53 @@ def test_an_import_is_exported_and_tuned(
     assert load_checkpoint(tmp_path / "run" / "best").config.vocab_size == 512
 
 
+@pytest.mark.parametrize(
+    ("name", "damaged"),
+    [
+        ("tok_emb.weight", numbers(8)),
+        ("tok_emb.weight", numbers(2, 3, 4)),
+        ("tok_emb.weight", torch.tensor(1.0)),
+        ("pos_emb.weight", torch.tensor(1.0)),
+        ("trf_blocks.0.ff.layers.0.weight", torch.tensor(1.0)),
+        (f"trf_blocks.{'1' * 5000}.norm1.scale", numbers(8)),
+        ("\x1b[31mred", numbers(8)),
+        ("pos_emb.weight", torch.full((16, HIDDEN), 1e300, dtype=torch.float64)),
+    ],
+    ids=range(8),
+)
+def test_tensors_of_other_dimensions_are_told_in_words(name: str, damaged: Tensor, tmp_path: Path) -> None:
+    torch.save(book(qkv_bias=False)[0] | {name: damaged}, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError) as refused:
+        import_checkpoint(tmp_path / "model.pth", tmp_path / "out", Options(heads=2, characters="".join(CHARACTERS)))
+    assert refused.value.message.isprintable() and len(refused.value.message) < 1000
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
+
+
+@pytest.mark.parametrize(
+    "name", ["transformer.wte.weight", "transformer.h.0.mlp.c_fc.weight", "transformer.wpe.weight"]
+)
+@pytest.mark.parametrize("damaged", [None, torch.tensor(1.0)], ids=["missing", "a number"])
+def test_a_damaged_nanogpt_is_told_in_words(name: str, damaged: Tensor | None, tmp_path: Path) -> None:
+    state = nanogpt(bias=True)[0]
+    state = {each: value for each, value in state.items() if each != name} | (
+        {name: damaged} if damaged is not None else {}
+    )
+    source = nanogpt_file(state, tmp_path / "ckpt.pt")
+    with pytest.raises(CheckpointError):
+        import_checkpoint(source, tmp_path / "out", Options(characters="".join(CHARACTERS)))
+
+
+def test_a_place_that_cannot_be_made_is_told_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    torch.save(book(qkv_bias=False)[0], tmp_path / "model.pth")
+    for out in (tmp_path / "link", "/proc/x/out", "/dev/null/x", tmp_path / ("n" * 300)):
+        given = ["import", str(tmp_path / "model.pth"), str(out), "--heads", "2", "--characters", "".join(CHARACTERS)]
+        assert main(given) == 2
+        assert "Traceback" not in (err := capsys.readouterr().err) and err.startswith("error: "), err
+
+
 def test_exact_gelu_is_not_exported_as_another_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = nanogpt_file(nanogpt(bias=True)[0], tmp_path / "ckpt.pt")
     import_checkpoint(source, tmp_path / "out", Options(characters="".join(CHARACTERS)))
