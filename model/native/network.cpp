@@ -51,7 +51,6 @@ Stack Network::stack(std::initializer_list<const Source *> sources) {
         made.parts.push_back(packed(*source, kernels->flip, *threads));
         widest_ = std::max(widest_, rounded_up(made.parts.back().inputs, PIECE));
     }
-    for (const OwnMatrix &part : made.parts)
     return made;
 }
 
