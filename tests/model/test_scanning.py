@@ -184,9 +184,9 @@ def test_a_scan_chooses_what_numpy_chooses(name: str, parameters: dict) -> None:
         assert (fast.token_id, fast.rank, [each for each, _ in fast.top]) == (
             plain.token_id, plain.rank, [each for each, _ in plain.top],
         )  # fmt: skip
-        # What PyTorch adds up of a flat row is off by 1e-5; the core's sums are held to 1e-6 above.
-        assert fast.logprob == pytest.approx(plain.logprob, abs=3e-5)
-        assert fast.raw_logprob == pytest.approx(plain.raw_logprob, abs=3e-5)
+        # What PyTorch adds up of a flat row is off by 1e-5, by 3e-5 with AVX2; the core's sums are held to 1e-6 above.
+        assert fast.logprob == pytest.approx(plain.logprob, abs=1e-4)
+        assert fast.raw_logprob == pytest.approx(plain.raw_logprob, abs=1e-4)
 
 
 @settings(deadline=None, max_examples=40)

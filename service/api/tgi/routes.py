@@ -121,6 +121,8 @@ class _Answer(Answer[Delta]):
 
     def ending(self) -> Iterator[Event]:
         (output,) = self._generation.outputs
+        # Raises where it was broken off, also before its first token.
+        _finish_reason(output)
         if self._held is not None:
             details = self._summary(output) | {"input_length": self._generation.prompt_tokens}
             yield None, self._held | {"generated_text": self._text(output), "details": details}
