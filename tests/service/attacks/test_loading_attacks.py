@@ -112,14 +112,15 @@ def test_a_template_that_is_slow_for_some_messages_freezes_nobody(client: httpx.
     slow = place / "room" / "slow"
     shutil.copytree(place / "room" / "good", slow)
     source = (
-        "{% if messages|length > 2 %}{% for a in range(100000) %}{% for b in range(100000) %}{{ loop.index }}"
+        "{% if messages|length > 3 %}{% for a in range(100000) %}{% for b in range(100000) %}{{ loop.index }}"
         "{% endfor %}{% endfor %}{% endif %}{{ messages[-1].content }}"
     )
     edit("tokenizer_config.json", chat_template=source)(slow)
-    assert client.post("/models", json={"path": "slow"}).status_code == 201
+    loaded = client.post("/models", json={"path": "slow"})
+    assert loaded.status_code == 201, loaded.text
     message = {"role": "user", "content": "Hello"}
     with Pulse(str(client.base_url)) as pulse:
-        for count, status in ((2, 200), (3, 422), (2, 200)):
+        for count, status in ((2, 200), (4, 422), (2, 200)):
             answer = client.post("/generate", json={"model": "slow", "messages": [message] * count, "max_tokens": 1})
             assert answer.status_code == status, answer.text
     assert pulse.longest < LONGEST_WAIT
