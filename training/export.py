@@ -9,7 +9,7 @@ from typing import Any
 
 from topkapi.model.errors import CheckpointError, SettingsError
 from topkapi.model.hub.names import meant
-from topkapi.model.storage.location import check_location
+from topkapi.model.storage.location import check_directory_target, check_location
 
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")
 """How matrices may be stored in a GGUF file."""
@@ -155,8 +155,7 @@ def _ollama(arguments: argparse.Namespace) -> int:
 
 def _check_free(out: Path) -> None:
     """Raise `SettingsError` for a directory that can't be made."""
-    if out.exists():
-        raise SettingsError(f"{out} is there already", field="out", hint="choose another directory")
+    check_directory_target(out)
     if not out.parent.is_dir():
         raise SettingsError(f"there is no directory {out.parent}", field="out", hint="make it, or choose another")
 

@@ -59,9 +59,10 @@ def hub_name(text: str) -> HubName | None:
                 hint=f"write owner/name, owner/name@revision or owner/name:Q4_K_M, such as {EXAMPLE}",
             )
         return None
-    if any(sign in found["repository"] for sign in ("--", "..")):
-        return None  # the hub has no such names, and the cache could not tell them apart
-    return HubName(found["repository"], found["revision"] or found["branch"], found["variant"] or found["file"])
+    repository, revision = found["repository"], found["revision"] or found["branch"]
+    if "--" in repository or ".." in f"{repository} {revision}":
+        return None  # the hub has no such names, and in the cache they would lead elsewhere
+    return HubName(repository, revision, found["variant"] or found["file"])
 
 
 def meant(text: str | Path) -> HubName | None:

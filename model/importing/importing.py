@@ -25,6 +25,7 @@ from topkapi.model.importing.vocabulary import vocabulary
 from topkapi.model.reading import member, read_json
 from topkapi.model.storage.building import build
 from topkapi.model.storage.checkpoint import save_checkpoint
+from topkapi.model.storage.location import check_directory_target
 from topkapi.model.storage.tensors import from_hugging_face
 
 KINDS = (
@@ -50,7 +51,7 @@ def import_checkpoint(source: Path, out: Path, options: Options) -> Imported:
 
     Raises `CheckpointError` for what is not recognised, or not computed as where it was trained, by its name.
     """
-    check_free(out)
+    check_directory_target(out)
     files = _files(source)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -83,16 +84,6 @@ def import_checkpoint(source: Path, out: Path, options: Options) -> Imported:
             },
         )
         return Imported(network.kind, origin, network.assumed, model.config.parameter_count(), chat is not None)
-
-
-def check_free(out: Path) -> None:
-    """Raise `CheckpointError` where something, or a link to nothing, is in the way of the directory `out`."""
-    try:
-        there = out.is_symlink() or out.exists()
-    except OSError as error:
-        raise CheckpointError(f"{str(out)[:200]} cannot be a directory: {error.strerror}", field="out") from None
-    if there:
-        raise CheckpointError(f"{out} is there already", field="out", hint="choose another directory")
 
 
 @contextmanager

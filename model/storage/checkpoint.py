@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -313,12 +312,6 @@ def _write(
         digests = {path.name: sha256(path) for path in sorted(partial.iterdir())}
         _write_json(partial / "topkapi.json", {"format_version": FORMAT_VERSION, **details, "sha256": digests})
     return Path(directory)
-
-
-def copy_checkpoint(source: Path, destination: Path) -> None:
-    """Copy a checkpoint directory whole or not at all."""
-    with write_directory(destination) as partial:
-        shutil.copytree(source, partial, dirs_exist_ok=True)
 
 
 def _end_tokens(

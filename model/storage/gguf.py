@@ -21,7 +21,7 @@ from topkapi.model.errors import CheckpointError
 from topkapi.model.storage.gguf_blocks import blocks_of
 from topkapi.model.storage.gguf_configuration import OTHER_TENSORS, configuration
 from topkapi.model.storage.gguf_keys import check_keys
-from topkapi.model.storage.gguf_names import ARCHITECTURES, INTERLEAVED, layer_names, outer_names
+from topkapi.model.storage.gguf_names import ARCHITECTURES, INTERLEAVED, OUTER, layer_names
 from topkapi.model.storage.gguf_sampling import read_sampling
 from topkapi.model.storage.gguf_vocabulary import read_vocabulary
 from topkapi.model.storage.layouts import Layout, layout_of
@@ -199,7 +199,7 @@ def _tensors(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     config = ModelConfig.from_hugging_face(raw)
     traits, layout = config.traits, layout_of(config)
-    outer = {theirs: ours for ours, theirs in outer_names().items()}
+    outer = {theirs: ours for ours, theirs in OUTER.items()}
     modules: dict[str, list[str]] = {}
     for ours, theirs in layer_names(traits).items():
         modules.setdefault(theirs, []).append(ours)

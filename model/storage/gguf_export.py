@@ -27,7 +27,7 @@ from topkapi.model.rotary import rotary_frequencies
 from topkapi.model.storage.checkpoint import Checkpoint
 from topkapi.model.storage.gguf import gguf_package
 from topkapi.model.storage.gguf_configuration import LONG_FACTORS
-from topkapi.model.storage.gguf_names import INTERLEAVED, JOINED, layer_names, outer_names
+from topkapi.model.storage.gguf_names import INTERLEAVED, JOINED, OUTER, layer_names
 from topkapi.model.storage.gguf_quantise import BLOCK, K_QUANTS, quantise
 from topkapi.model.storage.gguf_sampling import add_sampling
 from topkapi.model.storage.gguf_shape import add_shape, check_shape
@@ -118,7 +118,7 @@ def _write(package: ModuleType, writer: Any, checkpoint: Checkpoint, kind: GgufT
 def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Every tensor under GGUF's name and in its layout, float32."""
     config, traits = checkpoint.config, checkpoint.config.traits
-    outer, inside, plain = outer_names(), layer_names(traits), Layout()
+    inside, plain = layer_names(traits), Layout()
     whole = JOINED.get(traits.gguf, {})
     state = checkpoint.model.state_dict()
     for name, tensor in state.items():
@@ -129,7 +129,7 @@ def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, NDArray[np.float32]]
             _, layer, part = module.split(".", 2)
         if part == "lm_head" and config.tie_embeddings and traits.gguf not in _ALWAYS_OUTPUT:
             continue
-        kind = outer[part] if layer is None else inside[part]
+        kind = OUTER[part] if layer is None else inside[part]
         parts = whole.get(kind, ())
         if len(parts) > 1 and part != parts[0]:
             continue

@@ -20,7 +20,9 @@ JOINED: dict[str, dict[str, tuple[str, ...]]] = {
 }
 """Our matrices that lie one below another in one of GGUF's, by architecture."""
 
-_OUTER = {"embed_tokens": "token_embd", "embed_positions": "position_embd", "norm": "output_norm", "lm_head": "output"}
+OUTER = {"embed_tokens": "token_embd", "embed_positions": "position_embd", "norm": "output_norm", "lm_head": "output"}
+"""What stands outside of layers, by our names."""
+
 _MODULES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -34,11 +36,6 @@ _MODULES = {
 }
 _NORMS = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
 """In the order of `model.families.Norms`."""
-
-
-def outer_names() -> dict[str, str]:
-    """GGUF's names of what stands outside of layers, by ours."""
-    return dict(_OUTER)
 
 
 def layer_names(traits: Family) -> dict[str, str]:

@@ -66,10 +66,6 @@ class Layout:
         module = next((ours for ours, theirs in self.modules.items() if theirs == match[2]), match[2])
         return [f"layers.{match[1]}.{module}"]
 
-    def joined_with(self, module: str) -> tuple[str, ...]:
-        """The modules of a layer that are stored in one with `module`, it included."""
-        return next((parts for parts in self.joined.values() if module in parts), (module,))
-
     def rows(self, config: ModelConfig, names: Sequence[str]) -> list[int]:
         """Outputs of each of our matrices `names`, those that are joined."""
         query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim

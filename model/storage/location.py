@@ -75,6 +75,16 @@ def check_gguf_target(path: Path) -> None:
         raise InvalidRequest(f"there is no directory {path.parent}", field="out", hint="make it, or choose another")
 
 
+def check_directory_target(path: Path) -> None:
+    """Raise `InvalidRequest` where something is in the way of a directory to be made, be it a link to nothing."""
+    try:
+        there = path.is_symlink() or path.exists()
+    except OSError as error:
+        raise InvalidRequest(f"{str(path)[:200]} cannot be a directory: {error.strerror}", field="out") from None
+    if there:
+        raise InvalidRequest(f"{path} is there already", field="out", hint="choose another directory")
+
+
 def unreadable(path: str | Path, error: OSError) -> CheckpointError:
     """The error for a file that the system does not let this process read."""
     return CheckpointError(

@@ -49,14 +49,10 @@ def _import(arguments: argparse.Namespace) -> int:
     from topkapi.model.conversation.template_files import BUILT_IN_TEMPLATES
     from topkapi.model.hub.resolve import local_path
     from topkapi.model.importing.options import Options
+    from topkapi.model.storage.location import check_directory_target
 
     out: Path = arguments.out
-    try:
-        there = out.is_symlink() or out.exists()
-    except OSError as error:
-        raise SettingsError(f"{str(out)[:200]} cannot be a directory: {error.strerror}", field="out") from None
-    if there:
-        raise SettingsError(f"{out} is there already", field="out", hint="choose another directory")
+    check_directory_target(out)
     template = arguments.chat_template
     if template is not None and template not in BUILT_IN_TEMPLATES and not Path(template).expanduser().is_file():
         known = ", ".join(BUILT_IN_TEMPLATES)

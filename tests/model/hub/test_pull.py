@@ -80,6 +80,8 @@ def ggufs(hub: Hub, tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> dic
         ("/owner/name", None),
         ("../owner/name", None),
         ("owner/na--me", None),
+        ("owner/name@main/../../other", None),
+        ("https://huggingface.co/owner/name/tree/..", None),
         ("owner/", None),
         ("owner name/x", None),
     ],
