@@ -73,7 +73,8 @@ EXAMPLES: dict[str, tuple[Request, Request]] = {
     "prompt_lookup": (LOOPING, {"prompt_lookup": 8}),
     "seed": ({}, {"seed": 2}),
     "n": ({}, {"n": 2}),
-    "best_of": ({}, {"best_of": 5}),
+    # Of twenty the best three are in no other order than the first three once in thousands of networks.
+    "best_of": ({"n": 3}, {"best_of": 20}),
     "stop": ({}, {"stop": "e"}),
     "stop_regex": ({}, {"stop_regex": "[a-m]"}),
     "include_stop": ({"stop_regex": "[a-m]"}, {"include_stop": True}),
