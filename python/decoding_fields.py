@@ -60,6 +60,8 @@ class DecodingFields(TypedDict, total=False):
     no_repeat_ngram_size: No sequence of this many tokens appears twice in prompt and answer; 0 does nothing.
         [0]
     allowed_token_ids: Only these token ids can be chosen.
+    thinking_budget: After so many tokens of thinking (`<think>`) before the answer the block is closed, and
+        the answer follows. Needs a checkpoint that thinks.
     logit_bias: Added to the logits of these token ids, between -100 and 100 each.
     repetition_penalty: Divides positive and multiplies negative logits of tokens already in prompt or answer;
         1 does nothing. [1.0]
@@ -133,6 +135,7 @@ class DecodingFields(TypedDict, total=False):
     bad_words: str | Sequence[str | Sequence[int]] | None
     no_repeat_ngram_size: int | None
     allowed_token_ids: Sequence[int] | None
+    thinking_budget: int | None
     logit_bias: Mapping[int, float] | None
     repetition_penalty: float | None
     repetition_range: int | None

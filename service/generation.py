@@ -10,14 +10,14 @@ from typing import Any
 
 from topkapi.engine.request import Completed, Finished, FinishReason, GenerateJob, StopCheck, Timings, Token
 from topkapi.model.decoding.grammar import Constraint, compile_constraint
-from topkapi.model.decoding.parameters import DecodingParameters, decoding_defaults, resolve
+from topkapi.model.decoding.parameters import DecodingParameters, decoding_defaults, grammar_parameter, resolve
 from topkapi.model.decoding.stopping import Stopper
 from topkapi.model.errors import Cancelled, EngineError, InvalidRequest
 from topkapi.model.generation import check_prompt, token_limit
 from topkapi.service.jobs import EngineWork, JobGroup
 from topkapi.service.limits import MOST_ANSWERS
 from topkapi.service.models import LoadedModel
-from topkapi.service.prompting import tokens_of
+from topkapi.service.prompting import thinks, tokens_of, without_thinking
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,9 @@ def plan(
 
     With `chat` the prompts are conversations, which have defaults of their own; without `stored` the checkpoint's
     defaults have no say. The effective `max_tokens` of a prompt
-    is at most what the context has room for. Raises `InvalidRequest` naming the field for a parameter, or for a prompt
-    that does not fit.
+    is at most what the context has room for. A conversation whose template has begun to think is not thought about
+    where the answer is to be JSON, a choice or the like. Raises `InvalidRequest` naming the field for a parameter, or
+    for a prompt that does not fit.
     """
     config = model.checkpoint.config
     effective = resolve(
@@ -102,6 +103,11 @@ def plan(
             asked = f"{count} answers to each of {len(prompts):,} prompts"
             message = f"{name}: {asked} are more than {MOST_ANSWERS:,} together"
             raise InvalidRequest(message, field=name, hint="send several requests")
+    if effective.thinking_budget is not None and not thinks(model):
+        message = f"thinking_budget can't be used: {model.name} has no chat template that knows of thinking"
+        raise InvalidRequest(message, field="thinking_budget", hint="leave it out")
+    if chat and grammar_parameter(effective) not in (None, "grammar"):
+        prompts = [without_thinking(model, prompt) for prompt in prompts]
     negative = effective.negative_prompt or []
     negative = tokens_of(model, negative, "negative_prompt") if negative else negative
     if negative:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from topkapi.model.conversation.reasoning import ReasoningReader, opened_by, reasons
+from topkapi.model.decoding.thinking import CLOSE, marks_of, thought_tokens
 from topkapi.model.errors import ContextExceeded, InvalidRequest, TextTooLong
 from topkapi.model.interruption import between_pieces
 from topkapi.service import limits
@@ -226,6 +228,35 @@ def continued_tokens(model: LoadedModel, begun: str) -> list[int]:
     check_size(model, [begun], "messages")
     # Encoded as the middle of a text, where no vocabulary puts a space before it.
     return model.checkpoint.tokenizer.encode_parts([["\n"], [begun] if begun else []])[1]
+
+
+def thinks(model: LoadedModel) -> bool:
+    """Whether the checkpoint's chat template knows of thinking before an answer."""
+    chat = model.checkpoint.chat
+    return chat is not None and reasons(chat.source)
+
+
+def reasoning_reader(model: LoadedModel, prompt: Sequence[int]) -> ReasoningReader | None:
+    """What keeps the reasoning of an answer to `prompt` apart, where the checkpoint's template knows of any."""
+    return ReasoningReader(opened=_opened(model, prompt)) if thinks(model) else None
+
+
+def without_thinking(model: LoadedModel, prompt: list[int]) -> list[int]:
+    """`prompt`, and where the template has begun to think, the end of that, as templates write it for no thinking."""
+    if not (thinks(model) and _opened(model, prompt)):
+        return prompt
+    return prompt + model.checkpoint.tokenizer.encode_with_control(f"\n{CLOSE}\n\n")
+
+
+def thinking_tokens(model: LoadedModel, prompt: Sequence[int], answer: Sequence[int]) -> int:
+    """How many tokens of an answer to `prompt` are thought."""
+    if not thinks(model):
+        return 0
+    return thought_tokens([*prompt, *answer], len(prompt), marks_of(model.checkpoint.tokenizer))
+
+
+def _opened(model: LoadedModel, prompt: Sequence[int]) -> bool:
+    return opened_by(model.checkpoint.tokenizer.decode(prompt[-16:]))
 
 
 def fit_conversation(model: LoadedModel, messages: Sequence[Message], answer_tokens: int) -> tuple[list[Message], int]:

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from topkapi.model.conversation.tool_call_reader import Said
-
-OPEN, CLOSE = "<think>", "</think>"
+from topkapi.model.decoding.thinking import CLOSE, OPEN
 
 
 @dataclass(frozen=True)

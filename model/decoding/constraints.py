@@ -11,6 +11,7 @@ from topkapi.model.decoding.candidates import NOT_CHOSEN, Candidates
 from topkapi.model.decoding.penalties import flatten
 from topkapi.model.decoding.rows import Ids, Row
 from topkapi.model.decoding.stage import Values, stage
+from topkapi.model.decoding.thinking import Budget, forced_token
 
 
 @stage(needed=lambda row: row.constraint is not None, scans=True)
@@ -69,6 +70,18 @@ def _repeating(tokens: Ids, size: int) -> Ids:
     for back in range(1, size):
         ends = ends[tokens[ends - back] == tokens[-back]]
     return np.unique(tokens[ends])
+
+
+def _to_be_closed(row: Row) -> int | None:
+    budget = row.parameters.thinking_budget
+    return forced_token(row.tokens, row.prompt_length, budget) if isinstance(budget, Budget) else None
+
+
+@stage(needed=lambda row: _to_be_closed(row) is not None, scans=True)
+def thinking_budget(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
+    """The end of the block of reasoning, once it is as long as it may be, whatever else is ruled out."""
+    ids = torch.tensor([[_to_be_closed(row)] for row in rows])
+    return Candidates(torch.zeros(ids.shape), candidates.vocab_size, ids)
 
 
 def _without(candidates: Candidates, ruled_out: Sequence[Sequence[int] | Ids]) -> Candidates:

@@ -162,12 +162,21 @@ def _matches_nothing(pattern: str) -> bool:
 
 
 def refuse_structures(effective: DecodingParameters) -> None:
-    """Two structures at once, or no choice at all. What else is wrong with one shows when it is compiled."""
+    """Two structures at once, thinking in one, or no choice at all.
+
+    What else is wrong with one shows when it is compiled.
+    """
     asked = [p.name for p in PARAMETERS if p.stage == "grammar" and effective.asks_for(p.name)]
     if len(asked) > 1:
         raise InvalidRequest(
             f"{asked[1]} can't be combined with {asked[0]}: an answer follows one structure",
             field=asked[1],
+            hint="leave one of them out",
+        )
+    if asked and effective.thinking_budget is not None:
+        raise InvalidRequest(
+            f"thinking_budget can't be combined with {asked[0]}: an answer of that form has no place for thinking",
+            field="thinking_budget",
             hint="leave one of them out",
         )
     if effective.choice is not None and not effective.choice:

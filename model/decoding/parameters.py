@@ -29,6 +29,7 @@ from topkapi.model.decoding.table import (
     TRUNCATIONS,
     DecodingParameters,
 )
+from topkapi.model.decoding.thinking import bind_budget
 from topkapi.model.decoding.words import Vocabulary, Words, bind_breakers, bind_words
 from topkapi.model.errors import CheckpointError, InvalidRequest
 from topkapi.model.nearest import nearest
@@ -79,6 +80,8 @@ def resolve(
             effective.bad_words = bind_words("bad_words", effective.bad_words, vocabulary)
         if effective.dry_multiplier:
             effective.dry_breakers = bind_breakers("dry_breakers", effective.dry_breakers, vocabulary)
+        if effective.thinking_budget is not None:
+            effective.thinking_budget = bind_budget("thinking_budget", effective.thinking_budget, vocabulary)
         check_tokens(effective, vocab_size, end_token_ids)
 
     effective = _settled(request, defaults, bind)

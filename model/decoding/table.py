@@ -205,6 +205,13 @@ class DecodingParameters:
         None, "Only these token ids can be chosen.",
         "vLLM", stage="allowed_token_ids", most=MOST_IDS,
     )
+    thinking_budget: int | None = for_choice(
+        None,
+        "After so many tokens of thinking (`<think>`) before the answer the block is closed, and the answer follows. "
+        "Needs a checkpoint that thinks.",
+        "vLLM (thinking_token_budget), llama.cpp (reasoning-budget)", minimum=0,
+        aliases=("thinking_token_budget", "thinking_budget_tokens", "reasoning_budget_tokens"), stage="thinking_budget",
+    )
 
     logit_bias: dict[int, float] = for_tokens(
         {}, "Added to the logits of these token ids, between -100 and 100 each.",

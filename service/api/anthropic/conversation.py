@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from topkapi.model.errors import InvalidRequest
 from topkapi.service.api.anthropic import schemas
-from topkapi.service.api.http.template_variables import template_variables
+from topkapi.service.api.http.errors import InapplicableField
+from topkapi.service.api.http.template_variables import SWITCHES, template_variables
 from topkapi.service.api.openai.tools import Calling, allowed
 from topkapi.service.models import LoadedModel
-from topkapi.service.prompting import continued_tokens, conversation_tokens
+from topkapi.service.prompting import continued_tokens, conversation_tokens, thinks, without_thinking
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,31 @@ def read(model: LoadedModel, body: schemas.AnthropicCountRequest) -> Reading:
         )
     begun = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
     effort = body.output_config.effort if body.output_config else None
-    # Without thinking, the template is told so; Anthropic's own default effort asks for nothing.
-    variables = template_variables(model, None, "none" if body.thinking else None)
+    # Anthropic's own default effort asks for nothing.
+    variables = _thinking(model, body)
     variables |= template_variables(model, None, None if effort == "high" else effort, "output_config.effort")
     functions = [] if calling is None else calling.functions
     tools = [{"type": "function", "function": function} for function in functions]
     token_ids = conversation_tokens(model, messages, tools, variables)
+    if (calling is not None and calling.must) or begun:
+        token_ids = without_thinking(model, token_ids)
     return Reading(token_ids + continued_tokens(model, begun), calling)
+
+
+def _thinking(model: LoadedModel, body: schemas.AnthropicCountRequest) -> dict[str, Any]:
+    """What the template is told of thinking first. Unless the request says anything, it does as by default."""
+    if body.thinking is None:
+        return {}
+    if body.thinking.type == "disabled":
+        return template_variables(model, None, "none")
+    if not thinks(model):
+        raise InapplicableField(
+            f"thinking can't be used: {model.name} has no chat template that knows of thinking",
+            field="thinking",
+            hint="leave thinking out",
+        )
+    variables = model.checkpoint.chat.variables if model.checkpoint.chat else frozenset()
+    return {name: True for name in SWITCHES if name in variables}
 
 
 def _calling(model: LoadedModel, body: schemas.AnthropicCountRequest) -> Calling | None:

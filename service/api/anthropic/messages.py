@@ -10,10 +10,11 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
+from topkapi.model.conversation.reasoning import Thought
 from topkapi.model.conversation.tool_call_reader import Call, Said
 from topkapi.model.conversation.tool_call_reader import Event as ToolCallEvent
 from topkapi.model.decoding.aliases import translated
-from topkapi.model.errors import Overloaded, TopkapiError
+from topkapi.model.errors import InvalidRequest, Overloaded, TopkapiError
 from topkapi.service.api.anthropic import schemas
 from topkapi.service.api.anthropic.conversation import Reading, read
 from topkapi.service.api.http.answering import Answer, Event, apart, respond
@@ -23,6 +24,7 @@ from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.openai.tools import naming
 from topkapi.service.generation import CompletionOutput, Delta, Generation, Plan, no_answer, plan
 from topkapi.service.models import LoadedModel, Models
+from topkapi.service.prompting import reasoning_reader
 
 _KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
           413: "request_too_large", 529: "overloaded_error"}  # fmt: skip
@@ -68,6 +70,14 @@ def _plan(model: LoadedModel, body: schemas.AnthropicRequest) -> tuple[Plan, Rea
     given["stop_sequences"] = body.stop_sequences or None
     if body.output_config is not None and body.output_config.format is not None:
         given["json_schema"] = body.output_config.format.schema_
+    formed = body.output_config is not None and body.output_config.format is not None
+    if isinstance(body.thinking, schemas.AnthropicThinkingOn):
+        if body.thinking.budget_tokens >= body.max_tokens:
+            message = "thinking.budget_tokens must be below max_tokens, which counts what is thought, too"
+            raise InvalidRequest(message, field="thinking.budget_tokens", hint="lower it, or raise max_tokens")
+        # An answer of a given form, or one that must be a call, is not thought about at all.
+        if not formed and not (reading.calling is not None and reading.calling.must):
+            given["thinking_budget"] = body.thinking.budget_tokens
     with translated(given) as parameters:
         if reading.calling is not None:
             parameters = reading.calling.added_to(parameters)
@@ -82,6 +92,8 @@ class _Answer(Answer[Delta]):
         plan, reading = _plan(model, body)
         self._generation, self._body = Generation(plan), body
         self._reader = None if reading.calling is None else reading.calling.reader()
+        self._thoughts = reasoning_reader(model, plan.prompts[0])
+        self._shown = getattr(body.thinking, "display", None) != "omitted"
         self._blocks = _Blocks()
         super().__init__(self._generation, stream=body.stream)
 
@@ -106,13 +118,29 @@ class _Answer(Answer[Delta]):
         yield _event("message_delta", delta=self._ended(output), usage=self._usage())
         yield _event("message_stop")
 
-    def _feed(self, text: str) -> Iterable[ToolCallEvent]:
+    def _feed(self, text: str) -> Iterator[ToolCallEvent | Thought]:
+        if self._thoughts is None:
+            yield from self._said(text)
+        else:
+            yield from self._apart(self._thoughts.feed(text))
+
+    def _flush(self) -> Iterator[ToolCallEvent | Thought]:
+        if self._thoughts is not None:
+            yield from self._apart(self._thoughts.flush())
+        if self._reader is not None:
+            yield from self._reader.flush()
+
+    def _apart(self, events: Iterable[Thought | Said]) -> Iterator[ToolCallEvent | Thought]:
+        for event in events:
+            if isinstance(event, Said):
+                yield from self._said(event.text)
+            elif self._shown:
+                yield event
+
+    def _said(self, text: str) -> Iterable[ToolCallEvent]:
         if self._reader is not None:
             return self._reader.feed(text)
         return [Said(text)] if text else []
-
-    def _flush(self) -> Iterable[ToolCallEvent]:
-        return [] if self._reader is None else self._reader.flush()
 
     def _envelope(self) -> dict[str, Any]:
         name = self._generation.plan.model.name
@@ -141,6 +169,10 @@ class _Answer(Answer[Delta]):
         }
 
 
+_UNSIGNED = {"thinking": {"signature": ""}}
+"""Clients expect a signature of what was thought."""
+
+
 class _Blocks:
     """What has been said and called so far as content blocks, each opened and closed by events of its own."""
 
@@ -149,7 +181,7 @@ class _Blocks:
         self._written: list[str] = []
         self._open = False
 
-    def events(self, said: Iterable[ToolCallEvent]) -> Iterator[Event]:
+    def events(self, said: Iterable[ToolCallEvent | Thought]) -> Iterator[Event]:
         """The stream's events for more of an answer."""
         for event in said:
             if isinstance(event, Call):
@@ -158,10 +190,11 @@ class _Blocks:
                 self._written[-1] = event.arguments
                 delta = {"type": "input_json_delta", "partial_json": event.arguments}
             else:
-                if not (self._open and self._blocks[-1]["type"] == "text"):
-                    yield from self._begin({"type": "text", "text": ""})
+                kind = "thinking" if isinstance(event, Thought) else "text"
+                if not (self._open and self._blocks[-1]["type"] == kind):
+                    yield from self._begin({"type": kind, kind: ""} | _UNSIGNED.get(kind, {}))
                 self._written[-1] += event.text
-                delta = {"type": "text_delta", "text": event.text}
+                delta = {"type": f"{kind}_delta", kind: event.text}
             yield _event("content_block_delta", index=len(self._blocks) - 1, delta=delta)
 
     def end(self) -> Iterator[Event]:
@@ -177,7 +210,7 @@ class _Blocks:
         for _ in self.end():
             pass
         return [
-            block | ({"text": text} if block["type"] == "text" else {"input": json.loads(text)})
+            block | ({"input": json.loads(text)} if block["type"] == "tool_use" else {block["type"]: text})
             for block, text in zip(self._blocks, self._written, strict=True)
         ]
 

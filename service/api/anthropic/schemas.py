@@ -116,12 +116,33 @@ class AnthropicMetadata(Strict):
     user_id: str | None = None
 
 
+class AnthropicThinkingOff(Strict):
+    """No thinking, where the template has a switch for it."""
+
+    type: Literal["disabled"]
+
+
+class AnthropicThinkingOn(Strict):
+    """Thinking before the answer, of a checkpoint that can; `budget_tokens` is the most tokens of it."""
+
+    type: Literal["enabled"]
+    budget_tokens: Annotated[int, Field(ge=1)]
+    display: Literal["summarized", "omitted"] | None = None
+
+
+class AnthropicThinkingAsWanted(Strict):
+    """Thinking for as long as the checkpoint wants."""
+
+    type: Literal["adaptive"]
+    display: Literal["summarized", "omitted"] | None = None
+
+
 class AnthropicCountRequest(Refusing):
     """The body of `POST /v1/messages/count_tokens`."""
 
-    HARMLESS: ClassVar[Mapping[str, tuple[Any, ...]]] = {"thinking": ({"type": "disabled"},), "speed": ("standard",)}
+    HARMLESS: ClassVar[Mapping[str, tuple[Any, ...]]] = {"speed": ("standard",)}
     REASONS: ClassVar[Mapping[str, str]] = {
-        "thinking": "what a checkpoint thinks is part of its answer", "speed": "there is one",
+        "speed": "there is one",
         "inference_geo": "the answer is computed here", "container": "nothing is run here",
     }  # fmt: skip
 
@@ -131,7 +152,8 @@ class AnthropicCountRequest(Refusing):
     tools: Annotated[list[AnthropicTool] | None, Field(max_length=MOST_TOOLS)] = None
     tool_choice: AnthropicToolChoice | None = None
     thinking: Annotated[
-        Any, WithJsonSchema({"type": ["object", "null"], "properties": {"type": {"const": "disabled"}}})
+        AnthropicThinkingOff | AnthropicThinkingOn | AnthropicThinkingAsWanted | None,
+        Field(discriminator="type", description="Whether to think before the answer."),
     ] = None
     cache_control: CacheControl = None
     output_config: AnthropicOutput | None = None
@@ -169,6 +191,14 @@ class AnthropicTextAnswer(BaseModel):
     text: str
 
 
+class AnthropicThoughts(BaseModel):
+    """What was thought before the answer. Nothing is signed here."""
+
+    type: Literal["thinking"]
+    thinking: str
+    signature: str
+
+
 class AnthropicCall(BaseModel):
     """A call of a tool."""
 
@@ -194,7 +224,7 @@ class AnthropicMessage(BaseModel):
     type: Literal["message"]
     role: Literal["assistant"]
     model: str
-    content: list[AnthropicTextAnswer | AnthropicCall]
+    content: list[AnthropicTextAnswer | AnthropicThoughts | AnthropicCall]
     stop_reason: StopReason
     stop_sequence: str | None
     usage: AnthropicUsage

@@ -16,6 +16,7 @@ from topkapi.service.api.openai.errors import DIALECT
 from topkapi.service.api.openai.fields import ChunkedFields, CommonFields
 from topkapi.service.generation import CompletionOutput, Delta, Generation, Plan, no_answer, plan
 from topkapi.service.models import LoadedModel
+from topkapi.service.prompting import thinking_tokens, thinks
 from topkapi.service.scoring import Item, Scoring
 from topkapi.service.version import VERSION
 
@@ -28,6 +29,12 @@ class PromptTokensDetails(BaseModel):
     cached_tokens: int
 
 
+class CompletionTokensDetails(BaseModel):
+    """Of the generated tokens, those that were thought before an answer."""
+
+    reasoning_tokens: int
+
+
 class CompletionUsage(BaseModel):
     """Token counts."""
 
@@ -35,6 +42,7 @@ class CompletionUsage(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
 
 
 def planned(model: LoadedModel, prompts: Sequence[list[int]], given: Mapping[str, Any], source: str = "prompt") -> Plan:
@@ -68,12 +76,24 @@ def stop_reason(model: LoadedModel, output: CompletionOutput) -> str | int | Non
 def usage(generation: Generation) -> dict[str, Any]:
     """Token counts of a generation so far."""
     prompt, completion = generation.prompt_tokens, generation.completion_tokens
-    return {
+    counts: dict[str, Any] = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": generation.cached_tokens},
     }
+    if thinks(generation.plan.model):
+        counts["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens(generation)}
+    return counts
+
+
+def reasoning_tokens(generation: Generation) -> int:
+    """How many of the generated tokens were thought before an answer."""
+    prompts, model = generation.plan.prompts, generation.plan.model
+    return sum(
+        thinking_tokens(model, prompts[output.prompt_index], [token.token_id for token in output.tokens])
+        for output in generation.outputs
+    )
 
 
 def reproducible(generation: Generation) -> dict[str, Any]:

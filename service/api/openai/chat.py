@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field
 
 from topkapi.engine.request import Token
-from topkapi.model.conversation.reasoning import ReasoningReader, opened_by, reasons
 from topkapi.model.errors import InvalidRequest
 from topkapi.service.api.http.answering import Event
 from topkapi.service.api.http.describing import decoding
@@ -24,7 +23,7 @@ from topkapi.service.api.openai.tools import Calling, ChatWriter, calling, namin
 from topkapi.service.generation import CompletionOutput, Delta, Plan
 from topkapi.service.limits import MOST_MESSAGES, MOST_TOOLS
 from topkapi.service.models import LoadedModel
-from topkapi.service.prompting import continued_tokens
+from topkapi.service.prompting import continued_tokens, reasoning_reader, without_thinking
 
 _NULL = {"type": "null"}
 _TOGETHER: dict[str, Any] = {
@@ -175,18 +174,15 @@ class ChatAnswer(answers.ChunkedAnswer):
         plan, tools = checked(model, body, continues)
         super().__init__(body, plan, "chatcmpl", body.prompt_logprobs)
         self._body, self._prompt = body, plan.prompts[0]
-        self._writers = [ChatWriter(tools, self._reasoning()) for _ in self.generation.outputs]
+        apart = not is_tgi_client(body)
+        self._writers = [
+            ChatWriter(tools, reasoning_reader(self.model, self._prompt) if apart else None)
+            for _ in self.generation.outputs
+        ]
         self._stopwatch = Stopwatch(self.generation) if body.timings_per_token else None
         self._as_it_reads = None
         if is_tgi_client(body):
             self._as_it_reads, self.last = AsItReads(), ()
-
-    def _reasoning(self) -> ReasoningReader | None:
-        """What keeps the reasoning of an answer apart, where the checkpoint's template knows of any."""
-        checkpoint = self.model.checkpoint
-        if checkpoint.chat is None or not reasons(checkpoint.chat.source) or is_tgi_client(self._body):
-            return None
-        return ReasoningReader(opened=opened_by(checkpoint.tokenizer.decode(self._prompt[-16:])))
 
     def whole(self) -> dict[str, Any]:
         told = super().whole() | self._about_prompt()
@@ -268,6 +264,8 @@ def checked(model: LoadedModel, body: ChatRequest, continues: bool) -> tuple[Pla
     if tools is not None:
         given = tools.added_to(given)
     prompt = prompt_of(model, body, tools, continues)
+    if tools is not None and tools.must:
+        prompt = without_thinking(model, prompt)
     with naming(tools):
         return answers.planned(model, [prompt], given, "messages"), tools
 
@@ -301,5 +299,5 @@ def prompt_of(model: LoadedModel, body: ChatRequest, tools: Calling | None, cont
     if before and before[0]["role"] == "assistant":
         message = "the last two messages are the assistant's, so it is not clear what the answer goes on with"
         raise InvalidRequest(message, field="messages", hint="make them one, or set add_generation_prompt to true")
-    before_it = encoded(model, turns[:-1], body.tools if tools else None, variables)
+    before_it = without_thinking(model, encoded(model, turns[:-1], body.tools if tools else None, variables))
     return before_it + continued_tokens(model, last["content"])

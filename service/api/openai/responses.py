@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Discriminator, Field
 
+from topkapi.model.conversation.reasoning import Thought
+from topkapi.model.conversation.tool_call_reader import Said
 from topkapi.model.errors import InvalidRequest, TopkapiError
 from topkapi.service.api.http.answering import Event
 from topkapi.service.api.http.body import Strict
@@ -27,10 +29,11 @@ from topkapi.service.api.openai.fields import (
     with_default,
 )
 from topkapi.service.generation import Delta, Plan
-from topkapi.service.limits import MOST_MESSAGES
+from topkapi.service.limits import MOST_MESSAGES, MOST_PARTS
 from topkapi.service.models import LoadedModel
+from topkapi.service.prompting import reasoning_reader
 
-NOT_APART = "what a checkpoint thinks is part of its answer"
+AS_IT_IS = "what a checkpoint thinks is told as it is"
 
 
 class InputMessage(Strict):
@@ -47,6 +50,24 @@ class InputMessage(Strict):
     phase: Literal["commentary", "final_answer"] | None = None
 
 
+class ReasoningText(Strict):
+    """What was thought."""
+
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class InputReasoning(Strict):
+    """What the assistant thought before the message that follows, as an earlier answer told it."""
+
+    type: Literal["reasoning"]
+    id: str | None = None
+    status: str | None = None
+    content: Annotated[list[ReasoningText] | None, Field(max_length=MOST_PARTS)] = None
+    summary: Annotated[Any, Only([], why="nothing is summarised here")] = None
+    encrypted_content: Annotated[Any, Only("", why="nothing is encrypted here")] = None
+
+
 class TextOptions(Strict):
     """The form of the answer."""
 
@@ -58,9 +79,9 @@ class Reasoning(Strict):
     """How much to think before an answer, for a template that asks for it; `none` switches thinking off."""
 
     effort: str | None = None
-    summary: Annotated[Any, Only(why=NOT_APART)] = None
-    generate_summary: Annotated[Any, Only(why=NOT_APART)] = None
-    context: Annotated[Any, Only("auto", why="the input's reasoning is not kept apart")] = None
+    summary: Annotated[Any, Only(why=AS_IT_IS)] = None
+    generate_summary: Annotated[Any, Only(why=AS_IT_IS)] = None
+    context: Annotated[Any, Only("auto", why="the template decides what is shown of it")] = None
     mode: Annotated[Any, Only("standard")] = None
 
 
@@ -86,7 +107,7 @@ class ResponseFields(CommonFields):
 
     input: Annotated[
         Annotated[str, Field(min_length=1)]
-        | Annotated[list[InputMessage], Field(min_length=1, max_length=MOST_MESSAGES)],
+        | Annotated[list[InputMessage | InputReasoning], Field(min_length=1, max_length=MOST_MESSAGES)],
         Field(description="A text, or a conversation."),
     ]
     instructions: Annotated[str | None, Field(description="A system message before the input.")] = None
@@ -113,6 +134,16 @@ class OutputText(BaseModel):
     logprobs: list[Any]
 
 
+class OutputReasoning(BaseModel):
+    """What was thought before the answer."""
+
+    type: Literal["reasoning"]
+    id: str
+    status: Literal["in_progress", "completed", "incomplete"]
+    summary: list[Any]
+    content: list[ReasoningText]
+
+
 class OutputMessage(BaseModel):
     """The answer."""
 
@@ -131,8 +162,27 @@ class ResponsesResponse(BaseModel):
     created_at: int
     status: Literal["in_progress", "completed", "incomplete", "failed"]
     model: str
-    output: list[OutputMessage]
+    output: list[OutputReasoning | OutputMessage]
     usage: dict[str, Any] | None
+
+
+def _messages(given: str | list[InputMessage | InputReasoning]) -> list[ChatMessage]:
+    """The input as messages; what was thought belongs to the message that follows it."""
+    if isinstance(given, str):
+        return [ChatMessage(role="user", content=given)]
+    messages: list[ChatMessage] = []
+    thought: str | None = None
+    for index, item in enumerate(given):
+        if isinstance(item, InputReasoning):
+            thought = "\n".join([thought or "", *(part.text for part in item.content or ())]).strip() or None
+            followed = given[index + 1] if index + 1 < len(given) else None
+            if not isinstance(followed, InputReasoning) and (followed is None or followed.role != "assistant"):
+                message = f"input[{index}]: what was thought has to stand before the assistant's message that it led to"
+                raise InvalidRequest(message, field=f"input[{index}]", hint="leave it out")
+        else:
+            messages.append(ChatMessage(role=item.role, content=item.content, reasoning_content=thought))
+            thought = None
+    return messages
 
 
 def _checked(model: LoadedModel, body: ResponsesRequest) -> Plan:
@@ -143,8 +193,7 @@ def _checked(model: LoadedModel, body: ResponsesRequest) -> Plan:
     structure = as_parameters(body.text.format if body.text else None)
     if structure and body.structured_outputs is not None:
         raise InvalidRequest("structured_outputs and text.format exclude each other", field="structured_outputs")
-    items = [InputMessage(role="user", content=body.input)] if isinstance(body.input, str) else body.input
-    turns = conversation([ChatMessage(role=item.role, content=item.content) for item in items], "input")
+    turns = conversation(_messages(body.input), "input")
     if body.instructions is not None:
         turns.insert(0, {"role": "system", "content": body.instructions})
     try:
@@ -164,13 +213,94 @@ class ResponsesAnswer(answers.OpenAIAnswer):
     def __init__(self, model: LoadedModel, body: ResponsesRequest) -> None:
         super().__init__(body, _checked(model, body), "resp")
         (self.output,) = self.generation.outputs
-        self._body, self._message_id = body, new_id("msg")
-        self._place = {"item_id": self._message_id, "output_index": 0, "content_index": 0}
+        self._body = body
+        self._reader = reasoning_reader(model, self.generation.plan.prompts[0])
+        self._items: list[_Item] = []
         self._numbers = count()
 
     def whole(self) -> dict[str, Any]:
+        for _ in (*self._pieces(self.output.text), *self._flushed()):
+            pass
+        return self._completed()
+
+    def opening(self) -> Iterator[Event]:
+        begun = self._response("in_progress", [])
+        yield self._event("response.created", response=begun)
+        yield self._event("response.in_progress", response=begun)
+
+    def told(self, step: Delta) -> Iterator[Event]:
+        return self._pieces(step.text)
+
+    def ending(self) -> Iterator[Event]:
+        yield from self._flushed()
+        response = self._completed()
+        yield from self._closed()
+        yield self._event(f"response.{response['status']}", response=response)
+
+    def failed(self, error: TopkapiError) -> Event:
+        told = self.dialect.render(error)[1]["error"]
+        content = {"code": told["code"] or told["type"], "message": told["message"]}
+        return self._event("response.failed", response=self._response("failed", []) | {"error": content})
+
+    def _pieces(self, text: str) -> Iterator[Event]:
+        """The events of a further piece of the answer's text."""
+        if self._reader is not None:
+            yield from self._apart(self._reader.feed(text))
+        elif text:
+            yield from self._added(False, text)
+
+    def _flushed(self) -> Iterator[Event]:
+        """Those of what was held back; an answer without a word still has a message."""
+        if self._reader is not None:
+            yield from self._apart(self._reader.flush())
+        if not self._items or self._items[-1].thought:
+            yield from self._begun(False)
+
+    def _apart(self, events: Iterable[Thought | Said]) -> Iterator[Event]:
+        for event in events:
+            yield from self._added(isinstance(event, Thought), event.text)
+
+    def _added(self, thought: bool, text: str) -> Iterator[Event]:
+        if not self._items or self._items[-1].thought != thought:
+            yield from self._begun(thought)
+        item = self._items[-1]
+        item.pieces.append(text)
+        more: dict[str, Any] = {} if thought else {"logprobs": []}
+        yield self._event(f"response.{item.text_type}.delta", **self._place(), delta=text, **more)
+
+    def _begun(self, thought: bool) -> Iterator[Event]:
+        yield from self._closed()
+        self._items.append(item := _Item(thought))
+        index = len(self._items) - 1
+        yield self._event("response.output_item.added", output_index=index, item=item.told("in_progress"))
+        yield self._event("response.content_part.added", **self._place(), part=item.part(""))
+
+    def _closed(self) -> Iterator[Event]:
+        """The events that end the last item."""
+        if not self._items:
+            return
+        item, text = self._items[-1], self._items[-1].text
+        more: dict[str, Any] = {} if item.thought else {"logprobs": []}
+        yield self._event(f"response.{item.text_type}.done", **self._place(), text=text, **more)
+        yield self._event("response.content_part.done", **self._place(), part=item.part(text))
+        done = item.told(self._status(item))
+        yield self._event("response.output_item.done", output_index=len(self._items) - 1, item=done)
+
+    def _place(self) -> dict[str, Any]:
+        return {"item_id": self._items[-1].identifier, "output_index": len(self._items) - 1, "content_index": 0}
+
+    def _status(self, item: _Item) -> str:
+        """What was thought is complete once something else has begun."""
+        complete = item is not self._items[-1] or self.output.finish_reason in (None, "stop")
+        return "completed" if complete else "incomplete"
+
+    def _event(self, kind: str, **data: Any) -> Event:
+        return kind, {"type": kind, "sequence_number": next(self._numbers), **data}
+
+    def _completed(self) -> dict[str, Any]:
         complete = answers.finish_reason(self.output) == "stop"
-        response = self._response("completed" if complete else "incomplete", [self._item()])
+        output = [item.told(self._status(item)) for item in self._items]
+        response = self._response("completed" if complete else "incomplete", output)
         if not complete:
             deadline = self.output.finish_reason == "deadline"
             response["incomplete_details"] = {"reason": "deadline" if deadline else "max_output_tokens"}
@@ -179,46 +309,10 @@ class ResponsesAnswer(answers.OpenAIAnswer):
             "input_tokens": tokens["prompt_tokens"],
             "input_tokens_details": tokens["prompt_tokens_details"],
             "output_tokens": tokens["completion_tokens"],
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": answers.reasoning_tokens(self.generation)},
             "total_tokens": tokens["total_tokens"],
         }
         return response | answers.reproducible(self.generation)
-
-    def opening(self) -> Iterator[Event]:
-        begun = self._response("in_progress", [])
-        yield self._event("response.created", response=begun)
-        yield self._event("response.in_progress", response=begun)
-        yield self._event("response.output_item.added", output_index=0, item=self._item("in_progress"))
-        yield self._event("response.content_part.added", **self._place, part=self._part(""))
-
-    def told(self, step: Delta) -> Iterator[Event]:
-        if step.text:
-            yield self._event("response.output_text.delta", **self._place, delta=step.text, logprobs=[])
-
-    def ending(self) -> Iterator[Event]:
-        response, text = self.whole(), self.output.text
-        yield self._event("response.output_text.done", **self._place, text=text, logprobs=[])
-        yield self._event("response.content_part.done", **self._place, part=self._part(text))
-        yield self._event("response.output_item.done", output_index=0, item=self._item())
-        yield self._event(f"response.{response['status']}", response=response)
-
-    def failed(self, error: TopkapiError) -> Event:
-        told = self.dialect.render(error)[1]["error"]
-        content = {"code": told["code"] or told["type"], "message": told["message"]}
-        return self._event("response.failed", response=self._response("failed", []) | {"error": content})
-
-    def _event(self, kind: str, **data: Any) -> Event:
-        return kind, {"type": kind, "sequence_number": next(self._numbers), **data}
-
-    def _item(self, status: str | None = None) -> dict[str, Any]:
-        """The answer as it is, or as it is about to begin."""
-        reason = self.output.finish_reason
-        status = status or ("completed" if reason == "stop" else "incomplete")
-        content = [] if status == "in_progress" else [self._part(self.output.text)]
-        return {"type": "message", "id": self._message_id, "role": "assistant", "status": status, "content": content}
-
-    def _part(self, text: str) -> dict[str, Any]:
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
     def _response(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
         body, parameters = self._body, self.generation.parameters
@@ -247,3 +341,28 @@ class ResponsesAnswer(answers.OpenAIAnswer):
             "user": body.user,
             "metadata": body.metadata or {},
         }
+
+
+class _Item:
+    """What was thought, or said, so far."""
+
+    def __init__(self, thought: bool) -> None:
+        self.thought, self.identifier = thought, new_id("rs" if thought else "msg")
+        self.text_type = "reasoning_text" if thought else "output_text"
+        self.pieces: list[str] = []
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    def told(self, status: str) -> dict[str, Any]:
+        """The item with its text, or as it is about to begin."""
+        content = [] if status == "in_progress" else [self.part(self.text)]
+        about: dict[str, Any] = {"type": "reasoning", "summary": []} if self.thought else {"type": "message"}
+        about |= {"id": self.identifier, "status": status, "content": content}
+        return about if self.thought else about | {"role": "assistant"}
+
+    def part(self, text: str) -> dict[str, Any]:
+        """The text as a part of the item's content."""
+        part = {"type": self.text_type, "text": text}
+        return part if self.thought else part | {"annotations": [], "logprobs": []}
