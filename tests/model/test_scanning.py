@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.model.decoding.decoding_cases import EVERY_STRATEGY, HISTORY, PROMPT_LENGTH
+from tests.model.decoding.decoding_cases import EVERY_STRATEGY, HISTORY, PROMPT_LENGTH, Marked
 from tests.tiny import tiny_model
 from topkapi.engine.network import DecoderNetwork
 from topkapi.model import native
@@ -177,7 +177,8 @@ WIDE = torch.stack([
 def test_a_scan_chooses_what_numpy_chooses(name: str, parameters: dict) -> None:
     """The tokens, ranks and leaders are equal; log-probabilities to within the rounding of their sums."""
     rows = [
-        Row(resolve({"seed": n, "logprobs": 3, **parameters}), list(HISTORY), PROMPT_LENGTH) for n in range(len(WIDE))
+        Row(resolve({"seed": n, "logprobs": 3, **parameters}, vocabulary=Marked()), list(HISTORY), PROMPT_LENGTH)
+        for n in range(len(WIDE))
     ]
     others = [replace(row) for row in rows]
     for plain, fast in zip(choose(WIDE, rows), choose(WIDE, others, scanner=Scanner()), strict=True):
@@ -193,8 +194,11 @@ def test_a_scan_chooses_what_numpy_chooses(name: str, parameters: dict) -> None:
 @given(st.integers(0, 2**53 - 1), st.integers(0, 5), st.sampled_from(EVERY_STRATEGY))
 def test_a_scanned_row_chooses_the_same_alone_and_among_others(seed: int, at: int, strategy: tuple) -> None:
     some = torch.randn(6, 3001, generator=torch.Generator().manual_seed(seed % 1000)) * 2
-    parameters = resolve({"seed": seed, "logprobs": 3, **strategy[1]})
-    rows = [Row(resolve({"seed": n, **EVERY_STRATEGY[n * 5][1]}), list(HISTORY), PROMPT_LENGTH) for n in range(6)]
+    parameters = resolve({"seed": seed, "logprobs": 3, **strategy[1]}, vocabulary=Marked())
+    rows = [
+        Row(resolve({"seed": n, **EVERY_STRATEGY[n * 5][1]}, vocabulary=Marked()), list(HISTORY), PROMPT_LENGTH)
+        for n in range(6)
+    ]
     rows[at] = Row(parameters, list(HISTORY), PROMPT_LENGTH)
     alone = choose(some[at : at + 1], [Row(parameters, list(HISTORY), PROMPT_LENGTH)], scanner=Scanner(threads=1))[0]
     before = some.clone()

@@ -251,8 +251,8 @@ class LlamaPrompt(BaseModel):
 class LlamaEmbeddingRequest(Strict):
     """The body of `POST /embedding`, which calls its texts `content`, and of `POST /embeddings`."""
 
-    content: Annotated[Prompt, Field(description="A text, tokens and texts mixed, or a list of either.")] = None
-    input: Annotated[Prompt, Field(description="The same.")] = None
+    content: Annotated[Prompt | None, Field(description="A text, tokens and texts mixed, or a list of either.")] = None
+    input: Annotated[Prompt | None, Field(description="The same.")] = None
     embd_normalize: Annotated[Literal[2] | None, Field(description="Vectors have the Euclidean length 1.")] = None
     model: ModelName = None
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Discriminator, Field
+from pydantic import BaseModel, Discriminator, Field, Tag
 
 from topkapi.model.conversation.reasoning import Thought
 from topkapi.model.conversation.tool_call_reader import Said
@@ -68,6 +68,17 @@ class InputReasoning(Strict):
     encrypted_content: Annotated[Any, Only("", why="nothing is encrypted here")] = None
 
 
+def _kind(item: Any) -> str:
+    """What an item says that it is; what says nothing is a message."""
+    kind = item.get("type") if isinstance(item, Mapping) else getattr(item, "type", None)
+    return "reasoning" if kind == "reasoning" else "message"
+
+
+InputItem = Annotated[
+    Annotated[InputMessage, Tag("message")] | Annotated[InputReasoning, Tag("reasoning")], Discriminator(_kind)
+]
+
+
 class TextOptions(Strict):
     """The form of the answer."""
 
@@ -107,7 +118,7 @@ class ResponseFields(CommonFields):
 
     input: Annotated[
         Annotated[str, Field(min_length=1)]
-        | Annotated[list[InputMessage | InputReasoning], Field(min_length=1, max_length=MOST_MESSAGES)],
+        | Annotated[list[InputItem], Field(min_length=1, max_length=MOST_MESSAGES)],
         Field(description="A text, or a conversation."),
     ]
     instructions: Annotated[str | None, Field(description="A system message before the input.")] = None
@@ -166,7 +177,7 @@ class ResponsesResponse(BaseModel):
     usage: dict[str, Any] | None
 
 
-def _messages(given: str | list[InputMessage | InputReasoning]) -> list[ChatMessage]:
+def _messages(given: str | list[InputItem]) -> list[ChatMessage]:
     """The input as messages; what was thought belongs to the message that follows it."""
     if isinstance(given, str):
         return [ChatMessage(role="user", content=given)]

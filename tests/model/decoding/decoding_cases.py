@@ -10,6 +10,8 @@ from topkapi.model.decoding.parameters import resolve
 from topkapi.model.decoding.rows import Row
 
 VOCABULARY = 50
+MARKS = ((7,), (8, 20))
+"""What begins and ends thinking."""
 HISTORY = [3, 7, 7, 9, 3, 3, 41, 7, 9, 12, 3, 7, 7, 9, 3]
 PROMPT_LENGTH = 3
 
@@ -20,6 +22,7 @@ STRATEGIES: dict[str, list[dict[str, Any]]] = {
     "bad_words": [{"bad_words": [[9, 3, 11], [6], [41, 5]]}],
     "no_repeat_ngram_size": [{"no_repeat_ngram_size": size} for size in (1, 2, 3)],
     "allowed_token_ids": [{"allowed_token_ids": [2, 5, 5, 11, 30, 31]}],
+    "thinking_budget": [{"thinking_budget": len(HISTORY) - PROMPT_LENGTH}],
     "logit_bias": [{"logit_bias": {4: 5.0, 11: -7.5}}],
     "repetition_penalty": [{"repetition_penalty": 1.3}, {"repetition_penalty": 0.7, "repetition_range": 4}],
     "count_penalties": [{"presence_penalty": 0.5, "frequency_penalty": 0.25}],
@@ -40,9 +43,26 @@ STRATEGIES: dict[str, list[dict[str, Any]]] = {
 EVERY_STRATEGY = [(name, parameters) for name, requests in STRATEGIES.items() for parameters in requests]
 
 
+class Marked:
+    """A vocabulary of which only the marks of thinking are asked, control tokens each."""
+
+    vocab_size = VOCABULARY
+
+    def encode(self, text: str) -> list[int]:
+        raise AssertionError("marks are control tokens where a vocabulary has them")
+
+    def encode_with_control(self, text: str) -> list[int]:
+        return list(MARKS[text.startswith("</")])
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id])
+
+
 def row(seed: int = 1, **parameters: Any) -> Row:
     """A row in the middle of an answer."""
-    return Row(resolve({"seed": seed, **parameters}), list(HISTORY), PROMPT_LENGTH, end_token_ids=(2,))
+    return Row(
+        resolve({"seed": seed, **parameters}, vocabulary=Marked()), list(HISTORY), PROMPT_LENGTH, end_token_ids=(2,)
+    )
 
 
 def awkward_logits() -> torch.Tensor:

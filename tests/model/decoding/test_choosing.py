@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.model.decoding.decoding_cases import EVERY_STRATEGY, HISTORY, PROMPT_LENGTH, VOCABULARY
+from tests.model.decoding.decoding_cases import EVERY_STRATEGY, HISTORY, PROMPT_LENGTH, VOCABULARY, Marked
 from topkapi.model.decoding.choosing import UnusableLogits, choose
 from topkapi.model.decoding.noise import gumbel, gumbel_of_keys, loud_tokens, row_keys
 from topkapi.model.decoding.parameters import resolve
@@ -22,7 +22,7 @@ DRAWS = 3000
 
 
 def rows_of_seeds(count: int, **parameters: object) -> list[Row]:
-    effective = resolve({"seed": 0, **parameters})
+    effective = resolve({"seed": 0, **parameters}, vocabulary=Marked())
     return [Row(replace(effective, seed=seed), [1, 2], 2) for seed in range(count)]
 
 
@@ -40,7 +40,7 @@ def test_every_strategy_draws_from_its_exact_distribution(name: str, parameters:
     """Thousands of seeds against the full enumeration of the eight most likely tokens of a small vocabulary."""
     logits = torch.full((VOCABULARY,), float("-inf"))
     logits[[2, 5, 7, 11, 12, 20, 30, 41]] = LOGITS
-    effective = resolve({"seed": 0, **parameters})
+    effective = resolve({"seed": 0, **parameters}, vocabulary=Marked())
     rows = [Row(replace(effective, seed=seed), HISTORY, PROMPT_LENGTH) for seed in range(DRAWS)]
     # Of strategies that are chance themselves (XTC), the mean over many coins is the exact distribution.
     processed = process(logits.expand(DRAWS, -1), rows)
@@ -69,7 +69,9 @@ def test_drawing_from_few_is_drawing_from_all(shape: str, parameters: dict) -> N
     """Only some tokens are given noise; the one chosen is the one with the largest sum in float64 over all of them."""
     logits = SHAPES[shape]
     for seed in range(25):
-        rows = [Row(resolve({"seed": seed, **parameters}), [1], 1, at) for at in range(len(logits))]
+        rows = [
+            Row(resolve({"seed": seed, **parameters}, vocabulary=Marked()), [1], 1, at) for at in range(len(logits))
+        ]
         column = torch.arange(len(rows))
         noise = gumbel(torch.full_like(column, seed), column, torch.zeros_like(column), torch.arange(5000))
         expected = (process(logits, rows).double() + noise).argmax(-1).tolist()

@@ -109,8 +109,9 @@ def unchanged(served) -> Callable[[Request], dict[str, Any]]:
     return ask
 
 
-# Needs a draft checkpoint: see test_speculation.py, where it changes what is guessed.
-ELSEWHERE = {"draft_tokens"}
+# One needs a draft checkpoint: see test_speculation.py, where it changes what is guessed. The other one needs a
+# checkpoint that thinks: see tests/service/api/openai/test_reasoning.py.
+ELSEWHERE = {"draft_tokens", "thinking_budget"}
 
 
 @pytest.mark.parametrize("name", [parameter.name for parameter in PARAMETERS if parameter.name not in ELSEWHERE])

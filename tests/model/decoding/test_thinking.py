@@ -7,28 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.model.decoding.decoding_cases import MARKS, VOCABULARY, Marked
 from topkapi.model.decoding.choosing import choose
 from topkapi.model.decoding.parameters import resolve
 from topkapi.model.decoding.rows import Row
 from topkapi.model.decoding.thinking import Budget, forced_token, thought_tokens
 from topkapi.model.errors import InvalidRequest
-
-MARKS = ((7,), (8, 9))
-
-
-class Words:
-    """A vocabulary of which only the marks are asked."""
-
-    vocab_size = 16
-
-    def encode(self, text: str) -> list[int]:
-        raise AssertionError("marks are control tokens where a vocabulary has them")
-
-    def encode_with_control(self, text: str) -> list[int]:
-        return list(MARKS[text.startswith("</")])
-
-    def token_bytes(self, token_id: int) -> bytes:
-        return bytes([token_id])
 
 
 def bound(tokens: int) -> Budget:
@@ -39,9 +23,9 @@ def bound(tokens: int) -> Budget:
 
 def run(prompt: list[int], wanted: list[int], budget: int) -> list[int]:
     """What comes of a network that always wants the next of `wanted`."""
-    row = Row(resolve({"temperature": 0, "thinking_budget": budget}, vocabulary=Words()), list(prompt), len(prompt))
+    row = Row(resolve({"temperature": 0, "thinking_budget": budget}, vocabulary=Marked()), list(prompt), len(prompt))
     for token_id in wanted:
-        logits = torch.zeros(1, Words.vocab_size)
+        logits = torch.zeros(1, VOCABULARY)
         logits[0, token_id] = 5.0
         row.tokens.append(choose(logits, [row])[0].token_id)
     return row.generated
@@ -49,22 +33,22 @@ def run(prompt: list[int], wanted: list[int], budget: int) -> list[int]:
 
 @pytest.mark.parametrize("prompt", [[1, 7], [1, 7, 2]], ids=["opened", "opened, then a line"])
 def test_an_opened_block_is_closed_once_it_is_long_enough(prompt: list[int]) -> None:
-    assert run(prompt, [1, 2, 3, 4, 5, 6], 3) == [1, 2, 3, 8, 9, 6]
-    assert run(prompt, [1, 2, 3], 0) == [8, 9, 3]
-    assert run(prompt, [1, 8, 9, 4, 5, 6], 3) == [1, 8, 9, 4, 5, 6], "it was closed before"
-    assert run(prompt, [1, 2, 8, 9, 5, 6], 3) == [1, 2, 8, 8, 9, 6], "half a mark closes nothing"
+    assert run(prompt, [1, 2, 3, 4, 5, 6], 3) == [1, 2, 3, 8, 20, 6]
+    assert run(prompt, [1, 2, 3], 0) == [8, 20, 3]
+    assert run(prompt, [1, 8, 20, 4, 5, 6], 3) == [1, 8, 20, 4, 5, 6], "it was closed before"
+    assert run(prompt, [1, 2, 8, 20, 5, 6], 3) == [1, 2, 8, 8, 20, 6], "half a mark closes nothing"
 
 
 def test_an_answer_opens_its_block_itself_or_has_none() -> None:
-    assert run([1, 2], [7, 1, 2, 3, 4, 5], 2) == [7, 1, 2, 8, 9, 5]
+    assert run([1, 2], [7, 1, 2, 3, 4, 5], 2) == [7, 1, 2, 8, 20, 5]
     assert run([1, 2], [1, 7, 2, 3, 4, 5], 2) == [1, 7, 2, 3, 4, 5], "what stands after other text is no block"
-    assert run([7, 1, 8, 9], [1, 2, 3, 4], 1) == [1, 2, 3, 4], "the prompt has closed its own"
+    assert run([7, 1, 8, 20], [1, 2, 3, 4], 1) == [1, 2, 3, 4], "the prompt has closed its own"
 
 
 def test_the_end_comes_whatever_else_is_ruled_out() -> None:
     parameters = {"temperature": 0, "thinking_budget": 1, "banned_token_ids": [8], "allowed_token_ids": [1, 2]}
-    row = Row(resolve(parameters, vocabulary=Words()), [7, 1], 1)
-    assert choose(torch.zeros(1, Words.vocab_size), [row])[0].token_id == 8
+    row = Row(resolve(parameters, vocabulary=Marked()), [7, 1], 1)
+    assert choose(torch.zeros(1, VOCABULARY), [row])[0].token_id == 8
 
 
 @given(st.lists(st.integers(0, 9), max_size=30), st.integers(0, 12), st.booleans())
@@ -83,6 +67,6 @@ def test_a_budget_needs_a_tokenizer_and_no_structure() -> None:
     with pytest.raises(InvalidRequest, match="thinking_budget needs a tokenizer"):
         resolve({"thinking_budget": 5})
     with pytest.raises(InvalidRequest, match="thinking_budget can't be combined with json_object"):
-        resolve({"thinking_budget": 5, "json_object": True}, vocabulary=Words())
+        resolve({"thinking_budget": 5, "json_object": True}, vocabulary=Marked())
     with pytest.raises(InvalidRequest, match="at least 0"):
-        resolve({"thinking_budget": -1}, vocabulary=Words())
+        resolve({"thinking_budget": -1}, vocabulary=Marked())

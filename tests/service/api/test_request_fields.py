@@ -297,6 +297,7 @@ def item(**base: Any) -> Build:
 INPUT_TEXT = {"type": "input_text", "text": "a"}
 OUTPUT_TEXT = {"type": "output_text", "text": "a", "annotations": []}
 STATUS = Field(("completed", None), (5,))
+THOUGHT = {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "a"}]}
 RESPONSE_FIELDS: dict[str, Field] = {
     name: CHAT_FIELDS[name]
     for name in ("metadata", "model", "moderation", "prompt_cache_key", "prompt_cache_options",
@@ -354,6 +355,20 @@ RESPONSE: dict[str, Kind] = {
             "logprobs": Field(([], [{"token": "a"}], None), ("x",)),
         },
     ),
+    "ResponseReasoningItemParam": Kind(
+        lambda fields: {"input": [*USER, THOUGHT | fields, {"role": "assistant", "content": "b"}, *USER]},
+        {
+            "id": LABEL, "type": taken("reasoning"), "status": STATUS, "summary": Field(([],), ([{"text": "a"}],)),
+            "content": taken([{"type": "reasoning_text", "text": "b"}], []),
+            "encrypted_content": Field((None,), ("x",)),
+        },
+    ),
+    "Content": Kind(
+        lambda fields: {
+            "input": [*USER, THOUGHT | {"content": [THOUGHT["content"][0] | fields]}, {"role": "assistant", "content": "b"}]
+        },
+        {"text": Field(("b",), (5,)), "type": taken("reasoning_text")},
+    ),
     "ResponseOutputRefusalParam": Kind(
         lambda fields: item(role="assistant", content=[{"type": "refusal", "refusal": "No."} | fields])({}),
         {"refusal": Field(("No.",), (5,)), "type": taken("refusal")},
@@ -391,14 +406,14 @@ RESPONSE_WHOLE = {
     "ResponseInputImageParam", "ResponseInputFileParam", "ResponseFileSearchToolCallParam",
     "ResponseComputerToolCallParam", "ComputerCallOutput", "ResponseFunctionWebSearchParam",
     "ResponseFunctionToolCallParam", "FunctionCallOutput", "ToolSearchCall", "ResponseToolSearchOutputItemParamParam",
-    "AdditionalTools", "ResponseReasoningItemParam", "ResponseCompactionItemParamParam", "ImageGenerationCall",
+    "AdditionalTools", "ResponseCompactionItemParamParam", "ImageGenerationCall",
     "ResponseCodeInterpreterToolCallParam", "LocalShellCall", "LocalShellCallOutput", "ShellCall", "ShellCallOutput",
     "ApplyPatchCall", "ApplyPatchCallOutput", "McpListTools", "McpApprovalRequest", "McpApprovalResponse", "McpCall",
     "ResponseCustomToolCallOutputParam", "ResponseCustomToolCallParam", "CompactionTrigger", "ItemReference", "Program",
     "ProgramOutput",
     # What an earlier answer told of its text, which is not looked at.
     "AnnotationFileCitation", "AnnotationURLCitation", "AnnotationContainerFileCitation", "AnnotationFilePath",
-    "Logprob",
+    "Logprob", "Summary",
     # Tools, which this route has not.
     "FunctionToolParam", "FileSearchToolParam", "ComputerToolParam", "ComputerUsePreviewToolParam",
     "WebSearchToolParam",
