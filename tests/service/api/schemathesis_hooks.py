@@ -12,7 +12,7 @@ NAMES = ("chat", "base")
 
 
 def _without_long_lists(schema: Any) -> None:
-    """Lists that are too long only by thousands take minutes to make and megabytes to send: tests/service/test_limits.py."""
+    """Lists of thousands take minutes to make and megabytes to send: tests/service/test_limits.py has them."""
     if isinstance(schema, dict):
         if schema.get("maxItems", 0) > 200:
             del schema["maxItems"]

@@ -297,6 +297,7 @@ def item(**base: Any) -> Build:
 INPUT_TEXT = {"type": "input_text", "text": "a"}
 OUTPUT_TEXT = {"type": "output_text", "text": "a", "annotations": []}
 STATUS = Field(("completed", None), (5,))
+ANSWERED = {"role": "assistant", "content": "b"}
 THOUGHT = {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "a"}]}
 RESPONSE_FIELDS: dict[str, Field] = {
     name: CHAT_FIELDS[name]
@@ -356,7 +357,7 @@ RESPONSE: dict[str, Kind] = {
         },
     ),
     "ResponseReasoningItemParam": Kind(
-        lambda fields: {"input": [*USER, THOUGHT | fields, {"role": "assistant", "content": "b"}, *USER]},
+        lambda fields: {"input": [*USER, THOUGHT | fields, ANSWERED, *USER]},
         {
             "id": LABEL, "type": taken("reasoning"), "status": STATUS, "summary": Field(([],), ([{"text": "a"}],)),
             "content": taken([{"type": "reasoning_text", "text": "b"}], []),
@@ -365,7 +366,7 @@ RESPONSE: dict[str, Kind] = {
     ),
     "Content": Kind(
         lambda fields: {
-            "input": [*USER, THOUGHT | {"content": [THOUGHT["content"][0] | fields]}, {"role": "assistant", "content": "b"}]
+            "input": [THOUGHT | {"content": [{"type": "reasoning_text", "text": "a"} | fields]}, ANSWERED]
         },
         {"text": Field(("b",), (5,)), "type": taken("reasoning_text")},
     ),
