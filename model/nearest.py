@@ -14,7 +14,7 @@ def nearest(typed: str, known: Iterable[str]) -> str | None:
 
     Capitals and the marks between words count for nothing. A slip are the same letters in another order, or with
     another of them doubled; or at most one letter in three that is missing, too many, another one or exchanged with
-    its neighbour. A beginning is one where no other name begins so.
+    its neighbour. A beginning is one where no other name begins so, or each of its words where no other name's do.
     """
     plain = _plain(typed)
     names = {name: _plain(name) for name in known}
@@ -23,6 +23,10 @@ def nearest(typed: str, known: Iterable[str]) -> str | None:
     begun = [name for name, letters in names.items() if letters.startswith(plain)]
     if len(begun) == 1:
         return begun[0]
+    words = _words(typed)
+    shortened = [name for name in names if len(words) > 1 and _begin(words, _words(name))]
+    if len(shortened) == 1:
+        return shortened[0]
     found: tuple[int, str] | None = None
     for name, letters in names.items():
         most = max(len(plain), len(letters)) // 3
@@ -35,6 +39,15 @@ def nearest(typed: str, known: Iterable[str]) -> str | None:
 
 def _plain(name: str) -> str:
     return re.sub(r"[\W_]", "", name[:1000]).casefold()
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[^\W_]+", name[:1000].casefold())
+
+
+def _begin(words: list[str], others: list[str]) -> bool:
+    """Whether each word is the beginning of the other one in its place."""
+    return len(words) == len(others) and all(map(str.startswith, others, words))
 
 
 def _edits(first: str, second: str, most: int) -> int:

@@ -21,6 +21,16 @@ IMPORTED = (".pth", ".pt", ".ckpt", ".bin")
 """What the files of other trainers end in, of which `topkapi import` makes checkpoints."""
 
 
+CHECKPOINTS = Path("checkpoints")
+"""Where the default checkpoints lie."""
+
+
+def _elsewhere(path: Path) -> str:
+    """What to do about a path at which nothing lies."""
+    inside = CHECKPOINTS / path
+    return f"did you mean {inside}?" if len(path.parts) == 1 and inside.exists() else BOTH_WAYS
+
+
 def check_location(path: Path, base: Path | None = None) -> ModelConfig | None:
     """Raise `CheckpointError` for a path at which no checkpoint lies that could be loaded, as far as can be seen
     without reading it: a directory with a supported config.json, an adapter's, or a .gguf file.
@@ -31,7 +41,7 @@ def check_location(path: Path, base: Path | None = None) -> ModelConfig | None:
         check_place(path)
         recover_directory(path)
         if not path.exists():
-            raise CheckpointError(f"there is no checkpoint at {path}", hint=BOTH_WAYS)
+            raise CheckpointError(f"there is no checkpoint at {path}", hint=_elsewhere(path))
         if path.is_dir():
             check_directory(path)
         elif not path.is_file():

@@ -16,6 +16,7 @@ from tests.tiny import tiny_model
 from topkapi.model.errors import CheckpointError
 from topkapi.model.files import write_directory
 from topkapi.model.storage.checkpoint import load_checkpoint, save_checkpoint
+from topkapi.model.storage.location import check_location
 from topkapi.model.text.tokenizer import Tokenizer
 
 
@@ -188,3 +189,11 @@ def test_a_block_that_fails_writes_nothing(tmp_path: Path) -> None:
         (partial / "file").write_text("x")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_default_checkpoint_may_be_meant_by_its_name(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints" / "small").mkdir(parents=True)
+    with pytest.raises(CheckpointError) as refused:
+        check_location(Path("small"))
+    assert refused.value.hint == "did you mean checkpoints/small?"

@@ -101,6 +101,7 @@ def test_the_verdict_is_the_books_network() -> None:
         (["--data", "text.tx"], "no such file, folder or glob: text.tx", "did you mean text.txt?"),
         (["text.txt"], "text.txt is not a recipe, which is a .yaml file", "--data text.txt"),
         (["the-verdikt"], "there is no recipe the-verdikt", "did you mean the-verdict?"),
+        (["finetune"], "there is no recipe finetune", "that is a kind of run: --run finetune"),
         (["--data", "text.txt", "--hidden-size", "36"], "--head-dim must be even for rotary positions, not 9", ""),
         (
             ["--data", "answers.jsonl"],
