@@ -186,9 +186,10 @@ def _export(arguments: argparse.Namespace) -> int:
     import torch
 
     from topkapi.model.storage.checkpoint import load_checkpoint
-    from topkapi.model.storage.gguf_export import export_gguf
+    from topkapi.model.storage.gguf_export import export_gguf, summary
 
-    export_gguf(load_checkpoint(checkpoint, dtype=torch.float32), arguments.out, arguments.type)
+    stored = export_gguf(load_checkpoint(checkpoint, dtype=torch.float32), arguments.out, arguments.type)
+    print(summary(stored, arguments.type))
     print(
         f"{arguments.out}: {arguments.out.stat().st_size / 1e6:,.1f} MB; serve it with: topkapi serve {arguments.out}"
     )

@@ -137,7 +137,7 @@ def _ollama(arguments: argparse.Namespace) -> int:
 
     from topkapi.model.files import write_directory
     from topkapi.model.storage.checkpoint import load_checkpoint
-    from topkapi.model.storage.gguf_export import export_gguf
+    from topkapi.model.storage.gguf_export import export_gguf, summary
     from topkapi.model.storage.modelfile import modelfile
 
     loaded = load_checkpoint(checkpoint, dtype=torch.float32)
@@ -145,10 +145,11 @@ def _ollama(arguments: argparse.Namespace) -> int:
     # What could be refused comes before what takes long.
     said = modelfile(loaded, file)
     with write_directory(arguments.out) as partial:
-        export_gguf(loaded, partial / file, arguments.type)
+        stored = export_gguf(loaded, partial / file, arguments.type)
         (partial / "Modelfile").write_text(said, encoding="utf-8")
     where = _quoted(arguments.out)
     name = shlex.quote(arguments.out.name.lower())
+    print(summary(stored, arguments.type))
     print(f"{arguments.out}: {_megabytes(arguments.out)}; in ollama: (cd {where} && ollama create {name} -f Modelfile)")
     return 0
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -76,8 +77,11 @@ _BLOCKS = {"Q4_0": 32, "Q5_0": 32, "Q5_1": 32, "Q8_0": 32, **dict.fromkeys(K_QUA
 _ALWAYS_OUTPUT = ("gptneox", "olmo2")
 
 
-def export_gguf(checkpoint: Checkpoint, path: Path, kind: GgufType) -> None:
+def export_gguf(checkpoint: Checkpoint, path: Path, kind: GgufType) -> dict[str, int]:
     """Write `checkpoint` to the file `path`, whole or not at all, its matrices as `kind`.
+
+    Returns how many matrices each of GGUF's types has: a matrix whose rows are no multiple of a K-quant's block of 256
+    takes the type that llama.cpp takes then.
 
     Raises `CheckpointError` for what llama.cpp has no form for: a vocabulary that would give other ids there, weights
     outside float16, biases its architecture lacks; and when the disk is full.
@@ -90,17 +94,19 @@ def export_gguf(checkpoint: Checkpoint, path: Path, kind: GgufType) -> None:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             partial = Path(folder) / path.name
             with closing(package.GGUFWriter(partial, checkpoint.config.traits.gguf)) as writer:
-                _write(package, writer, checkpoint, kind)
+                stored = _write(package, writer, checkpoint, kind)
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(path)
+            return stored
     except OSError as error:
         raise CheckpointError(
             f"could not write {path}: {error.strerror or error}", hint="free disk space or choose another file"
         ) from error
 
 
-def _write(package: ModuleType, writer: Any, checkpoint: Checkpoint, kind: GgufType) -> None:
+def _write(package: ModuleType, writer: Any, checkpoint: Checkpoint, kind: GgufType) -> dict[str, int]:
+    stored: Counter[str] = Counter()
     add_shape(package, writer, checkpoint.config)
     add_vocabulary(writer, checkpoint)
     writer.add_name(plain_name(checkpoint.name))
@@ -108,11 +114,21 @@ def _write(package: ModuleType, writer: Any, checkpoint: Checkpoint, kind: GgufT
     writer.add_file_type(package.LlamaFileType[_KINDS[kind].name])
     writer.add_quantization_version(package.GGML_QUANT_VERSION)
     for name, data in _tensors(checkpoint):
-        packed, own = _packed(package, name, data, kind_of(checkpoint.config, name, data, kind))
+        stored_as = kind_of(checkpoint.config, name, data, kind)
+        stored[stored_as] += data.ndim > 1
+        packed, own = _packed(package, name, data, stored_as)
         writer.add_tensor(name, packed, raw_dtype=own)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
+    return dict(+stored)
+
+
+def summary(stored: dict[str, int], kind: GgufType) -> str:
+    """What `export_gguf` returned, for people."""
+    told = ", ".join(f"{count} {kind}" for kind, count in sorted(stored.items(), key=lambda each: -each[1]))
+    smaller = " and ".join(sorted({*_SMALLER.values(), "F16"} & stored.keys())) if "_k" in kind else ""
+    return f"matrices: {told}" + (f" ({smaller} where rows are no multiple of {BLOCK})" if smaller else "")
 
 
 def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, NDArray[np.float32]]]:

@@ -138,3 +138,16 @@ def test_numbers_that_no_scale_holds_are_refused(tiny_checkpoint: Callable[..., 
         with pytest.raises(CheckpointError, match="too large for float16"):
             export_gguf(checkpoint, tmp_path / "huge.gguf", kind)  # type: ignore[arg-type]
     export_gguf(checkpoint, tmp_path / "huge.gguf", "bf16")
+
+
+def test_what_narrow_matrices_became_is_said(
+    tiny_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tiny_checkpoint("narrow")
+    assert main(["export", "gguf", str(path), str(tmp_path / "narrow.gguf"), "--type", "q4_k_m"]) == 0
+    said = capsys.readouterr().out
+    reader = gguf.GGUFReader(tmp_path / "narrow.gguf")
+    kinds = [tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1]
+    assert f"{kinds.count('Q5_0')} Q5_0" in said and "where rows are no multiple of 256" in said
+    assert main(["export", "gguf", str(path), str(tmp_path / "plain.gguf"), "--type", "f32"]) == 0
+    assert f"matrices: {len(kinds)} F32\n" in capsys.readouterr().out
