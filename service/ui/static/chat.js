@@ -169,9 +169,7 @@ class Chat {
   #choose(model) {
     if (!model) return;
     this.systemField.hidden = !model.chat;
-    const own = (model.chat ? model.chat_defaults : model.defaults) ?? {};
-    const room = model.context_length - 1;
-    this.drawer.use({ defaults: { ...own, max_tokens: Math.min(own.max_tokens ?? MOST_TOKENS, room) }, limits: { max_tokens: room } });
+    this.drawer.use({ defaults: defaultsOf(model) });
     this.text.placeholder = model.chat ? "Write here; Enter sends" : "Begin a text; Enter has it continued";
     if (!this.#views.length) this.#show();
     else this.status.textContent = `${model.name} · ${describe(model)}`;
@@ -269,9 +267,8 @@ class Chat {
   #answerTo(asked, options = {}) {
     const model = this.picker.model;
     if (!model || this.#running.has(this.#current.id)) return;
-    const values = this.drawer.values();
-    // Where nothing is chosen there is still a limit: see MOST_TOKENS.
-    const parameters = { max_tokens: Math.min(MOST_TOKENS, model.context_length - 1), ...limited(model), ...values };
+    // Where nothing is chosen there is still a limit.
+    const parameters = { max_tokens: defaultsOf(model).max_tokens, ...this.drawer.values() };
     const alone = asked.role === "prompt";
     const fields = { ...fresh(model, parameters), ...(alone ? { prompt: asked.text } : {}) };
     const turn = tree.add(this.#current, asked.id, alone ? "continuation" : "assistant", "", fields);
@@ -395,8 +392,8 @@ class Chat {
   }
 }
 
-/** The checkpoint's own limit on an answer's length, where it has one. */
-function limited(model) {
-  const own = (model.chat ? model.chat_defaults : model.defaults)?.max_tokens;
-  return own === undefined || own === null ? {} : { max_tokens: Math.min(own, model.context_length - 1) };
+/** A checkpoint's defaults; its own limit on an answer's length or MOST_TOKENS, as far as its context has room. */
+function defaultsOf(model) {
+  const own = (model.chat ? model.chat_defaults : model.defaults) ?? {};
+  return { ...own, max_tokens: Math.min(own.max_tokens ?? MOST_TOKENS, model.context_length - 1) };
 }
