@@ -239,7 +239,9 @@ class Chat {
     this.stop.hidden = !running;
   }
 
+  /** Browsers that fit a field to its text themselves don't need the page to be laid out for each key. */
   #fit() {
+    if (CSS.supports("field-sizing", "content")) return;
     this.text.style.height = "auto";
     this.text.style.height = `${Math.min(this.text.scrollHeight + 2, innerHeight * 0.4)}px`;
   }

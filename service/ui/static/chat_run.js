@@ -102,7 +102,7 @@ export async function answer(conversation, turn, model, { signal, shown, keep, g
   } catch (error) {
     turn.state = error.name === "AbortError" ? "stopped" : error.lost ? "lost" : "failed";
     if (turn.state !== "stopped") {
-      turn.trouble = [error.message, error.hint].filter(Boolean).join("; ");
+      turn.trouble = error.lost ? error.message : [error.message, error.hint].filter(Boolean).join("; ");
       if (turn.token_ids.length === before.tokens) throw error;
     }
   } finally {
