@@ -1,8 +1,7 @@
 // The chat tab: conversations with a checkpoint, kept in this browser; base checkpoints continue single texts.
 
-import { connection } from "./api.js";
 import { conversationList } from "./chat_list.js";
-import { answer, busy, contextUsed, facts, fresh } from "./chat_run.js";
+import { answer, busy, contextUsed, defaultsOf, facts, fresh } from "./chat_run.js";
 import { asCurl, asPython, linked, linkTo } from "./chat_share.js";
 import { shortcuts, showShortcuts } from "./chat_keys.js";
 import * as tree from "./chat_tree.js";
@@ -14,13 +13,11 @@ import { describe, models, picker } from "./models.js";
 import { descriptors, drawer } from "./parameters.js";
 import * as store from "./store.js";
 
-// How often a growing answer is drawn, and how long its drawing may take of that time.
+// Milliseconds between two drawings of a growing answer.
 const DRAW_EVERY = 80;
 const NEAR_THE_END = 80;
 const PHONE = matchMedia("(max-width: 767px)");
 const WIDE = 1200;
-// Without a limit a small network goes on until its context is full.
-const MOST_TOKENS = 512;
 
 export async function mount(root) {
   root.append(element("link", { rel: "stylesheet", href: new URL("chat.css", import.meta.url).href }));
@@ -42,7 +39,7 @@ class Chat {
     this.status = element("p", { id: "status", class: "note", role: "status" });
     this.form = element("form", { id: "message", onsubmit: (event) => (event.preventDefault(), this.#submit()) }, this.text, this.send, this.stop);
     this.composer = element("div", { class: "composer" }, this.form, this.status);
-    this.conversation = element("div", { id: "conversation", role: "log", "aria-live": "off", "aria-label": "Conversation", tabindex: "0" });
+    this.conversation = element("div", { id: "conversation", role: "log", "aria-live": "off", "aria-label": "Turns", tabindex: "0" });
     const bar = element("div", { class: "row bar" });
     this.listSide = element("aside", { class: "chat-list", id: "conversations", "aria-label": "Conversations" });
     this.system = element("textarea", { id: "system", rows: 2, placeholder: "none" });
@@ -110,13 +107,13 @@ class Chat {
       list: () => this.listButton.click(),
     });
     addEventListener("pagehide", () => {
-      for (const { conversation, abort } of this.#running.values()) {
-        abort.abort();
+      for (const { conversation, turn, abort } of this.#running.values()) {
+        this.#lost(turn);
         this.#keep(conversation);
+        abort.abort();
       }
     });
     addEventListener("hashchange", () => this.#fromLink());
-    connection.addEventListener("back", () => this.#state());
   }
 
   /** A button that shows or hides a side, as it was left; on a phone both begin hidden. */
@@ -137,14 +134,15 @@ class Chat {
   async begin() {
     for (const conversation of await this.kept.all()) {
       this.#conversations.set(conversation.id, conversation);
-      // What was being written when the page went away is all there is of it.
-      for (const turn of Object.values(conversation.turns).filter(busy)) {
-        turn.state = "lost";
-        turn.trouble = "the page was closed while it was written";
-      }
+      Object.values(conversation.turns).filter(busy).forEach(this.#lost);
     }
     this.open(this.#conversations.get(store.get("chat.open")) ?? this.#current, { focus: true });
     await this.#fromLink();
+  }
+
+  /** What was being written when the page went away is all there is of it. */
+  #lost(turn) {
+    Object.assign(turn, { state: "lost", trouble: "the page was closed while it was written" });
   }
 
   /** A request in the address is shown, not sent: whoever follows a link decides. */
@@ -186,7 +184,8 @@ class Chat {
     clearError(this.composer);
     this.#show();
     this.conversation.scrollTop = this.conversation.scrollHeight;
-    if (focus || !PHONE.matches) this.text.focus();
+    // Whoever goes through the bar of tabs by keyboard stays there.
+    if ((focus || !PHONE.matches) && !document.activeElement?.matches("[role=tab]")) this.text.focus();
     if (PHONE.matches) this.#open("list", false);
   }
 
@@ -392,10 +391,4 @@ class Chat {
     const hint = "export what you want to keep, and delete older conversations";
     showError(this.composer, { message: `The browser keeps no more: ${error?.message ?? "its storage is full"}`, hint });
   }
-}
-
-/** A checkpoint's defaults; its own limit on an answer's length or MOST_TOKENS, as far as its context has room. */
-function defaultsOf(model) {
-  const own = (model.chat ? model.chat_defaults : model.defaults) ?? {};
-  return { ...own, max_tokens: Math.min(own.max_tokens ?? MOST_TOKENS, model.context_length - 1) };
 }

@@ -4,6 +4,8 @@ import { ApiError, request, stream } from "./api.js";
 import * as tree from "./chat_tree.js";
 
 const KEEP_EVERY = 1000;
+// Without a limit a small network goes on until its context is full.
+const MOST_TOKENS = 512;
 
 /** A seed that every answer gets, so that it can be had again even where it was stopped half-way. */
 export function newSeed() {
@@ -100,6 +102,8 @@ export async function answer(conversation, turn, model, { signal, shown, keep, g
       shown();
     }
   } catch (error) {
+    // What the page has noted already, as it goes away, stays.
+    if (error.name === "AbortError" && turn.state === "lost") return;
     turn.state = error.name === "AbortError" ? "stopped" : error.lost ? "lost" : "failed";
     if (turn.state !== "stopped") {
       turn.trouble = error.lost ? error.message : [error.message, error.hint].filter(Boolean).join("; ");
@@ -162,4 +166,10 @@ export function fresh(model, parameters) {
 /** Whether something of it is still to come. */
 export function busy(turn) {
   return ["queued", "reading", "writing"].includes(turn.state);
+}
+
+/** A checkpoint's defaults; its own limit on an answer's length or MOST_TOKENS, as far as its context has room. */
+export function defaultsOf(model) {
+  const own = (model.chat ? model.chat_defaults : model.defaults) ?? {};
+  return { ...own, max_tokens: Math.min(own.max_tokens ?? MOST_TOKENS, model.context_length - 1) };
 }

@@ -286,7 +286,7 @@ def test_conversations_are_listed_found_named_and_taken_away(page) -> None:
     page.press(".conversations input", "Enter")
     page.wait_for_selector(".conversations >> text=The tall ones")
     page.click(".conversations li:has-text('lighthouses') >> summary")
-    page.click(".conversations >> text=Delete")
+    page.click(".conversations li:has-text('lighthouses') >> text=Delete")
     page.wait_for_function("document.querySelectorAll('.conversations .title').length == 2")
     page.click("text=Undo")
     page.wait_for_selector(".conversations >> text=About lighthouses")

@@ -44,7 +44,8 @@ def test_nothing_can_be_called_by_name(studio) -> None:
     for number in range(3):
         body = {"data": [], "fn_index": number, "session_hash": "x"}
         assert studio.client.post("/gradio_api/run/predict", json=body).status_code >= 400
-        assert studio.client.post("/gradio_api/queue/join", json=body).status_code >= 400
+        refused = studio.client.post("/gradio_api/queue/join", json=body)
+        assert refused.status_code >= 400 and refused.json()["error"]
 
 
 def test_scripts_are_files_that_browsers_ask_for_again(studio) -> None:
@@ -62,10 +63,10 @@ def test_scripts_are_files_that_browsers_ask_for_again(studio) -> None:
         other = studio.client.get(f"/studio/{name}", headers={"If-None-Match": '"another"'})
         assert other.status_code == 200
         assert studio.client.head(f"/studio/{name}").headers["content-length"] == str(len(answer.content))
-    for name in ("nothing.js", "../studio.py", "%2e%2e/studio.py", ""):
+    for name in ("nothing.js", "%2e%2e/studio.py", "..%2fstudio.py", "", "a/b.js"):
         refused = studio.client.get(f"/studio/{name}")
         assert refused.status_code == 404 and refused.json()["error"]["type"] == "not_found"
-    assert studio.client.post("/studio/chat.js").status_code == 405
+    assert studio.client.post("/studio/chat.js").status_code in (404, 405)
 
 
 def test_without_the_studio_there_are_no_scripts(serve, tiny_checkpoint) -> None:
