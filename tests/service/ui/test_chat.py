@@ -442,3 +442,34 @@ def test_two_browsers_write_at_once_and_keep_to_themselves(browser, studio, visi
         answered(other, 1, "stopped")
         assert len(kept(one)) == len(kept(other)) == 1
     studio.wait_until_idle(5.0)
+
+
+def test_two_tabs_of_one_browser_have_the_same_conversations(page, studio) -> None:
+    other = page.context.new_page()
+    other.goto(studio.url)
+    other.wait_for_selector("#message textarea")
+    set_parameter(page, "Maximum tokens", "5")
+    send(page, "From the first tab")
+    answered(page, 1)
+    other.wait_for_selector(".conversations >> text=From the first tab")
+    other.click(".conversations .title")
+    set_parameter(other, "Maximum tokens", "5")
+    send(other, "From the second")
+    answered(other, 2)
+    # What one has written does not overwrite what the other has.
+    page.wait_for_function("document.querySelectorAll('.turn.assistant').length == 2")
+    assert turns(page) == turns(other) and len(turns(page)) == 4
+
+
+def test_a_conversation_that_is_deleted_while_it_is_answered_stays_away(page, studio) -> None:
+    choose(page, "writer")
+    set_parameter(page, "Maximum tokens", "16000")
+    send(page, "Go on")
+    writing(page)
+    page.click(".conversations summary")
+    page.click(".conversations >> text=Delete")
+    studio.wait_until_idle(5.0)
+    page.wait_for_selector(".welcome")
+    page.reload()
+    page.wait_for_selector(".welcome")
+    assert kept(page) == []

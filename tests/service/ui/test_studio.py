@@ -146,3 +146,36 @@ def test_the_drawer_has_every_parameter(browser, studio, visiting) -> None:
             "#settings [data-parameter]", "all => all.filter(e => !document.querySelector(`label[for=${e.id}]`)).length"
         )
         assert unlabelled == 0
+
+
+def test_a_server_that_asks_for_a_key_is_given_it_once(browser, studio, visiting) -> None:
+    asked: list[str | None] = []
+
+    def guarded(route, request) -> None:
+        key = request.headers.get("authorization")
+        asked.append(key)
+        if key == "Bearer sesame":
+            route.continue_()
+        else:
+            error = {"error": {"type": "unauthorized", "message": "this server asks for an API key"}}
+            route.fulfill(status=401, json=error)
+
+    with visiting(browser, f"{studio.url}/docs", wait=".swagger-ui") as page:
+        page.route("**/models", guarded)
+        page.route("**/generate", guarded)
+        page.goto(studio.url)
+        page.wait_for_selector("#sign-in")
+        assert "asks for an API key" in page.inner_text("dialog")
+        page.fill("#api-key", "wrong")
+        page.click("dialog >> text=Sign in")
+        page.wait_for_function("document.querySelector('#api-key')?.value === ''")
+        page.fill("#api-key", "sesame")
+        page.press("#api-key", "Enter")
+        page.wait_for_selector(".welcome")
+        assert not page.query_selector("dialog")
+        page.reload()
+        page.wait_for_selector(".welcome")
+        assert asked[-1] == "Bearer sesame" and not page.query_selector("dialog")
+        assert page.evaluate("localStorage.length") <= 3 and "sesame" not in page.evaluate(
+            "JSON.stringify(localStorage)"
+        )
