@@ -35,6 +35,7 @@ function side(name, sign, label, place) {
   function open(wanted) {
     place.hidden = !wanted;
     toggle.setAttribute("aria-expanded", String(wanted));
+    if (PHONE.matches && wanted) place.scrollIntoView({ block: "start" });
     if (!PHONE.matches) store.set(`chat.${name}`, wanted);
   }
   place.hidden = PHONE.matches || !store.get(`chat.${name}`, name === "settings" || innerWidth >= WIDE);

@@ -68,8 +68,8 @@ def test_everything_of_the_chat_is_reached_by_keyboard(browser, studio, visiting
         answered(page, 1)
         wanted = page.evaluate(
             """() => [...document.querySelectorAll('#header *, .studio-tab *')]
-              .filter(e => e.matches('a[href], button:not(:disabled), input, select, textarea, summary') && e.tabIndex >= 0
-                && e.checkVisibility({visibilityProperty: true}))
+              .filter(e => e.matches('a[href], button:not(:disabled), input, select, textarea, summary'))
+              .filter(e => e.tabIndex >= 0 && e.checkVisibility({visibilityProperty: true}))
               .map((e, number) => (e.dataset.wanted = number, number))"""
         )
         reached = set()

@@ -417,7 +417,7 @@ def test_a_phone_shows_the_chat_first_and_nothing_sticks_out(browser, studio, vi
         box = page.query_selector("#message").bounding_box()
         assert box["y"] + box["height"] < 844 and box["x"] >= 0 and box["x"] + box["width"] <= 390
         assert not page.is_visible("#settings") and not page.is_visible("#conversations")
-        page.click("[aria-label=Settings]")
+        page.click("button[aria-label=Settings]")
         assert page.is_visible("#settings")
         assert page.query_selector("#settings").bounding_box()["y"] > box["y"]
         set_parameter(page, "Maximum tokens", "8")
