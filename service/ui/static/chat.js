@@ -160,26 +160,14 @@ class Chat {
   /** Draw the branch that is shown, and everything that depends on it. */
   #show() {
     const turns = tree.path(this.#current);
-    this.#views = turns.map((turn) =>
-      turnView(turn, {
-        place: () => {
-          const all = tree.siblings(this.#current, turn);
-          return { position: all.indexOf(turn), count: all.length };
-        },
-        acts: {
-          edit: (turn, text) => this.#edit(turn, text),
-          retry: (turn) => this.#retry(turn),
-          goOn: (turn) => this.#run(turn, { goOn: true }),
-          move: (turn, step) => this.#move(turn, step),
-          run: (turn) => this.#answerTo(turn),
-          unanswered: (turn) => this.#current.chosen[turn.id] === undefined,
-          link: (turn) => linkTo(turn),
-          curl: (turn) => asCurl(turn),
-          python: (turn) => asPython(turn),
-        },
-      }),
-    );
-    clear(this.turns).append(...this.#views.map((view) => view.element));
+    // What two branches share is left as it is: a long conversation is not drawn anew for each message.
+    const other = turns.findIndex((turn, number) => this.#views[number]?.turn !== turn);
+    const shared = this.#views.slice(0, other < 0 ? turns.length : other);
+    shared.at(-1)?.renew();
+    this.#views = [...shared, ...turns.slice(shared.length).map((turn) => this.#view(turn))];
+    if (!shared.length) clear(this.turns);
+    while (this.turns.children.length > shared.length) this.turns.lastChild.remove();
+    this.turns.append(...this.#views.slice(shared.length).map((view) => view.element));
     const model = this.picker?.model;
     if (!turns.length && model) {
       const first = element("div", { class: "welcome" });
@@ -190,6 +178,26 @@ class Chat {
     } else this.#say(this.#running.get(this.#current.id)?.turn ?? turns.findLast((turn) => turn.token_ids));
     this.#state();
     this.found?.show(this.#current);
+  }
+
+  #view(turn) {
+    return turnView(turn, {
+      place: () => {
+        const all = tree.siblings(this.#current, turn);
+        return { position: all.indexOf(turn), count: all.length };
+      },
+      acts: {
+        edit: (turn, text) => this.#edit(turn, text),
+        retry: (turn) => this.#retry(turn),
+        goOn: (turn) => this.#run(turn, { goOn: true }),
+        move: (turn, step) => this.#move(turn, step),
+        run: (turn) => this.#answerTo(turn),
+        unanswered: (turn) => this.#current.chosen[turn.id] === undefined,
+        link: (turn) => linkTo(turn),
+        curl: (turn) => asCurl(turn),
+        python: (turn) => asPython(turn),
+      },
+    });
   }
 
   /** How the answer comes along; once it is there, how much of the context is used. */

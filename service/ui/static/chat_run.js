@@ -38,21 +38,34 @@ async function bodyGoingOn(turn, model, signal) {
  */
 async function fitted(model, messages, most, signal) {
   const head = messages[0]?.role === "system" ? 1 : 0;
-  const kept = [...messages];
   const room = model.context_length - Math.min(most ?? Infinity, Math.floor(model.context_length / 4));
-  for (;;) {
-    let count;
+  // Where a conversation may begin: with any question, in the end with the last message alone.
+  const starts = messages.map((_, at) => at).filter((at) => at === head || (at > head && messages[at].role === "user"));
+  if (starts.at(-1) !== messages.length - 1) starts.push(messages.length - 1);
+
+  async function counted(start) {
+    const kept = [...messages.slice(0, head), ...messages.slice(start)];
     try {
-      count = (await request("POST", "tokenize", { model: model.name, messages: kept }, { signal })).count;
+      return { kept, lost: start - head, count: (await request("POST", "tokenize", { model: model.name, messages: kept }, { signal })).count };
     } catch (error) {
       // Too long to be counted is too long.
-      if (!(error instanceof ApiError) || error.lost || kept.length <= head + 1) throw error;
-      count = Infinity;
+      if (!(error instanceof ApiError) || error.lost || start === starts.at(-1)) throw error;
+      return { kept, lost: start - head, count: Infinity };
     }
-    if (count <= room || kept.length <= head + 1) return { kept, lost: messages.length - kept.length, count };
-    kept.splice(head, 1);
-    while (kept.length > head + 1 && kept[head].role !== "user") kept.splice(head, 1);
   }
+
+  // The fewer messages, the fewer tokens: halved until it is found where they fit.
+  let best = await counted(starts[0]);
+  let [low, high] = [0, starts.length - 1];
+  if (best.count <= room) return best;
+  best = null;
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    const found = await counted(starts[middle]);
+    if (found.count <= room) [high, best] = [middle, found];
+    else low = middle;
+  }
+  return best ?? counted(starts[high]);
 }
 
 /**

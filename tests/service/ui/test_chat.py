@@ -473,3 +473,76 @@ def test_a_conversation_that_is_deleted_while_it_is_answered_stays_away(page, st
     page.reload()
     page.wait_for_selector(".welcome")
     assert kept(page) == []
+
+
+def test_who_looks_at_another_conversation_meanwhile_misses_nothing(page, studio) -> None:
+    choose(page, "writer")
+    set_parameter(page, "Maximum tokens", "600")
+    send(page, "In the first")
+    writing(page)
+    page.click("#new-conversation")
+    page.wait_for_selector(".welcome")
+    assert page.is_visible(".send-button"), "two conversations may be answered at once"
+    set_parameter(page, "Maximum tokens", "5")
+    send(page, "In the second")
+    answered(page, 1)
+    page.click(".conversations .title:has-text('In the first')")
+    answered(page, 1)
+    assert "600 tokens" in page.inner_text(".turn.continuation .facts")
+    page.reload()
+    page.wait_for_selector(".turn.continuation")
+    assert "600 tokens" in page.inner_text(".turn.continuation .facts")
+
+
+def test_a_long_conversation_is_not_drawn_anew_for_each_message(page, tmp_path: Path) -> None:
+    turns = {}
+    for number in range(400):
+        role = "assistant" if number % 2 else "user"
+        fields = {"model": "talker", "token_ids": [1], "state": "done"} if number % 2 else {}
+        parent = f"t{number - 1}" if number else ""
+        text = f"{number}\n\n```python\nx = {number}\n```\n\n- **a**\n- b"
+        turns[f"t{number}"] = {
+            "id": f"t{number}",
+            "parent": parent,
+            "role": role,
+            "text": text,
+            "created": number,
+        } | fields
+    chosen = {turn["parent"]: name for name, turn in turns.items()}
+    path = tmp_path / "long.json"
+    conversations = [{"title": "Long", "turns": turns, "chosen": chosen}]
+    path.write_text(json.dumps({"format": "topkapi-conversation", "version": 1, "conversations": conversations}))
+    page.set_input_files(".chat-list [type=file]", path)
+    page.wait_for_function("document.querySelectorAll('.turn').length == 400")
+    page.evaluate("document.querySelectorAll('.turn').forEach((turn, number) => turn.mark = number)")
+    set_parameter(page, "Maximum tokens", "5")
+    send(page, "One more")
+    answered(page, 201)
+    kept = page.evaluate("[...document.querySelectorAll('.turn')].map(turn => turn.mark ?? null)")
+    assert kept == [*range(400), None, None]
+    assert "messages were not read" in page.inner_text(".turn.assistant >> nth=200")
+
+
+def test_stopping_before_the_first_token(page, studio) -> None:
+    import threading
+
+    network = studio.models.get("writer").engine.network
+    running, held = network.run, threading.Event()
+
+    def hold(works: object) -> object:
+        held.wait(30)
+        return running(works)
+
+    choose(page, "writer")
+    network.run = hold
+    try:
+        send(page, "Never mind")
+        page.wait_for_function("document.querySelector('#status').innerText.startsWith('Reading')")
+        page.click(".stop-button")
+        answered(page, 1, "stopped")
+    finally:
+        network.run = running
+        held.set()
+    studio.wait_until_idle(5.0)
+    page.click(".turn.continuation >> text=Retry")
+    answered(page, 1)
