@@ -1,0 +1,386 @@
+// The chat tab: conversations with a checkpoint, kept in this browser; base checkpoints continue single texts.
+
+import { conversationList } from "./chat_list.js";
+import { answer, busy, contextUsed, defaultsOf, facts, fresh } from "./chat_run.js";
+import { asCurl, asPython, linked, linkTo } from "./chat_share.js";
+import { layout, PHONE } from "./chat_layout.js";
+import { shortcuts, showShortcuts } from "./chat_keys.js";
+import * as tree from "./chat_tree.js";
+import { turnView } from "./chat_turn.js";
+import { welcome } from "./chat_welcome.js";
+import { button, clear, element } from "./dom.js";
+import { clearError, showError } from "./errors.js";
+import { describe, models, picker } from "./models.js";
+import { descriptors, drawer } from "./parameters.js";
+import * as store from "./store.js";
+
+// Milliseconds between two drawings of a growing answer.
+const DRAW_EVERY = 80;
+const NEAR_THE_END = 80;
+const SPOKEN = { reading: "Reading", writing: "Writing", done: "The answer is there", stopped: "Stopped", lost: "Broken off", failed: "Broken off" };
+
+export async function mount(root) {
+  root.append(element("link", { rel: "stylesheet", href: new URL("chat.css", import.meta.url).href }));
+  const chat = new Chat(root, await descriptors());
+  await chat.begin();
+}
+
+class Chat {
+  #conversations = new Map();
+  #running = new Map();
+  #views = [];
+  #current = tree.newConversation();
+
+  constructor(root, rows) {
+    this.kept = store.collection("conversations", {
+      onfull: (error) => this.#full(error),
+      onchange: (id, record) => this.#elsewhere(id, record),
+    });
+    Object.assign(this, layout(root, { submit: () => this.#submit(), stop: () => this.#stop() }));
+    this.bar.append(this.sides.list.toggle);
+    this.drawer = drawer(this.parameters, { descriptors: rows });
+    this.remembered = store.get("chat.parameters", {});
+    this.drawer.onchange = () => store.set("chat.parameters", this.drawer.values());
+    this.picker = picker(this.bar, { id: "checkpoint", remember: "chat.checkpoint", onchange: (model) => this.#choose(model) });
+    this.bar.append(
+      element("span", { class: "grow" }),
+      button("New", () => this.create(), { class: "quiet", title: "A new conversation (Alt + N)" }),
+      button("?", showShortcuts, { class: "quiet", "aria-label": "Keyboard shortcuts" }),
+      this.sides.settings.toggle,
+    );
+
+    this.found = conversationList(this.list, {
+      all: () => [...this.#conversations.values()],
+      open: (conversation) => this.open(conversation),
+      create: () => this.create(),
+      put: (conversation) => (delete conversation.gone, this.#keep(conversation)),
+      remove: (conversation) => this.#remove(conversation),
+      busy: (conversation) => this.#running.has(conversation.id),
+    });
+    this.#listen(root);
+  }
+
+  #listen(root) {
+    this.text.addEventListener("input", () => this.#fit());
+    this.text.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+      event.preventDefault();
+      this.#submit();
+    });
+    this.system.addEventListener("input", () => {
+      this.#current.system = this.system.value;
+      this.#keep(this.#current);
+    });
+    const last = (roles) => this.#views.findLast((view) => roles.includes(view.turn.role));
+    shortcuts(root, {
+      stop: () => this.#stop(),
+      focus: () => this.text.focus(),
+      create: () => this.create(),
+      search: () => (this.sides.list.open(true), this.found.search.focus()),
+      retry: () => last(["assistant", "continuation"]) && this.#retry(last(["assistant", "continuation"]).turn),
+      edit: () => last(["user", "prompt"])?.edit(),
+      move: (step) => {
+        const several = this.#views.findLast((view) => tree.siblings(this.#current, view.turn).length > 1);
+        if (several) this.#move(several.turn, step);
+      },
+      settings: () => this.sides.settings.toggle.click(),
+      list: () => this.sides.list.toggle.click(),
+    });
+    addEventListener("pagehide", () => {
+      for (const { conversation, turn, abort } of this.#running.values()) {
+        this.#lost(turn);
+        this.#keep(conversation);
+        abort.abort();
+      }
+    });
+    addEventListener("hashchange", () => this.#fromLink());
+  }
+
+  async begin() {
+    for (const conversation of await this.kept.all()) {
+      this.#conversations.set(conversation.id, conversation);
+      Object.values(conversation.turns).filter(busy).forEach(this.#lost);
+    }
+    this.open(this.#conversations.get(store.get("chat.open")) ?? this.#current, { focus: true });
+    await this.#fromLink();
+  }
+
+  /** What was being written when the page went away is all there is of it. */
+  #lost(turn) {
+    Object.assign(turn, { state: "lost", trouble: "the page was closed while it was written" });
+  }
+
+  /** A request in the address is shown, not sent: whoever follows a link decides. */
+  async #fromLink() {
+    let asked;
+    try {
+      asked = await linked();
+    } catch (error) {
+      showError(this.composer, { message: `The link can't be read: ${error.message}`, hint: "copy it again" });
+      return;
+    }
+    if (!asked) return;
+    history.replaceState(null, "", "#chat");
+    const conversation = tree.fromRequest(asked);
+    if (models.get(asked.model)) this.picker.choose(asked.model);
+    else showError(this.composer, { message: `The link is about ${asked.model}, which is not loaded`, hint: "another checkpoint answers otherwise" });
+    this.drawer.set(asked.parameters);
+    await this.#keep(conversation);
+    this.open(conversation);
+  }
+
+  #choose(model) {
+    if (!model) return;
+    this.systemField.hidden = !model.chat;
+    this.drawer.use({ defaults: defaultsOf(model) });
+    // What was chosen when the page was left is told from the defaults once these are known.
+    if (this.remembered) this.drawer.set(this.remembered);
+    this.remembered = null;
+    this.text.placeholder = model.chat ? "Write here; Enter sends" : "Begin a text; Enter has it continued";
+    if (!this.#views.length) this.#show();
+    else this.status.textContent = `${model.name} · ${describe(model)}`;
+  }
+
+  create() {
+    this.open(tree.newConversation(), { focus: true });
+  }
+
+  open(conversation, { focus = false } = {}) {
+    this.#current = conversation;
+    store.set("chat.open", conversation.id);
+    this.system.value = conversation.system;
+    clearError(this.composer);
+    this.#show();
+    this.turns.scrollTop = this.turns.scrollHeight;
+    // Whoever goes through the bar of tabs by keyboard stays there.
+    if ((focus || !PHONE.matches) && !document.activeElement?.matches("[role=tab]")) this.text.focus();
+    if (PHONE.matches) this.sides.list.open(false);
+  }
+
+  /** Draw the branch that is shown, and everything that depends on it. */
+  #show() {
+    const turns = tree.path(this.#current);
+    // What two branches share is left as it is: a long conversation is not drawn anew for each message.
+    const other = turns.findIndex((turn, number) => this.#views[number]?.turn !== turn);
+    const shared = this.#views.slice(0, other < 0 ? turns.length : other);
+    shared.at(-1)?.renew();
+    this.#views = [...shared, ...turns.slice(shared.length).map((turn) => this.#view(turn))];
+    if (!shared.length) clear(this.turns);
+    while (this.turns.children.length > shared.length) this.turns.lastChild.remove();
+    this.turns.append(...this.#views.slice(shared.length).map((view) => view.element));
+    const model = this.picker?.model;
+    if (!turns.length && model) {
+      const first = element("div", { class: "welcome" });
+      const notebook = document.getElementById("tab-notebook-button");
+      this.turns.append(first);
+      welcome(first, model, { ask: (text) => this.#ask(text), notebook: notebook && (() => notebook.click()) });
+      this.status.textContent = `${model.name} · ${describe(model)}`;
+    } else this.#say(this.#running.get(this.#current.id)?.turn ?? turns.findLast((turn) => turn.token_ids));
+    this.#state();
+    this.found?.show(this.#current);
+  }
+
+  #view(turn) {
+    return turnView(turn, {
+      place: () => {
+        const all = tree.siblings(this.#current, turn);
+        return { position: all.indexOf(turn), count: all.length };
+      },
+      acts: {
+        edit: (turn, text) => this.#edit(turn, text),
+        retry: (turn) => this.#retry(turn),
+        goOn: (turn) => this.#run(turn, { goOn: true }),
+        move: (turn, step) => this.#move(turn, step),
+        run: (turn) => this.#answerTo(turn),
+        unanswered: (turn) => this.#current.chosen[turn.id] === undefined,
+        link: (turn) => linkTo(turn),
+        curl: (turn) => asCurl(turn),
+        python: (turn) => asPython(turn),
+      },
+    });
+  }
+
+  /** How the answer comes along; once it is there, how much of the context is used. */
+  #say(turn) {
+    const model = turn && models.get(turn.model);
+    const spoken = turn ? SPOKEN[turn.state] : "";
+    if (spoken !== undefined && this.spoken.textContent !== spoken) this.spoken.textContent = spoken;
+    if (!model) this.status.textContent = "";
+    else this.status.textContent = busy(turn) ? facts(turn) : `${model.name} · ${contextUsed(turn, model)}`;
+  }
+
+  /** Which buttons there are, by whether the shown conversation is being answered. */
+  #state() {
+    const running = this.#running.has(this.#current.id);
+    this.send.hidden = running;
+    this.stop.hidden = !running;
+  }
+
+  /** Browsers that fit a field to its text themselves don't need the page to be laid out for each key. */
+  #fit() {
+    if (CSS.supports("field-sizing", "content")) return;
+    this.text.style.height = "auto";
+    this.text.style.height = `${Math.min(this.text.scrollHeight + 2, innerHeight * 0.4)}px`;
+  }
+
+  #submit() {
+    const text = this.text.value;
+    if (!text.trim() || this.#running.has(this.#current.id)) return;
+    this.text.value = "";
+    this.#fit();
+    this.#ask(text);
+  }
+
+  #ask(text) {
+    const model = this.picker.model;
+    if (!model) {
+      this.text.value = text;
+      showError(this.composer, { message: `${this.picker.value ?? "No checkpoint"} is not loaded`, hint: "choose another checkpoint" });
+      return;
+    }
+    const last = tree.path(this.#current).at(-1);
+    const asked = tree.add(this.#current, last?.id ?? "", model.chat ? "user" : "prompt", text);
+    this.#answerTo(asked, { text });
+  }
+
+  #answerTo(asked, options = {}) {
+    const model = this.picker.model;
+    if (!model || this.#running.has(this.#current.id)) return;
+    // Where nothing is chosen there is still a limit.
+    const parameters = { max_tokens: defaultsOf(model).max_tokens, ...this.drawer.values() };
+    const alone = asked.role === "prompt";
+    const fields = { ...fresh(model, parameters), ...(alone ? { prompt: asked.text } : {}) };
+    const turn = tree.add(this.#current, asked.id, alone ? "continuation" : "assistant", "", fields);
+    this.#show();
+    this.turns.scrollTop = this.turns.scrollHeight;
+    return this.#run(turn, { ...options, asked, isNew: true });
+  }
+
+  /** Have an answer written. Where nothing came of it, it is taken back, and what was asked goes to where it was written. */
+  async #run(turn, { goOn = false, asked = null, isNew = false, text = null } = {}) {
+    const conversation = this.#current;
+    const model = models.get(turn.model);
+    if (this.#running.has(conversation.id)) return;
+    if (!model) {
+      showError(this.composer, { message: `${turn.model} is not loaded any more`, hint: "choose another checkpoint and press Retry" });
+      return;
+    }
+    const abort = new AbortController();
+    this.#running.set(conversation.id, { conversation, turn, abort });
+    clearError(this.composer);
+    this.#state();
+    this.found.show();
+    let drawn = 0;
+    let took = 0;
+    let waiting = null;
+    const draw = () => {
+      waiting = null;
+      const began = performance.now();
+      const shown = this.#current === conversation;
+      const atEnd = this.turns.scrollHeight - this.turns.scrollTop - this.turns.clientHeight < NEAR_THE_END;
+      this.#views.find((view) => view.turn === turn)?.update();
+      if (shown) this.#say(turn);
+      if (shown && atEnd) this.turns.scrollTop = this.turns.scrollHeight;
+      drawn = performance.now();
+      took = drawn - began;
+    };
+    const shown = () => {
+      if (!busy(turn) || turn.text === "") return clearTimeout(waiting), draw();
+      // Drawing has a fifth of the time at most: what is typed meanwhile goes first.
+      waiting ??= setTimeout(draw, Math.max(0, drawn + Math.max(DRAW_EVERY, 4 * took) - performance.now()));
+    };
+    try {
+      await answer(conversation, turn, model, { signal: abort.signal, shown, keep: () => this.#keep(conversation), goOn });
+    } catch (error) {
+      if (isNew) {
+        tree.remove(conversation, turn);
+        if (text !== null) tree.remove(conversation, asked);
+      }
+      if (this.#current === conversation) {
+        if (text !== null && !this.text.value) this.text.value = text;
+        this.#fit();
+        this.#running.delete(conversation.id);
+        this.#show();
+        this.status.textContent = "";
+        showError(this.composer, error);
+        if (text !== null) this.text.focus();
+      }
+    } finally {
+      clearTimeout(waiting);
+      this.#running.delete(conversation.id);
+      tree.touch(conversation);
+      await this.#keep(conversation);
+      if (this.#current === conversation) {
+        this.#views.find((view) => view.turn === turn)?.update();
+        this.#state();
+      }
+      this.found.show();
+    }
+  }
+
+  #stop() {
+    this.#running.get(this.#current.id)?.abort.abort();
+  }
+
+  #retry(turn) {
+    const asked = this.#current.turns[turn.parent];
+    if (asked && !this.#running.has(this.#current.id)) this.#answerTo(asked);
+  }
+
+  #edit(turn, text) {
+    if (this.#running.has(this.#current.id)) return;
+    const asks = turn.role === "user" || turn.role === "prompt";
+    const { parent, role, ...rest } = turn;
+    const fields = asks ? {} : { model: rest.model, parameters: rest.parameters, messages: rest.messages, token_ids: [], state: "done", edited: true };
+    const made = tree.add(this.#current, parent, role, text, fields);
+    if (asks) this.#answerTo(made);
+    else {
+      this.#show();
+      this.#keep(this.#current);
+    }
+  }
+
+  #move(turn, step) {
+    const all = tree.siblings(this.#current, turn);
+    const next = all[all.indexOf(turn) + step];
+    if (!next) return;
+    tree.choose(this.#current, next);
+    this.#keep(this.#current);
+    const at = this.turns.scrollTop;
+    this.#show();
+    this.turns.scrollTop = at;
+  }
+
+  #keep(conversation) {
+    if (conversation.gone) return Promise.resolve();
+    if (!Object.keys(conversation.turns).length && !conversation.system) {
+      return this.#conversations.delete(conversation.id) ? this.kept.remove(conversation.id) : Promise.resolve();
+    }
+    this.#conversations.set(conversation.id, conversation);
+    return this.kept.put(conversation);
+  }
+
+  /** Another tab of this browser has changed a conversation: it is the same one here, unless it is being answered here. */
+  #elsewhere(id, record) {
+    if (this.#running.has(id) || (this.#current.id === id && this.turns.querySelector(".edit"))) return;
+    if (record) this.#conversations.set(id, record);
+    else this.#conversations.delete(id);
+    if (record && this.#current.id === id) this.#current = record;
+    if (this.#current.id === id) this.#show();
+    else this.found.show();
+  }
+
+  async #remove(conversation) {
+    conversation.gone = true;
+    this.#running.get(conversation.id)?.abort.abort();
+    this.#conversations.delete(conversation.id);
+    await this.kept.remove(conversation.id);
+    if (conversation === this.#current) this.create();
+    else this.found.show();
+  }
+
+  #full(error) {
+    const hint = "export what you want to keep, and delete older conversations";
+    showError(this.composer, { message: `The browser keeps no more: ${error?.message ?? "its storage is full"}`, hint });
+  }
+}
