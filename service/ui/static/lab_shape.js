@@ -8,7 +8,7 @@ import { stageTable } from "./lab_trace.js";
 
 const STAGES = ["temperature", "top_k", "top_p", "min_p"];
 const WAIT = 90;
-const SHOWN = 24;
+const SHOWN = 16;
 
 /**
  * `place()` gives `{ids, model, words}` of the text that the token follows, or null while there is none.

@@ -130,9 +130,11 @@ export async function mount(root) {
     page.setAttribute("aria-busy", "true");
     status.textContent = "Reading the text";
     let due = false;
+    let ended = false;
     let count = 0;
     const follow = () => {
       due = false;
+      if (ended) return;
       const end = page.getBoundingClientRect().bottom;
       show();
       if (end <= innerHeight + 60 && !here.checked) page.scrollIntoView({ block: "nearest" });
@@ -163,6 +165,7 @@ export async function mount(root) {
         throw error;
       }
     } finally {
+      ended = true;
       area.readOnly = false;
       page.removeAttribute("aria-busy");
       if (book.text === before) book.unmark();

@@ -63,6 +63,7 @@ export function choicesForm({ values = {}, onchange = () => {} }) {
           { class: "scroll", tabindex: 0, role: "region", "aria-label": "Choices" },
           element("table", { class: "stages choices" }, element("thead", {}, element("tr", {}, ...heads.map((head) => (head ? element("th", { scope: "col" }, head) : element("td", {}))))), element("tbody", {}, ...rows)),
         ),
+        element("p", { class: "note" }, "The share is that of the whole choices’ probabilities; they are ranked by what Compare says."),
       ),
     );
   }

@@ -32,8 +32,9 @@ export function detail(token, index) {
   const words = known
     ? [["Probability", percent(token.probability)], ["Surprise", `${surprise(token.probability).toFixed(2)} bits`], ["Rank", token.rank.toLocaleString("en")], ["Entropy", `${token.entropy.toFixed(2)} nats`]]
     : [];
-  const others = token.top?.length
-    ? element("p", {}, "Expected instead: ", ...token.top.flatMap((other, at) => [at ? ", " : null, element("span", { class: "token-name" }, face({ ...other, bytes: null })), ` ${percent(Math.exp(other.logprob))}`]))
+  const top = token.top?.filter((other) => other.token_id !== token.token_id) ?? [];
+  const others = top.length
+    ? element("p", {}, token.rank === 1 ? "The next likeliest: " : "More or less likely instead: ", ...top.flatMap((other, at) => [at ? ", " : null, element("span", { class: "token-name" }, face({ ...other, bytes: null })), ` ${percent(Math.exp(other.logprob))}`]))
     : null;
   return element(
     "div",

@@ -96,13 +96,13 @@ function holdsReplacement(bytes) {
   return bytes.some((byte, at) => byte === 0xef && bytes[at + 1] === 0xbf && bytes[at + 2] === 0xbd);
 }
 
-/** The nodes that show a token's text: new lines and tabs as marks that also act. */
-export function face(token) {
+/** The nodes that show a token's text: new lines and tabs as marks, which also act where they stand in a text. */
+export function face(token, { acting = false } = {}) {
   const shown = document.createDocumentFragment();
   const text = spelled(token) === visible(token.text) ? token.text : spelled(token);
   for (const piece of text.split(/(\n|\t)/)) {
-    if (piece === "\n") shown.append(element("span", { class: "token-mark", "aria-hidden": "true" }, "⏎"), "\n");
-    else if (piece === "\t") shown.append(element("span", { class: "token-mark", "aria-hidden": "true" }, "⇥"), "\t");
+    if (piece === "\n") shown.append(element("span", { class: "token-mark", "aria-hidden": "true" }, "⏎"), acting ? "\n" : "");
+    else if (piece === "\t") shown.append(element("span", { class: "token-mark", "aria-hidden": "true" }, "⇥"), acting ? "\t" : "");
     else if (piece) shown.append(visibleNodes(piece));
   }
   if (!shown.childNodes.length) shown.append(element("span", { class: "token-mark" }, "∅"));
@@ -155,7 +155,7 @@ export function spans(tokens, { by = "probability", onpick = null, label = "Toke
   function add(token) {
     const index = made.tokens.length;
     made.tokens.push(token);
-    const node = element("span", { class: ["token", token.kind] }, face(token));
+    const node = element("span", { class: ["token", token.kind] }, face(token, { acting: true }));
     node.dataset.index = index;
     if (onpick) {
       node.setAttribute("role", "button");
