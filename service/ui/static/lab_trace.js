@@ -63,23 +63,23 @@ export function stageTable(trace, { ontake = null, chosen = true, fixed = null, 
       const mine = chosen && index === own;
       const name = element("th", { scope: "row" }, element("span", { class: "token-name" }, face({ ...contender, bytes: null })));
       const row = element("tr", { class: [mine && "chosen"] }, name);
-      shown.forEach((column, place) => row.append(bar(column.shares[index], most, shown[place - 1]?.shares[index])));
       if (ontake) {
         const act = mine
           ? element("span", { class: "note" }, "chosen")
           : button("Take it", () => ontake(contender, index), { "aria-label": `Take ${quoted(contender)} and go on from there`, class: "small" });
         row.append(element("td", { class: "act" }, act));
       }
+      shown.forEach((column, place) => row.append(bar(column.shares[index], most, shown[place - 1]?.shares[index])));
       return row;
     });
   const head = element(
     "tr",
     {},
     element("th", { scope: "col" }, "Token"),
+    ontake ? element("th", { scope: "col" }, element("span", { class: "off-screen" }, "Go on from here")) : null,
     ...shown.map((column) =>
       element("th", { scope: "col", class: [column.off && "off"] }, column.name, ...column.facts.map((fact) => element("small", {}, fact))),
     ),
-    ontake ? element("th", { scope: "col" }, element("span", { class: "off-screen" }, "Go on from here")) : null,
   );
   const table = element("table", { class: "stages" }, element("caption", { class: "off-screen" }, caption ?? "Candidates after each stage"), element("thead", {}, head), element("tbody", {}, ...body));
   return element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption ?? "Candidates after each stage" }, table);

@@ -16,6 +16,10 @@ const RECORD = "notebook";
 const EXAMPLES = ["Once upon a time, there was", "The city lies on the river and", "It was late in the evening when"];
 const ENDS = { stop: "the text ended by itself", length: "cut off at the token limit", deadline: "out of time", cancelled: "ended by the server" };
 
+function counted(tokens) {
+  return tokens === 1 ? "1 token" : `${tokens.toLocaleString("en")} tokens`;
+}
+
 export async function mount(root) {
   const rows = await descriptors();
   const kept = store.collection("notebooks");
@@ -138,7 +142,7 @@ export async function mount(root) {
       const end = page.getBoundingClientRect().bottom;
       show();
       if (end <= innerHeight + 60 && !here.checked) page.scrollIntoView({ block: "nearest" });
-      status.textContent = `Writing · ${count} tokens`;
+      status.textContent = `Writing · ${counted(count)}`;
     };
     let told = "stopped";
     try {
@@ -156,7 +160,7 @@ export async function mount(root) {
         } else if (event === "done") {
           const { finish_reason } = data.outputs[0];
           const speed = data.timings.tokens_per_s;
-          told = [`seed ${data.parameters.seed}`, speed ? `${speed.toFixed(0)} tokens/s` : null, ENDS[finish_reason] ?? finish_reason, note].filter(Boolean).join(" · ");
+          told = [`seed ${data.parameters.seed}`, speed && count > 4 ? `${speed.toFixed(0)} tokens/s` : null, ENDS[finish_reason] ?? finish_reason, note].filter(Boolean).join(" · ");
         }
       }
     } catch (error) {
@@ -174,7 +178,7 @@ export async function mount(root) {
       queueMicrotask(() => setTimeout(() => {
         show();
         keep();
-        status.textContent = [count || told ? `${count} tokens` : null, told || null].filter(Boolean).join(" · ");
+        status.textContent = [count || told ? counted(count) : null, told || null].filter(Boolean).join(" · ");
         const to = here.checked || at === first ? (at === first ? caret : at) : book.text.length;
         area.setSelectionRange(to, to);
         if (document.activeElement === document.body) area.focus({ preventScroll: true });
