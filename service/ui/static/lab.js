@@ -118,7 +118,7 @@ export async function mount(root) {
 
   function keep() {
     const values = strategies.map((strategy) => strategy.values);
-    Object.assign(kept, { prompt: prompt.value, seed: seed.value(), most: most.value(), reading: reading.control.value, measure, strategies: values });
+    Object.assign(kept, { prompt: prompt.value, seed: seed.value(), most: most.value(), measure, strategies: values });
     store.set(KEPT, kept);
   }
 
@@ -147,6 +147,7 @@ export async function mount(root) {
     keep();
   });
   reading.control.addEventListener("change", () => {
+    kept.reading = reading.control.value;
     keep();
     reset();
   });

@@ -15,7 +15,7 @@ const ENDS = {
 };
 // Settings of the distribution's shape that a branch takes from what was in force for its answer.
 const SHAPE = ["temperature", "top_k", "top_p", "min_p"];
-const EXPLAINED = { trace: true, logprobs: 10, stream: true };
+const EXPLAINED = { trace: true, logprobs: 10, stream: true, resumable: false };
 
 /**
  * `host` has `rows` (the parameter table), `prompt()` (`{ids, body, model}` of the run), `onpick(strategy, index)`,

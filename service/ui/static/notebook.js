@@ -147,7 +147,7 @@ export async function mount(root) {
     let told = "stopped";
     try {
       const { prompt, note } = await promptOf(book.text.slice(0, at), chooser.model, values.max_tokens, signal);
-      const body = { model: chooser.value, prompt, ...values, logprobs: 0, stream: true };
+      const body = { model: chooser.value, prompt, ...values, logprobs: 0, stream: true, resumable: false };
       for await (const { event, data } of stream("generate", body, { signal })) {
         if (event === "token") {
           count += data.token_ids.length;

@@ -88,7 +88,7 @@ export function mount(root) {
     const bytes = new TextEncoder().encode(whole);
     const per_token = bytes.length <= EVERY_TOKEN;
     const top = bytes.length <= WITH_OTHERS && mode === "text" ? 5 : 0;
-    const body = { text: whole, per_token, top, segments: SEGMENTS, surprising: SURPRISING, stream: true };
+    const body = { text: whole, per_token, top, segments: SEGMENTS, surprising: SURPRISING, stream: true, resumable: false };
     if (mode === "text") {
       const answer = await score({ ...body, model: first.value }, signal, bar(first.value));
       showText(results, answer, { bytes, model: first.value });
@@ -101,7 +101,7 @@ export function mount(root) {
 
   async function ranked(signal) {
     const body = choices.body();
-    const answer = await score({ ...body, model: first.value, stream: true }, signal, bar(first.value));
+    const answer = await score({ ...body, model: first.value, stream: true, resumable: false }, signal, bar(first.value));
     choices.show(results, answer);
   }
 

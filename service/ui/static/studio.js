@@ -73,6 +73,11 @@ function begin(bar) {
   addEventListener("hashchange", () => choose(addressed()));
   look();
   choose(addressed());
+  // What stands in a panel may come later than the panel.
+  new MutationObserver(() => document.querySelectorAll(".studio-panel.shown .studio-tab[data-script]").forEach(fill)).observe(
+    document.body,
+    { childList: true, subtree: true },
+  );
 }
 
 /** The button that changes between light and dark; until it is used the system's wish counts. */
