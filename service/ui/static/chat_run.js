@@ -17,8 +17,17 @@ export function withSeed(parameters) {
 
 /** The body that `POST /generate` is sent, without what only a page needs. */
 export function bodyOf(turn) {
-  const source = turn.prompt !== undefined ? { prompt: turn.prompt } : { messages: turn.messages };
+  const source = turn.role === "continuation" ? { prompt: turn.prompt } : { messages: turn.messages };
   return { model: turn.model, ...source, ...turn.parameters };
+}
+
+/** The body that goes on where an answer was cut off: the same tokens, then more. */
+async function bodyGoingOn(turn, model, signal) {
+  const source = turn.role === "continuation" ? { text: turn.prompt } : { messages: turn.messages };
+  const { token_ids } = await request("POST", "tokenize", { model: model.name, ...source }, { signal });
+  // A prompt has other defaults than a conversation.
+  const defaults = turn.role === "assistant" ? model.chat_defaults : {};
+  return { model: turn.model, prompt: [...token_ids, ...turn.token_ids], ...defaults, ...turn.parameters };
 }
 
 /**
@@ -45,49 +54,56 @@ async function fitted(model, messages, most, signal) {
 }
 
 /**
- * Fill `turn` (an answer in `conversation`) from the API. `turn.state` is queued, reading or writing while it comes, then
+ * Fill `turn` (an answer in `conversation`) from the API, or go on with what there is of it (`goOn`). `turn.state` is queued, reading or writing while it comes, then
  * done, stopped, lost or failed. `shown()` is told of each change, `keep()` when it is worth keeping.
  * Throws `ApiError` where nothing of an answer came.
  */
-export async function answer(conversation, turn, model, { signal, shown, keep }) {
+export async function answer(conversation, turn, model, { signal, shown, keep, goOn = false }) {
   const began = performance.now();
+  const before = { text: turn.text, tokens: turn.token_ids.length };
+  let first = null;
   let kept = began;
   turn.state = "queued";
+  delete turn.trouble;
+  delete turn.finish_reason;
+  delete turn.timings;
   shown();
   try {
-    if (turn.role === "assistant" && turn.prompt === undefined) {
+    if (turn.role === "assistant" && !goOn) {
       const all = tree.messages(conversation, conversation.turns[turn.parent]);
       const fit = await fitted(model, all, turn.parameters.max_tokens, signal);
       turn.messages = fit.kept;
       turn.forgotten = fit.lost;
       turn.prompt_tokens = fit.count;
     }
-    const body = { ...bodyOf(turn), stream: true, progress: true, resumable: false };
+    const asked = goOn ? await bodyGoingOn(turn, model, signal) : bodyOf(turn);
+    const body = { ...asked, stream: true, progress: true, resumable: false };
     for await (const { event, data } of stream("generate", body, { signal })) {
       if (event === "progress") {
-        turn.prompt_tokens = data.total;
+        turn.prompt_tokens = data.total - before.tokens;
         turn.read = data.read;
         turn.others = data.others;
         turn.state = data.state === "queued" && data.others > 0 ? "queued" : "reading";
       } else if (event === "token") {
         const now = performance.now();
-        turn.first_token_s ??= (now - began) / 1000;
+        first ??= now;
+        turn.first_token_s = (first - began) / 1000;
         turn.state = "writing";
         turn.text += data.text;
         turn.token_ids.push(...data.token_ids);
-        turn.seconds = (now - began) / 1000 - turn.first_token_s;
+        turn.speed = now > first + 200 ? ((turn.token_ids.length - before.tokens - 1) * 1000) / (now - first) : null;
         if (now - kept > KEEP_EVERY) {
           kept = now;
           keep();
         }
-      } else if (event === "done") finish(turn, data);
+      } else if (event === "done") finish(turn, data, before.text);
       shown();
     }
   } catch (error) {
     turn.state = error.name === "AbortError" ? "stopped" : error.lost ? "lost" : "failed";
     if (turn.state !== "stopped") {
       turn.trouble = [error.message, error.hint].filter(Boolean).join("; ");
-      if (!turn.token_ids.length) throw error;
+      if (turn.token_ids.length === before.tokens) throw error;
     }
   } finally {
     shown();
@@ -95,9 +111,9 @@ export async function answer(conversation, turn, model, { signal, shown, keep })
   }
 }
 
-function finish(turn, whole) {
+function finish(turn, whole, begun) {
   const output = whole.outputs[0];
-  turn.text = (turn.begun ?? "") + output.text;
+  turn.text = begun + output.text;
   turn.state = { cancelled: "lost", error: "failed" }[output.finish_reason] ?? "done";
   turn.finish_reason = output.finish_reason;
   turn.timings = whole.timings;
@@ -114,14 +130,14 @@ export const REASONS = {
   cancelled: "cut off by the server",
 };
 
-/** Tokens per second while it was written. */
-function speed(turn) {
-  if (turn.timings?.tokens_per_s) return turn.timings.tokens_per_s;
-  return turn.seconds > 0.2 && turn.token_ids.length > 1 ? (turn.token_ids.length - 1) / turn.seconds : null;
+/** How much of the context an answer and what came before it take. */
+export function contextUsed(turn, model) {
+  const used = (turn.prompt_tokens ?? 0) + turn.token_ids.length;
+  return `context ${used.toLocaleString("en")} of ${model.context_length.toLocaleString("en")} tokens`;
 }
 
 /** What there is to say of an answer while it comes and afterwards, as a line. */
-export function facts(turn, model) {
+export function facts(turn) {
   if (turn.state === "queued") return turn.others ? `Queued behind ${turn.others} ${turn.others === 1 ? "other" : "others"}…` : "Sent…";
   if (turn.state === "reading") {
     const part = turn.read ? `${turn.read.toLocaleString("en")} of ` : "";
@@ -129,11 +145,9 @@ export function facts(turn, model) {
   }
   const count = turn.token_ids.length;
   const said = [`${count} ${count === 1 ? "token" : "tokens"}`];
-  const perSecond = speed(turn);
+  const perSecond = turn.timings?.tokens_per_s ?? turn.speed;
   if (perSecond) said.push(`${perSecond.toFixed(perSecond < 10 ? 1 : 0)} tokens/s`);
   if (turn.first_token_s !== undefined) said.push(`first after ${turn.first_token_s.toFixed(2)} s`);
-  const used = (turn.prompt_tokens ?? 0) + count;
-  if (turn.prompt_tokens && model) said.push(`context ${used.toLocaleString("en")} of ${model.context_length.toLocaleString("en")}`);
   if (turn.state === "writing") return `Writing… ${said.join(" · ")}`;
   if (turn.parameters?.seed !== undefined) said.push(`seed ${turn.parameters.seed}`);
   const end = { stopped: "stopped", lost: "broken off", failed: "broken off" }[turn.state] ?? REASONS[turn.finish_reason];

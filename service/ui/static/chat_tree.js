@@ -72,6 +72,19 @@ export function touch(conversation) {
   }
 }
 
+/** The conversation of a request: its turns, the last one unanswered. */
+export function fromRequest({ model, prompt, messages: told = [] }) {
+  const conversation = newConversation();
+  let at = "";
+  for (const { role, content } of told) {
+    if (role === "system") conversation.system = content;
+    else if (role === "assistant") at = add(conversation, at, role, content, { model, token_ids: [], state: "done" }).id;
+    else at = add(conversation, at, "user", content).id;
+  }
+  if (prompt !== undefined) add(conversation, "", "prompt", prompt);
+  return conversation;
+}
+
 /** What the API is sent of the path up to `turn`, that one among them. */
 export function messages(conversation, turn) {
   const shown = [];
