@@ -70,9 +70,15 @@ export async function mount(root) {
 
   function step(name) {
     if (work.running) return;
+    const before = book.text;
     change(() => book[name]());
     status.textContent = "";
     area.focus();
+    // To the end of what changed.
+    const after = book.text;
+    let end = 0;
+    while (end < Math.min(before.length, after.length) && before.at(-1 - end) === after.at(-1 - end)) end += 1;
+    area.setSelectionRange(after.length - end, after.length - end);
   }
 
   function show() {
@@ -173,7 +179,7 @@ export async function mount(root) {
       area.readOnly = false;
       page.removeAttribute("aria-busy");
       if (book.text === before) book.unmark();
-      last = { before, after: book.text };
+      last = { before, after: book.text, first };
       // The button that stops is one that continues once this has returned.
       queueMicrotask(() => setTimeout(() => {
         show();
@@ -188,7 +194,7 @@ export async function mount(root) {
 
   function another() {
     if (!last || book.text !== last.after) return;
-    if (last.before !== last.after) change(() => book.undo());
+    if (last.before !== last.after) change(() => book.undo(), last.first);
     work.start();
   }
 

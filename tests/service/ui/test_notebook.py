@@ -15,6 +15,11 @@ pytestmark = pytest.mark.timeout(180)
 
 BEGINNING = "The value of the list is"
 
+ANOTHER = """before => {
+  const now = [...document.querySelectorAll(".page-under mark")].map((node) => node.textContent).join("");
+  return now && now !== before && document.querySelector("#notebook-continue").textContent === "Continue";
+}"""
+
 
 @pytest.fixture(scope="module")
 def studio(serve: Callable, tiny_checkpoint: Callable[..., Path]) -> Iterator:
@@ -89,6 +94,7 @@ def test_a_text_is_continued_in_place_changed_undone_and_kept(page, studio) -> N
     assert whole.startswith(BEGINNING + own) and "".join(marked(page)) == whole[len(BEGINNING) :]
     assert len(marked(page)) == 2
     # What is written by hand into a stretch is not coloured and does not move its colours.
+    page.focus("#notebook-text")
     page.evaluate("at => document.querySelector('#notebook-text').setSelectionRange(at, at)", len(BEGINNING) + 1)
     page.keyboard.type("XY")
     assert text(page) == f"{whole[: len(BEGINNING) + 1]}XY{whole[len(BEGINNING) + 1 :]}"
@@ -116,11 +122,7 @@ def test_at_the_cursor_and_another_one(page, studio) -> None:
     before = marked(page)
     page.wait_for_function("!document.querySelector('#notebook-continue + button').disabled")
     page.get_by_role("button", name="Another").click()
-    page.wait_for_function(
-        "before => { const now = [...document.querySelectorAll('.page-under mark')].map((node) => node.textContent).join('');"
-        " return now && now !== before && document.querySelector('#notebook-continue').textContent == 'Continue' }",
-        arg="".join(before),
-    )
+    page.wait_for_function(ANOTHER, arg="".join(before))
     assert text(page) == f"{BEGINNING}{''.join(marked(page))} and so on"
 
 
@@ -145,7 +147,7 @@ def test_an_error_is_said_and_leaves_the_text(page) -> None:
     setting(page, "Temperature", "-1")
     page.fill("#notebook-text", BEGINNING)
     page.click("#notebook-continue")
-    page.wait_for_function("document.querySelector('.studio-error').innerText.includes('temperature')")
+    page.wait_for_function("document.querySelector('.studio-error')?.innerText.includes('temperature')")
     assert text(page) == BEGINNING and not page.get_by_role("button", name="Redo").is_enabled()
     setting(page, "Temperature", "1")
     # A text beyond the context is read from its end.
@@ -158,7 +160,7 @@ def test_an_error_is_said_and_leaves_the_text(page) -> None:
 def test_hostile_texts_are_shown_and_not_run(page) -> None:
     setting(page, "Maximum tokens", "400")
     page.get_by_text("What may be chosen").click()
-    setting(page, "Choice", HOSTILE.replace("\x07", ""))
+    setting(page, "Choices", HOSTILE.replace("\x07", ""))
     page.fill("#notebook-text", HOSTILE)
     go(page)
     assert text(page) == HOSTILE + HOSTILE.replace("\x07", "")
