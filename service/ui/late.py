@@ -138,7 +138,8 @@ class LateStudio:
             elif not refused:
                 await send(message)
 
-        await self._studio(scope, receive, answer)
+        # A copy: Gradio's application puts itself into it, and what fails within is answered by the one around.
+        await self._studio(dict(scope), receive, answer)
 
     @staticmethod
     def _path(scope: Scope) -> str:

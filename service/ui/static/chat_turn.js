@@ -50,12 +50,13 @@ export function turnView(turn, { place, acts }) {
   const line = element("p", { class: "note facts" });
   const trouble = element("p", { class: "trouble", hidden: true });
   const actions = element("div", { class: "row actions" });
+  const forgotten = element("p", { class: "note", hidden: true });
   const who = element("span", { class: "who" }, generated ? visible(turn.model ?? "Answer") : NAMES[turn.role]);
   const article = element(
     "article",
     { class: ["turn", turn.role], "aria-label": generated ? `Answer of ${visible(turn.model ?? "")}` : NAMES[turn.role], dataset: { turn: turn.id } },
     element("header", { class: "row" }, who, turn.edited ? element("span", { class: "chip" }, "edited") : null),
-    turn.forgotten ? element("p", { class: "note" }, `The context is full: the oldest ${turn.forgotten} messages were not read.`) : null,
+    forgotten,
     body,
     trouble,
     generated ? line : null,
@@ -76,12 +77,22 @@ export function turnView(turn, { place, acts }) {
   let drawn = "";
   function draw() {
     if (growing) growing.show(turn.text, !busy(turn));
+    else if (turn.role === "continuation") continued();
     else if (body.lastChild?.nodeType === Node.TEXT_NODE && drawn && turn.text.startsWith(drawn)) {
       // Only what is new is added, whatever the length.
       body.append(visibleNodes(turn.text.slice(drawn.length)));
     } else clear(body).append(visibleNodes(turn.text));
     drawn = turn.text;
-    if (!turn.text && generated && busy(turn)) clear(body).append(element("span", { class: "waiting", "aria-hidden": "true" }, "●●●"));
+    if (!turn.text && turn.role === "assistant" && busy(turn)) clear(body).append(element("span", { class: "waiting", "aria-hidden": "true" }, "●●●"));
+  }
+
+  /** A text that a base checkpoint goes on with is one text: what was given, and what came. */
+  function continued() {
+    if (!body.firstChild || !turn.text.startsWith(drawn)) {
+      clear(body).append(element("span", { class: "given" }, visibleNodes(turn.prompt ?? "")), element("span", { class: "made" }));
+      drawn = "";
+    }
+    body.lastChild.append(visibleNodes(turn.text.slice(drawn.length)));
   }
 
   function update() {
@@ -92,12 +103,20 @@ export function turnView(turn, { place, acts }) {
     article.classList.toggle("running", running);
     line.hidden = running || !turn.state;
     if (!line.hidden) line.textContent = facts(turn);
+    forgotten.hidden = !turn.forgotten;
+    forgotten.textContent = `The context is full: the oldest ${turn.forgotten} messages were not read.`;
     trouble.hidden = !turn.trouble;
     trouble.textContent = turn.trouble ? `Broken off: ${visible(turn.trouble)}` : "";
     if (running !== wasRunning) {
       wasRunning = running;
-      clear(actions).append(...(running ? [] : buttons()));
+      renew();
     }
+  }
+
+  /** What can be done, by what stands beside it and after it now. */
+  function renew() {
+    clear(actions).append(...(busy(turn) ? [] : buttons()));
+    article.classList.toggle("answered", turn.role === "prompt" && !acts.unanswered(turn));
   }
 
   function buttons() {
@@ -192,5 +211,5 @@ export function turnView(turn, { place, acts }) {
 
   redraw();
   update();
-  return { element: article, update, edit, turn };
+  return { element: article, update, renew, edit, turn };
 }

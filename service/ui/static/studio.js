@@ -11,6 +11,7 @@ const filled = new WeakSet();
 async function fill(place) {
   if (filled.has(place)) return;
   filled.add(place);
+  measure();
   place.setAttribute("aria-busy", "true");
   try {
     const script = await import(`./${place.dataset.script}.js`);
@@ -31,15 +32,37 @@ function panel(tab) {
   return document.getElementById(tab.getAttribute("aria-controls"));
 }
 
+let chosen = null;
+
 function choose(tab) {
+  chosen = tab;
   for (const each of tabs()) {
-    const chosen = each === tab;
-    each.setAttribute("aria-selected", String(chosen));
-    each.tabIndex = chosen ? 0 : -1;
-    panel(each)?.classList.toggle("shown", chosen);
+    each.setAttribute("aria-selected", String(each === tab));
+    each.tabIndex = each === tab ? 0 : -1;
   }
   tab.scrollIntoView({ block: "nearest", inline: "nearest" });
-  panel(tab)?.querySelectorAll(".studio-tab[data-script]").forEach(fill);
+  see();
+}
+
+/** Show the chosen panel and fill its places: Gradio puts each into the page, and back into it, in its own time. */
+function see() {
+  for (const each of tabs()) {
+    const shown = panel(each);
+    if (!shown) continue;
+    if (shown.getAttribute("role") !== "tabpanel") {
+      shown.setAttribute("role", "tabpanel");
+      shown.setAttribute("aria-labelledby", each.id);
+    }
+    if (shown.classList.contains("shown") !== (each === chosen)) shown.classList.toggle("shown", each === chosen);
+  }
+  panel(chosen)?.querySelectorAll(".studio-tab[data-script]").forEach(fill);
+}
+
+/** Where tabs begin, for those that fill the rest of the window (`--studio-top`). */
+function measure() {
+  const place = panel(chosen)?.querySelector(".studio-tab");
+  const top = place ? place.getBoundingClientRect().top + scrollY : 0;
+  if (top) document.documentElement.style.setProperty("--studio-top", `${Math.ceil(top)}px`);
 }
 
 /** The tab that the address names; what follows a slash or a question mark is the tab's own. */
@@ -50,10 +73,6 @@ function addressed() {
 
 function begin(bar) {
   document.body.classList.toggle("one-tab", tabs().length === 1);
-  for (const tab of tabs()) {
-    panel(tab)?.setAttribute("role", "tabpanel");
-    panel(tab)?.setAttribute("aria-labelledby", tab.id);
-  }
   bar.addEventListener("click", (event) => {
     const tab = event.target.closest("[role=tab]");
     if (!tab) return;
@@ -71,13 +90,10 @@ function begin(bar) {
     next.click();
   });
   addEventListener("hashchange", () => choose(addressed()));
+  addEventListener("resize", measure);
   look();
   choose(addressed());
-  // What stands in a panel may come later than the panel.
-  new MutationObserver(() => document.querySelectorAll(".studio-panel.shown .studio-tab[data-script]").forEach(fill)).observe(
-    document.body,
-    { childList: true, subtree: true },
-  );
+  new MutationObserver(see).observe(document.querySelector("gradio-app") ?? document.body, { childList: true, subtree: true });
 }
 
 /** The button that changes between light and dark; until it is used the system's wish counts. */
@@ -112,9 +128,9 @@ connection.addEventListener("back", () => {
   }, 4000);
 });
 
-/** Gradio makes the page in its own time: all of it is there once the last panel is. */
+/** Gradio makes the page in its own time: the bar of tabs is there once it has come to it. */
 function whenMade(act) {
-  const made = () => tabs().length > 0 && tabs().every((tab) => panel(tab)) && document.querySelector("#tabs");
+  const made = () => tabs().length > 0 && document.querySelector("#tabs");
   document.body.prepend(lost);
   if (made()) return act(made());
   new MutationObserver((_, observer) => {
