@@ -11,7 +11,7 @@ import { showTrace } from "./lab_trace.js";
 import { picker } from "./models.js";
 import { descriptors, PRESETS } from "./parameters.js";
 import * as store from "./store.js";
-import { legend, measures } from "./tokens.js";
+import { legend, measures, spans } from "./tokens.js";
 
 const MOST = 4;
 const KEPT = "tokens";
@@ -29,6 +29,8 @@ export async function mount(root) {
   const prompt = element("textarea", { rows: 3, id: "lab-prompt", dataset: { parameter: "prompt" }, spellcheck: "false" });
   prompt.value = kept.prompt ?? "Once upon a time there was a small";
   const about = element("p", { class: "note", role: "status" });
+  const pieces = spans([], { label: "The prompt’s tokens" });
+  const promptTokens = element("details", { class: "group", hidden: true }, element("summary", {}, "The prompt’s tokens"), pieces.element);
   const reading = choiceField("Read as", [["text", "a text to continue"], ["message", "a message to answer"]], { id: "lab-reading" });
   const seed = numberField("Seed", { min: 0, value: kept.seed ?? 1, id: "lab-seed", dataset: { parameter: "seed" } });
   const most = numberField("Tokens", { min: 1, value: kept.most ?? 40, id: "lab-most", dataset: { parameter: "max_tokens" } });
@@ -129,6 +131,8 @@ export async function mount(root) {
     const body = message ? { messages: [{ role: "user", content: prompt.value }] } : { prompt: prompt.value };
     const told = await request("POST", "tokenize", { model, ...(message ? body : { text: prompt.value }) }, { signal });
     asked = { model, body: { model, ...body }, ids: told.token_ids, text: prompt.value, defaults: defaults() };
+    pieces.replace(told.pieces.map((piece) => ({ ...piece, note: `id ${piece.token_id}` })));
+    promptTokens.hidden = false;
     about.textContent = `The prompt has ${told.count.toLocaleString("en")} tokens${message ? " as the checkpoint’s template puts it" : ""}.`;
   }
 
@@ -168,6 +172,7 @@ export async function mount(root) {
     chosen,
     field("Prompt", prompt),
     element("div", { class: "row wrap" }, work.element, add, about),
+    promptTokens,
   );
   head.append(form);
   shortcuts(form, work);

@@ -142,7 +142,7 @@ export function spans(tokens, { by = "probability", onpick = null, label = "Toke
 
   function paint(node, token, index) {
     const { value, level, words } = MEASURES[measure];
-    const found = value(token) ?? null;
+    const found = token.probability === undefined && measure !== "difference" ? null : (value(token) ?? null);
     delete node.dataset.level;
     delete node.dataset.side;
     if (found !== null) node.dataset[measure === "difference" ? "side" : "level"] = level(found);

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from tests.service.ui.visits import HOSTILE, fits, least_contrast, slowed, visiting
+from tests.service.ui.visits import HOSTILE, fits, least_contrast, slowed
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.timeout(180)
+
+SHOWN = "#notebook-text"
 
 BEGINNING = "The value of the list is"
 
@@ -31,8 +33,8 @@ def studio(serve: Callable, tiny_checkpoint: Callable[..., Path]) -> Iterator:
 
 
 @pytest.fixture
-def page(browser, studio) -> Iterator:
-    with visiting(browser, studio, "notebook") as page:
+def page(browser, studio, visiting) -> Iterator:
+    with visiting(browser, f"{studio.url}/#notebook", wait=SHOWN) as page:
         ready(page)
         yield page
 
@@ -167,11 +169,12 @@ def test_hostile_texts_are_shown_and_not_run(page) -> None:
     said = page.inner_text(".hidden-marks")
     assert r"\u202e" in said and r"\u200b" in said and r"\u0007" in said
     assert page.locator(".studio-tab[data-script=notebook] :is(img, script)").count() == 0
+    assert page.title() == "Topkapi"
 
 
-def test_colours_can_be_read_and_a_phone_shows_all(browser, studio) -> None:
+def test_colours_can_be_read_and_a_phone_shows_all(browser, studio, visiting) -> None:
     phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
-    with visiting(browser, studio, "notebook", **phone) as page:
+    with visiting(browser, f"{studio.url}/#notebook", wait=SHOWN, **phone) as page:
         ready(page)
         assert not page.get_by_label("Temperature", exact=True).is_visible()
         page.get_by_role("button", name="Once upon a time, there was").click()
@@ -196,11 +199,11 @@ def test_colours_can_be_read_and_a_phone_shows_all(browser, studio) -> None:
                     assert least_contrast(page, ".page-under mark, .note, #notebook-text") >= 4.5
 
 
-def test_a_server_that_stops_leaves_the_half_answer(browser, serve, tiny_checkpoint) -> None:
+def test_a_server_that_stops_leaves_the_half_answer(browser, serve, tiny_checkpoint, visiting) -> None:
     with serve(tiny_checkpoint("leaver", chat=False, seed=1, context=4096), studio=True) as running:
         network = running.models.get().engine.network
         network.run = slowed(network.run)
-        with visiting(browser, running, "notebook") as page:
+        with visiting(browser, f"{running.url}/#notebook", wait=SHOWN) as page:
             ready(page)
             setting(page, "Maximum tokens", "3000")
             page.fill("#notebook-text", BEGINNING)

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.service.ui.visits import HOSTILE, SEEN, fits, least_contrast, slowed, visiting
+from tests.service.ui.visits import HOSTILE, SEEN, fits, least_contrast, slowed
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.timeout(180)
+
+SHOWN = "#score-text"
 
 TEXT = "A list is a mutable sequence. Its items may be of any type, naïve or not."
 STATIC = Path(__file__).parents[3] / "service" / "ui" / "static"
@@ -29,8 +31,8 @@ def studio(serve: Callable, tiny_checkpoint: Callable[..., Path]) -> Iterator:
 
 
 @pytest.fixture
-def page(browser, studio) -> Iterator:
-    with visiting(browser, studio, "score") as page:
+def page(browser, studio, visiting) -> Iterator:
+    with visiting(browser, f"{studio.url}/#score", wait=SHOWN) as page:
         ready(page)
         yield page
 
@@ -135,12 +137,12 @@ def test_choices_are_ranked(page, studio) -> None:
         assert shown == [f" {choices[index]}" for index in answer["ranking"]]
 
 
-def test_a_file_is_read_here_and_a_long_one_in_parts(browser, studio, tmp_path) -> None:
+def test_a_file_is_read_here_and_a_long_one_in_parts(browser, studio, visiting, tmp_path) -> None:
     short, long, wrong = tmp_path / "short.txt", tmp_path / "long <b>.txt", tmp_path / "wrong.bin"
     short.write_text(TEXT, "utf-8")
     long.write_text(TEXT * 60, "utf-8")
     wrong.write_bytes(b"\xff\xfe\x00a")
-    with visiting(browser, studio, "about") as page:
+    with visiting(browser, f"{studio.url}/#score", wait=SHOWN) as page:
         smaller(page, "score", EVERY_TOKEN=2000, SEGMENTS=20)
         smaller(page, "score_source", SHOWN=1000)
         page.goto(f"{studio.url}/?#score")
@@ -191,11 +193,12 @@ def test_hostile_texts_are_shown_and_not_run(page) -> None:
     page.click("#score-run")
     page.wait_for_selector("table.choices")
     assert page.locator(".studio-tab[data-script=score] :is(img, script)").count() == 0
+    assert page.title() == "Topkapi"
 
 
-def test_colours_can_be_read_and_a_phone_shows_all(browser, studio) -> None:
+def test_colours_can_be_read_and_a_phone_shows_all(browser, studio, visiting) -> None:
     phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
-    with visiting(browser, studio, "score", **phone) as page:
+    with visiting(browser, f"{studio.url}/#score", wait=SHOWN, **phone) as page:
         ready(page)
         for mode in ("text", "pair"):
             page.check(f"input[value={mode}]")

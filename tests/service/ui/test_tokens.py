@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.service.ui.visits import HOSTILE, SEEN, fits, least_contrast, slowed, visiting
+from tests.service.ui.visits import HOSTILE, SEEN, fits, least_contrast, slowed
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.timeout(180)
+
+SHOWN = ".strategy:nth-child(2)"
 
 PROMPT = "The value of the list is"
 KEPT = "topkapi:1:tokens"
@@ -30,8 +32,8 @@ def studio(serve: Callable, tiny_checkpoint: Callable[..., Path]) -> Iterator:
 
 
 @pytest.fixture
-def page(browser, studio) -> Iterator:
-    with visiting(browser, studio, "tokens") as page:
+def page(browser, studio, visiting) -> Iterator:
+    with visiting(browser, f"{studio.url}/#tokens", wait=SHOWN) as page:
         ready(page)
         yield page
 
@@ -95,6 +97,8 @@ def test_strategies_answer_beside_each_other_on_one_seed(page, studio) -> None:
     run(page)
     same(page, asked(studio), 1)
     same(page, asked(studio, temperature=0), 2)
+    page.get_by_text("The prompt’s tokens").click()
+    assert page.inner_text(".panel .tokens") == PROMPT
     for _ in range(2):
         page.get_by_role("button", name="Add a strategy").click()
     assert not page.get_by_role("button", name="Add a strategy").is_visible()
@@ -221,11 +225,12 @@ def test_hostile_texts_are_shown_and_not_run(page, studio) -> None:
     page.click(token(1, 2))
     page.wait_for_selector(".why table")
     assert page.locator(".studio-tab[data-script=lab] :is(img, script)").count() == 0
+    assert page.title() == "Topkapi"
 
 
-def test_colours_can_be_read_and_a_phone_shows_all(browser, studio) -> None:
+def test_colours_can_be_read_and_a_phone_shows_all(browser, studio, visiting) -> None:
     phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
-    with visiting(browser, studio, "tokens", **phone) as page:
+    with visiting(browser, f"{studio.url}/#tokens", wait=SHOWN, **phone) as page:
         ready(page)
         run(page)
         page.tap(token(1, 2))

@@ -1,13 +1,11 @@
-"""Visits to the studio in a browser, for the tests of its tabs."""
+"""What tests of the studio's tabs have in common: hostile texts, contrast, width, and a network of a real one's pace."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-SECONDS = 30_000
 HOSTILE = (
     "<img src=x onerror=\"document.title='taken'\"> <script>document.title='taken'</script> "
     "<|im_end|> a\u202eb\u200bc\x07d"
@@ -15,33 +13,6 @@ HOSTILE = (
 """Markup, a control token's spelling, and marks that are not seen."""
 SEEN = HOSTILE.replace("\u202e", r"\u202e").replace("\u200b", r"\u200b").replace("\x07", r"\u0007")
 """How that is shown."""
-
-
-@contextmanager
-def visiting(browser: Any, served: Any, tab: str, **options: Any) -> Iterator[Any]:
-    """A fresh visitor's page, at a tab. Nothing may go wrong in the console or leave for another host meanwhile."""
-    context = browser.new_context(**({"viewport": {"width": 1280, "height": 800}} | options))
-    page = context.new_page()
-    page.set_default_timeout(SECONDS)
-    elsewhere: list[str] = []
-    problems: list[str] = []
-
-    def said(message: Any) -> None:
-        # What the API refuses, and what the page itself ends, the browser reports by itself; the tab tells of it.
-        if message.type == "error" and "Failed to load resource" not in message.text:
-            problems.append(message.text)
-
-    home = (served.url, "data:", "blob:", "about:")
-    page.on("request", lambda request: None if request.url.startswith(home) else elsewhere.append(request.url))
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", said)
-    page.goto(f"{served.url}/#{tab}")
-    try:
-        yield page
-        assert page.title() == "Topkapi"
-        assert (elsewhere, problems) == ([], [])
-    finally:
-        context.close()
 
 
 def slowed(run: Callable) -> Callable:
