@@ -17,14 +17,17 @@ class _FromAnswer:
 
     @classmethod
     def of(cls, part: Mapping[str, Any]) -> Self:
-        """`part`, its parts made of theirs."""
+        """`part`, its parts made of theirs, and bytes of lists of numbers."""
         kinds: Mapping[str, type[_FromAnswer]] = _PARTS.get(cls, {})
+
+        def made(name: str, value: Any) -> Any:
+            if name in kinds and value is not None:
+                return [kinds[name].of(each) for each in value]
+            return Bytes(value) if name == "bytes" and isinstance(value, list) else value
+
         make: Any = cls
-        made: Self = make(**{
-            name: [kinds[name].of(each) for each in value] if name in kinds and value is not None else value
-            for name, value in part.items()
-        })  # fmt: skip
-        return made
+        result: Self = make(**{name: made(name, value) for name, value in part.items()})
+        return result
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Candidate(_FromAnswer):
 
     token_id: int
     text: str
+    bytes: Bytes
     logprob: float
 
 
@@ -73,6 +77,7 @@ class RunnerUp(_FromAnswer):
 
     token_id: int
     text: str
+    bytes: Bytes
     raw_probability: float
     probability: float
 
@@ -83,6 +88,7 @@ class Contender(_FromAnswer):
 
     token_id: int
     text: str
+    bytes: Bytes
     raw_probability: float
 
 

@@ -88,7 +88,7 @@ def piece(model: LoadedModel, token_id: int) -> dict[str, Any]:
 
 def candidate(model: LoadedModel, token_id: int, logprob: float) -> dict[str, Any]:
     """A token that could have been chosen."""
-    return {"token_id": token_id, "text": model.token_text(token_id), "logprob": finite(logprob)}
+    return piece(model, token_id) | {"logprob": finite(logprob)}
 
 
 def token_trace(model: LoadedModel, token: Token) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def token_trace(model: LoadedModel, token: Token) -> dict[str, Any]:
     assert token.trace is not None
     trace = token.trace.as_dict()
     for other in (*trace["runners_up"], *trace["contenders"]):
-        other["text"] = model.token_text(other["token_id"])
+        other |= piece(model, other["token_id"])
     for stage in trace["stages"]:
         stage["probabilities"] = list(stage["probabilities"])
     return {"token_id": token.token_id, "text": model.token_text(token.token_id), **trace}

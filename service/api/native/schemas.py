@@ -148,6 +148,7 @@ class Candidate(BaseModel):
 
     token_id: int
     text: str
+    bytes: list[int]
     logprob: float
 
 
@@ -181,6 +182,7 @@ class RunnerUp(BaseModel):
 
     token_id: int
     text: str
+    bytes: list[int]
     raw_probability: float
     probability: float
 
@@ -190,6 +192,7 @@ class Contender(BaseModel):
 
     token_id: int
     text: str
+    bytes: list[int]
     raw_probability: float
 
 

@@ -102,7 +102,7 @@ export class Strategy {
     const taken = {
       token_id: contender.token_id,
       text: contender.text,
-      bytes: null,
+      bytes: contender.bytes,
       probability: contender.raw_probability,
       entropy: replaced.entropy,
       rank,

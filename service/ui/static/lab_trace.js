@@ -61,7 +61,7 @@ export function stageTable(trace, { ontake = null, chosen = true, fixed = null, 
     .map((index) => {
       const contender = trace.contenders[index];
       const mine = chosen && index === own;
-      const name = element("th", { scope: "row" }, element("span", { class: "token-name" }, face({ ...contender, bytes: null })));
+      const name = element("th", { scope: "row" }, element("span", { class: "token-name" }, face(contender)));
       const row = element("tr", { class: [mine && "chosen"] }, name);
       if (ontake) {
         const act = mine

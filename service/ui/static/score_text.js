@@ -34,7 +34,7 @@ export function detail(token, index) {
     : [];
   const top = token.top?.filter((other) => other.token_id !== token.token_id) ?? [];
   const others = top.length
-    ? element("p", {}, "The likeliest others: ", ...top.flatMap((other, at) => [at ? ", " : null, element("span", { class: "token-name" }, face({ ...other, bytes: null })), ` ${percent(Math.exp(other.logprob))}`]))
+    ? element("p", {}, "The likeliest others: ", ...top.flatMap((other, at) => [at ? ", " : null, element("span", { class: "token-name" }, face(other)), ` ${percent(Math.exp(other.logprob))}`]))
     : null;
   return element(
     "div",

@@ -1,4 +1,4 @@
-"""What tests of the studio's tabs have in common: hostile texts, contrast, width, and a network of a real one's pace."""
+"""What tests of the studio's tabs share: hostile texts, contrast, width, a network no faster than real ones."""
 
 from __future__ import annotations
 

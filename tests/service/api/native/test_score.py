@@ -161,7 +161,12 @@ def test_a_log_probability_of_minus_infinity_is_sent_as_a_number(served, monkeyp
     (result,) = served.answer("/score", token_ids=ids, top=512)["results"]
     first, second, *_ = result["per_token"][1:]
     assert first["logprob"] == -9999.0 and first["rank"] == 512 and math.isfinite(first["entropy"])
-    assert first["top"][-1] == {"token_id": impossible, "text": first["text"], "logprob": -9999.0}
+    assert first["top"][-1] == {
+        "token_id": impossible,
+        "text": first["text"],
+        "bytes": first["bytes"],
+        "logprob": -9999.0,
+    }
     assert second["logprob"] > -100
     assert result["nll"] == pytest.approx(-sum(each["logprob"] for each in result["per_token"][1:]))
     assert result["perplexity"] is None
