@@ -77,7 +77,7 @@ def _token(generation: Generation, token: request.Token) -> Token:
         told = render.token_logprobs(model, token)
     else:
         told = render.piece(model, token.token_id)
-    return Token.of(told | {"bytes": bytes(told["bytes"])})
+    return Token.of(told)
 
 
 def _trace(generation: Generation, tokens: list[request.Token]) -> Trace | None:

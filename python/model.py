@@ -350,11 +350,7 @@ class Model:
         from topkapi.service.api.native import asking
 
         answer = asking.score_response(work.model, body, items, work, "")
-        scores = []
-        for result in answer["results"]:
-            if "per_token" in result:
-                result["per_token"] = [each | {"bytes": bytes(each["bytes"])} for each in result["per_token"]]
-            scores.append(Score.of(result))
+        scores = [Score.of(result) for result in answer["results"]]
         given = body.token_ids if body.text is None else body.text
         if given is not None and not several(given):
             return scores[0]

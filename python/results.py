@@ -17,14 +17,17 @@ class _FromAnswer:
 
     @classmethod
     def of(cls, part: Mapping[str, Any]) -> Self:
-        """`part`, its parts made of theirs."""
+        """`part`, its parts made of theirs, and bytes of lists of numbers."""
         kinds: Mapping[str, type[_FromAnswer]] = _PARTS.get(cls, {})
+
+        def made(name: str, value: Any) -> Any:
+            if name in kinds and value is not None:
+                return [kinds[name].of(each) for each in value]
+            return Bytes(value) if name == "bytes" and isinstance(value, list) else value
+
         make: Any = cls
-        made: Self = make(**{
-            name: [kinds[name].of(each) for each in value] if name in kinds and value is not None else value
-            for name, value in part.items()
-        })  # fmt: skip
-        return made
+        result: Self = make(**{name: made(name, value) for name, value in part.items()})
+        return result
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Candidate(_FromAnswer):
 
     token_id: int
     text: str
+    bytes: Bytes
     logprob: float
 
 
@@ -55,12 +59,16 @@ class Token(_FromAnswer):
 
 @dataclass(frozen=True)
 class StageTrace(_FromAnswer):
-    """What a stage did: candidates left, the probability it removed, and the entropy (nats) after it."""
+    """What a stage did: candidates left, the probability it removed, and the entropy (nats) after it.
+
+    `probabilities` are those of the token's `contenders` after it, in their order; 0 for what is ruled out.
+    """
 
     stage: str
     kept: int
     cut: float
     entropy: float
+    probabilities: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -69,8 +77,19 @@ class RunnerUp(_FromAnswer):
 
     token_id: int
     text: str
+    bytes: Bytes
     raw_probability: float
     probability: float
+
+
+@dataclass(frozen=True)
+class Contender(_FromAnswer):
+    """A token that is followed through the stages, with the network's own probability of it."""
+
+    token_id: int
+    text: str
+    bytes: Bytes
+    raw_probability: float
 
 
 @dataclass(frozen=True)
@@ -78,7 +97,8 @@ class TokenTrace(_FromAnswer):
     """How one token was decided; `str` of it is a line.
 
     `how` is sampled, greedy, forced or searched; `noise` the Gumbel noise of a sampled token, `entropy` (nats) the
-    network's, `guessed` whether it was read ahead and turned out right.
+    network's, `guessed` whether it was read ahead and turned out right. `contenders` are the chosen token and those
+    that were likeliest before the stages or after them.
     """
 
     token_id: int
@@ -92,6 +112,7 @@ class TokenTrace(_FromAnswer):
     probability: float
     noise: float | None
     runners_up: Sequence[RunnerUp]
+    contenders: Sequence[Contender]
     guessed: bool = False
 
     def cells(self) -> list[str]:
@@ -246,6 +267,29 @@ class ScoredToken(_FromAnswer):
 
 
 @dataclass(frozen=True)
+class SurprisingToken(ScoredToken):
+    """One of the least probable tokens of a text: `position` counts its tokens from 0, `start_byte` its bytes."""
+
+    position: int = 0
+    start_byte: int = 0
+
+
+@dataclass(frozen=True)
+class Segment(_FromAnswer):
+    """A stretch of a scored text: tokens from `start` and bytes from `start_byte`, each up to before its `end`.
+
+    `nll` is in nats, summed over the `scored_tokens`.
+    """
+
+    start: int
+    end: int
+    start_byte: int
+    end_byte: int
+    scored_tokens: int
+    nll: float
+
+
+@dataclass(frozen=True)
 class Score(_FromAnswer):
     """How probable a text is, or a completion after its prompt. `nll` is in nats over the `scored_tokens`.
 
@@ -263,6 +307,8 @@ class Score(_FromAnswer):
     bits_per_byte: float | None
     greedy_match: bool | None = None
     per_token: Sequence[ScoredToken] | None = None
+    segments: Sequence[Segment] | None = None
+    surprising: Sequence[SurprisingToken] | None = None
 
     def __repr__(self) -> str:
         known = ", ".join(
@@ -270,7 +316,7 @@ class Score(_FromAnswer):
             if isinstance(value := getattr(self, each.name), float)
             else f"{each.name}={value}"
             for each in fields(self)
-            if each.name != "per_token" and getattr(self, each.name) is not None
+            if each.name not in ("per_token", "segments", "surprising") and getattr(self, each.name) is not None
         )
         return f"Score({known})"
 
@@ -302,7 +348,8 @@ class Scores(list[Score]):
 
 _PARTS: Mapping[type, Mapping[str, type[_FromAnswer]]] = {
     Token: {"top": Candidate},
-    TokenTrace: {"stages": StageTrace, "runners_up": RunnerUp},
+    TokenTrace: {"stages": StageTrace, "runners_up": RunnerUp, "contenders": Contender},
     ScoredToken: {"top": Candidate},
-    Score: {"per_token": ScoredToken},
+    SurprisingToken: {"top": Candidate},
+    Score: {"per_token": ScoredToken, "segments": Segment, "surprising": SurprisingToken},
 }

@@ -19,12 +19,14 @@ class ScoreFields(TypedDict, total=False):
     stride: int | None
     top: int
     per_token: bool
+    segments: int
+    surprising: int
     normalize: Literal["byte", "token", "none"] | None
     timeout_s: float | None
     priority: int
 
 
-DEFAULTS: Mapping[str, Any] = {"top": 0, "per_token": True, "priority": 0}
+DEFAULTS: Mapping[str, Any] = {"top": 0, "per_token": True, "segments": 0, "surprising": 0, "priority": 0}
 """Those that are not None."""
 
 

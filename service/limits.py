@@ -25,6 +25,9 @@ MOST_TOKENS = 4_000_000
 MOST_REPORTED = 4_000_000
 """Tokens and their alternatives that one answer of `/score` reports."""
 
+MOST_SEGMENTS = 10_000
+"""Stretches, and surprising tokens, that `/score` tells of each text."""
+
 MOST_UNCUT = 2_000_000
 """Characters of a text without a place where it could be cut, such as a space between two words."""
 

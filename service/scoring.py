@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
 from typing import Literal
 
 from topkapi.engine.allocation import LEAST_COPIED
@@ -180,6 +183,52 @@ def summarise(model: LoadedModel, item: Item, scores: Scores) -> TextScore:
         bits_per_byte=None if per_byte is None else per_byte / math.log(2),
         greedy_match=all(rank == 1 for rank in scores.ranks),
     )
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Tokens `[start, end)` of a text, or of a completion, with their bytes. `nll` is in nats over the scored ones."""
+
+    start: int
+    end: int
+    start_byte: int
+    end_byte: int
+    scored_tokens: int
+    nll: float
+
+
+def stretches(model: LoadedModel, item: Item, scores: Scores, count: int) -> list[Stretch]:
+    """An item cut into `count` stretches of equally many tokens (one more or less), or one for each token."""
+    sizes, known = _own_sizes(model, item), _own_logprobs(item, scores)
+    count = min(count, len(sizes))
+    found, at_byte = [], 0
+    for number in range(count):
+        start, end = len(sizes) * number // count, len(sizes) * (number + 1) // count
+        logprobs = [finite(logprob) for logprob in known[start:end] if logprob is not None]
+        end_byte = at_byte + sum(sizes[start:end])
+        found.append(Stretch(start, end, at_byte, end_byte, len(logprobs), 0.0 - math.fsum(logprobs)))
+        at_byte = end_byte
+    return found
+
+
+def most_surprising(model: LoadedModel, item: Item, scores: Scores, count: int) -> list[tuple[int, int]]:
+    """The `count` least probable tokens of an item, the least probable first: their positions and first bytes."""
+    known = _own_logprobs(item, scores)
+    scored = (position for position, logprob in enumerate(known) if logprob is not None)
+    found = heapq.nsmallest(count, scored, key=lambda position: (known[position], position))
+    starts = [0, *accumulate(_own_sizes(model, item))] if found else []
+    return [(position, starts[position]) for position in found]
+
+
+def _own_sizes(model: LoadedModel, item: Item) -> list[int]:
+    """Bytes of each token of a text, or of a completion alone."""
+    size_of = cache(lambda token_id: len(model.checkpoint.tokenizer.token_bytes(token_id)))
+    return [size_of(token_id) for token_id in item.token_ids[item.first if item.is_completion else 0 :]]
+
+
+def _own_logprobs(item: Item, scores: Scores) -> list[float | None]:
+    """The log-probability of each of these tokens; None for those that nothing precedes."""
+    return list(scores.logprobs) if item.is_completion else [*[None] * item.first, *scores.logprobs]
 
 
 def finite(logprob: float) -> float:

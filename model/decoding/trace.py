@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -19,12 +19,16 @@ RUNNERS_UP = 5
 
 @dataclass(frozen=True)
 class StageTrace:
-    """What one stage did: candidates left, probability removed (of the distribution before it), entropy after it."""
+    """What one stage did: candidates left, probability removed (of the distribution before it), entropy after it.
+
+    `probabilities` are those of the trace's contenders after it, 0 for what is ruled out.
+    """
 
     stage: str
     kept: int
     cut: float
     entropy: float
+    probabilities: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,22 @@ class RunnerUp:
 
 
 @dataclass(frozen=True)
+class Contender:
+    """A token that is followed through the stages, with the network's own probability of it."""
+
+    token_id: int
+    raw_probability: float
+
+
+@dataclass(frozen=True)
 class TokenTrace:
     """The decision for one token. Entropies are in nats; `rank` is 1 for the network's most likely token.
 
     `how` is `searched` in a beam or contrastive search, `greedy` at temperature 0, `forced` where one candidate was
     left, else `sampled`; `noise` is the Gumbel noise that was added to the chosen token's logit (None unless sampled).
-    `runners_up` are the likeliest others; `guessed` says that the token was read ahead and turned out right.
+    `runners_up` are the likeliest others. `contenders` are the chosen token and those that were likeliest before the
+    stages or after them, by the network's own probability. `guessed` says that the token was read ahead and turned out
+    right.
     """
 
     how: Literal["searched", "sampled", "greedy", "forced"]
@@ -54,6 +68,7 @@ class TokenTrace:
     probability: float
     noise: float | None
     runners_up: tuple[RunnerUp, ...]
+    contenders: tuple[Contender, ...]
     guessed: bool = False
 
     def as_dict(self) -> dict[str, Any]:
@@ -69,6 +84,8 @@ class Tracer:
         self._all = rows
         self._raw = self._last = self._snapshot(candidates)
         self._stages: list[list[StageTrace]] = [[] for _ in self._rows]
+        # After each stage, for the contenders, who are known at the end: in half the width, for there may be many rows.
+        self._seen: list[list[Tensor]] = [[] for _ in self._rows]
 
     def observe(self, stage: str, after: Candidates) -> None:
         """Told of each stage in order, with what it left."""
@@ -76,7 +93,8 @@ class Tracer:
         for place, (before, left) in enumerate(zip(self._last, now, strict=True)):
             cut = float(before.exp()[left == NOT_CHOSEN].sum())
             kept = int((left > NOT_CHOSEN).sum())
-            self._stages[place].append(StageTrace(stage, kept, cut, _entropy(left)))
+            self._stages[place].append(StageTrace(stage, kept, cut, _entropy(left), ()))
+            self._seen[place].append(left.float())
         self._last = now
 
     def traces(self, token_ids: Sequence[int]) -> dict[int, TokenTrace]:
@@ -91,16 +109,23 @@ class Tracer:
         count = max(RUNNERS_UP, row.parameters.logprobs or 0)
         order = final.topk(min(count + 1, left)).indices.tolist()
         others = [other for other in order if other != token_id][:count]
+        possible = int((raw > NOT_CHOSEN).sum())
+        likeliest = raw.topk(min(count, possible)).indices.tolist()
+        contenders = sorted({*likeliest, *others, token_id}, key=lambda each: (-float(raw[each]), each))
         return TokenTrace(
             how=how,
-            candidates=int((raw > NOT_CHOSEN).sum()),
+            candidates=possible,
             entropy=_entropy(raw),
-            stages=tuple(self._stages[place]),
+            stages=tuple(
+                replace(stage, probabilities=tuple(after[contenders].double().exp().tolist()))
+                for stage, after in zip(self._stages[place], self._seen[place], strict=True)
+            ),
             rank=int((raw > raw[token_id]).sum()) + 1,
             raw_probability=float(raw[token_id].exp()),
             probability=1.0 if how == "greedy" else float(final[token_id].exp()),
             noise=noise if how == "sampled" else None,
             runners_up=tuple(RunnerUp(other, float(raw[other].exp()), float(final[other].exp())) for other in others),
+            contenders=tuple(Contender(each, float(raw[each].exp())) for each in contenders),
         )
 
     def _snapshot(self, candidates: Candidates) -> list[Tensor]:

@@ -57,6 +57,8 @@ TOO_MUCH: list[tuple[str, dict[str, Any], str]] = [
     ("/score", {"text": MANY}, "text"),
     ("/score", {"text": "word " * 2_000_000}, "text"),
     ("/score", {"prompt": "a", "choices": MANY}, "choices"),
+    ("/score", {"text": "a", "segments": 10_001}, "segments"),
+    ("/score", {"text": ["a b c d e f g h"] * 2000, "per_token": False, "surprising": 8, "top": 1000}, "surprising"),
     ("/score", {"prompt": "word " * 30_000, "choices": [" a"] * 400}, "choices"),
     ("/score", {"text": "word " * 100_000, "top": 1000}, "per_token"),
     ("/tokenize", {"text": "word " * 2_000_000}, "text"),

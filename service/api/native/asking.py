@@ -62,7 +62,7 @@ def score_response(
     scores = work.scores
     summaries = [scoring.summarise(model, *pair) for pair in zip(items, scores, strict=True)]
     results = [
-        render.score_result(model, item, own, summary, body.per_token, body.top)
+        render.score_result(model, item, own, summary, body)
         for item, own, summary in zip(items, scores, summaries, strict=True)
     ]
     content: dict[str, Any] = {"id": identifier, "model": model.name, "results": results}
@@ -89,7 +89,7 @@ def _items(model: LoadedModel, body: score_schemas.ScoreRequest) -> list[scoring
     else:
         items = [scoring.Item(token_ids) for token_ids in _texts(model, body, kind)]
         scoring.check_items(model, items, body.window, body.stride)
-        _check_report(kind, sum(len(item.token_ids) for item in items), body)
+        _check_report([len(item.token_ids) for item in items], body)
         return items
     if not pairs:
         raise InvalidRequest(f"{kind} is empty", field=kind, hint="send at least one")
@@ -106,7 +106,7 @@ def _items(model: LoadedModel, body: score_schemas.ScoreRequest) -> list[scoring
         total = _counted(kind, total, len(begun) + len(rest))
         items.append(scoring.item_of_pair(begun, rest))
     scoring.check_items(model, items, body.window, body.stride)
-    _check_report(kind, sum(len(item.token_ids) - item.first for item in items), body)
+    _check_report([len(item.token_ids) - item.first for item in items], body)
     return items
 
 
@@ -118,12 +118,17 @@ def _counted(kind: str, before: int, tokens: int) -> int:
     return before + tokens
 
 
-def _check_report(kind: str, tokens: int, body: score_schemas.ScoreRequest) -> None:
-    """Raise `InvalidRequest` where the answer would report more than one may."""
+def _check_report(sizes: list[int], body: score_schemas.ScoreRequest) -> None:
+    """Raise `InvalidRequest` where the answer would report more than one may, of texts of so many tokens."""
+    tokens, each = sum(sizes), f"with {body.top:,} alternatives each "
     if body.per_token and tokens * (1 + body.top) > MOST_REPORTED:
-        message = f"per_token: {tokens:,} tokens with {body.top:,} alternatives each are more than {MOST_REPORTED:,}"
+        message = f"per_token: {tokens:,} tokens {each}are more than {MOST_REPORTED:,}"
         hint = "set per_token to false, lower top, or send the text in parts"
         raise InvalidRequest(message, field="per_token", hint=hint)
+    for field, wanted, weight in (("segments", body.segments, 1), ("surprising", body.surprising, 1 + body.top)):
+        if (told := sum(min(wanted, size) for size in sizes)) * weight > MOST_REPORTED:
+            message = f"{field}: {told:,} of all texts {each if weight > 1 else ''}are more than {MOST_REPORTED:,}"
+            raise InvalidRequest(message, field=field, hint=f"lower {field}, or send fewer texts at once")
 
 
 def _texts(model: LoadedModel, body: score_schemas.ScoreRequest, kind: str) -> list[list[int]]:

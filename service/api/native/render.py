@@ -9,9 +9,10 @@ from typing import Any
 
 from topkapi.engine.request import Token
 from topkapi.model.scoring import Scores
+from topkapi.service.api.native.score_schemas import ScoreRequest
 from topkapi.service.generation import CompletionOutput, Delta, Generation
 from topkapi.service.models import LoadedModel
-from topkapi.service.scoring import Item, TextScore, finite
+from topkapi.service.scoring import Item, TextScore, finite, most_surprising, stretches
 
 
 def new_id(kind: str) -> str:
@@ -87,22 +88,24 @@ def piece(model: LoadedModel, token_id: int) -> dict[str, Any]:
 
 def candidate(model: LoadedModel, token_id: int, logprob: float) -> dict[str, Any]:
     """A token that could have been chosen."""
-    return {"token_id": token_id, "text": model.token_text(token_id), "logprob": finite(logprob)}
+    return piece(model, token_id) | {"logprob": finite(logprob)}
 
 
 def token_trace(model: LoadedModel, token: Token) -> dict[str, Any]:
     """How one token was decided."""
     assert token.trace is not None
     trace = token.trace.as_dict()
-    for other in trace["runners_up"]:
-        other["text"] = model.token_text(other["token_id"])
+    for other in (*trace["runners_up"], *trace["contenders"]):
+        other |= piece(model, other["token_id"])
+    for stage in trace["stages"]:
+        stage["probabilities"] = list(stage["probabilities"])
     return {"token_id": token.token_id, "text": model.token_text(token.token_id), **trace}
 
 
 def score_result(
-    model: LoadedModel, item: Item, scores: Scores, score: TextScore, per_token: bool, top: int
+    model: LoadedModel, item: Item, scores: Scores, score: TextScore, body: ScoreRequest
 ) -> dict[str, Any]:
-    """The scores of one text or completion, with its tokens if asked for."""
+    """The scores of one text or completion, with its tokens, stretches and surprises if `body` asks for them."""
     result: dict[str, Any] = {
         "tokens": score.tokens,
         "scored_tokens": score.scored_tokens,
@@ -115,11 +118,18 @@ def score_result(
     }
     if item.is_completion:
         result["greedy_match"] = score.greedy_match
-    if per_token:
-        begin = item.first if item.is_completion else 0
+    begin = item.first if item.is_completion else 0
+    if body.per_token:
         positions = range(begin, score.tokens)
         # One by one as they are written: those of a book would fill the memory.
-        result["per_token"] = (_scored(model, item, scores, position, top) for position in positions)
+        result["per_token"] = (_scored(model, item, scores, position, body.top) for position in positions)
+    if body.segments:
+        result["segments"] = [asdict(each) for each in stretches(model, item, scores, body.segments)]
+    if body.surprising:
+        result["surprising"] = [
+            _scored(model, item, scores, begin + position, body.top) | {"position": position, "start_byte": start}
+            for position, start in most_surprising(model, item, scores, body.surprising)
+        ]
     return result
 
 

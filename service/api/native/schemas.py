@@ -148,6 +148,7 @@ class Candidate(BaseModel):
 
     token_id: int
     text: str
+    bytes: list[int]
     logprob: float
 
 
@@ -164,12 +165,16 @@ class TokenLogprobs(BaseModel):
 
 
 class StageTrace(BaseModel):
-    """What a stage did: candidates left, the probability it removed, and the entropy (nats) after it."""
+    """What a stage did: candidates left, the probability it removed, and the entropy (nats) after it.
+
+    `probabilities` are those of the token's `contenders` after it, in their order; 0 for what is ruled out.
+    """
 
     stage: str
     kept: int
     cut: float
     entropy: float
+    probabilities: list[float]
 
 
 class RunnerUp(BaseModel):
@@ -177,13 +182,25 @@ class RunnerUp(BaseModel):
 
     token_id: int
     text: str
+    bytes: list[int]
     raw_probability: float
     probability: float
+
+
+class Contender(BaseModel):
+    """A token that is followed through the stages, with the network's own probability of it."""
+
+    token_id: int
+    text: str
+    bytes: list[int]
+    raw_probability: float
 
 
 class TokenTrace(BaseModel):
     """How one token was decided. `noise` is the Gumbel noise of a sampled token, `entropy` (nats) the network's.
 
+    `contenders` are the chosen token and those that were likeliest before the stages or after them: at least five of
+    each, or as many as `logprobs` asks for. They are ordered by the network's own probability.
     `guessed` says that it was read ahead (see `prompt_lookup`) and turned out right.
     """
 
@@ -198,6 +215,7 @@ class TokenTrace(BaseModel):
     probability: float
     noise: float | None
     runners_up: list[RunnerUp]
+    contenders: list[Contender]
     guessed: bool
 
 

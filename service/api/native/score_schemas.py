@@ -23,7 +23,7 @@ from topkapi.service.api.native.schemas import (
     TextOrIds,
     Usage,
 )
-from topkapi.service.limits import LONGEST_TEXT, MOST_PROMPTS, MOST_REPORTED
+from topkapi.service.limits import LONGEST_TEXT, MOST_PROMPTS, MOST_REPORTED, MOST_SEGMENTS
 
 Texts = Annotated[Any, WithJsonSchema({"anyOf": [TEXT, {"type": "array", "items": TEXT, **MANY}]})]
 IdLists = Annotated[Any, WithJsonSchema({"anyOf": [TOKEN_IDS, {"type": "array", "items": TOKEN_IDS, **MANY}]})]
@@ -74,6 +74,14 @@ class ScoreRequest(Strict):
         bool,
         Field(description=f"Whether to report every token: at most {MOST_REPORTED:,} with their alternatives."),
     ] = True
+    segments: Annotated[
+        int,
+        Field(ge=0, le=MOST_SEGMENTS, description="Stretches of equally many tokens to sum up, for a curve."),
+        WHOLE,
+    ] = 0
+    surprising: Annotated[
+        int, Field(ge=0, le=MOST_SEGMENTS, description="Least probable tokens to name, with their places."), WHOLE
+    ] = 0
     normalize: Annotated[
         Literal["byte", "token", "none"] | None,
         Field(
@@ -106,6 +114,26 @@ class ScoredToken(BaseModel):
     top: list[Candidate] | None = None
 
 
+class SurprisingToken(ScoredToken):
+    """One of the least probable tokens. `position` counts the tokens of the text, or of the completion, from 0,
+    `start_byte` its bytes."""
+
+    position: int
+    start_byte: int
+
+
+class Segment(BaseModel):
+    """A stretch of a text, or of a completion: tokens from `start` and bytes from `start_byte`, each up to before its
+    end. `nll` is in nats, summed over the scored tokens."""
+
+    start: int
+    end: int
+    start_byte: int
+    end_byte: int
+    scored_tokens: int
+    nll: float
+
+
 class ScoreResult(BaseModel):
     """The scores of one text, or of one completion. `nll` is in nats over the scored tokens.
 
@@ -122,6 +150,8 @@ class ScoreResult(BaseModel):
     bits_per_byte: float | None
     greedy_match: bool | None = None
     per_token: list[ScoredToken] | None = None
+    segments: list[Segment] | None = None
+    surprising: list[SurprisingToken] | None = None
 
 
 class ScoreResponse(BaseModel):

@@ -45,6 +45,11 @@ def test_a_trace_by_hand() -> None:
     assert trace.probability == pytest.approx(final[won])
     assert trace.rank == won + 1
     assert [(r.token_id, r.probability) for r in trace.runners_up] == [(other, pytest.approx(final[other]))]
+    assert [each.token_id for each in trace.contenders] == [0, 1, 2, 3, 4]
+    assert [each.raw_probability for each in trace.contenders] == pytest.approx([0.4, 0.3, 0.15, 0.1, 0.05])
+    after = [sharp, [*(p / sum(sharp[:3]) for p in sharp[:3]), 0, 0], [*final, 0, 0, 0]]
+    for stage, probabilities in zip(trace.stages, after, strict=True):
+        assert stage.probabilities == pytest.approx(probabilities, abs=1e-6)
     zero = torch.zeros(1, dtype=torch.int64)
     noise = gumbel(zero + 3, zero, zero, torch.arange(5))[0].tolist()
     assert trace.noise == noise[won]
@@ -70,6 +75,12 @@ def test_a_trace_changes_nothing_and_agrees_with_the_stages(name: str, parameter
         assert trace.probability == pytest.approx(float(probabilities[full.token_id]))
         assert trace.raw_probability == pytest.approx(math.exp(full.raw_logprob or 0.0), rel=1e-5)
         assert trace.rank == full.rank
+        contenders = [each.token_id for each in trace.contenders]
+        others = [each.token_id for each in trace.runners_up]
+        best = LOGITS[at].topk(min(5, int((LOGITS[at] > float("-inf")).sum()))).values[-1]
+        assert {full.token_id, *others} <= set(contenders)
+        assert set(contenders) - {full.token_id, *others} <= set((LOGITS[at] >= best).nonzero().view(-1).tolist())
+        assert trace.stages[0].probabilities == pytest.approx(probabilities[contenders].tolist(), abs=1e-6)
         likeliest = [other.probability for other in trace.runners_up]
         assert likeliest == sorted(likeliest, reverse=True)
         json.dumps(trace.as_dict(), allow_nan=False)
@@ -92,6 +103,10 @@ def test_as_many_others_are_named_as_log_probabilities_were_asked_for() -> None:
     rows = [row(1, trace=True, logprobs=count) for count in (None, 2, 9)]
     traces = [choice.trace for choice in choose(LOGITS[:1].repeat(3, 1), rows)]
     assert [len(trace.runners_up) for trace in traces if trace is not None] == [5, 5, 9]
+    for trace, least in zip(traces, (5, 5, 9), strict=True):
+        assert trace is not None and len(trace.contenders) >= least
+        raw = [each.raw_probability for each in trace.contenders]
+        assert raw == sorted(raw, reverse=True)
 
 
 def test_rows_with_and_without_trace_share_a_batch() -> None:

@@ -161,7 +161,12 @@ def test_a_log_probability_of_minus_infinity_is_sent_as_a_number(served, monkeyp
     (result,) = served.answer("/score", token_ids=ids, top=512)["results"]
     first, second, *_ = result["per_token"][1:]
     assert first["logprob"] == -9999.0 and first["rank"] == 512 and math.isfinite(first["entropy"])
-    assert first["top"][-1] == {"token_id": impossible, "text": first["text"], "logprob": -9999.0}
+    assert first["top"][-1] == {
+        "token_id": impossible,
+        "text": first["text"],
+        "bytes": first["bytes"],
+        "logprob": -9999.0,
+    }
     assert second["logprob"] > -100
     assert result["nll"] == pytest.approx(-sum(each["logprob"] for each in result["per_token"][1:]))
     assert result["perplexity"] is None
@@ -212,3 +217,44 @@ def test_a_wrong_timeout_is_refused_as_by_generate(served, wrong) -> None:
     scoring = served.post("/score", text=TEXT, timeout_s=wrong)
     assert scoring.status_code == 422
     assert scoring.json() == served.post("/generate", prompt=TEXT, timeout_s=wrong).json()
+
+
+def test_segments_and_surprises_sum_up_what_every_token_says(served) -> None:
+    (result,) = served.answer("/score", text=TEXT * 3, segments=7, surprising=5, top=1)["results"]
+    answer = served.answer("/score", text=TEXT * 3, segments=7, surprising=5, top=1, per_token=False)
+    assert ScoreResponse.model_validate(answer).model_dump(exclude_unset=True) == answer
+    tokens, segments, surprising = result["per_token"], result["segments"], result["surprising"]
+    assert (answer["results"][0]["segments"], answer["results"][0]["surprising"]) == (segments, surprising)
+    assert "per_token" not in answer["results"][0]
+    assert [segment["start"] for segment in segments] == [0, *(segment["end"] for segment in segments[:-1])]
+    assert segments[-1]["end"] == len(tokens) and len(segments) == 7
+    assert {segment["end"] - segment["start"] for segment in segments} <= {len(tokens) // 7, len(tokens) // 7 + 1}
+    whole = (TEXT * 3).encode()
+    for segment in segments:
+        own = tokens[segment["start"] : segment["end"]]
+        assert whole[segment["start_byte"] : segment["end_byte"]] == b"".join(bytes(each["bytes"]) for each in own)
+        known = [each["logprob"] for each in own if each["logprob"] is not None]
+        assert segment["scored_tokens"] == len(known)
+        assert segment["nll"] == pytest.approx(-sum(known))
+    assert sum(segment["nll"] for segment in segments) == pytest.approx(result["nll"])
+    order = sorted(range(1, len(tokens)), key=lambda at: tokens[at]["logprob"])[:5]
+    assert [each.pop("position") for each in surprising] == order
+    for at, each in zip(order, surprising, strict=True):
+        start = each.pop("start_byte")
+        assert whole[start:].startswith(bytes(each["bytes"]))
+        assert each == tokens[at]
+
+
+def test_segments_and_surprises_of_completions_are_about_them_alone(served) -> None:
+    pair = {"prompt": "A list is", "completion": " a mutable sequence"}
+    (result,) = served.answer("/score", pairs=[pair], segments=1000, surprising=1)["results"]
+    tokens = result["per_token"]
+    assert [segment["nll"] for segment in result["segments"]] == pytest.approx([-each["logprob"] for each in tokens])
+    assert (result["segments"][0]["start"], result["segments"][-1]["end_byte"]) == (0, len(pair["completion"]))
+    assert result["surprising"][0]["logprob"] == min(each["logprob"] for each in tokens)
+    size = len(served.models.get().checkpoint.tokenizer.token_bytes(5))
+    (single,) = served.answer("/score", token_ids=[5], segments=3, surprising=3)["results"]
+    assert single["segments"] == [
+        {"start": 0, "end": 1, "start_byte": 0, "end_byte": size, "scored_tokens": 0, "nll": 0}
+    ]
+    assert single["surprising"] == []

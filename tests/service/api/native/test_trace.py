@@ -104,6 +104,13 @@ def test_a_trace_by_hand_from_score(served, stage: str) -> None:
         assert seen["kept"] == int((final > -np.inf).sum())
         assert seen["cut"] == pytest.approx(float(softmax(raw)[final == -np.inf].sum()), abs=1e-6)
         assert seen["entropy"] == pytest.approx(entropy(probabilities), rel=1e-4)
+        before = [(each["token_id"], each["raw_probability"]) for each in trace["contenders"]]
+        followed = np.array([token for token, _ in before])
+        assert [raw for _, raw in before] == pytest.approx(softmax(raw)[followed], rel=1e-4)
+        assert seen["probabilities"] == pytest.approx(probabilities[followed], rel=1e-4, abs=1e-7)
+        assert [each["text"] for each in trace["contenders"]] == [
+            tokenizer.token_bytes(token).decode("utf-8", "replace") for token, _ in before
+        ]
         others = sorted(np.delete(probabilities, token_id), reverse=True)[: len(trace["runners_up"])]
         assert [other["probability"] for other in trace["runners_up"]] == pytest.approx(others, rel=1e-4)
 
