@@ -24,6 +24,7 @@ from topkapi.service.garbage import importing, set_aside
 from topkapi.service.models import Models
 from topkapi.service.settings import Settings
 from topkapi.service.threads import on_thread
+from topkapi.service.ui.scripts import add_scripts
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ def place_studio(app: FastAPI, models: Models, settings: Settings) -> None:
         return studio_app(models, settings)
 
     studio = LateStudio(app, models, make)
+    add_scripts(app)
     app.mount("/", studio)
     app.router.lifespan_context = studio.life
 

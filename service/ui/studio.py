@@ -1,10 +1,16 @@
-"""The browser studio: its page and its look. Importing this imports Gradio; `service.ui.late` does so when needed."""
+"""The browser studio: its page and its tabs. Importing this imports Gradio; `service.ui.late` does so when needed.
+
+Gradio is the page and its components. What stands in a tab is a script's (`service/ui/static/<name>.js`), which talks
+to the public HTTP API alone: there is no function here that a request could call by its name.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from pathlib import Path
+import re
+from collections.abc import Callable, Iterable
+from functools import partial
+from html import escape
 
 # Read when gradio is imported: without it the page would ask the internet for news.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -15,33 +21,64 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from topkapi.service.models import Models
 from topkapi.service.settings import Settings
-from topkapi.service.ui.chat import chat_tab
+from topkapi.service.ui.scripts import PLACE, STATIC
 
-STYLE = Path(__file__).with_name("studio.css")
-SCRIPT = Path(__file__).with_name("studio.js")
 # Fonts of the visitor's own system: nothing is fetched from elsewhere.
 FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONOSPACE = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
-HEADER = """<header><h1>Topkapi</h1><nav><a href="docs">API</a></nav></header>"""
+
+SCRIPTS = {
+    "Chat": "chat",
+    "Notebook": "notebook",
+    "Tokens": "lab",
+    "Score": "score",
+    "Compare": "compare",
+    "Runs": "runs",
+    "Models": "checkpoints",
+}
+"""The tabs that scripts fill, by their names."""
 
 
-TABS: dict[str, Callable[[Models, gr.Blocks], None]] = {"Chat": chat_tab}
+def scripted_tab(script: str, models: Models, page: gr.Blocks) -> None:
+    """Render the place that `static/<script>.js` fills by its `mount(root)`, the first time that it is seen."""
+    name = escape(script, quote=True)
+    place = f'<div class="studio-tab" data-script="{name}"></div>'
+    gr.HTML(place, padding=False, apply_default_css=False, js_on_load=None)
+
+
+TABS: dict[str, Callable[[Models, gr.Blocks], None]] = {
+    name: partial(scripted_tab, script) for name, script in SCRIPTS.items() if (STATIC / f"{script}.js").is_file()
+}
 """What the studio shows: each renders its components into the page that is being built."""
 
 
 def build_studio(models: Models) -> gr.Blocks:
-    """The studio's page. One tab needs no bar to choose it from."""
+    """The studio's page. The bar of tabs is ours (`static/studio.js`): Gradio's hides what a phone has no room for."""
     studio: gr.Blocks
-    with gr.Blocks(title="Topkapi", fill_height=True, analytics_enabled=False) as studio:
-        gr.HTML(HEADER, elem_id="header", padding=False)
-        if len(TABS) == 1:
-            chat_tab(models, studio)
-            return studio
-        with gr.Tabs():
-            for name, render in TABS.items():
-                with gr.Tab(name):
-                    render(models, studio)
+    with gr.Blocks(title="Topkapi", analytics_enabled=False) as studio:
+        gr.HTML(_header(TABS), elem_id="header", padding=False, apply_default_css=False, js_on_load=None)
+        for name, render in TABS.items():
+            with gr.Column(elem_id=f"tab-{_slug(name)}", elem_classes="studio-panel"):
+                render(models, studio)
     return studio
+
+
+def _header(names: Iterable[str]) -> str:
+    """The title, a button for each tab, and what else there is."""
+    tabs = "".join(
+        f'<button type="button" role="tab" id="tab-{_slug(name)}-button" aria-controls="tab-{_slug(name)}" '
+        f'aria-selected="false" tabindex="-1">{escape(name)}</button>'
+        for name in names
+    )
+    return (
+        f'<header><h1>Topkapi</h1><div role="tablist" id="tabs" aria-label="Parts of the studio">{tabs}</div>'
+        '<nav aria-label="Elsewhere"><a href="docs">API</a></nav></header>'
+    )
+
+
+def _slug(name: str) -> str:
+    """A tab's name as ids and the page's address have it (`#chat`)."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower())
 
 
 def studio_app(models: Models, settings: Settings) -> FastAPI:
@@ -55,8 +92,7 @@ def studio_app(models: Models, settings: Settings) -> FastAPI:
         path="/",
         root_path=settings.root_path,
         theme=gr.themes.Base(primary_hue="teal", neutral_hue="stone", font=FONT, font_mono=MONOSPACE),
-        css_paths=[STYLE],
-        head=f"<script>{SCRIPT.read_text('utf-8')}</script>",
+        head=head(settings.root_path or ""),
         footer_links=[],
         run_history=False,
         ssr_mode=False,
@@ -64,3 +100,14 @@ def studio_app(models: Models, settings: Settings) -> FastAPI:
         max_file_size="1b",
     )
     return app
+
+
+def head(root_path: str) -> str:
+    """What the page's head says of the studio's scripts: what the first tab needs is fetched at once."""
+    place = escape(f"{root_path}/{PLACE}", quote=True)
+    first = ("dom", "api", "errors", "store", "parameters", "models", "markdown", "chat")
+    preloads = "".join(
+        f'<link rel="modulepreload" href="{place}/{name}.js">' for name in first if (STATIC / f"{name}.js").is_file()
+    )
+    style = f'<link rel="stylesheet" href="{place}/studio.css">'
+    return f'{style}{preloads}<script type="module" src="{place}/studio.js"></script>'
