@@ -47,6 +47,8 @@ class GenerateJob:
     priority: int = 0
     constraint: Callable[[int], Constraint] | None = None
     negative: Sequence[int] = ()
+    progress: bool = False
+    """Whether it is told how much of the prompt has been read."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,14 @@ class Finished:
 
 
 @dataclass(frozen=True)
+class PromptProgress:
+    """A generating job that asked for its progress has `read` of the `total` tokens of its prompt in the cache."""
+
+    read: int
+    total: int
+
+
+@dataclass(frozen=True)
 class ScoreProgress:
     """A scoring job has `scored` of `total` tokens done."""
 
@@ -146,7 +156,7 @@ class Failed:
     error: TopkapiError
 
 
-Event = Token | Finished | ScoreProgress | Completed | Failed
+Event = Token | Finished | PromptProgress | ScoreProgress | Completed | Failed
 Deliver = Callable[[list[Event]], None]
 
 

@@ -14,6 +14,7 @@ from topkapi.engine.request import (
     Finished,
     FinishReason,
     GenerateJob,
+    PromptProgress,
     ScoreJob,
     ScoreProgress,
     StopCheck,
@@ -115,6 +116,8 @@ class Continuation(Sequence):
 
     def receive(self, output: NetworkOutput, guesses: list[int]) -> Continuation | None:
         if not len(output.logits):
+            if self.job.progress and self is self.owner.sequences[0]:
+                self.owner.events.append(PromptProgress(self.computed, len(self.job.prompt)))
             return None
         self.output, self.guesses = output, guesses
         return self if self.guide is None or self.guide.output is not None else None

@@ -22,6 +22,8 @@ RETRY_SECONDS = 0.05
 _ELSEWHERE = {
     "model": "a model is what is called here: topkapi.load gives others",
     "stream": "stream() and stream_chat() give the pieces as they come",
+    "progress": "without a connection there are no events to tell it by",
+    "resumable": "without a connection there is none to be lost",
     "messages": "chat() takes messages",
     "prompt": "generate() takes a prompt",
 }

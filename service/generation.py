@@ -8,7 +8,16 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from topkapi.engine.request import Completed, Finished, FinishReason, GenerateJob, StopCheck, Timings, Token
+from topkapi.engine.request import (
+    Completed,
+    Finished,
+    FinishReason,
+    GenerateJob,
+    PromptProgress,
+    StopCheck,
+    Timings,
+    Token,
+)
 from topkapi.model.decoding.grammar import Constraint, compile_constraint
 from topkapi.model.decoding.parameters import DecodingParameters, decoding_defaults, resolve
 from topkapi.model.decoding.stopping import Stopper
@@ -61,11 +70,15 @@ def no_answer(output: CompletionOutput) -> EngineError:
 
 @dataclass(frozen=True)
 class Delta:
-    """What one step added to an output. The text may be empty; `token` is None for text released at the end."""
+    """What one step added to an output. The text may be empty; `token` is None for text released at the end.
+
+    Where it was asked for, `progress` tells how much of the prompt has been read; then nothing was added.
+    """
 
     output: CompletionOutput
     text: str
     token: Token | None
+    progress: PromptProgress | None = None
 
 
 def defaults_of(model: LoadedModel, *, chat: bool | None = None) -> dict[str, Any]:
@@ -144,9 +157,10 @@ class Generation(EngineWork[Delta]):
     """Runs a plan.
 
     Where requests wait or compete for room, those of higher `priority` go first. `timeout_s` counts from the start.
+    With `progress` the steps also tell how much of the prompts has been read.
     """
 
-    def __init__(self, plan: Plan, priority: int = 0) -> None:
+    def __init__(self, plan: Plan, priority: int = 0, *, progress: bool = False) -> None:
         self.plan = plan
         self.parameters = max(plan.parameters, key=lambda each: each.max_tokens or 0)
         """The effective parameters; `max_tokens` is that of the prompt with most room."""
@@ -174,6 +188,7 @@ class Generation(EngineWork[Delta]):
                 priority=priority,
                 constraint=plan.constraint,
                 negative=plan.negative,
+                progress=progress,
             )
             for prompt_index, (prompt, parameters) in enumerate(zip(plan.prompts, plan.parameters, strict=True))
         ]
@@ -200,6 +215,8 @@ class Generation(EngineWork[Delta]):
                     output.cancellation = self.plan.model.engine.cancellation()
                 if rest := self._stoppers[output.index].flush():
                     yield self._add(output, rest, None)
+            elif isinstance(event, PromptProgress):
+                yield Delta(self._output(prompt_index, 0), "", None, event)
             elif isinstance(event, Completed):
                 self.completed[prompt_index] = event
                 self.cached_tokens += event.cached_tokens

@@ -23,9 +23,9 @@ def section_of(name: str) -> str:
     return (ROOT / "docs" / "extending.md").read_text("utf-8").split(f"## {name}\n")[1].split("\n## ")[0]
 
 
-def examples(section: str) -> list[str]:
+def examples(section: str, language: str = "python") -> list[str]:
     """The code of a section, block by block."""
-    return re.findall(r"```python\n(.*?)```", section_of(section), re.S)
+    return re.findall(rf"```{language}\n(.*?)```", section_of(section), re.S)
 
 
 def execute(section: str, directory: Path) -> None:

@@ -9,6 +9,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from topkapi.model.errors import InvalidRequest
 from topkapi.service.api.http.answering import Event, apart, as_json, respond
 from topkapi.service.api.http.describing import errors_of, stream_of
 from topkapi.service.api.http.registration import Routes
@@ -126,15 +127,38 @@ class _GenerateAnswer(KeptAnswer[Delta]):
     """The continuations of prompts, or of a conversation."""
 
     def __init__(self, model: LoadedModel, body: schemas.GenerateRequest, streams: Streams) -> None:
+        if body.progress and not body.stream:
+            message = "progress is told by the events of a stream, and the body does not ask for one"
+            raise InvalidRequest(message, field="progress", hint="set stream to true, or leave progress out")
         self._generation = generation_of(model, body)
         self._created = render.timestamp()
-        super().__init__(self._generation, stream=body.stream, streams=streams, identifier=render.new_id("gen"))
+        self._progress, engine = body.progress, model.engine
+        self._others = engine.running + engine.waiting
+        super().__init__(
+            self._generation,
+            stream=body.stream,
+            streams=streams,
+            identifier=render.new_id("gen"),
+            resumable=body.resumable,
+        )
 
     def whole(self) -> dict[str, Any]:
         return render.generate_response(self._generation, self.identifier, self._created)
 
+    def opening(self) -> Iterator[Event]:
+        if self._progress:
+            for index, prompt in enumerate(self._generation.plan.prompts):
+                yield "progress", self._told_of_prompt("queued", index, 0, len(prompt))
+
     def told(self, step: Delta) -> Iterator[Event]:
-        yield "token", render.token_event(self._generation, step)
+        if step.progress is None:
+            yield "token", render.token_event(self._generation, step)
+        else:
+            read, total = step.progress.read, step.progress.total
+            yield "progress", self._told_of_prompt("reading", step.output.prompt_index, read, total)
+
+    def _told_of_prompt(self, state: str, index: int, read: int, total: int) -> dict[str, Any]:
+        return {"state": state, "prompt_index": index, "read": read, "total": total, "others": self._others}
 
     def ending(self) -> Iterator[Event]:
         yield "done", self.whole()

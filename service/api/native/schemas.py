@@ -48,6 +48,9 @@ Priority = Annotated[
     Field(ge=-100, le=100, description="Where requests compete for room, those of higher priority go first."),
     WHOLE,
 ]
+Resumable = Annotated[
+    bool, Field(description="Whether a stream goes on for a while when its connection is lost; else it ends at once.")
+]
 LastEventId = Annotated[
     str | None,
     Header(
@@ -80,6 +83,10 @@ class GenerateFields(Strict):
     ] = None
     model: ModelName = None
     stream: Annotated[bool, Field(description="Answer by server-sent events as the tokens come.")] = False
+    progress: Annotated[
+        bool, Field(description="With `stream`: tell by `progress` events how far the reading of the prompt is.")
+    ] = False
+    resumable: Resumable = True
     priority: Priority = 0
 
     def parameters(self) -> dict[str, Any]:
@@ -244,6 +251,20 @@ class TimingsBody(BaseModel):
     token_s: TokenSeconds | None
 
 
+class PromptProgress(BaseModel):
+    """The data of a `progress` event: how a prompt stands before its first token, for requests that ask for it.
+
+    `queued` comes first, once for each prompt, with the number of `others` that the checkpoint was at work on or that
+    waited for it; then `reading`, where a prompt is read in several pieces, with the tokens `read` of a `total`.
+    """
+
+    state: Literal["queued", "reading"]
+    prompt_index: int
+    read: int
+    total: int
+    others: int
+
+
 class TokenEvent(BaseModel):
     """The data of a `token` event: what one step adds to an output. See `Output`."""
 
@@ -337,7 +358,9 @@ class ErrorBody(BaseModel):
     error: ErrorContent
 
 
-GENERATE_EVENTS: dict[str, type[BaseModel]] = {"token": TokenEvent, "done": GenerateResponse, "error": ErrorBody}
+GENERATE_EVENTS: dict[str, type[BaseModel]] = {
+    "progress": PromptProgress, "token": TokenEvent, "done": GenerateResponse, "error": ErrorBody,
+}  # fmt: skip
 
 ERRORS = errors_of(ErrorBody, 400, 404, 413, 415, 429, 500, more={
     422: "A field is wrong; `field` names it",

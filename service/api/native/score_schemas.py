@@ -19,6 +19,7 @@ from topkapi.service.api.native.schemas import (
     Integer,
     ModelName,
     Priority,
+    Resumable,
     TextOrIds,
     Usage,
 )
@@ -89,6 +90,7 @@ class ScoreRequest(Strict):
         ),
     ] = None
     stream: Annotated[bool, Field(description="Tell the progress by server-sent events.")] = False
+    resumable: Resumable = True
     priority: Priority = 0
 
 

@@ -41,9 +41,11 @@ class UnknownStream(InvalidRequest):
 class Stream:
     """The events of one answer. Their ids are `{identifier}:{number}`, numbered from 1."""
 
-    def __init__(self, streams: Streams, identifier: str, request: bytes, cancel: Callable[[], None]) -> None:
+    def __init__(
+        self, streams: Streams, identifier: str, request: bytes, cancel: Callable[[], None], kept: bool
+    ) -> None:
         self.identifier, self.request, self.cancel = identifier, request, cancel
-        self.over, self.kept = False, streams.grace_s > 0
+        self.over, self.kept = False, kept and streams.grace_s > 0
         """Whether it is at its end, and whether what was sent may be asked for again."""
         self.size = OVERHEAD
         self._streams = streams
@@ -97,7 +99,7 @@ class Stream:
         self._readers.remove(reader)
         if self._readers:
             return
-        if not self._streams.grace_s or not self.count:
+        if not self.kept or not self.count:
             self.expire()
         else:
             self._timer = asyncio.get_running_loop().call_later(self._streams.grace_s, self.expire)
@@ -190,9 +192,14 @@ class Streams:
     def __iter__(self) -> Iterator[Stream]:
         return iter(self._streams.values())
 
-    def begin(self, identifier: str, request: bytes, events: Events, cancel: Callable[[], None]) -> StreamResponse:
-        """Answer with `events`, whose work `cancel` ends early. `request` is the body's fingerprint."""
-        stream = self._streams[identifier] = Stream(self, identifier, request, cancel)
+    def begin(
+        self, identifier: str, request: bytes, events: Events, cancel: Callable[[], None], *, kept: bool = True
+    ) -> StreamResponse:
+        """Answer with `events`, whose work `cancel` ends early. `request` is the body's fingerprint.
+
+        What is not `kept` ends with its connection.
+        """
+        stream = self._streams[identifier] = Stream(self, identifier, request, cancel, kept)
         self.grew(stream, stream.size)
         stream.run(events)
         return StreamResponse(stream.after(0))
@@ -255,19 +262,21 @@ class Streams:
 
 
 class KeptAnswer(Answer[Step]):
-    """An answer whose stream outlives its connection."""
+    """An answer whose stream outlives its connection, where that is wanted (`resumable`)."""
 
     dialect = NATIVE
 
-    def __init__(self, work: EngineWork[Step], *, stream: bool, streams: Streams, identifier: str) -> None:
+    def __init__(
+        self, work: EngineWork[Step], *, stream: bool, streams: Streams, identifier: str, resumable: bool = True
+    ) -> None:
         super().__init__(work, stream=stream)
-        self.streams, self.identifier = streams, identifier
+        self.streams, self.identifier, self.resumable = streams, identifier, resumable
 
     async def connected(self, request: Request) -> Response:
         """Start the work, and a stream under the answer's identifier. Raises what starting it does."""
         same = await fingerprint(request)
         self.work.start()
-        return self.streams.begin(self.identifier, same, self.events(), self.work.cancel)
+        return self.streams.begin(self.identifier, same, self.events(), self.work.cancel, kept=self.resumable)
 
 
 async def resumed(streams: Streams, request: Request, stream: bool, last_event_id: str) -> StreamResponse:

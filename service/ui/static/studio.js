@@ -31,15 +31,30 @@ function panel(tab) {
   return document.getElementById(tab.getAttribute("aria-controls"));
 }
 
+let chosen = null;
+
 function choose(tab) {
+  chosen = tab;
   for (const each of tabs()) {
-    const chosen = each === tab;
-    each.setAttribute("aria-selected", String(chosen));
-    each.tabIndex = chosen ? 0 : -1;
-    panel(each)?.classList.toggle("shown", chosen);
+    each.setAttribute("aria-selected", String(each === tab));
+    each.tabIndex = each === tab ? 0 : -1;
   }
   tab.scrollIntoView({ block: "nearest", inline: "nearest" });
-  panel(tab)?.querySelectorAll(".studio-tab[data-script]").forEach(fill);
+  see();
+}
+
+/** Show the chosen panel and fill its places: Gradio puts each into the page, and back into it, in its own time. */
+function see() {
+  for (const each of tabs()) {
+    const shown = panel(each);
+    if (!shown) continue;
+    if (shown.getAttribute("role") !== "tabpanel") {
+      shown.setAttribute("role", "tabpanel");
+      shown.setAttribute("aria-labelledby", each.id);
+    }
+    if (shown.classList.contains("shown") !== (each === chosen)) shown.classList.toggle("shown", each === chosen);
+  }
+  panel(chosen)?.querySelectorAll(".studio-tab[data-script]").forEach(fill);
 }
 
 /** The tab that the address names; what follows a slash or a question mark is the tab's own. */
@@ -50,10 +65,6 @@ function addressed() {
 
 function begin(bar) {
   document.body.classList.toggle("one-tab", tabs().length === 1);
-  for (const tab of tabs()) {
-    panel(tab)?.setAttribute("role", "tabpanel");
-    panel(tab)?.setAttribute("aria-labelledby", tab.id);
-  }
   bar.addEventListener("click", (event) => {
     const tab = event.target.closest("[role=tab]");
     if (!tab) return;
@@ -73,6 +84,7 @@ function begin(bar) {
   addEventListener("hashchange", () => choose(addressed()));
   look();
   choose(addressed());
+  new MutationObserver(see).observe(document.querySelector("gradio-app") ?? document.body, { childList: true, subtree: true });
 }
 
 /** The button that changes between light and dark; until it is used the system's wish counts. */
@@ -107,9 +119,9 @@ connection.addEventListener("back", () => {
   }, 4000);
 });
 
-/** Gradio makes the page in its own time: all of it is there once the last panel is. */
+/** Gradio makes the page in its own time: the bar of tabs is there once it has come to it. */
 function whenMade(act) {
-  const made = () => tabs().length > 0 && tabs().every((tab) => panel(tab)) && document.querySelector("#tabs");
+  const made = () => tabs().length > 0 && document.querySelector("#tabs");
   document.body.prepend(lost);
   if (made()) return act(made());
   new MutationObserver((_, observer) => {

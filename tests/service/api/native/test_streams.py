@@ -281,3 +281,41 @@ def test_a_failing_stream_says_so_and_is_resumable_too() -> None:
         assert again == sent[sent.rindex(b"id: ") :]
 
     asyncio.run(play())
+
+
+def test_a_stream_that_will_not_be_resumed_ends_with_its_connection(kept) -> None:
+    for path, body in (
+        ("/generate", SLOW | {"resumable": False}),
+        ("/score", {"text": "word " * 60_000, "stream": True, "resumable": False}),
+    ):
+        response = ask(kept, "POST", path, body)
+        received = response.read1(4096)
+        assert kept.models.get().engine.running == 1
+        cut(response)
+        # Far less than the thirty seconds that a stream is kept here.
+        kept.wait_until_idle(5.0)
+        stream = re.search(rb"^id: (\S+):\d+$", received, re.MULTILINE)[1].decode()
+        assert ask(kept, "GET", f"/streams/{stream}").status == 404
+
+
+def test_a_prompt_tells_how_it_stands(kept) -> None:
+    prompt = "word " * 1000
+    events = contents(
+        ask(kept, "POST", "/generate", SLOW | {"prompt": prompt, "max_tokens": 3, "progress": True}).read()
+    )
+    told = [data for name, data in events if name == "progress"]
+    total = kept.answer("/tokenize", text=prompt)["count"]
+    assert told[0] == {"state": "queued", "prompt_index": 0, "read": 0, "total": total, "others": 0}
+    reading = [each["read"] for each in told[1:]]
+    assert reading and reading == sorted(set(reading)) and reading[-1] < total
+    assert {each["state"] for each in told[1:]} == {"reading"}
+    names = [name for name, _ in events]
+    assert names == ["progress"] * len(told) + ["token"] * 3 + ["done"]
+    # Who comes second is told who was there before.
+    first = ask(kept, "POST", "/generate", SLOW)
+    first.read1(1024)
+    second = ask(kept, "POST", "/generate", SLOW | {"max_tokens": 1, "progress": True})
+    assert contents(second.read())[0][1]["others"] == 1
+    cut(first)
+    refused = kept.post("/generate", prompt="a", progress=True)
+    assert refused.status_code == 422 and refused.json()["error"]["field"] == "progress"

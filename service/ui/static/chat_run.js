@@ -1,0 +1,165 @@
+// One answer: what is asked of the API, what is told while it comes, and how it ends.
+
+import { ApiError, request, stream } from "./api.js";
+import * as tree from "./chat_tree.js";
+
+const KEEP_EVERY = 1000;
+
+/** A seed that every answer gets, so that it can be had again even where it was stopped half-way. */
+export function newSeed() {
+  return crypto.getRandomValues(new Uint32Array(1))[0];
+}
+
+/** The parameters of an answer: what was chosen, and a seed where drawing needs one that was not chosen. */
+export function withSeed(parameters) {
+  return parameters.seed === undefined ? { ...parameters, seed: newSeed() } : parameters;
+}
+
+/** The body that `POST /generate` is sent, without what only a page needs. */
+export function bodyOf(turn) {
+  const source = turn.role === "continuation" ? { prompt: turn.prompt } : { messages: turn.messages };
+  return { model: turn.model, ...source, ...turn.parameters };
+}
+
+/** The body that goes on where an answer was cut off: the same tokens, then more. */
+async function bodyGoingOn(turn, model, signal) {
+  const source = turn.role === "continuation" ? { text: turn.prompt } : { messages: turn.messages };
+  const { token_ids } = await request("POST", "tokenize", { model: model.name, ...source }, { signal });
+  // A prompt has other defaults than a conversation.
+  const defaults = turn.role === "assistant" ? model.chat_defaults : {};
+  return { model: turn.model, prompt: [...token_ids, ...turn.token_ids], ...defaults, ...turn.parameters };
+}
+
+/**
+ * The newest part of a conversation that leaves room for an answer, and how many older messages that lost. A system
+ * message stays; the rest loses whole exchanges, oldest first. What does not fit at all is left to the API to refuse.
+ */
+async function fitted(model, messages, most, signal) {
+  const head = messages[0]?.role === "system" ? 1 : 0;
+  const kept = [...messages];
+  const room = model.context_length - Math.min(most ?? Infinity, Math.floor(model.context_length / 4));
+  for (;;) {
+    let count;
+    try {
+      count = (await request("POST", "tokenize", { model: model.name, messages: kept }, { signal })).count;
+    } catch (error) {
+      // Too long to be counted is too long.
+      if (!(error instanceof ApiError) || error.lost || kept.length <= head + 1) throw error;
+      count = Infinity;
+    }
+    if (count <= room || kept.length <= head + 1) return { kept, lost: messages.length - kept.length, count };
+    kept.splice(head, 1);
+    while (kept.length > head + 1 && kept[head].role !== "user") kept.splice(head, 1);
+  }
+}
+
+/**
+ * Fill `turn` (an answer in `conversation`) from the API, or go on with what there is of it (`goOn`). `turn.state` is queued, reading or writing while it comes, then
+ * done, stopped, lost or failed. `shown()` is told of each change, `keep()` when it is worth keeping.
+ * Throws `ApiError` where nothing of an answer came.
+ */
+export async function answer(conversation, turn, model, { signal, shown, keep, goOn = false }) {
+  const began = performance.now();
+  const before = { text: turn.text, tokens: turn.token_ids.length };
+  let first = null;
+  let kept = began;
+  turn.state = "queued";
+  delete turn.trouble;
+  delete turn.finish_reason;
+  delete turn.timings;
+  shown();
+  try {
+    if (turn.role === "assistant" && !goOn) {
+      const all = tree.messages(conversation, conversation.turns[turn.parent]);
+      const fit = await fitted(model, all, turn.parameters.max_tokens, signal);
+      turn.messages = fit.kept;
+      turn.forgotten = fit.lost;
+      turn.prompt_tokens = fit.count;
+    }
+    const asked = goOn ? await bodyGoingOn(turn, model, signal) : bodyOf(turn);
+    const body = { ...asked, stream: true, progress: true, resumable: false };
+    for await (const { event, data } of stream("generate", body, { signal })) {
+      if (event === "progress") {
+        turn.prompt_tokens = data.total - before.tokens;
+        turn.read = data.read;
+        turn.others = data.others;
+        turn.state = data.state === "queued" && data.others > 0 ? "queued" : "reading";
+      } else if (event === "token") {
+        const now = performance.now();
+        first ??= now;
+        turn.first_token_s = (first - began) / 1000;
+        turn.state = "writing";
+        turn.text += data.text;
+        turn.token_ids.push(...data.token_ids);
+        turn.speed = now > first + 200 ? ((turn.token_ids.length - before.tokens - 1) * 1000) / (now - first) : null;
+        if (now - kept > KEEP_EVERY) {
+          kept = now;
+          keep();
+        }
+      } else if (event === "done") finish(turn, data, before.text);
+      shown();
+    }
+  } catch (error) {
+    turn.state = error.name === "AbortError" ? "stopped" : error.lost ? "lost" : "failed";
+    if (turn.state !== "stopped") {
+      turn.trouble = [error.message, error.hint].filter(Boolean).join("; ");
+      if (turn.token_ids.length === before.tokens) throw error;
+    }
+  } finally {
+    shown();
+    keep();
+  }
+}
+
+function finish(turn, whole, begun) {
+  const output = whole.outputs[0];
+  turn.text = begun + output.text;
+  turn.state = { cancelled: "lost", error: "failed" }[output.finish_reason] ?? "done";
+  turn.finish_reason = output.finish_reason;
+  turn.timings = whole.timings;
+  turn.usage = whole.usage;
+  turn.first_token_s = whole.timings.first_token_s ?? turn.first_token_s;
+  turn.in_force = whole.parameters;
+  if (turn.state === "lost") turn.trouble = "The server ended it before its time";
+}
+
+export const REASONS = {
+  stop: "ended by itself",
+  length: "cut off at the token limit",
+  deadline: "out of time",
+  cancelled: "cut off by the server",
+};
+
+/** How much of the context an answer and what came before it take. */
+export function contextUsed(turn, model) {
+  const used = (turn.prompt_tokens ?? 0) + turn.token_ids.length;
+  return `context ${used.toLocaleString("en")} of ${model.context_length.toLocaleString("en")} tokens`;
+}
+
+/** What there is to say of an answer while it comes and afterwards, as a line. */
+export function facts(turn) {
+  if (turn.state === "queued") return turn.others ? `Queued behind ${turn.others} ${turn.others === 1 ? "other" : "others"}…` : "Sent…";
+  if (turn.state === "reading") {
+    const part = turn.read ? `${turn.read.toLocaleString("en")} of ` : "";
+    return `Reading ${part}${turn.prompt_tokens.toLocaleString("en")} tokens…`;
+  }
+  const count = turn.token_ids.length;
+  const said = [`${count} ${count === 1 ? "token" : "tokens"}`];
+  const perSecond = turn.timings?.tokens_per_s ?? turn.speed;
+  if (perSecond) said.push(`${perSecond.toFixed(perSecond < 10 ? 1 : 0)} tokens/s`);
+  if (turn.first_token_s !== undefined) said.push(`first after ${turn.first_token_s.toFixed(2)} s`);
+  if (turn.state === "writing") return `Writing… ${said.join(" · ")}`;
+  if (turn.parameters?.seed !== undefined) said.push(`seed ${turn.parameters.seed}`);
+  const end = { stopped: "stopped", lost: "broken off", failed: "broken off" }[turn.state] ?? REASONS[turn.finish_reason];
+  return [...said, end].filter(Boolean).join(" · ");
+}
+
+/** A new answer's fields. */
+export function fresh(model, parameters) {
+  return { model: model.name, parameters: withSeed(parameters), token_ids: [], state: "queued" };
+}
+
+/** Whether something of it is still to come. */
+export function busy(turn) {
+  return ["queued", "reading", "writing"].includes(turn.state);
+}
