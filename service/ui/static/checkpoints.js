@@ -153,7 +153,7 @@ function form() {
   const name = field("name", "Name", "what requests call it; the directory's name if empty");
   const tick = (words) => {
     const control = element("input", { type: "checkbox", id: freshId("tick") });
-    return { control, element: element("div", { class: "row" }, control, element("label", { for: control.id }, words)) };
+    return { control, element: element("div", { class: "row checkpoint-tick" }, control, element("label", { for: control.id }, words)) };
   };
   const first = tick("Let it answer requests that name none");
   const replace = tick("Let it take the place of one with its name");

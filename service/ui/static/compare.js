@@ -3,7 +3,7 @@
 
 import { button, clear, element, freshId, visible } from "./dom.js";
 import { clearError, showError } from "./errors.js";
-import { result, showResult } from "./compare_result.js";
+import { result, shown } from "./compare_result.js";
 import { vote } from "./compare_vote.js";
 import { models, picker } from "./models.js";
 import { descriptors, drawer } from "./parameters.js";
@@ -43,9 +43,7 @@ export async function mount(root) {
       place.append(toBegin(), within);
       if (comparison.closed) {
         const on = result(comparison).open ? button("Go on voting", () => go({ ...comparison, closed: false })) : null;
-        const shown = element("div");
-        within.append(...[shown, on].filter(Boolean));
-        showResult(shown, comparison);
+        within.append(...[shown(comparison), on].filter(Boolean));
         return;
       }
       voting = vote(within, comparison, {

@@ -1,7 +1,7 @@
 // What votes say: who was preferred how often, how sure that is, and the comparison as files.
 
 import { bars } from "./chart.js";
-import { button, clear, download, element, visible, visibleNodes } from "./dom.js";
+import { button, download, element, visible, visibleNodes } from "./dom.js";
 
 /** Wilson's interval of a share, 95 %: of `won` in `count`. */
 export function wilson(won, count) {
@@ -46,6 +46,7 @@ export function verdict(comparison) {
   const found = result(comparison);
   const [one, other] = comparison.sides.map((side) => visible(side.model));
   if (!found.decided) return "No vote prefers either of the two yet.";
+  if (found.first === found.second) return `Each of the two was preferred in ${found.first} of ${found.decided} decided votes: nothing between them.`;
   const [won, name, share, interval] = found.first >= found.second
     ? [found.first, one, found.share, [found.low, found.high]]
     : [found.second, other, 1 - found.share, [1 - found.high, 1 - found.low]];
@@ -69,11 +70,12 @@ export function shown(comparison) {
   const rows = comparison.prompts.map((each) => {
     const [first, second] = each.answers ?? [];
     const words = { first: names[0], second: names[1], tie: each.alike ? "the same answer" : "as good", neither: "neither" }[each.vote] ?? "no vote";
+    const cell = (label, content, won = false) => element("td", { class: won ? "won" : null, dataset: { label } }, content);
     return element("tr", {},
-      element("td", {}, visibleNodes(each.prompt)),
-      element("td", { class: each.vote === "first" ? "won" : null }, first ? visibleNodes(first.text) : "none"),
-      element("td", { class: each.vote === "second" ? "won" : null }, second ? visibleNodes(second.text) : "none"),
-      element("td", {}, visible(words)));
+      cell("Prompt", visibleNodes(each.prompt)),
+      cell(visible(names[0]), first ? visibleNodes(first.text) : "none", each.vote === "first"),
+      cell(visible(names[1]), second ? visibleNodes(second.text) : "none", each.vote === "second"),
+      cell("Vote", visible(words)));
   });
   const head = ["Prompt", visible(names[0]), visible(names[1]), "Vote"].map((name) => element("th", { scope: "col" }, name));
   const table = element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "All votes" },
@@ -101,9 +103,4 @@ export function asCsv(comparison) {
   const rows = comparison.prompts.map((each, index) => [index + 1, each.prompt, each.answers?.[0]?.text, each.answers?.[1]?.text, each.vote ?? "", each.flipped ? "second" : "first", each.seed]);
   const head = ["number", "prompt", ...comparison.sides.map((side) => side.model), "vote", "shown_left", "seed"];
   return `${[head, ...rows].map((row) => row.map(cell).join(",")).join("\r\n")}\r\n`;
-}
-
-/** Put the result in `root`. */
-export function showResult(root, comparison) {
-  clear(root).append(shown(comparison));
 }
