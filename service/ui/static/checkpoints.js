@@ -59,7 +59,7 @@ function card() {
 
   text.addEventListener("toggle", async () => {
     if (!text.open || text.children.length > 1) return;
-    const place = element("div", { class: "checkpoint-card" }, "Reading…");
+    const place = element("div", { class: "checkpoint-card", tabindex: 0, role: "region", "aria-label": "Card" }, "Reading…");
     text.append(place);
     try {
       const [{ render }, words] = await Promise.all([import("./markdown.js"), requestText("GET", `${address(made.dataset.name)}/card`)]);

@@ -15,6 +15,7 @@ const MOST = 500;
 const TOKENS = 200;
 // What a comparison sets itself, or what makes several answers of one.
 const WITHOUT = ["seed", "n", "best_of", "trace", "logprobs"];
+const OWN = "each its own";
 const EXAMPLES = ["What is the capital of France?", "Write two sentences about the sea.", "What is 7 + 5?", "Give three tips for staying healthy.", "Explain why the sky is blue."];
 
 export async function mount(root) {
@@ -76,7 +77,9 @@ export async function mount(root) {
 
   async function begin() {
     const sides = [element("div"), element("div")];
-    const pickers = sides.map((side, index) => picker(side, { label: index ? "Second checkpoint" : "First checkpoint", remember: `compare.${index ? "second" : "first"}` }));
+    let chosen = { values: () => ({}), use: () => {} };
+    const onchange = () => chosen.use({ defaults: common(pickers.map((each) => each.model)) });
+    const pickers = sides.map((side, index) => picker(side, { label: index ? "Second checkpoint" : "First checkpoint", remember: `compare.${index ? "second" : "first"}`, onchange }));
     const note = element("p", { class: "note" });
     const prompts = element("textarea", { id: freshId("prompts"), rows: 8, spellcheck: "false" });
     prompts.value = store.get("compare.prompts", EXAMPLES.join("\n"));
@@ -106,11 +109,10 @@ export async function mount(root) {
         showError(formProblems, error);
       }
     });
-    let chosen = { values: () => ({}) };
     try {
       const [rows] = await Promise.all([descriptors(), models.known()]);
       // A checkpoint may write until its context is full; whoever judges would wait for that.
-      chosen = drawer(settings, { descriptors: rows, defaults: { max_tokens: TOKENS }, without: WITHOUT });
+      chosen = drawer(settings, { descriptors: rows, defaults: common(pickers.map((each) => each.model)), without: WITHOUT });
       const [, second] = models.list;
       if (second && pickers[0].value === pickers[1].value) pickers[1].choose(second.name);
       if (!second) note.textContent = "Only one checkpoint is loaded: load another one in the Models tab.";
@@ -138,6 +140,18 @@ export async function mount(root) {
   }
 
   open(begin);
+}
+
+/**
+ * The defaults that both have, for the drawer. Where they differ it says so: whatever number is chosen is then sent, be it
+ * the default of one of them.
+ */
+function common(both) {
+  const [one, other] = both.map((model) => (model?.chat ? model.chat_defaults : model?.defaults) ?? {});
+  const names = new Set([...Object.keys(one), ...Object.keys(other)]);
+  const same = (name) => JSON.stringify(one[name]) === JSON.stringify(other[name]);
+  const found = Object.fromEntries([...names].map((name) => [name, same(name) ? one[name] : OWN]));
+  return { ...found, max_tokens: TOKENS };
 }
 
 /** The prompts in a text: one per line, or as JSON has them. Throws an error in words. */

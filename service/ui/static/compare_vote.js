@@ -14,7 +14,7 @@ const KEYS = { 1: "left", 2: "right", 3: "tie", 4: "neither" };
 export function vote(root, comparison, { keep, done }) {
   const problems = element("div");
   const progress = element("p", { class: "note", role: "status" });
-  const prompt = element("blockquote", { class: "compare-prompt", tabindex: -1 });
+  const prompt = element("blockquote", { class: "compare-prompt", tabindex: 0 });
   const answers = [side("Left"), side("Right")];
   const choices = element("div", { class: "row compare-choices", role: "group", "aria-label": "Vote" });
   const back = button("Back", () => go(at - 1));

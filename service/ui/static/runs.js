@@ -34,7 +34,7 @@ class Tab {
     this.none = element("div", { class: "card runs-none", hidden: true });
     const side = element("details", { class: "runs-side", open: true }, element("summary", {}, "Training runs"), this.list);
     this.heading = element("div", { class: "runs-heading", id: "run-heading" });
-    this.stands = element("ul", { class: "runs-findings", "aria-label": "What stands out" });
+    this.stands = element("ul", { class: "runs-findings", "aria-label": "What stands out", tabindex: 0 });
     this.controls = this.#controls();
     const drawn = element("section", { "aria-label": "Curves" });
     this.charts = charts(drawn);

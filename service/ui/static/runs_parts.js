@@ -30,7 +30,7 @@ export function samples() {
   const prompt = element("select", { id: freshId("prompt") });
   const from = element("input", { type: "range", id: freshId("from"), min: 0, step: 1 });
   const until = element("output");
-  const list = element("ol", { class: "runs-samples" });
+  const list = element("ol", { class: "runs-samples", "aria-label": "Samples, the latest first", tabindex: 0 });
   const slider = element("div", { class: "field" }, element("label", { for: from.id }, "Up to step "), until, from);
   made.content.append(
     element("div", { class: "runs-sample-choice" }, element("div", { class: "field" }, element("label", { for: prompt.id }, "Prompt"), prompt), slider), list);
@@ -106,7 +106,7 @@ export function differences() {
 export function checkpoints() {
   const made = part("Checkpoints", true);
   const problems = element("div");
-  const rows = element("ul", { class: "runs-checkpoints" });
+  const rows = element("ul", { class: "runs-checkpoints", "aria-label": "Checkpoints", tabindex: 0 });
   made.content.append(problems, rows);
   let latest = [];
 

@@ -73,7 +73,7 @@ def test_a_comparison_outlives_a_reload(browser, visiting, studio) -> None:
         page.get_by_role("button", name="Right is better").click()
         answered(page, 2)
         page.reload()
-        page.get_by_role("button", name="talker and writer").click()
+        page.get_by_role("button", name="talker and writer,").click()
         answered(page, 2)
         page.get_by_role("button", name="See the result now").click()
         page.locator(".compare-result", has_text="1 prompts have no vote yet").wait_for()
@@ -95,9 +95,27 @@ def test_what_answers_alike_is_a_tie_and_mistakes_are_explained(browser, visitin
         begin(page, ["one", "two"], ("talker", "twin"))
         page.locator(".compare-result", has_text="2 as good").wait_for()
         page.get_by_role("button", name="New comparison").click()
-        page.get_by_label("Temperature", exact=False).first.wait_for()
         begin(page, ["word " * 500], ("talker", "writer"))
         page.locator("[role=alert]", has_text="context").wait_for()
+
+
+def test_a_setting_that_is_the_default_of_one_is_sent_to_both(browser, visiting, serve, tiny_checkpoint) -> None:
+    own = {"temperature": 0.5, "do_sample": True}
+    first, second = tiny_checkpoint("plain", chat=False), tiny_checkpoint("tuned", chat=False, generation=own)
+    with (
+        serve(first, second, studio=True) as running,
+        visiting(browser, f"{running.url}/#compare", wait="#tab-compare textarea") as page,
+    ):
+        box = page.locator("#tab-compare input[type=text][data-parameter=temperature]")
+        playwright = pytest.importorskip("playwright.sync_api")
+        playwright.expect(box).to_have_value("each its own")
+        box.fill("0.5")
+        bodies: list[dict] = []
+        page.on("request", lambda sent: bodies.append(sent.post_data_json) if "/generate" in sent.url else None)
+        begin(page, ["one"], ("plain", "tuned"))
+        answered(page, 1)
+        assert [body["temperature"] for body in bodies] == [0.5, 0.5]
+        assert {body["model"] for body in bodies} == {"plain", "tuned"} and len({body["seed"] for body in bodies}) == 1
 
 
 def test_prompts_come_from_files(browser, visiting, studio, tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""The Runs tab in a real browser: a run that trains meanwhile, several over one another, and texts that are only texts."""
+"""The Runs tab in a real browser: a run that trains meanwhile, several over one another, texts that stay texts."""
 
 from __future__ import annotations
 
@@ -77,10 +77,9 @@ def finished(serve: Callable, tiny_checkpoint: Callable[..., Path], tmp_path_fac
 
 def chosen(page, name: str) -> None:
     """Look at this run alone."""
-    for box in page.locator(".runs-list input:checked").all():
-        if name not in box.locator("xpath=..").inner_text():
-            page.get_by_label(name).check()
-            box.uncheck()
+    page.get_by_role("checkbox", name=name).check()
+    for other in {"steady", "memorising"} - {name}:
+        page.get_by_role("checkbox", name=other).uncheck()
     page.locator(".runs-heading h2", has_text=name).wait_for()
 
 
@@ -90,15 +89,14 @@ def test_a_run_is_watched_while_it_trains_stopped_and_loaded(browser, visiting, 
         page.locator(".runs-heading h2", has_text="live").wait_for()
         page.wait_for_function("document.querySelector('.chart.large path.chart-line')?.getAttribute('d')?.length > 50")
 
-        def step() -> int:
-            return int(page.inner_text(".runs-heading .note").split()[1].replace(",", ""))
-
-        page.wait_for_function("document.querySelector('.runs-heading .note')?.textContent.match(/step [1-9]/)")
-        before = step()
+        step = "Number(document.querySelector('.runs-heading .note')?.textContent.split(' ')[1].replace(/,/g, '') ?? 0)"
+        before = page.evaluate(step)
         drawn = page.get_attribute(".chart.large path.chart-line:not(.faint)", "d")
-        said = "([n]) => Number(document.querySelector('.runs-heading .note').textContent.split(' ')[1].replace(/,/g, '')) > n"
-        page.wait_for_function(said, arg=[before])
-        assert page.get_attribute(".chart.large path.chart-line:not(.faint)", "d") != drawn
+        page.wait_for_function(f"before => {step} > before", arg=before)
+        page.wait_for_function(
+            "drawn => document.querySelector('.chart.large path.chart-line:not(.faint)').getAttribute('d') !== drawn",
+            arg=drawn,
+        )
         for title in ("Loss", "Perplexity", "Learning rate", "Gradient norm", "Processor", "Memory"):
             assert page.locator(".chart figcaption", has_text=title).first.is_visible()
         page.locator(".runs-samples li").first.wait_for()
@@ -126,8 +124,8 @@ def test_steps_down_at_epochs_are_named_as_memorisation(browser, visiting, finis
 
 def test_runs_are_laid_over_one_another_with_what_differs(browser, visiting, finished) -> None:
     with visiting(browser, f"{finished.url}/#runs", wait=".runs-list input") as page:
-        page.get_by_label("steady").check()
-        page.get_by_label("memorising").check()
+        page.get_by_role("checkbox", name="steady").check()
+        page.get_by_role("checkbox", name="memorising").check()
         page.locator(".runs-heading", has_text="2 runs").wait_for()
         legend = page.locator(".chart.large .chart-legend button")
         assert {text.strip() for text in legend.all_inner_texts()} >= {"steady", "memorising"}
@@ -168,8 +166,8 @@ def test_what_a_run_says_is_shown_as_text(browser, visiting, finished) -> None:
 
 def test_nothing_sticks_out_on_a_phone(browser, visiting, finished) -> None:
     phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
-    with visiting(browser, f"{finished.url}/#runs", wait=".runs-list", **phone) as page:
-        page.locator(".chart.large svg").wait_for()
+    with visiting(browser, f"{finished.url}/#runs", wait=".runs-side", **phone) as page:
+        page.locator(".chart.large .chart-plot svg").wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert not page.locator(".runs-list input").first.is_visible(), "the list is folded"
         page.locator(".runs-side summary").click()
