@@ -45,8 +45,13 @@ def add_scripts(app: FastAPI) -> None:
             return Response(status_code=304, headers=headers)
         return Response(table, media_type="application/json", headers=headers)
 
-    app.router.routes.append(Route(f"/{PLACE}/parameters.json", parameters))
-    app.mount(f"/{PLACE}", Scripts(directory=STATIC))
+    files = Scripts(directory=STATIC)
+
+    async def script(request: Request) -> Response:
+        return await files.get_response(request.path_params["name"], request.scope)
+
+    # Not mounted: what is not there is refused as any other path of the API's.
+    app.router.routes += [Route(f"/{PLACE}/parameters.json", parameters), Route(f"/{PLACE}/{{name}}", script)]
 
 
 class Scripts(StaticFiles):

@@ -36,7 +36,9 @@ def generation_of(model: LoadedModel, body: schemas.GenerateFields) -> Generatio
         prompts = [conversation_tokens(model, [message.model_dump() for message in body.messages or []])]
     else:
         prompts = prompt_tokens(model, body.prompt)
-    return Generation(plan(model, prompts, body.parameters(), chat=kind == "messages"), body.priority, progress=body.progress)
+    return Generation(
+        plan(model, prompts, body.parameters(), chat=kind == "messages"), body.priority, progress=body.progress
+    )
 
 
 def scoring_of(model: LoadedModel, body: score_schemas.ScoreRequest) -> tuple[list[scoring.Item], scoring.Scoring]:

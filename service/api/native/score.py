@@ -22,7 +22,13 @@ class ScoreAnswer(KeptAnswer[tuple[int, int]]):
         self._model, self._body = model, body
         self._items, self._scoring = scoring_of(model, body)
         self._last_told = 0.0
-        super().__init__(self._scoring, stream=body.stream, streams=streams, identifier=render.new_id("score"), resumable=body.resumable)
+        super().__init__(
+            self._scoring,
+            stream=body.stream,
+            streams=streams,
+            identifier=render.new_id("score"),
+            resumable=body.resumable,
+        )
 
     def whole(self) -> dict[str, Any]:
         return score_response(self._model, self._body, self._items, self._scoring, self.identifier)

@@ -1,9 +1,9 @@
 // The chat tab: conversations with a checkpoint, kept in this browser; base checkpoints continue single texts.
 
-import { connection } from "./api.js";
 import { conversationList } from "./chat_list.js";
-import { answer, busy, contextUsed, facts, fresh } from "./chat_run.js";
+import { answer, busy, contextUsed, defaultsOf, facts, fresh } from "./chat_run.js";
 import { asCurl, asPython, linked, linkTo } from "./chat_share.js";
+import { layout, PHONE } from "./chat_layout.js";
 import { shortcuts, showShortcuts } from "./chat_keys.js";
 import * as tree from "./chat_tree.js";
 import { turnView } from "./chat_turn.js";
@@ -14,13 +14,10 @@ import { describe, models, picker } from "./models.js";
 import { descriptors, drawer } from "./parameters.js";
 import * as store from "./store.js";
 
-// How often a growing answer is drawn, and how long its drawing may take of that time.
+// Milliseconds between two drawings of a growing answer.
 const DRAW_EVERY = 80;
 const NEAR_THE_END = 80;
-const PHONE = matchMedia("(max-width: 767px)");
-const WIDE = 1200;
-// Without a limit a small network goes on until its context is full.
-const MOST_TOKENS = 512;
+const SPOKEN = { reading: "Reading", writing: "Writing", done: "The answer is there", stopped: "Stopped", lost: "Broken off", failed: "Broken off" };
 
 export async function mount(root) {
   root.append(element("link", { rel: "stylesheet", href: new URL("chat.css", import.meta.url).href }));
@@ -35,48 +32,28 @@ class Chat {
   #current = tree.newConversation();
 
   constructor(root, rows) {
-    this.kept = store.collection("conversations", { onfull: (error) => this.#full(error) });
-    this.text = element("textarea", { rows: 1, "aria-label": "Message", placeholder: "Write here; Enter sends", id: "message-text" });
-    this.send = element("button", { type: "submit", class: "primary send-button" }, "Send");
-    this.stop = button("Stop", () => this.#stop(), { class: "danger stop-button", hidden: true });
-    this.status = element("p", { id: "status", class: "note", role: "status" });
-    this.form = element("form", { id: "message", onsubmit: (event) => (event.preventDefault(), this.#submit()) }, this.text, this.send, this.stop);
-    this.composer = element("div", { class: "composer" }, this.form, this.status);
-    this.conversation = element("div", { id: "conversation", role: "log", "aria-live": "off", "aria-label": "Conversation", tabindex: "0" });
-    const bar = element("div", { class: "row bar" });
-    this.listSide = element("aside", { class: "chat-list", id: "conversations", "aria-label": "Conversations" });
-    this.system = element("textarea", { id: "system", rows: 2, placeholder: "none" });
-    const parameters = element("div");
-    this.systemField = element("div", { class: "field" }, element("label", { for: "system" }, "System message"), this.system);
-    this.settingsSide = element("aside", { class: "side", id: "settings", "aria-label": "Settings" }, this.systemField, parameters);
-    this.layout = element(
-      "div",
-      { id: "chat", class: "chat" },
-      this.listSide,
-      element("section", { class: "talk", "aria-label": "Chat" }, bar, this.conversation, this.composer),
-      this.settingsSide,
-    );
-    root.append(this.layout);
-
-    this.listButton = this.#toggle("list", "☰", "Conversations", this.listSide);
-    this.settingsButton = this.#toggle("settings", "⚙", "Settings", this.settingsSide);
-    bar.append(this.listButton);
-    this.drawer = drawer(parameters, { descriptors: rows });
-    this.drawer.set(store.get("chat.parameters", {}));
+    this.kept = store.collection("conversations", {
+      onfull: (error) => this.#full(error),
+      onchange: (id, record) => this.#elsewhere(id, record),
+    });
+    Object.assign(this, layout(root, { submit: () => this.#submit(), stop: () => this.#stop() }));
+    this.bar.append(this.sides.list.toggle);
+    this.drawer = drawer(this.parameters, { descriptors: rows });
+    this.remembered = store.get("chat.parameters", {});
     this.drawer.onchange = () => store.set("chat.parameters", this.drawer.values());
-    this.picker = picker(bar, { id: "checkpoint", remember: "chat.checkpoint", onchange: (model) => this.#choose(model) });
-    bar.append(
+    this.picker = picker(this.bar, { id: "checkpoint", remember: "chat.checkpoint", onchange: (model) => this.#choose(model) });
+    this.bar.append(
       element("span", { class: "grow" }),
       button("New", () => this.create(), { class: "quiet", title: "A new conversation (Alt + N)" }),
       button("?", showShortcuts, { class: "quiet", "aria-label": "Keyboard shortcuts" }),
-      this.settingsButton,
+      this.sides.settings.toggle,
     );
 
-    this.list = conversationList(this.listSide, {
+    this.found = conversationList(this.list, {
       all: () => [...this.#conversations.values()],
       open: (conversation) => this.open(conversation),
       create: () => this.create(),
-      put: (conversation) => this.#keep(conversation),
+      put: (conversation) => (delete conversation.gone, this.#keep(conversation)),
       remove: (conversation) => this.#remove(conversation),
       busy: (conversation) => this.#running.has(conversation.id),
     });
@@ -99,52 +76,38 @@ class Chat {
       stop: () => this.#stop(),
       focus: () => this.text.focus(),
       create: () => this.create(),
-      search: () => (this.#open("list", true), this.list.search.focus()),
+      search: () => (this.sides.list.open(true), this.found.search.focus()),
       retry: () => last(["assistant", "continuation"]) && this.#retry(last(["assistant", "continuation"]).turn),
       edit: () => last(["user", "prompt"])?.edit(),
       move: (step) => {
         const several = this.#views.findLast((view) => tree.siblings(this.#current, view.turn).length > 1);
         if (several) this.#move(several.turn, step);
       },
-      settings: () => this.settingsButton.click(),
-      list: () => this.listButton.click(),
+      settings: () => this.sides.settings.toggle.click(),
+      list: () => this.sides.list.toggle.click(),
     });
     addEventListener("pagehide", () => {
-      for (const { conversation, abort } of this.#running.values()) {
-        abort.abort();
+      for (const { conversation, turn, abort } of this.#running.values()) {
+        this.#lost(turn);
         this.#keep(conversation);
+        abort.abort();
       }
     });
     addEventListener("hashchange", () => this.#fromLink());
-    connection.addEventListener("back", () => this.#state());
-  }
-
-  /** A button that shows or hides a side, as it was left; on a phone both begin hidden. */
-  #toggle(name, sign, label, side) {
-    const made = button(sign, () => this.#open(name, side.hidden), { class: "quiet", "aria-controls": side.id, "aria-label": label, title: label });
-    side.hidden = PHONE.matches || !store.get(`chat.${name}`, name === "settings" || innerWidth >= WIDE);
-    made.setAttribute("aria-expanded", String(!side.hidden));
-    return made;
-  }
-
-  #open(name, open) {
-    const [side, made] = { list: [this.listSide, this.listButton], settings: [this.settingsSide, this.settingsButton] }[name];
-    side.hidden = !open;
-    made.setAttribute("aria-expanded", String(open));
-    if (!PHONE.matches) store.set(`chat.${name}`, open);
   }
 
   async begin() {
     for (const conversation of await this.kept.all()) {
       this.#conversations.set(conversation.id, conversation);
-      // What was being written when the page went away is all there is of it.
-      for (const turn of Object.values(conversation.turns).filter(busy)) {
-        turn.state = "lost";
-        turn.trouble = "the page was closed while it was written";
-      }
+      Object.values(conversation.turns).filter(busy).forEach(this.#lost);
     }
     this.open(this.#conversations.get(store.get("chat.open")) ?? this.#current, { focus: true });
     await this.#fromLink();
+  }
+
+  /** What was being written when the page went away is all there is of it. */
+  #lost(turn) {
+    Object.assign(turn, { state: "lost", trouble: "the page was closed while it was written" });
   }
 
   /** A request in the address is shown, not sent: whoever follows a link decides. */
@@ -170,6 +133,9 @@ class Chat {
     if (!model) return;
     this.systemField.hidden = !model.chat;
     this.drawer.use({ defaults: defaultsOf(model) });
+    // What was chosen when the page was left is told from the defaults once these are known.
+    if (this.remembered) this.drawer.set(this.remembered);
+    this.remembered = null;
     this.text.placeholder = model.chat ? "Write here; Enter sends" : "Begin a text; Enter has it continued";
     if (!this.#views.length) this.#show();
     else this.status.textContent = `${model.name} · ${describe(model)}`;
@@ -185,49 +151,60 @@ class Chat {
     this.system.value = conversation.system;
     clearError(this.composer);
     this.#show();
-    this.conversation.scrollTop = this.conversation.scrollHeight;
-    if (focus || !PHONE.matches) this.text.focus();
-    if (PHONE.matches) this.#open("list", false);
+    this.turns.scrollTop = this.turns.scrollHeight;
+    // Whoever goes through the bar of tabs by keyboard stays there.
+    if ((focus || !PHONE.matches) && !document.activeElement?.matches("[role=tab]")) this.text.focus();
+    if (PHONE.matches) this.sides.list.open(false);
   }
 
   /** Draw the branch that is shown, and everything that depends on it. */
   #show() {
     const turns = tree.path(this.#current);
-    this.#views = turns.map((turn) =>
-      turnView(turn, {
-        place: () => {
-          const all = tree.siblings(this.#current, turn);
-          return { position: all.indexOf(turn), count: all.length };
-        },
-        acts: {
-          edit: (turn, text) => this.#edit(turn, text),
-          retry: (turn) => this.#retry(turn),
-          goOn: (turn) => this.#run(turn, { goOn: true }),
-          move: (turn, step) => this.#move(turn, step),
-          run: (turn) => this.#answerTo(turn),
-          unanswered: (turn) => this.#current.chosen[turn.id] === undefined,
-          link: (turn) => linkTo(turn),
-          curl: (turn) => asCurl(turn),
-          python: (turn) => asPython(turn),
-        },
-      }),
-    );
-    clear(this.conversation).append(...this.#views.map((view) => view.element));
+    // What two branches share is left as it is: a long conversation is not drawn anew for each message.
+    const other = turns.findIndex((turn, number) => this.#views[number]?.turn !== turn);
+    const shared = this.#views.slice(0, other < 0 ? turns.length : other);
+    shared.at(-1)?.renew();
+    this.#views = [...shared, ...turns.slice(shared.length).map((turn) => this.#view(turn))];
+    if (!shared.length) clear(this.turns);
+    while (this.turns.children.length > shared.length) this.turns.lastChild.remove();
+    this.turns.append(...this.#views.slice(shared.length).map((view) => view.element));
     const model = this.picker?.model;
     if (!turns.length && model) {
       const first = element("div", { class: "welcome" });
       const notebook = document.getElementById("tab-notebook-button");
-      this.conversation.append(first);
+      this.turns.append(first);
       welcome(first, model, { ask: (text) => this.#ask(text), notebook: notebook && (() => notebook.click()) });
       this.status.textContent = `${model.name} · ${describe(model)}`;
     } else this.#say(this.#running.get(this.#current.id)?.turn ?? turns.findLast((turn) => turn.token_ids));
     this.#state();
-    this.list?.show(this.#current);
+    this.found?.show(this.#current);
+  }
+
+  #view(turn) {
+    return turnView(turn, {
+      place: () => {
+        const all = tree.siblings(this.#current, turn);
+        return { position: all.indexOf(turn), count: all.length };
+      },
+      acts: {
+        edit: (turn, text) => this.#edit(turn, text),
+        retry: (turn) => this.#retry(turn),
+        goOn: (turn) => this.#run(turn, { goOn: true }),
+        move: (turn, step) => this.#move(turn, step),
+        run: (turn) => this.#answerTo(turn),
+        unanswered: (turn) => this.#current.chosen[turn.id] === undefined,
+        link: (turn) => linkTo(turn),
+        curl: (turn) => asCurl(turn),
+        python: (turn) => asPython(turn),
+      },
+    });
   }
 
   /** How the answer comes along; once it is there, how much of the context is used. */
   #say(turn) {
     const model = turn && models.get(turn.model);
+    const spoken = turn ? SPOKEN[turn.state] : "";
+    if (spoken !== undefined && this.spoken.textContent !== spoken) this.spoken.textContent = spoken;
     if (!model) this.status.textContent = "";
     else this.status.textContent = busy(turn) ? facts(turn) : `${model.name} · ${contextUsed(turn, model)}`;
   }
@@ -239,7 +216,9 @@ class Chat {
     this.stop.hidden = !running;
   }
 
+  /** Browsers that fit a field to its text themselves don't need the page to be laid out for each key. */
   #fit() {
+    if (CSS.supports("field-sizing", "content")) return;
     this.text.style.height = "auto";
     this.text.style.height = `${Math.min(this.text.scrollHeight + 2, innerHeight * 0.4)}px`;
   }
@@ -273,7 +252,7 @@ class Chat {
     const fields = { ...fresh(model, parameters), ...(alone ? { prompt: asked.text } : {}) };
     const turn = tree.add(this.#current, asked.id, alone ? "continuation" : "assistant", "", fields);
     this.#show();
-    this.conversation.scrollTop = this.conversation.scrollHeight;
+    this.turns.scrollTop = this.turns.scrollHeight;
     return this.#run(turn, { ...options, asked, isNew: true });
   }
 
@@ -290,7 +269,7 @@ class Chat {
     this.#running.set(conversation.id, { conversation, turn, abort });
     clearError(this.composer);
     this.#state();
-    this.list.show();
+    this.found.show();
     let drawn = 0;
     let took = 0;
     let waiting = null;
@@ -298,10 +277,10 @@ class Chat {
       waiting = null;
       const began = performance.now();
       const shown = this.#current === conversation;
-      const atEnd = this.conversation.scrollHeight - this.conversation.scrollTop - this.conversation.clientHeight < NEAR_THE_END;
+      const atEnd = this.turns.scrollHeight - this.turns.scrollTop - this.turns.clientHeight < NEAR_THE_END;
       this.#views.find((view) => view.turn === turn)?.update();
       if (shown) this.#say(turn);
-      if (shown && atEnd) this.conversation.scrollTop = this.conversation.scrollHeight;
+      if (shown && atEnd) this.turns.scrollTop = this.turns.scrollHeight;
       drawn = performance.now();
       took = drawn - began;
     };
@@ -335,7 +314,7 @@ class Chat {
         this.#views.find((view) => view.turn === turn)?.update();
         this.#state();
       }
-      this.list.show();
+      this.found.show();
     }
   }
 
@@ -367,33 +346,41 @@ class Chat {
     if (!next) return;
     tree.choose(this.#current, next);
     this.#keep(this.#current);
-    const at = this.conversation.scrollTop;
+    const at = this.turns.scrollTop;
     this.#show();
-    this.conversation.scrollTop = at;
+    this.turns.scrollTop = at;
   }
 
   #keep(conversation) {
-    if (!Object.keys(conversation.turns).length && !conversation.system) return Promise.resolve();
+    if (conversation.gone) return Promise.resolve();
+    if (!Object.keys(conversation.turns).length && !conversation.system) {
+      return this.#conversations.delete(conversation.id) ? this.kept.remove(conversation.id) : Promise.resolve();
+    }
     this.#conversations.set(conversation.id, conversation);
     return this.kept.put(conversation);
   }
 
+  /** Another tab of this browser has changed a conversation: it is the same one here, unless it is being answered here. */
+  #elsewhere(id, record) {
+    if (this.#running.has(id) || (this.#current.id === id && this.turns.querySelector(".edit"))) return;
+    if (record) this.#conversations.set(id, record);
+    else this.#conversations.delete(id);
+    if (record && this.#current.id === id) this.#current = record;
+    if (this.#current.id === id) this.#show();
+    else this.found.show();
+  }
+
   async #remove(conversation) {
+    conversation.gone = true;
     this.#running.get(conversation.id)?.abort.abort();
     this.#conversations.delete(conversation.id);
     await this.kept.remove(conversation.id);
     if (conversation === this.#current) this.create();
-    else this.list.show();
+    else this.found.show();
   }
 
   #full(error) {
     const hint = "export what you want to keep, and delete older conversations";
     showError(this.composer, { message: `The browser keeps no more: ${error?.message ?? "its storage is full"}`, hint });
   }
-}
-
-/** A checkpoint's defaults; its own limit on an answer's length or MOST_TOKENS, as far as its context has room. */
-function defaultsOf(model) {
-  const own = (model.chat ? model.chat_defaults : model.defaults) ?? {};
-  return { ...own, max_tokens: Math.min(own.max_tokens ?? MOST_TOKENS, model.context_length - 1) };
 }

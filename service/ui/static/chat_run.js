@@ -4,6 +4,8 @@ import { ApiError, request, stream } from "./api.js";
 import * as tree from "./chat_tree.js";
 
 const KEEP_EVERY = 1000;
+// Without a limit a small network goes on until its context is full.
+const MOST_TOKENS = 512;
 
 /** A seed that every answer gets, so that it can be had again even where it was stopped half-way. */
 export function newSeed() {
@@ -36,21 +38,34 @@ async function bodyGoingOn(turn, model, signal) {
  */
 async function fitted(model, messages, most, signal) {
   const head = messages[0]?.role === "system" ? 1 : 0;
-  const kept = [...messages];
   const room = model.context_length - Math.min(most ?? Infinity, Math.floor(model.context_length / 4));
-  for (;;) {
-    let count;
+  // Where a conversation may begin: with any question, in the end with the last message alone.
+  const starts = messages.map((_, at) => at).filter((at) => at === head || (at > head && messages[at].role === "user"));
+  if (starts.at(-1) !== messages.length - 1) starts.push(messages.length - 1);
+
+  async function counted(start) {
+    const kept = [...messages.slice(0, head), ...messages.slice(start)];
     try {
-      count = (await request("POST", "tokenize", { model: model.name, messages: kept }, { signal })).count;
+      return { kept, lost: start - head, count: (await request("POST", "tokenize", { model: model.name, messages: kept }, { signal })).count };
     } catch (error) {
       // Too long to be counted is too long.
-      if (!(error instanceof ApiError) || error.lost || kept.length <= head + 1) throw error;
-      count = Infinity;
+      if (!(error instanceof ApiError) || error.lost || start === starts.at(-1)) throw error;
+      return { kept, lost: start - head, count: Infinity };
     }
-    if (count <= room || kept.length <= head + 1) return { kept, lost: messages.length - kept.length, count };
-    kept.splice(head, 1);
-    while (kept.length > head + 1 && kept[head].role !== "user") kept.splice(head, 1);
   }
+
+  // The fewer messages, the fewer tokens: halved until it is found where they fit.
+  let best = await counted(starts[0]);
+  let [low, high] = [0, starts.length - 1];
+  if (best.count <= room) return best;
+  best = null;
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    const found = await counted(starts[middle]);
+    if (found.count <= room) [high, best] = [middle, found];
+    else low = middle;
+  }
+  return best ?? counted(starts[high]);
 }
 
 /**
@@ -100,9 +115,11 @@ export async function answer(conversation, turn, model, { signal, shown, keep, g
       shown();
     }
   } catch (error) {
+    // What the page has noted already, as it goes away, stays.
+    if (error.name === "AbortError" && turn.state === "lost") return;
     turn.state = error.name === "AbortError" ? "stopped" : error.lost ? "lost" : "failed";
     if (turn.state !== "stopped") {
-      turn.trouble = [error.message, error.hint].filter(Boolean).join("; ");
+      turn.trouble = error.lost ? error.message : [error.message, error.hint].filter(Boolean).join("; ");
       if (turn.token_ids.length === before.tokens) throw error;
     }
   } finally {
@@ -162,4 +179,10 @@ export function fresh(model, parameters) {
 /** Whether something of it is still to come. */
 export function busy(turn) {
   return ["queued", "reading", "writing"].includes(turn.state);
+}
+
+/** A checkpoint's defaults; its own limit on an answer's length or MOST_TOKENS, as far as its context has room. */
+export function defaultsOf(model) {
+  const own = (model.chat ? model.chat_defaults : model.defaults) ?? {};
+  return { ...own, max_tokens: Math.min(own.max_tokens ?? MOST_TOKENS, model.context_length - 1) };
 }

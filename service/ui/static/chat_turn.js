@@ -54,7 +54,7 @@ export function turnView(turn, { place, acts }) {
   const who = element("span", { class: "who" }, generated ? visible(turn.model ?? "Answer") : NAMES[turn.role]);
   const article = element(
     "article",
-    { class: ["turn", turn.role, turn.role === "prompt" && !acts.unanswered(turn) ? "answered" : ""], "aria-label": generated ? `Answer of ${visible(turn.model ?? "")}` : NAMES[turn.role], dataset: { turn: turn.id } },
+    { class: ["turn", turn.role], "aria-label": generated ? `Answer of ${visible(turn.model ?? "")}` : NAMES[turn.role], dataset: { turn: turn.id } },
     element("header", { class: "row" }, who, turn.edited ? element("span", { class: "chip" }, "edited") : null),
     forgotten,
     body,
@@ -109,8 +109,14 @@ export function turnView(turn, { place, acts }) {
     trouble.textContent = turn.trouble ? `Broken off: ${visible(turn.trouble)}` : "";
     if (running !== wasRunning) {
       wasRunning = running;
-      clear(actions).append(...(running ? [] : buttons()));
+      renew();
     }
+  }
+
+  /** What can be done, by what stands beside it and after it now. */
+  function renew() {
+    clear(actions).append(...(busy(turn) ? [] : buttons()));
+    article.classList.toggle("answered", turn.role === "prompt" && !acts.unanswered(turn));
   }
 
   function buttons() {
@@ -205,5 +211,5 @@ export function turnView(turn, { place, acts }) {
 
   redraw();
   update();
-  return { element: article, update, edit, turn };
+  return { element: article, update, renew, edit, turn };
 }

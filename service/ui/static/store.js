@@ -54,9 +54,18 @@ function database() {
   return opened;
 }
 
-/** Records with an `id` each: `all()`, `put(record)`, `remove(id)`. `onfull(error)` is told when one can't be kept. */
-export function collection(name, { onfull = () => {} } = {}) {
+/**
+ * Records with an `id` each: `all()`, `put(record)`, `remove(id)`. `onfull(error)` is told when one can't be kept, and
+ * `onchange(id, record)` what another tab of this browser has kept (null: removed).
+ */
+export function collection(name, { onfull = () => {}, onchange = () => {} } = {}) {
   const records = new Map();
+  const others = new BroadcastChannel(PREFIX + name);
+  others.addEventListener("message", ({ data }) => {
+    if (data.record) records.set(data.id, data.record);
+    else records.delete(data.id);
+    onchange(data.id, data.record);
+  });
 
   async function run(mode, work) {
     const store = (await database()).transaction(name, mode).objectStore(name);
@@ -81,6 +90,7 @@ export function collection(name, { onfull = () => {} } = {}) {
       records.set(record.id, record);
       try {
         await run("readwrite", (store) => store.put(record));
+        others.postMessage({ id: record.id, record });
         return true;
       } catch (error) {
         onfull(error);
@@ -91,6 +101,7 @@ export function collection(name, { onfull = () => {} } = {}) {
       records.delete(id);
       try {
         await run("readwrite", (store) => store.delete(id));
+        others.postMessage({ id, record: null });
       } catch {
         // It is gone from memory at least.
       }

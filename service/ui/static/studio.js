@@ -11,6 +11,7 @@ const filled = new WeakSet();
 async function fill(place) {
   if (filled.has(place)) return;
   filled.add(place);
+  measure();
   place.setAttribute("aria-busy", "true");
   try {
     const script = await import(`./${place.dataset.script}.js`);
@@ -57,6 +58,13 @@ function see() {
   panel(chosen)?.querySelectorAll(".studio-tab[data-script]").forEach(fill);
 }
 
+/** Where tabs begin, for those that fill the rest of the window (`--studio-top`). */
+function measure() {
+  const place = panel(chosen)?.querySelector(".studio-tab");
+  const top = place ? place.getBoundingClientRect().top + scrollY : 0;
+  if (top) document.documentElement.style.setProperty("--studio-top", `${Math.ceil(top)}px`);
+}
+
 /** The tab that the address names; what follows a slash or a question mark is the tab's own. */
 function addressed() {
   const name = location.hash.slice(1).split(/[/?]/)[0].toLowerCase();
@@ -82,6 +90,7 @@ function begin(bar) {
     next.click();
   });
   addEventListener("hashchange", () => choose(addressed()));
+  addEventListener("resize", measure);
   look();
   choose(addressed());
   new MutationObserver(see).observe(document.querySelector("gradio-app") ?? document.body, { childList: true, subtree: true });

@@ -121,7 +121,7 @@ def test_what_was_written_when_the_page_went_away_is_kept_and_gone_on_with(page,
     choose(page, "writer")
     set_parameter(page, "Maximum tokens", "400")
     set_parameter(page, "Seed", "3")
-    send(page, "Go on")
+    send(page, "Once there")
     writing(page)
     page.reload()
     studio.wait_until_idle(5.0)
@@ -131,7 +131,7 @@ def test_what_was_written_when_the_page_went_away_is_kept_and_gone_on_with(page,
     page.click(".turn.continuation >> text=Go on")
     answered(page, 1)
     whole = page.inner_text(".turn.continuation .made")
-    asked = {"model": "writer", "prompt": "Go on", "seed": 3, "max_tokens": 400}
+    asked = {"model": "writer", "prompt": "Once there", "seed": 3, "max_tokens": 400}
     assert whole.startswith(half)
     same = studio.answer("/generate", **asked)["outputs"][0]["text"]
     assert whole[: len(same)].split() == same[: len(whole)].split(), "the same tokens as without the break"
@@ -286,7 +286,7 @@ def test_conversations_are_listed_found_named_and_taken_away(page) -> None:
     page.press(".conversations input", "Enter")
     page.wait_for_selector(".conversations >> text=The tall ones")
     page.click(".conversations li:has-text('lighthouses') >> summary")
-    page.click(".conversations >> text=Delete")
+    page.click(".conversations li:has-text('lighthouses') >> text=Delete")
     page.wait_for_function("document.querySelectorAll('.conversations .title').length == 2")
     page.click("text=Undo")
     page.wait_for_selector(".conversations >> text=About lighthouses")
@@ -417,7 +417,7 @@ def test_a_phone_shows_the_chat_first_and_nothing_sticks_out(browser, studio, vi
         box = page.query_selector("#message").bounding_box()
         assert box["y"] + box["height"] < 844 and box["x"] >= 0 and box["x"] + box["width"] <= 390
         assert not page.is_visible("#settings") and not page.is_visible("#conversations")
-        page.click("[aria-label=Settings]")
+        page.click("button[aria-label=Settings]")
         assert page.is_visible("#settings")
         assert page.query_selector("#settings").bounding_box()["y"] > box["y"]
         set_parameter(page, "Maximum tokens", "8")
@@ -442,3 +442,107 @@ def test_two_browsers_write_at_once_and_keep_to_themselves(browser, studio, visi
         answered(other, 1, "stopped")
         assert len(kept(one)) == len(kept(other)) == 1
     studio.wait_until_idle(5.0)
+
+
+def test_two_tabs_of_one_browser_have_the_same_conversations(page, studio) -> None:
+    other = page.context.new_page()
+    other.goto(studio.url)
+    other.wait_for_selector("#message textarea")
+    set_parameter(page, "Maximum tokens", "5")
+    send(page, "From the first tab")
+    answered(page, 1)
+    other.wait_for_selector(".conversations >> text=From the first tab")
+    other.click(".conversations .title")
+    set_parameter(other, "Maximum tokens", "5")
+    send(other, "From the second")
+    answered(other, 2)
+    # What one has written does not overwrite what the other has.
+    page.wait_for_function("document.querySelectorAll('.turn.assistant').length == 2")
+    assert turns(page) == turns(other) and len(turns(page)) == 4
+
+
+def test_a_conversation_that_is_deleted_while_it_is_answered_stays_away(page, studio) -> None:
+    choose(page, "writer")
+    set_parameter(page, "Maximum tokens", "16000")
+    send(page, "Go on")
+    writing(page)
+    page.click(".conversations summary")
+    page.click(".conversations >> text=Delete")
+    studio.wait_until_idle(5.0)
+    page.wait_for_selector(".welcome")
+    page.reload()
+    page.wait_for_selector(".welcome")
+    assert kept(page) == []
+
+
+def test_who_looks_at_another_conversation_meanwhile_misses_nothing(page, studio) -> None:
+    choose(page, "writer")
+    set_parameter(page, "Maximum tokens", "600")
+    send(page, "In the first")
+    writing(page)
+    page.click("#new-conversation")
+    page.wait_for_selector(".welcome")
+    assert page.is_visible(".send-button"), "two conversations may be answered at once"
+    set_parameter(page, "Maximum tokens", "5")
+    send(page, "In the second")
+    answered(page, 1)
+    page.click(".conversations .title:has-text('In the first')")
+    answered(page, 1)
+    assert "600 tokens" in page.inner_text(".turn.continuation .facts")
+    page.reload()
+    page.wait_for_selector(".turn.continuation")
+    assert "600 tokens" in page.inner_text(".turn.continuation .facts")
+
+
+def test_a_long_conversation_is_not_drawn_anew_for_each_message(page, tmp_path: Path) -> None:
+    turns = {}
+    for number in range(400):
+        role = "assistant" if number % 2 else "user"
+        fields = {"model": "talker", "token_ids": [1], "state": "done"} if number % 2 else {}
+        parent = f"t{number - 1}" if number else ""
+        text = f"{number}\n\n```python\nx = {number}\n```\n\n- **a**\n- b"
+        turns[f"t{number}"] = {
+            "id": f"t{number}",
+            "parent": parent,
+            "role": role,
+            "text": text,
+            "created": number,
+        } | fields
+    chosen = {turn["parent"]: name for name, turn in turns.items()}
+    path = tmp_path / "long.json"
+    conversations = [{"title": "Long", "turns": turns, "chosen": chosen}]
+    path.write_text(json.dumps({"format": "topkapi-conversation", "version": 1, "conversations": conversations}))
+    page.set_input_files(".chat-list [type=file]", path)
+    page.wait_for_function("document.querySelectorAll('.turn').length == 400")
+    page.evaluate("document.querySelectorAll('.turn').forEach((turn, number) => turn.mark = number)")
+    set_parameter(page, "Maximum tokens", "5")
+    send(page, "One more")
+    answered(page, 201)
+    kept = page.evaluate("[...document.querySelectorAll('.turn')].map(turn => turn.mark ?? null)")
+    assert kept == [*range(400), None, None]
+    assert "messages were not read" in page.inner_text(".turn.assistant >> nth=200")
+
+
+def test_stopping_before_the_first_token(page, studio) -> None:
+    import threading
+
+    network = studio.models.get("writer").engine.network
+    running, held = network.run, threading.Event()
+
+    def hold(works: object) -> object:
+        held.wait(30)
+        return running(works)
+
+    choose(page, "writer")
+    network.run = hold
+    try:
+        send(page, "Never mind")
+        page.wait_for_function("document.querySelector('#status').innerText.startsWith('Reading')")
+        page.click(".stop-button")
+        answered(page, 1, "stopped")
+    finally:
+        network.run = running
+        held.set()
+    studio.wait_until_idle(5.0)
+    page.click(".turn.continuation >> text=Retry")
+    answered(page, 1)

@@ -1,4 +1,4 @@
-"""A server that is killed while it answers: noticed, the half answer kept and marked, and gone on with when it is back."""
+"""A server that is killed while it answers: noticed, the half answer kept and marked, gone on with when it is back."""
 
 from __future__ import annotations
 
