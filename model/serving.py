@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TypedDict, cast
 
 import torch
+from torch import nn
 
 from topkapi.model import native
 from topkapi.model.attention import KEY_BLOCK
@@ -13,6 +14,7 @@ from topkapi.model.cache import SlotCache, Work, outputs
 from topkapi.model.core_fields import beyond_core
 from topkapi.model.decoding.choosing import UnusableLogits, check_logits
 from topkapi.model.errors import CheckpointError
+from topkapi.model.linear import Linear
 from topkapi.model.packing import pack
 from topkapi.model.quantize import quantize
 from topkapi.model.speed import SLOWER, pytorch_bfloat16
@@ -103,3 +105,33 @@ def try_network(model: Decoder) -> None:
 def kernels(model: Decoder) -> str:
     """What computes `model`: the native core on an instruction set, or PyTorch."""
     return "PyTorch" if model.core is None else f"native, {model.core.level}"
+
+
+# Of a weight, with what is shared by its block; what the core rounds itself shares a scale over hundreds.
+_BITS = {
+    "float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 4, "nf4": 4.5,
+    "Q4_0": 4.5, "Q4_1": 5, "Q5_0": 5.5, "Q5_1": 6, "Q8_0": 8.5, "Q4_K": 4.5, "Q5_K": 5.5, "Q6_K": 6.5625,
+}  # fmt: skip
+
+
+def weight_bytes(model: Decoder) -> int:
+    """About how many bytes of memory the weights of a network that is served take.
+
+    What kernels hold in a form of their own is reckoned by its precision.
+    """
+    found = 0.0
+    for module in model.modules():
+        if module is model.lm_head and model.config.tie_embeddings:
+            continue
+        # The embeddings are rounded to eight bits at the least.
+        least = 8 if isinstance(module, nn.Embedding) or module is model.lm_head else 0
+        held = module.held_in if isinstance(module, Linear) and module.product else model.held_in
+        for weight in module.parameters(recurse=False):
+            bits = _BITS.get(held, 32) if weight.is_meta else 8 * weight.element_size()
+            found += weight.numel() * max(bits, least) / 8
+    return int(found)
+
+
+def cache_bytes(model: Decoder) -> int:
+    """Bytes of memory that keys and values of one token take."""
+    return SlotCache.token_bytes(model)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from topkapi.engine.engine import Engine
@@ -15,8 +15,10 @@ from topkapi.engine.heartbeat import Watch
 from topkapi.model.conversation.template_trial import try_template
 from topkapi.model.errors import Cancelled, CheckpointError, EngineStopped, SettingsError, TopkapiError, UnknownModel
 from topkapi.model.hub.cache import hub_name_of
-from topkapi.model.serving import kernels, prepare, reading, try_network
+from topkapi.model.reading import confined
+from topkapi.model.serving import cache_bytes, kernels, prepare, reading, try_network, weight_bytes
 from topkapi.model.speed import explained
+from topkapi.model.storage.card import Card, read_card
 from topkapi.model.storage.checkpoint import Checkpoint, load_checkpoint
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.service.embedding import EMBEDDER
@@ -41,6 +43,8 @@ class LoadedModel:
     """Why its matrices are held in what they are held in."""
     warnings: tuple[str, ...] = ()
     """What whoever loads it should know."""
+    card: Card = field(default_factory=Card)
+    """What it says of itself."""
 
     @property
     def context_length(self) -> int:
@@ -56,6 +60,13 @@ class LoadedModel:
     def cache_dtype(self) -> str:
         """What keys and values are held in."""
         return self.checkpoint.model.cache_dtype
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """About how many bytes its `weights` take, and its `cache` of keys and values once all of it is in use."""
+        network = self.engine.network
+        of_cache = network.slots * network.capacity * cache_bytes(self.checkpoint.model)
+        return {"weights": weight_bytes(self.checkpoint.model), "cache": of_cache}
 
     @property
     def kernels(self) -> str:
@@ -150,8 +161,10 @@ class Models:
             self.loading = name
             try:
                 checkpoint = load_checkpoint(path, within=within, **reading(self.settings.dtype))
+                with confined(within):
+                    card = read_card(path)
                 before = self._models.get(name)
-                loaded = self._start(name, checkpoint, path)
+                loaded = self._start(name, checkpoint, path, card)
             finally:
                 self.loading = None
                 give_back()
@@ -166,9 +179,9 @@ class Models:
             sweep()
         return loaded
 
-    def _start(self, name: str, checkpoint: Checkpoint, path: Path) -> LoadedModel:
+    def _start(self, name: str, checkpoint: Checkpoint, path: Path, card: Card) -> LoadedModel:
         try:
-            return self.add(name, checkpoint, math.floor(path.stat().st_mtime))
+            return self.add(name, checkpoint, math.floor(path.stat().st_mtime), card)
         except TopkapiError:
             raise
         except Exception as error:  # weights that no kernel takes, or no memory for the cache
@@ -237,7 +250,7 @@ class Models:
         others = {alias: target for alias, target in self._aliases.items() if target != name}
         self._aliases = others | dict.fromkeys(aliases, name)
 
-    def add(self, name: str, checkpoint: Checkpoint, created: int = 0) -> LoadedModel:
+    def add(self, name: str, checkpoint: Checkpoint, created: int = 0, card: Card | None = None) -> LoadedModel:
         """Start an engine for a checkpoint that is in memory already. Its matrices become unfit for training.
 
         Raises `CheckpointError` where its chat template fails on every conversation, or its network on a token.
@@ -259,7 +272,8 @@ class Models:
         self._watch.start()
         metrics = ModelMetrics(self.metrics, name, engine)
         control_ids = frozenset(checkpoint.tokenizer.control_tokens.values())
-        loaded = LoadedModel(name, checkpoint, engine, metrics, created, control_ids, why, warnings)
+        known = (why, warnings, card or Card())
+        loaded = LoadedModel(name, checkpoint, engine, metrics, created, control_ids, *known)
         self._models = self._models | {name: loaded}
         return loaded
 

@@ -18,6 +18,7 @@ from topkapi.model.flags import flag_of
 from topkapi.model.wrong_values import told
 
 DtypeName = Literal["auto", "float32", "bfloat16", "int8", "int4"]
+RUNS = Path("runs")
 CacheDtypeName = Literal["auto", "float32", "float16", "int8"]
 
 
@@ -46,6 +47,7 @@ class Settings(BaseSettings):
     model_directory: Path | None = setting(
         None, "directory from which requests may load and unload checkpoints [none]", flag={"metavar": "DIR"}
     )
+    runs_directory: Path = setting(RUNS, "directory whose training runs requests may look at", flag={"metavar": "DIR"})
     hub_models: bool = setting(
         False, "let requests load models of the Hugging Face hub, which are downloaded, and unload what is loaded"
     )
@@ -131,10 +133,11 @@ class Settings(BaseSettings):
                 raise ValueError("an origin is a scheme and a host, such as https://example.org, or *")
         return origins
 
-    @field_validator("model_directory")
+    @field_validator("model_directory", "runs_directory")
     @classmethod
     def _is_directory(cls, directory: Path | None) -> Path | None:
-        if directory is not None and not directory.expanduser().is_dir():
+        # Where runs are written by default there may be none yet.
+        if directory not in (None, RUNS) and not directory.expanduser().is_dir():
             raise ValueError("there is no such directory")
         return directory
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, Field
 
 from topkapi.model.errors import CheckpointError, InvalidRequest
@@ -64,12 +64,20 @@ class ChangeRequest(Strict):
     )
 
 
+class Memory(BaseModel):
+    """About how many bytes a checkpoint's weights take, and its cache of keys and values once all of it is in use."""
+
+    weights: int
+    cache: int
+
+
 class ModelDetails(BaseModel):
-    """A loaded checkpoint. `dtype` is what matrices are held in, `dtype_why` says why, `kv_cache_dtype` is what keys
-    and values are held in; `kernels` says what computes it, `chat` whether it takes messages, `draft` whether a smaller
-    one guesses ahead for it; `defaults` are the decoding parameters that a prompt is continued with where a request
-    says nothing, `chat_defaults` those of answers to messages (null for a base checkpoint), `warnings` what whoever
-    loads it should know."""
+    """A loaded checkpoint. `licence` is what its card or file says that it may be used under (null: nothing), `card`
+    whether there is one to read at `/models/{name}/card`. `dtype` is what matrices are held in, `dtype_why` says why,
+    `kv_cache_dtype` is what keys and values are held in; `kernels` says what computes it, `chat` whether it takes
+    messages, `draft` whether a smaller one guesses ahead for it; `defaults` are the decoding parameters that a prompt
+    is continued with where a request says nothing, `chat_defaults` those of answers to messages (null for a base
+    checkpoint), `warnings` what whoever loads it should know."""
 
     name: str
     aliases: list[str]
@@ -82,6 +90,9 @@ class ModelDetails(BaseModel):
     dtype_why: str
     kv_cache_dtype: str
     kernels: str
+    memory: Memory
+    licence: str | None
+    card: bool
     chat: bool
     draft: bool
     defaults: dict[str, Any]
@@ -114,6 +125,10 @@ class ModelsResponse(BaseModel):
 
 
 NAMED = errors_of(schemas.ErrorBody, 404, more={422: "The name is not valid"})
+CARD = errors_of(schemas.ErrorBody, more={
+    404: "The checkpoint is not loaded, or has no card",
+    422: "The name is not valid",
+})  # fmt: skip
 NOT_ALLOWED = errors_of(schemas.ErrorBody, more={
     403: "The server lets no request change what is loaded",
     409: "Another change is under way",
@@ -140,6 +155,15 @@ def add_checkpoints(routes: Routes, models: Models) -> None:
     @server("/models/{name}", "A loaded checkpoint", ModelDetails, method="GET", errors=NAMED)
     async def one_model(name: str) -> Response:
         return JSONResponse(describe(models, models.get(name)))
+
+    @server("/models/{name}/card", "What a loaded checkpoint says of itself", method="GET", description="Markdown",
+            errors=CARD, stream={"text/markdown": {"schema": {"type": "string"}}},
+            response_class=PlainTextResponse)  # fmt: skip
+    async def card(name: str) -> Response:
+        text = models.get(name).card.text
+        if text is None:
+            raise Refused(404, "not_found", f"{name} has no card", hint="a card is the README.md of its directory")
+        return Response(text, media_type="text/markdown")
 
     @server("/models", "Load a checkpoint", ModelDetails, status=201, description="It is loaded", errors=REFUSED)
     async def load(body: LoadRequest) -> Response:
@@ -194,6 +218,9 @@ def describe(models: Models, model: LoadedModel) -> dict[str, Any]:
         "dtype_why": model.why,
         "kv_cache_dtype": model.cache_dtype,
         "kernels": model.kernels,
+        "memory": model.memory,
+        "licence": model.card.licence,
+        "card": model.card.text is not None,
         "chat": checkpoint.chat is not None,
         "draft": model.engine.drafter is not None,
         "defaults": defaults_of(model, chat=False),

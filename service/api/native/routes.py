@@ -16,6 +16,7 @@ from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.native import render, schemas, score_schemas
 from topkapi.service.api.native.asking import generation_of
 from topkapi.service.api.native.checkpoints import add_checkpoints
+from topkapi.service.api.native.runs import add_runs
 from topkapi.service.api.native.score import ScoreAnswer
 from topkapi.service.api.native.streams import KeptAnswer, Streams, add_streams, resumed
 from topkapi.service.generation import Delta
@@ -30,6 +31,7 @@ def router(models: Models) -> Routes:
     streams = Streams(models.settings.stream_grace, models.settings.stream_bytes)
     add_streams(routes, streams)
     add_checkpoints(routes, models)
+    add_runs(routes, models)
 
     @routes.answering(
         "/generate",

@@ -8,6 +8,7 @@ What the document's writers need to know:
   `topkapi-base` (without), tiny ones with random weights here: an example may not depend on what they answer.
 - Every curl must be answered with success; one that is meant to be refused ends with its status, as in `… # 422`.
 - Checkpoints may be loaded by `POST /models` from the directory that holds those two.
+- There is one training run, `mine`, which has ended.
 """
 
 from __future__ import annotations
@@ -52,7 +53,12 @@ def server(serve: Callable, tiny_checkpoint: Callable[..., Path], tmp_path_facto
     directory = tmp_path_factory.mktemp("served")
     for name, options in (("topkapi-chat", {"seed": 0}), ("topkapi-base", {"seed": 1, "chat": False})):
         shutil.move(tiny_checkpoint(name, context=512, **options), directory / name)
-    with serve(directory / "topkapi-chat", directory / "topkapi-base", model_directory=directory) as running:
+    run = directory / "runs" / "mine"
+    run.mkdir(parents=True)
+    for name, text in (("config.yaml", "epochs: 1\n"), ("metrics.jsonl", '{"step": 0}\n'), ("report.md", "# mine\n")):
+        (run / name).write_text(text)
+    places = {"model_directory": directory, "runs_directory": run.parent}
+    with serve(directory / "topkapi-chat", directory / "topkapi-base", **places) as running:
         yield running
 
 
