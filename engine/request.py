@@ -31,13 +31,25 @@ class StopCheck(Protocol):
 
 
 @dataclass(frozen=True)
+class Caller:
+    """On whose behalf a job is done. Callers get room in turn, after all those of a higher `precedence`."""
+
+    name: str = ""
+    precedence: int = 0
+
+
+NOBODY = Caller()
+"""The caller of whatever names none."""
+
+
+@dataclass(frozen=True)
 class GenerateJob:
     """Continue one prompt.
 
     `parameters` are effective ones, from `model.decoding.parameters.resolve`. `stop_check(index)` makes the stop
     check of sequence `index`; it is how stop strings reach an engine that knows no text. `constraint(index)` makes its
     constraint, where the parameters ask for structured output. `negative` are the tokens of the negative prompt (empty:
-    the prompt's last token). `deadline` is in `time.monotonic()` seconds.
+    the prompt's last token). `deadline` is in `time.monotonic()` seconds. `priority` orders the jobs of one `caller`.
     """
 
     prompt: Sequence[int]
@@ -47,6 +59,7 @@ class GenerateJob:
     priority: int = 0
     constraint: Callable[[int], Constraint] | None = None
     negative: Sequence[int] = ()
+    caller: Caller = NOBODY
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,7 @@ class ScoreJob:
     deadline: float | None = None
     priority: int = 0
     first: int = 1
+    caller: Caller = NOBODY
 
 
 Job = GenerateJob | ScoreJob
@@ -152,6 +166,11 @@ Deliver = Callable[[list[Event]], None]
 
 class Handle(Protocol):
     """A submitted job."""
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is done for it any more."""
+        ...
 
     def cancel(self) -> None:
         """End the job within one step; its sequences finish with reason `cancelled`. Safe from any thread."""

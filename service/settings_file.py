@@ -1,0 +1,53 @@
+"""A YAML file with settings: one document, each setting once, none that there isn't."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from topkapi.model.errors import SettingsError
+from topkapi.model.nearest import nearest
+from topkapi.model.user_files import LONGEST_SETTINGS, read_file
+
+
+class _Once(yaml.SafeLoader):
+    """Reads plain values, and refuses a name that is given twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            name = self.construct_object(key, deep=True)
+            if isinstance(name, str) and name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{name} is given twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def read_settings(path: Path, known: Sequence[str]) -> dict[str, Any]:
+    """The settings of a file by their names; what is null is left to others. Raises `SettingsError`."""
+    raw = read_file(path, LONGEST_SETTINGS, field="config", kind=SettingsError)
+    try:
+        loader = _Once(raw.decode("utf-8"))
+        try:
+            document = loader.get_single_data()
+        finally:
+            loader.dispose()
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = "" if mark is None else f", line {mark.line + 1}"
+        problem = getattr(error, "problem", None) or "it can't be read"
+        raise SettingsError(f"{path}{place} is not YAML: {problem}", field="config") from None
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        hint = "write one setting a line, such as port: 8000"
+        raise SettingsError(f"{path} must hold settings by their names", field="config", hint=hint)
+    for name in document:
+        if name not in known or name == "config":
+            near = nearest(str(name), [each for each in known if each != "config"])
+            hint = f"did you mean {near}?" if near else "topkapi config lists every setting"
+            raise SettingsError(f"{path}: there is no setting {str(name)[:80]!r}", field="config", hint=hint)
+    return {name: value for name, value in document.items() if value is not None}
