@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from topkapi.model.errors import Cancelled
+from topkapi.model.errors import TopkapiError
 from topkapi.service.api.http.dialect import dialect_of
 from topkapi.service.api.http.errors import NATIVE, error_response
 
@@ -22,6 +22,14 @@ DRAIN_RETRY_SECONDS = 5
 
 WATCHING = {"/health", "/ready", "/v1/health", "/metrics"}
 """What is answered to the last."""
+
+
+class Stopping(TopkapiError):
+    """The server takes nothing new. Nothing was begun, so nothing was cancelled; it is told as if it had been."""
+
+    status = 503
+    kind = "cancelled"
+    retry_after = DRAIN_RETRY_SECONDS
 
 
 @dataclass(eq=False)
@@ -123,8 +131,7 @@ class Requests:
                 request.task.cancel()
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = Cancelled("the server is stopping", hint="try again in a moment")
-        error.retry_after = DRAIN_RETRY_SECONDS
+        error = Stopping("the server is stopping", hint="try again in a moment")
         # The studio's requests are of an application of its own, which has no dialects.
         if "app" not in scope or not hasattr(scope["app"].state, "dialects"):
             scope = {**scope, **self._known}

@@ -143,8 +143,8 @@ def check_exposure(settings: Settings) -> None:
         raise SettingsError(
             f"at {settings.host} other machines could use this server, and there are no keys",
             field="host",
-            hint="topkapi key new NAME --append FILE makes one for --keys FILE, or set TOPKAPI_API_KEY; with --insecure "
-            "everybody is served",
+            hint="topkapi key new NAME --append FILE makes one for --keys FILE, or set TOPKAPI_API_KEY; with "
+            "--insecure everybody is served",
         )
 
 

@@ -96,13 +96,14 @@ class Authority:
             return
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         quota: Quota | None = None
+        # Asked now: an application within this one takes the scope for its own.
+        dialect = dialect_of(scope)
         try:
             quota = self._admit(scope, needed(scope["method"], path, scope["app"]))
         except TopkapiError as error:
             headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
             call = current_call()
             quota = None if call is None else call.quota
-            dialect = dialect_of(scope)
             if quota is not None:
                 headers |= rate_limit_headers(quota, dialect)
             await error_response(error, dialect, headers)(scope, receive, send)
@@ -113,7 +114,7 @@ class Authority:
 
         async def with_limits(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(raw=message["headers"]).update(rate_limit_headers(quota, dialect_of(scope)))
+                MutableHeaders(raw=message["headers"]).update(rate_limit_headers(quota, dialect))
             await send(message)
 
         await self._app(scope, receive, with_limits)

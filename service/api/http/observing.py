@@ -46,7 +46,7 @@ class Observed:
         if _IDENTIFIER.fullmatch(given):
             call.identifier = given.decode("ascii")
         enter(call)
-        status = 0
+        status, dialect = 0, dialect_of(scope)
 
         async def named(message: Message) -> None:
             nonlocal status
@@ -54,7 +54,7 @@ class Observed:
                 status = message["status"]
                 told = MutableHeaders(raw=message["headers"])
                 told["X-Request-Id"] = call.identifier
-                if dialect_of(scope).name == "anthropic":
+                if dialect.name == "anthropic":
                     told["request-id"] = call.identifier
             await send(message)
 
@@ -62,7 +62,7 @@ class Observed:
             try:
                 call.timeout_s = timeout_of(headers)
             except TopkapiError as error:
-                await error_response(error, dialect_of(scope))(scope, receive, named)
+                await error_response(error, dialect)(scope, receive, named)
                 return
             if call.timeout_s is not None:
                 call.deadline = began + call.timeout_s

@@ -94,7 +94,7 @@ def test_probes_and_pages_need_no_key_and_everything_else_does(locked) -> None:
 
 @pytest.mark.parametrize("header", ["Authorization", "x-api-key", "api-key"])
 def test_a_key_comes_by_any_clients_header(locked, header) -> None:
-    value = KEYS["alice"] if header != "Authorization" else f"bearer  {KEYS['alice']} "
+    value = KEYS["alice"] if header != "Authorization" else f"bearer  {KEYS['alice']}"
     for path, body in (
         ("/generate", SHORT),
         ("/v1/completions", SHORT),
@@ -177,7 +177,8 @@ def test_tokens_a_minute_read_and_written(locked) -> None:
 def test_requests_at_once(locked) -> None:
     slow = {"prompt": "a", "max_tokens": 1500, "ignore_end_token": True, "stream": True}
     with locked.client.stream("POST", "/generate", json=slow, headers=bearer("single")) as stream:
-        next(stream.iter_lines())
+        lines = stream.iter_lines()
+        next(lines)
         refused = ask(locked, "/generate", SHORT, **bearer("single"))
         assert refused.status_code == 429 and "1 request under way at once" in refused.text
         assert ask(locked, "/generate", SHORT, **bearer("alice")).status_code == 200
