@@ -11,10 +11,12 @@ caller, and where all have the same, priority and then arrival decide.
 from __future__ import annotations
 
 import bisect
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from topkapi.engine.allocation import Allocation, SlotPool
+from topkapi.engine.request import Caller
 from topkapi.engine.submitted import Sequence
 
 WRITTEN = 2.0
@@ -111,18 +113,16 @@ class Scheduler:
 
     def _in_turn(self) -> Iterator[Sequence]:
         """The waiting sequences in the order in which they get room; each is looked for once the one before has its."""
-        waiting = list(self.waiting)
-        if len({sequence.owner.job.caller for sequence in waiting}) < 2:
-            yield from waiting
-            return
-        while waiting:
-            # Of equals, the first: they lie by priority and arrival.
-            place = min(range(len(waiting)), key=lambda at: self._turn(waiting[at]))
-            yield waiting.pop(place)
-
-    def _turn(self, sequence: Sequence) -> tuple[int, float]:
-        caller = sequence.owner.job.caller
-        return -caller.precedence, self._given[caller.name]
+        queues: dict[Caller, deque[Sequence]] = {}
+        for sequence in self.waiting:
+            queues.setdefault(sequence.owner.job.caller, deque()).append(sequence)
+        # Of callers that have been given as much, the one that has waited longest.
+        oldest = {caller: min(map(self._arrivals.__getitem__, queue)) for caller, queue in queues.items()}
+        while queues:
+            turn = min(queues, key=lambda caller: (-caller.precedence, self._given[caller.name], oldest[caller]))
+            yield queues[turn].popleft()
+            if not queues[turn]:
+                del queues[turn]
 
     def _welcome(self, name: str) -> None:
         """Count for a caller that has nothing here: from what the others have, not from when it was here last."""
