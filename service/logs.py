@@ -33,6 +33,9 @@ def set_up(log_format: str, *, access: bool, texts: bool) -> None:
     handler.setFormatter(_Json(texts) if log_format == "json" else _Text(texts))
     logging.getLogger().handlers[:] = [handler]
     logging.getLogger().setLevel(logging.WARNING)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logging.getLogger(name).handlers[:] = []
+        logging.getLogger(name).propagate = True
     ACCESS.setLevel(logging.INFO if access else logging.WARNING)
     _SAYING.setLevel(logging.INFO if log_format == "json" else logging.WARNING)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -163,11 +164,37 @@ class Settings(BaseSettings):
                 raise ValueError("an origin is a scheme and a host, such as https://example.org, or *")
         return origins
 
-    @field_validator("api_key", "keys", mode="before")
+    @field_validator("api_key", "config", "keys", mode="before")
     @classmethod
     def _empty_is_none(cls, given: object) -> object:
         # What compose passes on of a variable that nobody has set.
         return None if given == "" else given
+
+    @field_validator("api_key")
+    @classmethod
+    def _is_key(cls, key: SecretStr | None) -> SecretStr | None:
+        form = r"sha256:[0-9a-f]{64}|(?!sha256:)[!-~]{16,512}"
+        if key is not None and not re.fullmatch(form, key.get_secret_value()):
+            raise ValueError("no key")
+        return key
+
+    @field_validator("keys")
+    @classmethod
+    def _is_there(cls, path: Path | None) -> Path | None:
+        path = None if path is None else path.expanduser()
+        if path is not None and (path.is_dir() or not path.exists()):
+            raise ValueError("must be a file")
+        return path
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_addresses(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            try:
+                _ = proxy == "*" or ipaddress.ip_network(proxy)
+            except ValueError:
+                raise ValueError("a proxy is an address, a network such as 10.0.0.0/8, or *") from None
+        return proxies
 
     @field_validator("model_directory")
     @classmethod
@@ -191,7 +218,8 @@ class Settings(BaseSettings):
         variables = {name.lower() for name in os.environ}
         environment = {name for name in cls.model_fields if f"topkapi_{name}" in variables}
         path = given.get("config") or os.environ.get("TOPKAPI_CONFIG")
-        in_file = {} if not path else read_settings(Path(path).expanduser(), list(cls.model_fields))
+        named = flag_of("config") if given.get("config") else "TOPKAPI_CONFIG"
+        in_file = {} if not path else read_settings(Path(path).expanduser(), list(cls.model_fields), named)
         sources = dict.fromkeys(cls.model_fields, "default")
         sources |= {name: f"{name} in {path}" for name in in_file}
         sources |= {name: f"TOPKAPI_{name.upper()}" for name in environment}
@@ -204,6 +232,8 @@ class Settings(BaseSettings):
             name = str(first["loc"][0])
             if name == "api_key":
                 # What was given stays unsaid.
-                raise SettingsError(f"{sources[name]} must be a text", field=name) from None
+                told_of = "is not 16 to 512 letters, digits and signs without spaces, nor sha256: and the hash of such"
+                hint = "topkapi key new NAME prints a key and its hash"
+                raise SettingsError(f"{sources[name]} {told_of}", field=name, hint=hint) from None
             source = sources.get(name, name)
             raise SettingsError(told(source, first, cls.model_fields.get(name)), field=name) from None

@@ -11,6 +11,7 @@ import yaml
 from topkapi.model.errors import SettingsError
 from topkapi.model.nearest import nearest
 from topkapi.model.user_files import LONGEST_SETTINGS, read_file
+from topkapi.model.wrong_values import shown
 
 
 class _Once(yaml.SafeLoader):
@@ -26,8 +27,13 @@ class _Once(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_settings(path: Path, known: Sequence[str]) -> dict[str, Any]:
-    """The settings of a file by their names; what is null is left to others. Raises `SettingsError`."""
+def read_settings(path: Path, known: Sequence[str], named: str) -> dict[str, Any]:
+    """The settings of the file that the flag or variable `named` names, by theirs; what is null is left to others.
+
+    Raises `SettingsError`.
+    """
+    if path.is_dir() or not path.exists():
+        raise SettingsError(f"{named} must be a file, not {shown(str(path))}", field="config")
     raw = read_file(path, LONGEST_SETTINGS, field="config", kind=SettingsError)
     try:
         loader = _Once(raw.decode("utf-8"))

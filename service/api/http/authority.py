@@ -13,12 +13,11 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from topkapi.model.errors import TopkapiError
 from topkapi.service.api.http.dialect import Dialect, dialect_of
 from topkapi.service.api.http.errors import Refused, error_response
 from topkapi.service.calls import current_call
 from topkapi.service.keys import KeyRing, Role
-from topkapi.service.quotas import Quota
+from topkapi.service.quotas import Quota, RateLimited
 
 OPEN = {"/health", "/ready", "/v1/health"}
 """What probes ask, which say nothing of anybody."""
@@ -100,7 +99,7 @@ class Authority:
         dialect = dialect_of(scope)
         try:
             quota = self._admit(scope, needed(scope["method"], path, scope["app"]))
-        except TopkapiError as error:
+        except (Refused, RateLimited) as error:
             headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
             call = current_call()
             quota = None if call is None else call.quota

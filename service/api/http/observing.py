@@ -11,7 +11,6 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from topkapi.model.errors import TopkapiError
 from topkapi.service.api.http.dialect import dialect_of
 from topkapi.service.api.http.errors import Refused, error_response
 from topkapi.service.calls import Call, enter
@@ -61,7 +60,7 @@ class Observed:
         try:
             try:
                 call.timeout_s = timeout_of(headers)
-            except TopkapiError as error:
+            except Refused as error:
                 await error_response(error, dialect)(scope, receive, named)
                 return
             if call.timeout_s is not None:
