@@ -1,6 +1,8 @@
 # A server for the checkpoints in /checkpoints: the default ones, or those mounted there.
 #   docker build -t topkapi .
-#   docker run --rm --read-only --tmpfs /tmp -p 8000:8000 topkapi
+#   docker run --rm --read-only --tmpfs /tmp -p 127.0.0.1:8000:8000 -e TOPKAPI_API_KEY=… topkapi
+# It serves whoever can reach it, so it does not start without a key (topkapi key new NAME prints one), a file of keys
+# (TOPKAPI_KEYS) or the word that nobody else can: -e TOPKAPI_INSECURE=true.
 ARG BASE=python:3.11-slim
 
 FROM ${BASE} AS build

@@ -7,13 +7,13 @@ next tokens at once, and hands each job the events of the step in one call.
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
+from topkapi.engine.admission import LONGEST_WAIT, Room, check_room, too_late
 from topkapi.engine.network import DecoderNetwork, Network
 from topkapi.engine.request import Deliver, Failed, GenerateJob, Job
 from topkapi.engine.search import sequences_of
@@ -23,7 +23,7 @@ from topkapi.engine.submitted import Sequence, Submitted
 from topkapi.model.config import ModelConfig
 from topkapi.model.decoding.parameters import grammar_parameter
 from topkapi.model.decoding.speculation import DRAFT_TOKENS, Drafter
-from topkapi.model.errors import Cancelled, EngineError, EngineStopped, InvalidRequest, Overloaded
+from topkapi.model.errors import Cancelled, EngineError, EngineStopped, InvalidRequest
 from topkapi.model.generation import check_prompt
 from topkapi.model.scoring import check_text
 from topkapi.model.transformer import Decoder
@@ -39,17 +39,16 @@ MOST_CRASHES, CRASHES_SECONDS = 3, 60.0
 PAUSE_SECONDS = 1.0
 """Before it begins anew, for each time but one that it did so of late."""
 
-LONGEST_WAIT = 3600
-"""Seconds that a client is told to wait at most."""
+__all__ = ["LONGEST_WAIT", "Engine"]
 
 
 class Engine:
     """Serves one model. `submit` is safe from any thread; `deliver` is called on the engine's own.
 
     Up to `max_running` sequences are computed together; `max_queue` more jobs, of `max_queued_tokens` prompt tokens
-    together (None: 64 contexts), may wait. What exceeds that is refused with `Overloaded`. `step_tokens` is the budget
-    of one step. `draft` is a smaller network with the same vocabulary that guesses ahead. The events of a step are
-    delivered within `handing_out()`.
+    together (None: 64 contexts), may wait, for at most `max_queue_seconds` (None: as long as it takes). What exceeds
+    that is refused with `Overloaded`. `step_tokens` is the budget of one step. `draft` is a smaller network with the
+    same vocabulary that guesses ahead. The events of a step are delivered within `handing_out()`.
     """
 
     def __init__(
@@ -60,6 +59,7 @@ class Engine:
         max_running: int = 32,
         max_queue: int = 256,
         max_queued_tokens: int | None = None,
+        max_queue_seconds: float | None = None,
         step_tokens: int = STEP_TOKENS,
         network: Network | None = None,
         draft: Decoder | Network | None = None,
@@ -75,6 +75,7 @@ class Engine:
         self.heartbeat = self._steps.heartbeat
         self.config: ModelConfig = replace(model.config, context_length=network.capacity)
         self.max_queued_tokens = max_queued_tokens or 64 * self.config.context_length
+        self.max_queue_seconds = max_queue_seconds
         self.trouble: EngineStopped | None = None
         self._given_up = False
         self._arriving: list[Submitted] = []
@@ -104,6 +105,11 @@ class Engine:
     def restarts(self) -> int:
         """How often it has begun anew."""
         return self.counters.restarts
+
+    @property
+    def usage(self) -> float:
+        """The part of its slots that hold a running sequence, from 0 to 1."""
+        return len(self._steps.scheduler.running) / self.network.slots
 
     @property
     def network(self) -> Network:
@@ -142,16 +148,17 @@ class Engine:
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, job: Job, deliver: Deliver) -> Submitted:
-        """Queue `job`; its events go to `deliver`.
+    def submit(self, job: Job, deliver: Deliver, *, begun: bool = False) -> Submitted:
+        """Queue `job`; its events go to `deliver`. With `begun` it goes on with what has begun, and may wait for ever.
 
-        Raises `InvalidRequest` for a job that could never run, `Overloaded` when the queue is full, `EngineError`
-        when the engine is closed.
+        Raises `InvalidRequest` for a job that could never run, `Overloaded` when the queue is full or the job could not
+        begin in time, `EngineError` when the engine is closed.
         """
         self._check(job)
         if isinstance(job, GenerateJob) and job.parameters.draft_tokens is None and self.drafter is not None:
             job = replace(job, parameters=replace(job.parameters, draft_tokens=DRAFT_TOKENS))
         submitted = Submitted(job, deliver, self.network.deterministic)
+        submitted.patience = None if begun else self.max_queue_seconds
         submitted.sequences = sequences_of(submitted, self.config)
         together = max(len(sequence.group) for sequence in submitted.sequences)
         if together > self.network.slots:
@@ -168,16 +175,9 @@ class Engine:
                 raise self.cancellation()
             if self.trouble is not None:
                 raise EngineStopped(self.trouble.message, retry_after=self.trouble.retry_after)
-            # What is going to be ended takes up no room.
-            jobs = [other for other in (*self._arriving, *self._jobs) if not other.unwanted]
-            waiting = [other for other in jobs if other.started_at is None]
-            queued = sum(_length(other.job) for other in waiting)
-            if len(waiting) >= self.max_queue or (waiting and queued + _length(job) > self.max_queued_tokens):
-                wait = self._steps.speed.wait(jobs, self.network.slots)
-                retry_after = max(1, min(LONGEST_WAIT, math.ceil(wait or 0)))
-                message = f"{len(waiting)} requests are waiting, the queue is full"
-                hint = "try again in a moment" if wait is None else f"what is waiting takes about {retry_after} s"
-                raise Overloaded(message, retry_after=retry_after, hint=hint)
+            room = Room(self.max_queue, self.max_queued_tokens, self.max_queue_seconds)
+            jobs = (*self._jobs, *self._arriving)
+            check_room(job, jobs, room, self._steps.speed, self.network.slots, begun=begun)
             self._arriving.append(submitted)
             self._changed.notify()
         return submitted
@@ -342,6 +342,8 @@ class Engine:
                 submitted.close("cancelled")
             elif submitted.late:
                 submitted.close("deadline")
+            elif submitted.impatient:
+                submitted.fail(too_late(time.monotonic() - submitted.queued_at))
             else:
                 for sequence in submitted.sequences:
                     if not sequence.done and sequence.over_at_once is not None:
@@ -362,7 +364,7 @@ class Engine:
                     # A receiver that fails (its event loop is gone, say) must not take the others down.
                     logger.exception("a receiver of %s failed; its job is cancelled", self.name)
                     submitted.cancelled = True
-                if submitted.over and not submitted.unwanted:
+                if submitted.over and not submitted.unwanted and submitted.started_at is not None:
                     self._steps.speed.ended(submitted)
         self._steps.scheduler.drop_done()
         with self._changed:
@@ -380,7 +382,3 @@ def _tell_at_least(submitted: Submitted, error: EngineError) -> None:
         submitted.deliver([Failed(error)])
     except BaseException:
         logger.exception("a receiver can't be told that its job is over")
-
-
-def _length(job: Job) -> int:
-    return len(job.prompt) + len(job.negative) if isinstance(job, GenerateJob) else len(job.token_ids)

@@ -31,13 +31,25 @@ class StopCheck(Protocol):
 
 
 @dataclass(frozen=True)
+class Caller:
+    """On whose behalf a job is done. Callers get room in turn, after all those of a higher `precedence`."""
+
+    name: str = ""
+    precedence: int = 0
+
+
+NOBODY = Caller()
+"""The caller of whatever names none."""
+
+
+@dataclass(frozen=True)
 class GenerateJob:
     """Continue one prompt.
 
     `parameters` are effective ones, from `model.decoding.parameters.resolve`. `stop_check(index)` makes the stop
     check of sequence `index`; it is how stop strings reach an engine that knows no text. `constraint(index)` makes its
     constraint, where the parameters ask for structured output. `negative` are the tokens of the negative prompt (empty:
-    the prompt's last token). `deadline` is in `time.monotonic()` seconds.
+    the prompt's last token). `deadline` is in `time.monotonic()` seconds. `priority` orders the jobs of one `caller`.
     """
 
     prompt: Sequence[int]
@@ -49,6 +61,7 @@ class GenerateJob:
     negative: Sequence[int] = ()
     progress: bool = False
     """Whether it is told how much of the prompt has been read."""
+    caller: Caller = NOBODY
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,7 @@ class ScoreJob:
     deadline: float | None = None
     priority: int = 0
     first: int = 1
+    caller: Caller = NOBODY
 
 
 Job = GenerateJob | ScoreJob
@@ -162,6 +176,11 @@ Deliver = Callable[[list[Event]], None]
 
 class Handle(Protocol):
     """A submitted job."""
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is done for it any more."""
+        ...
 
     def cancel(self) -> None:
         """End the job within one step; its sequences finish with reason `cancelled`. Safe from any thread."""

@@ -2,16 +2,25 @@
 
 One budget of tokens per step: sequences that generate come first with one token each, prompts share what is left in
 order of priority and arrival, so a long prompt delays the others by at most one budget.
+
+Callers take turns: of those with the highest precedence, room goes to the one that has been given the fewest tokens
+(Sheng et al. 2024, Fairness in Serving Large Language Models: the virtual token counter). Among the sequences of one
+caller, and where all have the same, priority and then arrival decide.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from topkapi.engine.allocation import Allocation, SlotPool
+from topkapi.engine.request import Caller
 from topkapi.engine.submitted import Sequence
+
+WRITTEN = 2.0
+"""What a written token counts for beside one that is read: it takes a pass of the network, with others."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +44,12 @@ class Scheduler:
         self._admitted = admitted
         self._arrivals: dict[Sequence, int] = {}
         self._next_arrival = 0
+        self._given: dict[str, float] = {}
 
     def add(self, sequences: Iterable[Sequence]) -> None:
         """Queue new sequences behind those of equal priority."""
         for sequence in sequences:
+            self._welcome(sequence.owner.job.caller.name)
             self._arrivals[sequence] = self._next_arrival
             self._next_arrival += 1
             self._queue(sequence)
@@ -62,6 +73,8 @@ class Scheduler:
         for sequence in sorted(self.running, key=lambda sequence: (sequence.pending > 1, self._rank(sequence))):
             count = min(sequence.pending, left)
             if count:
+                if sequence.pending == 1:
+                    self._given[sequence.owner.job.caller.name] += WRITTEN
                 shares.append(Share(sequence, count))
                 left -= count
         # Guesses take only what nobody else wants.
@@ -71,7 +84,7 @@ class Scheduler:
         return shares
 
     def _admit(self) -> None:
-        for first in list(self.waiting):
+        for first in self._in_turn():
             group = first.group
             if first is not next(iter(group)) or not first.ready:
                 continue
@@ -84,18 +97,40 @@ class Scheduler:
                 sequence.slot, sequence.computed = allocation.slot, allocation.cached
                 self.waiting.remove(sequence)
                 self.running.append(sequence)
+                self._given[sequence.owner.job.caller.name] += sequence.pending
                 self._admitted(sequence, allocation)
 
     def _preempt_for(self, sequence: Sequence) -> bool:
         """Take the slots of a running group of lower priority; it waits again and loses nothing but time."""
-        victim = max(self.running, key=self._rank)
-        if victim.owner.job.priority >= sequence.owner.job.priority:
+        victim = max((each for each in self.running if _gives_way(each, sequence)), key=self._rank, default=None)
+        if victim is None:
             return False
         for member in victim.group:
             self.running.remove(member)
             self._release(member)
             self._queue(member)
         return True
+
+    def _in_turn(self) -> Iterator[Sequence]:
+        """The waiting sequences in the order in which they get room; each is looked for once the one before has its."""
+        queues: dict[Caller, deque[Sequence]] = {}
+        for sequence in self.waiting:
+            queues.setdefault(sequence.owner.job.caller, deque()).append(sequence)
+        # Of callers that have been given as much, the one that has waited longest.
+        oldest = {caller: min(map(self._arrivals.__getitem__, queue)) for caller, queue in queues.items()}
+        while queues:
+            turn = min(queues, key=lambda caller: (-caller.precedence, self._given[caller.name], oldest[caller]))
+            yield queues[turn].popleft()
+            if not queues[turn]:
+                del queues[turn]
+
+    def _welcome(self, name: str) -> None:
+        """Count for a caller that has nothing here: from what the others have, not from when it was here last."""
+        here = {sequence.owner.job.caller.name for sequence in (*self.running, *self.waiting)}
+        if name not in here:
+            least = min((self._given[other] for other in here), default=0.0)
+            before = self._given.get(name, 0.0) if here else 0.0
+            self._given = {other: self._given[other] for other in here} | {name: max(least, before)}
 
     def _release(self, sequence: Sequence) -> None:
         assert sequence.slot is not None, "a running sequence has a slot"
@@ -105,5 +140,14 @@ class Scheduler:
     def _queue(self, sequence: Sequence) -> None:
         bisect.insort(self.waiting, sequence, key=self._rank)
 
-    def _rank(self, sequence: Sequence) -> tuple[int, int]:
-        return -sequence.owner.job.priority, self._arrivals[sequence]
+    def _rank(self, sequence: Sequence) -> tuple[int, int, int]:
+        job = sequence.owner.job
+        return -job.caller.precedence, -job.priority, self._arrivals[sequence]
+
+
+def _gives_way(running: Sequence, sequence: Sequence) -> bool:
+    """Whether a running sequence may be pushed aside for another one: priorities are among those of one caller."""
+    own, other = running.owner.job, sequence.owner.job
+    if own.caller.precedence != other.caller.precedence:
+        return own.caller.precedence < other.caller.precedence
+    return own.caller.name == other.caller.name and own.priority < other.priority

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable
 
 from topkapi.engine.submitted import Submitted
@@ -36,7 +37,7 @@ class Speed:
 
         Of the tokens that they may generate, the share counts that jobs before them have used of theirs.
         """
-        reading, generating, used = _rate(self._reading), _rate(self._generating), _rate(self._used)
+        reading, generating, used = self._rates()
         if reading is None and generating is None:
             return None
         left = [sequence.work_left() for job in jobs for sequence in job.sequences if not sequence.done]
@@ -44,6 +45,28 @@ class Speed:
         answers = sum(tokens for _, tokens in left) * (1.0 if used is None else used)
         # What was not measured yet is taken to cost as little as it may.
         return prompts * (reading or 0.0) + answers / together * (generating or reading or 0.0)
+
+    def start(self, running: Iterable[Submitted], before: Iterable[Submitted], together: int) -> float | None:
+        """Seconds until a job would begin that comes after all of `before`; None before anything was measured.
+
+        Each of the `together` places goes to the next sequence when what it holds is written.
+        """
+        reading, generating, used = self._rates()
+        if reading is None and generating is None:
+            return None
+        prompts, steps = 0, [0.0] * together
+        for job in (*running, *before):
+            for sequence in job.sequences:
+                if not sequence.done:
+                    tokens, answer = sequence.work_left()
+                    prompts += tokens
+                    heapq.heapreplace(steps, steps[0] + answer * (1.0 if used is None else used))
+        if steps[0] == 0.0 and not prompts:
+            return 0.0
+        return prompts * (reading or 0.0) + steps[0] * (generating or reading or 0.0)
+
+    def _rates(self) -> tuple[float | None, float | None, float | None]:
+        return _rate(self._reading), _rate(self._generating), _rate(self._used)
 
 
 def _rate(sums: list[float]) -> float | None:

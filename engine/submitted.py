@@ -42,6 +42,8 @@ class Submitted:
     started_at: float | None = None
     prefilled_at: float | None = None
     over: bool = False
+    patience: float | None = None
+    """Seconds within which it must have begun, if it must."""
     told: bool = False
     """Whether its last event has been delivered."""
 
@@ -51,12 +53,19 @@ class Submitted:
     @property
     def unwanted(self) -> bool:
         """Whether it will be ended before anything else is done for it."""
-        return self.cancelled or self.late
+        return self.cancelled or self.late or self.impatient
 
     @property
     def late(self) -> bool:
         """Whether its deadline has passed."""
         return self.job.deadline is not None and time.monotonic() >= self.job.deadline
+
+    @property
+    def impatient(self) -> bool:
+        """Whether it has waited as long as it may without having begun."""
+        if self.patience is None or self.started_at is not None or self.over:
+            return False
+        return time.monotonic() - self.queued_at >= self.patience
 
     def tell(self) -> None:
         """Deliver the events that have collected."""

@@ -9,8 +9,10 @@ from fastapi_offline import FastAPIOffline
 
 from topkapi.service.api import openai, sglang
 from topkapi.service.api.anthropic import messages as anthropic
+from topkapi.service.api.http.authority import Authority
 from topkapi.service.api.http.errors import NATIVE
 from topkapi.service.api.http.middleware import AllowedHosts, BodyLimit, KeepAlive, SameOrigin, SlowBody, UnderPrefix
+from topkapi.service.api.http.observing import Observed
 from topkapi.service.api.http.registration import register, set_up
 from topkapi.service.api.llama import completion as llama
 from topkapi.service.api.native import routes as native
@@ -25,6 +27,9 @@ DESCRIPTION = """Text in, text out, and every number explained.
 `POST /generate` continues a prompt or answers a conversation; `POST /score` gives the log-probability of every token
 of a text. Clients of OpenAI, Anthropic, llama.cpp, text-generation-inference and SGLang find the routes they know, and
 errors in the shape they know; those of Topkapi's own are `{"error": {"type", "message", "field"?, "hint"?}}`."""
+
+EXPOSED = ("Retry-After", "X-Request-Id", "X-Ignored-Parameters")
+"""What pages of allowed origins may read of an answer's headers, besides what they always may."""
 
 
 def create_app(models: Models, settings: Settings) -> FastAPI:
@@ -52,12 +57,15 @@ def create_api(models: Models, settings: Settings) -> FastAPI:
     app.add_middleware(SlowBody, seconds=settings.request_timeout)
     if settings.stream_keep_alive:
         app.add_middleware(KeepAlive, seconds=settings.stream_keep_alive)
+    app.add_middleware(Authority, ring=models.keys)
     # Also where no origin is allowed: in its absence Gradio would answer for all paths, and allow any.
     app.add_middleware(
-        CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"]
-    )
+        CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"],
+        expose_headers=EXPOSED,
+    )  # fmt: skip
     app.add_middleware(SameOrigin, allowed=settings.cors_origins)
     app.add_middleware(AllowedHosts, listening=settings.host, allowed=settings.allowed_hosts)
+    app.add_middleware(Observed, metrics=models.metrics)
     register(app, NATIVE, native.router(models))
     register(app, tgi.TGI, tgi.router(models))
     register(app, sglang.SGLANG, sglang.router(models))

@@ -1,9 +1,9 @@
 """Connections with bounds: how many there are, how long they may be idle, and how long a request may take to come in.
 
 uvicorn bounds the size of a request's head and the idle time after an answer; what dribbles in, what never begins and
-what is never read to its end it would wait for without end. An answer that is read slowly is nobody's attack and is
-bounded by nothing here. (A body that dribbles in is told so by `service.api.http.middleware`, in the dialect of its
-route.)
+what is never read to its end it would wait for without end. An answer that is read slowly is nobody's attack; one of
+which nothing worth mentioning is read for long is, and its connection ends. (A body that dribbles in is told so by
+`service.api.http.middleware`, in the dialect of its route.)
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class BoundedConnection(H11Protocol):
     _phase: Phase | None = None
     _timer: asyncio.TimerHandle | None = None
     _refused = False
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request, unless there are too many connections already."""
@@ -60,8 +61,24 @@ class BoundedConnection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing any more."""
         self._wait_for(None)
+        self._look_at_reading(None)
         self.lingering.discard(self)
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """So much is unread that no more is written: from here on, the client has its time to read it."""
+        super().pause_writing()
+        self._look_at_reading(self.settings.write_timeout or None)
+
+    def resume_writing(self) -> None:
+        """Most of it has been read."""
+        super().resume_writing()
+        self._look_at_reading(None)
+
+    def _look_at_reading(self, seconds: float | None) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+        self._unread = None if seconds is None else self.loop.call_later(seconds, self.transport.abort)
 
     def _look(self, *, begun: bool) -> None:
         if self._refused or self.transport.is_closing():

@@ -21,7 +21,7 @@ from topkapi.engine.request import (
 from topkapi.model.decoding.grammar import Constraint, compile_constraint
 from topkapi.model.decoding.parameters import DecodingParameters, decoding_defaults, grammar_parameter, resolve
 from topkapi.model.decoding.stopping import Stopper
-from topkapi.model.errors import Cancelled, EngineError, InvalidRequest
+from topkapi.model.errors import Cancelled, DeadlineExceeded, EngineError, InvalidRequest
 from topkapi.model.generation import check_prompt, token_limit
 from topkapi.service.jobs import EngineWork, JobGroup
 from topkapi.service.limits import MOST_ANSWERS
@@ -65,6 +65,8 @@ class CompletionOutput:
 
 def no_answer(output: CompletionOutput) -> EngineError:
     """What an output is reported as that was broken off, where a part of an answer can't be said to be one."""
+    if output.finish_reason == "deadline":
+        return DeadlineExceeded("the answer was not written in the time that it was given", hint="give it more time")
     return output.cancellation or EngineError("the answer broke off", hint="send the request again")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -13,6 +13,7 @@ from typing import Generic, Self, TypeVar
 
 from topkapi.engine.request import Completed, Deliver, Event, Failed, Finished, GenerateJob, Handle, Job, Token
 from topkapi.model.errors import Overloaded
+from topkapi.service.calls import current_call
 from topkapi.service.mailbox import Mailbox, Post
 from topkapi.service.models import LoadedModel
 
@@ -35,6 +36,10 @@ class JobGroup:
 
     def __init__(self, model: LoadedModel, jobs: Sequence[Job], after: Mapping[int, int] | None = None) -> None:
         self._model = model
+        self._call = current_call()
+        if self._call is not None and self._call.key is not None:
+            caller = self._call.caller
+            jobs = [replace(job, caller=caller) for job in jobs]
         self._jobs = jobs
         self._handles: dict[int, Handle] = {}
         after = after or {}
@@ -48,13 +53,37 @@ class JobGroup:
         self.elapsed = 0.0
         """Seconds from `start` to when the engine handed out the event that came last."""
         self._last_token: dict[tuple[int, int], float] = {}
+        self._generated: Counter[int] = Counter()
 
     def start(self, deadline: float | None = None) -> None:
-        """Submit the first jobs; a `deadline`, in `time.monotonic()` seconds, is that of all. Needs an event loop."""
+        """Submit the first jobs; a `deadline`, in `time.monotonic()` seconds, is that of all. Needs an event loop.
+
+        The request's own deadline holds as well. Raises `RateLimited` where its key has used what it may.
+        """
         self._started = time.monotonic()
+        call = self._call
+        if call is not None and call.deadline is not None:
+            deadline = call.deadline if deadline is None else min(deadline, call.deadline)
         if deadline is not None:
             self._jobs = [replace(job, deadline=deadline) for job in self._jobs]
-        self._submit()
+        if call is not None and call.quota is not None:
+            call.quota.begin(sum(map(_read, self._jobs)), self)
+        try:
+            self._submit()
+        except Exception:
+            self.cancel()
+            # What is refused has read nothing.
+            if call is not None and call.quota is not None:
+                call.quota.use("tokens", -sum(map(_read, self._jobs)))
+            raise
+        if call is not None:
+            call.model = self._model.name
+            call.prompt_tokens += sum(map(_read, self._jobs))
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is computed for it any more."""
+        return not self._ready and not self._followers and all(handle.over for handle in self._handles.values())
 
     def cancel(self) -> None:
         """Cancel the jobs that are not over."""
@@ -88,7 +117,8 @@ class JobGroup:
         while self._ready and len(self._handles) < AT_ONCE:
             number = self._ready[0]
             try:
-                handle = self._model.engine.submit(self._jobs[number], self._receiver(number, loop))
+                receiver = self._receiver(number, loop)
+                handle = self._model.engine.submit(self._jobs[number], receiver, begun=self._begun)
             except Overloaded:
                 if self._begun:
                     # The queue has no room now; one of this request's own jobs will make some.
@@ -109,8 +139,16 @@ class JobGroup:
 
     def _record(self, number: int, event: Event) -> None:
         metrics, now = self._model.metrics, self._started + self.elapsed
+        call = self._call
         if isinstance(event, Token):
             metrics.generated.inc()
+            self._generated[number] += 1
+            if call is not None:
+                call.generated_tokens += 1
+                if call.quota is not None:
+                    call.quota.use("tokens", 1)
+                if call.first_token_s is None:
+                    call.first_token_s = self.elapsed
             last = self._last_token.get((number, event.index))
             if last is not None:
                 metrics.inter_token.observe(now - last)
@@ -122,12 +160,32 @@ class JobGroup:
         elif isinstance(event, Completed):
             job = self._jobs[number]
             if event.timings.prefill_s > 0:  # nothing was read of what was over before it began
-                metrics.prompt.inc(len(job.prompt if isinstance(job, GenerateJob) else job.token_ids))
+                metrics.prompt.inc(_read(job))
             metrics.cached.inc(event.cached_tokens)
             metrics.queue_time.observe(event.timings.queue_s)
             metrics.latency.observe(now - self._started)
+            self._measure(number, event)
         elif isinstance(event, Failed):
             metrics.finished("error")
+
+    def _measure(self, number: int, event: Completed) -> None:
+        """Take in how long a job took and how much it was, and for whom."""
+        metrics, timings, call = self._model.metrics, event.timings, self._call
+        read = _read(self._jobs[number])
+        generated, self._generated[number] = self._generated[number], 0
+        metrics.prefill_time.observe(timings.prefill_s)
+        metrics.decode_time.observe(timings.decode_s)
+        metrics.prompt_length.observe(read)
+        metrics.generation_length.observe(generated)
+        if call is not None:
+            call.queue_s = max(call.queue_s or 0.0, timings.queue_s)
+            if call.key is not None:
+                metrics.used(call.key.name, "prompt", read)
+                metrics.used(call.key.name, "generation", generated)
+
+
+def _read(job: Job) -> int:
+    return len(job.prompt) if isinstance(job, GenerateJob) else len(job.token_ids)
 
 
 class EngineWork(ABC, Generic[Step]):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from topkapi.engine.engine import Engine
@@ -23,6 +24,7 @@ from topkapi.model.storage.checkpoint import Checkpoint, load_checkpoint
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.service.embedding import EMBEDDER
 from topkapi.service.garbage import give_back, sweep
+from topkapi.service.keys import KeyRing
 from topkapi.service.locations import name_of, split_location
 from topkapi.service.mailbox import Mailbox
 from topkapi.service.metrics import Metrics, ModelMetrics
@@ -98,6 +100,9 @@ class Models:
     def __init__(self, settings: Settings) -> None:
         self.metrics = Metrics()
         self.settings = settings
+        self.draining = False
+        """Whether what runs is finished and nothing new is taken."""
+        self.metrics.draining.set_function(lambda: self.draining)
         self.loading: str | None = None
         """The name of the checkpoint that is being loaded."""
         # Replaced whole, never changed, so that whoever iterates over it is not disturbed.
@@ -112,6 +117,11 @@ class Models:
 
     def __len__(self) -> int:
         return len(self._models)
+
+    @cached_property
+    def keys(self) -> KeyRing:
+        """Whose requests are answered. Raises `SettingsError` for keys that can't be read."""
+        return KeyRing.of(self.settings)
 
     @property
     def names(self) -> list[str]:
@@ -265,6 +275,8 @@ class Models:
             checkpoint.model,
             name=name,
             max_queue=self.settings.max_queue,
+            max_queued_tokens=self.settings.max_queue_tokens,
+            max_queue_seconds=self.settings.max_queue_seconds or None,
             draft=None if draft is None else draft.model,
             handing_out=Mailbox.together,
         )
@@ -309,6 +321,11 @@ class Models:
             hint = f"loaded: {names}" if names else "load one with POST /models, or start the server with one"
             raise UnknownModel(asked, field="model", hint=hint)
         return found
+
+    @property
+    def idle(self) -> bool:
+        """Whether no engine has anything to do."""
+        return not any(loaded.engine.running or loaded.engine.waiting for loaded in self)
 
     def stop(self) -> None:
         """Have every engine end what it does as cancelled. Does not wait."""

@@ -10,17 +10,32 @@ from dataclasses import dataclass
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from topkapi.model.errors import Cancelled
+from topkapi.model.errors import TopkapiError
 from topkapi.service.api.http.dialect import dialect_of
 from topkapi.service.api.http.errors import NATIVE, error_response
 
 ANSWER_SECONDS = 0.2
 """How long the end of an answer may take to be sent: for ever, to a client that does not read."""
 
+DRAIN_RETRY_SECONDS = 5
+"""After which a client is told to try again, by when another server or a new process answers."""
+
+WATCHING = {"/health", "/ready", "/v1/health", "/metrics"}
+"""What is answered to the last."""
+
+
+class Stopping(TopkapiError):
+    """The server takes nothing new. Nothing was begun, so nothing was cancelled; it is told as if it had been."""
+
+    status = 503
+    kind = "cancelled"
+    retry_after = DRAIN_RETRY_SECONDS
+
 
 @dataclass(eq=False)
 class _Request:
     task: asyncio.Task[object]
+    counts: bool = True
     reading: bool = True
     started: bool = False
     over: bool = False
@@ -35,10 +50,16 @@ class Requests:
         self._app = app
         self._known = {} if api is None else {"app": api, "root_path": root_path or ""}
         self._running: set[_Request] = set()
-        self._stopping = False
+        self._root_path = root_path or ""
+        self._stopping = self._draining = False
 
     def __len__(self) -> int:
         return len(self._running)
+
+    @property
+    def waited_for(self) -> int:
+        """Requests that have begun and come to an end."""
+        return sum(request.counts for request in self._running)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and answer for the application where it was ended."""
@@ -46,7 +67,10 @@ class Requests:
         if scope["type"] != "http" or task is None:
             await self._app(scope, receive, send)
             return
-        request = _Request(task)
+        path = scope["path"].removeprefix(self._root_path)
+        # Whoever lost a stream may go on with it: it is one of those that are to be finished. A page waits for ever.
+        stream = scope["method"] != "POST" and path.startswith("/streams/")
+        request = _Request(task, counts=stream or scope["method"] == "POST")
 
         async def heard() -> Message:
             message = await receive()
@@ -60,7 +84,8 @@ class Requests:
 
         self._running.add(request)
         try:
-            if self._stopping:
+            if self._stopping or (self._draining and path not in WATCHING and not stream):
+                request.counts = False
                 await self._refuse(scope, receive, said)
             else:
                 await self._app(scope, heard, said)
@@ -77,6 +102,10 @@ class Requests:
                         await said({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._running.discard(request)
+
+    def drain(self) -> None:
+        """Begin no more requests, but let those run that have begun."""
+        self._draining = True
 
     def stop(self) -> None:
         """Begin no more requests, and end those that have not come in as a whole."""
@@ -102,7 +131,7 @@ class Requests:
                 request.task.cancel()
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = Cancelled("the server is stopping", hint="try again in a moment")
+        error = Stopping("the server is stopping", hint="try again in a moment")
         # The studio's requests are of an application of its own, which has no dialects.
         if "app" not in scope or not hasattr(scope["app"].state, "dialects"):
             scope = {**scope, **self._known}

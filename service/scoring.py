@@ -15,6 +15,7 @@ from topkapi.engine.allocation import LEAST_COPIED
 from topkapi.engine.request import Completed, ScoreJob, ScoreProgress
 from topkapi.model.errors import DeadlineExceeded, EngineError
 from topkapi.model.scoring import Scores, check_text, windows
+from topkapi.service.calls import current_call
 from topkapi.service.jobs import EngineWork, JobGroup
 from topkapi.service.models import LoadedModel
 
@@ -82,8 +83,11 @@ class Scoring(EngineWork[tuple[int, int]]):
         self.model = model
         self._items = items
         self._found: dict[int, Scores] = {}
-        self._timeout_s = timeout_s
+        self._timeout_s, self._given_by = timeout_s, "timeout_s"
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        call = current_call()
+        if call is not None and call.deadline is not None and call.deadline < (self._deadline or math.inf):
+            self._timeout_s, self._deadline, self._given_by = call.timeout_s, call.deadline, "X-Request-Timeout"
         jobs = [
             ScoreJob(item.token_ids, window, stride, top, deadline=self._deadline, priority=priority, first=item.first)
             for item in items
@@ -106,11 +110,10 @@ class Scoring(EngineWork[tuple[int, int]]):
             elif isinstance(event, Completed):
                 if event.scores is None or len(event.scores.logprobs) != _count(self._items[number]):
                     if self._deadline is not None and time.monotonic() >= self._deadline:
-                        message = (
-                            f"{done:,} of {total:,} tokens were scored within the {self._timeout_s:g} s of timeout_s"
-                        )
+                        given = f"the {self._timeout_s:g} s of {self._given_by}"
+                        message = f"{done:,} of {total:,} tokens were scored within {given}"
                         hint = "give it more time, or send less at once"
-                        raise DeadlineExceeded(message, field="timeout_s", hint=hint)
+                        raise DeadlineExceeded(message, field=self._given_by, hint=hint)
                     raise self.model.engine.cancellation()
                 self._found[number] = event.scores
                 self.cached_tokens += event.cached_tokens

@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import math
 import os
+import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import NoReturn, cast
@@ -26,6 +28,7 @@ from topkapi.service.app import add_studio, create_api
 from topkapi.service.connections import bounded
 from topkapi.service.garbage import set_aside
 from topkapi.service.gate import Gate
+from topkapi.service.logs import say, set_up
 from topkapi.service.models import Models
 from topkapi.service.requests import Requests
 from topkapi.service.settings import Settings
@@ -50,14 +53,18 @@ def serve(settings: Settings, listener: socket.socket, locations: list[str]) -> 
     The exit code is 0 after a signal and `ENGINE_FAILED` where only a new process can help. Raises `SettingsError` and
     `CheckpointError` for what can't be served.
     """
+    set_up(settings.log_format, access=settings.access_log, texts=settings.log_texts)
     with listener:
         models = Models(settings)
         app = create_api(models, settings)
         gate = Gate(models, app)
         config = uvicorn.Config(
             gate,
-            log_level="info" if settings.access_log else "warning",
-            access_log=settings.access_log,
+            # The log is set up for all that is logged, uvicorn's own lines included.
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            forwarded_allow_ips=list(settings.trusted_proxies),
             timeout_graceful_shutdown=1,
         )
 
@@ -93,17 +100,17 @@ def load(models: Models, locations: list[str]) -> None:
     if models.settings.threads is not None:
         torch.set_num_threads(models.settings.threads)
     if (why := why_not()) is not None:
-        print(f"  {why}; PyTorch computes, which takes longer", flush=True)
+        say(f"  {why}; PyTorch computes, which takes longer")
     why_held = ""
     for location in locations:
         model = models.load(location)
-        print(f"  {summary(describe(models, model))}", flush=True)
+        say(f"  {summary(describe(models, model))}")
         if model.why and model.why != why_held:
             # The same for most of them, and told once.
             why_held = model.why
-            print(f"  {model.dtype}: {why_held}", flush=True)
+            say(f"  {model.dtype}: {why_held}")
         for warning in model.warnings:
-            print(f"  warning: {model.name}: {warning}", flush=True)
+            say(f"  warning: {model.name}: {warning}")
 
 
 def summary(details: dict[str, object]) -> str:
@@ -148,10 +155,19 @@ class Server(uvicorn.Server):
         self._listener = listener
         self._opening = opening
         self._opened: asyncio.Task[None] | None = None
+        self._drained_by: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A first signal ends the server as asked for, with exit code 0; a second one while it ends, at once."""
-        self.force_exit = self.signalled
+        """A first SIGTERM has the server finish what runs; another signal ends it as asked for, with exit code 0, and
+        another one while it ends, at once."""
+        seconds = self._models.settings.drain_seconds
+        if sig == signal.SIGTERM and seconds and self._drained_by is None and not self.should_exit:
+            # Nothing of asyncio's: a signal may come between any two instructions.
+            self._drained_by = time.monotonic() + seconds
+            self.signalled = self._models.draining = True
+            self._requests.drain()
+            return
+        self.force_exit = self.should_exit
         self.signalled = self.should_exit = True
         self._end_at_last(0)
 
@@ -167,7 +183,15 @@ class Server(uvicorn.Server):
             self.should_exit = True
             if threading.current_thread() is threading.main_thread():
                 self._end_at_last(ENGINE_FAILED)
+        if self._drained_by is not None and not self.should_exit and self._is_drained(self._drained_by):
+            self.should_exit = True
+            self._end_at_last(0)
         return await super().on_tick(counter)
+
+    def _is_drained(self, until: float) -> bool:
+        """Whether nothing runs any more, or the time for it is over; what is still being loaded is not waited for."""
+        loaded = self._opened is not None and self._opened.done()
+        return not loaded or time.monotonic() >= until or (not self._requests.waited_for and self._models.idle)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and let `opening` go on meanwhile."""
@@ -186,7 +210,7 @@ class Server(uvicorn.Server):
         host, port = self._listener.getsockname()[:2]
         shown = "127.0.0.1" if host == "0.0.0.0" else f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{port}{self._models.settings.root_path or ''}"
-        print(f"Ready at {url} (API documentation: {url}/docs). Ctrl-C stops the server.", flush=True)
+        say(f"Ready at {url} (API documentation: {url}/docs). Ctrl-C stops the server.")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End running requests as cancelled, then the connections."""

@@ -1,7 +1,8 @@
-"""The server's settings: flags of `topkapi serve`, or environment variables with the prefix `TOPKAPI_`."""
+"""The server's settings: flags of `topkapi serve`, environment variables with the prefix `TOPKAPI_`, or a YAML file."""
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -10,12 +11,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from topkapi.model.errors import SettingsError
 from topkapi.model.flags import flag_of
 from topkapi.model.wrong_values import told
+from topkapi.service.settings_file import read_settings
 
 DtypeName = Literal["auto", "float32", "bfloat16", "int8", "int4"]
 RUNS = Path("runs")
@@ -36,6 +38,11 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="TOPKAPI_", extra="forbid")
 
+    config: Path | None = setting(
+        None,
+        "YAML file with settings by their names; flags and variables come before it [none]",
+        flag={"metavar": "FILE"},
+    )
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for every interface", flag={"metavar": "HOST"})
     port: int = setting(8000, "port to listen on; 0 for a free one", flag={"metavar": "PORT"}, ge=0, le=65535)
     checkpoints: Path | None = setting(
@@ -51,6 +58,11 @@ class Settings(BaseSettings):
     hub_models: bool = setting(
         False, "let requests load models of the Hugging Face hub, which are downloaded, and unload what is loaded"
     )
+    keys: Path | None = setting(
+        None, "file with the keys of those who may call the server, as topkapi key new makes them [none]"
+    )
+    api_key: SecretStr | None = setting(None, "a key with every right, or its hash [none]", flag=None)
+    insecure: bool = setting(False, "serve beyond this machine without keys: to whoever can reach the address")
     stream_grace: float = in_seconds(
         15.0, "how long a stream goes on without its connection and may be resumed; 0 ends it at once", ge=0, le=3600
     )
@@ -59,6 +71,12 @@ class Settings(BaseSettings):
     )
     stream_bytes: int = setting(64 * 2**20, "most bytes of events kept so that streams can be resumed", flag=None, ge=0)
     max_queue: int = setting(256, "requests that may wait per checkpoint; one more is refused with 429", ge=1)
+    max_queue_tokens: int | None = setting(
+        None, "tokens of prompts that may wait per checkpoint [those of 64 contexts]", ge=1
+    )
+    max_queue_seconds: float = in_seconds(
+        120.0, "that a request may wait to begin; what would wait longer is refused with 429 at once; 0: any time", ge=0
+    )
     max_connections: int = setting(
         512, "connections that may be open together; one more is answered with 503 and closed", ge=1
     )
@@ -69,9 +87,20 @@ class Settings(BaseSettings):
     request_timeout: float = in_seconds(
         30.0, "that a request's head may take to come in, and its body beyond what it takes at 1 KiB/s", gt=0, le=3600
     )
+    write_timeout: float = in_seconds(
+        60.0, "that a client may leave what it was sent unread; then its connection ends; 0: any time", ge=0
+    )
+    drain_seconds: float = in_seconds(
+        20.0, "that running requests may take to end after SIGTERM, while new ones get 503; 0 ends them at once", ge=0
+    )
     idle_timeout: float = in_seconds(15.0, "that a connection may be open without a request", gt=0, le=3600)
     cors_origins: Annotated[tuple[str, ...], NoDecode] = setting(
         (), "origins whose web pages may call the API [none]", flag={"metavar": "URL,…"}
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = setting(
+        ("127.0.0.1", "::1"),
+        "addresses of proxies whose word is taken for where a request came from (X-Forwarded-For)",
+        flag={"metavar": "ADDRESS,…"},
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = setting(
         (),
@@ -80,7 +109,11 @@ class Settings(BaseSettings):
         flag={"metavar": "NAME,…"},
     )
     studio: bool = setting(True, "serve the browser studio")
-    access_log: bool = setting(False, "log every request")
+    access_log: bool = setting(False, "log every request but those of probes")
+    log_format: Literal["text", "json"] = setting(
+        "text", "lines for people, or one JSON object a line", flag={"choices": ("text", "json")}
+    )
+    log_texts: bool = setting(False, "log what unexpected errors say, which may quote a request")
     ignore_unknown_fields: bool = setting(
         False, "leave unknown fields of requests out, naming them in X-Ignored-Parameters, instead of refusing"
     )
@@ -106,7 +139,7 @@ class Settings(BaseSettings):
             raise ValueError("must be a path such as /topkapi")
         return path
 
-    @field_validator("cors_origins", "allowed_hosts", mode="before")
+    @field_validator("cors_origins", "allowed_hosts", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, listed: object) -> object:
         if isinstance(listed, str):
@@ -133,6 +166,38 @@ class Settings(BaseSettings):
                 raise ValueError("an origin is a scheme and a host, such as https://example.org, or *")
         return origins
 
+    @field_validator("api_key", "config", "keys", mode="before")
+    @classmethod
+    def _empty_is_none(cls, given: object) -> object:
+        # What compose passes on of a variable that nobody has set.
+        return None if given == "" else given
+
+    @field_validator("api_key")
+    @classmethod
+    def _is_key(cls, key: SecretStr | None) -> SecretStr | None:
+        form = r"sha256:[0-9a-f]{64}|(?!sha256:)[!-~]{16,512}"
+        if key is not None and not re.fullmatch(form, key.get_secret_value()):
+            raise ValueError("no key")
+        return key
+
+    @field_validator("keys")
+    @classmethod
+    def _is_there(cls, path: Path | None) -> Path | None:
+        path = None if path is None else path.expanduser()
+        if path is not None and (path.is_dir() or not path.exists()):
+            raise ValueError("must be a file")
+        return path
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_addresses(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            try:
+                _ = proxy == "*" or ipaddress.ip_network(proxy)
+            except ValueError:
+                raise ValueError("a proxy is an address, a network such as 10.0.0.0/8, or *") from None
+        return proxies
+
     @field_validator("model_directory", "runs_directory")
     @classmethod
     def _is_directory(cls, directory: Path | None) -> Path | None:
@@ -143,14 +208,35 @@ class Settings(BaseSettings):
 
     @classmethod
     def read(cls, **flags: Any) -> Settings:
-        """The settings in force: flags that were given, then the environment, then the defaults.
+        """The settings in force: flags that were given, then the environment, then the file, then the defaults.
 
-        Raises `SettingsError` naming the flag or variable at fault.
+        Raises `SettingsError` naming the flag, the variable or the file's line at fault.
         """
+        return cls.with_sources(**flags)[0]
+
+    @classmethod
+    def with_sources(cls, **flags: Any) -> tuple[Settings, dict[str, str]]:
+        """The settings in force, and where each comes from: a flag, a variable, a file, or `default`."""
+        given = {name: value for name, value in flags.items() if value is not None}
+        variables = {name.lower() for name in os.environ}
+        environment = {name for name in cls.model_fields if f"topkapi_{name}" in variables}
+        path = given.get("config") or os.environ.get("TOPKAPI_CONFIG")
+        named = flag_of("config") if given.get("config") else "TOPKAPI_CONFIG"
+        in_file = {} if not path else read_settings(Path(path).expanduser(), list(cls.model_fields), named)
+        sources = dict.fromkeys(cls.model_fields, "default")
+        sources |= {name: f"{name} in {path}" for name in in_file}
+        sources |= {name: f"TOPKAPI_{name.upper()}" for name in environment}
+        sources |= {name: flag_of(name) for name in given}
+        weaker = {name: value for name, value in in_file.items() if name not in environment}
         try:
-            return cls(**{name: value for name, value in flags.items() if value is not None})
+            return cls(**weaker | given), sources
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0])
-            source = flag_of(name) if flags.get(name) is not None else f"TOPKAPI_{name.upper()}"
+            if name == "api_key":
+                # What was given stays unsaid.
+                told_of = "is not 16 to 512 letters, digits and signs without spaces, nor sha256: and the hash of such"
+                hint = "topkapi key new NAME prints a key and its hash"
+                raise SettingsError(f"{sources[name]} {told_of}", field=name, hint=hint) from None
+            source = sources.get(name, name)
             raise SettingsError(told(source, first, cls.model_fields.get(name)), field=name) from None

@@ -34,6 +34,8 @@ SUMMARIES = {
     "score": "perplexity and log-probabilities of texts",
     "chat": "talk to a checkpoint",
     "bench": "measure how fast a checkpoint is served",
+    "key": "make an API key, or the hash of one",
+    "config": "print the settings that topkapi serve would have, and where each comes from",
     "pull": "download a model from the Hugging Face hub, or its newest commit",
     "list": "what models are on this machine",
     "rm": "delete a downloaded model",
@@ -136,7 +138,8 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"topkapi {VERSION}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    own = {"serve": _add_serve, "generate": _add_generate, "score": _add_score, "chat": _add_chat, "bench": _add_bench}
+    own = {"serve": _add_serve, "generate": _add_generate, "score": _add_score, "chat": _add_chat, "bench": _add_bench,
+           "key": _add_key, "config": _add_config}  # fmt: skip
     if command in ("-h", "--help", "--version"):
         for name, summary in SUMMARIES.items():
             commands.add_parser(name, help=summary)
@@ -164,7 +167,8 @@ def _add_serve(commands: Any) -> None:
         "serve",
         help="serve checkpoints over HTTP, with a studio in the browser",
         description="Serve checkpoints over HTTP: the studio at /, the API's documentation at /docs. Every flag but "
-        "the checkpoints can also be set as TOPKAPI_HOST, TOPKAPI_PORT, ….",
+        "the checkpoints can also be set as TOPKAPI_HOST, TOPKAPI_PORT, …, or in the file of --config. topkapi config "
+        "shows what is in force.",
     )
     serve.add_argument(
         "checkpoint",
@@ -257,6 +261,18 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves of --streams into this .png or .svg")
     add_setting_flags(bench, COMPUTING)
     bench.set_defaults(handler=_handler("bench"))
+
+
+def _add_key(commands: Any) -> None:
+    from topkapi.service.commands.operating import add_key
+
+    add_key(commands)
+
+
+def _add_config(commands: Any) -> None:
+    from topkapi.service.commands.operating import add_config
+
+    add_config(commands)
 
 
 def _numbers(text: str) -> list[int]:

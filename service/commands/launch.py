@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import ipaddress
 import socket
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from topkapi.service.commands.bench_shape import RANDOM_CONTEXT, Shape, check_sh
 from topkapi.service.commands.flags import given_parameters, given_settings
 from topkapi.service.commands.inputs import loading, read_text, standard_input
 from topkapi.service.garbage import importing
+from topkapi.service.keys import KeyRing
 from topkapi.service.locations import (
     all_at_hand,
     check_locations,
@@ -36,6 +38,7 @@ from topkapi.service.version import VERSION
 def serve(arguments: argparse.Namespace) -> int:
     """`topkapi serve`."""
     settings = given_settings(arguments)
+    check_exposure(settings)
     # The port is taken first: finding out that it is in use should not take as long as loading.
     with bind(settings.host, settings.port) as listener:
         locations, settings = all_at_hand(arguments.checkpoint or default_checkpoints(settings), settings)
@@ -131,6 +134,29 @@ def _bench_server(arguments: argparse.Namespace, streams: list[int], shape: Shap
         found = bench_server(arguments.url, arguments.checkpoint, streams, shape, said)
     told(found, arguments.json, arguments.plot)
     return 0
+
+
+def check_exposure(settings: Settings) -> None:
+    """Raise `SettingsError` where everybody could use the server who can reach its address, unless that is wanted."""
+    # What is wrong with the keys shows before anything is loaded.
+    if not KeyRing.of(settings).required and not settings.insecure and not is_loopback(settings.host):
+        raise SettingsError(
+            f"at {settings.host} other machines could use this server, and there are no keys",
+            field="host",
+            hint="topkapi key new NAME --append FILE makes one for --keys FILE, or set TOPKAPI_API_KEY; with "
+            "--insecure everybody is served",
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if host.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        # A name may stand for any address, and for another one tomorrow.
+        return False
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -153,6 +153,8 @@ def test_a_signal_ends_streams_as_cancelled_and_the_process_cleanly(tiny_checkpo
         tiny_checkpoint("base", context=2048),
         "--port",
         "0",
+        "--drain-seconds",
+        "0",
     ]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"TOPKAPI_STUDIO": "false"}

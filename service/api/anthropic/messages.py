@@ -27,7 +27,7 @@ from topkapi.service.models import LoadedModel, Models
 from topkapi.service.prompting import reasoning_reader
 
 _KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
-          413: "request_too_large", 529: "overloaded_error"}  # fmt: skip
+          413: "request_too_large", 429: "rate_limit_error", 529: "overloaded_error"}  # fmt: skip
 
 
 def _error(error: TopkapiError) -> tuple[int, dict[str, Any]]:

@@ -25,6 +25,7 @@ from topkapi.model.errors import TopkapiError
 from topkapi.model.interruption import given_up_when
 from topkapi.service.api.http.dialect import Dialect
 from topkapi.service.api.http.errors import INTERNAL, ClientGone
+from topkapi.service.calls import current_call
 from topkapi.service.jobs import EngineWork, Step
 
 PIECE = 4096
@@ -201,11 +202,19 @@ async def to_the_end(events: Events, failed: Callable[[TopkapiError], Event], ca
             yield event
     except TopkapiError as error:
         cancel()
+        _note(error)
         yield failed(error)
     except Exception:
         cancel()
+        _note(INTERNAL)
         yield failed(INTERNAL)
         raise
+
+
+def _note(error: TopkapiError) -> None:
+    call = current_call()
+    if call is not None:
+        call.refusal = error.kind
 
 
 def written(event: Event, identifier: str | None = None, mark: str = "data: ") -> bytes:

@@ -17,6 +17,7 @@ from topkapi.model.errors import InvalidRequest, TopkapiError
 from topkapi.model.nearest import nearest
 from topkapi.model.wrong_values import MAY_BE
 from topkapi.service.api.http.dialect import Dialect, dialect_of
+from topkapi.service.calls import current_call
 
 MOST_LISTED = 60
 """Fields that a hint names; more would hide it."""
@@ -89,6 +90,11 @@ NATIVE = Dialect("native", lambda error: (error.status, error_body(error)), erro
 def error_response(error: TopkapiError, dialect: Dialect, headers: dict[str, str] | None = None) -> JSONResponse:
     """The response that reports `error` in a dialect, with Retry-After where waiting helps."""
     headers = dict(headers or {})
+    call = current_call()
+    if call is not None:
+        call.refusal = error.kind
+        # What fails beyond everything that stands around the routes is told of by this alone.
+        headers.setdefault("X-Request-Id", call.identifier)
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, RequestTimeout):

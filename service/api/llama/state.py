@@ -55,6 +55,8 @@ def add_state(routes: Routes, models: Models) -> None:
 
     @routes.answering("/v1/health", summary, schemas.LlamaHealth, method="GET", errors=not_ready)
     async def health() -> Response:
+        if models.draining:
+            raise NotReady("the server is stopping", hint="try another one")
         if not len(models):
             raise NotReady("no checkpoint is loaded yet", hint="try again in a moment")
         if models.trouble is not None:

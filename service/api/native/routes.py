@@ -88,6 +88,8 @@ def router(models: Models) -> Routes:
         "/ready", "Whether requests can be served", schemas.Health, method="GET", errors=not_ready, tags=["server"]
     )
     async def ready() -> Response:
+        if models.draining:
+            return JSONResponse(report("stopping", "the server finishes what runs and takes nothing new"), 503)
         if (trouble := models.trouble) is not None:
             who, error = trouble
             return JSONResponse(report("failing", f"{who}: {error.message}"), 503)

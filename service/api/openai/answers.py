@@ -62,7 +62,7 @@ def planned(model: LoadedModel, prompts: Sequence[list[int]], given: Mapping[str
 
 def finish_reason(output: CompletionOutput) -> str:
     """Why an output ended, in OpenAI's words. Raises `EngineError` for one that was broken off."""
-    if output.finish_reason in ("cancelled", "error"):
+    if output.finish_reason in ("cancelled", "error") or (output.finish_reason == "deadline" and not output.tokens):
         raise no_answer(output)
     return "stop" if output.finish_reason == "stop" else "length"
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import struct
+import time
 from typing import Annotated, Any, Literal
 
 from fastapi import Request
@@ -11,13 +13,16 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 from topkapi.model.embedding import check_embeddable
+from topkapi.model.errors import DeadlineExceeded
 from topkapi.service.api.http.answering import answered, apart, unless_disconnected
 from topkapi.service.api.http.body import Strict
 from topkapi.service.api.http.errors import inapplicable
 from topkapi.service.api.native.schemas import ModelName, Prompt
+from topkapi.service.calls import current_call
 from topkapi.service.embedding import embedded
 from topkapi.service.models import LoadedModel
 from topkapi.service.prompting import prompt_tokens
+from topkapi.service.quotas import UnderWay
 
 
 class EmbeddingsRequest(Strict):
@@ -57,8 +62,22 @@ class EmbeddingsResponse(BaseModel):
 async def embeddings(request: Request, model: LoadedModel, body: EmbeddingsRequest) -> Response:
     """The vectors of the texts. Raises `InvalidRequest`, and `Overloaded` where too many wait for some."""
     texts = await apart(request, _checked, model, body)
-    vectors = await unless_disconnected(request, embedded(model.checkpoint.model, texts))
     count = sum(map(len, texts))
+    call, work = current_call(), UnderWay()
+    if call is not None:
+        call.model, call.prompt_tokens = model.name, count
+        if call.quota is not None:
+            call.quota.begin(count, work)
+    left = None if call is None or call.deadline is None else max(0.0, call.deadline - time.monotonic())
+    try:
+        async with asyncio.timeout(left):
+            vectors = await unless_disconnected(request, embedded(model.checkpoint.model, texts))
+    except TimeoutError:
+        raise DeadlineExceeded("the texts were not embedded in the time that was given", hint="send fewer") from None
+    finally:
+        work.over = True
+    if call is not None and call.key is not None:
+        model.metrics.used(call.key.name, "prompt", count)
 
     def made() -> dict[str, Any]:
         data = [

@@ -27,12 +27,17 @@ from topkapi.service.version import VERSION
 SAMPLING = ("temperature", "top_k", "top_p", "typical_p")
 """Parameters that make the answer a sampled one even without `do_sample`."""
 
+_KINDS = {401: "authentication", 403: "permission", 429: "overloaded"}
+"""What is no fault of the request's: TGI itself has no keys, and its clients know `overloaded` alone."""
+
 
 def _error(error: TopkapiError) -> tuple[int, dict[str, Any]]:
     if isinstance(error, Overloaded):
         status, kind = 429, "overloaded"
     elif isinstance(error, EngineError):
         status, kind = 424, "generation"
+    elif error.status in _KINDS:
+        status, kind = error.status, _KINDS[error.status]
     else:
         status, kind = error.status, "validation" if error.status < 500 else "incomplete_generation"
     return status, {"error": with_hint(error), "error_type": kind}

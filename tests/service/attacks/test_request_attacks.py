@@ -119,6 +119,8 @@ class Server:
             "--port",
             "0",
             "--no-studio",
+            "--drain-seconds",
+            "0",
         ]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         assert self.process.stdout is not None

@@ -98,7 +98,9 @@ def serving(tmp_path, tiny_checkpoint) -> Iterator[Callable[..., Process]]:
 
     def start(*arguments: str, wait: bool = True, studio: bool = False) -> Process:
         shown = "--studio" if studio else "--no-studio"
-        process = Process(tmp_path, str(tiny_checkpoint("attacked", context=2048)), shown, *arguments)
+        checkpoint = str(tiny_checkpoint("attacked", context=2048))
+        # What runs is ended at once: test_draining.py has how it is finished.
+        process = Process(tmp_path, checkpoint, shown, "--drain-seconds", "0", *arguments)
         processes.append(process)
         if wait:
             process.wait_for(lambda: process.ready() == 200)

@@ -1,0 +1,112 @@
+"""Whether one more job may wait, and how long it would: what can't begin in time is refused before it costs anything.
+
+Callers get room in turn (`engine.scheduler`), so what one of them has waiting keeps others little. So that it does not
+fill the queue either, a caller that has a name may hold as many places as are free, and as many again (the dynamic
+threshold of Choudhury and Hahne, 1998, with a factor of two). Alone it has two thirds of the queue, and however many
+there are, each has as much as any other and some is left for one that comes later.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from topkapi.engine.request import GenerateJob, Job
+from topkapi.engine.speed import Speed
+from topkapi.engine.submitted import Submitted
+from topkapi.model.errors import Overloaded
+
+LONGEST_WAIT = 3600
+"""Seconds that a client is told to wait at most."""
+
+SHARE = 2.0
+"""How many places a caller may hold for each that is free."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """What may wait: so many jobs, so many tokens of prompts, and so many seconds (None: as long as it takes)."""
+
+    jobs: int
+    tokens: int
+    seconds: float | None = None
+
+
+def check_room(job: Job, jobs: Iterable[Submitted], room: Room, speed: Speed, slots: int, *, begun: bool) -> None:
+    """Raise `Overloaded` unless `job` may wait after those of `jobs` that are waiting.
+
+    Of what has `begun` with an earlier job, none is refused for what it may take. What is going to be ended takes up
+    no room.
+    """
+    wanted = [other for other in jobs if not other.unwanted]
+    waiting = [other for other in wanted if other.started_at is None]
+    queued = sum(length(other.job) for other in waiting)
+    full = len(waiting) >= room.jobs or bool(waiting and queued + length(job) > room.tokens)
+    if full:
+        raise _overloaded(f"{len(waiting)} requests are waiting, the queue is full", speed.wait(wanted, slots))
+    if job.caller.name:
+        own = sum(other.job.caller.name == job.caller.name for other in waiting)
+        if own and own >= SHARE * (room.jobs - len(waiting)):
+            own_jobs = [other for other in wanted if other.job.caller.name == job.caller.name]
+            message = f"{own} requests of {job.caller.name} are waiting, and the rest of the queue is for others"
+            raise _overloaded(message, speed.wait(own_jobs, slots))
+    allowed = None if begun else room.seconds
+    by = "which is more than --max-queue-seconds"
+    if job.deadline is not None:
+        left = job.deadline - time.monotonic()
+        if allowed is None or left < allowed:
+            allowed, by = left, "which is more than it was given"
+    if allowed is not None:
+        before = _before(job, waiting)
+        running = [other for other in wanted if other.started_at is not None]
+        wait = speed.start([other for other in running if not _gives_way(other.job, job)], before, slots)
+        if wait is not None and wait > allowed:
+            message = f"the request would begin in about {math.ceil(wait)} s, {by} ({max(0.0, allowed):.3g} s)"
+            raise _overloaded(message, wait)
+
+
+def too_late(waited: float) -> Overloaded:
+    """What a job is told that did not begin within the seconds it may wait, though it seemed that it would."""
+    message = f"the request waited {waited:.3g} s for room, and longer than --max-queue-seconds it need not"
+    return Overloaded(message, retry_after=max(1, min(LONGEST_WAIT, math.ceil(waited))), hint="try again later")
+
+
+def length(job: Job) -> int:
+    """The tokens that a job reads."""
+    return len(job.prompt) + len(job.negative) if isinstance(job, GenerateJob) else len(job.token_ids)
+
+
+def _before(job: Job, waiting: list[Submitted]) -> list[Submitted]:
+    """What of `waiting` begins before `job` would: of its own caller what has its priority, of every other one as many
+    as its own would then be, for they take turns."""
+    name, precedence = job.caller.name, job.caller.precedence
+    own = sum(other.job.caller.name == name and other.job.priority >= job.priority for other in waiting)
+    taken: dict[str, int] = {}
+    before = []
+    for other in waiting:
+        caller = other.job.caller
+        if caller.precedence != precedence:
+            ahead = caller.precedence > precedence
+        elif caller.name == name:
+            ahead = other.job.priority >= job.priority
+        else:
+            taken[caller.name] = taken.get(caller.name, 0) + 1
+            ahead = taken[caller.name] <= own + 1
+        if ahead:
+            before.append(other)
+    return before
+
+
+def _gives_way(running: Job, job: Job) -> bool:
+    """Whether a running job would be pushed aside for another one."""
+    if running.caller.precedence != job.caller.precedence:
+        return running.caller.precedence < job.caller.precedence
+    return running.caller.name == job.caller.name and running.priority < job.priority
+
+
+def _overloaded(message: str, wait: float | None) -> Overloaded:
+    retry_after = max(1, min(LONGEST_WAIT, math.ceil(wait or 0)))
+    hint = "try again in a moment" if wait is None else f"what is waiting takes about {retry_after} s"
+    return Overloaded(message, retry_after=retry_after, hint=hint)
