@@ -81,6 +81,8 @@ class DpoFields(TypedDict, total=False):
     train_examples: first so many examples train (file_order)
     test_examples: examples after them that are used for nothing here, then validation follows (file_order)
         [0]
+    map: fields that the data call otherwise: Question=prompt Reply=completion; of messages:
+        'messages[].speaker=role'
     on_overlong: what to do with examples longer than the context ['error']
     beta: how much moving away from the starting checkpoint costs; lower allows more [0.1]
     label_smoothing: probability that a preference is the wrong way round (conservative DPO) [0.0]
@@ -153,6 +155,7 @@ class DpoFields(TypedDict, total=False):
     split: Literal["random", "file_order"]
     train_examples: int | None
     test_examples: int
+    map: Text | Sequence[Text]
     on_overlong: Literal["error", "drop"]
     beta: float
     label_smoothing: float

@@ -81,6 +81,8 @@ class FinetuneFields(TypedDict, total=False):
     train_examples: first so many examples train (file_order)
     test_examples: examples after them that are used for nothing here, then validation follows (file_order)
         [0]
+    map: fields that the data call otherwise: Question=prompt Reply=completion; of messages:
+        'messages[].speaker=role'
     on_overlong: what to do with examples longer than the context ['error']
     prompt_loss_weight: weight of the prompt's loss: 0 masks it, 1 trains on it as on the answer [0.0]
     weights: weights of data files that have none of their own, by patterns of their names: 'made*=6'; others
@@ -154,6 +156,7 @@ class FinetuneFields(TypedDict, total=False):
     split: Literal["random", "file_order"]
     train_examples: int | None
     test_examples: int
+    map: Text | Sequence[Text]
     on_overlong: Literal["error", "drop"]
     prompt_loss_weight: float
     weights: Text | Sequence[Text] | Mapping[str, float]

@@ -74,25 +74,31 @@ def held_out_loss(checkpoint: Path, data: list[str], config: dict[str, Any], bat
     context = min(config.get("context_length") or loaded.config.context_length, loaded.config.context_length)
     batches: Any
     if "text_field" not in config:
+        from topkapi.training.data.finding import EXAMPLES, find_files
         from topkapi.training.data.instructions import ExampleLoader, encode_conversations, read_conversations
-        from topkapi.training.data.sources import no_such_file
+        from topkapi.training.data.row_files import Names
 
         if loaded.chat is None:
             raise SettingsError(f"{checkpoint} has no chat template", field="run")
         heading = loaded.chat.name == "alpaca"
-        if missing := next((name for name in data if not Path(name).is_file()), None):
-            raise no_such_file(missing)
-        rows = [row for name in data for row in read_conversations(Path(name), input_heading=heading)]
+        fields = Names(config.get("map") or [])
+        files = find_files(data, kind=EXAMPLES, part="validation")
+        rows = [row for file in files for row in read_conversations(file, input_heading=heading, names=fields)]
         examples, _ = encode_conversations(rows, loaded.tokenizer, loaded.chat, longest=context)
         batches = ExampleLoader(examples, batch_size=batch_size, seed=0).first(None)
     else:
         import numpy as np
 
-        from topkapi.training.data.sources import find_files, read_documents
+        from topkapi.training.data.finding import find_files
+        from topkapi.training.data.sources import read_documents
         from topkapi.training.data.windows import WindowLoader
 
         field, end = config.get("text_field", "text"), loaded.tokenizer.end_token_id
-        texts = [loaded.tokenizer.encode(text) for file in find_files(data) for text in read_documents(file, field)]
+        texts = [
+            loaded.tokenizer.encode(text)
+            for file in find_files(data, part="validation")
+            for text in read_documents(file, field)
+        ]
         stream = np.array([token for text in texts for token in (*text, end)], dtype=np.uint32)
         sizes: Any = {"context": context, "stride": context, "batch_size": batch_size, "seed": 0}
         batches = WindowLoader(stream, sources=", ".join(data), validation=True, **sizes).first(None)

@@ -12,8 +12,9 @@ import pyarrow.parquet
 import pytest
 
 from topkapi.model.errors import DataError
+from topkapi.training.data.finding import find_files
 from topkapi.training.data.instructions import read_conversations
-from topkapi.training.data.sources import find_files, read_documents
+from topkapi.training.data.sources import read_documents
 
 TEXTS = ["one\u2028line", "two\u0085\n", "üç 🙂", "dört " * 500]
 ROWS = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in TEXTS).encode()
