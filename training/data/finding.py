@@ -264,6 +264,12 @@ def _dataset_files(name: str) -> list[Path]:
     owner, _, rest = where.partition("/")
     dataset, _, configuration = rest.partition("/")
     path = f"{owner}/{dataset}" if rest else owner
+    if "[" in split:
+        raise DataError(
+            f"a part of a split, {split}, can't be taken of a dataset by its name",
+            field="data",
+            hint=f"name all of {split.partition('[')[0]}, or save the part with save_to_disk and give its folder",
+        )
     with _offline_if_unreachable(datasets, path) as unreachable:
         try:
             loaded = datasets.load_dataset(path, configuration or None, split=split or "train")

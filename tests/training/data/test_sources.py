@@ -137,3 +137,10 @@ def test_a_name_without_the_package_says_what_to_install(monkeypatch: pytest.Mon
     with pytest.raises(DataError, match="needs the package datasets") as caught:
         find_files(["hf:anything"])
     assert "topkapi[datasets]" in (caught.value.hint or "")
+
+
+def test_a_slice_of_a_split_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files hold the whole split, all of which would be trained on."""
+    monkeypatch.setattr("topkapi.training.data.finding.extra_package", lambda *arguments: None)
+    with pytest.raises(DataError, match=r"train\[:10%\]"):
+        find_files(["hf:owner/name:train[:10%]"])
