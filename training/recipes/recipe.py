@@ -107,6 +107,12 @@ class TrainingRecipe(BaseModel):
     track: Literal["trackio", "wandb", "tensorboard"] | None = in_evaluation(
         None, "also send the numbers to this tracker (each is a package of its own)", free=True
     )
+    track_project: str | None = in_evaluation(
+        None, "the tracker's project (default: the name of the folder around the run directory)", free=True
+    )
+    track_name: str | None = in_evaluation(
+        None, "what the tracker calls the run (default: as its directory; it is known by an id of its own)", free=True
+    )
     patience: int | None = in_evaluation(
         None, "stop after so many evaluations without a better validation loss (default: never)", ge=1
     )
