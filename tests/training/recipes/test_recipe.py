@@ -8,7 +8,8 @@ import yaml
 
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.service.commands.cli import main
-from topkapi.training.cli import read_arguments, register
+from topkapi.training.cli import register
+from topkapi.training.recipes.arguments import read_arguments
 from topkapi.training.pretrain import model_config
 from topkapi.training.recipes.files import RECIPES, build_recipe, read_yaml
 from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, PretrainRecipe, TrainingRecipe, free_fields
@@ -143,7 +144,7 @@ def test_a_mistake_is_named_with_its_remedy(
 def test_only_what_does_not_change_learning_is_free() -> None:
     assert free_fields(PretrainRecipe) == {
         "out", "overwrite", "save_every", "save_minutes", "asynchronous_saves", "keep", "keep_best", "checkpoint_dtype",
-        "cache", "data_hint", "track", "parallel", "push", "generation",
+        "cache", "data_hint", "track", "track_name", "track_project", "parallel", "push", "generation",
     }  # fmt: skip
 
 
