@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from topkapi.model.errors import SettingsError, TopkapiError
 from topkapi.model.flags import flag_of
+from topkapi.training.estimating import FIELDS, add_estimate_flags, is_estimate, print_estimate
 from topkapi.training.evaluation.command import add_evaluate
 from topkapi.training.export import GGUF_TYPES, add_formats
 from topkapi.training.instructions import add_instructions
@@ -80,22 +81,28 @@ def _add_plan(subparsers: Any) -> None:
     )
     command.add_argument("recipe", nargs="?", help="recipe file (.yaml) or the name of an included one")
     command.add_argument("--price-per-hour", type=float, metavar="X", help="what an hour of this machine costs")
+    command.add_argument("--watts", type=float, metavar="W", help="what the machine draws, for the kilowatt hours")
     command.add_argument("--memory", type=float, metavar="GB", help="memory that the run may take (default: all)")
     command.add_argument("--json", action="store_true", help="print the plan as JSON")
     command.add_argument(
         "--run", choices=tuple(RUNS), help="the command that the plan is for (default: told by the settings)"
     )
+    add_estimate_flags(command)
     add_recipe_flags(command, *(kind for kind, _ in RUNS.values()))
     command.set_defaults(handler=_plan, resume=None)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    for name in ("price_per_hour", "memory"):
+    for name in ("price_per_hour", "memory", "watts"):
         value = getattr(arguments, name)
         if value is not None and not value > 0:
             raise SettingsError(f"--{name.replace('_', '-')} must be greater than 0, not {value:g}", field=name)
     fields = {} if arguments.recipe is None else read_yaml(resolve_recipe(arguments.recipe))
+    if is_estimate(arguments):
+        _refuse_beside_estimate(arguments, fields)
+        print_estimate(arguments)
+        return 0
     run, why = _run_of(arguments, fields)
     kind = RUNS[run][0]
     arguments.training_kind, arguments.training_command = kind, "plan"
@@ -116,12 +123,26 @@ def _plan(arguments: argparse.Namespace) -> int:
         check_inputs(recipe)
         from topkapi.training.planning import print_plan
 
-        fits = print_plan(recipe, prepare, arguments.price_per_hour, arguments.memory, as_json=arguments.json)
+        price, memory, watts = arguments.price_per_hour, arguments.memory, arguments.watts
+        fits = print_plan(recipe, prepare, price, memory, watts, as_json=arguments.json)
     except TopkapiError as error:
         if why is not None:
             error.hint = f"{error.hint}; {why}" if error.hint else why
         raise
     return 0 if fits else 1
+
+
+def _refuse_beside_estimate(arguments: argparse.Namespace, fields: dict[str, Any]) -> None:
+    """Raise `SettingsError` for what a plan without data would not look at."""
+    names = {name for kind, _ in RUNS.values() for name in kind.model_fields}
+    given = [name for name in vars(arguments) if name in names and name != "recipe"]
+    given += [name for name in ("memory", "run", "watts") if getattr(arguments, name) is not None]
+    wrong = min([*given, *fields], default=None)
+    if wrong is not None:
+        own = next(flag_of(name) for name in FIELDS if getattr(arguments, name) is not None)
+        raise SettingsError(
+            f"{own} plans a run without data, so {flag_of(wrong)} does not apply", field=wrong, hint="leave one out"
+        )
 
 
 def _run_of(arguments: argparse.Namespace, fields: dict[str, Any]) -> tuple[str, str | None]:
