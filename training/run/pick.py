@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ def _pick(arguments: argparse.Namespace) -> int:
         raise DataError(
             "no held-out data", field="data", hint="give texts, or instructions for a fine-tune, with --data"
         )
+    for finding in overlap_with_training(run.checkpoint(steps[-1]), data, config):
+        print(f"warning: {finding}", file=sys.stderr)
     losses = {step: held_out_loss(run.checkpoint(step), data, config, arguments.batch_size) for step in steps}
     best = min(losses, key=lambda step: (losses[step], step))
     if arguments.set:
@@ -103,3 +106,65 @@ def held_out_loss(checkpoint: Path, data: list[str], config: dict[str, Any], bat
         sizes: Any = {"context": context, "stride": context, "batch_size": batch_size, "seed": 0}
         batches = WindowLoader(stream, sources=", ".join(data), validation=True, **sizes).first(None)
     return evaluate(loaded.model, batches)
+
+
+def overlap_with_training(checkpoint: Path, data: list[str], config: dict[str, Any]) -> list[str]:
+    """What of `data` the run was trained on, or that this can't be said any more, a sentence each.
+
+    Files are told by their digests, conversations by their prompts, texts by runs of 32 tokens; what the run itself set
+    aside of its data is not known here, so data of its own files count as trained on.
+    """
+    from topkapi.training.data.finding import EXAMPLES, TEXTS, find_files
+    from topkapi.training.data.weights import sources_and_weights
+
+    kind = TEXTS if "text_field" in config else EXAMPLES
+    held_out = find_files(data, kind=kind, part="validation")
+    own = config.get("validation_data") or []
+    if own and set(held_out) <= set(find_files(own, kind=kind, part="validation")):
+        # The run itself has looked at these.
+        return []
+    try:
+        trained = find_files(sources_and_weights(config["data"])[0], kind=kind)
+    except DataError:
+        return ["the run's training data are not there any more: whether it has seen these can't be said"]
+    count, total, what = _seen_of(checkpoint, trained, held_out, config)
+    if not count:
+        return []
+    return [
+        f"{count:,} of {total:,} {what} also occur in the run's training data: the losses look better than they are"
+    ]
+
+
+def _seen_of(
+    checkpoint: Path, trained: list[Path], held_out: list[Path], config: dict[str, Any]
+) -> tuple[int, int, str]:
+    """How many prompts, or runs of tokens, of the files `held_out` are in those that were `trained` on, and of how
+    many."""
+    if "text_field" not in config:
+        from topkapi.training.data.instructions import read_conversations
+        from topkapi.training.data.row_files import Names
+
+        def prompts(files: list[Path]) -> list[str]:
+            names = Names(config.get("map") or [])
+            return [
+                str(row.prompt())
+                for file in files
+                for row in read_conversations(file, input_heading=False, names=names)
+            ]
+
+        seen, asked = set(prompts(trained)), prompts(held_out)
+        return sum(prompt in seen for prompt in asked), len(asked), "prompts"
+    import numpy as np
+
+    from topkapi.model.text.tokenizer import Tokenizer
+    from topkapi.training.data.inspection import OVERLAP_TOKENS, overlapping_blocks
+    from topkapi.training.data.sources import read_documents
+
+    tokenizer = Tokenizer.from_directory(checkpoint)
+
+    def stream(files: list[Path]) -> Any:
+        texts = (text for file in files for text in read_documents(file, config["text_field"]))
+        return np.array([token for text in texts for token in tokenizer.encode(text)], dtype=np.uint32)
+
+    blocks, found = overlapping_blocks(stream(trained), stream(held_out))
+    return found, blocks, f"runs of {OVERLAP_TOKENS} tokens"
