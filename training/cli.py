@@ -16,13 +16,15 @@ from topkapi.model.flags import flag_of
 from topkapi.training.estimating import FIELDS, add_estimate_flags, is_estimate, print_estimate
 from topkapi.training.evaluation.command import add_evaluate
 from topkapi.training.export import GGUF_TYPES, add_formats
+from topkapi.training.finding_lr import add_find_lr
 from topkapi.training.instructions import add_instructions
-from topkapi.training.recipes.arguments import EPILOG, RUNS, add_recipe_flags, read_arguments
+from topkapi.training.recipes.arguments import EPILOG, RUNS, add_recipe_flags, read_arguments, run_of
 from topkapi.training.recipes.files import read_yaml, resolve_recipe
 from topkapi.training.recipes.recipe import TrainingRecipe
 from topkapi.training.run.pick import add_pick
 from topkapi.training.run.runs import add_runs
 from topkapi.training.start import at_hand, prepared, train
+from topkapi.training.sweeping import add_sweep
 
 if TYPE_CHECKING:
     from topkapi.training.run.console import Console
@@ -51,6 +53,8 @@ def register(subparsers: Any) -> None:
         add_recipe_flags(command, kind)
         command.set_defaults(handler=_train, training_kind=kind, training_command=name)
     _add_plan(subparsers)
+    add_find_lr(subparsers)
+    add_sweep(subparsers)
     _add_export(subparsers)
     add_evaluate(subparsers)
     add_instructions(subparsers)
@@ -103,7 +107,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         _refuse_beside_estimate(arguments, fields)
         print_estimate(arguments)
         return 0
-    run, why = _run_of(arguments, fields)
+    run, why = run_of(arguments, fields)
     kind = RUNS[run][0]
     arguments.training_kind, arguments.training_command = kind, "plan"
     recipe, _, _ = read_arguments(arguments)
@@ -143,30 +147,6 @@ def _refuse_beside_estimate(arguments: argparse.Namespace, fields: dict[str, Any
         raise SettingsError(
             f"{own} plans a run without data, so {flag_of(wrong)} does not apply", field=wrong, hint="leave one out"
         )
-
-
-def _run_of(arguments: argparse.Namespace, fields: dict[str, Any]) -> tuple[str, str | None]:
-    """The command that a plan is for; and which setting alone told so, where the checkpoint would have told another.
-
-    Raises `SettingsError` for settings that no one command takes.
-    """
-    names = {run: kind.model_fields.keys() for run, (kind, _) in RUNS.items()}
-    named = (fields.keys() | vars(arguments).keys()) & ({name for each in names.values() for name in each} - {"recipe"})
-    # What pretrain goes on from is a checkpoint too, but that is the rarer wish.
-    likely = sorted(RUNS, key="pretrain".__eq__) if "checkpoint" in named else list(RUNS)
-    run = arguments.run or min(likely, key=lambda each: len(named - names[each]))
-    if wrong := sorted(named - names[run]):
-        others = {name for each in names.values() if wrong[0] in each for name in each}
-        apart = "" if arguments.run else min(map(flag_of, named - others), default="")
-        raise SettingsError(
-            f"{flag_of(wrong[0])} does not apply to {run}",
-            field=wrong[0],
-            hint=f"leave it out, or {apart}: no command takes both" if apart else "leave it out",
-        )
-    if arguments.run or run == likely[0]:
-        return run, None
-    told = min(map(flag_of, named - names[likely[0]]))
-    return run, f"{told} made this a plan for {run}: leave it out for one for {likely[0]}"
 
 
 def _add_export(subparsers: Any) -> None:

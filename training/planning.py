@@ -90,27 +90,40 @@ class _Enough(Exception):
     """A trial has seen enough."""
 
 
-class _Watch(Console):
-    """A console that shows nothing, notes when each step ends, and ends the trial."""
-
-    def __init__(self, steps: tuple[int, int], seconds: float) -> None:
-        self.ends: list[float] = []
-        self.steps, self.seconds = steps, seconds
+class Silent(Console):
+    """A console that shows nothing."""
 
     def message(self, text: str) -> None:
+        pass
+
+    def warn(self, findings: Sequence[str]) -> None:
+        pass
+
+    def count(self, what: str, done: int, total: int) -> None:
         pass
 
     def start(self, total: int, done: int) -> None:
         pass
 
     def advance(self, step: int, facts: str, seconds_left: float) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+
+class _Watch(Silent):
+    """A console that shows nothing, notes when each step ends, and ends the trial."""
+
+    def __init__(self, steps: tuple[int, int], seconds: float) -> None:
+        self.ends: list[float] = []
+        self.steps, self.seconds = steps, seconds
+
+    def advance(self, step: int, facts: str, seconds_left: float) -> None:
         self.ends.append(time.monotonic())
         timed, (least, most) = len(self.ends) - 1, self.steps
         if timed >= most or (timed >= least and self.ends[-1] - self.ends[0] >= self.seconds):
             raise _Enough
-
-    def stop(self) -> None:
-        pass
 
 
 class _Repeated(Loader):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from topkapi.model.errors import SettingsError
-from topkapi.model.flags import add_flags, declared
+from topkapi.model.flags import add_flags, declared, flag_of
 from topkapi.training.recipes.files import build_recipe, read_yaml, resolve_recipe
 from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, PretrainRecipe, TrainingRecipe
 
@@ -23,6 +23,30 @@ EPILOG = "Flags override the recipe; give a recipe before flags that take severa
 def add_recipe_flags(parser: argparse.ArgumentParser, *kinds: type[TrainingRecipe]) -> None:
     """One flag per field of the `kinds`, grouped; what is given stays text, which the recipe reads."""
     add_flags(parser, declared({name: field for kind in reversed(kinds) for name, field in kind.model_fields.items()}))
+
+
+def run_of(arguments: argparse.Namespace, fields: dict[str, Any]) -> tuple[str, str | None]:
+    """The command that a plan is for; and which setting alone told so, where the checkpoint would have told another.
+
+    Raises `SettingsError` for settings that no one command takes.
+    """
+    names = {run: kind.model_fields.keys() for run, (kind, _) in RUNS.items()}
+    named = (fields.keys() | vars(arguments).keys()) & ({name for each in names.values() for name in each} - {"recipe"})
+    # What pretrain goes on from is a checkpoint too, but that is the rarer wish.
+    likely = sorted(RUNS, key="pretrain".__eq__) if "checkpoint" in named else list(RUNS)
+    run = arguments.run or min(likely, key=lambda each: len(named - names[each]))
+    if wrong := sorted(named - names[run]):
+        others = {name for each in names.values() if wrong[0] in each for name in each}
+        apart = "" if arguments.run else min(map(flag_of, named - others), default="")
+        raise SettingsError(
+            f"{flag_of(wrong[0])} does not apply to {run}",
+            field=wrong[0],
+            hint=f"leave it out, or {apart}: no command takes both" if apart else "leave it out",
+        )
+    if arguments.run or run == likely[0]:
+        return run, None
+    told = min(map(flag_of, named - names[likely[0]]))
+    return run, f"{told} made this a plan for {run}: leave it out for one for {likely[0]}"
 
 
 def _given_flags(namespace: argparse.Namespace, kind: type[TrainingRecipe]) -> dict[str, Any]:

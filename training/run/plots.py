@@ -125,6 +125,26 @@ def draw_machine(system: Records, timings: Records) -> Any:
     return figure
 
 
+def draw_rates(points: Sequence[tuple[float, float, float]], chosen: float) -> Any:
+    """Losses, and smoothed ones, against learning rates, with the `chosen` one."""
+    figure = _figure()
+    axes = figure.add_subplot()
+    rates, losses, levels = zip(*points, strict=True)
+    axes.plot(rates, losses, color="tab:blue", alpha=0.25, linewidth=0.8, label="each step's batch")
+    axes.plot(rates, levels, color="tab:blue", label="smoothed")
+    axes.axvline(chosen, color="grey", linestyle=":", label=f"fell fastest ({chosen:.1e})")
+    low, first = min(levels), levels[0]
+    axes.set(
+        xscale="log",
+        xlabel="learning rate",
+        ylabel="loss",
+        ylim=(low - 0.1 * (first - low), first + 0.5 * (first - low)),
+    )
+    axes.grid(alpha=0.2)
+    axes.legend()
+    return figure
+
+
 def draw_schedule(records: Records) -> Any:
     """Learning rate and gradient norm against steps."""
     updates = [record for record in records if "learning_rate" in record]
