@@ -48,6 +48,8 @@ class DpoFields(TypedDict, total=False):
     evaluate_every: updates between evaluations (default: 20 over the run)
     evaluation_batches: batches of training and of validation data per evaluation; none: all of validation [8]
     track: also send the numbers to this tracker (each is a package of its own)
+    track_project: the tracker's project (default: the name of the folder around the run directory)
+    track_name: what the tracker calls the run (default: as its directory; it is known by an id of its own)
     patience: stop after so many evaluations without a better validation loss (default: never)
     sample_every: when samples are generated, stored and, unless every step is evaluated, printed
         ['evaluation']
@@ -81,6 +83,8 @@ class DpoFields(TypedDict, total=False):
     train_examples: first so many examples train (file_order)
     test_examples: examples after them that are used for nothing here, then validation follows (file_order)
         [0]
+    map: fields that the data call otherwise: Question=prompt Reply=completion; of messages:
+        'messages[].speaker=role'
     on_overlong: what to do with examples longer than the context ['error']
     beta: how much moving away from the starting checkpoint costs; lower allows more [0.1]
     label_smoothing: probability that a preference is the wrong way round (conservative DPO) [0.0]
@@ -119,6 +123,8 @@ class DpoFields(TypedDict, total=False):
     evaluate_every: int | None
     evaluation_batches: int | None
     track: Literal["trackio", "wandb", "tensorboard"] | None
+    track_project: Text | None
+    track_name: Text | None
     patience: int | None
     sample_every: Literal["evaluation", "epoch", "never"]
     sample_prompts: Text | Sequence[Text]
@@ -153,6 +159,7 @@ class DpoFields(TypedDict, total=False):
     split: Literal["random", "file_order"]
     train_examples: int | None
     test_examples: int
+    map: Text | Sequence[Text]
     on_overlong: Literal["error", "drop"]
     beta: float
     label_smoothing: float

@@ -48,6 +48,8 @@ class PretrainFields(TypedDict, total=False):
     evaluate_every: updates between evaluations (default: 20 over the run)
     evaluation_batches: batches of training and of validation data per evaluation; none: all of validation [8]
     track: also send the numbers to this tracker (each is a package of its own)
+    track_project: the tracker's project (default: the name of the folder around the run directory)
+    track_name: what the tracker calls the run (default: as its directory; it is known by an id of its own)
     patience: stop after so many evaluations without a better validation loss (default: never)
     sample_every: when samples are generated, stored and, unless every step is evaluated, printed
         ['evaluation']
@@ -128,6 +130,8 @@ class PretrainFields(TypedDict, total=False):
     evaluate_every: int | None
     evaluation_batches: int | None
     track: Literal["trackio", "wandb", "tensorboard"] | None
+    track_project: Text | None
+    track_name: Text | None
     patience: int | None
     sample_every: Literal["evaluation", "epoch", "never"]
     sample_prompts: Text | Sequence[Text]

@@ -74,7 +74,8 @@ def _train(
         for name in fields:
             if name not in kind.model_fields:
                 raise unknown_field(command, name, kind)
-        from topkapi.training.cli import read_arguments, train
+        from topkapi.training.recipes.arguments import read_arguments
+        from topkapi.training.start import train
 
         given = argparse.Namespace(
             recipe=None if recipe is None else os.fspath(recipe),

@@ -22,7 +22,7 @@ LONGEST_FILE = 400
 # What serving and training need, and what the tools of development need beside it.
 LOCKS = ("requirements.lock", "requirements-dev.lock")
 # Extras that only some need, and that are not installed from the lock.
-UNLOCKED = {"datasets", "deduplicate", "evaluate", "ray", "tensorboard", "trackio", "wandb"}
+UNLOCKED = {"datasets", "deduplicate", "evaluate", "ray", "sweep", "tensorboard", "trackio", "wandb"}
 
 
 @cache

@@ -79,7 +79,7 @@ def test_every_make_command_is_a_target() -> None:
 
 def test_every_topkapi_command_parses(monkeypatch: pytest.MonkeyPatch) -> None:
     from topkapi.service.commands.cli import build_parser
-    from topkapi.training.cli import read_arguments
+    from topkapi.training.recipes.arguments import read_arguments
 
     lines = commands("topkapi")
     assert {words[0] for words in lines} >= {"pretrain", "finetune", "serve", "generate"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +147,9 @@ def train(training: Training) -> TrainerState:
     if training.state.step == 0:
         # Whatever is recorded is the new run's, and a directory with records is a run's.
         run.begin()
-    system = recorded(run.path / "system.jsonl", training.console.message)
-    with present(run.path), tracked(recipe.track, run, recipe.model_dump(mode="json")), system:
+    tell = partial(run.tell, "system.jsonl")
+    system = recorded(run.path / "system.jsonl", training.console.message, tell=tell)
+    with present(run.path), tracked(recipe, run, training.state.step), system:
         return training.run(peak)
 
 

@@ -9,30 +9,27 @@ import argparse
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from topkapi.model.errors import SettingsError, TopkapiError
-from topkapi.model.flags import add_flags, declared, flag_of
-from topkapi.model.hub.names import meant
+from topkapi.model.flags import flag_of
+from topkapi.training.estimating import FIELDS, add_estimate_flags, is_estimate, print_estimate
 from topkapi.training.evaluation.command import add_evaluate
 from topkapi.training.export import GGUF_TYPES, add_formats
+from topkapi.training.finding_lr import add_find_lr
 from topkapi.training.instructions import add_instructions
-from topkapi.training.recipes.files import build_recipe, read_yaml, resolve_recipe
-from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, PretrainRecipe, TrainingRecipe
+from topkapi.training.recipes.arguments import EPILOG, RUNS, add_recipe_flags, read_arguments, run_of
+from topkapi.training.recipes.files import read_yaml, resolve_recipe
+from topkapi.training.recipes.recipe import TrainingRecipe
 from topkapi.training.run.pick import add_pick
 from topkapi.training.run.runs import add_runs
+from topkapi.training.start import at_hand, prepared, train
+from topkapi.training.sweeping import add_sweep
 
 if TYPE_CHECKING:
     from topkapi.training.run.console import Console
     from topkapi.training.run.directory import RunDirectory
     from topkapi.training.trainer import Training
-
-_RUNS: dict[str, tuple[type[TrainingRecipe], str]] = {
-    "pretrain": (PretrainRecipe, "train a model from random weights on plain text"),
-    "finetune": (FinetuneRecipe, "train a checkpoint on instructions or conversations"),
-    "dpo": (DpoRecipe, "train a checkpoint to prefer some answers to others"),
-}
-_EPILOG = "Flags override the recipe; give a recipe before flags that take several values."
 
 
 def register(subparsers: Any) -> None:
@@ -47,15 +44,17 @@ def register(subparsers: Any) -> None:
     train.add_argument("--megabytes", type=int, default=256, help="text to train on, at most [256]")
     train.set_defaults(handler=_train_tokenizer)
 
-    for name, (kind, summary) in _RUNS.items():
-        command = subparsers.add_parser(name, help=summary, description=f"{summary.capitalize()}.", epilog=_EPILOG)
+    for name, (kind, summary) in RUNS.items():
+        command = subparsers.add_parser(name, help=summary, description=f"{summary.capitalize()}.", epilog=EPILOG)
         command.add_argument("recipe", nargs="?", help="recipe file (.yaml) or the name of an included one")
         command.add_argument(
             "--resume", nargs="?", const="", metavar="RUN", help="continue the run in this directory (default: --out)"
         )
-        _add_recipe_flags(command, kind)
+        add_recipe_flags(command, kind)
         command.set_defaults(handler=_train, training_kind=kind, training_command=name)
     _add_plan(subparsers)
+    add_find_lr(subparsers)
+    add_sweep(subparsers)
     _add_export(subparsers)
     add_evaluate(subparsers)
     add_instructions(subparsers)
@@ -82,31 +81,37 @@ def _add_plan(subparsers: Any) -> None:
         help="say what a run will take, and what is wrong with its data",
         description="Say what a run of pretrain or finetune will take in memory, time and money, from a few real "
         "steps, and what is wrong with its data. Takes the recipe and the flags that the run will be given.",
-        epilog=_EPILOG,
+        epilog=EPILOG,
     )
     command.add_argument("recipe", nargs="?", help="recipe file (.yaml) or the name of an included one")
     command.add_argument("--price-per-hour", type=float, metavar="X", help="what an hour of this machine costs")
+    command.add_argument("--watts", type=float, metavar="W", help="what the machine draws, for the kilowatt hours")
     command.add_argument("--memory", type=float, metavar="GB", help="memory that the run may take (default: all)")
     command.add_argument("--json", action="store_true", help="print the plan as JSON")
     command.add_argument(
-        "--run", choices=tuple(_RUNS), help="the command that the plan is for (default: told by the settings)"
+        "--run", choices=tuple(RUNS), help="the command that the plan is for (default: told by the settings)"
     )
-    _add_recipe_flags(command, *(kind for kind, _ in _RUNS.values()))
+    add_estimate_flags(command)
+    add_recipe_flags(command, *(kind for kind, _ in RUNS.values()))
     command.set_defaults(handler=_plan, resume=None)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    for name in ("price_per_hour", "memory"):
+    for name in ("price_per_hour", "memory", "watts"):
         value = getattr(arguments, name)
         if value is not None and not value > 0:
             raise SettingsError(f"--{name.replace('_', '-')} must be greater than 0, not {value:g}", field=name)
     fields = {} if arguments.recipe is None else read_yaml(resolve_recipe(arguments.recipe))
-    run, why = _run_of(arguments, fields)
-    kind = _RUNS[run][0]
+    if is_estimate(arguments):
+        _refuse_beside_estimate(arguments, fields)
+        print_estimate(arguments)
+        return 0
+    run, why = run_of(arguments, fields)
+    kind = RUNS[run][0]
     arguments.training_kind, arguments.training_command = kind, "plan"
     recipe, _, _ = read_arguments(arguments)
-    recipe = _at_hand(recipe)
+    recipe = at_hand(recipe)
     if recipe.parallel is not None:
         raise SettingsError(
             "a plan is made for one process, so --parallel does not apply",
@@ -116,13 +121,14 @@ def _plan(arguments: argparse.Namespace) -> int:
     from topkapi.training.run.preflight import check_inputs
 
     def prepare(recipe: TrainingRecipe, run: RunDirectory, console: Console) -> Training:
-        return _prepared(recipe, False, run, console)
+        return prepared(recipe, False, run, console)
 
     try:
         check_inputs(recipe)
         from topkapi.training.planning import print_plan
 
-        fits = print_plan(recipe, prepare, arguments.price_per_hour, arguments.memory, as_json=arguments.json)
+        price, memory, watts = arguments.price_per_hour, arguments.memory, arguments.watts
+        fits = print_plan(recipe, prepare, price, memory, watts, as_json=arguments.json)
     except TopkapiError as error:
         if why is not None:
             error.hint = f"{error.hint}; {why}" if error.hint else why
@@ -130,28 +136,17 @@ def _plan(arguments: argparse.Namespace) -> int:
     return 0 if fits else 1
 
 
-def _run_of(arguments: argparse.Namespace, fields: dict[str, Any]) -> tuple[str, str | None]:
-    """The command that a plan is for; and which setting alone told so, where the checkpoint would have told another.
-
-    Raises `SettingsError` for settings that no one command takes.
-    """
-    names = {run: kind.model_fields.keys() for run, (kind, _) in _RUNS.items()}
-    named = (fields.keys() | vars(arguments).keys()) & ({name for each in names.values() for name in each} - {"recipe"})
-    # What pretrain goes on from is a checkpoint too, but that is the rarer wish.
-    likely = sorted(_RUNS, key="pretrain".__eq__) if "checkpoint" in named else list(_RUNS)
-    run = arguments.run or min(likely, key=lambda each: len(named - names[each]))
-    if wrong := sorted(named - names[run]):
-        others = {name for each in names.values() if wrong[0] in each for name in each}
-        apart = "" if arguments.run else min(map(flag_of, named - others), default="")
+def _refuse_beside_estimate(arguments: argparse.Namespace, fields: dict[str, Any]) -> None:
+    """Raise `SettingsError` for what a plan without data would not look at."""
+    names = {name for kind, _ in RUNS.values() for name in kind.model_fields}
+    given = [name for name in vars(arguments) if name in names and name != "recipe"]
+    given += [name for name in ("memory", "run", "watts") if getattr(arguments, name) is not None]
+    wrong = min([*given, *fields], default=None)
+    if wrong is not None:
+        own = next(flag_of(name) for name in FIELDS if getattr(arguments, name) is not None)
         raise SettingsError(
-            f"{flag_of(wrong[0])} does not apply to {run}",
-            field=wrong[0],
-            hint=f"leave it out, or {apart}: no command takes both" if apart else "leave it out",
+            f"{own} plans a run without data, so {flag_of(wrong)} does not apply", field=wrong, hint="leave one out"
         )
-    if arguments.run or run == likely[0]:
-        return run, None
-    told = min(map(flag_of, named - names[likely[0]]))
-    return run, f"{told} made this a plan for {run}: leave it out for one for {likely[0]}"
 
 
 def _add_export(subparsers: Any) -> None:
@@ -222,171 +217,3 @@ def _merge(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     train(*read_arguments(arguments))
     return 0
-
-
-def train(recipe: TrainingRecipe, directory: Path, resume: bool) -> None:
-    """Train what `read_arguments` found, from what can be refused at once to the report. Raises `TopkapiError`."""
-    recipe = _at_hand(recipe)
-    # Threads that wait for each other by spinning take the cores from whatever else runs on the machine, and then from
-    # one another: with the cores shared, steps took three times as long. Must be set before torch starts its threads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from topkapi.training.run.preflight import alone, check_run
-
-    if alone():
-        check_run(recipe, directory, resume)
-    from topkapi.training.optimisation.distributed import joined
-
-    with joined(recipe):
-        _train_together(recipe, directory, resume)
-
-
-def _at_hand(recipe: TrainingRecipe) -> TrainingRecipe:
-    """The recipe with the path of its checkpoint where it names a model of the hub, which is downloaded if need be.
-
-    The run notes where it lies: what it starts from stays the same when the hub has a newer one.
-    """
-    checkpoint = getattr(recipe, "checkpoint", None)
-    if checkpoint is None or meant(checkpoint) is None:
-        return recipe
-    from topkapi.model.hub.resolve import local_path
-
-    return recipe.model_copy(update={"checkpoint": os.fspath(local_path(checkpoint))})
-
-
-def _train_together(recipe: TrainingRecipe, directory: Path, resume: bool) -> None:
-    """Train, with the other processes where there are some, of which only the first writes."""
-    from topkapi.training.assembly import train
-    from topkapi.training.optimisation.distributed import in_turn, rank, size
-    from topkapi.training.precision import settled
-    from topkapi.training.run.console import Console
-    from topkapi.training.run.directory import FollowedRun, RunDirectory
-    from topkapi.training.run.hub import check_push, push
-    from topkapi.training.run.preflight import alone
-    from topkapi.training.run.report import finish
-
-    if not alone():
-        check_push(recipe.push)
-    console = Console()
-    run = FollowedRun(directory) if rank() else RunDirectory(directory)
-    goes_on = resume and (directory / "config.yaml").is_file()
-    recipe = recipe if goes_on else settled(recipe, console)
-    with in_turn():
-        if goes_on:
-            run.check_idle()
-            run.hold()
-            run.check_unchanged(recipe)
-        else:
-            run.start(recipe)
-    if recipe.parallel is not None and size() == 1:
-        console.message(f"one process has nothing to share by {recipe.parallel}: torchrun starts several")
-    try:
-        state = train(_prepared(recipe, resume, run, console))
-        if not rank():
-            finish(run, state, console)
-            if recipe.push:
-                push(directory, recipe.push, console)
-    finally:
-        run.abandon()
-        run.release()
-
-
-def _prepared(recipe: TrainingRecipe, resume: bool, run: RunDirectory, console: Console) -> Training:
-    """The run that the recipe describes, ready to train."""
-    if isinstance(recipe, PretrainRecipe):
-        from topkapi.training.pretrain import pretrain
-
-        return pretrain(recipe, run, resume=resume, console=console)
-    if isinstance(recipe, DpoRecipe):
-        from topkapi.training.dpo import dpo
-
-        return dpo(recipe, run, resume=resume, console=console)
-    from topkapi.training.finetune import finetune
-
-    assert isinstance(recipe, FinetuneRecipe), "there are no other recipes"
-    return finetune(recipe, run, resume=resume, console=console)
-
-
-def _add_recipe_flags(parser: argparse.ArgumentParser, *kinds: type[TrainingRecipe]) -> None:
-    """One flag per field of the `kinds`, grouped; what is given stays text, which the recipe reads."""
-    add_flags(parser, declared({name: field for kind in reversed(kinds) for name, field in kind.model_fields.items()}))
-
-
-def _given_flags(namespace: argparse.Namespace, kind: type[TrainingRecipe]) -> dict[str, Any]:
-    """The recipe fields that were given as flags; `none` clears an optional one."""
-    given = {name: value for name, value in vars(namespace).items() if name in kind.model_fields}
-    for name, value in given.items():
-        if value == "none" and type(None) in get_args(kind.model_fields[name].annotation):
-            given[name] = None
-    return given
-
-
-def read_arguments(arguments: argparse.Namespace) -> tuple[TrainingRecipe, Path, bool]:
-    """The recipe (flags over YAML over defaults), the run directory, and whether to resume.
-
-    A resumed run that is named by its directory takes its own `config.yaml` for the recipe.
-    """
-    from topkapi.training.data.weights import split_weight
-
-    kind: type[TrainingRecipe] = arguments.training_kind
-    flags = _given_flags(arguments, kind)
-    resume = arguments.resume is not None
-    fields: dict[str, Any] = {}
-    source, stem = "config.yaml", None
-    if arguments.recipe is not None:
-        path = resolve_recipe(arguments.recipe)
-        fields, source, stem = read_yaml(path), path.name, path.stem
-        command = _command_of(fields)
-        if not fields.keys() <= kind.model_fields.keys() and command is not None:
-            raise SettingsError(
-                f"{path.name} is a recipe for {command}, not for {arguments.training_command}",
-                field="recipe",
-                hint=f"train it with: topkapi {command} {arguments.recipe}",
-            )
-    if resume:
-        _check_resume_flags(arguments.resume, flags)
-    if arguments.resume:
-        flags["out"] = arguments.resume
-        if not (Path(arguments.resume) / "config.yaml").is_file():
-            raise SettingsError(
-                f"there is no training run in {arguments.resume}",
-                field="resume",
-                hint="name the run's directory, the one with config.yaml in it",
-            )
-    named = flags.get("out", fields.get("out"))
-    if resume and named and (Path(named) / "config.yaml").is_file():
-        before = read_yaml(Path(named) / "config.yaml") | {"overwrite": False}
-        command = _command_of(before)
-        if command not in (None, arguments.training_command):
-            raise SettingsError(
-                f"{named} is a run of {command}, not of {arguments.training_command}",
-                field="resume",
-                hint=f"continue it with: topkapi {command} --resume {shlex.quote(str(named))}",
-            )
-        fields = before if arguments.recipe is None else fields
-        if (fields | flags).get("precision") == "auto":
-            # Settled when the run began.
-            fields, flags = fields | {"precision": before["precision"]}, flags | {"precision": before["precision"]}
-    recipe = build_recipe(kind, fields | flags, source, flags)
-    if stem is None:
-        stem = Path(split_weight(recipe.data[0])[0]).name.split(".")[0] if recipe.data else arguments.training_command
-    directory = Path(recipe.out) if recipe.out else Path("runs") / (stem or arguments.training_command)
-    return recipe, directory, resume
-
-
-def _check_resume_flags(run: str, flags: dict[str, Any]) -> None:
-    """Refuse what would be ignored: a resumed run stays where it is, and as it is."""
-    if run and "out" in flags and Path(flags["out"]) != Path(run):
-        raise SettingsError(
-            f"--resume {run} goes on in {run}, so --out does not apply",
-            field="out",
-            hint="leave out --out, or begin another run there without --resume",
-        )
-    if flags.get("overwrite"):
-        raise SettingsError(
-            "--resume and --overwrite exclude each other", field="overwrite", hint="leave one of them out"
-        )
-
-
-def _command_of(fields: dict[str, Any]) -> str | None:
-    """The command that a complete recipe is one of; None where it has fields that none of them has."""
-    return next((name for name, (kind, _) in _RUNS.items() if fields.keys() <= kind.model_fields.keys()), None)

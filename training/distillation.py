@@ -14,9 +14,11 @@ from topkapi.model.conversation.chat_template import ChatTemplate
 from topkapi.model.errors import DataError, InvalidRequest, SettingsError
 from topkapi.model.storage.checkpoint import Checkpoint
 from topkapi.model.user_files import LONGEST_TEXT, read_file
-from topkapi.training.data.instructions import messages_of, read_rows
+from topkapi.training.data.finding import no_such_file
+from topkapi.training.data.instructions import messages_of
 from topkapi.training.data.preparation import Limits, Messages, clean, unusable, write_rows
-from topkapi.training.data.sources import decode_utf8, no_such_file, parse_json, read_lines
+from topkapi.training.data.row_files import read_rows
+from topkapi.training.data.sources import decode_utf8, parse_json, read_lines
 from topkapi.training.evaluation.answers import check_max_tokens, greedy_jobs, leak_pattern
 from topkapi.training.evaluation.text_measures import repetition
 

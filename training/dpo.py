@@ -24,6 +24,7 @@ from topkapi.model.errors import DataError, SettingsError
 from topkapi.model.files import recover_directory, write_directory
 from topkapi.model.transformer import Decoder
 from topkapi.training.data.preferences import PairBatch, PairLoader, encode_preferences, read_preferences
+from topkapi.training.data.row_files import Names
 from topkapi.training.data.weights import sources_and_weights
 from topkapi.training.data.windows import Batch
 from topkapi.training.finetune import (
@@ -54,7 +55,10 @@ def dpo(recipe: DpoRecipe, directory: RunDirectory, *, resume: bool, console: Co
         raise SettingsError("preferences are not mixed by weights", field="data", hint="give the files without them")
     base = open_base(recipe, directory, resume=resume, console=console)
     left_out: set[str] = set()
-    train, validation = split_data(recipe, partial(read_preferences, left_out=left_out))
+    fields = Names(recipe.map)
+    split = split_data(recipe, partial(read_preferences, left_out=left_out, names=fields))
+    train, validation = split.train, split.validation
+    fields.check("the data")
     loaders, dropped = [], []
     for part in (train, validation):
         pairs, overlong = encode_preferences(
@@ -62,7 +66,7 @@ def dpo(recipe: DpoRecipe, directory: RunDirectory, *, resume: bool, console: Co
         )
         dropped += overlong
         loaders.append(PairLoader(pairs, batch_size=recipe.batch_size, seed=recipe.seed))
-    report_left_out(base, left_out, dropped)
+    report_left_out(base, split.found.left_out, left_out, dropped)
     counts = len(loaders[0].pairs), len(loaders[1].pairs)
     check_enough(recipe, "pairs", *counts)
     with distributed.in_turn():
@@ -76,6 +80,7 @@ def dpo(recipe: DpoRecipe, directory: RunDirectory, *, resume: bool, console: Co
         counts=counts,
         conversations=([each.chosen for each in train], [each.chosen for each in validation]),
         objective=Preferred(recipe.beta, recipe.label_smoothing),
+        files=split.files,
     )
     return assemble_tuning(base, "dpo", examples)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -20,6 +20,7 @@ from topkapi.model.storage.checkpoint import Checkpoint, load_checkpoint, weight
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.model.transformer import Decoder
 from topkapi.training.assembly import assemble, open_run, place
+from topkapi.training.data.finding import EXAMPLES, Found, find_data, held_out_files, named
 from topkapi.training.data.inspection import conversation_findings, example_findings
 from topkapi.training.data.instructions import (
     Conversation,
@@ -29,7 +30,7 @@ from topkapi.training.data.instructions import (
     read_conversations,
 )
 from topkapi.training.data.mixing import describe_mixture, mixed_order
-from topkapi.training.data.sources import no_such_file
+from topkapi.training.data.row_files import Names
 from topkapi.training.data.weights import sources_and_weights, unused
 from topkapi.training.data.windows import EVALUATION_EPOCH, Loader, permutation
 from topkapi.training.monitoring.samples import Prompt
@@ -81,6 +82,7 @@ class Examples:
     counts: tuple[int, int]
     conversations: tuple[Sequence[Conversation], Sequence[Conversation]]
     objective: Objective
+    files: Sequence[Path]
     findings: Sequence[str] = ()
 
 
@@ -137,7 +139,7 @@ def assemble_tuning(base: Base, command: str, examples: Examples) -> Training:
     train, held_out = examples.conversations
     seen = {str(each.prompt()) for each in train}
     overlap = sum(str(each.prompt()) in seen for each in held_out)
-    files = [Path(name).expanduser() for name in (*sources_and_weights(recipe.data)[0], *recipe.validation_data)]
+    names = named(examples.files)
     parameters = model.config.parameter_count()
     trained = sum(parameter.numel() for _, parameter in trained_parameters(model))
     training = assemble(
@@ -155,7 +157,7 @@ def assemble_tuning(base: Base, command: str, examples: Examples) -> Training:
         prompts=_sample_prompts(base, held_out or train),
         facts={
             "data": {
-                "sources": {file.name: sha256(file) for file in files},
+                "sources": {name: sha256(file) for name, file in zip(names, examples.files, strict=True)},
                 "train_examples": examples.counts[0],
                 "validation_examples": examples.counts[1],
                 "validation_prompts_in_training": overlap,
@@ -195,8 +197,11 @@ def check_enough(recipe: TuningRecipe, kind: str, train: int, held_out: int) -> 
 def _conversations(recipe: FinetuneRecipe, base: Base) -> Examples:
     """The answers of the recipe's conversations."""
     left_out: set[str] = set()
-    read = partial(read_conversations, input_heading=base.chat.name == "alpaca", left_out=left_out)
-    train, validation = split_data(recipe, read)
+    fields = Names(recipe.map)
+    read = partial(read_conversations, input_heading=base.chat.name == "alpaca", left_out=left_out, names=fields)
+    split = split_data(recipe, read)
+    train, validation = split.train, split.validation
+    fields.check("the data")
     names, weights = sources_and_weights(recipe.data)
     loaders, dropped = [], []
     for part in (train, validation):
@@ -206,7 +211,7 @@ def _conversations(recipe: FinetuneRecipe, base: Base) -> Examples:
         dropped += overlong
         mixture: dict[str, Any] = {}
         if part is train and weights is not None:
-            parts = _parts(examples, names)
+            parts = _parts(examples, names, split.found.sources)
             mixture = {"order": partial(mixed_order, recipe.seed, weights=weights), "parts": parts}
             for line in describe_mixture(names, parts, weights, _epochs(recipe, len(examples))):
                 base.console.message(line)
@@ -219,7 +224,7 @@ def _conversations(recipe: FinetuneRecipe, base: Base) -> Examples:
                 **mixture,
             )
         )
-    report_left_out(base, left_out, dropped)
+    report_left_out(base, split.found.left_out, left_out, dropped)
     if missing := unused(recipe.data, recipe.weights):
         base.console.message(f"no data file is called {' or '.join(missing)}: their weights are not used")
     counts = len(loaders[0].examples), len(loaders[1].examples)
@@ -230,6 +235,7 @@ def _conversations(recipe: FinetuneRecipe, base: Base) -> Examples:
         counts=counts,
         conversations=(train, validation),
         objective=NextToken(),
+        files=split.files,
         findings=conversation_findings(train, validation),
     )
 
@@ -238,18 +244,22 @@ def _epochs(recipe: TuningRecipe, examples: int) -> float:
     return recipe.epochs if recipe.max_steps is None else recipe.max_steps * recipe.batch_size / max(1, examples)
 
 
-def _parts(examples: list[Example], names: list[str]) -> list[int]:
+def _parts(examples: list[Example], names: list[str], sources: list[list[Path]]) -> list[int]:
     """How many examples each source of a mixture has; they stand in the order of the sources."""
     of = Counter(example.origin.rpartition(", ")[0] for example in examples)
-    parts = [of[str(Path(name).expanduser())] for name in names]
+    if len({file for source in sources for file in source}) < sum(map(len, sources)):
+        raise DataError("a file belongs to two sources of the mixture", field="data", hint="name each file once")
+    parts = [sum(of[str(file)] for file in source) for source in sources]
     for name, size in zip(names, parts, strict=True):
         if not size:
             raise DataError(f"{name} has no example left to train on", field="data", hint="leave it out")
     return parts
 
 
-def report_left_out(base: Base, fields: set[str], dropped: list[str]) -> None:
-    """Tell which fields of rows were not used, and what was left out for being too long, by its origin."""
+def report_left_out(base: Base, files: Sequence[str], fields: set[str], dropped: list[str]) -> None:
+    """Tell which files and fields of rows were not used, and what was left out for being too long, by its origin."""
+    if files:
+        base.console.message(f"not used: {', '.join(files)}")
     if fields:
         base.console.message(f"fields of the rows that are not used: {', '.join(sorted(fields))}")
     if dropped:
@@ -313,11 +323,29 @@ def _new_tokens(parent: Checkpoint, tokenizer: Tokenizer) -> list[int]:
     return sorted(added | set(range(parent.config.vocab_size, tokenizer.vocab_size)))
 
 
-def split_data(recipe: TuningRecipe, read: Callable[[Path], list[Row]]) -> tuple[list[Row], list[Row]]:
+@dataclass(frozen=True)
+class Split(Generic[Row]):
+    """Rows to train on and to validate on, and the files that they are from."""
+
+    train: list[Row]
+    validation: list[Row]
+    found: Found
+    files: list[Path]
+
+
+def split_data(recipe: TuningRecipe, read: Callable[[Path], list[Row]]) -> Split[Row]:
     """What `read` finds in the recipe's files, in a part to train on and one to validate on."""
-    data = _read(sources_and_weights(recipe.data)[0], read, recipe.data_hint)
-    if recipe.validation_data:
-        return data, _read(recipe.validation_data, read, None)
+    found = find_data(sources_and_weights(recipe.data)[0], recipe.data_hint, kind=EXAMPLES)
+    held_out = held_out_files(found, recipe.validation_data, recipe.validation_fraction, EXAMPLES)
+    data = [row for file in found.files for row in read(file)]
+    files = [*found.files, *(file for file in held_out if file not in found.files)]
+    if held_out:
+        return Split(data, [row for file in held_out for row in read(file)], found, files)
+    return Split(*_set_apart(recipe, data), found, files)
+
+
+def _set_apart(recipe: TuningRecipe, data: list[Row]) -> tuple[list[Row], list[Row]]:
+    """The rows without those that the recipe holds out, and these."""
     held_out = round(recipe.validation_fraction * len(data))
     if recipe.validation_fraction and not held_out:
         held_out = 1
@@ -337,13 +365,3 @@ def split_data(recipe: TuningRecipe, read: Callable[[Path], list[Row]]) -> tuple
             hint="give more examples, or lower --train-examples and --test-examples",
         )
     return data[:train], data[train + recipe.test_examples :]
-
-
-def _read(names: list[str], read: Callable[[Path], list[Row]], hint: str | None) -> list[Row]:
-    rows: list[Row] = []
-    for name in names:
-        path = Path(name).expanduser()
-        if not path.is_file():
-            raise no_such_file(name, hint=hint)
-        rows += read(path)
-    return rows

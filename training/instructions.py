@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from topkapi.model.errors import DataError, SettingsError
-from topkapi.training.data.sources import no_such_file
+from topkapi.training.data.finding import no_such_file
 
 
 def add_instructions(subparsers: Any) -> None:

@@ -48,7 +48,8 @@ class Probe:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run will take. Seconds and bytes; tokens include padding; `cost` is None without a price."""
+    """What a run will take. Seconds and bytes; tokens include padding; `cost` is None without a price, and
+    `kilowatt_hours` without a power."""
 
     parameters: int
     trained_parameters: int
@@ -65,6 +66,7 @@ class RunPlan:
     save_seconds: float
     probes: list[Probe]
     cost: float | None
+    kilowatt_hours: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -88,27 +90,40 @@ class _Enough(Exception):
     """A trial has seen enough."""
 
 
-class _Watch(Console):
-    """A console that shows nothing, notes when each step ends, and ends the trial."""
-
-    def __init__(self, steps: tuple[int, int], seconds: float) -> None:
-        self.ends: list[float] = []
-        self.steps, self.seconds = steps, seconds
+class Silent(Console):
+    """A console that shows nothing."""
 
     def message(self, text: str) -> None:
+        pass
+
+    def warn(self, findings: Sequence[str]) -> None:
+        pass
+
+    def count(self, what: str, done: int, total: int) -> None:
         pass
 
     def start(self, total: int, done: int) -> None:
         pass
 
     def advance(self, step: int, facts: str, seconds_left: float) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+
+class _Watch(Silent):
+    """A console that shows nothing, notes when each step ends, and ends the trial."""
+
+    def __init__(self, steps: tuple[int, int], seconds: float) -> None:
+        self.ends: list[float] = []
+        self.steps, self.seconds = steps, seconds
+
+    def advance(self, step: int, facts: str, seconds_left: float) -> None:
         self.ends.append(time.monotonic())
         timed, (least, most) = len(self.ends) - 1, self.steps
         if timed >= most or (timed >= least and self.ends[-1] - self.ends[0] >= self.seconds):
             raise _Enough
-
-    def stop(self) -> None:
-        pass
 
 
 class _Repeated(Loader):
@@ -286,6 +301,8 @@ def _show(plan: RunPlan, console: Console, micro_batch_size: int | None, batch_s
     ]
     if plan.cost is not None:
         rows.append(("cost", f"{plan.cost:,.2f}"))
+    if plan.kilowatt_hours is not None:
+        rows.append(("energy", f"{plan.kilowatt_hours:,.3g} kWh"))
     for name, text in rows:
         console.message(f"{name:<11}{text}")
     console.message("micro batches, each of the longest rows:")
@@ -315,6 +332,7 @@ def print_plan(
     prepare: Callable[[TrainingRecipe, RunDirectory, Console], Training],
     price_per_hour: float | None,
     memory_gigabytes: float | None,
+    watts: float | None = None,
     *,
     as_json: bool,
 ) -> bool:
@@ -330,6 +348,8 @@ def print_plan(
         directory = RunDirectory(Path(folder) / "run")
         directory.start(recipe)
         plan = make_plan(prepare(recipe, directory, console), price_per_hour, memory)
+    if watts is not None:
+        plan = replace(plan, kilowatt_hours=plan.seconds / 3600 * watts / 1000)
     if as_json:
         facts: Mapping[str, Any] = asdict(plan) | {"seconds": plan.seconds, "findings": console.findings}
         print(json.dumps(facts, indent=2))

@@ -16,10 +16,10 @@ from topkapi.model.storage.checkpoint import Checkpoint, load_checkpoint, weight
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.model.transformer import Decoder, initialise
 from topkapi.training.assembly import assemble, open_run, place
+from topkapi.training.data.finding import TEXTS, find_data, held_out_files
 from topkapi.training.data.inspection import token_findings
 from topkapi.training.data.mixing import describe_mixture, mixed_order
 from topkapi.training.data.shards import TokenData, prepare_tokens
-from topkapi.training.data.sources import fields_beside, find_files
 from topkapi.training.data.vocabulary import tokenizer_for
 from topkapi.training.data.weights import sources_and_weights
 from topkapi.training.data.windows import WindowLoader
@@ -43,13 +43,13 @@ def pretrain(recipe: PretrainRecipe, directory: RunDirectory, *, resume: bool, c
     parent = None if recipe.checkpoint is None else load_checkpoint(recipe.checkpoint, dtype=torch.float32)
     chat = chat_template(recipe.chat_template) or (parent.chat if parent else None)
     names, weights = sources_and_weights(recipe.data)
-    sources = [find_files([name], recipe.data_hint) for name in names]
-    files = list(dict.fromkeys(file for source in sources for file in source))
+    found = find_data(names, recipe.data_hint)
+    sources, files = found.sources, found.files
     if weights is not None and len(files) < sum(map(len, sources)):
         raise DataError("a file belongs to two sources of the mixture", field="data", hint="name each file once")
-    validation_files = find_files(recipe.validation_data)
-    if beside := {name for file in files for name in fields_beside(file, recipe.text_field)}:
-        console.message(f"fields of the rows that are not used: {', '.join(sorted(beside))}")
+    validation_files = held_out_files(found, recipe.validation_data, recipe.validation_fraction, TEXTS)
+    if found.left_out:
+        console.message(f"not used: {', '.join(found.left_out)}")
     with distributed.in_turn():
         tokenizer = parent.tokenizer if parent else _tokenizer(recipe, files, directory, console, resume)
         data = prepare_tokens(
@@ -65,6 +65,8 @@ def pretrain(recipe: PretrainRecipe, directory: RunDirectory, *, resume: bool, c
             groups=None if weights is None else [len(source) for source in sources],
             progress=console.count,
         )
+    if data.unused_fields:
+        console.message(f"fields of the rows that are not used: {', '.join(data.unused_fields)}")
     model = _model(recipe, parent, tokenizer)
     window = _window(recipe, parent)
     generation = parent.generation if parent else {"temperature": 0.8, "top_p": 0.95}

@@ -190,7 +190,7 @@ def test_file_order_leaves_the_test_part_alone(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--data", "gone.json"], "no such file: gone.json"),
+        (["--data", "gone.json"], "no such file, folder or glob: gone.json"),
         (["--checkpoint", "gone"], "there is no checkpoint at gone"),
         (["--chat-template", "gone"], "there is no chat template gone"),
         (["--batch-size", "99"], "do not fill one batch of 99"),

@@ -52,7 +52,7 @@ def sentences(english: str, count: int) -> list[str]:
 def test_a_plan_counts_what_the_run_will_do(tmp_path: Path, english: str, capsys: Any) -> None:
     data = documents(tmp_path / "a.jsonl", *sentences(english, 40))
     given = ["--data", data, *SMALL, "--sample-every", "never", "--evaluate-every", "10", "--micro-batch-size", "4"]
-    assert plan(*given, "--price-per-hour", 3600, "--json") == 0
+    assert plan(*given, "--price-per-hour", 3600, "--watts", 1000, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert not (tmp_path / "runs").exists(), "nothing is left behind"
     assert plan(*given, "--out", "real", command="pretrain") == 0
@@ -64,6 +64,7 @@ def test_a_plan_counts_what_the_run_will_do(tmp_path: Path, english: str, capsys
     assert found["update_seconds"] == pytest.approx(found["steps"] * found["step_seconds"])
     parts = [found[f"{name}_seconds"] for name in ("update", "evaluation", "sample", "save")]
     assert found["cost"] == pytest.approx(found["seconds"]) == pytest.approx(sum(parts))
+    assert found["kilowatt_hours"] == pytest.approx(found["seconds"] / 3600)
     assert found["sample_seconds"] == 0 < min(parts[0], parts[1], parts[3])
     assert [probe["micro_batch_size"] for probe in found["probes"]] == [1, 2, 4, 8]
     assert all(probe["fits"] for probe in found["probes"]) and found["findings"] == []

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from topkapi.training.data.sources import extra_package
+from topkapi.training.data.finding import extra_package
 
 Deduplicate = Literal["none", "exact", "near"]
 

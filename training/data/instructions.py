@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +15,9 @@ from numpy.typing import NDArray
 from topkapi.model.conversation.chat_template import ChatTemplate, EncodedChat
 from topkapi.model.errors import DataError, InvalidRequest
 from topkapi.model.text.tokenizer import Tokenizer
-from topkapi.model.user_files import LONGEST_DOCUMENT, read_file
-from topkapi.training.data.rows import FORMATS, Message, Told, check_template, conversations_of
-from topkapi.training.data.sources import LINES, decode_utf8, parse_json, read_lines
+from topkapi.training.data.row_files import Names, read_rows
+from topkapi.training.data.rows import FORMATS, Told, check_template, conversations_of
+from topkapi.training.data.turns import Message
 from topkapi.training.data.windows import EVALUATION_EPOCH, IGNORED, Batch, Order, joined, permutation
 
 
@@ -47,17 +46,22 @@ class Example:
     origin: str
 
 
-def read_conversations(path: Path, *, input_heading: bool, left_out: set[str] | None = None) -> list[Conversation]:
-    """The conversations of a `.json` list or a file of JSON lines, plain or compressed.
+def read_conversations(
+    path: Path, *, input_heading: bool, left_out: set[str] | None = None, names: Names | None = None
+) -> list[Conversation]:
+    """The conversations of a file that `read_rows` reads, its fields under their `names` here.
 
     `input_heading` puts Alpaca's `### Input:` above an input, otherwise a blank line sets it off. The names of fields
-    that are not used are added to `left_out`.
+    that are not used are added to `left_out`, and so is what was said after the last answer, which trains nothing.
     Raises `DataError` naming the row (from 1) or line for invalid UTF-8 or JSON, for rows of no known form, for fields
     that mean what can't be done, for empty answers, and for rows without any that is to be trained.
     """
     conversations = []
     for origin, row in read_rows(path):
+        row = row if names is None else names.applied(row, origin)
         for told in conversations_of(row, origin, input_heading, left_out):
+            if told.messages and _end_with_answer(told.messages) and left_out is not None:
+                left_out.add("messages[] after the last answer")
             check_messages(told.messages, origin)
             answers = {index for index, message in enumerate(told.messages) if message["role"] == "assistant"}
             if answers <= told.untrained:
@@ -68,38 +72,13 @@ def read_conversations(path: Path, *, input_heading: bool, left_out: set[str] | 
     return conversations
 
 
-_AS_LINES = "give its rows as the lines of a .jsonl file"
-
-
-def read_rows(path: Path, formats: str = FORMATS) -> Iterator[tuple[str, object]]:
-    """The JSON values of a file, each with its place for error messages. Raises `DataError` naming the line.
-
-    `formats` says what the rows are, as a hint.
-    """
-    name = path.name.lower()
-    if name.endswith(LINES):
-        for number, line in read_lines(path):
-            if line.strip():
-                yield f"{path}, line {number}", parse_json(decode_utf8(line, path, number), path, number)
-    elif name.endswith(".json"):
-        try:
-            content = json.loads(decode_utf8(read_file(path, LONGEST_DOCUMENT, field="data", hint=_AS_LINES), path))
-        except (ValueError, RecursionError) as error:
-            hint = "a file with one JSON value per line is called .jsonl" if "Extra data" in str(error) else None
-            raise DataError(
-                f"{path} is not valid JSON ({error})", field="data", hint=hint or "repair it, or copy it again"
-            ) from None
-        if not isinstance(content, list):
-            raise DataError(f"{path} must hold a list of examples", field="data", hint=formats)
-        yield from ((f"{path}, row {number}", row) for number, row in enumerate(content, start=1))
-    else:
-        raise DataError(
-            f"{path} is not a kind of file that holds examples",
-            field="data",
-            hint="topkapi pretrain trains on plain text; examples are in files that end in .json, " + ", ".join(LINES)
-            if name.endswith(".txt")
-            else f"files must end in .json, {', '.join(LINES)}; a recipe (.yaml) comes before the flags",
-        )
+def _end_with_answer(messages: list[Message]) -> bool:
+    """Take away what follows the last answer, where there is one; whether something did."""
+    last = max((index for index, message in enumerate(messages) if message["role"] == "assistant"), default=None)
+    if last is None or last == len(messages) - 1:
+        return False
+    del messages[last + 1 :]
+    return True
 
 
 def messages_of(row: object, origin: str, input_heading: bool) -> Iterator[list[Message]]:

@@ -22,9 +22,10 @@ from topkapi.training.data.instructions import (
     check_messages,
     collate,
     encode_conversations,
-    read_rows,
 )
-from topkapi.training.data.rows import Message, Row, spoken
+from topkapi.training.data.row_files import Names, read_rows
+from topkapi.training.data.rows import Row, spoken
+from topkapi.training.data.turns import Message
 from topkapi.training.data.windows import EVALUATION_EPOCH, Batch, joined, permutation
 
 _FORMATS = (
@@ -78,13 +79,17 @@ class PairBatch(Batch):
         return float(self.size)
 
 
-def read_preferences(path: Path, left_out: set[str] | None = None) -> list[Preference]:
-    """The pairs of a `.json` list, a `.jsonl` or a `.jsonl.bz2` file; unused fields are added to `left_out`.
+def read_preferences(path: Path, left_out: set[str] | None = None, names: Names | None = None) -> list[Preference]:
+    """The pairs of a file that `read_rows` reads, its fields under their `names` here; unused fields are added to
+    `left_out`.
 
     Raises `DataError` naming the row (from 1) or line for rows of no known form, answers that are empty, and pairs
     whose answers are the same or whose prompts differ.
     """
-    preferences = [_preference(row, origin, left_out) for origin, row in read_rows(path, _FORMATS)]
+    preferences = [
+        _preference(row if names is None else names.applied(row, origin), origin, left_out)
+        for origin, row in read_rows(path, _FORMATS)
+    ]
     if not preferences:
         raise DataError(f"{path} holds no pairs", field="data", hint=_FORMATS)
     return preferences

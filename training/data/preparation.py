@@ -59,7 +59,8 @@ def prepare(path: Path, limits: Limits, first: int | None = None) -> Prepared:
     Raises `DataError` naming rows of no known form.
     """
     # torch comes with it.
-    from topkapi.training.data.instructions import check_messages, read_rows
+    from topkapi.training.data.instructions import check_messages
+    from topkapi.training.data.row_files import read_rows
     from topkapi.training.data.rows import conversations_of
 
     prepared, asked = Prepared(), set[str]()

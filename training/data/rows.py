@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,19 +9,23 @@ from typing import Any
 
 from topkapi.model.conversation.chat_template import ChatTemplate
 from topkapi.model.errors import DataError
-
-Message = dict[str, Any]
+from topkapi.training.data.turns import Message, empty, message_of, parsed
 
 FORMATS = (
     "rows are {instruction, input?, output}, {prompt, completion}, {question, answer}, "
-    "{messages: [{role, content}, …]} or {instruction, instances: [{input, output}, …]}"
+    "{messages: [{role, content}, …]}, {conversations: [{from, value}, …]} or "
+    "{instruction, instances: [{input, output}, …]}; --map FIELD=NAME reads a field under another name"
 )
 ANSWERS = {
     "instruction": ("output", "response", "completion", "answer"),
     "prompt": ("completion", "response", "output", "answer"),
     "question": ("answer", "response", "output", "completion"),
+    "query": ("response", "answer", "output", "completion"),
 }
 """What a row asks under, and the names of its answer, of which the first that is there counts."""
+
+TURNS = ("messages", "conversations", "conversation")
+"""Fields that hold a whole conversation, the second ShareGPT's."""
 
 BESIDE = ("input", "context")
 """What is asked about, below the question."""
@@ -35,23 +38,10 @@ REFUSED = {
     "documents": "write their text in a message", "images": "only text is trained on",
     "image": "only text is trained on", "videos": "only text is trained on", "audio": "only text is trained on",
     "choices": "write them in the question", "options": "write them in the question",
-    "label": "every answer is trained on as a good one; keep the rows that are",
+    "label": "there is no KTO training, and every answer is trained on as a good one: keep the rows that are",
     "weight": "rows weigh the same; repeat a row, or mix files by weights (--data FILE=3)",
 }  # fmt: skip
 """Fields of a row that say what it means in a way that isn't done here, and what to do instead."""
-
-REFUSED_OF_MESSAGES = {
-    "function_call": "write it as tool_calls", "thinking": "call it reasoning_content",
-    "reasoning": "call it reasoning_content", "refusal": "write it as content", "audio": "only text is trained on",
-    "images": "only text is trained on",
-    **dict.fromkeys(
-        ("train", "training", "trained", "loss", "loss_mask", "loss_weight", "mask", "masked"),
-        "an answer that is not trained has the weight 0",
-    ),
-}  # fmt: skip
-
-THROUGH_TEMPLATE = ("name", "tool_calls", "tool_call_id", "reasoning_content")
-"""Fields of a message that the chat template is given beside `role` and `content`."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +81,7 @@ class Row:
         """A field's value, None where it says nothing."""
         self._used.add(name)
         value = self.row.get(name)
-        return None if _empty(value) else value
+        return None if empty(value) else value
 
     def text(self, *names: str) -> str:
         """The text of the first of these fields that there is."""
@@ -130,26 +120,29 @@ class Row:
         about = instance if instance is not None else self.row
         if instance is None:
             self._used.update(BESIDE)
-        given = [value for each in BESIDE if not _empty(value := about.get(each))]
+        given = [value for each in BESIDE if not empty(value := about.get(each))]
         if len(given) > 1 and given[0] != given[1]:
             raise self.error("both input and context say what is asked about", "join them in input")
         if not given:
             return question
         if not isinstance(given[0], str):
-            raise self.error(f"{next(each for each in BESIDE if not _empty(about.get(each)))!r} must be text")
+            raise self.error(f"{next(each for each in BESIDE if not empty(about.get(each)))!r} must be text")
         return f"{question}\n\n### Input:\n{given[0]}" if input_heading else f"{question}\n\n{given[0]}"
 
     def turns(self, name: str, role: str) -> tuple[list[Message], frozenset[int]]:
         """The messages of a field, with the places of those that are not trained; a text is one of `role`."""
         self._used.add(name)
         value = self.row.get(name)
+        if isinstance(value, str) and name in TURNS:
+            # As the columns of tables hold them.
+            value = parsed(self, value, repr(name))
         if isinstance(value, str):
             return [{"role": role, "content": value}], frozenset()
         if not isinstance(value, list) or not value:
             raise self.error(f"{name!r} is neither a text nor a list of messages")
         messages, untrained = [], set()
         for index, each in enumerate(value):
-            message, trained = self._message(each, f"{name}[{index}]")
+            message, trained = message_of(self, each, f"{name}[{index}]", self._unused_in_messages)
             messages.append(message)
             if not trained:
                 untrained.add(index)
@@ -161,76 +154,17 @@ class Row:
         for name in self.row.keys() - self._used - own:
             value = self.row[name]
             # A label that is no verdict on the answer means nothing here, and neither does the weight that all have.
-            harmless = (name == "weight" and value == 1) or (name == "label" and not isinstance(value, bool))
-            if name in REFUSED and not _empty(value) and not harmless:
+            harmless = (name == "weight" and value == 1) or (name == "label" and not self._is_verdict(value))
+            if name in REFUSED and not empty(value) and not harmless:
                 raise self.error(f"{name!r} can't be used", REFUSED[name])
-            if left_out is not None and not _empty(value):
+            if left_out is not None and not empty(value):
                 left_out.add(str(name))
         if left_out is not None:
             left_out |= self._unused_in_messages
 
-    def _message(self, value: Any, place: str) -> tuple[Message, bool]:
-        if not isinstance(value, dict):
-            raise self.error(f"{place} is no message")
-        for name in ("role", "content"):
-            if name == "content" and value.get(name) is None and value.get("tool_calls"):
-                continue
-            if name == "role" and not isinstance(value.get(name), str):
-                raise self.error(f"no text in the field 'role' of {place}")
-        role = "system" if value["role"] == "developer" else value["role"]
-        message: Message = {"role": role, "content": self._content(value, place)}
-        for name, hint in REFUSED_OF_MESSAGES.items():
-            if not _empty(value.get(name)) or isinstance(value.get(name), bool):
-                raise self.error(f"{place}.{name} can't be used", hint)
-        for name in THROUGH_TEMPLATE:
-            if not _empty(value.get(name)):
-                message[name] = value[name]
-        if "tool_calls" in message:
-            message["tool_calls"] = self._calls(message["tool_calls"], role, f"{place}.tool_calls")
-        if "reasoning_content" in message and role != "assistant":
-            raise self.error(f"{place}.reasoning_content belongs to the assistant")
-        for name in ("name", "tool_call_id", "reasoning_content"):
-            if not isinstance(message.get(name, ""), str):
-                raise self.error(f"{place}.{name} must be text")
-        known = {"role", "content", "weight", *THROUGH_TEMPLATE, *REFUSED_OF_MESSAGES}
-        self._unused_in_messages |= {f"messages[].{key}" for key in value.keys() - known if not _empty(value[key])}
-        return message, self._trained(value.get("weight"), role, f"{place}.weight")
-
-    def _content(self, message: Mapping[str, Any], place: str) -> str:
-        content = message.get("content")
-        if content is None and message.get("tool_calls"):
-            return ""
-        if isinstance(content, list):
-            texts = [part.get("text") if isinstance(part, dict) else None for part in content]
-            if content and all(isinstance(text, str) for text in texts):
-                return "\n".join(str(text) for text in texts)
-        if not isinstance(content, str):
-            raise self.error(f"no text in the field 'content' of {place}")
-        return content
-
-    def _trained(self, weight: Any, role: str, place: str) -> bool:
-        if weight is None or (weight == 1 and role == "assistant"):
-            return True
-        if weight != 0:
-            hint = "an answer is trained (1, or no weight) or not (0); other messages are never trained"
-            raise self.error(f"{place} is {weight!r}", hint)
-        return role != "assistant"
-
-    def _calls(self, calls: Any, role: str, place: str) -> list[dict[str, Any]]:
-        if role != "assistant":
-            raise self.error(f"{place} belong to the assistant")
-        found = []
-        for index, call in enumerate(calls if isinstance(calls, list) else [None]):
-            function = call.get("function") if isinstance(call, dict) else None
-            if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-                raise self.error(f"{place} must be a list of {{function: {{name, arguments}}}}")
-            arguments = self._json(function.get("arguments") or {}, f"{place}[{index}].function.arguments")
-            if not isinstance(arguments, dict):
-                raise self.error(f"{place}[{index}].function.arguments must be an object")
-            named = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
-            called = {"name": function["name"], "arguments": arguments}
-            found.append({**named, "type": "function", "function": called})
-        return found
+    def _is_verdict(self, value: Any) -> bool:
+        """Whether a label says that the answer is good or bad, as rows of KTO do."""
+        return isinstance(value, bool) or (value in (0, 1) and {"prompt", "completion"} <= self.row.keys())
 
     def _history(self) -> list[Message]:
         """Turns before what is asked: pairs of question and answer, or messages."""
@@ -251,26 +185,17 @@ class Row:
 
     def _tools(self) -> list[dict[str, Any]]:
         tools = self.get("tools")
-        tools = self._json(tools, "tools") if tools is not None else []
+        tools = parsed(self, tools, "tools") if tools is not None else []
         if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
             raise self.error("'tools' must be a list of JSON schemas of functions")
         return tools
 
     def _variables(self) -> dict[str, Any]:
         variables = self.get("chat_template_kwargs")
-        variables = self._json(variables, "chat_template_kwargs") if variables is not None else {}
+        variables = parsed(self, variables, "chat_template_kwargs") if variables is not None else {}
         if not isinstance(variables, dict):
             raise self.error("'chat_template_kwargs' must be an object")
         return {name: value for name, value in variables.items() if value is not None}
-
-    def _json(self, value: Any, place: str) -> Any:
-        """JSON as it is, or as the text that columns of one type hold it in."""
-        if not isinstance(value, str):
-            return value
-        try:
-            return json.loads(value)
-        except ValueError as error:
-            raise self.error(f"{place} is not valid JSON: {error}") from None
 
 
 def conversations_of(row: object, origin: str, input_heading: bool, left_out: set[str] | None = None) -> Iterator[Told]:
@@ -281,8 +206,9 @@ def conversations_of(row: object, origin: str, input_heading: bool, left_out: se
     if not isinstance(row, dict):
         raise DataError(f"{origin}: not an object", field="data", hint=FORMATS)
     reader = Row(row, origin)
-    if isinstance(row.get("messages"), list):
-        told = [reader.common(*reader.turns("messages", "user"))] if row["messages"] else [Told([])]
+    turns = next((name for name in TURNS if isinstance(row.get(name), list | str)), None)
+    if turns is not None:
+        told = [reader.common(*reader.turns(turns, "user"))] if row[turns] else [Told([])]
     elif isinstance(row.get("instances"), list):
         told = [_instance(reader, instance, input_heading) for instance in reader.get("instances") or []]
     elif {"chosen", "rejected"} <= row.keys():
@@ -293,7 +219,8 @@ def conversations_of(row: object, origin: str, input_heading: bool, left_out: se
     else:
         name = next((name for name in ANSWERS if name in row), None)
         if name is None:
-            raise reader.error(f"unknown fields {', '.join(row) or '(none)'}")
+            hint = "topkapi pretrain, with --checkpoint, goes on with texts" if row.keys() == {"text"} else None
+            raise reader.error(f"unknown fields {', '.join(row) or '(none)'}", hint)
         told = [_single(reader, name, input_heading)]
     reader.close(left_out)
     yield from told
@@ -303,7 +230,7 @@ def _single(reader: Row, name: str, input_heading: bool) -> Told:
     names = [each for each in ANSWERS[name] if each in reader.row] or ANSWERS[name][:1]
     if isinstance(reader.row[name], list):
         before, _ = reader.turns(name, "user")
-        if any(not _empty(reader.row.get(each)) for each in BESIDE):
+        if any(not empty(reader.row.get(each)) for each in BESIDE):
             raise reader.error(f"input or context beside a {name} of messages", "write it in a message")
     else:
         before = [{"role": "user", "content": reader.asked(name, input_heading)}]
@@ -370,7 +297,3 @@ def _renders_alike(messages: Sequence[Message], index: int, chat: ChatTemplate) 
     tokens = {"bos_token": "", "eos_token": ""}
     with_name, without = (chat.render(each, add_generation_prompt=False, **tokens) for each in (messages, bare))
     return with_name == without
-
-
-def _empty(value: Any) -> bool:
-    return value is None or (isinstance(value, str | list | dict) and not value)

@@ -16,7 +16,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -28,7 +28,8 @@ from topkapi.model.errors import DataError
 from topkapi.model.files import sha256, write_directory
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.training.data.duplicates import Deduplicate, Signature, repeated, signature
-from topkapi.training.data.sources import lone_sentences, read_documents
+from topkapi.training.data.finding import named
+from topkapi.training.data.sources import fields_beside, lone_sentences, read_documents
 
 Split = Literal["auto", "documents", "characters"]
 ShardProgress = Callable[[str, int, int], None]
@@ -40,20 +41,22 @@ _PARALLEL_BYTES = 4_000_000
 
 @dataclass(frozen=True)
 class TokenData:
-    """The token streams of a run. `info` is `data.json`: sources with their digests, tokens, documents, bytes."""
+    """The token streams of a run. `info` is `data.json`: sources with their digests, tokens, documents, bytes;
+    `unused_fields` are what rows hold beside their texts."""
 
     train: NDArray[np.unsignedinteger[Any]]
     validation: NDArray[np.unsignedinteger[Any]]
     train_documents: NDArray[np.int64]
     validation_documents: NDArray[np.int64]
     info: dict[str, Any]
+    unused_fields: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Encoded:
-    """One file's tokens, with the tokens, the bytes and a digest of each document, to find near duplicates also a
-    signature, and which of them are `kept`; and the tokens of sentences that stand alone, with how many are from each
-    document."""
+    """One file's tokens and the fields of its rows `beside` the text, with the tokens, the bytes and a digest of each
+    document, to find near duplicates also a signature, and which of them are `kept`; and the tokens of sentences that
+    stand alone, with how many are from each document."""
 
     tokens: Path
     sentences: Path
@@ -63,6 +66,7 @@ class _Encoded:
     digests: NDArray[np.uint64]
     signatures: list[Signature]
     kept: NDArray[np.bool_]
+    beside: set[str]
 
 
 def prepare_tokens(
@@ -95,7 +99,8 @@ def prepare_tokens(
             field="tokenizer",
             hint="leave out --tokenizer, and one is trained; or train one with: topkapi tokenizer train",
         )
-    sources = {str(file): sha256(file) for file in (*files, *validation_files)}
+    read = list(dict.fromkeys((*files, *validation_files)))
+    sources = {str(file): sha256(file) for file in read}
     key = {
         "format": _FORMAT,
         "tokenizer": tokenizer_digest(tokenizer),
@@ -129,8 +134,17 @@ def prepare_tokens(
         validation=stream("validation"),
         train_documents=np.load(directory / "train.documents.npy"),
         validation_documents=np.load(directory / "validation.documents.npy"),
-        info={"digest": digest, "sources": {Path(name).name: value for name, value in sources.items()}, **counts},
+        info={"digest": digest, "sources": dict(zip(named(read), sources.values(), strict=True)), **counts},
+        unused_fields=_unused(directory, read, text_field),
     )
+
+
+def _unused(directory: Path, files: Sequence[Path], text_field: str) -> list[str]:
+    """What the rows hold beside the text, as the cache entry says, or in one that is older, their first rows."""
+    if (directory / "fields.json").is_file():
+        fields: list[str] = json.loads((directory / "fields.json").read_text("utf-8"))
+        return fields
+    return sorted({name for file in files for name in fields_beside(file, text_field)})
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
@@ -157,6 +171,7 @@ class _Builder:
         self.deduplicate, self.alone, self.groups = deduplicate, alone, groups
         self.dtype = _dtype(tokenizer)
         self.counts: dict[str, Any] = {"dtype": self.dtype.str}
+        self.beside: set[str] = set()
 
     def build(
         self, files: Sequence[Path], validation_files: Sequence[Path], validation_fraction: float, split: Split
@@ -185,12 +200,13 @@ class _Builder:
                 )
             else:
                 self._split_documents(self._distinct(self._encode(files, scratch), []), validation_fraction)
+        (self.directory / "fields.json").write_text(json.dumps(sorted(self.beside)) + "\n", "utf-8")
         (self.directory / "data.json").write_text(json.dumps(self.counts, indent=2) + "\n", "utf-8")
 
     def _single_document(self, files: Sequence[Path]) -> str | None:
         if len(files) != 1:
             return None
-        first = list(islice(read_documents(files[0], self.text_field), 2))
+        first = list(islice(read_documents(files[0], self.text_field, self.beside), 2))
         return first[0] if len(first) == 1 else None
 
     def _split_characters(self, text: str, validation_fraction: float) -> None:
@@ -248,6 +264,7 @@ class _Builder:
         if workers == 1 or total < _PARALLEL_BYTES:
             for job in jobs:
                 parts.append(_encode_file(*job, self.tokenizer))
+                self.beside |= parts[-1].beside
                 self._report(len(parts), len(files))
             return parts
         self.tokenizer.save(scratch / "tokenizer", None)
@@ -257,6 +274,7 @@ class _Builder:
         ) as pool:
             for part in pool.map(_encode_in_worker, jobs):
                 parts.append(part)
+                self.beside |= part.beside
                 self._report(len(parts), len(files))
         return parts
 
@@ -298,7 +316,7 @@ def _dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
 
 def _encode_file(file: Path, text_field: str, out: Path, near: bool, alone: float, tokenizer: Tokenizer) -> _Encoded:
     lengths, sentence_lengths, sizes, digests, signatures = [], [], [], [], []
-    sentences = out.with_suffix(".sentences")
+    sentences, fields = out.with_suffix(".sentences"), set[str]()
 
     def append(texts: Sequence[str], stream: IO[bytes]) -> int:
         ids: list[int] = []
@@ -309,7 +327,7 @@ def _encode_file(file: Path, text_field: str, out: Path, near: bool, alone: floa
         return len(ids)
 
     with out.open("wb") as stream, sentences.open("wb") as beside:
-        for text in read_documents(file, text_field):
+        for text in read_documents(file, text_field, fields):
             raw = text.encode()
             digest = int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest())
             lengths.append(append([text], stream))
@@ -327,6 +345,7 @@ def _encode_file(file: Path, text_field: str, out: Path, near: bool, alone: floa
         digests=np.array(digests, dtype=np.uint64),
         signatures=signatures,
         kept=np.ones(len(lengths), dtype=np.bool_),
+        beside=fields,
     )
 
 

@@ -1,166 +1,46 @@
-"""Reads training text: `.txt`, `.jsonl` (plain or compressed), `.parquet` and `.arrow` files, folders of them, globs,
-and datasets of Hugging Face."""
+"""Reads the files of training data: texts, lines of JSON, tables, columns, plain or compressed, in UTF-8 or, where its
+mark says so, in UTF-16."""
 
 from __future__ import annotations
 
 import bz2
-import glob
+import codecs
+import csv
 import gzip
-import importlib
 import io
 import json
 import random
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
-from typing import IO, Any
+from typing import Any
 
 from topkapi.model.errors import DataError
-from topkapi.model.nearest import nearest
-from topkapi.model.user_files import LONGEST_DOCUMENT, LONGEST_TEXT, read_file, too_long, what_it_is
-
-LINES = (".jsonl", ".jsonl.bz2", ".jsonl.gz", ".jsonl.zst")
-SUFFIXES = (".txt", *LINES, ".parquet", ".arrow")
-# A dataset by its name, as `datasets.load_dataset` knows it: `hf:NAME:SPLIT`, `hf:OWNER/NAME/CONFIGURATION:SPLIT`.
-DATASET = "hf:"
-_REACH_SECONDS = 5.0
-
-
-def find_files(patterns: Sequence[str], hint: str | None = None) -> list[Path]:
-    """The files that `patterns` (paths, folders, globs) name, in the order given, folders and globs sorted.
-
-    Raises `DataError` for a pattern that names nothing, with `hint`, and for a file of a kind that is not read.
-    """
-    files: list[Path] = []
-    for pattern in patterns:
-        path = Path(pattern).expanduser()
-        if pattern.startswith(DATASET):
-            found = _dataset_files(pattern.removeprefix(DATASET))
-        elif path.is_dir():
-            # `datasets` keeps what it computes from a dataset beside it.
-            found = sorted(file for file in path.rglob("*") if file.is_file() and _suffix(file) and not _cached(file))
-            if not found:
-                raise DataError(f"no training text in the folder {pattern}", field="data", hint=_SUFFIX_HINT)
-        elif path.is_file():
-            found = [path]
-        else:
-            found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
-            if not found:
-                raise no_such_file(pattern, "no such file, folder or glob", hint=hint)
-        for file in found:
-            if not _suffix(file):
-                raise DataError(f"{file} is not a kind of file that can be read", field="data", hint=_SUFFIX_HINT)
-        files += found
-    return list(dict.fromkeys(files))
-
-
-def no_such_file(
-    name: str, message: str = "no such file", *, field: str = "data", hint: str | None = None
-) -> DataError:
-    """The error for a file that is not there, which names one of nearly the same name, else gives `hint`."""
-    path = Path(name).expanduser()
-    if other := what_it_is(path):
-        return DataError(f"{name} {other}", field=field, hint="name a file")
-    beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
-    if near := nearest(path.name, beside):
-        hint = f"did you mean {path.with_name(near)}?"
-    elif hint is None:
-        hint = "paths are relative to the folder that the command is given in" if beside else None
-        hint = hint or f"there is no folder {path.parent}"
-    return DataError(f"{message}: {name}", field=field, hint=hint)
-
-
-def _cached(file: Path) -> bool:
-    return file.suffix == ".arrow" and file.name.startswith(("cache-", "indices-"))
-
-
-def _dataset_files(name: str) -> list[Path]:
-    """The Arrow files of a dataset that `datasets` has on this machine, or can fetch."""
-    datasets = extra_package("datasets", "datasets", "a dataset by its name")
-    where, _, split = name.partition(":")
-    owner, _, rest = where.partition("/")
-    dataset, _, configuration = rest.partition("/")
-    path = f"{owner}/{dataset}" if rest else owner
-    with _offline_if_unreachable(datasets, path) as unreachable:
-        try:
-            loaded = datasets.load_dataset(path, configuration or None, split=split or "train")
-        except Exception as error:  # whatever its loaders and its HTTP client raise
-            if unreachable:
-                raise DataError(
-                    f"the dataset {name} is not on this machine, and the hub cannot be reached: {unreachable}",
-                    field="data",
-                    hint="connect to the network, or give files or folders instead",
-                ) from None
-            reason = " ".join(str(error).split())
-            raise DataError(
-                f"the dataset {name} cannot be loaded: {reason[:300]}",
-                field="data",
-                hint=f"write {DATASET}NAME:SPLIT or {DATASET}OWNER/NAME/CONFIGURATION:SPLIT",
-            ) from None
-    return [Path(file["filename"]) for file in loaded.cache_files]
-
-
-@contextmanager
-def _offline_if_unreachable(datasets: Any, path: str) -> Iterator[str | None]:
-    """Yield why the hub cannot be reached, None if it can or need not be; then `datasets` looks on this machine only.
-
-    Left to itself its client tries six times, over half a minute.
-    """
-    if datasets.config.HF_HUB_OFFLINE or Path(path).exists():
-        yield None
-        return
-    hub = extra_package("huggingface_hub", "datasets", "a dataset by its name")
-    reason = None
-    try:
-        hub.get_session().head(hub.constants.ENDPOINT, timeout=_REACH_SECONDS)
-    except Exception as error:  # whatever its HTTP client raises
-        reason = str(error) or type(error).__name__
-    before = hub.constants.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = hub.constants.HF_HUB_OFFLINE = before or reason is not None
-    try:
-        yield reason
-    finally:
-        datasets.config.HF_HUB_OFFLINE = hub.constants.HF_HUB_OFFLINE = before
-
-
-def extra_package(name: str, extra: str, purpose: str) -> Any:
-    """An optional package. Raises `DataError` naming the extra that brings it."""
-    try:
-        module: ModuleType = importlib.import_module(name)
-    except ImportError:
-        raise DataError(
-            f"{purpose} needs the package {name}", field="data", hint=f"pip install 'topkapi[{extra}]'"
-        ) from None
-    return module
-
+from topkapi.model.user_files import LONGEST_DOCUMENT, LONGEST_TEXT, read_stream, too_long
+from topkapi.training.data.finding import LINES, PLAIN, TABLES, TEXTS
 
 _AGAIN, _REPAIR = "copy or download it again", "repair the row, or take it out"
-_SUFFIX_HINT = f"files must end in {', '.join(SUFFIXES)}; a recipe (.yaml) comes before the flags"
+_SPLIT_UP = "split it, or give its documents as the lines of a .jsonl file"
 
 
-def _suffix(path: Path) -> str | None:
-    return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
-
-
-def read_documents(path: Path, text_field: str = "text") -> Iterator[str]:
+def read_documents(path: Path, text_field: str = "text", beside: set[str] | None = None) -> Iterator[str]:
     """The documents of one file; blank ones are left out.
 
-    A `.txt` file is one document with line ends as `\\n`. The others hold one per row, in `text_field`.
+    A text file is one document with line ends as `\\n`. The others hold one per row, in `text_field`; the names of
+    what else their rows hold are added to `beside`.
     Raises `DataError` naming the file and line for invalid UTF-8, NUL characters, broken JSON, a missing field,
     and for a file without any text.
     """
-    suffix = _suffix(path)
-    if suffix == ".txt":
+    ending = TEXTS.of(path)
+    if ending in PLAIN:
         documents = _text_file(path)
-    elif suffix == ".parquet":
-        documents = _parquet_file(path, text_field)
-    elif suffix == ".arrow":
-        documents = _arrow_file(path, text_field)
+    elif ending in LINES:
+        documents = _json_lines(path, text_field, beside)
     else:
-        documents = _json_lines(path, text_field)
+        if beside is not None:
+            beside |= fields_beside(path, text_field)
+        documents = _cells(path, text_field, read_columns(path, text_field))
     empty = True
     for text in documents:
         if text.strip():
@@ -179,17 +59,19 @@ def fields_beside(path: Path, text_field: str = "text") -> set[str]:
     import pyarrow.ipc
     import pyarrow.parquet
 
-    suffix = _suffix(path)
+    ending = TEXTS.of(path)
     names: Iterable[str] = ()
     try:
-        if suffix == ".parquet":
+        if ending == ".parquet":
             names = pyarrow.parquet.read_schema(path).names
-        elif suffix == ".arrow":
+        elif ending == ".arrow":
             with pyarrow.memory_map(str(path)) as source:
                 indexed = source.read(6) == b"ARROW1"
                 source.seek(0)
                 names = (pyarrow.ipc.open_file(source) if indexed else pyarrow.ipc.open_stream(source)).schema.names
-        elif suffix != ".txt":
+        elif ending in TABLES:
+            names = next(read_table(path), (0, {}))[1]
+        elif ending in LINES:
             first = next((line for _, line in read_lines(path) if line.strip()), b"{}")
             row = json.loads(first)
             names = row if isinstance(row, dict) else ()
@@ -222,11 +104,24 @@ def lone_sentences(text: str, share: float, seed: int) -> list[str]:
     return found
 
 
+def encoding_of(start: bytes) -> str:
+    """The encoding that a file's first bytes tell by their mark, else UTF-8."""
+    if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    return "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+
+
 def decode_utf8(data: bytes, path: Path, line: int = 1) -> str:
-    """`data`, which starts at line `line` of `path`, as text; `DataError` names the line at fault."""
+    """`data`, which starts at line `line` of `path`, as text; `DataError` names the line at fault.
+
+    A file whose mark says that it is in UTF-16 or UTF-32 is read so.
+    """
+    encoding = encoding_of(data[:4]) if line == 1 else "utf-8"
     try:
-        text = data.decode("utf-8-sig" if line == 1 else "utf-8")
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
+        if encoding in ("utf-16", "utf-32"):
+            raise _invalid(path, encoding, error) from None
         at = line + data[: error.start].count(b"\n")
         raise DataError(
             f"{path}, line {at}: invalid UTF-8 (byte 0x{data[error.start]:02x})",
@@ -238,32 +133,94 @@ def decode_utf8(data: bytes, path: Path, line: int = 1) -> str:
     return text
 
 
-def _binary(path: Path, line: int) -> DataError:
+def _invalid(path: Path, encoding: str, error: UnicodeError) -> DataError:
+    name = {"utf-16": "UTF-16", "utf-32": "UTF-32"}.get(encoding, "UTF-8")
+    reason = error.reason if isinstance(error, UnicodeDecodeError) else error
+    return DataError(f"{path}: invalid {name} ({reason})", field="data", hint=_AGAIN)
+
+
+def _binary(path: Path, number: int, unit: str = "line") -> DataError:
     return DataError(
-        f"{path}, line {line}: a NUL character: this looks like binary data, not text",
+        f"{path}, {unit} {number}: a NUL character: this looks like binary data, not text",
         field="data",
         hint="leave the file out; if it is text in UTF-16, convert it: iconv -f utf-16 -t utf-8",
     )
 
 
 def _text_file(path: Path) -> Iterator[str]:
-    yield decode_utf8(_read_bytes(path), path).replace("\r\n", "\n")
+    try:
+        with _open(path) as file:
+            content = read_stream(file, str(path), LONGEST_DOCUMENT, field="data", hint=_SPLIT_UP)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read: {error}", field="data", hint=_AGAIN) from None
+    yield decode_utf8(content, path).replace("\r\n", "\n")
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines of a file of JSON lines, split on `\\n` alone: texts may hold U+2028 and U+0085."""
+    """Numbered lines of a file of JSON lines in UTF-8, split on `\\n` alone: texts may hold U+2028 and U+0085."""
+    encoding = "utf-8-sig"
     try:
         with _open(path) as file:
-            for number, line in enumerate(iter(lambda: file.readline(LONGEST_TEXT + 1), b""), start=1):
+            encoding = encoding_of(file.peek(4)[:4])
+            lines: Iterator[bytes] = iter(lambda: file.readline(LONGEST_TEXT + 1), b"")
+            if encoding != "utf-8-sig":
+                text = io.TextIOWrapper(file, encoding, newline="\n")
+                lines = (line.encode() for line in iter(lambda: text.readline(LONGEST_TEXT + 1), ""))
+            for number, line in enumerate(lines, start=1):
                 if len(line) > LONGEST_TEXT:
                     raise too_long(f"{path}, line {number}", LONGEST_TEXT, field="data", hint=_REPAIR)
                 yield number, line
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}", field="data", hint=_AGAIN) from None
+    except UnicodeError as error:
+        raise _invalid(path, encoding, error) from None
 
 
-def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
-    """A file of JSON lines, decompressed as it is read."""
+def read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a table in CSV or, where its name says so, separated by tabs, each by the names in the first row and
+    with the number of the line that it ends in; before them, as row 0, the names themselves, each for itself.
+
+    Raises `DataError` naming the line for rows of another length, and for names that are missing or said twice.
+    """
+    encoding = "utf-8-sig"
+    csv.field_size_limit(LONGEST_TEXT)
+    try:
+        with _open(path) as file:
+            encoding = encoding_of(file.peek(4)[:4])
+            text = io.TextIOWrapper(file, encoding, newline="")
+            rows = csv.reader(text, delimiter="\t" if ".tsv" in path.name.lower() else ",", strict=True)
+            names = next(rows, [])
+            if len(set(names)) < len(names) or not all(name.strip() for name in names):
+                raise DataError(
+                    f"{path}, line 1: the names of columns must all be there and be different, and are "
+                    f"{', '.join(names)}",
+                    field="data",
+                    hint="the first line of a table names its columns",
+                )
+            yield 0, {name: name for name in names}
+            for row in rows:
+                if not row:
+                    continue
+                if len(row) != len(names):
+                    raise DataError(
+                        f"{path}, line {rows.line_num}: {len(row)} cells where the first line names {len(names)} "
+                        "columns",
+                        field="data",
+                        hint="put a cell that holds the separator in double quotes",
+                    )
+                if any("\0" in cell for cell in row):
+                    raise _binary(path, rows.line_num)
+                yield rows.line_num, dict(zip(names, row, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {rows.line_num}: no valid CSV ({error})", field="data", hint=_REPAIR) from None
+    except UnicodeError as error:
+        raise _invalid(path, encoding, error) from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read: {error}", field="data", hint=_AGAIN) from None
+
+
+def _open(path: Path) -> Any:
+    """A file that can be looked at ahead, decompressed as it is read."""
     name = path.name.lower()
     if name.endswith(".bz2"):
         return bz2.open(path, "rb")
@@ -281,7 +238,7 @@ def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
 _CONVERSATION = {"messages", "completion", "answer", "output", "chosen"}
 
 
-def _json_lines(path: Path, text_field: str) -> Iterator[str]:
+def _json_lines(path: Path, text_field: str, beside: set[str] | None) -> Iterator[str]:
     for number, line in read_lines(path):
         if not line.strip():
             continue
@@ -296,6 +253,8 @@ def _json_lines(path: Path, text_field: str) -> Iterator[str]:
                 field="text_field",
                 hint=f"the line has: {names}; choose one with --text-field",
             )
+        if beside is not None and isinstance(row, dict):
+            beside |= row.keys() - {text_field}
         if "\0" in text:
             raise _binary(path, number)
         if b"\\ud" in line.lower() and any("\ud800" <= character <= "\udfff" for character in text):
@@ -317,56 +276,62 @@ def parse_json(text: str, path: Path, line: int) -> object:
         ) from None
 
 
-def _parquet_file(path: Path, text_field: str) -> Iterator[str]:
-    import pyarrow
-    import pyarrow.parquet
+def read_columns(path: Path, column: str | None = None) -> Iterator[tuple[str, Any]]:
+    """The rows of a Parquet file, an Arrow file as `datasets` stores it (a stream, or the format with an index) or a
+    table, each with its place: of one `column` the values, else objects of all.
 
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        _check_column(path, text_field, file.schema_arrow.names)
-        yield from _column(path, text_field, (batch.column(0) for batch in file.iter_batches(columns=[text_field])))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read as Parquet: {error}", field="data", hint=_AGAIN) from None
-
-
-def _arrow_file(path: Path, text_field: str) -> Iterator[str]:
-    """A file as `datasets` stores it: an Arrow stream, or the format with an index."""
+    Raises `DataError` for a file that cannot be read, or has no such column.
+    """
     import pyarrow
     import pyarrow.ipc
+    import pyarrow.parquet
 
+    ending = TEXTS.of(path)
+    if ending in TABLES:
+        rows = read_table(path)
+        _check_column(path, column, list(next(rows, (0, {}))[1]))
+        yield from ((f"{path}, line {line}", row if column is None else row[column]) for line, row in rows)
+        return
+    wanted = None if column is None else [column]
+    kind = "Parquet" if ending == ".parquet" else "Arrow"
     try:
+        if ending == ".parquet":
+            parquet = pyarrow.parquet.ParquetFile(path)
+            _check_column(path, column, parquet.schema_arrow.names)
+            yield from _values(path, column, parquet.iter_batches(columns=wanted))
+            return
         with pyarrow.memory_map(str(path)) as source:
             indexed = source.read(6) == b"ARROW1"
             source.seek(0)
             file = pyarrow.ipc.open_file(source) if indexed else pyarrow.ipc.open_stream(source)
+            _check_column(path, column, file.schema.names)
             batches = (file.get_batch(at) for at in range(file.num_record_batches)) if indexed else file
-            _check_column(path, text_field, file.schema.names)
-            yield from _column(path, text_field, (batch.column(text_field) for batch in batches))
+            yield from _values(path, column, batches)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read as Arrow: {error}", field="data", hint=_AGAIN) from None
+        raise DataError(f"{path} cannot be read as {kind}: {error}", field="data", hint=_AGAIN) from None
 
 
-def _check_column(path: Path, text_field: str, names: Sequence[str]) -> None:
-    if text_field not in names:
+def _values(path: Path, column: str | None, batches: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    number = 0
+    for batch in batches:
+        for value in (batch if column is None else batch.column(column)).to_pylist():
+            number += 1
+            yield f"{path}, row {number}", value
+
+
+def _check_column(path: Path, column: str | None, names: Sequence[str]) -> None:
+    if column is not None and column not in names:
         raise DataError(
-            f"{path} has no column {text_field!r}",
+            f"{path} has no column {column!r}",
             field="text_field",
             hint=f"it has: {', '.join(names)}; choose one with --text-field",
         )
 
 
-def _column(path: Path, text_field: str, batches: Iterable[Any]) -> Iterator[str]:
-    row = 0
-    for batch in batches:
-        for text in batch.to_pylist():
-            row += 1
-            if not isinstance(text, str):
-                raise DataError(f"{path}, row {row}: no text in the column {text_field!r}", field="data", hint=_REPAIR)
-            if "\0" in text:
-                raise _binary(path, row)
-            yield text
-
-
-def _read_bytes(path: Path) -> bytes:
-    hint = "split it, or give its documents as the lines of a .jsonl file"
-    return read_file(path, LONGEST_DOCUMENT, field="data", hint=hint)
+def _cells(path: Path, column: str, rows: Iterable[tuple[str, Any]]) -> Iterator[str]:
+    for place, text in rows:
+        if not isinstance(text, str):
+            raise DataError(f"{place}: no text in the column {column!r}", field="data", hint=_REPAIR)
+        if "\0" in text:
+            raise _binary(path, int(place.rpartition(" ")[2]), "row")
+        yield text

@@ -8,7 +8,8 @@ from pathlib import Path
 from topkapi.model.errors import DataError
 from topkapi.model.files import write_directory
 from topkapi.model.text.tokenizer import Tokenizer
-from topkapi.training.data.sources import find_files, read_documents
+from topkapi.training.data.finding import find_files
+from topkapi.training.data.sources import read_documents
 
 # The end of a document comes first; the next two are ChatML's; the rest wait for what a fine-tune may need.
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|reserved_{index}|>" for index in range(5)))

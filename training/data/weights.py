@@ -1,4 +1,5 @@
-"""How often each source of a run is seen: `a.txt=3`, and weights for all that a pattern fits."""
+"""What is said of data as `NAME=VALUE`: how often a source of a run is seen (`a.txt=3`, or for all that a pattern
+fits), and what a field is called here (`Question=prompt`)."""
 
 from __future__ import annotations
 
@@ -78,3 +79,11 @@ def unused(data: Sequence[str], weights: Sequence[str]) -> list[str]:
     names = [Path(split_weight(source)[0]).name for source in data]
     patterns = [pattern_and_weight(entry)[0] for entry in weights]
     return [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]
+
+
+def name_and_meaning(entry: str) -> tuple[str, str]:
+    """`Question=prompt` in its parts. Raises `ValueError` for what is no field and its meaning."""
+    name, _, here = entry.rpartition("=")
+    if not name or not here:
+        raise ValueError(f"{entry!r} is not a field of the data and its name here, as in Question=prompt")
+    return name, here

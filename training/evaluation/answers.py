@@ -42,6 +42,8 @@ def answer_instructions(
             field="chat_template",
             hint="give --chat-template chatml, alpaca or a Jinja file",
         )
+    if judge is not None:
+        judge.check()
     rows = exercises(task) if task.kind == "exercises" else instructions(task, template.name == "alpaca")
     prompts = [_prompt(row, template, checkpoint.tokenizer) for row in rows]
     fitting = [number for number, ids in enumerate(prompts) if len(ids) < checkpoint.config.context_length]
@@ -172,6 +174,7 @@ def _notes(rows: Sequence[Instruction], records: Sequence[dict[str, Any]], judge
         notes.append(f"rules that are not checked: {', '.join(unknown)}")
     if judge is not None and (failed := sum(record.get("judge") is None for record in records)):
         notes.append(f"the judge gave no score for {failed} answers")
+        notes += [f"{count} times: {reason}" for reason, count in judge.failures.items()]
     return notes
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from topkapi.model.errors import SettingsError
-from topkapi.training.evaluation.measures import Interval, Measure, difference, interval
+from topkapi.training.evaluation.measures import Interval, Measure, difference, exact_chance, interval
 from topkapi.training.evaluation.scoring_tasks import Outcome
 from topkapi.training.evaluation.tasks import Kind, Task
 
@@ -64,7 +64,7 @@ def _line(task: str, measures: Sequence[Measure]) -> Line:
     intervals = [interval(measure) for measure in measures]
     first = measures[0]
     differences = [
-        difference(intervals[0], other)
+        replace(difference(intervals[0], other), chance=exact_chance(first, measure))
         if measure.comparable == first.comparable and len(measure.totals) == len(first.totals)
         else None
         for measure, other in zip(measures[1:], intervals[1:], strict=True)
@@ -85,7 +85,7 @@ def shown(value: float, unit: str, *, sign: bool = False) -> str:
 def table(evaluation: Evaluation, *, parts: Container[str] = ()) -> list[list[str]]:
     """Rows of cells, the first row the heading; with the parts of tasks of the kinds `parts`.
 
-    A difference whose interval leaves zero out carries a star."""
+    A difference whose interval leaves zero out carries a star, on few items only where an exact test agrees."""
     several = len(evaluation.checkpoints) > 1
     heading = ["task", "measure", "items"]
     for name in evaluation.checkpoints:
@@ -107,12 +107,15 @@ def table(evaluation: Evaluation, *, parts: Container[str] = ()) -> list[list[st
 def _difference(one: Interval, unit: str) -> str:
     if math.isnan(one.low):
         return shown(one.value, unit, sign=True)
-    star = " *" if one.low > 0 or one.high < 0 else ""
+    star = " *" if one.differs else ""
     bounds = f"{shown(one.low, unit, sign=True)} to {shown(one.high, unit, sign=True)}"
     return f"{shown(one.value, unit, sign=True)} ({bounds}){star}"
 
 
-STAR = "* the 95 % interval of the paired difference leaves zero out (bootstrap over items)."
+STAR = (
+    "* the 95 % interval of the paired difference leaves zero out (bootstrap over items), and where at most 12 items "
+    "differ, an exact test as well: six items at least."
+)
 
 
 def console(evaluation: Evaluation) -> str:
@@ -168,7 +171,7 @@ def _line_json(line: Line, names: Sequence[str]) -> dict[str, Any]:
         "higher_is_better": line.measure.higher_is_better,
         "values": {name: _interval_json(one) for name, one in zip(names, line.intervals, strict=True)},
         f"differences from {names[0]}": {
-            name: None if one is None else _interval_json(one)
+            name: None if one is None else {**_interval_json(one), "exact_chance": one.chance}
             for name, one in zip(names[1:], line.differences, strict=True)
         },
     }

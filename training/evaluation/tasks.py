@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from topkapi.model.errors import DataError, SettingsError
 from topkapi.model.user_files import LONGEST_SETTINGS, read_file, what_it_is
 from topkapi.model.wrong_values import told
-from topkapi.training.data.sources import no_such_file, read_documents
+from topkapi.training.data.finding import no_such_file
+from topkapi.training.data.sources import read_documents
 from topkapi.training.evaluation.checks import Check, ifeval_checks, parse_checks
 
 Kind = Literal["perplexity", "lambada", "blimp", "choices", "instructions", "exercises"]
@@ -234,7 +235,7 @@ def _instructions(row: object, origin: str, input_heading: bool) -> Iterator[Ins
 
 
 def _rows(path: Path, task: Task) -> Iterator[tuple[str, object]]:
-    from topkapi.training.data.instructions import read_rows
+    from topkapi.training.data.row_files import read_rows
 
     if task.test_examples is None:
         rows = list(islice(read_rows(path), task.limit))

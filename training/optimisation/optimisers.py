@@ -48,6 +48,17 @@ class Schedule:
         return self.final + (1 - self.final) * left
 
 
+@dataclass(frozen=True)
+class Rising(Schedule):
+    """A schedule that rises from `low` to 1 over all of its steps, each time by the same factor: a trial of rates."""
+
+    low: float = 1e-6
+
+    def factor(self, step: int) -> float:
+        """The factor for the update that follows `step` finished ones."""
+        return float(self.low ** (1 - step / max(1, self.total_steps - 1)))
+
+
 def warmup_steps(warmup: float, total_steps: int) -> int:
     """`warmup` below 1 is a fraction of the run, otherwise a number of steps."""
     return round(warmup * total_steps) if warmup < 1 else round(warmup)

@@ -13,7 +13,7 @@ from topkapi.model.config import ModelConfig
 from topkapi.training.data.windows import Batch
 
 # Dense bfloat16 peaks in TFLOPS from the makers' data sheets, by a word of the device's name; the first match counts.
-_GPU_TFLOPS = {
+GPU_TFLOPS = {
     "GB200": 2500, "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "L40S": 362,
     "L40": 181, "L4": 121, "A10G": 70, "A10": 125, "A6000": 155, "4090": 165, "3090": 71,
 }  # fmt: skip
@@ -46,7 +46,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
-        for words, tflops in _GPU_TFLOPS.items():
+        for words, tflops in GPU_TFLOPS.items():
             # An RTX A1000 is no A100, and a laptop's 4090 another chip than a desktop's.
             if re.search(rf"\b{words}\b", name) and "Laptop" not in name:
                 return tflops * 1e12

@@ -51,6 +51,9 @@ def check_together(recipe: Any, flags: Collection[str]) -> None:
     ):
         if name in flags and getattr(recipe, name) is not None and getattr(recipe, other) != wanted:
             refuse(f"{name} does nothing without --{other} {wanted}", name, f"leave it out, or add --{other} {wanted}")
+    for name in ("track_project", "track_name"):
+        if name in flags and getattr(recipe, name) is not None and recipe.track is None:
+            refuse(f"{name} does nothing without --track", name, "leave it out, or add --track trackio, say")
     if "final_learning_rate" in flags and recipe.schedule == "constant":
         refuse("final_learning_rate does nothing with --schedule constant", "final_learning_rate", "leave it out")
     micro = recipe.micro_batch_size

@@ -39,7 +39,7 @@ class TrainingRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
-    @field_validator("data", "weights", "generation", mode="before", check_fields=False)
+    @field_validator("data", "weights", "generation", "map", mode="before", check_fields=False)
     @classmethod
     def _weighted(cls, value: object) -> object:
         """`{a.txt: 3, b.jsonl: 1}` is `[a.txt=3, b.jsonl=1]`."""
@@ -106,6 +106,12 @@ class TrainingRecipe(BaseModel):
     )
     track: Literal["trackio", "wandb", "tensorboard"] | None = in_evaluation(
         None, "also send the numbers to this tracker (each is a package of its own)", free=True
+    )
+    track_project: str | None = in_evaluation(
+        None, "the tracker's project (default: the name of the folder around the run directory)", free=True
+    )
+    track_name: str | None = in_evaluation(
+        None, "what the tracker calls the run (default: as its directory; it is known by an id of its own)", free=True
     )
     patience: int | None = in_evaluation(
         None, "stop after so many evaluations without a better validation loss (default: never)", ge=1
@@ -242,9 +248,22 @@ class TuningRecipe(TrainingRecipe):
     test_examples: int = in_data(
         0, "examples after them that are used for nothing here, then validation follows (file_order)", ge=0
     )
+    map: list[str] = in_data(
+        [],
+        "fields that the data call otherwise: Question=prompt Reply=completion; of messages: 'messages[].speaker=role'",
+    )
     on_overlong: Literal["error", "drop"] = in_data("error", "what to do with examples longer than the context")
     batch_size: int = in_optimisation(8, "examples per update", ge=1)
     sample_temperature: float = in_evaluation(0.0, "temperature of samples; 0 is greedy", ge=0)
+
+    @field_validator("map")
+    @classmethod
+    def _meanings(cls, entries: list[str]) -> list[str]:
+        from topkapi.training.data.weights import name_and_meaning
+
+        for entry in entries:
+            name_and_meaning(entry)
+        return entries
 
 
 class FinetuneRecipe(TuningRecipe):

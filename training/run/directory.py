@@ -3,6 +3,7 @@
     config.yaml  metrics.jsonl  samples.jsonl  timings.jsonl  system.jsonl  plots/*.png  report.md
     checkpoints/step-N   what is served          best, last -> checkpoints/step-N
     state/step-N         what only a resumed run needs
+    run.json             the run's own id, and the trackers that know it
     .process.json        who trains, while someone does
 
 Every directory is written whole or not at all. The two `.jsonl` files are cut back to the length that the state
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -53,6 +55,8 @@ class RunDirectory:
         self._held: Hold | None = None
         # Called with the name of the file and the record for every line that is appended.
         self.listeners: list[Callable[[str, Mapping[str, Any]], None]] = []
+        # How far each file of records went before it was cut back: the last step, and the names in its records.
+        self.reached: dict[str, tuple[int, frozenset[str]]] = {}
 
     def check_free(self, recipe: TrainingRecipe) -> None:
         """Refuse a directory that holds a run, unless told to overwrite it, or anything else."""
@@ -120,12 +124,14 @@ class RunDirectory:
             return
         self._begun = True
         if self._recipe is None:
+            self._note_reached()
             self._forget_records()
             return
         recipe, self._recipe = self._recipe, None
         self._clear()
         # First of all, for a directory without it is no run; what is moved after it can be made again.
         self._write_recipe(recipe)
+        self.identity()
         for path in (self.path / _PREPARED).glob("*"):
             path.rename(self.path / path.name)
         shutil.rmtree(self.path / _PREPARED, ignore_errors=True)
@@ -187,8 +193,33 @@ class RunDirectory:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         except OSError as error:
             raise _cannot_write(self.path / name, error) from error
+        self.tell(name, record)
+
+    def tell(self, name: str, record: Mapping[str, Any]) -> None:
+        """Let the listeners know of a line that was added to the file `name`."""
         for listener in self.listeners:
             listener(name, record)
+
+    def identity(self) -> str:
+        """The random id of the run, which no other has, whatever it is called and wherever it lies."""
+        return str(self._known()["id"])
+
+    def trackers(self) -> list[str]:
+        """The trackers that know the run."""
+        return list(self._known()["trackers"])
+
+    def note_tracker(self, name: str) -> None:
+        """Remember that the tracker `name` knows the run."""
+        if name not in self.trackers():
+            self.write("run.json", json.dumps({"id": self.identity(), "trackers": [*self.trackers(), name]}) + "\n")
+
+    def _known(self) -> dict[str, Any]:
+        """What `run.json` says; a run that has none gets an id."""
+        path = self.path / "run.json"
+        if not path.is_file():
+            self.write(path.name, json.dumps({"id": uuid.uuid4().hex, "trackers": []}) + "\n")
+        facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return facts
 
     def records(self, name: str) -> list[dict[str, Any]]:
         """The lines of a `.jsonl` file."""
@@ -242,6 +273,7 @@ class RunDirectory:
             tensors = load_file(directory / "tensors.safetensors")
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"{directory} cannot be read: {error}", hint="start another run") from None
+        self._note_reached()
         self._cut_back(facts.pop("lengths"))
         return tensors, facts
 
@@ -260,6 +292,10 @@ class RunDirectory:
                 raise CheckpointError(f"{path} is shorter than the saved state says", hint="start another run")
             if path.exists():
                 os.truncate(path, length)
+
+    def _note_reached(self) -> None:
+        for name in (*_RECORDS, "timings.jsonl") if not self.reached else ():
+            self.reached[name] = _reached(self.path / name)
 
     def _forget_records(self) -> None:
         for name in (*_RECORDS, *_CLOCKED):
@@ -281,9 +317,9 @@ class RunDirectory:
         return self.path / "state" / f"step-{step}"
 
     def _clear(self) -> None:
-        for name in ("checkpoints", "state", "plots", "tokenizer", "reference"):
+        for name in ("checkpoints", "state", "plots", "tokenizer", "reference", "tensorboard"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in (*_RECORDS, *_CLOCKED, "report.md", "report.html", "best", "last"):
+        for name in (*_RECORDS, *_CLOCKED, "run.json", "report.md", "report.html", "best", "last"):
             (self.path / name).unlink(missing_ok=True)
 
     def write(self, name: str, content: str) -> None:
@@ -326,6 +362,20 @@ class FollowedRun(RunDirectory):
     def _recover(self) -> None: ...
 
     def _cut_back(self, lengths: Mapping[str, int]) -> None: ...
+
+
+def _reached(path: Path) -> tuple[int, frozenset[str]]:
+    """The last step in a file of records, whose last line may be cut off, and the names in the records of that step."""
+    last, names = -1, set[str]()
+    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
+        try:
+            record = json.loads(line)
+            step = record["step"]
+        except (ValueError, LookupError, TypeError):
+            continue
+        last, names = max(last, step), names if step <= last else set()
+        names |= set(record) if step == last else set()
+    return last, frozenset(names)
 
 
 def _cannot_write(path: Path, error: OSError) -> CheckpointError:

@@ -9,9 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from topkapi.training.run.epochs import boundaries, steps_down, steps_per_epoch
 from topkapi.training.run.state import TrainerState
 
 Records = Sequence[Mapping[str, Any]]
+# The ends of more epochs would cover the curves.
+_MOST_ENDS = 50
+# The running mean forgets a loss within a hundred steps or so, as that which spikes are told by.
+_DECAY = 0.97
 
 
 def _figure() -> Any:
@@ -29,21 +34,39 @@ def save(figure: Any, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def smoothed(losses: Sequence[float], decay: float = _DECAY) -> list[float]:
+    """The running mean of `losses`, each earlier one counting `decay` times as much as the next."""
+    level, weight, found = 0.0, 0.0, []
+    for loss in losses:
+        level, weight = decay * level + (1 - decay) * loss, decay * weight + (1 - decay)
+        found.append(level / weight)
+    return found
+
+
 def draw_losses(records: Records, state: TrainerState) -> Any:
-    """Training and validation loss against steps, with tokens seen on a second axis, and where the loss spiked."""
+    """Training and validation loss against steps, with epochs and tokens seen on further axes and perplexity beside the
+    loss; the loss of each batch and its running mean; where epochs ended, where the loss spiked and where it stepped
+    down."""
     evaluations = [record for record in records if "train_loss" in record]
     updates = [record for record in records if "loss" in record and "event" not in record]
     figure = _figure()
     axes = figure.add_subplot()
     if updates:
         steps, losses = _curve(updates, "loss")
-        axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8, label="each step's batch")
+        axes.plot(steps, losses, color="tab:blue", alpha=0.2, linewidth=0.8, label="each step's batch")
+        axes.plot(steps, smoothed(losses), color="tab:cyan", linewidth=1.2, label="smoothed")
     if evaluations:
         axes.plot(*_curve(evaluations, "train_loss"), color="tab:blue", label="training")
     if state.held_out and evaluations:
         axes.plot(*_curve(evaluations, "validation_loss"), color="tab:orange", label="validation")
     if state.best_step is not None:
         axes.axvline(state.best_step, color="grey", linestyle=":", label=f"best (step {state.best_step})")
+    ends = boundaries(records)
+    for number, step in enumerate(ends if len(ends) <= _MOST_ENDS else []):
+        axes.axvline(step, color="tab:green", linewidth=0.7, alpha=0.6, label=None if number else "end of an epoch")
+    for number, down in enumerate(steps_down(records)):
+        label = None if number else "memorising: a step down"
+        axes.plot(down.step, down.loss, marker="v", color="tab:purple", linestyle="", label=label)
     spikes = [record["step"] for record in records if "event" in record]
     for number, step in enumerate(spikes):
         axes.axvline(step, color="tab:red", linewidth=0.8, label=None if number else "loss spike")
@@ -51,11 +74,74 @@ def draw_losses(records: Records, state: TrainerState) -> Any:
     axes.set_ylabel("loss (nats per token)")
     axes.grid(alpha=0.2)
     axes.legend()
+    _add_perplexity(axes)
     if state.step:
-        per_step = state.tokens / state.step
-        tokens_of, steps_of = partial(np.multiply, per_step), partial(np.multiply, 1 / per_step)
-        top = axes.secondary_xaxis("top", functions=(tokens_of, steps_of))
-        top.set_xlabel("tokens seen")
+        _add_scale(axes, state.tokens / state.step, "tokens seen", 1.0)
+        if per_epoch := steps_per_epoch(records):
+            _add_scale(axes, 1 / per_epoch, "epochs", 1.14)
+    return figure
+
+
+def _add_scale(axes: Any, per_step: float, name: str, height: float) -> None:
+    """Another scale for the steps, above the axes."""
+    functions = partial(np.multiply, per_step), partial(np.multiply, 1 / per_step)
+    axes.secondary_xaxis(height, functions=functions).set_xlabel(name)
+
+
+def _add_perplexity(axes: Any) -> None:
+    """Perplexities, e to the loss, at the right."""
+    low, high = axes.get_ylim()
+    ticks = [digit * 10**power for power in range(6) for digit in (1, 2, 5) if low <= np.log(digit * 10**power) <= high]
+    right = axes.secondary_yaxis("right")
+    right.set_yticks(np.log(ticks) if ticks else [], [f"{tick:,}" for tick in ticks])
+    right.set_ylabel("perplexity")
+
+
+def draw_machine(system: Records, timings: Records) -> Any:
+    """How busy processor and GPUs were, over time; and by steps the tokens a second and the part of the machine's peak
+    that they are."""
+    figure = _figure()
+    upper, lower = figure.subplots(2)
+    start = system[0]["time"] if system else 0.0
+    minutes = [(record["time"] - start) / 60 for record in system]
+    if system:
+        upper.plot(minutes, [record["cpu_percent"] for record in system], label="all processors")
+    for number in range(min((len(record.get("gpus", [])) for record in system), default=0)):
+        uses = [record["gpus"][number]["use_percent"] for record in system]
+        upper.plot(minutes, [np.nan if use is None else use for use in uses], label=f"GPU {number}")
+    upper.set(xlabel="minutes", ylabel="use (%)", ylim=(0, 105))
+    if system:
+        upper.legend()
+    lower.plot(*_curve(timings, "tokens_per_s"), color="tab:blue")
+    lower.set(xlabel="steps", ylabel="tokens a second", ylim=(0, None))
+    known = [record for record in timings if "model_flops_utilisation" in record]
+    if known:
+        steps, shares = _curve(known, "model_flops_utilisation")
+        right = lower.twinx()
+        right.plot(steps, [100 * share for share in shares], color="tab:orange")
+        right.set(ylabel="MFU (%)", ylim=(0, 105))
+    for axes in (upper, lower):
+        axes.grid(alpha=0.2)
+    return figure
+
+
+def draw_rates(points: Sequence[tuple[float, float, float]], chosen: float) -> Any:
+    """Losses, and smoothed ones, against learning rates, with the `chosen` one."""
+    figure = _figure()
+    axes = figure.add_subplot()
+    rates, losses, levels = zip(*points, strict=True)
+    axes.plot(rates, losses, color="tab:blue", alpha=0.25, linewidth=0.8, label="each step's batch")
+    axes.plot(rates, levels, color="tab:blue", label="smoothed")
+    axes.axvline(chosen, color="grey", linestyle=":", label=f"fell fastest ({chosen:.1e})")
+    low, first = min(levels), levels[0]
+    axes.set(
+        xscale="log",
+        xlabel="learning rate",
+        ylabel="loss",
+        ylim=(low - 0.1 * (first - low), first + 0.5 * (first - low)),
+    )
+    axes.grid(alpha=0.2)
+    axes.legend()
     return figure
 
 
@@ -72,21 +158,22 @@ def draw_schedule(records: Records) -> Any:
     return figure
 
 
-def draw_comparison(runs: Mapping[str, Records]) -> Any:
-    """Validation losses of several runs, solid, and their training losses, dotted."""
+def draw_comparison(runs: Mapping[str, Records], by: str = "steps") -> Any:
+    """Validation losses of several runs, solid, and their training losses, dotted, `by` steps, epochs or tokens."""
+    field = {"steps": "step", "epochs": "epoch", "tokens": "tokens"}[by]
     figure = _figure()
     axes = figure.add_subplot()
     for number, (name, records) in enumerate(runs.items()):
         evaluations = [record for record in records if "validation_loss" in record]
         color = f"C{number % 10}"
-        axes.plot(*_curve(evaluations, "validation_loss"), color=color, label=name)
-        axes.plot(*_curve(evaluations, "train_loss"), color=color, linestyle=":")
-    axes.set_xlabel("steps")
+        axes.plot(*_curve(evaluations, "validation_loss", field), color=color, label=name)
+        axes.plot(*_curve(evaluations, "train_loss", field), color=color, linestyle=":")
+    axes.set_xlabel("tokens seen" if by == "tokens" else by)
     axes.set_ylabel("loss: validation solid, training dotted")
     axes.grid(alpha=0.2)
     axes.legend()
     return figure
 
 
-def _curve(records: Records, name: str) -> tuple[list[int], list[float]]:
-    return [record["step"] for record in records], [record[name] for record in records]
+def _curve(records: Records, name: str, by: str = "step") -> tuple[list[float], list[float]]:
+    return [record[by] for record in records], [record[name] for record in records]

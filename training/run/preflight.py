@@ -11,7 +11,7 @@ from topkapi.model.conversation.template_files import BUILT_IN_TEMPLATES
 from topkapi.model.errors import DataError, SettingsError
 from topkapi.model.storage.location import check_location
 from topkapi.model.user_files import LONGEST_SETTINGS, read_file, what_it_is
-from topkapi.training.data.sources import DATASET, find_files, no_such_file
+from topkapi.training.data.finding import DATASET, EXAMPLES, TEXTS, find_files
 from topkapi.training.data.weights import sources_and_weights
 from topkapi.training.recipes.recipe import PretrainRecipe, TrainingRecipe, TuningRecipe
 from topkapi.training.recipes.shapes import check_inherited, continued_config, new_config
@@ -60,14 +60,15 @@ def check_inputs(recipe: TrainingRecipe) -> None:
         _check_tokenizer(recipe.tokenizer)
     check_chat_template(getattr(recipe, "chat_template", None))
     if not recipe.data:
-        what, give = ("examples", ".json or .jsonl files") if tuning else ("text", "files or folders")
-        raise DataError(f"no training {what}", field="data", hint=recipe.data_hint or f"give {give} with --data")
+        what = "examples" if tuning else "text"
+        raise DataError(
+            f"no training {what}", field="data", hint=recipe.data_hint or "give files or folders with --data"
+        )
     names, _ = sources_and_weights(recipe.data)
-    for hint, sources in ((recipe.data_hint, names), (None, recipe.validation_data)):
-        if not tuning:
-            find_files([name for name in sources if not name.startswith(DATASET)], hint)
-        elif missing := next((name for name in sources if not Path(name).expanduser().is_file()), None):
-            raise no_such_file(missing, hint=hint)
+    kind = EXAMPLES if tuning else TEXTS
+    find_files([name for name in names if not name.startswith(DATASET)], recipe.data_hint, kind=kind)
+    held_out = [name for name in recipe.validation_data if not name.startswith(DATASET)]
+    find_files(held_out, kind=kind, part="validation")
 
 
 def check_chat_template(name: str | None) -> None:

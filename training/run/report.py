@@ -13,7 +13,8 @@ from typing import Any
 
 from topkapi.training.run.console import Console, duration, visible
 from topkapi.training.run.directory import RunDirectory
-from topkapi.training.run.plots import draw_losses, draw_schedule, save
+from topkapi.training.run.epochs import steps_down
+from topkapi.training.run.plots import draw_losses, draw_machine, draw_schedule, save
 from topkapi.training.run.report_page import MARKDOWN, PAGE, render
 from topkapi.training.run.state import TrainerState
 
@@ -25,9 +26,16 @@ _PACKAGES = ("torch", "numpy", "tokenizers", "safetensors")
 def finish(run: RunDirectory, state: TrainerState, console: Console) -> None:
     """Write `plots/*.png`, `report.md` and `report.html` and tell how the run went."""
     records = run.records("metrics.jsonl")
-    plots = {"losses": run.path / "plots" / "loss.png", "learning rate": run.path / "plots" / "learning-rate.png"}
-    save(draw_losses(records, state), plots["losses"])
-    save(draw_schedule(records), plots["learning rate"])
+    figures = {
+        "losses": ("loss.png", draw_losses(records, state)),
+        "learning rate": ("learning-rate.png", draw_schedule(records)),
+        "machine": ("machine.png", draw_machine(run.records("system.jsonl"), run.records("timings.jsonl"))),
+    }
+    plots = {name: run.path / "plots" / file for name, (file, _) in figures.items()}
+    for name, (_, figure) in figures.items():
+        save(figure, plots[name])
+    for down in steps_down(records):
+        console.message(down.sentence())
     facts = report_facts(run, state)
     run.write(
         "report.md", render(MARKDOWN, facts | {"plots": {name: f"plots/{at.name}" for name, at in plots.items()}})
@@ -110,6 +118,7 @@ def _warnings(records: list[dict[str, Any]], state: TrainerState) -> list[str]:
         )
     if state.overfitting:
         found.append(f"Overfitting: {state.verdict()}.")
+    found += [f"{down.sentence()[:1].upper()}{down.sentence()[1:]}." for down in steps_down(records)]
     if state.memorising:
         found.append(f"Memorising: the last samples repeat up to {state.copied} tokens of the training text.")
     return found

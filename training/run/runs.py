@@ -45,14 +45,20 @@ def add_runs(subparsers: Any) -> None:
     command.add_argument("folder", nargs="?", default=Path("runs"), type=Path, metavar="DIR", help="folder [runs]")
     command.add_argument("--compare", nargs="+", type=Path, metavar="RUN", help="run directories")
     command.add_argument("--plot", type=Path, metavar="PNG", help="where --compare draws [comparison.png]")
+    command.add_argument(
+        "--by", choices=("steps", "epochs", "tokens"), help="what --compare draws losses against [steps]"
+    )
     command.add_argument("--json", action="store_true", help="print as JSON")
     command.set_defaults(handler=_runs)
 
 
 def _runs(arguments: argparse.Namespace) -> int:
     if arguments.compare is None:
-        if arguments.plot is not None:
-            raise SettingsError("--plot draws what --compare compares", field="plot", hint="name runs with --compare")
+        for name in ("plot", "by"):
+            if getattr(arguments, name) is not None:
+                raise SettingsError(
+                    f"--{name} draws what --compare compares", field=name, hint="name runs with --compare"
+                )
         summaries = [summary(path) for path in find_runs(arguments.folder)]
         if arguments.json:
             print(json.dumps([vars(each) for each in summaries], indent=2))
@@ -76,7 +82,7 @@ def _runs(arguments: argparse.Namespace) -> int:
     from topkapi.training.run.plots import draw_comparison, save
 
     records = {path.name: RunDirectory(path).records("metrics.jsonl") for path in arguments.compare}
-    save(draw_comparison(records), target)
+    save(draw_comparison(records, arguments.by or "steps"), target)
     if not arguments.json:
         print(f"\ncurves: {target}")
     return 0

@@ -19,8 +19,13 @@ Sample = Callable[[], dict[str, Any]]
 
 
 @contextmanager
-def recorded(path: Path, notice: Callable[[str], None], interval: float = INTERVAL_SECONDS) -> Iterator[None]:
-    """Append a line to `path` at the beginning of the block, every `interval` seconds, and at its end.
+def recorded(
+    path: Path,
+    notice: Callable[[str], None],
+    interval: float = INTERVAL_SECONDS,
+    tell: Callable[[dict[str, Any]], None] = lambda record: None,
+) -> Iterator[None]:
+    """Append a line to `path` at the beginning of the block, every `interval` seconds, and at its end, and `tell` it.
 
     Without psutil, `notice` is told so and nothing is recorded.
     """
@@ -33,9 +38,11 @@ def recorded(path: Path, notice: Callable[[str], None], interval: float = INTERV
     ended = threading.Event()
 
     def record() -> None:
+        found = {"time": round(time.time(), 3), **sample()}
+        tell(found)
         try:
             with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"time": round(time.time(), 3), **sample()}) + "\n")
+                file.write(json.dumps(found) + "\n")
         except OSError:
             # A full disk stops the run at its next save; this file is not worth it.
             pass

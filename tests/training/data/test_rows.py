@@ -16,8 +16,9 @@ from topkapi.model.errors import DataError
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.training.data.instructions import Conversation, encode_conversations, read_conversations
 from topkapi.training.data.preferences import encode_preferences, read_preferences
-from topkapi.training.data.rows import REFUSED, REFUSED_OF_MESSAGES
+from topkapi.training.data.rows import REFUSED
 from topkapi.training.data.sources import fields_beside
+from topkapi.training.data.turns import REFUSED_OF_MESSAGES
 
 USED, REFUSED_BY_NAME, LEFT_OUT = "used", "refused", "left out"
 SYSTEM = {"role": "system", "content": "Be brief."}

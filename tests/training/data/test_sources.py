@@ -12,8 +12,9 @@ import pyarrow.parquet
 import pytest
 
 from topkapi.model.errors import DataError
+from topkapi.training.data.finding import find_files
 from topkapi.training.data.instructions import read_conversations
-from topkapi.training.data.sources import find_files, read_documents
+from topkapi.training.data.sources import read_documents
 
 TEXTS = ["one\u2028line", "two\u0085\n", "üç 🙂", "dört " * 500]
 ROWS = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in TEXTS).encode()
@@ -136,3 +137,10 @@ def test_a_name_without_the_package_says_what_to_install(monkeypatch: pytest.Mon
     with pytest.raises(DataError, match="needs the package datasets") as caught:
         find_files(["hf:anything"])
     assert "topkapi[datasets]" in (caught.value.hint or "")
+
+
+def test_a_slice_of_a_split_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files hold the whole split, all of which would be trained on."""
+    monkeypatch.setattr("topkapi.training.data.finding.extra_package", lambda *arguments: None)
+    with pytest.raises(DataError, match=r"train\[:10%\]"):
+        find_files(["hf:owner/name:train[:10%]"])

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from topkapi.model.errors import DataError
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.training.data import shards
+from topkapi.training.data.finding import find_files
 from topkapi.training.data.shards import TokenData, prepare_tokens
-from topkapi.training.data.sources import find_files, read_documents
+from topkapi.training.data.sources import read_documents
 from topkapi.training.data.windows import WindowLoader, permutation
 
 # U+2028 and U+0085 end lines for str.splitlines(), but not in JSONL.

@@ -18,7 +18,8 @@ from topkapi.model.errors import DataError
 from topkapi.model.generation import GenerationResult
 from topkapi.training.evaluation import answers
 from topkapi.training.evaluation.checks import CHECKS, ifeval_checks, parse_checks
-from topkapi.training.evaluation.judge import grade
+from topkapi.training.evaluation.judge import Judge, grade
+from topkapi.training.evaluation.tasks import Instruction
 from topkapi.training.evaluation.text_measures import (
     exact_match,
     longest_common_subsequence,
@@ -247,8 +248,10 @@ def test_a_judge_grades_answers(
     said: Callable[..., None],
     tmp_path: Path,
     capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     url, asked = judge
+    monkeypatch.setattr("topkapi.training.evaluation.judge._WAITS", (0.0, 0.0))
     rows = [{"prompt": "Say one", "completion": "One!"}, {"prompt": "Say nothing at all", "completion": "none"}]
     path, checkpoint = write_rows(tmp_path / "rows.jsonl", *rows), tiny_checkpoint("judged")
     said(tiny_tokenizer, "Uno", "")
@@ -257,7 +260,7 @@ def test_a_judge_grades_answers(
     measures, items = results(tmp_path / "out")
     assert [item["judge"] for item in items] == [70, 0], "an empty answer is not worth a question"
     assert measures["rows/judge"]["values"][str(checkpoint)]["value"] == 35
-    (question,) = asked
+    _, question = asked
     prompt = question["messages"][0]["content"]
     assert question["model"] == "wise" and question["temperature"] == 0
     assert all(part in prompt for part in ("Say one", "One!", "Uno", "0 to 100"))
@@ -267,3 +270,35 @@ def test_a_judge_grades_answers(
     assert "gave no answer" in capsys.readouterr().err
     assert evaluate(*arguments, url) == 2
     assert "--judge-model belong together" in capsys.readouterr().err
+
+
+def test_a_judge_that_fails_is_asked_again_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What passes is waited for, as long as the server says; what stays costs the one answer alone."""
+    waits: list[float] = []
+    monkeypatch.setattr("topkapi.training.evaluation.judge.time.sleep", waits.append)
+    replies = iter([503, 200, 429, 200, 500, 500, 500, 500, 200, 403, 200])
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status := next(replies))
+            if status == 429:
+                self.send_header("Retry-After", "7")
+            self.end_headers()
+            self.wfile.write(json.dumps({"choices": [{"message": {"content": "70"}}]}).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr("topkapi.training.evaluation.judge._AT_ONCE", 1)
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    judge = Judge(f"http://127.0.0.1:{server.server_port}/v1", "wise")
+    judge.check()
+    judge.check()
+    row = Instruction([{"role": "user", "content": "Why?"}], "row 1", None, [])
+    assert judge.scores([row] * 5, [{"answer": "So."}] * 5) == [70, None, 70, None, 70]
+    assert waits == [1.0, 7.0, 1.0, 4.0, 16.0]
+    assert [reason[:23] for reason in judge.failures] == ["the judge refused: 500 ", "the judge refused: 403 "]
+    server.shutdown()
+    server.server_close()

@@ -1,11 +1,13 @@
 """Evaluation: likelihoods equal transformers', tasks read their rows, differences show what chance makes of them."""
 
+import itertools
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,8 +15,9 @@ from tests.model.test_scoring import transformers_model
 from tests.tiny import tiny_model
 from topkapi.model.storage.checkpoint import load_checkpoint, save_checkpoint
 from topkapi.service.commands.cli import main
+from topkapi.training.evaluation import report
 from topkapi.training.evaluation.likelihood import Scored, log_likelihoods
-from topkapi.training.evaluation.measures import Measure, difference, interval, mean
+from topkapi.training.evaluation.measures import EXACT_ITEMS, Measure, difference, exact_chance, interval, mean
 
 BASE, CHOICES = [5, 9, 2, 44, 7, 7, 31], [[3], [8, 1, 9], [8, 2], [3, 3, 3, 3, 3, 3, 90]]
 
@@ -269,3 +272,35 @@ def test_mistakes_are_named(
     places = {name: tmp_path / file for name, file in names.items()}
     code = evaluate(checkpoints[0], *(argument.format(**places) for argument in arguments))
     assert code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("items", range(1, EXACT_ITEMS + 2))
+def test_a_star_takes_six_items_that_differ(items: int) -> None:
+    """By chance alone, two rows of three checkpoints in four point the same way."""
+    worse = mean("m", [0.1 * at for at in range(items)])
+    better = mean("m", [0.1 * at + 0.5 + 0.01 * at for at in range(items)])
+    chance = exact_chance(worse, better)
+    assert chance == (None if items > EXACT_ITEMS else pytest.approx(2 / 2**items))
+    line = report._line("task", [worse, better])
+    (found,) = line.differences
+    assert found is not None and found.differs == (items >= 6)
+    assert report._difference(found, "").endswith(" *") == (items >= 6)
+    # Items that do not differ add nothing.
+    padded = [mean("m", [*(measure.totals.tolist()), *[1.0] * 9]) for measure in (worse, better)]
+    assert exact_chance(*padded) == chance
+
+
+def test_the_exact_test_is_scipys() -> None:
+    """`scipy.stats.permutation_test((a, b), permutation_type="samples")` of 1.17 on these: 0.21875 (two-sided)."""
+    first, second = mean("m", [0.1, 0.5, 0.3, 0.9, 0.2, 0.7]), mean("m", [0.4, 0.6, 0.2, 1.3, 0.1, 1.0])
+    assert exact_chance(first, second) == pytest.approx(0.21875)
+    # Perplexities and unequal counts, against every exchange by hand.
+    totals, counts = ([1.0, 5.0, 2.0], [2.0, 6.0, 2.5]), ([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    arrays = [(np.array(total), np.array(count)) for total, count in zip(totals, counts, strict=True)]
+    own = [Measure("p", total, count, exponential=True) for total, count in arrays]
+    gaps = []
+    for choice in itertools.product((0, 1), repeat=3):
+        a = math.exp(sum(totals[which][at] for at, which in enumerate(choice)) / 6)
+        b = math.exp(sum(totals[1 - which][at] for at, which in enumerate(choice)) / 6)
+        gaps.append(abs(a - b))
+    assert exact_chance(*own) == pytest.approx(sum(gap >= gaps[0] - 1e-12 for gap in gaps) / 8)

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 from topkapi.model.errors import SettingsError
 from topkapi.service.commands.cli import build_parser
-from topkapi.training.cli import read_arguments
+from topkapi.training.recipes.arguments import read_arguments
 from topkapi.training.run.directory import RunDirectory
 
 Path("mine.yaml").write_text("data: [a.txt]\\nnote: from the file\\n")

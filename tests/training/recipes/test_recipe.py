@@ -8,8 +8,9 @@ import yaml
 
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.service.commands.cli import main
-from topkapi.training.cli import read_arguments, register
+from topkapi.training.cli import register
 from topkapi.training.pretrain import model_config
+from topkapi.training.recipes.arguments import read_arguments
 from topkapi.training.recipes.files import RECIPES, build_recipe, read_yaml
 from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, PretrainRecipe, TrainingRecipe, free_fields
 
@@ -53,7 +54,8 @@ def test_a_run_is_named_after_its_data_and_resumed_by_its_directory(tmp_path: Pa
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_included_recipes_are_valid_and_survive_a_round_trip(path: Path) -> None:
     fields = read_yaml(path)
-    kind = FinetuneRecipe if path.stem in ("topkapi-chat", "instruction-1100") else PretrainRecipe
+    tuned = path.stem.startswith(("topkapi-chat", "instruction-", "smollm2-"))
+    kind = FinetuneRecipe if tuned else PretrainRecipe
     recipe = build_recipe(kind, fields, path.name)
     assert kind.model_validate(yaml.safe_load(yaml.safe_dump(recipe.model_dump(mode="json")))) == recipe
 
@@ -144,7 +146,7 @@ def test_a_mistake_is_named_with_its_remedy(
 def test_only_what_does_not_change_learning_is_free() -> None:
     assert free_fields(PretrainRecipe) == {
         "out", "overwrite", "save_every", "save_minutes", "asynchronous_saves", "keep", "keep_best", "checkpoint_dtype",
-        "cache", "data_hint", "track", "parallel", "push", "generation",
+        "cache", "data_hint", "track", "track_name", "track_project", "parallel", "push", "generation",
     }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What remains of runs: reports, lists, comparisons, and the pick of the best checkpoint."""
 
 import json
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from topkapi.service.commands.cli import main
+from topkapi.training.run.epochs import steps_down
+from topkapi.training.run.plots import draw_comparison, draw_losses, draw_machine, smoothed
+from topkapi.training.run.state import TrainerState
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +90,7 @@ def test_pick_measures_a_fine_tune_by_its_answers(
         (["runs", "{}/nothing"], "there are no training runs in"),
         (["runs", "--compare", "{}/nothing"], "there is no training run in"),
         (["runs", "{}", "--plot", "x.png"], "--plot draws what --compare compares"),
+        (["runs", "{}", "--by", "tokens"], "--by draws what --compare compares"),
         (["pick", "{}/nothing"], "there is no training run in"),
         (["pick", "{}/slow"], "no held-out data"),
         (["pick", "{}/slow", "--data", "{}/missing.txt"], "missing.txt"),
@@ -107,7 +112,7 @@ def test_the_report_says_all_of_a_run(runs: Path, tmp_path: Path, capsys: pytest
             assert part in report
         assert f"topkapi serve {run / 'best'}" in report
         assert f"topkapi pretrain {run}/config.yaml --out {run}-again" in report
-    assert page.count('src="data:image/png;base64,') == 2 and "http" not in page.replace("https://", "http://")[:200]
+    assert page.count('src="data:image/png;base64,') == 3 and "http" not in page.replace("https://", "http://")[:200]
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "&lt;b&gt;if&lt;/b&gt;" in page and "<b>if" not in page
     for step in (0, 4, 8, 12):
@@ -121,3 +126,106 @@ def test_the_command_in_the_report_repeats_the_run(runs: Path, capsys: pytest.Ca
     assert (again / "metrics.jsonl").read_bytes() == (runs / "slow" / "metrics.jsonl").read_bytes()
     weights = [(path / "best" / "model.safetensors").read_bytes() for path in (runs / "slow", again)]
     assert weights[0] == weights[1]
+
+
+def test_pick_warns_of_data_that_were_trained_on(
+    runs: Path, tmp_path: Path, english: str, tiny_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other.txt").write_text("".join(f"{number}, " for number in range(2000, 4000)))
+    for name, said in (("text.txt", "runs of 32 tokens also occur in the run's training data"), ("", "")):
+        data = runs / name if name else tmp_path / "other.txt"
+        assert main(["pick", str(runs / "fast"), "--data", str(data)]) == 0
+        warned = capsys.readouterr().err
+        assert said in warned and bool(said) == bool(warned), warned
+    rows = [{"question": f"Say {n}.", "answer": "yes " * n} for n in range(1, 12)]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    (tmp_path / "held-out.json").write_text(json.dumps([*rows[:2], {"question": "Other?", "answer": "No."}]))
+    out = tmp_path / "tuned"
+    flags = ["--batch-size", "4", "--max-steps", "2", "--threads", "1", "--sample-every", "never"]
+    given = ["--checkpoint", str(tiny_checkpoint("start")), "--data", str(tmp_path / "data.json"), "--out", str(out)]
+    assert main(["finetune", *given, *flags]) == 0
+    capsys.readouterr()
+    assert main(["pick", str(out), "--data", str(tmp_path / "held-out.json")]) == 0
+    assert "2 of 3 prompts also occur in the run's training data" in capsys.readouterr().err
+    (tmp_path / "data.json").unlink()
+    assert main(["pick", str(out), "--data", str(tmp_path / "held-out.json")]) == 0
+    assert "are not there any more" in capsys.readouterr().err
+
+
+def test_runs_are_compared_by_tokens_and_epochs(runs: Path, tmp_path: Path) -> None:
+    records = {
+        name: [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("fast", "slow")
+    }
+    for by, field in (("steps", "step"), ("epochs", "epoch"), ("tokens", "tokens")):
+        (axes,) = draw_comparison(records, by).axes
+        drawn = axes.get_lines()[0].get_xdata()
+        assert list(drawn) == [record[field] for record in records["fast"] if "validation_loss" in record]
+
+
+def course(down: float, noise: float = 0.02, epochs: int = 3, per_epoch: int = 100) -> list[dict]:
+    """A run whose loss falls slowly, and by `down` at the end of every epoch."""
+    chance = random.Random(0)
+    steps = range(1, epochs * per_epoch + 1)
+    updates = [
+        {"step": step, "learning_rate": 1.0,
+         "loss": 3 - 0.001 * step - down * ((step - 1) // per_epoch) + chance.gauss(0, noise)}
+        for step in steps
+    ]  # fmt: skip
+    return [
+        *updates,
+        {"step": steps[-1], "epoch": float(epochs), "tokens": 9 * steps[-1], "train_loss": 2.0, "validation_loss": 3.0},
+    ]
+
+
+def test_a_step_down_at_the_end_of_an_epoch_is_memorisation_with_its_size() -> None:
+    found = steps_down(course(0.2))
+    assert [(each.epoch, each.step) for each in found] == [(1, 100), (2, 200)]
+    assert all(each.size == pytest.approx(0.2, abs=0.03) for each in found)
+    assert (
+        found[0]
+        .sentence()
+        .startswith("memorising: at the end of epoch 1 (step 100) the training loss stepped down by 0.")
+    )
+    for quiet in (course(0), course(0.01, noise=0.2), course(0.2, per_epoch=4), course(-0.2), []):
+        assert steps_down(quiet) == []
+    # Where the loss falls fast on its own, nothing is left of it beyond the trend.
+    falling = [record | {"loss": 5 * 0.99 ** record["step"]} if "loss" in record else record for record in course(0)]
+    assert steps_down(falling) == []
+
+
+def test_the_plot_has_epochs_smoothed_losses_perplexity_and_further_scales() -> None:
+    records = course(0.2)
+    figure = draw_losses(records, TrainerState(step=300, tokens=2700))
+    axes = figure.axes[0]
+    labels = [line.get_label() for line in axes.get_lines()]
+    for label in (
+        "each step's batch",
+        "smoothed",
+        "training",
+        "validation",
+        "end of an epoch",
+        "memorising: a step down",
+    ):
+        assert label in labels
+    assert [line.get_xdata()[0] for line in axes.get_lines() if line.get_color() == "tab:green"] == [100, 200]
+    figure.draw_without_rendering()
+    scales = {each.get_xlabel() or each.get_ylabel(): each for each in axes.child_axes}
+    assert set(scales) == {"perplexity", "tokens seen", "epochs"}
+    low, high = axes.get_xlim()
+    assert scales["epochs"].get_xlim() == pytest.approx((low / 100, high / 100))
+    assert scales["tokens seen"].get_xlim() == pytest.approx((9 * low, 9 * high))
+    assert [text.get_text() for text in scales["perplexity"].get_yticklabels()] == ["10", "20"]
+    raw = [record["loss"] for record in records if "loss" in record]
+    assert smoothed([1.0, 1.0]) == pytest.approx([1.0, 1.0]) and min(raw) < smoothed(raw)[-1] < max(raw)
+
+
+def test_the_use_of_processor_and_gpus_is_drawn() -> None:
+    gpus = [{"name": "A", "use_percent": 90}, {"name": "B", "use_percent": None}]
+    system = [{"time": 60.0 * at, "cpu_percent": 50.0, "gpus": gpus} for at in range(3)]
+    timings = [{"step": 3, "tokens_per_s": 100.0}, {"step": 6, "tokens_per_s": 120.0, "model_flops_utilisation": 0.4}]
+    upper, lower, right = draw_machine(system, timings).axes
+    assert [line.get_label() for line in upper.get_lines()] == ["all processors", "GPU 0", "GPU 1"]
+    assert list(upper.get_lines()[1].get_xdata()) == [0, 1, 2] and list(lower.get_lines()[0].get_ydata()) == [100, 120]
+    assert list(right.get_lines()[0].get_ydata()) == [40]
+    draw_machine([], [])

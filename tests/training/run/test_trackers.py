@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from topkapi.model.config import ModelConfig
 from topkapi.model.errors import SettingsError
 from topkapi.service.commands.cli import main
 from topkapi.training.optimisation.throughput import Throughput, flops_per_token, peak_flops
-from topkapi.training.run import system
+from topkapi.training.recipes.recipe import PretrainRecipe
+from topkapi.training.run import system, trackers
 from topkapi.training.run.console import Console
 from topkapi.training.run.directory import RunDirectory
 from topkapi.training.run.trackers import tracked
@@ -39,7 +41,16 @@ def pretrain(tmp_path: Path, english: str) -> Callable[..., Path]:
         assert main(["pretrain", *data, *flags.split(), *more]) == 0
         return out
 
+    run.out = tmp_path / "project" / "run"  # type: ignore[attr-defined]
     return run
+
+
+def identity(out: Path) -> str:
+    return json.loads((out / "run.json").read_text())["id"]
+
+
+def validation(out: Path) -> list[float]:
+    return [record["validation_loss"] for record in lines(out / "metrics.jsonl") if "validation_loss" in record]
 
 
 def lines(path: Path) -> list[dict]:
@@ -207,7 +218,7 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "wandb", None)
     with (
         pytest.raises(SettingsError, match="wandb is not installed") as caught,
-        tracked("wandb", RunDirectory(tmp_path), {}),
+        tracked(PretrainRecipe(track="wandb"), RunDirectory(tmp_path)),
     ):
         pass
     assert caught.value.hint == "pip install wandb"
@@ -224,6 +235,10 @@ def test_tensorboard_holds_the_numbers(pretrain: Callable[..., Path]) -> None:
     assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses)
     assert [event.step for event in events.Scalars("validation_loss")] == [0, 3, 6]
     assert [event.step for event in events.Scalars("tokens_per_s")] == [3, 6]
+    assert events.Scalars("system/process_memory")[0].value > 0
+    assert [event.step for event in events.Tensors("samples/text_summary")] == [0, 3, 6]
+    (table,) = events.Tensors("evaluations/text_summary")
+    assert table.tensor_proto.string_val[0].decode().count("\n") == 4, "a heading and three evaluations"
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -236,8 +251,135 @@ def test_trackio_holds_the_numbers(
     losses = [record["loss"] for record in lines(out / "metrics.jsonl") if "loss" in record]
     from trackio.sqlite_storage import SQLiteStorage
 
-    found = SQLiteStorage.get_logs("project", "run")
+    (name,) = SQLiteStorage.get_runs("project")
+    assert name == f"run-{identity(out)[:6]}"
+    found = SQLiteStorage.get_logs("project", name)
     assert [entry["loss"] for entry in found if "loss" in entry] == pytest.approx(losses)
+    samples = [row["prompt"] for entry in found if "samples" in entry for row in entry["samples"]["_value"]]
+    assert samples == [record["prompt"] for record in lines(out / "samples.jsonl")]
+    (table,) = (entry["evaluations"]["_value"] for entry in found if "evaluations" in entry)
+    assert [row["validation_loss"] for row in table] == validation(out)
+    assert all(entry["process_memory"] > 0 for entry in SQLiteStorage.get_system_logs("project", name))
+
+
+class Killed(Exception):
+    """Stands for a process that ends between two saves."""
+
+
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object], int], None]:
+    def run_until(run: Callable[[], object], step: int) -> None:
+        advance = Console.advance
+
+        def end(self: Console, at: int, *facts: object) -> None:
+            if at == step:
+                raise Killed
+            advance(self, at, *facts)  # type: ignore[arg-type]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Console, "advance", end)
+            with pytest.raises(Killed):
+                run()
+
+    return run_until
+
+
+def test_a_run_has_an_id_of_its_own(pretrain: Callable[..., Path], killed: Callable[..., None]) -> None:
+    """Kept when it is resumed, another when it is replaced."""
+    killed(pretrain, 5)
+    out = pretrain.out  # type: ignore[attr-defined]
+    first = identity(out)
+    assert len(first) == 32
+    assert main(["pretrain", "--resume", str(out)]) == 0 and identity(out) == first
+    (out / "tensorboard").mkdir()
+    pretrain("--overwrite")
+    assert identity(out) != first and not (out / "tensorboard").exists()
+
+
+class Recorder:
+    """A tracker that keeps what it is told."""
+
+    def __init__(self, told: Any, takes_back: bool) -> None:
+        self.told, self.takes_back, self.heard = told, takes_back, list[tuple[str, int]]()
+
+    def forget(self, first: int) -> bool:
+        if self.takes_back:
+            self.heard = [(name, step) for name, step in self.heard if step < first]
+        return self.takes_back
+
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        self.heard += [(name, step) for name in numbers]
+
+    def table(self, name: str, rows: list[Any], step: int) -> None:
+        self.heard.append((f"{name} of {len(rows)}", step))
+
+    def system(self, numbers: dict[str, float], step: int) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+@pytest.mark.parametrize("takes_back", [False, True])
+def test_a_resumed_run_tells_no_step_twice_and_leaves_none_out(
+    takes_back: bool, pretrain: Callable[..., Path], killed: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Recorder] = []
+
+    def make(told: Any) -> Recorder:
+        made.append(Recorder(told, takes_back))
+        return made[-1]
+
+    monkeypatch.setitem(trackers._TRACKERS, "trackio", make)
+    out = pretrain.out  # type: ignore[attr-defined]
+    killed(lambda: pretrain("--track", "trackio"), 5)
+    assert main(["pretrain", "--resume", str(out), "--track", "trackio", "--track-name", "other"]) == 0
+    first, second = made
+    assert first.told.identity == second.told.identity and second.told.name == "other"
+    assert (first.told.first, second.told.first) == (0, 4)
+    if takes_back:
+        first.forget(second.told.first)
+    for name, steps in {"loss": [1, 2, 3, 4, 5, 6], "validation_loss": [0, 3, 6], "tokens_per_s": [3, 6],
+                        "samples of 1": [0, 3, 6], "evaluations of 3": [6]}.items():  # fmt: skip
+        assert [step for each, step in (*first.heard, *second.heard) if each == name] == steps, name
+
+
+def test_a_run_that_returns_to_a_save_tells_no_step_twice() -> None:
+    for takes_back in (False, True):
+        tracker = Recorder(None, takes_back)
+        listener = trackers._Listener(tracker, {})
+        for step in (1, 2, 3, 2, 3, 4):
+            listener("metrics.jsonl", {"step": step, "loss": 1.0, "learning_rate": 1.0})
+        assert [step for name, step in tracker.heard if name == "loss"] == [1, 2, 3, 4]
+
+
+def test_tensorboard_shows_no_step_twice(pretrain: Callable[..., Path], killed: Callable[..., None]) -> None:
+    pytest.importorskip("tensorboard")
+    out = pretrain.out  # type: ignore[attr-defined]
+    killed(lambda: pretrain("--track", "tensorboard"), 5)
+    assert main(["pretrain", "--resume", str(out)]) == 0
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_trackio_keeps_runs_of_one_name_apart_and_resumed_ones_together(
+    pretrain: Callable[..., Path], killed: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    pytest.importorskip("trackio")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    out = pretrain.out  # type: ignore[attr-defined]
+    given = ("--track", "trackio", "--track-project", "apart", "--track-name", "same")
+    killed(lambda: pretrain(*given), 5)
+    assert main(["pretrain", "--resume", str(out)]) == 0
+    (name,) = SQLiteStorage.get_runs("apart")
+    assert name.startswith("same-")
+    assert [entry["step"] for entry in SQLiteStorage.get_logs("apart", name) if "loss" in entry] == [1, 2, 3, 4, 5, 6]
+    pretrain("--overwrite", *given)
+    assert len(SQLiteStorage.get_runs("apart")) == 2
 
 
 @pytest.mark.slow
@@ -252,13 +394,18 @@ def test_wandb_holds_the_numbers(
     from wandb.proto import wandb_internal_pb2
 
     losses: list[float] = []
+    tables, machine = set[str](), 0
     for data in log_records(file.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         items = {(item.key or "/".join(item.nested_key)): item.value_json for item in record.history.item}
         losses += [float(items["loss"])] if "loss" in items else []
+        tables |= {name.partition("/")[0] for name, value in items.items() if "table-file" in value}
+        machine += "system/process_memory" in items
+        assert not record.HasField("run") or record.run.run_id == identity(out)
     expected = [record["loss"] for record in lines(out / "metrics.jsonl") if "loss" in record]
     assert losses == pytest.approx(expected)
+    assert tables == {"samples", "evaluations"} and machine
 
 
 def log_records(data: bytes) -> Iterator[bytes]:
