@@ -22,6 +22,8 @@ import yaml
 FILE = Path(__file__).resolve().parent.parent / "tests/data/first_messages.yaml"
 Judgement = Literal["right", "declined", "false claim", "wrong"]
 _IGNORING_CASE = re.IGNORECASE | re.DOTALL
+_NUMBER = re.compile(r"\d+")
+_NAME = re.compile(r"(?<![.!?:] )(?<!^)\b[A-Z][\w']*")
 
 
 @dataclass(frozen=True)
@@ -34,17 +36,24 @@ class FirstMessage:
     first: str | None
     right: re.Pattern[str]
     decline: re.Pattern[str] | None
+    instead: re.Pattern[str]
     claims: bool
     most: int
 
     def judge(self, answer: str, stopped: bool) -> Judgement:
         """What an answer is; `stopped` tells whether it ended by itself."""
-        if stopped and 1 <= len(answer.split()) <= self.most:
+        if stopped and 1 <= len(answer.split()) <= self.most and spelling(answer) != spelling(self.say):
             if self.right.search(answer):
                 return "right"
-            if self.decline and self.decline.search(answer):
+            if self.decline and self.decline.search(answer) and not self._invents(answer):
                 return "declined"
         return "false claim" if self.claims else "wrong"
+
+    def _invents(self, answer: str) -> bool:
+        """Whether an answer has numbers or names that the message has not, before it goes on to what it can do."""
+        declined = self.instead.split(answer)[0]
+        said = {*_NAME.findall(declined), *_NUMBER.findall(declined)} - {"Topkapi", "English", "I"}
+        return any(each.casefold() not in self.say.casefold() for each in said)
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,11 @@ class Answer:
     answer: str
     stopped: bool
     judgement: Judgement
+
+
+def spelling(text: str) -> str:
+    """A text without case, white space and punctuation; one that is nothing else as it stands."""
+    return "".join(re.findall(r"\w", text.casefold())) or text.strip()
 
 
 def read_messages(path: Path = FILE) -> list[FirstMessage]:
@@ -78,6 +92,7 @@ def read_messages(path: Path = FILE) -> list[FirstMessage]:
                     told.get("first"),
                     pattern(str(told.get("right", rules["sensible"]))),
                     pattern(rubric["decline"]) if rules.get("declines") else None,
+                    pattern(rubric["instead"]),
                     rules.get("claims", False),
                     told.get("most", rules.get("most", rubric["most"])),
                 )
