@@ -19,6 +19,8 @@ from typing import Any, Literal
 
 import yaml
 
+from topkapi.training.data.exercises.typed import spelling
+
 FILE = Path(__file__).resolve().parent.parent / "tests/data/first_messages.yaml"
 Judgement = Literal["right", "declined", "false claim", "wrong"]
 _IGNORING_CASE = re.IGNORECASE | re.DOTALL
@@ -67,11 +69,6 @@ class Answer:
     answer: str
     stopped: bool
     judgement: Judgement
-
-
-def spelling(text: str) -> str:
-    """A text without case, white space and punctuation; one that is nothing else as it stands."""
-    return "".join(re.findall(r"\w", text.casefold())) or text.strip()
 
 
 def read_messages(path: Path = FILE) -> list[FirstMessage]:
@@ -171,14 +168,19 @@ def table(runs: Sequence[Sequence[Answer]]) -> list[str]:
 def main(arguments: Iterable[str] | None = None) -> int:
     """Print the tables of the checkpoints."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("checkpoints", nargs="+", type=Path)
+    parser.add_argument("checkpoints", nargs="*", type=Path)
+    parser.add_argument("--list", action="store_true", help="print the messages, for topkapi instructions make --except")
     parser.add_argument("--seeds", type=int, default=0, metavar="N", help="also at its own settings, seeds 1 to N [0]")
     parser.add_argument("--answers", type=Path, metavar="FILE", help="keep every answer, a JSON line each")
     asked = parser.parse_args(None if arguments is None else list(arguments))
+    messages = read_messages()
+    if asked.list:
+        print(*(message.say for message in messages), sep="\n")
+    if not asked.checkpoints:
+        return 0
     from topkapi.model.serving import prepare, reading
     from topkapi.model.storage.checkpoint import load_checkpoint
 
-    messages = read_messages()
     for path in asked.checkpoints:
         checkpoint = load_checkpoint(path, **reading("auto"))
         prepare(checkpoint.model, "auto")

@@ -1,0 +1,317 @@
+"""Exercises in how people begin: greetings, small talk, what is asked first, and honesty about what cannot be answered."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from random import Random
+from typing import Any
+
+from topkapi.training.data.exercises import talk
+from topkapi.training.data.exercises.exercise import Check, Draw, Exercise, Maker, is_held_out
+from topkapi.training.data.exercises.typed import spelling, typed, written
+from topkapi.training.data.exercises.words import (
+    ADJECTIVES,
+    CAPITALS,
+    CITIES,
+    DAYS,
+    MONTHS,
+    NAMES,
+    NOUNS,
+    REGULAR_VERBS,
+    paragraphs,
+    tables,
+)
+
+Slots = dict[str, Sequence[str]]
+
+_TALK, WORLD, _DECLINES = tables("manners.yaml"), tables("world.yaml"), tables("declines.yaml")
+_TONGUES = [words.split() for words in tables("languages.yaml").values()]
+INTENTS: dict[str, dict[str, Any]] = _TALK["intents"]
+TOPICS: dict[str, dict[str, Any]] = _DECLINES["topics"]
+VERSES = [(about.split(), "\n".join(lines)) for about, *lines in paragraphs("verses.txt")]
+"""What each verse is about, and its lines."""
+_COUNTRIES: dict[str, str] = WORLD["capitals"]
+
+# What exercises of manners share with no other kind: one in eight of these spellings is held out.
+_FAMILY = "manners"
+
+_FIRST = ("hello", "hello", "good part", "how are you", "how are you", "i am fine", "a name")
+_LAST = ("goodbye", "goodbye", "good night", "thanks", "thanks", "praise")
+_SELF = (
+    "who are you", "who are you", "who are you", "human", "human", "gender", "machine", "another", "another", "maker", "age",
+    "place", "size", "clever", "memory", "senses", "speaks", "cannot",
+)  # fmt: skip
+_HELP = ("help", "abilities")
+_SMALL = (
+    "favourites", "favourites", "doing", "bored", "sad", "tired", "glad", "love", "weather said", "ok", "not now", "why", "unclear", "sorry",
+    "laughing",
+)  # fmt: skip
+_SINGLE = ("a word", "a word", "nonsense", "testing")
+_MASH = ("asdf", "qwer", "jkl", "fgh", "zxc", "poiu", "lkj", "dfg", "hjk", "wert", "sdf", "vbn", "ghj", "qaz", "wsx", "uio", "xcv", "tyu")
+_MARKS = ("??", "!!", "....", "?!", "--", ",", ";", ":(", "#", "***", "/", "@", "&", "()", "!?", "._.", ";-)", ":-D", "<3", "+", "=", "~", "????", "!!!!", "\"\"", "'", "^^", "%", "$", ":P", ".", "..", ":3")  # fmt: skip
+_EMOJI = ("😀", "😂", "❤️", "👋", "🙏", "😢", "🔥", "🎉", "😡", "🤖", "😎", "🤔", "👎", "💩", "🥰", "😭", "🙂", "🐱", "🌞", "🍕", "🤷")
+
+
+def matching(pattern: str, most: int = 60) -> list[Check]:
+    """An answer of few words that has the pattern, whatever its case."""
+    return [{"kind": "matches", "pattern": f"(?i){pattern}"}, {"kind": "words", "least": 1, "most": most}]
+
+
+def drawn(options: Sequence[str], random: Random, slots: Mapping[str, Sequence[str]]) -> str:
+    """One of the answers, the first of them as often as all others."""
+    return written(options[0] if random.random() < 0.5 else random.choice(list(options)), random, slots)
+
+
+def slots_of(draw: Draw) -> Slots:
+    """What is filled into wordings: of names, cities, days and numbers one that the whole exercise has."""
+    random = draw.random
+    large = [str(random.randint(101, 10 ** random.randint(3, 6))) for _ in range(3)]
+    return {
+        **_TALK["slots"],
+        **_DECLINES["slots"],
+        "name": [draw.pick(NAMES)],
+        "part": [draw.pick(_TALK["slots"]["part"])],
+        "city": CITIES,
+        "country": list(_COUNTRIES),
+        "otherland": WORLD["other_countries"],
+        "noun": NOUNS,
+        "adjective": list(ADJECTIVES),
+        "verb": REGULAR_VERBS,
+        "day": [str(random.randint(1, 28))],
+        "month": MONTHS,
+        "year": [str(random.randint(1400, 2040))],
+        "weekday": DAYS,
+        "large": large,
+        "teen": [str(random.randint(11, 300)) for _ in range(3)],
+        "small": [str(random.randint(2, 20)) for _ in range(3)],
+        "digits": [str(random.randint(0, 99999))],
+        "letter": list("abcdefghjlmopqrtuvwz"),
+        "mark": _MARKS,
+        "marks": _MARKS,
+        "emoji": _EMOJI,
+        "mash": [_mash(random) for _ in range(2)],
+    }
+
+
+def _mash(random: Random) -> str:
+    if random.random() < 0.5:
+        return "".join(random.choice(_MASH) for _ in range(random.randint(1, 3)))
+    letters = "bcdfghjklmnpqrstvwxz" if random.random() < 0.6 else "abcdefghijklmnopqrstuvwxyz"
+    return "".join(random.choice(letters) for _ in range(random.randint(4, 11)))
+
+
+@cache
+def _kept_from_training() -> frozenset[str]:
+    """What older kinds of exercise hold out of the same: it is trained on by none."""
+    random, kept = Random("kept from training"), set()
+    for kind in ("greetings", "thanks and goodbyes", "identity"):
+        for _ in range(3000):
+            draw = Draw(random, held_out=True)
+            exercise = talk.MAKERS[kind](draw)
+            if exercise.by_heart and is_held_out(kind, exercise, draw):
+                kept.add(exercise.prompt)
+    return frozenset(kept)
+
+
+def exercise_of(draw: Draw, make: Callable[[], str], answer: str, checks: list[Check], **more: Any) -> Exercise:
+    """The exercise whose question is the first that `make` makes and no other kind holds out."""
+    kept = () if draw.held_out else _kept_from_training()
+    prompt = make()
+    for _ in range(20):
+        if prompt and prompt not in kept:
+            break
+        prompt = make()
+    said = (spelling(prompt), *(message["content"] for message in more.get("before", ())))
+    return Exercise(prompt, answer, checks, said, exact=True, family=_FAMILY, **more)
+
+
+def intent_exercise(draw: Draw, name: str, slots: Slots | None = None) -> Exercise:
+    """What somebody means, in one of its wordings, with an answer to it."""
+    intent, random = INTENTS[name], draw.random
+    slots = slots or slots_of(draw)
+    raw = name == "nonsense"
+
+    def make() -> str:
+        text = written(random.choice(intent["asks"]), random, slots)
+        return text if raw else typed(text, random, decorate=name not in ("a word", "why"))
+
+    right = written(intent["right"], random, {"name": slots["name"]}) if "<name>" in intent["right"] else intent["right"]
+    return exercise_of(draw, make, drawn(intent["answers"], random, slots), matching(right))
+
+
+def _talking(names: Sequence[str]) -> Maker:
+    def make(draw: Draw) -> Exercise:
+        return intent_exercise(draw, draw.pick(names))
+
+    return make
+
+
+def declined(draw: Draw, topic: str | None = None) -> Exercise:
+    """What it cannot do or know."""
+    topic = topic or draw.pick((*TOPICS, "facts", "facts", "advice", "news", "clock"))
+    rules, random, slots = TOPICS[topic], draw.random, slots_of(draw)
+
+    def make() -> str:
+        return typed(written(random.choice(rules["asks"]), random, slots), random, slips=topic != "translate")
+
+    return exercise_of(draw, make, drawn(rules["answers"], random, slots), matching(NO_IDEA))
+
+
+def honest_answer(question: str) -> str | None:
+    """What is honest to answer to a question of somebody; None for what it might answer, or what is about a text."""
+    if re.search(_DECLINES["left out"], question, re.IGNORECASE):
+        return None
+    told_by = _DECLINES["told by"].items()
+    topic = next((name for name, pattern in told_by if re.search(pattern, question, re.IGNORECASE)), "facts")
+    random = Random(question)
+    return drawn(TOPICS[topic]["answers"], random, {"offer": _TALK["slots"]["offer"]})
+
+
+NO_IDEA = r"\b(cannot|do not know|do not have|not able|never learned|too (hard|big|small)|only know english)\b"
+"""What every honest answer has."""
+
+
+def other_languages(draw: Draw) -> Exercise:
+    """A question in words of another language."""
+    words, random = draw.pick(_TONGUES), draw.random
+
+    def make() -> str:
+        chosen = [random.choice(words) for _ in range(random.choice((1, 2, 2, 3, 3, 4, 5, 6, 8)))]
+        joined = ("" if ord(words[0][0]) > 0x3000 else " ").join(chosen)
+        if random.random() < 0.3 and len(chosen) > 2:
+            joined = joined.replace(" ", ", ", 1)
+        return typed(joined + random.choice(("", "?", "!", ".", " ?")), random, decorate=False, slips=False)
+
+    answers = [
+        "I am sorry, I only know English. <offer>",
+        "Sorry, I only know English. Please write to me in English.",
+        "I do not understand that, for I only know English. <offer>",
+    ]
+    return exercise_of(draw, make, drawn(answers, random, slots_of(draw)), matching("only know english"))
+
+
+_CAPITAL_ASKS = (
+    "{what is|what's|whats|tell me|name|do you know|which is|say|give me|i want to know} the capital {city |}of <t>",
+    "{what is|what's|tell me|name} <t>'s capital{| city}",
+    "{which|what} {city|town} is the capital {city |}of <t>",
+    "{can you tell me|could you tell me|please tell me|do you know|i wonder|can you name|remind me} {what the capital of <t> is|which city is the capital of <t>|the capital of <t>|what <t>'s capital is}",
+    "{capital of|capital city of|the capital of} <t>{| is| is what}",
+    "<t> {capital|capital city|'s capital}",
+    "{what is|what's} the {main city|capital city} {of|in} <t>",
+    "{hi|hello|hey|ok|now}, what is the capital of <t>",
+    "what is the name of the capital of <t>",
+    "<t> has which capital",
+    "what {do you call|is called} the capital of <t>",
+    "{i need|looking for} the capital of <t>",
+)
+_TAUGHT = {
+    asked.format(t=country).casefold()
+    for country in CAPITALS
+    for asked in (
+        "What is the capital of {t}", "Which city is the capital of {t}", "Name the capital of {t}", "Capital of {t}",
+        "Tell me the capital city of {t}", "What is {t}'s capital",
+    )
+}  # fmt: skip
+
+
+def capitals(draw: Draw) -> Exercise:
+    """The capitals of sixty countries, and that it does not know others."""
+    random = draw.random
+    country = draw.pick(list(_COUNTRIES))
+
+    def make() -> str:
+        said = country.removeprefix("the ") if random.random() < 0.15 else country
+        text = typed(written(random.choice(_CAPITAL_ASKS).replace("<t>", said), random, {}), random)
+        # Older exercises hold some of these out, and bring the others.
+        return "" if text.casefold().rstrip(" .?!") in _TAUGHT else text
+
+    found = _COUNTRIES[country]
+    return exercise_of(draw, make, f"The capital of {country} is {found}.", matching(rf"\b{found}\b", 16))
+
+
+def small_facts(draw: Draw) -> Exercise:
+    """A few facts, known by heart."""
+    fact, random = draw.pick(WORLD["facts"]), draw.random
+
+    def make() -> str:
+        return typed(written(random.choice(fact["asks"]), random, {}), random)
+
+    return exercise_of(draw, make, fact["answer"], matching(fact["right"]))
+
+
+def verse_for(prompt: str, random: Random) -> str:
+    """A verse about what is asked for, or any."""
+    said = set(prompt.casefold().replace("?", " ").replace(".", " ").replace("!", " ").split())
+    fitting = [lines for about, lines in VERSES if said & set(about)]
+    return random.choice(fitting) if fitting else random.choice([lines for _, lines in VERSES[:4]])
+
+
+_SUM_ASKS = (
+    "{whats|what's|what is|how much is|calculate|tell me|compute|add|solve|give me|} <a>{+| + |+ | +}<b>{|=|?| =| = ?}",
+    "{whats|what's|what is|how much is|what makes|what does|} <a> {plus|and} <b>{| make| equal| together}",
+    "{can you|could you|please|can u} {add <a> and <b>|add <a> to <b>|tell me what <a> + <b> is|tell me <a> plus <b>|calculate <a> + <b>|do <a> + <b>|sum <a> and <b>|tell me how much <a> and <b> is}",
+    "<a> {plus|and|+} <b> {is|equals|makes|=} {what|how much|}",
+    "{add|sum|total of|the sum of} <a> and <b>",
+    "{quick|fast|hey|hi|ok|now}, {what is|whats|} <a> {+|plus} <b>",
+    "if i {add <b> to <a>|have <a> and get <b> more|put <a> and <b> together}, {what do i get|how much is it|what is that|how many do i have}",
+)
+_MINUS_ASKS = (
+    "{whats|what's|what is|how much is|calculate|tell me|compute|solve|} <a>{-| - |- | -}<b>{|=|?| =}",
+    "{whats|what's|what is|how much is|} <a> {minus|less|take away} <b>",
+    "{can you|could you|please|can u} {take <b> from <a>|tell me what <a> - <b> is|tell me <a> minus <b>|calculate <a> - <b>|subtract <b> from <a>}",
+    "<a> {minus|-|less} <b> {is|equals|makes|=} {what|how much|}",
+    "what {do i get|is left|remains} if i take <b> {from|off|away from} <a>",
+    "{quick|fast|hey|hi|ok|now}, {what is|whats|} <a> {-|minus} <b>",
+)
+_TIMES_ASKS = (
+    "{whats|what's|how much is|calculate|tell me|compute|solve|} <a>{x|*| x | * }<b>{|=|?| =}",
+    "{whats|what's|how much is|} <a> {times|multiplied by} <b>",
+    "{can you|could you|please} {multiply <a> and <b>|tell me what <a> x <b> is|tell me <a> times <b>|calculate <a> times <b>}",
+    "<a> {times|x|*} <b> {is|equals|makes|=} {what|how much|}",
+    "{quick|fast|hey|hi|ok|now}, {what is|whats|} <a> {x|times} <b>",
+)
+
+
+def casual_sums(draw: Draw) -> Exercise:
+    """Small sums as people type them. What older exercises hold out is held out here, too."""
+    random, kind = draw.random, draw.pick(("addition", "addition", "subtraction", "multiplication"))
+    if kind == "addition":
+        first, second = (draw.number(0, 12), draw.number(0, 12)) if draw.chance(0.4) else _two(draw)
+        if draw.chance(0.1):
+            first, second = 10 * draw.number(1, 10), 10 * draw.number(1, 9)
+        asks, sign, found = _SUM_ASKS, "+", first + second
+        about: tuple[object, ...] = (min(first, second), max(first, second))
+    elif kind == "subtraction":
+        first = draw.number(2, 20) if draw.chance(0.5) else draw.number(10, 99)
+        second = draw.number(0, first)
+        asks, sign, found, about = _MINUS_ASKS, "-", first - second, (first, second)
+    else:
+        first, second = draw.number(1, 10), draw.number(1, 10)
+        asks, sign, found, about = _TIMES_ASKS, "x", first * second, (first, second)
+    slots = {"a": [str(first)], "b": [str(second)]}
+    prompt = typed(written(random.choice(asks), random, slots), random, slips=False)
+    check: list[Check] = [{"kind": "number", "value": found}]
+    return Exercise(prompt, f"{first} {sign} {second} = {found}.", check, about, exact=True, family=kind)
+
+
+def _two(draw: Draw) -> tuple[int, int]:
+    first = draw.number(1, 98)
+    return first, draw.number(1, 99 - first)
+
+
+MAKERS: dict[str, Maker] = {
+    "first words": _talking(_FIRST),
+    "last words": _talking(_LAST),
+    "who it is": _talking(_SELF),
+    "what it can do": _talking(_HELP),
+    "small talk": _talking(_SMALL),
+    "insults": _talking(("insults",)),
+    "single words": _talking(_SINGLE),
+    "other languages": other_languages,
+    "honest answers": declined,
+    "capitals of countries": capitals,
+    "small facts": small_facts,
+    "sums as typed": casual_sums,
+}
