@@ -38,15 +38,17 @@ def _say(name: str, random: Random, slots: Slots) -> str:
 def jokes(draw: Draw) -> Exercise:
     """One of three."""
     random, slots = draw.random, slots_of(draw)
-    return exercise_of(draw, lambda: _say("joke asks", random, slots), draw.pick(_TOLD), matching(_SCARECROW))
+    asks, plain = "joke asks", _ASKS["joke plain"]
+    return exercise_of(draw, lambda: _say(asks, random, slots), draw.pick(_TOLD), matching(_SCARECROW), plain=plain)
 
 
 def verses(draw: Draw) -> Exercise:
     """An old verse, for it cannot write a new one."""
     random, slots = draw.random, slots_of(draw)
-    prompt = _say("verse asks", random, slots)
-    answer = f"{draw.pick(_BEFORE_VERSE)}\n{verse_for(prompt, random)}"
-    return exercise_of(draw, lambda: prompt, answer, [{"kind": "matches", "pattern": r"verse.*\n.*\n."}])
+    checks: list[dict[str, Any]] = [{"kind": "matches", "pattern": r"verse.*\n.*\n."}]
+    exercise = exercise_of(draw, lambda: _say("verse asks", random, slots), "", checks, plain=_ASKS["verse plain"])
+    exercise.answer = f"{draw.pick(_BEFORE_VERSE)}\n{verse_for(exercise.prompt, random)}"
+    return exercise
 
 
 def follow_ups(draw: Draw) -> Exercise:

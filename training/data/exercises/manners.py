@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from topkapi.training.data.exercises import talk
-from topkapi.training.data.exercises.exercise import Check, Draw, Exercise, Maker, is_held_out
+from topkapi.training.data.exercises.exercise import Check, Draw, Exercise, Maker, Message, is_held_out
 from topkapi.training.data.exercises.typed import spelling, typed, written
 from topkapi.training.data.exercises.words import (
     ADJECTIVES,
@@ -27,6 +27,7 @@ from topkapi.training.data.exercises.words import (
 Slots = dict[str, Sequence[str]]
 
 _TALK, WORLD, _DECLINES = tables("manners.yaml"), tables("world.yaml"), tables("declines.yaml")
+_FOLLOW_UPS = tables("followups.yaml")
 _TONGUES = [words.split() for words in tables("languages.yaml").values()]
 INTENTS: dict[str, dict[str, Any]] = _TALK["intents"]
 TOPICS: dict[str, dict[str, Any]] = _DECLINES["topics"]
@@ -34,8 +35,10 @@ VERSES = [(about.split(), "\n".join(lines)) for about, *lines in paragraphs("ver
 """What each verse is about, and its lines."""
 _COUNTRIES: dict[str, str] = WORLD["capitals"]
 
-# What exercises of manners share with no other kind: one in eight of these spellings is held out.
+# One in eight spellings of this family is held out.
 _FAMILY = "manners"
+# How often one of the commonest wordings is taken.
+_PLAIN = 0.25
 
 _FIRST = ("hello", "hello", "good part", "how are you", "how are you", "i am fine", "a name")
 _LAST = ("goodbye", "goodbye", "good night", "thanks", "thanks", "praise")
@@ -115,16 +118,35 @@ def _kept_from_training() -> frozenset[str]:
     return frozenset(kept)
 
 
-def exercise_of(draw: Draw, make: Callable[[], str], answer: str, checks: list[Check], **more: Any) -> Exercise:
-    """The exercise whose question is the first that `make` makes and no other kind holds out."""
+def exercise_of(
+    draw: Draw,
+    make: Callable[[], str],
+    answer: str,
+    checks: list[Check],
+    *,
+    plain: str = "",
+    before: Sequence[Message] = (),
+) -> Exercise:
+    """The exercise whose question is the first that `make` makes and no other kind holds out, or one of the `plain` ones,
+    which are never held out."""
     kept = () if draw.held_out else _kept_from_training()
-    prompt = make()
-    for _ in range(20):
-        if prompt and prompt not in kept:
-            break
-        prompt = make()
-    said = (spelling(prompt), *(message["content"] for message in more.get("before", ())))
-    return Exercise(prompt, answer, checks, said, exact=True, family=_FAMILY, **more)
+    is_plain = bool(plain) and not draw.held_out and draw.chance(_PLAIN)
+    prompt = ""
+    while not prompt or prompt in kept:
+        prompt = typed(draw.pick(plain.split("|")), draw.random, decorate=False, slips=False) if is_plain else make()
+    said = (spelling(prompt), *(message["content"] for message in before))
+    if not before and spelling(prompt) in _plain_spellings():
+        said = ("plain",) if not draw.held_out else ("plain, and not held out",)
+    return Exercise(prompt, answer, checks, said, exact=True, family=_FAMILY, before=list(before))
+
+
+@cache
+def _plain_spellings() -> frozenset[str]:
+    """The commonest wordings, which are all trained on."""
+    every = [rules.get("plain", "") for rules in (*INTENTS.values(), *TOPICS.values())]
+    every += [_FOLLOW_UPS["joke plain"], _FOLLOW_UPS["verse plain"]]
+    parts = [part for part in _TALK["slots"]["part"]]
+    return frozenset(spelling(text.replace("<part>", part)) for texts in every for text in texts.split("|") for part in parts)
 
 
 def intent_exercise(draw: Draw, name: str, slots: Slots | None = None) -> Exercise:
@@ -138,7 +160,8 @@ def intent_exercise(draw: Draw, name: str, slots: Slots | None = None) -> Exerci
         return text if raw else typed(text, random, decorate=name not in ("a word", "why"))
 
     right = written(intent["right"], random, {"name": slots["name"]}) if "<name>" in intent["right"] else intent["right"]
-    return exercise_of(draw, make, drawn(intent["answers"], random, slots), matching(right))
+    plain = intent.get("plain", "").replace("<name>", slots["name"][0]).replace("<part>", slots["part"][0])
+    return exercise_of(draw, make, drawn(intent["answers"], random, slots), matching(right), plain=plain)
 
 
 def _talking(names: Sequence[str]) -> Maker:
@@ -156,7 +179,8 @@ def declined(draw: Draw, topic: str | None = None) -> Exercise:
     def make() -> str:
         return typed(written(random.choice(rules["asks"]), random, slots), random, slips=topic != "translate")
 
-    return exercise_of(draw, make, drawn(rules["answers"], random, slots), matching(NO_IDEA))
+    answer = drawn(rules["answers"], random, slots)
+    return exercise_of(draw, make, answer, matching(NO_IDEA), plain=rules.get("plain", ""))
 
 
 def honest_answer(question: str) -> str | None:

@@ -74,8 +74,9 @@ _SYSTEM_MESSAGES = (
 def make_rows(
     seed: int, count: int, *, held_out: bool, kinds: Iterable[str] = MAKERS, without: Container[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """`count` different rows: `messages`, their `kind`, the `checks` of the last answer, and whether its `wording` is
-    `seen` in training or `new`. No user of them says anything whose `spelling` is among those of `without`.
+    """`count` rows: `messages`, their `kind`, the `checks` of the last answer, and whether its `wording` is
+    `seen` in training or `new`. They ask different things, save that the commonest words of `manners` come again in training. No user of
+    them says anything whose `spelling` is among those of `without`.
 
     Rows that are held out take the `kinds` in turn, others by their weights. The first N rows do not depend on `count`.
     """
@@ -83,14 +84,17 @@ def make_rows(
     kinds = list(kinds)
     weights = [_WEIGHTS.get(kind, 1.0) for kind in kinds]
     seen: set[str] = set()
-    while len(seen) < count:
+    made = 0
+    while made < count:
         turn = random.sample(kinds, len(kinds)) if held_out else random.choices(kinds, weights, k=64)
-        for kind in turn[: count - len(seen)]:
+        for kind in turn[: count - made]:
             row = _row(kind, random, held_out)
-            # Earlier turns are always new in the end.
-            while (asked := repr(row["messages"][:-1])) in seen or _says(row, without):
+            again = kind in _MANNERS and not held_out
+            # Earlier turns are always new in the end. What everybody says is trained on as often as it is said.
+            while ((asked := repr(row["messages"][:-1])) in seen and not again) or _says(row, without):
                 row = _row(kind, random, held_out)
             seen.add(asked)
+            made += 1
             yield row
 
 

@@ -26,6 +26,10 @@ _AFTER = (
     " for me", " if you can", " ok", " xd", " man", " 🙂", " my friend", ", please", " hm",
 )  # fmt: skip
 _ENDS = ("", "", "", "?", "!", ".", "..", "...", "!!", "??", "?!", " ?", " !", "!!!", "???")
+_QUESTION = re.compile(
+    r"(?:\w+,? )?(?:what|whats|what's|who|whos|who's|how|hows|how's|why|when|where|which|are|is|can|could|do|does|did|will|would|should|have|may)\b",
+    re.IGNORECASE,
+)
 _NEIGHBOURS = dict(zip("qwertyuiopasdfghjklzxcvbnm", "wertyuioposdfghjklkxcvbnmn", strict=True))
 
 
@@ -56,9 +60,12 @@ def typed(text: str, random: Random, *, decorate: bool = True, slips: bool = Tru
         text = _slip(text, random)
         if random.random() < 0.4:
             text = _slip(text, random)
-    ended = text[-1:] in ".?!)"
-    if not ended and random.random() < 0.6:
-        text += random.choice(_ENDS)
+    if text[-1:] not in ".?!)":
+        asks = _QUESTION.match(text) is not None
+        if asks and random.random() < 0.45:
+            text += "?"
+        elif random.random() < 0.5:
+            text += random.choice(_ENDS)
     case = random.random()
     if case < 0.4:
         return text[:1].upper() + text[1:]
