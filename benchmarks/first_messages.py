@@ -1,9 +1,9 @@
 """What a chat checkpoint answers to 300 first messages: `python -m benchmarks.first_messages checkpoints/topkapi-chat`.
 
-`tests/data/first_messages.md` says how the messages were written and how answers are judged. Each is answered greedily and,
-with `--seeds N`, at the checkpoint's own settings with the seeds 1 to N; printed are the shares by category, of the seeds on
-average. `--answers FILE` keeps every answer with its judgement, a JSON line each. With several checkpoints `--answers` is a
-folder.
+`tests/data/first_messages.md` says how the messages were written and how answers are judged. Each is answered greedily
+and, with `--seeds N`, at the checkpoint's own settings with the seeds 1 to N; printed are the shares by category, of
+the seeds on average. `--answers FILE` keeps every answer with its judgement, a JSON line each. With several checkpoints
+`--answers` is a folder.
 """
 
 from __future__ import annotations
@@ -127,7 +127,9 @@ def _user(content: str | None) -> dict[str, str]:
     return {"role": "user", "content": content}
 
 
-def _answers(checkpoint: Any, conversations: Sequence[list[dict[str, str]]], seed: int | None) -> list[tuple[str, bool]]:
+def _answers(
+    checkpoint: Any, conversations: Sequence[list[dict[str, str]]], seed: int | None
+) -> list[tuple[str, bool]]:
     from topkapi.engine.batch import run_batch
     from topkapi.engine.request import GenerateJob
     from topkapi.model.decoding.parameters import decoding_defaults, resolve
@@ -169,7 +171,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
     """Print the tables of the checkpoints."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("checkpoints", nargs="*", type=Path)
-    parser.add_argument("--list", action="store_true", help="print the messages, for topkapi instructions make --except")
+    parser.add_argument(
+        "--list", action="store_true", help="print the messages, for topkapi instructions make --except"
+    )
     parser.add_argument("--seeds", type=int, default=0, metavar="N", help="also at its own settings, seeds 1 to N [0]")
     parser.add_argument("--answers", type=Path, metavar="FILE", help="keep every answer, a JSON line each")
     asked = parser.parse_args(None if arguments is None else list(arguments))

@@ -59,9 +59,9 @@ def prepare(
 ) -> Prepared:
     """The conversations of a file that `finetune` reads which a small model can use, cleaned.
 
-    With `first`, only so many rows are used; what asks the same as a later row is left out, for those are held out. So is
-    what asks something whose `spelling` is among those of `without`. With `honest`, a question that a small model cannot
-    answer is answered by saying so, and all others are left out, as are conversations of several turns.
+    With `first`, only so many rows are used; what asks the same as a later row is left out, for those are held out. So
+    is what asks something whose `spelling` is among those of `without`. With `honest`, a question that a small model
+    cannot answer is answered by saying so, and all others are left out, as are conversations of several turns.
     Raises `DataError` naming rows of no known form.
     """
     # torch comes with it.
@@ -82,6 +82,8 @@ def prepare(
             if honest:
                 cleaned = honestly(cleaned)
             reason = unusable(cleaned, limits) if told.plain else "with tools, reasoning or untrained answers"
+            if honest and reason == "empty":
+                reason = "answerable or about a text"
             if any(spelling(message["content"]) in without for message in cleaned):
                 reason = "asked in what is excepted"
             if _question(messages) in held_out:
@@ -97,8 +99,9 @@ def prepare(
 
 
 def honestly(messages: Messages) -> Messages:
-    """A single question with the answer that a model which does not know it owes; an empty answer where there is none."""
-    answer = honest_answer(messages[0]["content"]) if [told["role"] for told in messages] == ["user", "assistant"] else None
+    """A single question with what is honest to answer; with an empty answer where there is nothing such."""
+    single = [told["role"] for told in messages] == ["user", "assistant"]
+    answer = honest_answer(messages[0]["content"]) if single else None
     return [*messages[:-1], {"role": "assistant", "content": answer or ""}]
 
 

@@ -53,7 +53,8 @@ def test_a_run_is_named_after_its_data_and_resumed_by_its_directory(tmp_path: Pa
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_included_recipes_are_valid_and_survive_a_round_trip(path: Path) -> None:
     fields = read_yaml(path)
-    kind = FinetuneRecipe if path.stem in ("topkapi-chat", "instruction-1100") else PretrainRecipe
+    tuning = ("topkapi-chat", "topkapi-chat-manners", "instruction-1100")
+    kind = FinetuneRecipe if path.stem in tuning else PretrainRecipe
     recipe = build_recipe(kind, fields, path.name)
     assert kind.model_validate(yaml.safe_load(yaml.safe_dump(recipe.model_dump(mode="json")))) == recipe
 

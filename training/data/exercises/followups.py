@@ -5,7 +5,17 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from topkapi.training.data.exercises import calendar, grammar, letters, manners, meaning, numbers, reading, school, writing
+from topkapi.training.data.exercises import (
+    calendar,
+    grammar,
+    letters,
+    manners,
+    meaning,
+    numbers,
+    reading,
+    school,
+    writing,
+)
 from topkapi.training.data.exercises.exercise import Draw, Exercise, Maker, Message, assistant, user
 from topkapi.training.data.exercises.manners import (
     INTENTS,
@@ -130,7 +140,7 @@ def _there(draw: Draw) -> Exercise:
 def _of_another(draw: Draw) -> Exercise:
     """The same question once more, of another."""
     random = draw.random
-    and_of = "{and|what about|how about|and what about|and what is|now|and the one of|and that of|ok and|and now} {<x>|<x>|of <x>}"
+    and_of = _ASKS["and of"]
     if draw.chance(0.6):
         before, again = _after(manners.capitals(draw)), manners.capitals(draw)
         other = again.answer.removeprefix("The capital of ").split(" is ")[0]
@@ -138,7 +148,9 @@ def _of_another(draw: Draw) -> Exercise:
         return exercise_of(draw, lambda: typed(text, random), again.answer, again.checks, before=before)
     word, opposite = draw.pick(OPPOSITES)
     first, second = draw.pick([pair for pair in OPPOSITES if pair[0] != word])
-    ask = typed(f"{draw.pick(('what is the opposite of', 'opposite of', 'the opposite of'))} {first}", random, slips=False)
+    ask = typed(
+        f"{draw.pick(('what is the opposite of', 'opposite of', 'the opposite of'))} {first}", random, slips=False
+    )
     before = [user(ask), assistant(f"The opposite of {first} is {second}.")]
     text = written(and_of.replace("<x>", word), random, {})
     answer = f"The opposite of {word} is {opposite}."
@@ -195,16 +207,24 @@ def _added(draw: Draw) -> Exercise:
     number = draw.number(1, 9)
     plus = draw.chance(0.7) or value < number
     found = value + number if plus else value - number
-    verb = "{add|plus|now add|and add|and plus|then add|ok add|please add}" if plus else "{minus|take away|subtract|now subtract|and minus}"
-    text = written(f"{{great |ok |now |and |}}{verb} {number}{{ to that| to it||}}" if plus else f"{{ok |now |}}{verb} {number}", random, {})
+    verb = (
+        "{add|plus|now add|and add|and plus|then add|ok add|please add}"
+        if plus
+        else "{minus|take away|subtract|now subtract|and minus}"
+    )
+    text = written(
+        f"{{great |ok |now |and |}}{verb} {number}{{ to that| to it||}}" if plus else f"{{ok |now |}}{verb} {number}",
+        random,
+        {},
+    )
     answer = f"{value} {'+' if plus else '-'} {number} = {found}."
     checks: list[dict[str, Any]] = [{"kind": "number", "value": found}]
     return exercise_of(draw, lambda: typed(text, random, slips=False), answer, checks, before=_after(first))
 
 
 _FOLLOWING: tuple[Maker, ...] = (
-    _another_joke, _joke_explained, _another_verse, _told_of_itself, _what_is_that, _sure, _there, _of_another, _of_another, _why_not,
-    _what_instead, _polite, _polite, _polite, _well_too, _then, _then, _added,
+    _another_joke, _joke_explained, _another_verse, _told_of_itself, _what_is_that, _sure, _there, _of_another,
+    _of_another, _why_not, _what_instead, _polite, _polite, _polite, _well_too, _then, _then, _added,
 )  # fmt: skip
 
 _OLDER = {
@@ -213,9 +233,10 @@ _OLDER = {
     for kind, maker in area.MAKERS.items()
 }
 _AS_TYPED = (
-    "opposites", "opposites", "plural", "plural", "past tense", "sorting", "sorting", "days", "months", "today and tomorrow", "units of time",
-    "spelling", "counting", "short stories", "a or an", "comparing numbers", "doubling and halving", "number stories", "sentences with a word",
-    "synonyms", "definitions", "naming", "even or odd", "multiplication", "subtraction", "reading: places", "reading: people",
+    "opposites", "opposites", "plural", "plural", "past tense", "sorting", "sorting", "days", "months",
+    "today and tomorrow", "units of time", "spelling", "counting", "short stories", "a or an", "comparing numbers",
+    "doubling and halving", "number stories", "sentences with a word", "synonyms", "definitions", "naming",
+    "even or odd", "multiplication", "subtraction", "reading: places", "reading: people",
 )  # fmt: skip
 
 

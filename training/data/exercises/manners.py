@@ -1,4 +1,4 @@
-"""Exercises in how people begin: greetings, small talk, what is asked first, and honesty about what cannot be answered."""
+"""Exercises in how people begin: greetings, small talk, what is asked first, and honesty about the rest."""
 
 from __future__ import annotations
 
@@ -43,18 +43,15 @@ _PLAIN = 0.25
 _FIRST = ("hello", "hello", "good part", "how are you", "how are you", "i am fine", "a name")
 _LAST = ("goodbye", "goodbye", "good night", "thanks", "thanks", "praise")
 _SELF = (
-    "who are you", "who are you", "who are you", "human", "human", "gender", "machine", "another", "another", "maker", "age",
-    "place", "size", "clever", "memory", "senses", "speaks", "cannot",
+    "who are you", "who are you", "who are you", "human", "human", "gender", "machine", "another", "another", "maker",
+    "age", "place", "size", "clever", "memory", "senses", "speaks", "cannot",
 )  # fmt: skip
 _HELP = ("help", "abilities")
 _SMALL = (
-    "favourites", "favourites", "doing", "bored", "sad", "tired", "glad", "love", "weather said", "ok", "not now", "why", "unclear", "sorry",
-    "laughing",
+    "favourites", "favourites", "doing", "bored", "sad", "tired", "glad", "love", "weather said", "ok", "not now",
+    "why", "unclear", "sorry", "laughing",
 )  # fmt: skip
 _SINGLE = ("a word", "a word", "nonsense", "testing")
-_MASH = ("asdf", "qwer", "jkl", "fgh", "zxc", "poiu", "lkj", "dfg", "hjk", "wert", "sdf", "vbn", "ghj", "qaz", "wsx", "uio", "xcv", "tyu")
-_MARKS = ("??", "!!", "....", "?!", "--", ",", ";", ":(", "#", "***", "/", "@", "&", "()", "!?", "._.", ";-)", ":-D", "<3", "+", "=", "~", "????", "!!!!", "\"\"", "'", "^^", "%", "$", ":P", ".", "..", ":3")  # fmt: skip
-_EMOJI = ("😀", "😂", "❤️", "👋", "🙏", "😢", "🔥", "🎉", "😡", "🤖", "😎", "🤔", "👎", "💩", "🥰", "😭", "🙂", "🐱", "🌞", "🍕", "🤷")
 
 
 def matching(pattern: str, most: int = 60) -> list[Check]:
@@ -91,16 +88,16 @@ def slots_of(draw: Draw) -> Slots:
         "small": [str(random.randint(2, 20)) for _ in range(3)],
         "digits": [str(random.randint(0, 99999))],
         "letter": list("abcdefghjlmopqrtuvwz"),
-        "mark": _MARKS,
-        "marks": _MARKS,
-        "emoji": _EMOJI,
+        "mark": _TALK["marks"],
+        "marks": _TALK["marks"],
+        "emoji": _TALK["emoji"],
         "mash": [_mash(random) for _ in range(2)],
     }
 
 
 def _mash(random: Random) -> str:
     if random.random() < 0.5:
-        return "".join(random.choice(_MASH) for _ in range(random.randint(1, 3)))
+        return "".join(random.choice(_TALK["mash"]) for _ in range(random.randint(1, 3)))
     letters = "bcdfghjklmnpqrstvwxz" if random.random() < 0.6 else "abcdefghijklmnopqrstuvwxyz"
     return "".join(random.choice(letters) for _ in range(random.randint(4, 11)))
 
@@ -127,8 +124,8 @@ def exercise_of(
     plain: str = "",
     before: Sequence[Message] = (),
 ) -> Exercise:
-    """The exercise whose question is the first that `make` makes and no other kind holds out, or one of the `plain` ones,
-    which are never held out."""
+    """The exercise whose question is the first that `make` makes and no other kind holds out, or one of the `plain`
+    ones, which are never held out."""
     kept = () if draw.held_out else _kept_from_training()
     is_plain = bool(plain) and not draw.held_out and draw.chance(_PLAIN)
     prompt = ""
@@ -145,8 +142,8 @@ def _plain_spellings() -> frozenset[str]:
     """The commonest wordings, which are all trained on."""
     every = [rules.get("plain", "") for rules in (*INTENTS.values(), *TOPICS.values())]
     every += [_FOLLOW_UPS["joke plain"], _FOLLOW_UPS["verse plain"]]
-    parts = [part for part in _TALK["slots"]["part"]]
-    return frozenset(spelling(text.replace("<part>", part)) for texts in every for text in texts.split("|") for part in parts)
+    texts = [text for wordings in every for text in wordings.split("|")]
+    return frozenset(spelling(text.replace("<part>", part)) for text in texts for part in _TALK["slots"]["part"])
 
 
 def intent_exercise(draw: Draw, name: str, slots: Slots | None = None) -> Exercise:
@@ -159,7 +156,9 @@ def intent_exercise(draw: Draw, name: str, slots: Slots | None = None) -> Exerci
         text = written(random.choice(intent["asks"]), random, slots)
         return text if raw else typed(text, random, decorate=name not in ("a word", "why"))
 
-    right = written(intent["right"], random, {"name": slots["name"]}) if "<name>" in intent["right"] else intent["right"]
+    right = (
+        written(intent["right"], random, {"name": slots["name"]}) if "<name>" in intent["right"] else intent["right"]
+    )
     plain = intent.get("plain", "").replace("<name>", slots["name"][0]).replace("<part>", slots["part"][0])
     return exercise_of(draw, make, drawn(intent["answers"], random, slots), matching(right), plain=plain)
 
@@ -216,20 +215,6 @@ def other_languages(draw: Draw) -> Exercise:
     return exercise_of(draw, make, drawn(answers, random, slots_of(draw)), matching("only know english"))
 
 
-_CAPITAL_ASKS = (
-    "{what is|what's|whats|tell me|name|do you know|which is|say|give me|i want to know} the capital {city |}of <t>",
-    "{what is|what's|tell me|name} <t>'s capital{| city}",
-    "{which|what} {city|town} is the capital {city |}of <t>",
-    "{can you tell me|could you tell me|please tell me|do you know|i wonder|can you name|remind me} {what the capital of <t> is|which city is the capital of <t>|the capital of <t>|what <t>'s capital is}",
-    "{capital of|capital city of|the capital of} <t>{| is| is what}",
-    "<t> {capital|capital city|'s capital}",
-    "{what is|what's} the {main city|capital city} {of|in} <t>",
-    "{hi|hello|hey|ok|now}, what is the capital of <t>",
-    "what is the name of the capital of <t>",
-    "<t> has which capital",
-    "what {do you call|is called} the capital of <t>",
-    "{i need|looking for} the capital of <t>",
-)
 _TAUGHT = {
     asked.format(t=country).casefold()
     for country in CAPITALS
@@ -247,7 +232,7 @@ def capitals(draw: Draw) -> Exercise:
 
     def make() -> str:
         said = country.removeprefix("the ") if random.random() < 0.15 else country
-        text = typed(written(random.choice(_CAPITAL_ASKS).replace("<t>", said), random, {}), random)
+        text = typed(written(random.choice(_TALK["capital asks"]).replace("<t>", said), random, {}), random)
         # Older exercises hold some of these out, and bring the others.
         return "" if text.casefold().rstrip(" .?!") in _TAUGHT else text
 
@@ -272,32 +257,6 @@ def verse_for(prompt: str, random: Random) -> str:
     return random.choice(fitting) if fitting else random.choice([lines for _, lines in VERSES[:4]])
 
 
-_SUM_ASKS = (
-    "{whats|what's|what is|how much is|calculate|tell me|compute|add|solve|give me|} <a>{+| + |+ | +}<b>{|=|?| =| = ?}",
-    "{whats|what's|what is|how much is|what makes|what does|} <a> {plus|and} <b>{| make| equal| together}",
-    "{can you|could you|please|can u} {add <a> and <b>|add <a> to <b>|tell me what <a> + <b> is|tell me <a> plus <b>|calculate <a> + <b>|do <a> + <b>|sum <a> and <b>|tell me how much <a> and <b> is}",
-    "<a> {plus|and|+} <b> {is|equals|makes|=} {what|how much|}",
-    "{add|sum|total of|the sum of} <a> and <b>",
-    "{quick|fast|hey|hi|ok|now}, {what is|whats|} <a> {+|plus} <b>",
-    "if i {add <b> to <a>|have <a> and get <b> more|put <a> and <b> together}, {what do i get|how much is it|what is that|how many do i have}",
-)
-_MINUS_ASKS = (
-    "{whats|what's|what is|how much is|calculate|tell me|compute|solve|} <a>{-| - |- | -}<b>{|=|?| =}",
-    "{whats|what's|what is|how much is|} <a> {minus|less|take away} <b>",
-    "{can you|could you|please|can u} {take <b> from <a>|tell me what <a> - <b> is|tell me <a> minus <b>|calculate <a> - <b>|subtract <b> from <a>}",
-    "<a> {minus|-|less} <b> {is|equals|makes|=} {what|how much|}",
-    "what {do i get|is left|remains} if i take <b> {from|off|away from} <a>",
-    "{quick|fast|hey|hi|ok|now}, {what is|whats|} <a> {-|minus} <b>",
-)
-_TIMES_ASKS = (
-    "{whats|what's|how much is|calculate|tell me|compute|solve|} <a>{x|*| x | * }<b>{|=|?| =}",
-    "{whats|what's|how much is|} <a> {times|multiplied by} <b>",
-    "{can you|could you|please} {multiply <a> and <b>|tell me what <a> x <b> is|tell me <a> times <b>|calculate <a> times <b>}",
-    "<a> {times|x|*} <b> {is|equals|makes|=} {what|how much|}",
-    "{quick|fast|hey|hi|ok|now}, {what is|whats|} <a> {x|times} <b>",
-)
-
-
 def casual_sums(draw: Draw) -> Exercise:
     """Small sums as people type them. What older exercises hold out is held out here, too."""
     random, kind = draw.random, draw.pick(("addition", "addition", "subtraction", "multiplication"))
@@ -305,15 +264,15 @@ def casual_sums(draw: Draw) -> Exercise:
         first, second = (draw.number(0, 12), draw.number(0, 12)) if draw.chance(0.4) else _two(draw)
         if draw.chance(0.1):
             first, second = 10 * draw.number(1, 10), 10 * draw.number(1, 9)
-        asks, sign, found = _SUM_ASKS, "+", first + second
+        asks, sign, found = _TALK["sum asks"], "+", first + second
         about: tuple[object, ...] = (min(first, second), max(first, second))
     elif kind == "subtraction":
         first = draw.number(2, 20) if draw.chance(0.5) else draw.number(10, 99)
         second = draw.number(0, first)
-        asks, sign, found, about = _MINUS_ASKS, "-", first - second, (first, second)
+        asks, sign, found, about = _TALK["minus asks"], "-", first - second, (first, second)
     else:
         first, second = draw.number(1, 10), draw.number(1, 10)
-        asks, sign, found, about = _TIMES_ASKS, "x", first * second, (first, second)
+        asks, sign, found, about = _TALK["times asks"], "x", first * second, (first, second)
     slots = {"a": [str(first)], "b": [str(second)]}
     prompt = typed(written(random.choice(asks), random, slots), random, slips=False)
     check: list[Check] = [{"kind": "number", "value": found}]

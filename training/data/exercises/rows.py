@@ -49,9 +49,9 @@ _WEIGHTS = dict.fromkeys(memory.MAKERS, 2.0) | {
     "addition": 4, "subtraction": 3, "multiplication": 2, "comparing numbers": 2, "number stories": 2, "spelling": 3,
     "copying": 2, "sorting": 2, "definitions": 2, "identity": 1.5, "what it cannot know": 1.5,
 } | {
-    "first words": 9, "last words": 6, "who it is": 12, "what it can do": 7, "small talk": 12, "insults": 4, "single words": 5,
-    "other languages": 5, "honest answers": 24, "capitals of countries": 8, "small facts": 12, "sums as typed": 12, "jokes": 5, "verses": 5,
-    "follow-ups": 12, "older ones as typed": 14,
+    "first words": 9, "last words": 6, "who it is": 12, "what it can do": 7, "small talk": 12, "insults": 4,
+    "single words": 5, "other languages": 5, "honest answers": 24, "capitals of countries": 8, "small facts": 12,
+    "sums as typed": 12, "jokes": 5, "verses": 5, "follow-ups": 12, "older ones as typed": 14,
 }  # fmt: skip
 
 _ALONE = 0.2
@@ -74,9 +74,9 @@ _SYSTEM_MESSAGES = (
 def make_rows(
     seed: int, count: int, *, held_out: bool, kinds: Iterable[str] = MAKERS, without: Container[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """`count` rows: `messages`, their `kind`, the `checks` of the last answer, and whether its `wording` is
-    `seen` in training or `new`. They ask different things, save that the commonest words of `manners` come again in training. No user of
-    them says anything whose `spelling` is among those of `without`.
+    """`count` rows: `messages`, their `kind`, the `checks` of the last answer, and whether its `wording` is `seen` in
+    training or `new`. They ask different things, save that the commonest words of `manners` come again in training. No
+    user of them says anything whose `spelling` is among those of `without`.
 
     Rows that are held out take the `kinds` in turn, others by their weights. The first N rows do not depend on `count`.
     """

@@ -13,21 +13,24 @@ _SPACES = re.compile(r" +(?=[,.?!]|$)|(?<= ) +")
 
 _SHORT = {
     "you": "u", "are": "r", "your": "ur", "what": "wat", "please": "pls", "thanks": "thx", "because": "cuz", "to": "2",
-    "for": "4", "why": "y", "tell": "tel", "know": "kno", "is not": "isnt", "what's": "whats", "who's": "whos", "i am": "im",
-    "don't": "dont", "can't": "cant", "how's": "hows", "i'm": "im", "let's": "lets", "that's": "thats", "with": "w",
-    "the": "teh", "and": "n", "okay": "ok", "people": "ppl", "something": "smth", "about": "abt", "tomorrow": "tmrw",
+    "for": "4", "why": "y", "tell": "tel", "know": "kno", "is not": "isnt", "what's": "whats", "who's": "whos",
+    "i am": "im", "don't": "dont", "can't": "cant", "how's": "hows", "i'm": "im", "let's": "lets", "that's": "thats",
+    "with": "w", "the": "teh", "and": "n", "okay": "ok", "people": "ppl", "something": "smth", "about": "abt",
+    "tomorrow": "tmrw",
 }  # fmt: skip
 _BEFORE = (
-    "so ", "ok ", "hey ", "um, ", "hi, ", "hello, ", "please ", "and ", "well, ", "oh, ", "ok so ", "hey, ", "yo ", "now ", "quick question: ",
-    "hi! ", "Hello. ", "Hey! ", "excuse me, ", "tell me, ", "i wonder, ", "can you tell me: ", "sorry, ", "hi topkapi, ", "question: ",
+    "so ", "ok ", "hey ", "um, ", "hi, ", "hello, ", "please ", "and ", "well, ", "oh, ", "ok so ", "hey, ", "yo ",
+    "now ", "quick question: ", "hi! ", "Hello. ", "Hey! ", "excuse me, ", "tell me, ", "i wonder, ",
+    "can you tell me: ", "sorry, ", "hi topkapi, ", "question: ",
 )  # fmt: skip
 _AFTER = (
-    " please", " pls", " thanks", " plz", " lol", " :)", " ;)", " thx", " haha", " bro", " mate", " dear", " topkapi", " then", " now",
-    " for me", " if you can", " ok", " xd", " man", " 🙂", " my friend", ", please", " hm",
+    " please", " pls", " thanks", " plz", " lol", " :)", " ;)", " thx", " haha", " bro", " mate", " dear", " topkapi",
+    " then", " now", " for me", " if you can", " ok", " xd", " man", " 🙂", " my friend", ", please", " hm",
 )  # fmt: skip
 _ENDS = ("", "", "", "?", "!", ".", "..", "...", "!!", "??", "?!", " ?", " !", "!!!", "???")
 _QUESTION = re.compile(
-    r"(?:\w+,? )?(?:what|whats|what's|who|whos|who's|how|hows|how's|why|when|where|which|are|is|can|could|do|does|did|will|would|should|have|may)\b",
+    r"(?:\w+,? )?(?:what|whats|what's|who|whos|who's|how|hows|how's|why|when|where|which"
+    r"|are|is|can|could|do|does|did|will|would|should|have|may)\b",
     re.IGNORECASE,
 )
 _NEIGHBOURS = dict(zip("qwertyuiopasdfghjklzxcvbnm", "wertyuioposdfghjklkxcvbnmn", strict=True))
