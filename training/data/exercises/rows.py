@@ -49,9 +49,9 @@ _WEIGHTS = dict.fromkeys(memory.MAKERS, 2.0) | {
     "addition": 4, "subtraction": 3, "multiplication": 2, "comparing numbers": 2, "number stories": 2, "spelling": 3,
     "copying": 2, "sorting": 2, "definitions": 2, "identity": 1.5, "what it cannot know": 1.5,
 } | {
-    "first words": 9, "last words": 6, "who it is": 12, "what it can do": 7, "small talk": 12, "insults": 4,
-    "single words": 5, "other languages": 5, "honest answers": 24, "capitals of countries": 8, "small facts": 12,
-    "sums as typed": 12, "jokes": 5, "verses": 5, "follow-ups": 12, "older ones as typed": 14,
+    "first words": 10, "last words": 7, "who it is": 13, "what it can do": 7, "small talk": 11, "insults": 3,
+    "single words": 5, "other languages": 5, "honest answers": 32, "capitals of countries": 10, "small facts": 14,
+    "sums as typed": 14, "jokes": 4, "verses": 4, "follow-ups": 12, "older ones as typed": 14,
 }  # fmt: skip
 
 _ALONE = 0.2
