@@ -118,6 +118,7 @@ HARD = addition subtraction multiplication hours 'number stories' 'number words'
   opposites synonyms 'what kind of thing' 'memory: say it again' 'memory: go on from there' 'memory: one of two' \
   'reading: things'
 CHAT := $(RUNS)/chat-data
+MANNERS := $(RUNS)/manners-data
 .PHONY: checkpoints
 checkpoints: install  ## make the default checkpoints anew from CORPUS and INSTRUCTIONS, in hours; call again to continue
 	[ -d $(RUNS)/tokenizer ] || $(BIN)/topkapi tokenizer train $(CORPUS)/c*.jsonl.bz2 $(CORPUS)/w*.jsonl.bz2 \
@@ -131,7 +132,7 @@ checkpoints: install  ## make the default checkpoints anew from CORPUS and INSTR
 	  --out $(RUNS)/topkapi-base --resume $(ARGS)
 	@[ -d $(CHAT) ] || (set -ex; rm -rf $(CHAT).new; mkdir -p $(CHAT).new; out="--out $(abspath $(CHAT)).new"; \
 	  topkapi="$(abspath $(BIN))/topkapi instructions"; cd $(INSTRUCTIONS); \
-	  $$topkapi make --count 100000 --seed 1 $$out/made.jsonl; \
+	  $$topkapi make --kinds basics --count 100000 --seed 1 $$out/made.jsonl; \
 	  $$topkapi make --count 40000 --seed 2 $$out/hard.jsonl --kinds $(HARD); \
 	  $$topkapi prepare dolly-14.5k.json self-instruct-*.jsonl $$out; \
 	  $$topkapi prepare oasst1-en100-firstturn.json --longest-answer 600 $$out; \
@@ -140,6 +141,19 @@ checkpoints: install  ## make the default checkpoints anew from CORPUS and INSTR
 	  mv $(abspath $(CHAT)).new $(abspath $(CHAT)))
 	$(BIN)/topkapi finetune topkapi-chat --checkpoint $(RUNS)/topkapi-base/last --data $(CHAT)/*.jsonl \
 	  --out $(RUNS)/topkapi-chat --resume $(ARGS)
+	@[ -d $(MANNERS) ] || (set -ex; rm -rf $(MANNERS).new; mkdir -p $(MANNERS).new; out="--out $(abspath $(MANNERS)).new"; \
+	  first="$(abspath $(MANNERS)).new/first.txt"; $(BIN)/python -m benchmarks.first_messages --list > $$first; \
+	  topkapi="$(abspath $(BIN))/topkapi instructions"; cd $(INSTRUCTIONS); \
+	  $$topkapi make --kinds manners --count 60000 --seed 3 --except $$first $$out/manners.jsonl; \
+	  $$topkapi make --kinds basics --count 60000 --seed 4 $$out/made.jsonl; \
+	  $$topkapi make --count 30000 --seed 5 $$out/hard.jsonl --kinds $(HARD); \
+	  $$topkapi prepare dolly-14.5k.json oasst1-en100-firstturn.json self-instruct-*.jsonl --honest --except $$first \
+	    --longest-question 200 --longest-answer 400 $$out; \
+	  $$topkapi prepare gsm8k-train.jsonl --honest --longest-question 200 --except $$first $$out; \
+	  $$topkapi prepare rasbt-instruction-data.json --first 935 --except $$first $$out; \
+	  mv $(abspath $(MANNERS)).new $(abspath $(MANNERS)))
+	$(BIN)/topkapi finetune topkapi-chat-manners --checkpoint $(RUNS)/topkapi-chat/last --data $(MANNERS)/*.jsonl \
+	  --out $(RUNS)/topkapi-chat-manners --resume $(ARGS)
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

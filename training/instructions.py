@@ -27,7 +27,10 @@ def add_instructions(subparsers: Any) -> None:
     make.add_argument("--count", type=int, metavar="N", help="rows [40000; held out: 1000]")
     make.add_argument("--seed", type=int, default=0, metavar="N", help="decides which rows [0]")
     make.add_argument("--held-out", action="store_true", help="rows to judge by, for evaluate --exercises")
-    make.add_argument("--kinds", nargs="+", metavar="KIND", help="only these kinds [all]")
+    make.add_argument(
+        "--kinds", nargs="+", metavar="KIND", help="only these kinds, or groups of them: basics, manners [all]"
+    )
+    _add_except(make)
     make.set_defaults(handler=_make)
 
     prepare = actions.add_parser(
@@ -44,6 +47,12 @@ def add_instructions(subparsers: Any) -> None:
         metavar="N",
         help="only the first N rows; the others are held out, and so are their questions",
     )
+    prepare.add_argument(
+        "--honest",
+        action="store_true",
+        help="keep only single questions that a small model cannot answer, each with an honest sentence that says so",
+    )
+    _add_except(prepare)
     prepare.add_argument("--longest-question", type=int, default=800, metavar="N", help="in characters [800]")
     prepare.add_argument("--longest-answer", type=int, default=320, metavar="N", help="in characters [320]")
     prepare.set_defaults(handler=_prepare)
@@ -90,16 +99,44 @@ def add_instructions(subparsers: Any) -> None:
     answer.set_defaults(handler=_answer)
 
 
+def _add_except(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--except",
+        dest="without",
+        type=Path,
+        metavar="FILE",
+        help="leave out what asks a line of this text file, whatever its case and punctuation: what is held out",
+    )
+
+
+def _excepted(path: Path | None) -> frozenset[str]:
+    """The spellings of a file's lines. Raises `DataError` for one that is not there, or is no text."""
+    from topkapi.training.data.exercises.typed import spelling
+
+    if path is None:
+        return frozenset()
+    if not path.is_file():
+        raise no_such_file(str(path), field="except")
+    try:
+        lines = path.read_text("utf-8").split("\n")
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not a text in UTF-8", field="except") from None
+    return frozenset(spelling(line) for line in lines if line.strip())
+
+
 def _make(arguments: argparse.Namespace) -> int:
-    from topkapi.training.data.exercises.rows import MAKERS, make_rows
+    from topkapi.training.data.exercises.rows import GROUPS, MAKERS, make_rows
     from topkapi.training.data.preparation import write_rows
 
     wanted = (1000 if arguments.held_out else 40_000) if arguments.count is None else arguments.count
-    kinds = list(MAKERS) if arguments.kinds is None else list(dict.fromkeys(arguments.kinds))
+    asked = list(MAKERS) if arguments.kinds is None else arguments.kinds
+    kinds = list(dict.fromkeys(kind for name in asked for kind in GROUPS.get(name, (name,))))
     if unknown := [kind for kind in kinds if kind not in MAKERS]:
-        raise SettingsError(f"there is no kind {unknown[0]!r}", field="kinds", hint=f"kinds: {', '.join(MAKERS)}")
+        known = f"groups: {', '.join(GROUPS)}; kinds: {', '.join(MAKERS)}"
+        raise SettingsError(f"there is no kind {unknown[0]!r}", field="kinds", hint=known)
     _check_draw(arguments, wanted)
-    rows = list(make_rows(arguments.seed, wanted, held_out=arguments.held_out, kinds=kinds))
+    without = _excepted(arguments.without)
+    rows = list(make_rows(arguments.seed, wanted, held_out=arguments.held_out, kinds=kinds, without=without))
     write_rows(arguments.out, rows)
     of = Counter(row["kind"] for row in rows)
     print(
@@ -116,6 +153,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise SettingsError(f"--{name.replace('_', '-')} must be at least 1, not {value}", field=name)
+    without = _excepted(arguments.without)
     outs = [arguments.out / f"{path.name.split('.json')[0]}.jsonl" for path in arguments.files]
     if len(set(outs)) < len(outs):
         raise SettingsError("two files of the same name would be written to one", field="files")
@@ -124,7 +162,8 @@ def _prepare(arguments: argparse.Namespace) -> int:
             raise no_such_file(str(path), field="files")
         if out.exists() and out.samefile(path):
             raise SettingsError(f"{path} would be overwritten", field="out", hint="choose another --out")
-        prepared = prepare(path, Limits(arguments.longest_question, arguments.longest_answer), arguments.first)
+        limits = Limits(arguments.longest_question, arguments.longest_answer)
+        prepared = prepare(path, limits, arguments.first, honest=arguments.honest, without=without)
         if not prepared.rows:
             raise DataError(f"{path} has nothing that a small model can use", field="files")
         write_rows(out, ({"messages": messages} for messages in prepared.rows))

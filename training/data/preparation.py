@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from topkapi.model.errors import SettingsError
+from topkapi.training.data.exercises.manners import honest_answer
+from topkapi.training.data.exercises.typed import spelling
 
 Messages = list[dict[str, str]]
 
@@ -52,10 +54,14 @@ class Prepared:
     unused: set[str] = field(default_factory=set)
 
 
-def prepare(path: Path, limits: Limits, first: int | None = None) -> Prepared:
+def prepare(
+    path: Path, limits: Limits, first: int | None = None, *, honest: bool = False, without: Container[str] = ()
+) -> Prepared:
     """The conversations of a file that `finetune` reads which a small model can use, cleaned.
 
-    With `first`, only so many rows are used; what asks the same as a later row is left out, for those are held out.
+    With `first`, only so many rows are used; what asks the same as a later row is left out, for those are held out. So
+    is what asks something whose `spelling` is among those of `without`. With `honest`, a question that a small model
+    cannot answer is answered by saying so, and all others are left out, as are conversations of several turns.
     Raises `DataError` naming rows of no known form.
     """
     # torch comes with it.
@@ -74,7 +80,13 @@ def prepare(path: Path, limits: Limits, first: int | None = None) -> Prepared:
             messages = told.messages
             check_messages(messages, origin)
             cleaned = [{**message, "content": clean(message["content"])} for message in messages]
+            if honest:
+                cleaned = honestly(cleaned)
             reason = unusable(cleaned, limits) if told.plain else "with tools, reasoning or untrained answers"
+            if honest and reason == "empty":
+                reason = "answerable or about a text"
+            if any(spelling(message["content"]) in without for message in cleaned):
+                reason = "asked in what is excepted"
             if _question(messages) in held_out:
                 reason = "asked in what is held out"
             elif _question(cleaned) in asked:
@@ -85,6 +97,13 @@ def prepare(path: Path, limits: Limits, first: int | None = None) -> Prepared:
             else:
                 prepared.left_out[reason] += 1
     return prepared
+
+
+def honestly(messages: Messages) -> Messages:
+    """A single question with what is honest to answer; with an empty answer where there is nothing such."""
+    single = [told["role"] for told in messages] == ["user", "assistant"]
+    answer = honest_answer(messages[0]["content"]) if single else None
+    return [*messages[:-1], {"role": "assistant", "content": answer or ""}]
 
 
 def unusable(messages: Messages, limits: Limits) -> str | None:

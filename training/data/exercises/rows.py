@@ -6,14 +6,16 @@ seed: what is held out shares no question with what is trained on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from random import Random
 from typing import Any
 
 from topkapi.training.data.exercises import (
     calendar,
+    followups,
     grammar,
     letters,
+    manners,
     meaning,
     memory,
     numbers,
@@ -32,20 +34,30 @@ from topkapi.training.data.exercises.exercise import (
     is_one_of,
     user,
 )
+from topkapi.training.data.exercises.typed import spelling
 
 _AREAS = (numbers, calendar, letters, grammar, school, meaning, reading, writing, talk, memory)
-MAKERS: dict[str, Maker] = {kind: maker for area in _AREAS for kind, maker in area.MAKERS.items()}
+_BASICS: dict[str, Maker] = {kind: maker for area in _AREAS for kind, maker in area.MAKERS.items()}
+_MANNERS = manners.MAKERS | followups.MAKERS
+MAKERS: dict[str, Maker] = _BASICS | _MANNERS
 """Every kind of exercise with what makes one."""
+GROUPS = {"basics": tuple(_BASICS), "manners": tuple(_MANNERS)}
+"""Kinds that go together, by a name for them."""
 
 # Kinds with more to learn come more often.
 _WEIGHTS = dict.fromkeys(memory.MAKERS, 2.0) | {
     "addition": 4, "subtraction": 3, "multiplication": 2, "comparing numbers": 2, "number stories": 2, "spelling": 3,
     "copying": 2, "sorting": 2, "definitions": 2, "identity": 1.5, "what it cannot know": 1.5,
+} | {
+    "first words": 10, "last words": 7, "who it is": 13, "what it can do": 7, "small talk": 11, "insults": 3,
+    "single words": 5, "other languages": 5, "honest answers": 32, "capitals of countries": 10, "small facts": 14,
+    "sums as typed": 14, "jokes": 4, "verses": 4, "follow-ups": 12, "older ones as typed": 14,
 }  # fmt: skip
 
 _ALONE = 0.2
 _WRAPPED = 0.3
 _EARLIER_TURNS = 0.15
+_EARLIER_BEFORE_MANNERS = 0.05
 _BETWEEN = 0.35
 _SYSTEM = 0.05
 
@@ -59,9 +71,12 @@ _SYSTEM_MESSAGES = (
 )
 
 
-def make_rows(seed: int, count: int, *, held_out: bool, kinds: Iterable[str] = MAKERS) -> Iterator[dict[str, Any]]:
-    """`count` different rows: `messages`, their `kind`, the `checks` of the last answer, and whether its `wording` is
-    `seen` in training or `new`.
+def make_rows(
+    seed: int, count: int, *, held_out: bool, kinds: Iterable[str] = MAKERS, without: Container[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """`count` rows: `messages`, their `kind`, the `checks` of the last answer, and whether its `wording` is `seen` in
+    training or `new`. They ask different things, save that the commonest words of `manners` come again in training. No
+    user of them says anything whose `spelling` is among those of `without`.
 
     Rows that are held out take the `kinds` in turn, others by their weights. The first N rows do not depend on `count`.
     """
@@ -69,15 +84,22 @@ def make_rows(seed: int, count: int, *, held_out: bool, kinds: Iterable[str] = M
     kinds = list(kinds)
     weights = [_WEIGHTS.get(kind, 1.0) for kind in kinds]
     seen: set[str] = set()
-    while len(seen) < count:
+    made = 0
+    while made < count:
         turn = random.sample(kinds, len(kinds)) if held_out else random.choices(kinds, weights, k=64)
-        for kind in turn[: count - len(seen)]:
+        for kind in turn[: count - made]:
             row = _row(kind, random, held_out)
-            # Earlier turns are always new in the end.
-            while (asked := repr(row["messages"][:-1])) in seen:
+            again = kind in _MANNERS and not held_out
+            # Earlier turns are always new in the end. What everybody says is trained on as often as it is said.
+            while ((asked := repr(row["messages"][:-1])) in seen and not again) or _says(row, without):
                 row = _row(kind, random, held_out)
             seen.add(asked)
+            made += 1
             yield row
+
+
+def _says(row: dict[str, Any], without: Container[str]) -> bool:
+    return any(spelling(told["content"]) in without for told in row["messages"] if told["role"] == "user")
 
 
 def _exercise(kind: str, random: Random, held_out: bool) -> tuple[Exercise, bool]:
@@ -92,9 +114,9 @@ def _exercise(kind: str, random: Random, held_out: bool) -> tuple[Exercise, bool
 def _row(kind: str, random: Random, held_out: bool) -> dict[str, Any]:
     exercise, new = _exercise(kind, random, held_out)
     earlier = list(exercise.before)
-    if not earlier and random.random() < _EARLIER_TURNS:
+    if not earlier and random.random() < (_EARLIER_BEFORE_MANNERS if kind in _MANNERS else _EARLIER_TURNS):
         earlier = [turn for _ in range(random.randint(1, 2)) for turn in _exchange(kind, random, held_out)]
-    elif earlier and kind != "memory: go on from there" and random.random() < _BETWEEN:
+    elif earlier and kind not in ("memory: go on from there", *_MANNERS) and random.random() < _BETWEEN:
         earlier += _exchange(kind, random, held_out)
     if not held_out and random.random() < _SYSTEM:
         earlier.insert(0, {"role": "system", "content": random.choice(_SYSTEM_MESSAGES)})
@@ -111,7 +133,7 @@ def _exchange(kind: str, random: Random, held_out: bool) -> list[Message]:
     apart = {*memory.MAKERS, *talk.MAKERS, *(reading.MAKERS if kind in memory.MAKERS else ())}
     if kind in ("identity", "thanks and goodbyes", "addition", "spelling"):
         apart.discard("greetings")
-    exercise, _ = _exercise(random.choice([each for each in MAKERS if each not in apart]), random, held_out)
+    exercise, _ = _exercise(random.choice([each for each in _BASICS if each not in apart]), random, held_out)
     return [user(exercise.prompt), assistant(exercise.answer)]
 
 

@@ -1,0 +1,135 @@
+"""Manners: the 300 first messages are never trained on, their rubric judges answers, honesty has its rows."""
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from benchmarks import first_messages
+from benchmarks.first_messages import FirstMessage, read_messages
+from topkapi.service.commands.cli import main
+from topkapi.training.data.exercises.followups import JOKES
+from topkapi.training.data.exercises.manners import WORLD, honest_answer
+from topkapi.training.data.exercises.rows import GROUPS, make_rows
+from topkapi.training.data.exercises.typed import spelling
+
+
+@pytest.fixture(scope="module")
+def messages() -> list[FirstMessage]:
+    return read_messages()
+
+
+def of(messages: list[FirstMessage], said: str) -> FirstMessage:
+    return next(message for message in messages if message.say == said)
+
+
+def test_three_hundred_messages_of_all_categories(messages: list[FirstMessage]) -> None:
+    assert len(messages) == len({message.say for message in messages}) == 300
+    counts = Counter(message.category for message in messages)
+    assert len(counts) == 23 and min(counts.values()) >= 8
+
+
+def test_first_messages_are_never_trained_on(messages: list[FirstMessage]) -> None:
+    held_out = frozenset(spelling(message.say) for message in messages)
+    for kinds in (GROUPS["manners"], GROUPS["basics"]):
+        for row in make_rows(3, 6000, held_out=False, kinds=kinds, without=held_out):
+            for told in row["messages"]:
+                assert told["role"] != "user" or spelling(told["content"]) not in held_out, row
+
+
+def test_what_everybody_says_is_trained_on() -> None:
+    rows = make_rows(3, 20_000, held_out=False, kinds=["first words", "who it is", "jokes", "last words"])
+    said = Counter(row["messages"][0]["content"].casefold() for row in rows)
+    for common in ("hi", "hello", "hey", "thanks", "bye", "who are you", "tell me a joke", "how are you"):
+        assert said[common] > 5, common
+
+
+def test_the_rubric_tells_answers_from_nonsense(messages: list[FirstMessage]) -> None:
+    for said, answer, judged in (
+        ("hiya", "Hello! How can I help you?", "right"),
+        ("hiya", "Thehi world is a country that people keep for its eggs.", "wrong"),
+        ("hi hi hi", "hi hi hi", "wrong"),
+        ("what r u", "I am a person who makes clothes.", "false claim"),
+        ("what r u", "I am Topkapi, a small language model.", "right"),
+        ("is this chatgpt", "Yes, I am Topkapi.", "false claim"),
+        ("capital of canada", "The capital of Canada is Ottawa.", "right"),
+        ("capital of canada", "The capital of Canada is Paris.", "false claim"),
+        ("capital of canada", "I do not know that. Ask me for the capital of France.", "declined"),
+        ("capital of canada", "I do not know that: Toronto is a city of 3 streets.", "false claim"),
+        ("who invented the telephone", "I do not know that: I am too small.", "declined"),
+        ("hiya", "I do not know that: I am too small.", "wrong"),
+        ("7 plus 8?", "7 + 8 = 15.", "right"),
+        ("7 plus 8?", "7 + 8 = 14.", "false claim"),
+        ("got any jokes?", "What do you call a bear with no teeth? A gummy bear.", "right"),
+        ("write me a poem", "Roses are red,\nViolets are blue,", "right"),
+        ("write me a poem", "A poem.", "wrong"),
+        ("shut up", "I am sorry that I could not help.", "right"),
+        ("Ciao, come ti chiami?", "I am sorry, I only know English.", "right"),
+    ):
+        assert of(messages, said).judge(answer, True) == judged, (said, answer)
+    assert of(messages, "hiya").judge("Hello! How can I help you?", False) == "wrong", "it did not end"
+    assert of(messages, "hiya").judge("Hello, how can I help you? " * 9, True) == "wrong", "it goes on and on"
+
+
+def test_the_messages_can_be_listed_and_excepted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert first_messages.main(["--list"]) == 0
+    listed = capsys.readouterr().out
+    assert len(listed.splitlines()) == 300
+    out, excepted = tmp_path / "made.jsonl", tmp_path / "first.txt"
+    rows = list(make_rows(3, 80, held_out=False, kinds=["first words"]))
+    said = rows[0]["messages"][-2]["content"]
+    excepted.write_text(f"{said.upper()}?!\n", "utf-8")
+    command = ["instructions", "make", "--kinds", "first words", "--count", "80", "--seed", "3", "--out", str(out)]
+    assert main([*command, "--except", str(excepted)]) == 0
+    made = [json.loads(line)["messages"] for line in out.read_text("utf-8").splitlines()]
+    assert len(made) == 80 and not any(spelling(told["content"]) == spelling(said) for row in made for told in row)
+    out.unlink()
+    assert main([*command, "--except", str(tmp_path / "none.txt")]) == 2
+    assert "none.txt" in capsys.readouterr().err
+    excepted.write_bytes(b"\xff\xfe\xfa")
+    assert main([*command, "--except", str(excepted)]) == 2
+    assert "UTF-8" in capsys.readouterr().err and not out.exists()
+
+
+def test_questions_are_answered_honestly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = {
+        "Who was the first king of Spain?": "know",
+        "Write a python program that sorts.": "code|program",
+        "How do I repair a bicycle?": "advice|advise|know",
+        "Write an email to my boss.": "write",
+        "Translate good night into French.": "English",
+        "What is the capital of France?": "",
+        "Classify the following: dog, cat": "",
+    }
+    rows = [{"instruction": text, "output": "Something wrong."} for text in asked]
+    source, out = tmp_path / "asked.json", tmp_path / "out"
+    source.write_text(json.dumps(rows), "utf-8")
+    held_out = tmp_path / "first.txt"
+    held_out.write_text("who was the first king of spain\n", "utf-8")
+    assert main(["instructions", "prepare", str(source), "--honest", "--out", str(out)]) == 0
+    assert "2 answerable or about a text" in capsys.readouterr().out
+    made = [json.loads(line)["messages"] for line in (out / "asked.jsonl").read_text("utf-8").splitlines()]
+    assert [row[0]["content"] for row in made] == [text for text, word in asked.items() if word]
+    for question, answer in made:
+        words = asked[question["content"]].split("|")
+        assert any(word in answer["content"] for word in words), answer
+        assert answer["content"] == honest_answer(question["content"]), "the same question has the same answer"
+    command = ["instructions", "prepare", str(source), "--honest", "--except", str(held_out), "--out", str(out)]
+    assert main(command) == 0
+    assert "1 asked in what is excepted" in capsys.readouterr().out
+
+
+def test_what_the_first_part_was_trained_on_can_be_made_again() -> None:
+    """topkapi.json of the first part has the digests of what the command makes: its kinds draw as they did."""
+    rows = make_rows(1, 500, held_out=False, kinds=GROUPS["basics"])
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    assert (
+        hashlib.sha256(text.encode()).hexdigest() == "f57cec005fa5a5e6a18faf426fd888d0a48ff3c6a7b8ae2dba2832f13ea62b99"
+    )
+
+
+def test_what_it_is_to_know() -> None:
+    assert len(WORLD["capitals"]) == 60 and len(JOKES) == 3
+    assert not set(WORLD["capitals"]) & set(WORLD["other_countries"])
