@@ -30,8 +30,9 @@ INLINE int together(const int count) { return SUMS / count < 4 ? SUMS / count : 
         else part(q, 1, __VA_ARGS__), q += 1;                                                                          \
     }
 
-// The products of `count` queries from number `q` on with 16 keys each in `blocks` blocks, all known when this is compiled.
-INLINE void score_blocks(int32_t q, const int count, const Head *head, const float *const *queries, float scale, float *scores,
+// The products of `count` queries from number `q` on with 16 keys each in `blocks` blocks, all known when this is compiled; of the
+// queries first all first components, then all second ones, so that one register leads to them.
+INLINE void score_blocks(int32_t q, const int count, const Head *head, const float *queries, float scale, float *scores,
                          int32_t stride, int32_t block, const int blocks, const int format) {
     Floats sums[8][4];
     for (int r = 0; r < count; r++)
@@ -41,7 +42,7 @@ INLINE void score_blocks(int32_t q, const int count, const Head *head, const flo
         Floats parts[4];
         for (int b = 0; b < blocks; b++) parts[b] = load_cached(from + b * head->stride, (size_t)d * KEYS, format);
         for (int r = 0; r < count; r++) {
-            Floats query = all(queries[q + r][d]);
+            Floats query = all(queries[d * QUERIES + q + r]);
             for (int b = 0; b < blocks; b++) sums[r][b] = fma(parts[b], query, sums[r][b]);
         }
     }
@@ -52,7 +53,7 @@ INLINE void score_blocks(int32_t q, const int count, const Head *head, const flo
     }
 }
 
-INLINE void score(int32_t q, const int count, const Head *head, const float *const *queries, float scale, float *scores,
+INLINE void score(int32_t q, const int count, const Head *head, const float *queries, float scale, float *scores,
                   int32_t stride, int32_t blocks, const int format) {
     int32_t block = 0;
     for (; block + together(count) <= blocks; block += together(count))
@@ -153,7 +154,7 @@ INLINE void attend_as(const Cache *cache, const Span *span, int32_t number, int3
     int32_t size = cache->size, stride = cache->blocks * KEYS, count = (end - begin) * heads_per_key;
     const uint8_t *all_keys = cache->layer + span->slot * cache->slot_stride + number * head_bytes(format, size);
     for (int32_t first = 0; first < count; first += QUERIES) {
-        const float *from[QUERIES];
+        float *packed = scores + (size_t)QUERIES * stride;
         float *mixed[QUERIES], inverse[QUERIES];
         int32_t here = count - first < QUERIES ? count - first : QUERIES, starts[QUERIES], lengths[QUERIES], longest = 0;
         // Blocks that nobody sees any more are left out: they would add zeros. Positions count from the first that is seen.
@@ -161,7 +162,8 @@ INLINE void attend_as(const Cache *cache, const Span *span, int32_t number, int3
         if (sight->window && earliest > 0) hidden = earliest / KEYS;
         for (int32_t q = 0; q < here; q++) {
             int32_t row = begin + (first + q) / heads_per_key, own = number * heads_per_key + (first + q) % heads_per_key;
-            from[q] = queries + (size_t)(span->first + row) * query_stride + own * size;
+            const float *from = queries + (size_t)(span->first + row) * query_stride + own * size;
+            for (int32_t d = 0; d < size; d++) packed[d * QUERIES + q] = from[d];
             mixed[q] = to + (size_t)(span->first + row) * to_stride + own * size;
             lengths[q] = span->position + row + 1 - hidden * KEYS;
             starts[q] = sight->window && lengths[q] > sight->window ? lengths[q] - sight->window : 0;
@@ -169,7 +171,7 @@ INLINE void attend_as(const Cache *cache, const Span *span, int32_t number, int3
         }
         const uint8_t *keys = all_keys + hidden * cache->block_stride;
         Head head = {keys, keys + size * KEYS * cached_bytes(format), cache->block_stride, size};
-        IN_PARTS(score, here, &head, from, sight->scale, scores, stride, (longest + KEYS - 1) / KEYS, format);
+        IN_PARTS(score, here, &head, packed, sight->scale, scores, stride, (longest + KEYS - 1) / KEYS, format);
         for (int32_t q = 0; q < here; q++)
             inverse[q] = weigh(&head, scores + (size_t)q * stride, starts[q], lengths[q], sight->cap, format);
         IN_PARTS(mix, here, &head, scores, stride, starts, lengths, inverse, mixed, format);

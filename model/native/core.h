@@ -147,7 +147,8 @@ struct Kernels {
     void (*rotate)(float *head, const float *cosines, const float *sines, int32_t half);
     // Put one head's key and value of a position, `size` floats each, into the cache; `block` is where its 16 positions begin.
     void (*keep)(const float *key, const float *value, int32_t size, int32_t format, int32_t position, uint8_t *block);
-    // Attention of up to `QUERIES` rows of one span for the query heads of one key-value head.
+    // Attention of rows of one span for the query heads of one key-value head; `scores` has room for `QUERIES` rows of the cache's
+    // positions and as many queries.
     void (*attend)(const Cache *, const Span *, int32_t head, int32_t begin, int32_t end, const float *queries,
                    int32_t query_stride, int32_t heads_per_key, const Sight *sight, float *scores, float *to, int32_t to_stride);
     // Looking through a row of logits: see scanning.h.

@@ -3,10 +3,12 @@
 
 #include "network.h"
 
+#include <numeric>
 #include <stdexcept>
 
-// Rows of a long pass that a thread takes through a layer alone: what it works in then stays in the cache next to it.
-static const int ALONE = 64;
+// Rows of a long pass that a thread takes through a layer alone: few enough for what it works in to stay in the cache next to it, and
+// for threads to end at about the same time. A pass that has not as many for each thread is short.
+static const int LEAST_ALONE = 64, MOST_ALONE = 128;
 
 struct Run {
     Network &network;
@@ -106,7 +108,8 @@ struct Run {
                            room.scores[thread].get(), room.mixed.get(), query_stride);
         };
         std::vector<Piece> pieces;
-        int step = std::max(1, QUERIES / heads_per_key);
+        // Whole groups of queries, for as few rows as there can be.
+        int step = QUERIES / std::gcd((int)QUERIES, heads_per_key);
         for (int index = 0; index < pass.spans; index++) {
             const Span &span = pass.span[index];
             int first = std::max(part.begin - span.first, 0), last = std::min(part.end - span.first, span.count);
@@ -190,12 +193,13 @@ struct Run {
 
     // Each thread takes some rows through a layer, up to where others need what they left in the cache.
     void apart_from_each_other() {
-        int parts = (pass.rows + ALONE - 1) / ALONE;
+        int alone = std::min(std::max(pass.rows / (2 * network.threads->count()), LEAST_ALONE) / 32 * 32, MOST_ALONE);
+        int parts = (pass.rows + alone - 1) / alone;
         auto each = [&](auto &&body) {
             network.threads->each(parts, [&](int at, int thread) {
                 // The last rows of a prompt have most to look at: taken first, they keep nobody waiting at the end.
-                int begin = (parts - 1 - at) * ALONE;
-                body(Part{begin, std::min(begin + ALONE, pass.rows), &room.benches[thread], true, thread});
+                int begin = (parts - 1 - at) * alone;
+                body(Part{begin, std::min(begin + alone, pass.rows), &room.benches[thread], true, thread});
             });
         };
         each([&](const Part &part) {
@@ -236,16 +240,16 @@ void Network::check(const Slots &slots, const Pass &pass) {
 void Network::run(Slots &slots, const Pass &pass) {
     check(slots, pass);
     std::unique_ptr<Room> room = rent(pass.rows);
-    size_t needed = (size_t)slots.blocks * KEYS * QUERIES;
+    size_t needed = ((size_t)slots.blocks * KEYS + slots.size) * QUERIES;
     if (room->score_count < needed || (int)room->scores.size() < threads->count()) {
         room->scores.clear();
         for (int thread = 0; thread < threads->count(); thread++) room->scores.push_back(allocate<float>(needed));
         room->score_count = needed;
     }
-    bool is_long = pass.rows >= ALONE * threads->count();
+    bool is_long = pass.rows >= LEAST_ALONE * threads->count();
     if (is_long) {
         room->benches.resize(threads->count());
-        for (Bench &bench : room->benches) grow(bench, ALONE);
+        for (Bench &bench : room->benches) grow(bench, MOST_ALONE);
     } else {
         grow(room->whole, pass.rows);
     }
