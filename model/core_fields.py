@@ -14,9 +14,9 @@ from topkapi.model.families import Family
 COMPUTED = {
     "family", "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
     "context_length", "norm_eps", "rope_theta", "rope_scaling", "local_rope", "partial_rotary_factor",
-    "unrotated_layers", "qkv_bias", "output_bias", "mlp_bias", "tie_embeddings", "activation", "layer_windows", "attention_scale",
-    "attention_softcap", "logit_softcap", "logit_divisor", "embedding_multiplier", "residual_multiplier",
-    "parallel_residual",
+    "unrotated_layers", "qkv_bias", "output_bias", "mlp_bias", "tie_embeddings", "activation", "layer_windows",
+    "attention_scale", "attention_softcap", "logit_softcap", "logit_divisor", "embedding_multiplier",
+    "residual_multiplier", "parallel_residual",
     # They act in training only, or say how long a text may be and where it ends.
     "dropout", "declared_context", "begin_token_id", "end_token_ids",
 }  # fmt: skip

@@ -65,15 +65,18 @@ void Network::quantise(Bench &bench, const Stack &stack, const float *from, int 
 
 void Network::multiply(const Part &part, const Stack &stack, const float *from, int from_stride, int inputs, float *to, int stride,
                        bool add) {
+    // Blocks that kernels take side by side stay together.
+    const int TOGETHER = 4;
     int all = 0;
     for (const OwnMatrix &one : stack.parts) all += one.blocks;
+    int units = (all + TOGETHER - 1) / TOGETHER;
     Bench &bench = *part.bench;
     Rows of = {from, from_stride, bench.bytes.get(), row_stride(inputs), bench.scales.get(), wide_groups(inputs), bench.offsets.get(),
                bench.sums.get(), bench.totals.get(), groups_of(0, inputs), part.rows()};
     // Several pieces for each thread, so that one that was held up does not keep the others waiting.
-    int pieces = part.alone ? 1 : std::min(all, threads->count() * 4);
+    int pieces = part.alone ? 1 : std::min(units, threads->count() * 4);
     auto multiply_piece = [&](int piece, int) {
-        int begin = (int64_t)all * piece / pieces, end = (int64_t)all * (piece + 1) / pieces;
+        int begin = units * piece / pieces * TOGETHER, end = std::min(units * (piece + 1) / pieces * TOGETHER, all);
         float *into = to;
         for (const OwnMatrix &one : stack.parts) {
             int first = std::max(begin, 0), last = std::min(end, one.blocks);
