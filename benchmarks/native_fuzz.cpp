@@ -127,27 +127,41 @@ void attack(void *threads) {
     shape.key_heads = between(1, 2), shape.heads = shape.key_heads * between(1, 3), shape.head_size = 2 * between(1, 20);
     shape.vocabulary = between(1, 70), shape.hidden = sizes[between(0, 5)], shape.inner = sizes[between(0, 5)];
     shape.layers = between(1, 2), shape.layer_norm = between(0, 1), shape.gated = between(0, 1);
-    shape.rotary = between(0, 1), shape.head_norm = between(0, 1), shape.epsilon = 1e-5f;
-    int blocks = between(1, 3), count = between(1, 3), format = between(CACHE_FLOAT32, CACHE_INT8), positions = blocks * KEYS;
-    shape.positions = shape.rotary ? 0 : positions;
+    bool rotary = between(0, 1);
+    shape.rotated = rotary ? 2 * between(1, shape.head_size / 2) : 0, shape.head_norm = between(0, 2), shape.epsilon = 1e-5f;
+    shape.activation = between(SILU, GELU), shape.parallel = between(0, 3) == 0;
+    auto or_none = [](float value, float none) { return between(0, 2) ? none : value; };
+    shape.embedding_scale = or_none(3, 1), shape.attention_scale = or_none(2, 0.3f), shape.attention_cap = or_none(2, 0);
+    shape.residual_scale = or_none(0.3f, 1), shape.logit_divisor = or_none(4, 1), shape.logit_cap = or_none(3, 0);
+    // Sometimes so many rows that each thread takes some through a layer alone.
+    int blocks = between(0, 3) ? between(1, 3) : between(8, 9), count = between(1, 3), format = between(CACHE_FLOAT32, CACHE_INT8);
+    int positions = blocks * KEYS;
+    shape.positions = rotary ? 0 : positions;
     Weights weights;
-    weights.floats.reserve(100), weights.bytes.reserve(100);
+    weights.floats.reserve(200), weights.bytes.reserve(200);
     int query = shape.heads * shape.head_size, key = shape.key_heads * shape.head_size, hidden = shape.hidden;
     bool bias = between(0, 1);
     std::vector<LayerWeights> layers;
+    auto norm = [&](int size, bool present) {
+        return NormWeights{weights.vector(size, present), weights.vector(size, present)};
+    };
+    const int kinds = 2;
     for (int layer = 0; layer < shape.layers; layer++) {
         LayerWeights of = {weights.matrix(query, hidden, bias), weights.matrix(key, hidden, bias), weights.matrix(key, hidden, bias),
                            weights.matrix(hidden, query, bias), {}, weights.matrix(shape.inner, hidden, bias),
-                           weights.matrix(hidden, shape.inner, bias), weights.vector(hidden), weights.vector(hidden),
-                           weights.vector(hidden), weights.vector(hidden), weights.vector(shape.head_size),
-                           weights.vector(shape.head_size)};
+                           weights.matrix(hidden, shape.inner, bias), norm(hidden, between(0, 3)), norm(hidden, !between(0, 3)),
+                           norm(hidden, between(0, 3)), norm(hidden, !between(0, 3)),
+                           norm(shape.head_norm == 2 ? query : shape.head_size, true),
+                           norm(shape.head_norm == 2 ? key : shape.head_size, true),
+                           between(0, 1) ? 0 : between(1, positions), rotary ? between(-1, kinds - 1) : -1};
         if (shape.gated) of.gate = weights.matrix(shape.inner, hidden, bias);
         layers.push_back(of);
     }
-    OuterWeights outer = {{}, weights.matrix(shape.vocabulary, hidden, false), weights.vector(hidden), weights.vector(hidden),
-                          weights.vector(positions * hidden, !shape.rotary)};
+    OuterWeights outer = {{}, weights.matrix(shape.vocabulary, hidden, false), norm(hidden, true),
+                          weights.vector(positions * hidden, !rotary)};
     if (between(0, 1)) outer.embedding = weights.matrix(shape.vocabulary, hidden, false);
-    const float *cosines = weights.vector(positions * shape.head_size / 2), *sines = weights.vector(positions * shape.head_size / 2);
+    const float *cosines = weights.vector(kinds * positions * shape.rotated / 2),
+                *sines = weights.vector(kinds * positions * shape.rotated / 2);
 
     unsigned seed = generator();
     std::vector<float> reference;
@@ -175,7 +189,7 @@ void attack(void *threads) {
             for (int32_t &token : tokens) token = between(0, shape.vocabulary - 1) + (wrong ? between(-1, 1) : 0);
             std::vector<float> states = exact<float>((size_t)rows * hidden), kept = exact<float>((size_t)rows * hidden);
             int32_t kept_layer = between(0, shape.layers - 1);
-            Pass of = {rows, (int)spans.size(), spans.data(), tokens.data(), states.data(), cosines, sines, positions, 1,
+            Pass of = {rows, (int)spans.size(), spans.data(), tokens.data(), states.data(), cosines, sines, kinds, positions, 1,
                        &kept_layer, kept.data()};
             if (topkapi_run(network, slots, &of)) {
                 if (!wrong) printf("refused a pass\n"), failures++;

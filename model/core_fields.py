@@ -9,21 +9,22 @@ from __future__ import annotations
 from dataclasses import fields
 
 from topkapi.model.config import ModelConfig
-from topkapi.model.families import BEFORE, Family
-from topkapi.model.rotary import rotary_angles
+from topkapi.model.families import Family
 
 COMPUTED = {
     "family", "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
-    "context_length", "norm_eps", "rope_theta", "qkv_bias", "output_bias", "mlp_bias", "tie_embeddings",
+    "context_length", "norm_eps", "rope_theta", "rope_scaling", "local_rope", "partial_rotary_factor",
+    "unrotated_layers", "qkv_bias", "output_bias", "mlp_bias", "tie_embeddings", "activation", "layer_windows",
+    "attention_scale", "attention_softcap", "logit_softcap", "logit_divisor", "embedding_multiplier",
+    "residual_multiplier", "parallel_residual",
     # They act in training only, or say how long a text may be and where it ends.
     "dropout", "declared_context", "begin_token_id", "end_token_ids",
-    # Looked at one by one, below.
-    "activation", "layer_windows", "rope_scaling",
 }  # fmt: skip
 """Fields of `ModelConfig`."""
 
 TRAITS = {
-    "learned_positions", "layer_norm", "gated_mlp", "qk_norm", "norms", "activation",
+    "learned_positions", "layer_norm", "gated_mlp", "qk_norm", "qk_norm_whole", "norms", "norm_offset", "activation",
+    "scaled_embeddings",
     # They say how files are read and written; what comes of them stands in the configuration.
     "architecture", "gguf", "models", "neutral", "absent", "written", "qkv_bias", "attention_bias", "mlp_bias",
     "mlp_biased", "head_dim", "window", "window_pattern", "divisible", "heads_alike", "spelling", "numbers",
@@ -38,15 +39,5 @@ def beyond_core(config: ModelConfig) -> list[str]:
     found = [
         each.name for each in fields(config) if each.name not in COMPUTED and getattr(config, each.name) != each.default
     ]
-    found += [each.name for each in fields(Family)
-              if each.name not in TRAITS and getattr(config.traits, each.name) != each.default]  # fmt: skip
-    if config.nonlinearity != ("silu" if config.gated_mlp else "gelu_tanh"):
-        found.append("activation")
-    if config.traits.norms != BEFORE:
-        found.append("norms")
-    if any(config.window(layer) is not None for layer in range(config.num_layers)):
-        found.append("layer_windows")
-    rope = config.rope(0)
-    if rope is not None and rotary_angles(rope)[1] != 1.0:
-        found.append("rope_scaling")
-    return found
+    return found + [each.name for each in fields(Family)
+                    if each.name not in TRAITS and getattr(config.traits, each.name) != each.default]  # fmt: skip

@@ -37,9 +37,11 @@ def tiny_config(family: str = "qwen3", **changes: Any) -> ModelConfig:
     return ModelConfig(**values)
 
 
-def tiny_model(family: str = "qwen3", seed: int = 0, scale: float = 4.0, **changes: Any) -> Decoder:
+def tiny_model(
+    family: str = "qwen3", seed: int = 0, scale: float = 4.0, *, config: ModelConfig | None = None, **changes: Any
+) -> Decoder:
     """A random network whose next-token distributions are far from uniform (`scale` multiplies the matrices)."""
-    model = Decoder(tiny_config(family, **changes))
+    model = Decoder(config or tiny_config(family, **changes))
     initialise(model, torch.Generator().manual_seed(seed))
     with torch.no_grad():
         for parameter in model.parameters():

@@ -12,7 +12,7 @@ enum Format { FLOAT32, BFLOAT16, INT8, INT4, INT8_MINIMUM, INT4_MINIMUM, INT8_SI
 
 // Inputs that share a scale, in GGUF's blocks, and in wide matrices and all rows; those of the largest piece that instructions
 // multiply at once, up to which rows and wide matrices are filled.
-enum Inputs { GROUP = 32, WIDE = 512, PIECE = 64 };
+enum Inputs { GROUP = 32, WIDE = 256, PIECE = 64 };
 // Outputs that lie together in memory, one lane each.
 enum { BLOCK = 16 };
 // Keys that lie together in the cache, one lane each.
@@ -90,6 +90,9 @@ struct Quantised {
     int32_t *offsets, *totals;
 };
 
+// The nonlinearity of feed-forward layers: GELU by tanh, and exact.
+enum Activation { SILU, GELU_TANH, GELU };
+
 // How keys and values are held. Bytes have a scale for each position of a head.
 enum CacheFormat { CACHE_FLOAT32, CACHE_FLOAT16, CACHE_INT8 };
 
@@ -112,6 +115,13 @@ struct Span {
     int32_t slot, first, count, position;
 };
 
+// What scores of keys are multiplied by, what they are bounded by with tanh (0: nothing), and how many keys a query sees, its own
+// included (0: all up to its own).
+struct Sight {
+    float scale, cap;
+    int32_t window;
+};
+
 // Tokens whose maximum is kept, so that most of a row of logits need not be looked at again.
 enum { STRIP = 64 };
 
@@ -129,16 +139,18 @@ struct Kernels {
     void (*quantise)(const float *from, int32_t inputs, int in_blocks, const Quantised *to);
     void (*rms_norm)(const float *from, const float *weight, float eps, int32_t size, float *to);
     void (*layer_norm)(const float *from, const float *weight, const float *bias, float eps, int32_t size, float *to);
-    // to = silu(gate) * up; to = gelu(x) by tanh.
-    void (*silu_gate)(const float *gate, const float *up, int32_t size, float *to);
-    void (*gelu)(const float *from, int32_t size, float *to);
-    // Rotary positions on one head, halves paired.
+    // to = activation(from), times `up` where there is one; an `Activation`.
+    void (*activate)(const float *from, const float *up, int32_t activation, int32_t size, float *to);
+    // Scores divided by `divisor` and, with a `cap` above 0, bounded by it with tanh.
+    void (*bound)(float *scores, int32_t size, float divisor, float cap);
+    // Rotary positions on the first numbers of one head, twice `half`, halves paired.
     void (*rotate)(float *head, const float *cosines, const float *sines, int32_t half);
     // Put one head's key and value of a position, `size` floats each, into the cache; `block` is where its 16 positions begin.
     void (*keep)(const float *key, const float *value, int32_t size, int32_t format, int32_t position, uint8_t *block);
-    // Attention of up to `QUERIES` rows of one span for the query heads of one key-value head.
+    // Attention of rows of one span for the query heads of one key-value head; `scores` has room for `QUERIES` rows of the cache's
+    // positions and as many queries.
     void (*attend)(const Cache *, const Span *, int32_t head, int32_t begin, int32_t end, const float *queries,
-                   int32_t query_stride, int32_t heads_per_key, float scale, float *scores, float *to, int32_t to_stride);
+                   int32_t query_stride, int32_t heads_per_key, const Sight *sight, float *scores, float *to, int32_t to_stride);
     // Looking through a row of logits: see scanning.h.
     void (*scan)(const float *row, int32_t size, float *maxima, float *best, int32_t *first);
     void (*scan_totals)(const float *row, int32_t size, float divisor, float best, double *sum, double *weighted);

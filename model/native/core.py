@@ -12,13 +12,16 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from topkapi.model.config import ModelConfig, Rope
+from topkapi.model.layers import Norm
 from topkapi.model.linear import Linear
 from topkapi.model.native import library as interface
 from topkapi.model.native.library import c_int, c_pointer, check
 from topkapi.model.native.scanning import Scanner
+from topkapi.model.rotary import rotary_angles
 from topkapi.model.storage.gguf_blocks import KINDS as BLOCK_KINDS
 from topkapi.model.storage.gguf_blocks import Blocks
-from topkapi.model.transformer import Block, Decoder, rotary_frequencies
+from topkapi.model.transformer import Block, Decoder
 
 HeldIn = Literal["float32", "bfloat16", "int8", "int4"]
 FORMATS: dict[HeldIn, int] = {"float32": 0, "bfloat16": 1, "int8": 7, "int4": 8}
@@ -29,6 +32,9 @@ CACHES = {"float32": 0, "float16": 1, "int8": 2}
 
 KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 30}
 """What weights are stored as, by GGUF's numbers for it."""
+
+ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
+"""The nonlinearities of feed-forward layers, by `ModelConfig`'s names, and the core's numbers for them."""
 
 KEYS = 16
 """Positions that lie together in the cache."""
@@ -45,11 +51,7 @@ class Core:
         self._library = library
         self.held_in: str = kind_of(model) or held_in
         config = self._config = model.config
-        self._shape = interface.Shape(
-            config.vocab_size, config.hidden_size, config.intermediate_size, config.num_layers, config.num_heads,
-            config.num_kv_heads, config.head_dim, config.layer_norm, config.gated_mlp, not config.learned_positions,
-            config.qk_norm, config.context_length if config.learned_positions else 0, config.norm_eps,
-        )  # fmt: skip
+        self._shape = _shape(config)
         self.level = level or interface.levels()[-1]
         self._handle = c_pointer()
         workers = interface.shared_threads(threads or torch.get_num_threads())
@@ -57,12 +59,16 @@ class Core:
         made = ctypes.addressof(self._handle)
         check(library.topkapi_network_new(self._shape_at, interface.levels().index(self.level), workers, made))
         format_number = FORMATS[held_in]
+        ropes = [config.rope(layer) for layer in range(config.num_layers)]
+        kinds: list[Rope] = []
+        kinds += [rope for at, rope in enumerate(ropes) if rope is not None and rope not in ropes[:at]]
         for index, block in enumerate(model.layers):
-            layer = _Given(format_number).layer(cast(Block, block))
-            check(library.topkapi_network_layer(self._handle, index, ctypes.addressof(layer.structure)))
+            rope = ropes[index]
+            given = _Given(format_number).layer(cast(Block, block), -1 if rope is None else kinds.index(rope))
+            check(library.topkapi_network_layer(self._handle, index, ctypes.addressof(given.structure)))
         outer = _Given(FORMATS["int8"] if held_in == "int4" else format_number).outer(model)
         check(library.topkapi_network_outer(self._handle, ctypes.addressof(outer.structure)))
-        self._rotary = None if config.learned_positions else _Angles(rotary_frequencies(config))
+        self._rotary = _Angles(kinds) if kinds else None
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
@@ -113,7 +119,7 @@ class Core:
         work = interface.Pass(
             rows, len(works), ctypes.addressof(spans), ids.ctypes.data, states.data_ptr(),
             None if cosines is None else cosines.data_ptr(), None if sines is None else sines.data_ptr(),
-            0 if cosines is None else len(cosines), len(kept), ctypes.addressof(layers), early.data_ptr(),
+            *((0, 0) if cosines is None else cosines.shape[:2]), len(kept), ctypes.addressof(layers), early.data_ptr(),
         )  # fmt: skip
         at = ctypes.addressof(work)
         return [
@@ -151,23 +157,40 @@ class Slots:
         self._memory[target, blocks] = self._memory[source, blocks]
 
 
-class _Angles:
-    """Rotary positions as the network computes them, for those met so far."""
+def _shape(config: ModelConfig) -> ctypes.Structure:
+    """What the core is told of a network beside its weights."""
+    rotated = 0 if config.learned_positions else int(config.head_dim * config.partial_rotary_factor)
+    head_norm = 2 if config.traits.qk_norm_whole else int(config.qk_norm)
+    scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
+    return interface.Shape(
+        config.vocab_size, config.hidden_size, config.intermediate_size, config.num_layers, config.num_heads,
+        config.num_kv_heads, config.head_dim, config.layer_norm, config.gated_mlp, rotated + rotated % 2, head_norm,
+        config.context_length if config.learned_positions else 0, ACTIVATIONS[config.nonlinearity],
+        config.parallel_residual, config.norm_eps, config.embedding_scale, scale, config.attention_softcap or 0.0,
+        config.residual_multiplier, config.logit_divisor, config.logit_softcap or 0.0,
+    )  # fmt: skip
 
-    def __init__(self, frequencies: Tensor) -> None:
-        self._frequencies, self._lock = frequencies, threading.Lock()
+
+class _Angles:
+    """Rotary positions of some kinds as the network computes them, for those met so far."""
+
+    def __init__(self, kinds: Sequence[Rope]) -> None:
+        self._kinds = [rotary_angles(rope) for rope in kinds]
+        self._lock = threading.Lock()
         self._made = self._make(256)
 
     def up_to(self, positions: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines `[positions or more, head_dim / 2]`."""
+        """Cosines and sines `[kinds, positions or more, rotated / 2]`."""
         with self._lock:
-            if positions > len(self._made[0]):
-                self._made = self._make(max(positions, 2 * len(self._made[0])))
+            if positions > self._made[0].shape[1]:
+                self._made = self._make(max(positions, 2 * self._made[0].shape[1]))
             return self._made
 
     def _make(self, count: int) -> tuple[Tensor, Tensor]:
-        angles = torch.arange(count).float().unsqueeze(-1) * self._frequencies
-        return angles.cos(), angles.sin()
+        numbers = torch.arange(count).float().unsqueeze(-1)
+        angles = [(numbers * frequencies, factor) for frequencies, factor in self._kinds]
+        cosines = torch.stack([each.cos() * factor for each, factor in angles])
+        return cosines, torch.stack([each.sin() * factor for each, factor in angles])
 
 
 class _Given:
@@ -178,18 +201,17 @@ class _Given:
         self._format, self._alive = format_number, list[object]()
         self.structure: ctypes.Structure
 
-    def layer(self, block: Block) -> _Given:
-        """The weights of one layer."""
+    def layer(self, block: Block, angles: int) -> _Given:
+        """The weights of one layer; `angles` says which kind of rotary positions it has, -1 for none."""
         attention, mlp = block.self_attn, block.mlp
         matrices: list[Linear | None] = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
         matrices += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
-        norms = [block.input_layernorm, block.post_attention_layernorm]
-        heads = [None if norm is None else norm.weight for norm in (attention.q_norm, attention.k_norm)]
+        norms: list[Norm | None] = [None if name is None else getattr(block, name) for name in block.norm_names]
+        norms += [attention.q_norm, attention.k_norm]
         self.structure = interface.LayerWeights(
-            *(self._matrix(linear) for linear in matrices),
-            *(self._vector(vector) for norm in norms for vector in (norm.weight, norm.bias)),
-            *(self._vector(vector) for vector in heads),
-        )
+            *(self._matrix(linear) for linear in matrices), *(self._norm(norm) for norm in norms),
+            attention.window or 0, angles,
+        )  # fmt: skip
         return self
 
     def outer(self, model: Decoder) -> _Given:
@@ -198,11 +220,16 @@ class _Given:
         self.structure = interface.OuterWeights(
             interface.Source() if model.config.tie_embeddings else self._matrix(model.embed_tokens),
             self._matrix(model.lm_head),
-            self._vector(model.norm.weight),
-            self._vector(model.norm.bias),
+            self._norm(model.norm),
             self._vector(None if positions is None else positions.weight),
         )
         return self
+
+    def _norm(self, norm: Norm | None) -> ctypes.Structure:
+        if norm is None:
+            return interface.NormWeights()
+        weight = norm.weight.detach().float() + norm.offset if norm.offset else norm.weight
+        return interface.NormWeights(self._vector(weight), self._vector(norm.bias))
 
     def _matrix(self, module: Linear | nn.Embedding | None) -> ctypes.Structure:
         if module is None:

@@ -64,6 +64,8 @@ template <class F> int guarded(F &&body) {
     }
 }
 
+Norm norm_of(const NormWeights &from, size_t size) { return {copied(from.weight, size), copied(from.bias, size)}; }
+
 // 0 for a format that is not known.
 int64_t block_bytes(const Shape &shape, int format) {
     if (format < CACHE_FLOAT32 || format > CACHE_INT8) return 0;
@@ -111,9 +113,12 @@ int topkapi_network_layer(void *handle, int number, const LayerWeights *from) {
         layer.output = network.stack({&from->output});
         layer.up = network.stack({&from->gate, &from->up});
         layer.down = network.stack({&from->down});
-        layer.norm = copied(from->norm, hidden), layer.norm_bias = copied(from->norm_bias, hidden);
-        layer.post_norm = copied(from->post_norm, hidden), layer.post_norm_bias = copied(from->post_norm_bias, hidden);
-        layer.query_norm = copied(from->query_norm, size), layer.key_norm = copied(from->key_norm, size);
+        layer.before_attention = norm_of(from->before_attention, hidden), layer.after_attention = norm_of(from->after_attention, hidden);
+        layer.before_inner = norm_of(from->before_inner, hidden), layer.after_inner = norm_of(from->after_inner, hidden);
+        bool whole = network.shape.head_norm == 2;
+        layer.query_norm = norm_of(from->query_norm, whole ? network.query_size() : size);
+        layer.key_norm = norm_of(from->key_norm, whole ? network.key_size() : size);
+        layer.window = std::max(from->window, 0), layer.angles = from->angles;
     });
 }
 
@@ -121,7 +126,7 @@ int topkapi_network_outer(void *handle, const OuterWeights *from) {
     return guarded([&] {
         Network &network = *(Network *)handle;
         const Shape &shape = network.shape;
-        network.norm = copied(from->norm, shape.hidden), network.norm_bias = copied(from->norm_bias, shape.hidden);
+        network.norm = norm_of(from->norm, shape.hidden);
         network.positions = copied(from->positions, (size_t)shape.positions * shape.hidden);
         network.embedding = network.stack({&from->embedding});
         network.head = network.stack({&from->head});

@@ -9,4 +9,4 @@
 
 #define KERNELS(variable, title)                                                                                       \
     extern "C" const Kernels variable = {title, FLIP, multiply, quantise, rms_norm, layer_norm,                          \
-                                         silu_gate, gelu,     rotate,   keep, attend,   scan, scan_totals, scan_collect, scan_above}
+                                         activate, bound,    rotate,   keep, attend,   scan, scan_totals, scan_collect, scan_above}

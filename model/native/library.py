@@ -24,25 +24,28 @@ def _structure(name: str, **fields: Any) -> type[ctypes.Structure]:
 Shape = _structure(
     "Shape",
     **dict.fromkeys(
-        ("vocabulary", "hidden", "inner", "layers", "heads", "key_heads", "head_size", "layer_norm", "gated", "rotary",
-         "head_norm", "positions"), c_int),
-    epsilon=ctypes.c_float,
+        ("vocabulary", "hidden", "inner", "layers", "heads", "key_heads", "head_size", "layer_norm", "gated", "rotated",
+         "head_norm", "positions", "activation", "parallel"), c_int),
+    **dict.fromkeys(
+        ("epsilon", "embedding_scale", "attention_scale", "attention_cap", "residual_scale", "logit_divisor",
+         "logit_cap"), ctypes.c_float),
 )  # fmt: skip
 Source = _structure(
     "Source", weights=c_pointer, bias=c_pointer, **dict.fromkeys(("kind", "format", "outputs", "inputs"), c_int)
 )
+NormWeights = _structure("NormWeights", weight=c_pointer, bias=c_pointer)
 LayerWeights = _structure(
     "LayerWeights",
     **dict.fromkeys(("query", "key", "value", "output", "gate", "up", "down"), Source),
-    **dict.fromkeys(("norm", "norm_bias", "post_norm", "post_norm_bias", "query_norm", "key_norm"), c_pointer),
-)
-OuterWeights = _structure(
-    "OuterWeights", embedding=Source, head=Source, norm=c_pointer, norm_bias=c_pointer, positions=c_pointer
-)
+    **dict.fromkeys(
+        ("before_attention", "after_attention", "before_inner", "after_inner", "query_norm", "key_norm"), NormWeights),
+    window=c_int, angles=c_int,
+)  # fmt: skip
+OuterWeights = _structure("OuterWeights", embedding=Source, head=Source, norm=NormWeights, positions=c_pointer)
 Span = _structure("Span", slot=c_int, first=c_int, count=c_int, position=c_int)
 Pass = _structure(
     "Pass", rows=c_int, spans=c_int, span=c_pointer, tokens=c_pointer, states=c_pointer, cosines=c_pointer,
-    sines=c_pointer, angles=c_int, kept=c_int, kept_layers=c_pointer, kept_states=c_pointer,
+    sines=c_pointer, kinds=c_int, angles=c_int, kept=c_int, kept_layers=c_pointer, kept_states=c_pointer,
 )  # fmt: skip
 
 

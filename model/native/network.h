@@ -12,23 +12,34 @@
 
 extern "C" {
 
-// What model/native/structures.py fills in; the order and the types are repeated there.
+// What model/native/library.py fills in; the order and the types are repeated there. `head_norm`: queries and keys are normalised,
+// 1 for each head, 2 all heads together. `rotated` numbers of a head have rotary positions. `parallel`: attention and feed-forward
+// layer read the same state.
 struct Shape {
-    int32_t vocabulary, hidden, inner, layers, heads, key_heads, head_size, layer_norm, gated, rotary, head_norm, positions;
-    float epsilon;
+    int32_t vocabulary, hidden, inner, layers, heads, key_heads, head_size, layer_norm, gated, rotated, head_norm, positions, activation,
+        parallel;
+    float epsilon, embedding_scale, attention_scale, attention_cap, residual_scale, logit_divisor, logit_cap;
 };
 
-// One layer's matrices, the gate only where there is one, and its vectors in float32, null where there are none.
+// Null where there is none.
+struct NormWeights {
+    const float *weight, *bias;
+};
+
+// One layer's matrices, the gate only where there is one, and its norms; how many keys its queries see (0: all), and which of a
+// pass's rotary positions it has (-1: none).
 struct LayerWeights {
     Source query, key, value, output, gate, up, down;
-    const float *norm, *norm_bias, *post_norm, *post_norm_bias, *query_norm, *key_norm;
+    NormWeights before_attention, after_attention, before_inner, after_inner, query_norm, key_norm;
+    int32_t window, angles;
 };
 
 // What is around the layers. Without `embedding.weights` the head's rows are the embedding; `positions` are learned ones,
 // `[positions][hidden]`, or null.
 struct OuterWeights {
     Source embedding, head;
-    const float *norm, *norm_bias, *positions;
+    NormWeights norm;
+    const float *positions;
 };
 
 // One pass: `spans` of new rows, their tokens, and where the final states go, [rows][hidden].
@@ -37,8 +48,8 @@ struct Pass {
     const Span *span;
     const int32_t *tokens;
     float *states;
-    const float *cosines, *sines;  // of each position, [..][head_size / 2]
-    int32_t angles;                // positions that have them
+    const float *cosines, *sines;  // [kinds][angles][rotated / 2]
+    int32_t kinds, angles;         // of rotary positions, and how many positions have them
     int32_t kept;                  // layers below which the state is wanted
     const int32_t *kept_layers;
     float *kept_states;  // [kept][rows][hidden]
@@ -67,19 +78,43 @@ struct Stack {
     }
 };
 
+struct Norm {
+    Memory<float> weight, bias;
+};
+
 struct Layer {
     Stack query_key_value, output, up, down;
-    Memory<float> norm, norm_bias, post_norm, post_norm_bias, query_norm, key_norm;
+    Norm before_attention, after_attention, before_inner, after_inner, query_norm, key_norm;
+    int window, angles;
+};
+
+// What some rows of a pass are computed in, numbered from the first of them.
+struct Bench {
+    size_t rows = 0;
+    Memory<float> normed, update, inner, activated, scales, sums;
+    Memory<int8_t> bytes;
+    Memory<int32_t> offsets, totals;
 };
 
 // What one pass works in. Several threads may run passes over caches of their own at a time, each in a room of its own.
 struct Room {
     size_t rows = 0, score_count = 0;
-    Memory<float> states, normed, mixed, queries, inner, activated, scales, sums;
-    Memory<int8_t> bytes;
-    Memory<int32_t> offsets, totals;
+    Memory<float> states, queries, mixed;
+    // One for all rows, or one for each thread.
+    Bench whole;
+    std::vector<Bench> benches;
     // Of each thread: the scores of some queries, and one row.
     std::vector<Memory<float>> scores, one_row;
+};
+
+// Rows of a pass from `begin` to before `end`, which one `thread` computes alone, or all threads together.
+struct Part {
+    int begin, end;
+    Bench *bench;
+    bool alone;
+    int thread;
+
+    int rows() const { return end - begin; }
 };
 
 struct Slots {
@@ -96,7 +131,8 @@ struct Network {
     const Kernels *kernels;
     Threads *threads;
     std::vector<Layer> layers;
-    Memory<float> norm, norm_bias, positions;
+    Norm norm;
+    Memory<float> positions;
     Stack head, embedding;
 
     void run(Slots &slots, const Pass &pass);
@@ -107,18 +143,30 @@ struct Network {
     int key_size() const { return shape.key_heads * shape.head_size; }
 
   private:
+    friend struct Run;
     std::unique_ptr<Room> rent(int rows);
     void give_back(std::unique_ptr<Room> room);
-    void run_in(Room &room, Slots &slots, const Pass &pass);
-    void attend(Room &room, Slots &slots, int layer, const Pass &pass);
-    void quantise(Room &room, const Stack &stack, const float *from, int inputs, int row);
-    void multiply(Room &room, const Stack &stack, const float *from, int from_stride, int inputs, int rows, float *to, int stride,
-                  bool add);
-    void normalise(const float *from, const Memory<float> &weight, const Memory<float> &bias, float *to);
+    void grow(Bench &bench, int rows);
     void check(const Slots &slots, const Pass &pass);
-    template <class F> void each_row(int rows, F &&body);
+    void quantise(Bench &bench, const Stack &stack, const float *from, int inputs, int row);
+    void multiply(const Part &part, const Stack &stack, const float *from, int from_stride, int inputs, float *to, int stride, bool add);
+    template <class F> void each_row(const Part &part, F &&body) {
+        if (part.alone) {
+            for (int row = 0; row < part.rows(); row++) body(row, part.thread);
+            return;
+        }
+        // A few at a time on each thread.
+        int pieces = std::min(part.rows(), threads->count() * 4);
+        threads->each(pieces, [&](int piece, int thread) {
+            int64_t rows = part.rows();
+            for (int row = rows * piece / pieces; row < rows * (piece + 1) / pieces; row++) body(row, thread);
+        });
+    }
 
     int widest_ = 0;
     std::mutex mutex_;
     std::vector<std::unique_ptr<Room>> rooms_;
 };
+
+// Floats from a row of a room to the next: never a multiple of what caches are organised in, where rows would displace one another.
+inline size_t apart(int size) { return rounded_up(size, 16) + 16; }

@@ -114,6 +114,12 @@ INLINE void multiply_wide(const Matrix *matrix, const Rows *rows, int32_t row, c
             }
             for (int quad = 0; quad < 4; quad++) {
                 Quads first[4], second[4];
+                // A single row waits for memory: what it takes next is fetched meanwhile.
+                for (int b = 0; b < blocks && count == 1; b++) {
+                    const uint8_t *next = data + (b + blocks) * matrix->block_bytes + quad * 4 * BLOCK;
+                    prefetch_early(next);
+                    if (format == INT8_WIDE) prefetch_early(next + 4 * 4 * BLOCK);
+                }
                 for (int b = 0; b < blocks; b++)
                     load_wide(data + b * matrix->block_bytes, quad, steps[b], offsets[b], format, first + b, second + b);
                 for (int r = 0; r < count; r++) {

@@ -99,19 +99,70 @@ static void layer_norm(const float *from, const float *weight, const float *bias
 
 INLINE Floats sigmoid(Floats x) { return divide(all(1.0f), add(all(1.0f), exponential(sub(zeros(), x)))); }
 
-static void silu_gate(const float *gate, const float *up, int32_t size, float *to) {
+// Quotients of polynomials in x squared, times x where they are odd (as in Eigen and XLA): tanh and erf to within some units in the
+// last place. Coefficients from the highest on.
+INLINE Floats polynomial(Floats squared, const float *coefficients, int count) {
+    Floats sum = all(coefficients[0]);
+    for (int i = 1; i < count; i++) sum = fma(sum, squared, all(coefficients[i]));
+    return sum;
+}
+INLINE Floats odd_quotient(Floats x, float limit, const float *upper, int count, const float *lower, int lower_count) {
+    // The second operand is what remains of one that is no number.
+    Floats inside = least(all(limit), largest(all(-limit), x)), squared = mul(inside, inside);
+    return divide(mul(inside, polynomial(squared, upper, count)), polynomial(squared, lower, lower_count));
+}
+INLINE Floats hyperbolic_tangent(Floats x) {
+    const float upper[] = {-2.76076847742355e-16f, 2.00018790482477e-13f, -8.60467152213735e-11f, 5.12229709037114e-08f,
+                           1.48572235717979e-05f, 6.37261928875436e-04f, 4.89352455891786e-03f};
+    const float lower[] = {1.19825839466702e-06f, 1.18534705686654e-04f, 2.26843463243900e-03f, 4.89352518554385e-03f};
+    return odd_quotient(x, 9.0f, upper, 7, lower, 4);
+}
+INLINE Floats error_function(Floats x) {
+    const float upper[] = {-2.72614225801306e-10f, 2.77068142495902e-08f, -2.10102402082508e-06f, -5.69250639462346e-05f,
+                           -7.34990630326855e-04f, -2.95459980854025e-03f, -1.60960333262415e-02f};
+    const float lower[] = {-1.45660718464996e-05f, -2.13374055278905e-04f, -1.68282697438203e-03f, -7.37332916720468e-03f,
+                           -1.42647390514189e-02f};
+    return odd_quotient(x, 4.0f, upper, 7, lower, 5);
+}
+
+// GELU by tanh is x times the sigmoid of twice the argument of tanh.
+INLINE Floats activated(Floats x, const int activation) {
+    if (activation == SILU) return mul(x, sigmoid(x));
+    if (activation == GELU) {
+        Floats half = mul(x, all(0.5f));
+        return fma(half, error_function(mul(x, all(0.70710678118654752f))), half);
+    }
+    Floats cubic = fma(mul(mul(x, x), x), all(0.044715f), x);
+    return mul(x, sigmoid(mul(cubic, all(1.5957691216057308f))));
+}
+
+INLINE void activate_as(const float *from, const float *up, int32_t size, float *to, const int activation) {
     for (int32_t at = 0; at < size; at += LANES) {
-        Floats x = some_or_all(gate + at, size - at);
-        store_some(to + at, mul(mul(x, sigmoid(x)), some_or_all(up + at, size - at)), size - at);
+        Floats x = activated(some_or_all(from + at, size - at), activation);
+        if (up) x = mul(x, some_or_all(up + at, size - at));
+        store_some(to + at, x, size - at);
     }
 }
 
-// gelu by tanh is x times the sigmoid of twice the argument of tanh.
-static void gelu(const float *from, int32_t size, float *to) {
+static void activate(const float *from, const float *up, int32_t activation, int32_t size, float *to) {
+    switch (activation) {
+    case SILU: activate_as(from, up, size, to, SILU); break;
+    case GELU: activate_as(from, up, size, to, GELU); break;
+    default: activate_as(from, up, size, to, GELU_TANH);
+    }
+}
+
+INLINE Floats capped(Floats x, Floats cap) {
+    // What is no number, or infinite, must not become one.
+    Floats damage = mul(sub(x, x), all(0.0f));
+    return add(mul(hyperbolic_tangent(divide(x, cap)), cap), damage);
+}
+
+static void bound(float *scores, int32_t size, float divisor, float cap) {
     for (int32_t at = 0; at < size; at += LANES) {
-        Floats x = some_or_all(from + at, size - at);
-        Floats cubic = fma(mul(mul(x, x), x), all(0.044715f), x);
-        store_some(to + at, mul(x, sigmoid(mul(cubic, all(1.5957691216057308f)))), size - at);
+        Floats x = divide(some_or_all(scores + at, size - at), all(divisor));
+        if (cap > 0) x = capped(x, all(cap));
+        store_some(scores + at, x, size - at);
     }
 }
 

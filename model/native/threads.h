@@ -6,6 +6,7 @@
 #include <mutex>
 #include <pthread.h>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -39,7 +40,8 @@ class Threads {
     }
 
     template <class F> void each(int tasks, F &&body) {
-        run(tasks, [](void *context, int number, int thread) { (*(F *)context)(number, thread); }, &body);
+        using Body = std::remove_reference_t<F>;
+        run(tasks, [](void *context, int number, int thread) { (*(Body *)context)(number, thread); }, (void *)&body);
     }
 
   private:

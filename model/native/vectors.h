@@ -24,6 +24,8 @@
 enum { LANES = 16 };
 
 INLINE void prefetch(const void *from) { __builtin_prefetch(from); }
+// To the cache behind the first.
+INLINE void prefetch_early(const void *from) { __builtin_prefetch(from, 0, 2); }
 INLINE void prefetch_to_write(const void *to) { __builtin_prefetch(to, 1); }
 
 #if TOPKAPI_LEVEL >= LEVEL_AVX512_VNNI

@@ -37,7 +37,6 @@ INLINE void multiply_group(const Matrix *matrix, const Rows *rows, int32_t row, 
     _tile_zero(3);
     for (; input < last; input += PIECE) {
         const int8_t *piece = bytes + (size_t)input * 2 * TILE_ROWS;
-        for (int line = 0; line < 2 * PIECE_BYTES / 64; line++) prefetch(piece + 2 * PIECE_BYTES + line * 64);
         add_piece(piece, weights, (size_t)input * BLOCK, across);
     }
     _tile_stored(0, integers[0], 64);

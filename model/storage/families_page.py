@@ -42,9 +42,9 @@ the long ones. Angles in a cache do not change, so the context of such a model i
 (4096 for Phi-3.5 and Phi-4 mini), within which it is exact; a longer prompt is refused as too long. `proportional`
 and positions in several dimensions are refused.
 
-**What computes.** The native core computes the families it knows; PyTorch the others, and any network whose
-configuration has a window shorter than its context, rotary scaling with a factor of attention, another nonlinearity,
-or whatever else the core does not know (`model/core_fields.py`). `/models` and `/props` say which it is. `--dtype
+**What computes.** The native core computes every family: windows, soft caps, partial and local rotary positions,
+norms wherever they stand, and all multipliers are data of the same kernels. PyTorch computes what the core does not
+know (`model/core_fields.py`), and everything where there is no core; `/models` and `/props` say which it is. `--dtype
 int8` is then PyTorch's, where the machine has a product for it, and `int4` is refused.
 
 **GGUF.** Files of these architectures are read by llama.cpp's rules; the window that a phi3 file names is computed,

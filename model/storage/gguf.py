@@ -226,8 +226,9 @@ def _tensors(
         if traits.norm_offset and kind.endswith("norm"):
             data = data.float() - traits.norm_offset
         if len(names) > 1 and layout.by_head:
-            rows = Layout().part(config, tensor.name, names, data)
-            data = layout.join(config, rows)
+            # By numbers of rows, as above.
+            rows = Layout().part(config, tensor.name, names, torch.arange(data.shape[0]))
+            data = data[layout.join(config, rows)]
         if layout.transposed and layer is not None and data.ndim == 2:
             data = data.t().contiguous()
         ours = names[0] if layer is None else f"layers.{layer}.{names[0]}"

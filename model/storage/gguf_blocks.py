@@ -56,10 +56,14 @@ class Blocks:
         assert not self.turned, "blocks lie along the inputs"
         return [replace(self, rows=rows) for rows in numpy.split(self.rows, list(accumulate(sizes))[:-1])]
 
+    def __getitem__(self, order: torch.Tensor) -> Blocks:
+        """The rows of these numbers, in this order."""
+        assert not self.turned, "blocks lie along the inputs"
+        return replace(self, rows=numpy.ascontiguousarray(self.rows[order.numpy()]))
+
     def interleaved(self, heads: int) -> Blocks:
         """The two halves of each head's rows one after the other, which llama's converter put in turn."""
-        order = numpy.arange(len(self.rows)).reshape(heads, -1, 2).transpose(0, 2, 1).reshape(-1)
-        return replace(self, rows=numpy.ascontiguousarray(self.rows[order]))
+        return self[torch.arange(len(self.rows)).view(heads, -1, 2).transpose(1, 2).flatten()]
 
 
 def blocks_of(tensor: Any) -> Blocks | None:

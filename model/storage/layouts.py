@@ -81,8 +81,9 @@ class Layout:
                 hint="config.json and the weights belong to different models",
             )
         if self.by_head:
-            parts = tensor.unflatten(0, (config.num_heads, len(names), -1)).unbind(1)  # type: ignore[no-untyped-call]
-            return [each.flatten(0, 1) for each in parts]
+            # By numbers of rows, for blocks of GGUF know nothing else.
+            orders = torch.arange(tensor.shape[0]).view(config.num_heads, len(names), -1).unbind(1)
+            return [tensor[order.flatten()] for order in orders]
         # Not `torch.split`, which blocks of GGUF know nothing of.
         return list(tensor.split(sizes))  # type: ignore[no-untyped-call]
 

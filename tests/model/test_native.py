@@ -29,9 +29,13 @@ pytestmark = pytest.mark.skipif(not native.levels(), reason="the native core was
 
 LENGTH = 41
 COMPUTED = [family for family in FAMILIES if not beyond_core(tiny_config(family))]
+# Those that differ in what is computed.
+DIFFERENT = ["gpt2", "llama", "qwen3", "gemma2", "phi3", "olmo2", "gpt_neox", "granite"]
 # How far products may be off that hold four bits, eight, or sixteen with eight of fraction.
 TOLERANCE: dict[native.HeldIn, float] = {"float32": 1e-6, "bfloat16": 4e-3, "int8": 1.5e-2, "int4": 0.15}
-# Sizes that fill no block: of 16 outputs, of 64 or 512 inputs that share a scale, of 16 components or keys.
+# Norms behind a layer's parts enlarge what was rounded in them, where random networks make little of it.
+ENLARGED = {"gemma2": 3, "gemma3_text": 3, "olmo2": 3}
+# Sizes that fill no block: of 16 outputs, of 64 or 256 inputs that share a scale, of 16 components or keys.
 ODD = {"hidden_size": 40, "intermediate_size": 52, "head_dim": 10, "num_heads": 4, "num_kv_heads": 2, "vocab_size": 101}
 # Inputs of two groups with a scale each, and of a piece of a third.
 LARGE = {"intermediate_size": 1100}
@@ -81,11 +85,11 @@ def test_it_computes_what_the_network_is(family: str, held_in: native.HeldIn, sh
     expected = logits(plain, token_ids)
     found = logits(held(plain, held_in), token_ids)
     assert plain.held_in == held_in
-    assert (found - expected).norm() / expected.norm() < TOLERANCE[held_in]
+    assert (found - expected).norm() / expected.norm() < TOLERANCE[held_in] * ENLARGED.get(family, 1)
 
 
 @pytest.mark.parametrize("shape", [{}, ODD], ids=["even", "odd"])
-@pytest.mark.parametrize("family", COMPUTED)
+@pytest.mark.parametrize("family", DIFFERENT)
 @pytest.mark.parametrize("held_in", native.FORMATS)
 def test_a_rows_bits_are_the_same_in_every_batch_and_on_every_processor(
     family: str, held_in: native.HeldIn, shape: dict[str, int]
@@ -117,8 +121,31 @@ def check_bits(family: str, held_in: native.HeldIn, shape: dict[str, int]) -> No
             assert torch.equal(by_threes, expected), (level, threads)
 
 
+@pytest.mark.parametrize("held_in", ["float32", "int8", "int4"])
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "gpt_neox"])
+def test_a_rows_bits_are_the_same_in_long_passes(family: str, held_in: native.HeldIn) -> None:
+    """Where there are many rows, each thread takes some through a layer alone."""
+    shape = {"context_length": 300, "num_layers": 3 if family != "gemma2" else 2}
+    reference = held(tiny_model(family, scale=2.0, **shape), held_in, "scalar")
+    token_ids, other = text(reference, length=281), text(reference, 1, length=60)
+    cache = SlotCache(reference, 2)
+    works = [Work(0, at, token_ids[at : at + 40], wanted=40, layers=(1,)) for at in range(0, 280, 40)]
+    found = [outputs(reference, cache, [work])[0] for work in works]
+    expected, early = (torch.cat([getattr(each, name) for each in found], -2) for name in ("logits", "early"))
+    for level in native.levels():
+        for threads in (1, 2):
+            model = held(tiny_model(family, scale=2.0, **shape), held_in, level, threads)
+            cache = SlotCache(model, 3)
+            long = Work(2, 0, token_ids[:230], wanted=230, layers=(1,))
+            first, _ = outputs(model, cache, [long, Work(0, 0, other)])
+            second = [Work(0, 60, [1]), Work(2, 230, token_ids[230:280], wanted=50, layers=(1,)), Work(1, 0, [2])]
+            rest = outputs(model, cache, second)[1]
+            assert torch.equal(torch.cat([first.logits, rest.logits]), expected), (level, threads)
+            assert torch.equal(torch.cat([first.early, rest.early], 1), early), (level, threads)
+
+
 @pytest.mark.parametrize("shape", [{}, ODD], ids=["even", "odd"])
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "llama"])
 @pytest.mark.parametrize("cache_dtype", native.CACHES)
 def test_keys_and_values_have_fewer_bits(family: str, cache_dtype: str, shape: dict[str, int]) -> None:
     reference = held(tiny_model(family, scale=2.0, **sizes(family, shape)), "float32", "scalar")
