@@ -117,8 +117,7 @@ class ResponseFields(CommonFields):
     }  # fmt: skip
 
     input: Annotated[
-        Annotated[str, Field(min_length=1)]
-        | Annotated[list[InputItem], Field(min_length=1, max_length=MOST_MESSAGES)],
+        Annotated[str, Field(min_length=1)] | Annotated[list[InputItem], Field(min_length=1, max_length=MOST_MESSAGES)],
         Field(description="A text, or a conversation."),
     ]
     instructions: Annotated[str | None, Field(description="A system message before the input.")] = None

@@ -243,7 +243,7 @@ _AS_TYPED = (
 def as_typed(draw: Draw) -> Exercise:
     """An older exercise as people type it; held out where it was."""
     kind = draw.pick(_AS_TYPED)
-    exercise = _OLDER[kind](draw)
+    exercise: Exercise = _OLDER[kind](draw)
     text = exercise.prompt
     text = text.replace("What is", "{What is|whats|what's|tell me}", 1) if draw.chance(0.3) else text
     if not exercise.exact and "{" not in exercise.prompt:
