@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.service.ui.chat_page import answered, refusal, send, set_parameter, turns, writing
+from tests.service.ui.chat_page import answered, endless, refusal, send, set_parameter, turns, writing
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.timeout(180)
@@ -64,6 +64,7 @@ def test_a_lost_server_is_noticed_and_gone_on_with(browser, server, visiting) ->
         with visiting(browser, server.url) as page:
             set_parameter(page, "Maximum tokens", "400")
             set_parameter(page, "Seed", "5")
+            endless(page)
             send(page, "Tell me")
             writing(page)
             server.kill()
@@ -85,7 +86,12 @@ def test_a_lost_server_is_noticed_and_gone_on_with(browser, server, visiting) ->
             raw = ".turn.assistant >> text=Raw"
             page.click(raw)
             whole = page.inner_text(".turn.assistant .body")
-            asked = {"messages": [{"role": "user", "content": "Tell me"}], "seed": 5, "max_tokens": 400}
+            asked = {
+                "messages": [{"role": "user", "content": "Tell me"}],
+                "seed": 5,
+                "max_tokens": 400,
+                "ignore_end_token": True,
+            }
             same = httpx.post(f"{server.url}/generate", json=asked, timeout=60).json()["outputs"][0]["text"]
             assert whole.split()[:40] == same.split()[:40], "the tokens that it would have had without the break"
             assert len(whole) > len(half)
