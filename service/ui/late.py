@@ -19,7 +19,7 @@ from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from topkapi.model.errors import TopkapiError
-from topkapi.service.api.http.errors import error_response, method_not_allowed, not_found
+from topkapi.service.api.http.errors import INTERNAL, error_response, method_not_allowed, not_found
 from topkapi.service.garbage import importing, set_aside
 from topkapi.service.models import Models
 from topkapi.service.settings import Settings
@@ -127,27 +127,35 @@ class LateStudio:
             error = TopkapiError("the studio cannot be shown", hint="the server's log has why")
             await error_response(error, self._app.state.dialects.of(scope))(scope, receive, send)
             return
-        refused = False
+        began = refused = False
 
         async def answer(message: Message) -> None:
-            nonlocal refused
-            if message["type"] == "http.response.start" and message["status"] in (404, 405):
-                refused = True
-                response = self._refusal(scope)
-                await response(scope, receive, send)
-            elif not refused:
+            nonlocal began, refused
+            if message["type"] == "http.response.start":
+                began = True
+                if message["status"] in (404, 405) or message["status"] >= 500:
+                    refused = True
+                    await self._refusal(scope, message["status"])(scope, receive, send)
+            if not refused:
                 await send(message)
 
-        # A copy: Gradio's application puts itself into it, and what fails within is answered by the one around.
-        await self._studio(dict(scope), receive, answer)
+        try:
+            # A copy, for Gradio's application puts itself into it.
+            await self._studio(dict(scope), receive, answer)
+        except Exception:
+            logger.exception("the studio failed at %s %s", scope["method"], scope["path"])
+            if not began:
+                await self._refusal(scope, 500)(scope, receive, send)
 
     @staticmethod
     def _path(scope: Scope) -> str:
         path: str = scope["path"]
         return path.removeprefix(scope.get("root_path", ""))
 
-    def _refusal(self, scope: Scope) -> ASGIApp:
+    def _refusal(self, scope: Scope, status: int = 404) -> ASGIApp:
         path, method = self._path(scope), scope["method"]
+        if status >= 500:
+            return error_response(INTERNAL, self._app.state.dialects.of(scope))
         operations: dict[str, Any] = next(
             (each for route, each in self._app.openapi()["paths"].items() if compile_path(route)[0].match(path)), {}
         )

@@ -12,9 +12,9 @@ OVER = "ended by itself|cut off"
 def slowed(run: Callable) -> Callable:
     """As fast as a real network at most: a tiny one is through with 16,000 tokens before somebody can stop it."""
 
-    def slow(works: object) -> object:
+    def slow(*works: object) -> object:
         time.sleep(0.003)
-        return run(works)
+        return run(*works)
 
     return slow
 
@@ -59,6 +59,11 @@ def set_parameter(page: Any, label: str, value: str) -> None:
     box = page.get_by_label(label, exact=True)
     box.fill(value)
     box.press("Tab")
+
+
+def endless(page: Any) -> None:
+    """Let answers go on to their limit: a network that draws at random ends where it likes."""
+    page.locator("[data-parameter=ignore_end_token]").evaluate("box => box.checked || box.click()")
 
 
 def refusal(page: Any) -> str:
