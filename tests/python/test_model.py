@@ -24,7 +24,6 @@ import topkapi
 CHAT = [{"role": "user", "content": "What is a list?"}]
 
 
-@pytest.fixture(scope="module")
 def plain(value: Any) -> Any:
     """As JSON has it: bytes as numbers."""
     if isinstance(value, dict):
@@ -34,6 +33,7 @@ def plain(value: Any) -> Any:
     return list(value) if isinstance(value, bytes) else value
 
 
+@pytest.fixture(scope="module")
 def checkpoint(tiny_checkpoint: Callable[..., Path]) -> Path:
     return tiny_checkpoint("asked", context=256, generation={"temperature": 0.9, "top_p": 0.95})
 
