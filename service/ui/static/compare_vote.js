@@ -17,7 +17,9 @@ export function vote(root, comparison, { keep, done }) {
   const prompt = element("blockquote", { class: "compare-prompt", tabindex: 0 });
   const answers = [side("Left"), side("Right")];
   const choices = element("div", { class: "row compare-choices", role: "group", "aria-label": "Vote" });
-  const back = button("Back", () => go(at - 1));
+  // What was judged before names were shown stays as it was judged.
+  const before = () => comparison.prompts.findLastIndex((each, index) => index < at && !each.revealed);
+  const back = button("Back", () => go(before()));
   const over = button("See the result now", () => finish(), { class: "quiet" });
   clear(root).append(problems, progress, prompt, element("div", { class: "compare-sides" }, ...answers.map((each) => each.element)), choices,
     element("div", { class: "row" }, back, over));
@@ -38,7 +40,7 @@ export function vote(root, comparison, { keep, done }) {
 
   function judge(value) {
     const each = comparison.prompts[at];
-    if (!each?.answers) return;
+    if (!each?.answers || each.revealed) return;
     const named = { left: each.flipped ? "second" : "first", right: each.flipped ? "first" : "second" };
     each.vote = named[value] ?? value;
     keep();
@@ -69,7 +71,7 @@ export function vote(root, comparison, { keep, done }) {
       const named = { left: each.flipped ? "second" : "first", right: each.flipped ? "first" : "second" }[value] ?? value;
       each_.setAttribute("aria-pressed", String(each.vote === named));
     }
-    back.disabled = at === 0;
+    back.disabled = before() < 0;
   }
 
   /** Answer one prompt by both; the sides share the seed, and nobody sees which was first. */

@@ -76,9 +76,12 @@ def test_a_comparison_outlives_a_reload(browser, visiting, studio) -> None:
         page.get_by_role("button", name="talker and writer,").click()
         answered(page, 2)
         page.get_by_role("button", name="See the result now").click()
-        page.locator(".compare-result", has_text="1 prompts have no vote yet").wait_for()
+        page.locator(".compare-result", has_text="One prompt has no vote yet").wait_for()
+        # Names are shown now: what was judged blind stays so, and what is not judged yet is not told.
+        assert page.locator(".compare-table tbody tr").count() == 1
         page.get_by_role("button", name="Go on voting").click()
         answered(page, 2)
+        assert page.get_by_role("button", name="Back").is_disabled()
         page.get_by_role("button", name="As good").click()
         page.locator(".compare-result", has_text="1 as good").wait_for()
         page.get_by_role("button", name="New comparison").click()
