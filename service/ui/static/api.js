@@ -98,7 +98,8 @@ function signIn(why) {
         element(
           "div",
           { class: "row end" },
-          element("button", { type: "submit", value: "", formnovalidate: true }, "Cancel"),
+          // No submit button: Enter would press the first of these.
+          element("button", { type: "button", onclick: () => dialog.close("") }, "Cancel"),
           element("button", { type: "submit", value: "in", class: "primary" }, "Sign in"),
         ),
       ),

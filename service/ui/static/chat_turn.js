@@ -76,6 +76,7 @@ export function turnView(turn, { place, acts }) {
 
   let drawn = "";
   function draw() {
+    body.querySelector(":scope > .waiting")?.remove();
     if (growing) growing.show(turn.text, !busy(turn));
     else if (turn.role === "continuation") continued();
     else if (body.lastChild?.nodeType === Node.TEXT_NODE && drawn && turn.text.startsWith(drawn)) {

@@ -12,9 +12,9 @@ OVER = "ended by itself|cut off"
 def slowed(run: Callable) -> Callable:
     """As fast as a real network at most: a tiny one is through with 16,000 tokens before somebody can stop it."""
 
-    def slow(works: object) -> object:
+    def slow(*works: object) -> object:
         time.sleep(0.003)
-        return run(works)
+        return run(*works)
 
     return slow
 

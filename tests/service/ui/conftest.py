@@ -31,11 +31,19 @@ def leaves(url: str, home: str) -> bool:
 def visiting() -> Callable[..., AbstractContextManager[Any]]:
     """`with visiting(browser, url, **of_the_context) as page`: a fresh visitor of the studio.
 
-    Whatever a test does, nothing may go wrong in the console or leave for another host.
+    Whatever a test does, nothing may go wrong in the console or leave for another host. `before(page)` is called before
+    the page is opened, which is over when there is what `wait` selects.
     """
 
     @contextmanager
-    def visit(browser: Any, url: str, *, wait: str = "#message textarea", **options: Any) -> Iterator[Any]:
+    def visit(
+        browser: Any,
+        url: str,
+        *,
+        wait: str = "#message textarea",
+        before: Callable[[Any], object] = lambda page: None,
+        **options: Any,
+    ) -> Iterator[Any]:
         permissions = ["clipboard-read", "clipboard-write"]
         context = browser.new_context(**({"viewport": {"width": 1280, "height": 800}} | options))
         context.grant_permissions(permissions)
@@ -49,6 +57,7 @@ def visiting() -> Callable[..., AbstractContextManager[Any]]:
             "console",
             lambda told: problems.append(told.text) if told.type == "error" and REFUSED not in told.text else None,
         )
+        before(page)
         page.goto(url)
         page.wait_for_selector(wait)
         yield page

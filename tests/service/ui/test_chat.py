@@ -24,6 +24,7 @@ from tests.service.ui.chat_page import (
     turns,
     writing,
 )
+from topkapi.model.decoding.parameters import CHAT_DEFAULTS
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.timeout(180)
@@ -376,6 +377,9 @@ def test_structure_and_searches_are_at_hand(page) -> None:
 def test_presets_and_resetting(page) -> None:
     temperature = page.get_by_label("Temperature", exact=True)
     before = temperature.input_value()
+    # The tame defaults of a conversation, where the checkpoint has none of its own.
+    shown = {name: float(page.input_value(f"[data-parameter={name}]")) for name in CHAT_DEFAULTS}
+    assert shown == CHAT_DEFAULTS
     page.click("text=Deterministic")
     assert temperature.input_value() == "0"
     assert page.get_attribute("[data-preset=Deterministic]", "aria-pressed") == "true"

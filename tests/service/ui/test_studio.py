@@ -160,11 +160,7 @@ def test_a_server_that_asks_for_a_key_is_given_it_once(browser, studio, visiting
             error = {"error": {"type": "unauthorized", "message": "this server asks for an API key"}}
             route.fulfill(status=401, json=error)
 
-    with visiting(browser, f"{studio.url}/docs", wait=".swagger-ui") as page:
-        page.route("**/models", guarded)
-        page.route("**/generate", guarded)
-        page.goto(studio.url)
-        page.wait_for_selector("#sign-in")
+    with visiting(browser, studio.url, wait="#sign-in", before=lambda page: page.route("**/models", guarded)) as page:
         assert "asks for an API key" in page.inner_text("dialog")
         page.fill("#api-key", "wrong")
         page.click("dialog >> text=Sign in")
