@@ -43,6 +43,10 @@ export function result(comparison) {
   };
 }
 
+function votes(count) {
+  return count === 1 ? "1 vote" : `${count} votes`;
+}
+
 function percent(share) {
   return `${(100 * share).toFixed(share === 0 || share === 1 ? 0 : 1)} %`;
 }
@@ -52,11 +56,11 @@ export function verdict(comparison) {
   const found = result(comparison);
   const [one, other] = comparison.sides.map((side) => visible(side.model));
   if (!found.decided) return "No vote prefers either of the two yet.";
-  if (found.first === found.second) return `Each of the two was preferred in ${found.first} of ${found.decided} decided votes: nothing between them.`;
+  if (found.first === found.second) return `Each of the two was preferred in ${found.first} of ${votes(found.decided)} that decided: nothing between them.`;
   const [won, name, share, interval] = found.first >= found.second
     ? [found.first, one, found.share, [found.low, found.high]]
     : [found.second, other, 1 - found.share, [1 - found.high, 1 - found.low]];
-  const head = `${name} was preferred in ${won} of ${found.decided} decided votes: ${percent(share)}, 95 % interval ${percent(interval[0])} to ${percent(interval[1])} (Wilson). `;
+  const head = `${name} was preferred in ${won} of ${votes(found.decided)} that decided: ${percent(share)}, 95 % interval ${percent(interval[0])} to ${percent(interval[1])} (Wilson). `;
   const p = found.p < 0.001 ? "p < 0.001" : `p = ${found.p.toFixed(3)}`;
   if (found.p < 0.05) return `${head}Chance alone would seldom do that (exact sign test, ${p}).`;
   return `${head}That may well be chance (exact sign test, ${p}): more prompts would tell.`;
@@ -69,8 +73,8 @@ export function shown(comparison) {
   const open = found.open ? element("p", { class: "note" }, `${found.open === 1 ? "One prompt has" : `${found.open} prompts have`} no vote yet.`) : null;
   const chart = found.decided
     ? bars([
-        { label: names[0], value: found.share, low: found.low, high: found.high, colour: 0, text: `${found.first} votes` },
-        { label: names[1], value: 1 - found.share, low: 1 - found.high, high: 1 - found.low, colour: 1, text: `${found.second} votes` },
+        { label: names[0], value: found.share, low: found.low, high: found.high, colour: 0, text: votes(found.first) },
+        { label: names[1], value: 1 - found.share, low: 1 - found.high, high: 1 - found.low, colour: 1, text: votes(found.second) },
       ], { title: "Share of the decided votes, with 95 % intervals", high: 1, mark: 0.5 })
     : null;
   // Whose answers those are that nobody has judged yet is not told.
@@ -109,6 +113,6 @@ export function asCsv(comparison) {
   // A cell that begins like a formula would be one to a spreadsheet.
   const cell = (text) => `"${String(text ?? "").replace(/^[=+\-@\t\r]/, "'$&").replaceAll('"', '""')}"`;
   const rows = comparison.prompts.map((each, index) => [index + 1, each.prompt, each.answers?.[0]?.text, each.answers?.[1]?.text, each.vote ?? "", each.flipped ? "second" : "first", each.seed]);
-  const head = ["number", "prompt", ...comparison.sides.map((side) => side.model), "vote", "shown_left", "seed"];
+  const head = ["number", "prompt", ...comparison.sides.map((side) => side.model), "vote", "shown_as_a", "seed"];
   return `${[head, ...rows].map((row) => row.map(cell).join(",")).join("\r\n")}\r\n`;
 }

@@ -15,7 +15,7 @@ export function vote(root, comparison, { keep, done }) {
   const problems = element("div");
   const progress = element("p", { class: "note", role: "status" });
   const prompt = element("blockquote", { class: "compare-prompt", tabindex: 0 });
-  const answers = [side("Left"), side("Right")];
+  const answers = [side("A"), side("B")];
   const choices = element("div", { class: "row compare-choices", role: "group", "aria-label": "Vote" });
   // What was judged before names were shown stays as it was judged.
   const before = () => comparison.prompts.findLastIndex((each, index) => index < at && !each.revealed);
@@ -25,7 +25,7 @@ export function vote(root, comparison, { keep, done }) {
     element("div", { class: "row" }, back, over));
   const ending = new AbortController();
   let at = Math.max(0, comparison.prompts.findIndex((each) => !each.vote));
-  const buttons = [["left", "Left is better", "1"], ["right", "Right is better", "2"], ["tie", "As good", "3"], ["neither", "Neither will do", "4"]]
+  const buttons = [["left", "A is better", "1"], ["right", "B is better", "2"], ["tie", "As good", "3"], ["neither", "Neither will do", "4"]]
     .map(([value, words, key]) => button([words, " ", element("kbd", {}, key)], () => judge(value), { "data-vote": value }));
   for (const each of buttons) choices.append(each);
 
@@ -132,7 +132,7 @@ export function vote(root, comparison, { keep, done }) {
 
 function side(label) {
   const text = element("div", { class: "compare-answer", tabindex: 0 });
-  const made = element("section", { class: "card", "aria-label": `${label} answer` }, element("h3", {}, label), text);
+  const made = element("section", { class: "card", "aria-label": `Answer ${label}` }, element("h2", {}, `Answer ${label}`), text);
   return {
     element: made,
     show(answer) {
