@@ -33,6 +33,7 @@ PAGE_BYTES = 1 << 20
 """Bytes of a file that one answer reads."""
 LARGEST_TEXT = 1 << 21
 """Bytes of a report or of settings; what is longer is not read."""
+_FILES = ("config.yaml", "report.md", *(f"{kind}.jsonl" for kind in KINDS))
 _TAIL = 1 << 16
 _MARK = 64
 # As `training/run/process.py` has it: what another host does can't be asked, and clocks are set.
@@ -67,6 +68,8 @@ class Runs:
     def __init__(self, directory: Path, model_directory: Path | None = None) -> None:
         self._directory = directory.expanduser()
         self._models = None if model_directory is None else model_directory.expanduser()
+        # What was told of runs, with what their files were like then: whoever watches asks every few seconds.
+        self._told: dict[str, tuple[object, dict[str, Any]]] = {}
 
     def names(self) -> list[str]:
         """The names of all runs, the one that was written to last first."""
@@ -81,7 +84,16 @@ class Runs:
     def summary(self, name: str) -> dict[str, Any]:
         """What a `RunSummary` says of a run. Raises `UnknownRun`."""
         self._check(name)
-        return self._summary(name, self._settings(name))
+        now = [self._stat(name, each) for each in (*_FILES, os.path.join("best", "topkapi.json"))]
+        files = [None if found is None else (found.st_ino, found.st_size, found.st_mtime_ns) for found in now]
+        seen, told = self._told.get(name, (None, {}))
+        if seen != files:
+            told = self._summary(name, self._settings(name))
+            if len(self._told) >= MOST_RUNS:
+                self._told.clear()
+            self._told[name] = files, told
+        # A process that is killed writes nothing.
+        return told | {"state": self._state(name)}
 
     def details(self, name: str) -> dict[str, Any]:
         """What `RunDetails` say of a run. Raises `UnknownRun`."""
@@ -166,7 +178,7 @@ class Runs:
             return
         try:
             # Never waits, should a pipe have taken the file's place.
-            file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+            file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb")
         except OSError:
             yield None
             return
@@ -186,7 +198,7 @@ class Runs:
         return content if isinstance(content, dict) else {}
 
     def _updated(self, name: str) -> float:
-        files = (self._stat(name, each) for each in ("config.yaml", "report.md", *(f"{kind}.jsonl" for kind in KINDS)))
+        files = (self._stat(name, each) for each in _FILES)
         return max((found.st_mtime for found in files if found is not None), default=0.0)
 
     def _summary(self, name: str, settings: dict[str, Any]) -> dict[str, Any]:

@@ -51,6 +51,7 @@ export async function mount(root) {
         keep: () => earlier.put(comparison),
         done: () => {
           comparison.closed = true;
+          for (const each of comparison.prompts) each.revealed ||= Boolean(each.vote);
           earlier.put(comparison);
           go(comparison);
         },

@@ -24,17 +24,27 @@ export function signTest(won, count) {
   return Math.min(1, 2 * sum);
 }
 
-/** Counts and statistics of a comparison's votes; `share` is the first one's of the decided ones. */
+/**
+ * Counts and statistics of a comparison's votes; `share` is the first one's of the decided ones, `named` how many votes were
+ * on answers that name one of the checkpoints, and so were hardly blind.
+ */
 export function result(comparison) {
   const votes = comparison.prompts.map((each) => each.vote);
   const count = (vote) => votes.filter((each) => each === vote).length;
   const [first, second] = [count("first"), count("second")];
   const decided = first + second;
   const [low, high] = wilson(first, decided);
+  const names = comparison.sides.map((side) => side.model.toLowerCase());
+  const told = (each) => each.answers?.some((answer) => names.some((name) => answer.text.toLowerCase().includes(name)));
   return {
     first, second, decided, ties: count("tie"), neither: count("neither"), open: votes.filter((vote) => !vote).length,
+    named: comparison.prompts.filter((each) => each.vote && told(each)).length,
     share: decided ? first / decided : null, low, high, p: decided ? signTest(first, decided) : null,
   };
+}
+
+function votes(count) {
+  return count === 1 ? "1 vote" : `${count} votes`;
 }
 
 function percent(share) {
@@ -46,11 +56,11 @@ export function verdict(comparison) {
   const found = result(comparison);
   const [one, other] = comparison.sides.map((side) => visible(side.model));
   if (!found.decided) return "No vote prefers either of the two yet.";
-  if (found.first === found.second) return `Each of the two was preferred in ${found.first} of ${found.decided} decided votes: nothing between them.`;
+  if (found.first === found.second) return `Each of the two was preferred in ${found.first} of ${votes(found.decided)} that decided: nothing between them.`;
   const [won, name, share, interval] = found.first >= found.second
     ? [found.first, one, found.share, [found.low, found.high]]
     : [found.second, other, 1 - found.share, [1 - found.high, 1 - found.low]];
-  const head = `${name} was preferred in ${won} of ${found.decided} decided votes: ${percent(share)}, 95 % interval ${percent(interval[0])} to ${percent(interval[1])} (Wilson). `;
+  const head = `${name} was preferred in ${won} of ${votes(found.decided)} that decided: ${percent(share)}, 95 % interval ${percent(interval[0])} to ${percent(interval[1])} (Wilson). `;
   const p = found.p < 0.001 ? "p < 0.001" : `p = ${found.p.toFixed(3)}`;
   if (found.p < 0.05) return `${head}Chance alone would seldom do that (exact sign test, ${p}).`;
   return `${head}That may well be chance (exact sign test, ${p}): more prompts would tell.`;
@@ -60,14 +70,15 @@ export function verdict(comparison) {
 export function shown(comparison) {
   const found = result(comparison);
   const names = comparison.sides.map((side) => side.model);
-  const open = found.open ? element("p", { class: "note" }, `${found.open} prompts have no vote yet.`) : null;
+  const open = found.open ? element("p", { class: "note" }, `${found.open === 1 ? "One prompt has" : `${found.open} prompts have`} no vote yet.`) : null;
   const chart = found.decided
     ? bars([
-        { label: names[0], value: found.share, low: found.low, high: found.high, colour: 0, text: `${found.first} votes` },
-        { label: names[1], value: 1 - found.share, low: 1 - found.high, high: 1 - found.low, colour: 1, text: `${found.second} votes` },
+        { label: names[0], value: found.share, low: found.low, high: found.high, colour: 0, text: votes(found.first) },
+        { label: names[1], value: 1 - found.share, low: 1 - found.high, high: 1 - found.low, colour: 1, text: votes(found.second) },
       ], { title: "Share of the decided votes, with 95 % intervals", high: 1, mark: 0.5 })
     : null;
-  const rows = comparison.prompts.map((each) => {
+  // Whose answers those are that nobody has judged yet is not told.
+  const rows = comparison.prompts.filter((each) => each.vote).map((each) => {
     const [first, second] = each.answers ?? [];
     const words = { first: names[0], second: names[1], tie: each.alike ? "the same answer" : "as good", neither: "neither" }[each.vote] ?? "no vote";
     const cell = (label, content, won = false) => element("td", { class: won ? "won" : null, dataset: { label } }, content);
@@ -82,8 +93,9 @@ export function shown(comparison) {
     element("table", { class: "compare-table" }, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows)));
   return element("section", { class: "compare-result", "aria-label": "Result" },
     element("h2", {}, `${visible(names[0])} and ${visible(names[1])}`),
-    element("p", { class: "compare-verdict", role: "status" }, verdict(comparison)), chart,
+    element("p", { class: "compare-verdict", role: "status" }, verdict(comparison)), ...[chart].filter(Boolean),
     element("p", { class: "note" }, `${found.ties} as good, ${found.neither} where neither would do; these decide nothing.`), open,
+    found.named ? element("p", { class: "note" }, `Votes on answers that name one of the two, and so were hardly blind: ${found.named}.`) : null,
     element("div", { class: "row" }, button("Export as JSON", () => download(name(comparison, "json"), asJson(comparison))), button("Export as CSV", () => download(name(comparison, "csv"), asCsv(comparison), "text/csv"))),
     table);
 }
@@ -101,6 +113,6 @@ export function asCsv(comparison) {
   // A cell that begins like a formula would be one to a spreadsheet.
   const cell = (text) => `"${String(text ?? "").replace(/^[=+\-@\t\r]/, "'$&").replaceAll('"', '""')}"`;
   const rows = comparison.prompts.map((each, index) => [index + 1, each.prompt, each.answers?.[0]?.text, each.answers?.[1]?.text, each.vote ?? "", each.flipped ? "second" : "first", each.seed]);
-  const head = ["number", "prompt", ...comparison.sides.map((side) => side.model), "vote", "shown_left", "seed"];
+  const head = ["number", "prompt", ...comparison.sides.map((side) => side.model), "vote", "shown_as_a", "seed"];
   return `${[head, ...rows].map((row) => row.map(cell).join(",")).join("\r\n")}\r\n`;
 }

@@ -15,15 +15,17 @@ export function vote(root, comparison, { keep, done }) {
   const problems = element("div");
   const progress = element("p", { class: "note", role: "status" });
   const prompt = element("blockquote", { class: "compare-prompt", tabindex: 0 });
-  const answers = [side("Left"), side("Right")];
+  const answers = [side("A"), side("B")];
   const choices = element("div", { class: "row compare-choices", role: "group", "aria-label": "Vote" });
-  const back = button("Back", () => go(at - 1));
+  // What was judged before names were shown stays as it was judged.
+  const before = () => comparison.prompts.findLastIndex((each, index) => index < at && !each.revealed);
+  const back = button("Back", () => go(before()));
   const over = button("See the result now", () => finish(), { class: "quiet" });
   clear(root).append(problems, progress, prompt, element("div", { class: "compare-sides" }, ...answers.map((each) => each.element)), choices,
     element("div", { class: "row" }, back, over));
   const ending = new AbortController();
   let at = Math.max(0, comparison.prompts.findIndex((each) => !each.vote));
-  const buttons = [["left", "Left is better", "1"], ["right", "Right is better", "2"], ["tie", "As good", "3"], ["neither", "Neither will do", "4"]]
+  const buttons = [["left", "A is better", "1"], ["right", "B is better", "2"], ["tie", "As good", "3"], ["neither", "Neither will do", "4"]]
     .map(([value, words, key]) => button([words, " ", element("kbd", {}, key)], () => judge(value), { "data-vote": value }));
   for (const each of buttons) choices.append(each);
 
@@ -38,7 +40,7 @@ export function vote(root, comparison, { keep, done }) {
 
   function judge(value) {
     const each = comparison.prompts[at];
-    if (!each?.answers) return;
+    if (!each?.answers || each.revealed) return;
     const named = { left: each.flipped ? "second" : "first", right: each.flipped ? "first" : "second" };
     each.vote = named[value] ?? value;
     keep();
@@ -69,7 +71,7 @@ export function vote(root, comparison, { keep, done }) {
       const named = { left: each.flipped ? "second" : "first", right: each.flipped ? "first" : "second" }[value] ?? value;
       each_.setAttribute("aria-pressed", String(each.vote === named));
     }
-    back.disabled = at === 0;
+    back.disabled = before() < 0;
   }
 
   /** Answer one prompt by both; the sides share the seed, and nobody sees which was first. */
@@ -130,7 +132,7 @@ export function vote(root, comparison, { keep, done }) {
 
 function side(label) {
   const text = element("div", { class: "compare-answer", tabindex: 0 });
-  const made = element("section", { class: "card", "aria-label": `${label} answer` }, element("h3", {}, label), text);
+  const made = element("section", { class: "card", "aria-label": `Answer ${label}` }, element("h2", {}, `Answer ${label}`), text);
   return {
     element: made,
     show(answer) {

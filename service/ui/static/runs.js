@@ -12,6 +12,7 @@ import { checkpoints, differences, report, samples } from "./runs_parts.js";
 import * as store from "./store.js";
 
 const LIVE = 1500;
+const LIST_EVERY = 3;
 const MOST = 8;
 
 document.head.append(element("link", { rel: "stylesheet", href: new URL("runs.css", import.meta.url).href }));
@@ -29,6 +30,7 @@ class Tab {
 
   constructor(root) {
     this.root = root;
+    this.asked = 0;
     this.problems = element("div");
     this.list = element("ul", { class: "runs-list" });
     this.none = element("div", { class: "card runs-none", hidden: true });
@@ -83,8 +85,11 @@ class Tab {
     if (this.refreshing) return;
     this.refreshing = true;
     try {
-      this.#list = await listed();
-      this.#settle();
+      // What is looked at is asked for more often than what else there is.
+      if (this.asked++ % LIST_EVERY === 0 || !this.shownOnce) {
+        this.#list = await listed();
+        this.#settle();
+      }
       const running = this.#selected().filter((run) => run.details === null || this.#stale(run));
       const changed = (await Promise.all(running.map((run) => run.refresh()))).includes(true);
       this.#listRuns();

@@ -14,7 +14,7 @@ const MOST_WINDOW = 60;
 
 /** Findings `{kind, step, title, words, x?}` of a run, by step; `drop` ones have `size`, the nats of the step down. */
 export function findings(run) {
-  return [...drops(run), ...spikes(run), ...overfitting(run), ...copies(run)].sort((one, other) => one.step - other.step);
+  return [...drops(run), ...spikes(run), ...gaps(run), ...overfitting(run), ...copies(run)].sort((one, other) => one.step - other.step);
 }
 
 /**
@@ -75,6 +75,14 @@ function spikes(run) {
       const words = `The loss was ${loss}, its running level ${short(event.level)}.${returned}${row ? ` Worst row: ${row.origin}: “${row.text}”` : ""}`;
       return { kind: "warning", step: event.step, title: event.event === "spike" ? "Loss spike" : `Loss: ${event.event}`, words };
     });
+}
+
+/** A curve can't show what is no number; that it is there must not be missed. */
+function gaps(run) {
+  const found = run.updates.filter((update) => !Number.isFinite(update.loss));
+  if (!found.length) return [];
+  const words = `${found.length === 1 ? "One step has" : `${found.length.toLocaleString("en")} steps have`} a loss that is no number, the last one step ${found.at(-1).step.toLocaleString("en")}. The curves leave them out.`;
+  return [{ kind: "warning", step: found[0].step, title: "Loss: not a number", words }];
 }
 
 function overfitting(run) {

@@ -70,15 +70,18 @@ def test_a_comparison_outlives_a_reload(browser, visiting, studio) -> None:
     with visiting(browser, f"{studio.url}/#compare", wait="#tab-compare textarea") as page:
         begin(page, ["one", "two"])
         answered(page, 1)
-        page.get_by_role("button", name="Right is better").click()
+        page.get_by_role("button", name="B is better").click()
         answered(page, 2)
         page.reload()
         page.get_by_role("button", name="talker and writer,").click()
         answered(page, 2)
         page.get_by_role("button", name="See the result now").click()
-        page.locator(".compare-result", has_text="1 prompts have no vote yet").wait_for()
+        page.locator(".compare-result", has_text="One prompt has no vote yet").wait_for()
+        # Names are shown now: what was judged blind stays so, and what is not judged yet is not told.
+        assert page.locator(".compare-table tbody tr").count() == 1
         page.get_by_role("button", name="Go on voting").click()
         answered(page, 2)
+        assert page.get_by_role("button", name="Back").is_disabled()
         page.get_by_role("button", name="As good").click()
         page.locator(".compare-result", has_text="1 as good").wait_for()
         page.get_by_role("button", name="New comparison").click()
@@ -101,7 +104,7 @@ def test_what_answers_alike_is_a_tie_and_mistakes_are_explained(browser, visitin
 
 def test_a_setting_that_is_the_default_of_one_is_sent_to_both(browser, visiting, serve, tiny_checkpoint) -> None:
     own = {"temperature": 0.5, "do_sample": True}
-    first, second = tiny_checkpoint("plain", chat=False), tiny_checkpoint("tuned", chat=False, generation=own)
+    first, second = tiny_checkpoint("plain", chat=False), tiny_checkpoint("tuned", chat=False, seed=1, generation=own)
     with (
         serve(first, second, studio=True) as running,
         visiting(browser, f"{running.url}/#compare", wait="#tab-compare textarea") as page,
@@ -162,6 +165,6 @@ def test_nothing_sticks_out_on_a_phone(browser, visiting, studio) -> None:
         begin(page, ["one"])
         answered(page, 1)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        page.get_by_role("button", name="Left is better").click()
+        page.get_by_role("button", name="A is better").click()
         page.locator(".compare-table").wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -55,6 +55,8 @@ def write_run(place: Path, name: str, rate: float, drop: float = 0.0) -> None:
     for step in range(1, 3 * EPOCH + 1):
         loss = 6 - step * rate - drop * ((step - 1) // EPOCH) + 0.01 * (step % 3)
         lines.append({"step": step, "tokens": 10 * step, "loss": loss, "learning_rate": rate, "gradient_norm": 1.0})
+        if step == 70 and name == "steady":
+            lines[-1]["loss"] = float("nan")
         if step % 20 == 0:
             held = {"train_loss": loss, "validation_loss": 5 + 0.01 * step}
             lines.append({"step": step, "epoch": step / EPOCH, "tokens": 10 * step, **held})
@@ -120,6 +122,7 @@ def test_steps_down_at_epochs_are_named_as_memorisation(browser, visiting, finis
         chosen(page, "steady")
         assert page.locator(".runs-findings li", has_text="Memorisation").count() == 0
         assert page.locator(".chart.large .chart-mark.epoch").count() == 3
+        assert "One step has a loss that is no number, the last one step 70" in page.inner_text(".runs-findings")
 
 
 def test_runs_are_laid_over_one_another_with_what_differs(browser, visiting, finished) -> None:

@@ -184,6 +184,21 @@ def test_a_run_says_whether_it_is_going_on(tmp_path) -> None:
     assert runs.summary("live")["state"] == "finished"
 
 
+def test_what_has_not_changed_is_not_read_again(tmp_path, monkeypatch) -> None:
+    runs = reading.Runs(tmp_path)
+    place = write_run(tmp_path / "live", updates(1, 6))
+    assert runs.summary("live")["step"] == 5
+    tail = reading.Runs._tail
+    read: list[str] = []
+    monkeypatch.setattr(reading.Runs, "_tail", lambda self, *which: read.append(which[1]) or tail(self, *which))
+    assert runs.summary("live")["step"] == 5 and read == []
+    (place / ".process.json").write_text(json.dumps({"host": platform.node(), "pid": os.getpid(), "started": None}))
+    assert runs.summary("live")["state"] == "running" and read == []
+    with (place / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(updates(6, 7)[0]) + "\n")
+    assert runs.summary("live")["step"] == 6 and read
+
+
 def test_a_directory_that_was_named_is_there_and_the_usual_one_may_be_missing(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert reading.Runs(Settings.read().runs_directory).names() == []
