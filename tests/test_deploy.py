@@ -1,4 +1,4 @@
-"""What lies in deploy/ and what docs/operations.md says fit what the server has: settings, metrics, routes and times."""
+"""What lies in deploy/ and what docs/operations.md says fit the server: settings, metrics, routes and times."""
 
 from __future__ import annotations
 
