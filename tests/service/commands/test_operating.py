@@ -164,6 +164,30 @@ def test_beyond_this_machine_nobody_is_served_without_keys_by_oversight(capsys, 
     assert not is_loopback("127.0.0.1.evil.example")
 
 
+def test_bench_sends_the_key_of_the_environment(serve, tiny_checkpoint, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("TOPKAPI_API_KEY", "a-secret-of-some-length")
+    with serve(tiny_checkpoint("benched")) as served:
+        bench = [
+            "bench",
+            "--url",
+            served.url,
+            "--streams",
+            "1",
+            "--tokens",
+            "4",
+            "--prompt-tokens",
+            "4",
+            "--repeats",
+            "1",
+        ]
+        assert main([*bench, "--json"]) == 0
+        monkeypatch.setenv("TOPKAPI_API_KEY", "another-one-of-some-length")
+        assert main(bench) == 2
+        assert "set TOPKAPI_API_KEY to one of its keys" in capsys.readouterr().err
+        monkeypatch.delenv("TOPKAPI_API_KEY")
+        assert main(bench) == 2
+
+
 @pytest.mark.parametrize("text", ["", "# nobody\n", "alice use x\n", "environment use " + digest_of("y" * 20)])
 def test_keys_that_can_not_be_used_end_the_start(capsys, monkeypatch, text) -> None:
     Path("keys").write_text(text)
