@@ -28,7 +28,7 @@ from topkapi.service.app import add_studio, create_api
 from topkapi.service.connections import bounded
 from topkapi.service.garbage import set_aside
 from topkapi.service.gate import Gate
-from topkapi.service.logs import say, set_up
+from topkapi.service.logs import complain, say, set_up
 from topkapi.service.models import Models
 from topkapi.service.requests import Requests
 from topkapi.service.settings import Settings
@@ -79,7 +79,7 @@ def serve(settings: Settings, listener: socket.socket, locations: list[str]) -> 
         finally:
             models.close(0)
         if server.lost is not None:
-            print(f"error: {server.lost.message}: the process ends, to be started anew", file=sys.stderr)
+            complain(f"{server.lost.message}: the process ends, to be started anew")
             leave(ENGINE_FAILED)
         if server.failure is not None and not server.signalled:
             raise server.failure

@@ -43,7 +43,8 @@ def serve(arguments: argparse.Namespace) -> int:
     with bind(settings.host, settings.port) as listener:
         locations, settings = all_at_hand(arguments.checkpoint or default_checkpoints(settings), settings)
         check_locations(locations, settings)
-        print(f"Topkapi {VERSION}: loading {', '.join(map(name_of_location, locations))}", flush=True)
+        if settings.log_format == "text":
+            print(f"Topkapi {VERSION}: loading {', '.join(map(name_of_location, locations))}", flush=True)
         with importing():
             from topkapi.service.server import serve
         return serve(settings, listener, locations)

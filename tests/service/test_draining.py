@@ -51,10 +51,11 @@ class Process:
         ]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                         env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
-        assert self.process.stdout is not None
+        assert self.process.stdout is not None and self.process.stderr is not None
+        said = self.process.stderr if "json" in flags else self.process.stdout
         line = ""
         while "http://" not in line:
-            line = self.process.stdout.readline()
+            line = said.readline()
             assert line, self.process.communicate()[1]
         self.url = re.search(r"http://[\d.]+:\d+", line)[0]  # type: ignore[index]
 
@@ -159,6 +160,15 @@ def test_what_takes_longer_ends_as_cancelled_and_a_second_signal_waits_for_nothi
             stream.join(20)
             last = json.loads(next(line for line in reversed(stream.lines) if line.startswith("data: "))[6:])
             assert last["outputs"][0]["finish_reason"] == "cancelled"
+
+
+def test_everything_that_a_process_says_is_json(tiny_checkpoint, tmp_path) -> None:
+    with process(tiny_checkpoint("json"), tmp_path / "hold", "--log-format", "json", "--access-log") as server:
+        httpx.post(f"{server.url}/generate", json={"prompt": "a", "max_tokens": 1}, timeout=20)
+        server.process.send_signal(signal.SIGTERM)
+        said, errors = server.process.communicate(timeout=30)
+    lines = [json.loads(line) for line in errors.splitlines()]
+    assert said == "" and [line["path"] for line in lines if "path" in line] == ["/generate"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
