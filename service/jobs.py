@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -117,8 +118,10 @@ class JobGroup:
         while self._ready and len(self._handles) < AT_ONCE:
             number = self._ready[0]
             try:
-                receiver = self._receiver(number, loop)
-                handle = self._model.engine.submit(self._jobs[number], receiver, begun=self._begun)
+                submit = self._model.engine.submit
+                # What has begun is not refused for what the rest of it takes.
+                submit = partial(submit, begun=True) if self._begun else submit
+                handle = submit(self._jobs[number], self._receiver(number, loop))
             except Overloaded:
                 if self._begun:
                     # The queue has no room now; one of this request's own jobs will make some.
