@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -118,10 +117,9 @@ class JobGroup:
         while self._ready and len(self._handles) < AT_ONCE:
             number = self._ready[0]
             try:
-                submit = self._model.engine.submit
                 # What has begun is not refused for what the rest of it takes.
-                submit = partial(submit, begun=True) if self._begun else submit
-                handle = submit(self._jobs[number], self._receiver(number, loop))
+                begun = {"begun": True} if self._begun else {}
+                handle = self._model.engine.submit(self._jobs[number], self._receiver(number, loop), **begun)
             except Overloaded:
                 if self._begun:
                     # The queue has no room now; one of this request's own jobs will make some.
