@@ -53,7 +53,8 @@ class Process:
                                         env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
         assert self.process.stdout is not None and self.process.stderr is not None
         said = self.process.stderr if "json" in flags else self.process.stdout
-        line = ""
+        line = said.readline()
+        self.first = json.loads(line) if "json" in flags else {}
         while "http://" not in line:
             line = said.readline()
             assert line, self.process.communicate()[1]
@@ -164,10 +165,12 @@ def test_what_takes_longer_ends_as_cancelled_and_a_second_signal_waits_for_nothi
 
 
 def test_everything_that_a_process_says_is_json(tiny_checkpoint, tmp_path) -> None:
-    with process(tiny_checkpoint("json"), tmp_path / "hold", "--log-format", "json", "--access-log") as server:
+    public = ["--host", "0.0.0.0", "--insecure"]
+    with process(tiny_checkpoint("json"), tmp_path / "hold", "--log-format", "json", "--access-log", *public) as server:
         httpx.post(f"{server.url}/generate", json={"prompt": "a", "max_tokens": 1}, timeout=20)
         server.process.send_signal(signal.SIGTERM)
         said, errors = server.process.communicate(timeout=30)
+    assert server.first["level"] == "warning" and "there are no keys" in server.first["message"]
     lines = [json.loads(line) for line in errors.splitlines()]
     assert said == "" and [line["path"] for line in lines if "path" in line] == ["/generate"]
 

@@ -16,8 +16,8 @@ import yaml
 
 from topkapi.model.errors import SettingsError
 from topkapi.service.commands.cli import main
-from topkapi.service.commands.launch import check_exposure, is_loopback
-from topkapi.service.keys import KeyRing, digest_of, read_line
+from topkapi.service.commands.launch import check_exposure
+from topkapi.service.keys import KeyRing, digest_of, is_loopback, read_line
 from topkapi.service.quotas import Limits
 from topkapi.service.settings import Settings
 
