@@ -163,6 +163,8 @@ def test_what_could_not_begin_in_time_is_refused_at_once() -> None:
     assert refused.value.retry_after == 42
     # What has begun with an earlier job goes on; another caller has its turn before, and one with a deadline may not.
     order.submit("later part", job(""), begun=True)
+    order.submit("later part, soon", job("", deadline=time.monotonic() + 5), begun=True)
+    order.submit("late already", job("", deadline=time.monotonic() - 1))
     order.submit("other", job("other"))
     with pytest.raises(Overloaded, match="more than it was given"):
         order.submit("hasty", job("third", deadline=time.monotonic() + 5))
