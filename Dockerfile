@@ -1,8 +1,8 @@
 # A server for the checkpoints in /checkpoints: the default ones, or those mounted there.
 #   docker build -t topkapi .
-#   docker run --rm --read-only --tmpfs /tmp -p 127.0.0.1:8000:8000 -e TOPKAPI_API_KEY=… topkapi
-# It serves whoever can reach it, so it does not start without a key (topkapi key new NAME prints one), a file of keys
-# (TOPKAPI_KEYS) or the word that nobody else can: -e TOPKAPI_INSECURE=true.
+#   docker run --rm --read-only --tmpfs /tmp -p 127.0.0.1:8000:8000 topkapi
+# Who publishes its port elsewhere gives it a key: -e TOPKAPI_API_KEY=… (topkapi key new NAME prints one), or a file of
+# them: -v ./keys:/keys:ro -e TOPKAPI_KEYS=/keys
 ARG BASE=python:3.11-slim
 
 FROM ${BASE} AS build
@@ -30,12 +30,13 @@ COPY python python
 RUN /opt/topkapi/bin/pip install --no-deps --no-build-isolation .
 
 FROM ${BASE}
-# The environment keeps the path it was made at. Nothing is written but below /tmp.
+# The environment keeps the path it was made at. Nothing is written but below /tmp. Every interface of a container is its
+# own, and reached by whom its port is published to: without keys it serves those, and says so (TOPKAPI_INSECURE).
 COPY --from=build /opt/topkapi /opt/topkapi
 COPY --chown=10001:10001 checkpoints /checkpoints
 ENV PATH=/opt/topkapi/bin:$PATH \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
-    TOPKAPI_CHECKPOINTS=/checkpoints \
+    TOPKAPI_CHECKPOINTS=/checkpoints TOPKAPI_INSECURE=true \
     HOME=/tmp XDG_CACHE_HOME=/tmp/cache HF_HOME=/tmp/cache/huggingface GRADIO_TEMP_DIR=/tmp/gradio \
     GRADIO_ANALYTICS_ENABLED=False MPLCONFIGDIR=/tmp/matplotlib TORCHINDUCTOR_CACHE_DIR=/tmp/inductor
 WORKDIR /tmp

@@ -52,10 +52,14 @@ def check_room(job: Job, jobs: Iterable[Submitted], room: Room, speed: Speed, sl
             own_jobs = [other for other in wanted if other.job.caller.name == job.caller.name]
             message = f"{own} requests of {job.caller.name} are waiting, and the rest of the queue is for others"
             raise _overloaded(message, speed.wait(own_jobs, slots))
-    allowed = None if begun else room.seconds
-    by = "which is more than --max-queue-seconds"
+    if begun:
+        return
+    allowed, by = room.seconds, "which is more than --max-queue-seconds"
     if job.deadline is not None:
         left = job.deadline - time.monotonic()
+        if left <= 0:
+            # It ends as late, which is no fault of the load.
+            return
         if allowed is None or left < allowed:
             allowed, by = left, "which is more than it was given"
     if allowed is not None:
@@ -63,7 +67,7 @@ def check_room(job: Job, jobs: Iterable[Submitted], room: Room, speed: Speed, sl
         running = [other for other in wanted if other.started_at is not None]
         wait = speed.start([other for other in running if not _gives_way(other.job, job)], before, slots)
         if wait is not None and wait > allowed:
-            message = f"the request would begin in about {math.ceil(wait)} s, {by} ({max(0.0, allowed):.3g} s)"
+            message = f"the request would begin in about {math.ceil(wait)} s, {by} ({allowed:.3g} s)"
             raise _overloaded(message, wait)
 
 

@@ -49,7 +49,8 @@ class Speed:
     def start(self, running: Iterable[Submitted], before: Iterable[Submitted], together: int) -> float | None:
         """Seconds until a job would begin that comes after all of `before`; None before anything was measured.
 
-        Each of the `together` places goes to the next sequence when what it holds is written.
+        Each of the `together` places goes to the next sequence when what it holds is written. Until a job has ended
+        nobody knows what part of what they may write jobs do write, and it is taken to be none.
         """
         reading, generating, used = self._rates()
         if reading is None and generating is None:
@@ -60,7 +61,7 @@ class Speed:
                 if not sequence.done:
                     tokens, answer = sequence.work_left()
                     prompts += tokens
-                    heapq.heapreplace(steps, steps[0] + answer * (1.0 if used is None else used))
+                    heapq.heapreplace(steps, steps[0] + answer * (used or 0.0))
         if steps[0] == 0.0 and not prompts:
             return 0.0
         return prompts * (reading or 0.0) + steps[0] * (generating or reading or 0.0)

@@ -64,7 +64,13 @@ def load(
 
     with readable(_SETTINGS):
         settings = Settings.read(
-            dtype=dtype, kv_cache_dtype=kv_cache_dtype, threads=threads, draft=draft, max_queue=LONGEST_QUEUE
+            dtype=dtype,
+            kv_cache_dtype=kv_cache_dtype,
+            threads=threads,
+            draft=draft,
+            max_queue=LONGEST_QUEUE,
+            # Whoever asks for more than can be computed at once has nobody else to ask.
+            max_queue_seconds=0,
         )
         location = default_checkpoints(settings)[0] if checkpoint is None else os.fspath(checkpoint)
         (location,), settings = all_at_hand([location], settings)

@@ -52,7 +52,7 @@ def create_api(models: Models, settings: Settings) -> FastAPI:
         # The documentation's page answers HEAD as every other route does.
         if isinstance(route, APIRoute) and route.methods is not None:
             route.methods.add("HEAD")
-    set_up(app, ignore_unknown_fields=settings.ignore_unknown_fields)
+    set_up(app, ignore_unknown_fields=settings.ignore_unknown_fields, needs_key=models.keys.required)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(SlowBody, seconds=settings.request_timeout)
     if settings.stream_keep_alive:

@@ -117,8 +117,9 @@ class JobGroup:
         while self._ready and len(self._handles) < AT_ONCE:
             number = self._ready[0]
             try:
-                receiver = self._receiver(number, loop)
-                handle = self._model.engine.submit(self._jobs[number], receiver, begun=self._begun)
+                # What has begun is not refused for what the rest of it takes.
+                begun = {"begun": True} if self._begun else {}
+                handle = self._model.engine.submit(self._jobs[number], self._receiver(number, loop), **begun)
             except Overloaded:
                 if self._begun:
                     # The queue has no room now; one of this request's own jobs will make some.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import logging
 import re
 import secrets
@@ -127,6 +128,17 @@ def read_keys(text: str, source: str) -> list[Key]:
 def key_of_environment(secret: str) -> Key:
     """The one key, with every right, that is given as it is or as its hash (the settings have looked at its form)."""
     return Key(FROM_ENVIRONMENT, "admin", secret if secret.startswith(HASH) else digest_of(secret))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if host.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        # A name may stand for any address, and for another one tomorrow.
+        return False
 
 
 class KeyRing:

@@ -48,6 +48,14 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+def complain(text: str) -> None:
+    """Tell whoever started the server why it ends."""
+    if _SAYING.isEnabledFor(logging.INFO):
+        _SAYING.critical(text)
+    else:
+        print(f"error: {text}", file=sys.stderr)
+
+
 class _Formatter(logging.Formatter):
     def __init__(self, texts: bool) -> None:
         super().__init__()

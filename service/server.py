@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import os
 import signal
@@ -28,10 +29,13 @@ from topkapi.service.app import add_studio, create_api
 from topkapi.service.connections import bounded
 from topkapi.service.garbage import set_aside
 from topkapi.service.gate import Gate
-from topkapi.service.logs import say, set_up
+from topkapi.service.keys import KeyRing, is_loopback
+from topkapi.service.logs import complain, say, set_up
 from topkapi.service.models import Models
 from topkapi.service.requests import Requests
 from topkapi.service.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 ENGINE_SECONDS = 2.0
 """How long engines may take to end their step after a signal; then what they do is ended for them."""
@@ -54,6 +58,8 @@ def serve(settings: Settings, listener: socket.socket, locations: list[str]) -> 
     `CheckpointError` for what can't be served.
     """
     set_up(settings.log_format, access=settings.access_log, texts=settings.log_texts)
+    if not KeyRing.of(settings).required and not is_loopback(settings.host):
+        logger.warning("there are no keys: whoever can reach %s may use this server", settings.host)
     with listener:
         models = Models(settings)
         app = create_api(models, settings)
@@ -79,7 +85,7 @@ def serve(settings: Settings, listener: socket.socket, locations: list[str]) -> 
         finally:
             models.close(0)
         if server.lost is not None:
-            print(f"error: {server.lost.message}: the process ends, to be started anew", file=sys.stderr)
+            complain(f"{server.lost.message}: the process ends, to be started anew")
             leave(ENGINE_FAILED)
         if server.failure is not None and not server.signalled:
             raise server.failure

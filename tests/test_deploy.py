@@ -1,4 +1,4 @@
-"""What lies in deploy/ and what docs/operations.md says fit what the server has: settings, metrics, routes and times."""
+"""What lies in deploy/ and what docs/operations.md says fit the server: settings, metrics, routes and times."""
 
 from __future__ import annotations
 
@@ -78,8 +78,9 @@ def test_the_manifests_settings_are_read(monkeypatch: pytest.MonkeyPatch, tmp_pa
     found = Settings.read(config=str(file))
     assert (found.host, found.log_format, found.keys) == ("0.0.0.0", "json", keys)
     pod = deployment()["spec"]["template"]["spec"]
-    assert pod["terminationGracePeriodSeconds"] > found.drain_seconds + LAST_SECONDS
     (container,) = pod["containers"]
+    sleep = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod["terminationGracePeriodSeconds"] > sleep + found.drain_seconds + LAST_SECONDS
     assert container["command"][:2] == ["topkapi", "serve"]
 
 

@@ -240,7 +240,7 @@ def bench(
     load = load_average()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    models = Models(settings)
+    models = Models(settings.model_copy(update={"max_queue_seconds": 0.0}))
     try:
         with progress(as_json) as said:
             said("loading" if location else "making random weights")

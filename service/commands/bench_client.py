@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import ssl
 import time
 from collections.abc import Sequence
@@ -63,6 +64,9 @@ class Server:
     def request(self, method: str, path: str, body: bytes = b"") -> bytes:
         """An HTTP request after which the server closes the connection."""
         head = [f"{method} {self.prefix}{path} HTTP/1.1", f"Host: {self.host}:{self.port}", "Connection: close"]
+        key = os.environ.get("TOPKAPI_API_KEY", "")
+        if key and not key.startswith("sha256:"):
+            head.append(f"Authorization: Bearer {key}")
         if body:
             head += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
         return "\r\n".join([*head, "", ""]).encode() + body
@@ -75,6 +79,9 @@ class Server:
         writer.close()
         head, _, body = answer.partition(b"\r\n\r\n")
         try:
+            if b" 401 " in head.split(b"\r\n")[0]:
+                hint = "set TOPKAPI_API_KEY to one of its keys"
+                raise SettingsError(f"{self} answers only to those who have a key", field="url", hint=hint)
             if b" 200 " not in head.split(b"\r\n")[0]:
                 raise ValueError("another status")
             listed: list[dict[str, Any]] = json.loads(body)["models"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import ipaddress
 import socket
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from topkapi.service.commands.bench_shape import RANDOM_CONTEXT, Shape, check_sh
 from topkapi.service.commands.flags import given_parameters, given_settings
 from topkapi.service.commands.inputs import loading, read_text, standard_input
 from topkapi.service.garbage import importing
-from topkapi.service.keys import KeyRing
+from topkapi.service.keys import KeyRing, is_loopback
 from topkapi.service.locations import (
     all_at_hand,
     check_locations,
@@ -43,7 +42,8 @@ def serve(arguments: argparse.Namespace) -> int:
     with bind(settings.host, settings.port) as listener:
         locations, settings = all_at_hand(arguments.checkpoint or default_checkpoints(settings), settings)
         check_locations(locations, settings)
-        print(f"Topkapi {VERSION}: loading {', '.join(map(name_of_location, locations))}", flush=True)
+        if settings.log_format == "text":
+            print(f"Topkapi {VERSION}: loading {', '.join(map(name_of_location, locations))}", flush=True)
         with importing():
             from topkapi.service.server import serve
         return serve(settings, listener, locations)
@@ -146,17 +146,6 @@ def check_exposure(settings: Settings) -> None:
             hint="topkapi key new NAME --append FILE makes one for --keys FILE, or set TOPKAPI_API_KEY; with "
             "--insecure everybody is served",
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    if host.lower().rstrip(".") == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        # A name may stand for any address, and for another one tomorrow.
-        return False
 
 
 def bind(host: str, port: int) -> socket.socket:

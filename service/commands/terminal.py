@@ -177,7 +177,7 @@ def loaded(settings: Settings, location: str) -> Iterator[LoadedModel]:
     """The checkpoint at `location`, its engine running while the block does."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    models = Models(settings)
+    models = Models(settings.model_copy(update={"max_queue_seconds": 0.0}))
     try:
         with loading(name_of_location(location)):
             model = models.load(location)

@@ -163,10 +163,20 @@ def test_what_could_not_begin_in_time_is_refused_at_once() -> None:
     assert refused.value.retry_after == 42
     # What has begun with an earlier job goes on; another caller has its turn before, and one with a deadline may not.
     order.submit("later part", job(""), begun=True)
+    order.submit("later part, soon", job("", deadline=time.monotonic() + 5), begun=True)
+    order.submit("late already", job("", deadline=time.monotonic() - 1))
     order.submit("other", job("other"))
     with pytest.raises(Overloaded, match="more than it was given"):
         order.submit("hasty", job("third", deadline=time.monotonic() + 5))
     order.submit("urgent", job(Caller("urgent", 1), deadline=time.monotonic() + 10))
+
+
+def test_nothing_is_refused_for_what_answers_might_take_before_one_has_ended() -> None:
+    order = Order(2, max_queue_seconds=30)
+    measured(order)
+    order.engine._steps.speed._used[:] = [0.0, 0.0]
+    for number in range(8):
+        order.submit(str(number), job("", tokens=50, prompt=5))
 
 
 def test_what_waited_longer_than_it_may_after_all_is_told_so() -> None:

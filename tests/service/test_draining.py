@@ -51,10 +51,12 @@ class Process:
         ]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                         env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
-        assert self.process.stdout is not None
-        line = ""
+        assert self.process.stdout is not None and self.process.stderr is not None
+        said = self.process.stderr if "json" in flags else self.process.stdout
+        line = said.readline()
+        self.first = json.loads(line) if "json" in flags else {}
         while "http://" not in line:
-            line = self.process.stdout.readline()
+            line = said.readline()
             assert line, self.process.communicate()[1]
         self.url = re.search(r"http://[\d.]+:\d+", line)[0]  # type: ignore[index]
 
@@ -107,7 +109,7 @@ def test_what_runs_is_finished_and_nothing_new_is_taken(tiny_checkpoint, tmp_pat
         assert native.begun.wait(30) and claude.begun.wait(30)
         hold.touch()
         server.process.send_signal(signal.SIGTERM)
-        end = time.monotonic() + 5
+        end = time.monotonic() + 20
         while server.ready() != (503, "stopping"):
             assert time.monotonic() < end, "ready turns false at once"
         for path, is_its_own in REFUSED.items():
@@ -149,16 +151,28 @@ def test_what_takes_longer_ends_as_cancelled_and_a_second_signal_waits_for_nothi
         with process(checkpoint, hold, *flags) as server:
             stream = Reading(server.url, "/generate", LONG)
             assert stream.begun.wait(30)
-            for _ in range(signals):
+            server.process.send_signal(signal.SIGTERM)
+            if signals == 2:
+                hold.touch()
+                end = time.monotonic() + 20
+                while server.ready() != (503, "stopping"):
+                    assert time.monotonic() < end
                 server.process.send_signal(signal.SIGTERM)
-                if signals > 1:
-                    end = time.monotonic() + 5
-                    while server.process.poll() is None and server.ready()[0] != 503:
-                        assert time.monotonic() < end
             assert server.process.wait(20) == 0
             stream.join(20)
             last = json.loads(next(line for line in reversed(stream.lines) if line.startswith("data: "))[6:])
             assert last["outputs"][0]["finish_reason"] == "cancelled"
+
+
+def test_everything_that_a_process_says_is_json(tiny_checkpoint, tmp_path) -> None:
+    public = ["--host", "0.0.0.0", "--insecure"]
+    with process(tiny_checkpoint("json"), tmp_path / "hold", "--log-format", "json", "--access-log", *public) as server:
+        httpx.post(f"{server.url}/generate", json={"prompt": "a", "max_tokens": 1}, timeout=20)
+        server.process.send_signal(signal.SIGTERM)
+        said, errors = server.process.communicate(timeout=30)
+    assert server.first["level"] == "warning" and "there are no keys" in server.first["message"]
+    lines = [json.loads(line) for line in errors.splitlines()]
+    assert said == "" and [line["path"] for line in lines if "path" in line] == ["/generate"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -36,8 +36,10 @@ class Routes(APIRouter):
         return self.api_route(path, methods=[method], summary=summary, responses=responses, **options)
 
 
-def set_up(app: FastAPI, *, ignore_unknown_fields: bool) -> None:
-    """Make `app` ready for `register`, its errors answer by dialect, and its documentation cover shared paths."""
+def set_up(app: FastAPI, *, ignore_unknown_fields: bool, needs_key: bool = False) -> None:
+    """Make `app` ready for `register`, its errors answer by dialect, and its documentation cover shared paths and, with
+    `needs_key`, have a place for the visitor's key."""
+    app.state.needs_key = needs_key
     app.state.dialects = Dialects(errors.NATIVE)
     app.state.ignore_unknown_fields = ignore_unknown_fields
     app.state.api_routes = []
@@ -93,6 +95,9 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         for name in names:
             for method, operation in paths.pop(name).items():
                 _merge(paths[path][method], operation)
+    if app.state.needs_key:
+        document.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}]
     app.openapi_schema = document
     return document
 

@@ -16,8 +16,8 @@ import yaml
 
 from topkapi.model.errors import SettingsError
 from topkapi.service.commands.cli import main
-from topkapi.service.commands.launch import check_exposure, is_loopback
-from topkapi.service.keys import KeyRing, digest_of, read_line
+from topkapi.service.commands.launch import check_exposure
+from topkapi.service.keys import KeyRing, digest_of, is_loopback, read_line
 from topkapi.service.quotas import Limits
 from topkapi.service.settings import Settings
 
@@ -162,6 +162,30 @@ def test_beyond_this_machine_nobody_is_served_without_keys_by_oversight(capsys, 
     with pytest.raises(SettingsError, match="there are no keys"):
         check_exposure(Settings.read(host="0.0.0.0"))
     assert not is_loopback("127.0.0.1.evil.example")
+
+
+def test_bench_sends_the_key_of_the_environment(serve, tiny_checkpoint, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("TOPKAPI_API_KEY", "a-secret-of-some-length")
+    with serve(tiny_checkpoint("benched")) as served:
+        bench = [
+            "bench",
+            "--url",
+            served.url,
+            "--streams",
+            "1",
+            "--tokens",
+            "8",
+            "--prompt-tokens",
+            "8",
+            "--repeats",
+            "1",
+        ]
+        assert main([*bench, "--json"]) == 0
+        monkeypatch.setenv("TOPKAPI_API_KEY", "another-one-of-some-length")
+        assert main(bench) == 2
+        assert "set TOPKAPI_API_KEY to one of its keys" in capsys.readouterr().err
+        monkeypatch.delenv("TOPKAPI_API_KEY")
+        assert main(bench) == 2
 
 
 @pytest.mark.parametrize("text", ["", "# nobody\n", "alice use x\n", "environment use " + digest_of("y" * 20)])

@@ -92,6 +92,13 @@ def test_probes_and_pages_need_no_key_and_everything_else_does(locked) -> None:
             assert path in ("/health", "/ready", "/v1/health") or answer.status_code == 401, (method, path)
 
 
+def test_the_documentation_has_a_place_for_a_key(locked, served) -> None:
+    document = ask(locked, "/openapi.json").json()
+    assert document["security"] == [{"key": []}]
+    assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    assert "security" not in ask(served, "/openapi.json").json()
+
+
 @pytest.mark.parametrize("header", ["Authorization", "x-api-key", "api-key"])
 def test_a_key_comes_by_any_clients_header(locked, header) -> None:
     value = KEYS["alice"] if header != "Authorization" else f"bearer  {KEYS['alice']}"
