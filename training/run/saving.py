@@ -40,9 +40,10 @@ class Snapshot:
 class Saver:
     """Decides when a run saves, and writes its snapshots, one at a time.
 
-    It saves every `every` updates and every `also` ones (None: never) and when `minutes` have passed since the last save (None: never). The
-    `keep` latest checkpoints stay beside the best. With `asynchronous` a thread writes; what goes wrong there is raised
-    by the next call here. `save(path, model, details)` writes a checkpoint, of whose step `saved` is told.
+    It saves every `every` updates and every `also` ones (None: never) and when `minutes` have passed since the last
+    save (None: never). The `keep` latest checkpoints stay beside the best. With `asynchronous` a thread writes; what
+    goes wrong there is raised by the next call here. `save(path, model, details)` writes a checkpoint, of whose step
+    `saved` is told.
     """
 
     directory: RunDirectory
