@@ -134,4 +134,4 @@ def test_a_push_on_the_way_that_fails_costs_nothing_and_a_card_that_is_there_sta
     code, out = pretrain("--push", "somebody/model", "--push-every", "2", "--overwrite")
     assert code == 0 and hub.files["README.md"] == b"mine" and set(hub.tags) == {"step-2", "step-4"}
     assert pretrain("--push-every", "2", "--overwrite")[0] == 2
-    assert "push_every does nothing without --push" in capsys.readouterr().err
+    assert "--push-every does nothing without --push" in capsys.readouterr().err
