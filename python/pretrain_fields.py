@@ -66,6 +66,8 @@ class PretrainFields(TypedDict, total=False):
     keep_best: how many of the best checkpoints to keep [1]
     best_metric: which of the recorded numbers says what is best ['validation_loss']
     push: repository on the Hugging Face hub for the best checkpoint, at the end
+    push_every: also upload a checkpoint every so many updates, each as a revision of its own, with a card
+        that fills
     checkpoint_dtype: how checkpoints store matrices (a resume always continues in fp32) ['float32']
     generation: decoding defaults to store with the checkpoint, such as temperature=0.3 top_p=0.9 (default:
         its parent's, or temperature 0.8 and top_p 0.95)
@@ -152,6 +154,7 @@ class PretrainFields(TypedDict, total=False):
         "validation_margin",
     ]
     push: Text | None
+    push_every: int | None
     checkpoint_dtype: Literal["float32", "bfloat16"]
     generation: Text | Sequence[Text] | Mapping[str, float]
     deduplicate: Literal["none", "exact", "near"]

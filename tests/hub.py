@@ -57,6 +57,9 @@ class Hub:
     storage: str = ""
     made: list[dict[str, object]] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
+    pushes: list[dict[str, bytes]] = field(default_factory=list)
+    """All files after each push, and the push that each tag names, from 1."""
+    tags: dict[str, str] = field(default_factory=dict)
     tokens: set[str | None] = field(default_factory=set)
     refusal: int | None = None
     models: dict[str, Model] = field(default_factory=dict)
@@ -113,11 +116,16 @@ class _HubHandler(_Handler):
         if self.path.endswith("/preupload/main"):
             how = {"uploadMode": "regular", "shouldIgnore": False}
             return self.answer({"files": [file | how for file in json.loads(body)["files"]]})
+        if self.path.startswith("/api/models/somebody/model/tag/"):
+            hub.tags[json.loads(body)["tag"]] = unquote(self.path.rpartition("/")[2])
+            return self.answer({})
         assert self.path == "/api/models/somebody/model/commit/main", self.path
         for line in map(json.loads, body.splitlines()):
             if line["key"] == "file":
                 hub.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-        return self.answer({"commitUrl": f"{hub.url}/somebody/model/commit/1", "commitOid": "1"})
+        hub.pushes.append(dict(hub.files))
+        number = len(hub.pushes)
+        return self.answer({"commitUrl": f"{hub.url}/somebody/model/commit/{number}", "commitOid": str(number)})
 
     def do_HEAD(self) -> None:
         self.do_GET()

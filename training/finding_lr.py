@@ -86,8 +86,13 @@ def _find(arguments: argparse.Namespace) -> int:
             raise SettingsError(f"--{name.replace('_', '-')} is what is tried here", field=name, hint="leave it out")
     arguments.training_kind, arguments.training_command = RUNS[run][0], "find-lr"
     recipe, _, _ = read_arguments(arguments)
-    changes: dict[str, Any] = {"learning_rate": arguments.highest, "muon_learning_rate": None, "sample_every": "never",
-               "track": None, "push": None, "on_divergence": "stop", "save_every": None, "save_minutes": None}  # fmt: skip
+    changes: dict[str, Any] = {
+        "learning_rate": arguments.highest,
+        "muon_learning_rate": None,
+        "sample_every": "never",
+        "on_divergence": "stop",
+        **dict.fromkeys(("track", "push", "save_every", "save_minutes")),
+    }
     recipe = at_hand(recipe).model_copy(update=changes)
     from topkapi.training.planning import Silent
     from topkapi.training.precision import settled

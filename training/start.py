@@ -51,7 +51,7 @@ def _train_together(recipe: TrainingRecipe, directory: Path, resume: bool) -> No
     from topkapi.training.precision import settled
     from topkapi.training.run.console import Console
     from topkapi.training.run.directory import FollowedRun, RunDirectory
-    from topkapi.training.run.hub import check_push, push
+    from topkapi.training.run.hub import Pusher, check_push, push
     from topkapi.training.run.preflight import alone
     from topkapi.training.run.report import finish
 
@@ -71,7 +71,15 @@ def _train_together(recipe: TrainingRecipe, directory: Path, resume: bool) -> No
     if recipe.parallel is not None and size() == 1:
         console.message(f"one process has nothing to share by {recipe.parallel}: torchrun starts several")
     try:
-        state = train(prepared(recipe, resume, run, console))
+        training = prepared(recipe, resume, run, console)
+        pusher = Pusher(run, recipe.push, recipe.push_every, console) if recipe.push and recipe.push_every else None
+        if pusher is not None and not rank():
+            training.saver.also, training.saver.saved = recipe.push_every, pusher
+        try:
+            state = train(training)
+        finally:
+            if pusher is not None:
+                pusher.finish()
         if not rank():
             finish(run, state, console)
             if recipe.push:

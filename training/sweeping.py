@@ -64,17 +64,8 @@ class Range:
             )  # fmt: skip
         return cls(name, low=first, high=last, whole="int" in str(kind.model_fields[name].annotation))
 
-    def suggested(self, trial: Any) -> Any:
-        """What optuna's `trial` tries."""
-        if self.choices:
-            return trial.suggest_categorical(self.name, list(self.choices))
-        log = self.low > 0 and self.high >= _LOGARITHMIC * self.low
-        if self.whole:
-            return trial.suggest_int(self.name, int(self.low), int(self.high), log=log)
-        return trial.suggest_float(self.name, self.low, self.high, log=log)
-
     def distribution(self, optuna: Any) -> Any:
-        """The same for a trial that is known."""
+        """What optuna chooses from."""
         log = self.low > 0 and self.high >= _LOGARITHMIC * self.low
         if self.choices:
             return optuna.distributions.CategoricalDistribution(list(self.choices))
@@ -102,8 +93,8 @@ def add_sweep(subparsers: Any) -> None:
     command = subparsers.add_parser(
         "sweep",
         help="search for better settings of a run",
-        description="Train a run for each of several settings, which optuna chooses within the ranges that --vary names "
-        "by what the runs before reached, and rank them. The same command again goes on with a sweep.",
+        description="Train a run for each of several settings, which optuna chooses within the ranges that --vary "
+        "names by what the runs before reached, and rank them. The same command again goes on with a sweep.",
         epilog=EPILOG,
     )
     command.add_argument("recipe", nargs="?", help="recipe file (.yaml) or the name of an included one")
@@ -135,23 +126,26 @@ def _sweep(arguments: argparse.Namespace) -> int:
     folder = directory if recipe.out else directory.with_name(f"{directory.name}-sweep")
     optuna = _optuna()
     _begin(folder, recipe, ranges)
-    study = optuna.create_study(
-        direction="maximize" if recipe.best_metric in _HIGHER_IS_BETTER else "minimize",
-        sampler=optuna.samplers.TPESampler(seed=recipe.seed),
-    )
+    study = optuna.create_study(direction="maximize" if recipe.best_metric in _HIGHER_IS_BETTER else "minimize")
+    space = {each.name: each.distribution(optuna) for each in ranges}
     for number in range(arguments.trials):
         place = folder / f"trial-{number}"
         value, settings = _known(place, recipe.best_metric), _settings(place, ranges)
         if value is None:
             if settings is None:
-                trial = study.ask({each.name: each.distribution(optuna) for each in ranges})
-                settings = {each.name: trial.params[each.name] for each in ranges}
-            print(
-                f"trial {number}: {', '.join(f'{name} {_shown(each)}' for name, each in settings.items())}", flush=True
-            )
+                # What is tried hangs on the seed and the runs before alone, wherever the sweep was stopped.
+                study.sampler = optuna.samplers.TPESampler(seed=recipe.seed + number)
+                asked = study.ask(space)
+                settings = {each.name: asked.params[each.name] for each in ranges}
+                study.tell(asked, state=optuna.trial.TrialState.FAIL)
+            words = ", ".join(f"{name} {_shown(each)}" for name, each in settings.items())
+            print(f"trial {number}: {words}", flush=True)
             value = _tried(recipe, kind, place, settings)
         assert settings is not None, "a run that ended has its settings"
-        _tell(study, optuna, ranges, settings, value)
+        finite = value is not None and math.isfinite(value)
+        state = optuna.trial.TrialState.COMPLETE if finite else optuna.trial.TrialState.FAIL
+        known = {"params": dict(settings), "distributions": space, "value": value if finite else None, "state": state}
+        study.add_trial(optuna.trial.create_trial(**known))
     ranking = ranked(folder, ranges, recipe.best_metric)
     (folder / _TABLE).write_text(_markdown(ranking, ranges, recipe.best_metric), encoding="utf-8")
     if arguments.json:
@@ -229,19 +223,6 @@ def _settings(place: Path, ranges: Sequence[Range]) -> dict[str, Any] | None:
         return None
     config = yaml.safe_load(path.read_text("utf-8"))
     return {each.name: config[each.name] for each in ranges}
-
-
-def _tell(study: Any, optuna: Any, ranges: Sequence[Range], settings: Mapping[str, Any], value: float | None) -> None:
-    """Let the search know of a trial. One that diverged is told as failed."""
-    finite = value is not None and math.isfinite(value)
-    study.add_trial(
-        optuna.trial.create_trial(
-            params=dict(settings),
-            distributions={each.name: each.distribution(optuna) for each in ranges},
-            value=value if finite else None,
-            state=optuna.trial.TrialState.COMPLETE if finite else optuna.trial.TrialState.FAIL,
-        )
-    )
 
 
 def ranked(folder: Path, ranges: Sequence[Range], metric: str) -> list[dict[str, Any]]:

@@ -39,6 +39,7 @@ def test_it_learns_a_rhyme_and_leaves_what_the_design_promises(
     assert code == 0
     names = {
         "config.yaml",
+        "run.json",
         "metrics.jsonl",
         "samples.jsonl",
         "timings.jsonl",

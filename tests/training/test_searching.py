@@ -69,8 +69,13 @@ def test_ranges_are_read_as_the_field_is() -> None:
     assert Range.of("batch_size=8,16", PretrainRecipe).choices == (8, 16)
     assert Range.of("learning_rate=1e-3,2e-3", PretrainRecipe).choices == (1e-3, 2e-3)
     assert Range.of("optimizer=adamw,muon", PretrainRecipe).choices == ("adamw", "muon")
-    for entry, message in (("rate=1..2", "varies no field"), ("learning_rate", "varies no field"), ("keep=1..2", "keep does not change"),
-                           ("learning_rate=2..1", "must be two numbers"), ("learning_rate=a..b", "must be two numbers")):  # fmt: skip
+    for entry, message in (
+        ("rate=1..2", "varies no field"),
+        ("learning_rate", "varies no field"),
+        ("keep=1..2", "keep does not change"),
+        ("learning_rate=2..1", "must be two numbers"),
+        ("learning_rate=a..b", "must be two numbers"),
+    ):
         with pytest.raises(SettingsError, match=message):
             Range.of(entry, PretrainRecipe)
 
@@ -89,7 +94,7 @@ def test_a_sweep_ranks_its_runs_and_goes_on_where_it_was(
     pytest.importorskip("optuna")
     out = tmp_path / "sweep"
     flags = [*given, "--max-steps", "6", "--evaluate-every", "3", "--sample-every", "never", "--out", str(out)]
-    vary = ["--vary", "learning_rate=1e-5..1e-1", "num_layers=1,2"]
+    vary = ["--vary", "learning_rate=1e-5..1e-1", "weight_decay=0.1,0.2"]
     assert main(["sweep", *flags, *vary, "--trials", "2"]) == 0
     first = (out / "trial-0" / "metrics.jsonl").read_bytes()
     capsys.readouterr()
@@ -107,7 +112,7 @@ def test_a_sweep_ranks_its_runs_and_goes_on_where_it_was(
     assert main(["sweep", *flags[:-1], str(tmp_path / "again"), *vary, "--trials", "1"]) == 0
     for name, message in (
         (vary[:2], "holds another sweep"),
-        ([*vary, "--learning-rate", "1"], "learning_rate is varied"),
+        ([*vary, "--learning-rate", "1"], "--learning-rate is varied"),
     ):
         capsys.readouterr()
         assert main(["sweep", *flags, *name]) == 2
@@ -117,3 +122,5 @@ def test_a_sweep_ranks_its_runs_and_goes_on_where_it_was(
         for folder in (out, tmp_path / "again")
     ]
     assert configs[0] == configs[1]
+    tried = {each["learning_rate"] for each in ranking}
+    assert len(tried) == 3, "a sweep that goes on tries new settings"

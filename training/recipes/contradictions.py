@@ -54,6 +54,8 @@ def check_together(recipe: Any, flags: Collection[str]) -> None:
     for name in ("track_project", "track_name"):
         if name in flags and getattr(recipe, name) is not None and recipe.track is None:
             refuse(f"{name} does nothing without --track", name, "leave it out, or add --track trackio, say")
+    if "push_every" in flags and recipe.push_every is not None and recipe.push is None:
+        refuse("push_every does nothing without --push", "push_every", "leave it out, or add --push OWNER/NAME")
     if "final_learning_rate" in flags and recipe.schedule == "constant":
         refuse("final_learning_rate does nothing with --schedule constant", "final_learning_rate", "leave it out")
     micro = recipe.micro_batch_size

@@ -147,6 +147,12 @@ class TrainingRecipe(BaseModel):
     push: str | None = in_saving(
         None, "repository on the Hugging Face hub for the best checkpoint, at the end", free=True
     )
+    push_every: int | None = in_saving(
+        None,
+        "also upload a checkpoint every so many updates, each as a revision of its own, with a card that fills",
+        ge=1,
+        free=True,
+    )
     checkpoint_dtype: Literal["float32", "bfloat16"] = in_saving(
         "float32", "how checkpoints store matrices (a resume always continues in fp32)", free=True
     )

@@ -319,7 +319,7 @@ class RunDirectory:
     def _clear(self) -> None:
         for name in ("checkpoints", "state", "plots", "tokenizer", "reference", "tensorboard"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in (*_RECORDS, *_CLOCKED, "run.json", "report.md", "report.html", "best", "last"):
+        for name in (*_RECORDS, *_CLOCKED, "run.json", ".own-card", "report.md", "report.html", "best", "last"):
             (self.path / name).unlink(missing_ok=True)
 
     def write(self, name: str, content: str) -> None:

@@ -40,9 +40,10 @@ class Snapshot:
 class Saver:
     """Decides when a run saves, and writes its snapshots, one at a time.
 
-    It saves every `every` updates (None: never) and when `minutes` have passed since the last save (None: never). The
-    `keep` latest checkpoints stay beside the best. With `asynchronous` a thread writes; what goes wrong there is raised
-    by the next call here. `save(path, model, details)` writes a checkpoint.
+    It saves every `every` updates and every `also` ones (None: never) and when `minutes` have passed since the last
+    save (None: never). The `keep` latest checkpoints stay beside the best. With `asynchronous` a thread writes; what
+    goes wrong there is raised by the next call here. `save(path, model, details)` writes a checkpoint, of whose step
+    `saved` is told.
     """
 
     directory: RunDirectory
@@ -51,6 +52,8 @@ class Saver:
     minutes: float | None
     keep: int
     asynchronous: bool
+    also: int | None = None
+    saved: Callable[[int], None] | None = None
 
     def __post_init__(self) -> None:
         self._last = time.monotonic()
@@ -59,7 +62,7 @@ class Saver:
 
     def due(self, step: int) -> bool:
         """Whether to save at `step` for resuming."""
-        if self.every is not None and step % self.every == 0:
+        if any(every is not None and step % every == 0 for every in (self.every, self.also)):
             return True
         return self.minutes is not None and time.monotonic() - self._last >= 60 * self.minutes
 
@@ -115,6 +118,8 @@ class Saver:
         self.save(directory.checkpoint(step), snapshot.model, snapshot.details)
         if step in snapshot.best:
             directory.point("best", snapshot.best[0])
+        if self.saved is not None:
+            self.saved(step)
         if snapshot.tensors is None:
             return
         directory.point("last", step)

@@ -24,6 +24,9 @@ from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, PretrainR
         (PretrainRecipe, {"schedule": "constant", "final_learning_rate": 0.5}, "final_learning_rate"),
         (PretrainRecipe, {"batch_size": 4, "micro_batch_size": 9}, "micro_batch_size"),
         (PretrainRecipe, {"z_loss": float("inf")}, "z_loss"),
+        (PretrainRecipe, {"track_project": "mine"}, "track_project"),
+        (FinetuneRecipe, {"track_name": "mine"}, "track_name"),
+        (FinetuneRecipe, {"push_every": 5}, "push_every"),
     ],
 )
 def test_what_does_not_go_together_is_refused_by_name(kind, fields, field) -> None:

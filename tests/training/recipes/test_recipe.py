@@ -146,7 +146,7 @@ def test_a_mistake_is_named_with_its_remedy(
 def test_only_what_does_not_change_learning_is_free() -> None:
     assert free_fields(PretrainRecipe) == {
         "out", "overwrite", "save_every", "save_minutes", "asynchronous_saves", "keep", "keep_best", "checkpoint_dtype",
-        "cache", "data_hint", "track", "track_name", "track_project", "parallel", "push", "generation",
+        "cache", "data_hint", "track", "track_name", "track_project", "parallel", "push", "push_every", "generation",
     }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The best checkpoint is pushed to a hub, here a small one that speaks its HTTP."""
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -101,3 +102,36 @@ def test_a_push_that_can_only_fail_is_refused_before_the_run(
     code, out = pretrain("--push", name)
     assert code == 2 and not out.exists() and not hub.made
     assert f"error: {message}" in said(out, capsys)
+
+
+def test_checkpoints_are_pushed_as_the_run_goes_each_as_a_revision(
+    hub: Hub, pretrain: Callable[..., tuple[int, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a card that fills as it goes; what is pruned here meanwhile stays there."""
+    code, out = pretrain("--push", "model", "--push-every", "2", "--evaluate-every", "1", "--save-every", "4")
+    printed = said(out, capsys)
+    assert code == 0, printed
+    assert set(hub.tags) == {"step-2", "step-4"}
+    assert f"pushed step 2 to: {hub.url}/somebody/model/tree/step-2" in printed
+    for step in (2, 4):
+        files = hub.pushes[int(hub.tags[f"step-{step}"]) - 1]
+        assert json.loads(files["topkapi.json"])["step"] == step
+        course = files["README.md"].decode().partition("## The run so far")[2]
+        assert [line.split(" |")[0] for line in course.splitlines()[4:]] == [f"| {at}" for at in range(step + 1)]
+    # The best one is pushed at the end, with the card that this run wrote.
+    assert "## The run so far" in hub.files["README.md"].decode()
+    assert not (out / ".pushing").exists()
+
+
+def test_a_push_on_the_way_that_fails_costs_nothing_and_a_card_that_is_there_stays(
+    hub: Hub, pretrain: Callable[..., tuple[int, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.refusal = 403
+    code, out = pretrain("--push", "somebody/model", "--push-every", "2")
+    assert code == 2 and (out / "report.md").is_file()
+    assert "the checkpoint of step 2 was not pushed to somebody/model" in said(out, capsys)
+    hub.refusal, hub.files["README.md"] = None, b"mine"
+    code, out = pretrain("--push", "somebody/model", "--push-every", "2", "--overwrite")
+    assert code == 0 and hub.files["README.md"] == b"mine" and set(hub.tags) == {"step-2", "step-4"}
+    assert pretrain("--push-every", "2", "--overwrite")[0] == 2
+    assert "--push-every does nothing without --push" in capsys.readouterr().err
