@@ -35,13 +35,15 @@ void Network::grow(Bench &bench, int rows) {
     bench = Bench();
     bench.normed = allocate<float>(needed * apart(shape.hidden));
     bench.update = allocate<float>(needed * apart(shape.hidden));
-    bench.inner = allocate<float>(needed * apart((shape.gated ? 2 : 1) * shape.inner));
+    bench.inner = allocate<float>(needed * apart(std::max<int>((shape.gated ? 2 : 1) * shape.inner, 2 * WIDE)));
     bench.activated = allocate<float>(needed * apart(shape.inner));
-    bench.bytes = allocate<int8_t>(needed * widest_ * 2);
-    bench.scales = allocate<float>(needed * wide_groups(widest_));
-    bench.offsets = allocate<int32_t>(needed * wide_groups(widest_) * 2);
-    bench.sums = allocate<float>(needed * groups_of(0, widest_));
-    bench.totals = allocate<int32_t>(needed * groups_of(0, widest_) * 2);
+    for (QuantisedRows *rows : {&bench.given_bytes, &bench.activated_bytes}) {
+        rows->bytes = allocate<int8_t>(needed * widest_ * 2);
+        rows->scales = allocate<float>(needed * wide_groups(widest_));
+        rows->offsets = allocate<int32_t>(needed * wide_groups(widest_) * 2);
+        rows->sums = allocate<float>(needed * groups_of(0, widest_));
+        rows->totals = allocate<int32_t>(needed * groups_of(0, widest_) * 2);
+    }
     bench.rows = needed;
 }
 
@@ -55,24 +57,32 @@ Stack Network::stack(std::initializer_list<const Source *> sources) {
     return made;
 }
 
-void Network::quantise(Bench &bench, const Stack &stack, const float *from, int inputs, int row) {
+void Network::quantise(QuantisedRows &to, const Stack &stack, const float *from, int inputs, int row, int begin, int count) {
     if (!stack.integers()) return;
-    size_t wide = (size_t)row * wide_groups(inputs), group = (size_t)row * groups_of(0, inputs);
-    Quantised to = {bench.bytes.get() + panel_begin(row, row_stride(inputs)), row, bench.scales.get() + wide, bench.sums.get() + group,
-                    bench.offsets.get() + 2 * wide, bench.totals.get() + 2 * group};
-    kernels->quantise(from, inputs, stack.in_blocks(), &to);
+    size_t wide = (size_t)row * wide_groups(inputs) + begin / WIDE, group = (size_t)row * groups_of(0, inputs) + begin / GROUP;
+    Quantised of = {to.bytes.get() + panel_begin(row, row_stride(inputs)) + piece_at(begin), row, to.scales.get() + wide,
+                    to.sums.get() + group, to.offsets.get() + 2 * wide, to.totals.get() + 2 * group};
+    kernels->quantise(from, count, stack.in_blocks(), &of);
 }
 
-void Network::multiply(const Part &part, const Stack &stack, const float *from, int from_stride, int inputs, float *to, int stride,
-                       bool add) {
+Rows rows_of(const QuantisedRows &from, const float *floats, int stride, int inputs, int count) {
+    return {floats, stride, from.bytes.get(), row_stride(inputs), from.scales.get(), wide_groups(inputs), from.offsets.get(),
+            from.sums.get(), from.totals.get(), groups_of(0, inputs), count};
+}
+
+void Network::multiply_some(const OwnMatrix &matrix, int begin, int outputs, const Rows &rows, float *to, int stride) {
+    Matrix some = matrix;
+    some.data += begin * matrix.block_bytes, some.outputs = outputs, some.blocks = (outputs + BLOCK - 1) / BLOCK;
+    if (some.bias) some.bias += begin * BLOCK;
+    kernels->multiply(&some, &rows, to, stride, false, 0, some.blocks);
+}
+
+void Network::multiply(const Part &part, const Stack &stack, const Rows &rows, float *to, int stride, bool add) {
     // Blocks that kernels take side by side stay together.
     const int TOGETHER = 4;
     int all = 0;
     for (const OwnMatrix &one : stack.parts) all += one.blocks;
     int units = (all + TOGETHER - 1) / TOGETHER;
-    Bench &bench = *part.bench;
-    Rows of = {from, from_stride, bench.bytes.get(), row_stride(inputs), bench.scales.get(), wide_groups(inputs), bench.offsets.get(),
-               bench.sums.get(), bench.totals.get(), groups_of(0, inputs), part.rows()};
     // Several pieces for each thread, so that one that was held up does not keep the others waiting.
     int pieces = part.alone ? 1 : std::min(units, threads->count() * 4);
     auto multiply_piece = [&](int piece, int) {
@@ -80,7 +90,7 @@ void Network::multiply(const Part &part, const Stack &stack, const float *from, 
         float *into = to;
         for (const OwnMatrix &one : stack.parts) {
             int first = std::max(begin, 0), last = std::min(end, one.blocks);
-            if (first < last) kernels->multiply(&one, &of, into, stride, add, first, last);
+            if (first < last) kernels->multiply(&one, &rows, into, stride, add, first, last);
             begin -= one.blocks, end -= one.blocks, into += one.outputs;
         }
     };
@@ -92,8 +102,9 @@ void Network::logits(const float *states, int rows, float *to) {
     std::unique_ptr<Room> room = rent(0);
     grow(room->whole, rows);
     Part part = {0, rows, &room->whole, false, 0};
-    each_row(part, [&](int row, int) { quantise(room->whole, head, states + (size_t)row * shape.hidden, shape.hidden, row); });
-    multiply(part, head, states, shape.hidden, shape.hidden, to, shape.vocabulary, false);
+    QuantisedRows &bytes = room->whole.given_bytes;
+    each_row(part, [&](int row, int) { quantise(bytes, head, states + (size_t)row * shape.hidden, shape.hidden, row); });
+    multiply(part, head, rows_of(bytes, states, shape.hidden, shape.hidden, rows), to, shape.vocabulary, false);
     if (shape.logit_divisor != 1 || shape.logit_cap > 0)
         each_row(part, [&](int row, int) {
             kernels->bound(to + (size_t)row * shape.vocabulary, shape.vocabulary, shape.logit_divisor, shape.logit_cap);

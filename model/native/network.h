@@ -88,12 +88,22 @@ struct Layer {
     int window, angles;
 };
 
-// What some rows of a pass are computed in, numbered from the first of them.
+// Rows that were quantised, as `Rows` says.
+struct QuantisedRows {
+    Memory<int8_t> bytes;
+    Memory<float> scales, sums;
+    Memory<int32_t> offsets, totals;
+};
+
+// As kernels want them, with what they are as floats.
+Rows rows_of(const QuantisedRows &from, const float *floats, int stride, int inputs, int count);
+
+// What some rows of a pass are computed in, numbered from the first of them. Each part of a layer reads `given`, but the last
+// matrix what was `activated`.
 struct Bench {
     size_t rows = 0;
-    Memory<float> normed, update, inner, activated, scales, sums;
-    Memory<int8_t> bytes;
-    Memory<int32_t> offsets, totals;
+    Memory<float> normed, update, inner, activated;
+    QuantisedRows given_bytes, activated_bytes;
 };
 
 // What one pass works in. Several threads may run passes over caches of their own at a time, each in a room of its own.
@@ -148,8 +158,14 @@ struct Network {
     void give_back(std::unique_ptr<Room> room);
     void grow(Bench &bench, int rows);
     void check(const Slots &slots, const Pass &pass);
-    void quantise(Bench &bench, const Stack &stack, const float *from, int inputs, int row);
-    void multiply(const Part &part, const Stack &stack, const float *from, int from_stride, int inputs, float *to, int stride, bool add);
+    // `count` numbers of a row of so many `inputs`, from number `begin` on, where a group begins.
+    void quantise(QuantisedRows &to, const Stack &stack, const float *from, int inputs, int row, int begin, int count);
+    void quantise(QuantisedRows &to, const Stack &stack, const float *from, int inputs, int row) {
+        quantise(to, stack, from, inputs, row, 0, inputs);
+    }
+    void multiply(const Part &part, const Stack &stack, const Rows &rows, float *to, int stride, bool add);
+    // Blocks of one matrix from `begin` on, by one thread.
+    void multiply_some(const OwnMatrix &matrix, int begin, int outputs, const Rows &rows, float *to, int stride);
     template <class F> void each_row(const Part &part, F &&body) {
         if (part.alone) {
             for (int row = 0; row < part.rows(); row++) body(row, part.thread);

@@ -38,6 +38,10 @@ struct Run {
         return stack.floats() ? all.get() + (size_t)row * stride : room.one_row[thread].get();
     }
 
+    Rows normed_rows(const Part &part) {
+        return rows_of(part.bench->given_bytes, part.bench->normed.get(), state_stride, hidden, part.rows());
+    }
+
     void embed(const Part &part) {
         const OwnMatrix &table = (network.embedding.parts.empty() ? network.head : network.embedding).parts[0];
         network.each_row(part, [&](int at, int) {
@@ -64,10 +68,10 @@ struct Run {
         network.each_row(part, [&](int at, int thread) {
             float *normed = put(layer.query_key_value, part.bench->normed, at, state_stride, thread);
             normalise(state(part.begin + at), layer.before_attention, normed);
-            network.quantise(*part.bench, layer.query_key_value, normed, hidden, at);
+            network.quantise(part.bench->given_bytes, layer.query_key_value, normed, hidden, at);
         });
         float *queries = room.queries.get() + (size_t)part.begin * wide_stride;
-        network.multiply(part, layer.query_key_value, part.bench->normed.get(), state_stride, hidden, queries, wide_stride, false);
+        network.multiply(part, layer.query_key_value, normed_rows(part), queries, wide_stride, false);
         int half = shape.rotated / 2;
         network.each_row(part, [&](int at, int) {
             float *all = queries + (size_t)at * wide_stride;
@@ -127,12 +131,12 @@ struct Run {
 
     // What `stack` makes of rows is added to the states: at once, or after a norm or a multiplication; or where it is to be `later`, put
     // beside them as it is to be added.
-    void add(const Part &part, const Stack &stack, const float *from, int stride, int inputs, const Norm &norm, bool later) {
+    void add(const Part &part, const Stack &stack, const Rows &rows, const Norm &norm, bool later) {
         if (!later && !norm.weight && shape.residual_scale == 1) {
-            network.multiply(part, stack, from, stride, inputs, state(part.begin), state_stride, true);
+            network.multiply(part, stack, rows, state(part.begin), state_stride, true);
             return;
         }
-        network.multiply(part, stack, from, stride, inputs, update(part, 0), state_stride, false);
+        network.multiply(part, stack, rows, update(part, 0), state_stride, false);
         network.each_row(part, [&](int at, int) {
             float *one = update(part, at);
             if (norm.weight) normalise(one, norm, one);
@@ -147,29 +151,54 @@ struct Run {
         for (int i = 0; i < hidden; i++) to[i] += one[i];
     }
 
+    void activate_all(const Part &part, const Layer &layer) {
+        network.multiply(part, layer.up, normed_rows(part), part.bench->inner.get(), inner_stride, false);
+        network.each_row(part, [&](int at, int thread) {
+            const float *from = part.bench->inner.get() + (size_t)at * inner_stride;
+            float *to = put(layer.down, part.bench->activated, at, activated_stride, thread);
+            kernels.activate(from, shape.gated ? from + inner : nullptr, shape.activation, inner, to);
+            network.quantise(part.bench->activated_bytes, layer.down, to, inner, at);
+        });
+    }
+
+    // The same, one group of numbers that share a scale after another: what is not quantised yet stays in the cache next to the core.
+    void activate_by_groups(const Part &part, const Layer &layer) {
+        int stride = (int)apart(2 * WIDE);
+        float *to = room.one_row[part.thread].get();
+        Rows rows = normed_rows(part);
+        for (int begin = 0; begin < inner; begin += WIDE) {
+            int count = std::min<int>(WIDE, inner - begin);
+            for (size_t one = 0; one < layer.up.parts.size(); one++)
+                network.multiply_some(layer.up.parts[one], begin / BLOCK, count, rows, part.bench->inner.get() + one * WIDE, stride);
+            for (int at = 0; at < part.rows(); at++) {
+                const float *from = part.bench->inner.get() + (size_t)at * stride;
+                kernels.activate(from, shape.gated ? from + WIDE : nullptr, shape.activation, count, to);
+                network.quantise(part.bench->activated_bytes, layer.down, to, inner, at, begin, count);
+            }
+        }
+    }
+
     // What follows attention in a layer.
     void think(const Part &part, int number) {
         Layer &layer = network.layers[number];
         const float *mixed = room.mixed.get() + (size_t)part.begin * query_stride;
         if (layer.output.integers())
             network.each_row(part, [&](int at, int) {
-                network.quantise(*part.bench, layer.output, mixed + (size_t)at * query_stride, query, at);
+                network.quantise(part.bench->given_bytes, layer.output, mixed + (size_t)at * query_stride, query, at);
             });
-        add(part, layer.output, mixed, query_stride, query, layer.after_attention, shape.parallel);
+        add(part, layer.output, rows_of(part.bench->given_bytes, mixed, query_stride, query, part.rows()), layer.after_attention,
+            shape.parallel);
         network.each_row(part, [&](int at, int thread) {
             float *normed = put(layer.up, part.bench->normed, at, state_stride, thread);
             normalise(state(part.begin + at), layer.before_inner, normed);
-            network.quantise(*part.bench, layer.up, normed, hidden, at);
+            network.quantise(part.bench->given_bytes, layer.up, normed, hidden, at);
             if (shape.parallel) add_update(part, at);
         });
-        network.multiply(part, layer.up, part.bench->normed.get(), state_stride, hidden, part.bench->inner.get(), inner_stride, false);
-        network.each_row(part, [&](int at, int thread) {
-            const float *from = part.bench->inner.get() + (size_t)at * inner_stride;
-            float *to = put(layer.down, part.bench->activated, at, activated_stride, thread);
-            kernels.activate(from, shape.gated ? from + inner : nullptr, shape.activation, inner, to);
-            network.quantise(*part.bench, layer.down, to, inner, at);
-        });
-        add(part, layer.down, part.bench->activated.get(), activated_stride, inner, layer.after_inner, false);
+        if (part.alone && !layer.down.floats()) activate_by_groups(part, layer);
+        else activate_all(part, layer);
+        const Bench &bench = *part.bench;
+        add(part, layer.down, rows_of(bench.activated_bytes, bench.activated.get(), activated_stride, inner, part.rows()),
+            layer.after_inner, false);
     }
 
     void end(const Part &part) {

@@ -19,6 +19,21 @@ INLINE void add_piece(const int8_t *rows, const uint8_t *const *weights, size_t 
     _tile_dpbssd(3, 5, 7);
 }
 
+// Sums of one group for `count` rows by a block become floats and are added to those `before`. Each case has a loop of its own: with
+// branches in it, it takes longer than the products do.
+INLINE void add_up(const int32_t *high, const int32_t *low, Floats scales, const float *row_scales, int32_t scale_stride, int32_t count,
+                   const float *before, int32_t before_stride, const float *bias, float *to, int32_t stride, const int biased,
+                   const int adding) {
+    Floats more = biased ? load(bias) : zeros();
+    for (int32_t r = 0; r < count; r++) {
+        Integers integers = add_integers(times_256(load_integers(high)), load_integers(low));
+        Floats sum = fma(floats(integers), mul(scales, all(*row_scales)), load(before));
+        if (biased) sum = add(sum, more);
+        store(to, adding ? add(load(to), sum) : sum);
+        high += BLOCK, low += BLOCK, row_scales += scale_stride, before += before_stride, to += stride;
+    }
+}
+
 // What comes of up to sixteen rows from `row` on by `across` blocks and the inputs from `input` to before `last`, one group, is added to
 // `sums` [across][CHUNK][16], or in the last group put where it belongs. `weights` are the signed bytes of the blocks.
 INLINE void multiply_group(const Matrix *matrix, const Rows *rows, int32_t row, int32_t block, const uint8_t *const *weights, int32_t input,
@@ -29,7 +44,8 @@ INLINE void multiply_group(const Matrix *matrix, const Rows *rows, int32_t row, 
     for (int32_t r = 0; r < left && at_end; r++)
         for (int b = 0; b < across; b++) prefetch_to_write(to + (size_t)(row + r) * stride + (block + b) * BLOCK);
     const int8_t *bytes = rows->bytes + panel_begin(row, rows->byte_stride);
-    size_t group = input / WIDE, at_scale = (size_t)row * rows->scale_stride + group, begin = group;
+    static const float nothing[BLOCK] = {0};
+    size_t group = input / WIDE, at_scale = (size_t)row * rows->scale_stride + group;
     const uint8_t *numbers = matrix->data + block * matrix->block_bytes + matrix->numbers + group * number_bytes(matrix->format);
     _tile_zero(0);
     _tile_zero(1);
@@ -45,15 +61,20 @@ INLINE void multiply_group(const Matrix *matrix, const Rows *rows, int32_t row, 
     if (across > 1) _tile_stored(3, integers[3], 64);
     for (int b = 0; b < across; b++) {
         Floats scales = load_half((const uint16_t *)(numbers + b * matrix->block_bytes));
-        float *own = sums + ((size_t)b * CHUNK + row % CHUNK) * BLOCK;
-        for (int32_t r = 0; r < left; r++) {
-            size_t at = (size_t)r * BLOCK;
-            Integers sum = add_integers(times_256(load_integers(integers[b] + at)), load_integers(integers[2 + b] + at));
-            Floats before = begin ? load(own + at) : zeros();
-            before = fma(floats(sum), mul(scales, all(rows->scales[at_scale + (size_t)r * rows->scale_stride])), before);
-            if (!at_end) store(own + at, before);
-            else put(matrix, before, block + b, to + (size_t)(row + r) * stride, add_to);
-        }
+        float *own = sums + ((size_t)b * CHUNK + row % CHUNK) * BLOCK, *out = to + (size_t)row * stride + (block + b) * BLOCK;
+        const float *bias = matrix->bias ? matrix->bias + (block + b) * BLOCK : nullptr;
+        bool put_there = at_end && matrix->outputs - (block + b) * BLOCK >= BLOCK;
+#define ADD_UP(to, stride, biased, adding)                                                                             \
+    add_up(integers[b], integers[2 + b], scales, rows->scales + at_scale, rows->scale_stride, left, group ? own : nothing,  \
+           group ? (int)BLOCK : 0, bias, to, stride, biased, adding)
+        if (!put_there) ADD_UP(own, BLOCK, 0, 0);
+        else if (bias && add_to) ADD_UP(out, stride, 1, 1);
+        else if (bias) ADD_UP(out, stride, 1, 0);
+        else if (add_to) ADD_UP(out, stride, 0, 1);
+        else ADD_UP(out, stride, 0, 0);
+#undef ADD_UP
+        for (int32_t r = 0; r < left && at_end && !put_there; r++)
+            put(matrix, load(own + r * BLOCK), block + b, to + (size_t)(row + r) * stride, add_to);
     }
 }
 

@@ -208,11 +208,10 @@ def test_a_quantised_file_computes_what_its_own_numbers_give(name: str, tmp_path
     assert torch.equal(logits(blocks, TOKENS), logits(floats, TOKENS))
 
 
-def test_joined_matrices_stay_in_their_blocks_for_the_core(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    """Queries take more rows than keys and values, which are one matrix with them in the file."""
-    torch.manual_seed(0)
-    network = transformers.AutoModelForCausalLM.from_config(transformers.Phi3Config(**FEW)).eval()
-    write(tmp_path / "blocks.gguf", network, tokenizer, Q.Q8_0)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_core_computes_with_a_familys_blocks(name: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """As with what they stand for: matrices that are one in the file, by rows or head by head, too."""
+    write(tmp_path / "blocks.gguf", reference(name), tokenizer, Q.Q8_0)
     floats, blocks = (load_checkpoint(tmp_path / "blocks.gguf", blocks=kept) for kept in (False, True))
     assert [name for name, module in blocks.model.named_modules() if getattr(module, "blocks", None) is not None]
     if not native.levels():
