@@ -34,7 +34,39 @@ def chat(page: Any) -> None:
         page.wait_for_selector("#message .send-button")
 
 
-TABS: dict[str, Callable[[Any], None]] = {"chat": chat}
+def notebook(page: Any) -> None:
+    """A beginning and two continuations."""
+    page.fill("#notebook-text", "It was late in the evening when the keeper")
+    for _ in range(2):
+        before = page.input_value("#notebook-text")
+        page.click("#notebook-continue")
+        page.wait_for_function("document.querySelector('#notebook-status').innerText.includes('seed')")
+        page.wait_for_function("before => document.querySelector('#notebook-text').value != before", arg=before)
+        page.wait_for_timeout(300)
+    page.evaluate("scrollTo(0, 0)")
+
+
+def tokens(page: Any) -> None:
+    """Two strategies, why one token was chosen, and a branch."""
+    page.click("#lab-run")
+    page.wait_for_function("document.querySelector('#lab-run').textContent == 'Run'")
+    page.click(".strategy:nth-child(1) .token:nth-child(8)")
+    page.locator(".why tbody button").nth(1).click()
+    page.wait_for_function("!document.querySelector('.answer[aria-busy]')")
+    page.locator(".colours").first.evaluate("node => scrollTo(0, node.getBoundingClientRect().top + scrollY - 8)")
+    page.wait_for_timeout(500)
+
+
+def score(page: Any) -> None:
+    """The example's figures, curve and tokens."""
+    page.click("#score-run")
+    page.wait_for_selector(".heat .token")
+    page.click(".heat .token:nth-child(11)")
+    page.locator(".results").evaluate("node => scrollTo(0, node.getBoundingClientRect().top + scrollY - 8)")
+    page.wait_for_timeout(500)
+
+
+TABS: dict[str, Callable[[Any], None]] = {"chat": chat, "notebook": notebook, "tokens": tokens, "score": score}
 
 
 def main(url: str) -> None:

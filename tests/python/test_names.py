@@ -80,7 +80,7 @@ def test_signatures_have_every_parameter() -> None:
         assert parameters["top_k"].annotation == "int | None"
         assert parameters["top_k"].kind is inspect.Parameter.KEYWORD_ONLY
     scored = inspect.signature(topkapi.Model.score).parameters.keys() - {"self"}
-    assert scored == score_schemas.ScoreRequest.model_fields.keys() - {"model", "stream"}
+    assert scored == score_schemas.ScoreRequest.model_fields.keys() - {"model", "stream", "resumable"}
     assert inspect.signature(topkapi.Model.ascore).parameters.keys() - {"self"} == scored
     recipes: dict[Any, Any] = {
         topkapi.pretrain: PretrainRecipe, topkapi.finetune: FinetuneRecipe, topkapi.dpo: DpoRecipe,

@@ -62,7 +62,7 @@ def score_response(
     scores = work.scores
     summaries = [scoring.summarise(model, *pair) for pair in zip(items, scores, strict=True)]
     results = [
-        render.score_result(model, item, own, summary, body)
+        render.score_result(model, item, own, summary, body.per_token, body.top, body.segments, body.surprising)
         for item, own, summary in zip(items, scores, summaries, strict=True)
     ]
     content: dict[str, Any] = {"id": identifier, "model": model.name, "results": results}

@@ -9,7 +9,6 @@ from typing import Any
 
 from topkapi.engine.request import Token
 from topkapi.model.scoring import Scores
-from topkapi.service.api.native.score_schemas import ScoreRequest
 from topkapi.service.generation import CompletionOutput, Delta, Generation
 from topkapi.service.models import LoadedModel
 from topkapi.service.scoring import Item, TextScore, finite, most_surprising, stretches
@@ -103,9 +102,16 @@ def token_trace(model: LoadedModel, token: Token) -> dict[str, Any]:
 
 
 def score_result(
-    model: LoadedModel, item: Item, scores: Scores, score: TextScore, body: ScoreRequest
+    model: LoadedModel,
+    item: Item,
+    scores: Scores,
+    score: TextScore,
+    per_token: bool,
+    top: int,
+    segments: int = 0,
+    surprising: int = 0,
 ) -> dict[str, Any]:
-    """The scores of one text or completion, with its tokens, stretches and surprises if `body` asks for them."""
+    """The scores of one text or completion, with its tokens, stretches and surprises if asked for."""
     result: dict[str, Any] = {
         "tokens": score.tokens,
         "scored_tokens": score.scored_tokens,
@@ -119,16 +125,16 @@ def score_result(
     if item.is_completion:
         result["greedy_match"] = score.greedy_match
     begin = item.first if item.is_completion else 0
-    if body.per_token:
+    if per_token:
         positions = range(begin, score.tokens)
         # One by one as they are written: those of a book would fill the memory.
-        result["per_token"] = (_scored(model, item, scores, position, body.top) for position in positions)
-    if body.segments:
-        result["segments"] = [asdict(each) for each in stretches(model, item, scores, body.segments)]
-    if body.surprising:
+        result["per_token"] = (_scored(model, item, scores, position, top) for position in positions)
+    if segments:
+        result["segments"] = [asdict(each) for each in stretches(model, item, scores, segments)]
+    if surprising:
         result["surprising"] = [
-            _scored(model, item, scores, begin + position, body.top) | {"position": position, "start_byte": start}
-            for position, start in most_surprising(model, item, scores, body.surprising)
+            _scored(model, item, scores, begin + position, top) | {"position": position, "start_byte": start}
+            for position, start in most_surprising(model, item, scores, surprising)
         ]
     return result
 
