@@ -87,11 +87,10 @@ class Chat {
       list: () => this.sides.list.toggle.click(),
     });
     addEventListener("pagehide", () => {
-      for (const { conversation, turn, abort } of this.#running.values()) {
-        this.#lost(turn);
-        this.#keep(conversation);
-        abort.abort();
-      }
+      // A page that goes away has no time for a database.
+      const left = [...this.#running.values()].map(({ conversation, turn }) => ({ id: conversation.id, turn: this.#lost(turn) }));
+      if (left.length) store.set("chat.left", left);
+      for (const { abort } of this.#running.values()) abort.abort();
     });
     addEventListener("hashchange", () => this.#fromLink());
   }
@@ -101,13 +100,20 @@ class Chat {
       this.#conversations.set(conversation.id, conversation);
       Object.values(conversation.turns).filter(busy).forEach(this.#lost);
     }
+    for (const { id, turn } of store.get("chat.left", [])) {
+      const conversation = this.#conversations.get(id);
+      if (!conversation?.turns[turn.id]) continue;
+      conversation.turns[turn.id] = turn;
+      this.#keep(conversation);
+    }
+    store.remove("chat.left");
     this.open(this.#conversations.get(store.get("chat.open")) ?? this.#current, { focus: true });
     await this.#fromLink();
   }
 
   /** What was being written when the page went away is all there is of it. */
   #lost(turn) {
-    Object.assign(turn, { state: "lost", trouble: "the page was closed while it was written" });
+    return Object.assign(turn, { state: "lost", trouble: "the page was closed while it was written" });
   }
 
   /** A request in the address is shown, not sent: whoever follows a link decides. */
@@ -269,6 +275,7 @@ class Chat {
     this.#running.set(conversation.id, { conversation, turn, abort });
     clearError(this.composer);
     this.#state();
+    this.#keep(conversation);
     this.found.show();
     let drawn = 0;
     let took = 0;

@@ -23,13 +23,15 @@ export function bodyOf(turn) {
   return { model: turn.model, ...source, ...turn.parameters };
 }
 
-/** The body that goes on where an answer was cut off: the same tokens, then more. */
+/** The body that goes on where an answer was cut off: its tokens are read, not drawn anew. */
 async function bodyGoingOn(turn, model, signal) {
   const source = turn.role === "continuation" ? { text: turn.prompt } : { messages: turn.messages };
   const { token_ids } = await request("POST", "tokenize", { model: model.name, ...source }, { signal });
   // A prompt has other defaults than a conversation.
   const defaults = turn.role === "assistant" ? model.chat_defaults : {};
-  return { model: turn.model, prompt: [...token_ids, ...turn.token_ids], ...defaults, ...turn.parameters };
+  // The seed's noise is counted from the first token of an answer: with the same one it would come a second time.
+  const seed = Number.isInteger(turn.parameters.seed) ? turn.parameters.seed + turn.token_ids.length : turn.parameters.seed;
+  return { model: turn.model, prompt: [...token_ids, ...turn.token_ids], ...defaults, ...turn.parameters, seed };
 }
 
 /**
@@ -79,6 +81,7 @@ export async function answer(conversation, turn, model, { signal, shown, keep, g
   let first = null;
   let kept = began;
   turn.state = "queued";
+  if (goOn) turn.joints = [...(turn.joints ?? []), before.tokens];
   delete turn.trouble;
   delete turn.finish_reason;
   delete turn.timings;
@@ -167,6 +170,7 @@ export function facts(turn) {
   if (turn.first_token_s !== undefined) said.push(`first after ${turn.first_token_s.toFixed(2)} s`);
   if (turn.state === "writing") return `Writing… ${said.join(" · ")}`;
   if (turn.parameters?.seed !== undefined) said.push(`seed ${turn.parameters.seed}`);
+  if (turn.joints) said.push(`gone on with after ${turn.joints.join(", ")}`);
   const end = { stopped: "stopped", lost: "broken off", failed: "broken off" }[turn.state] ?? REASONS[turn.finish_reason];
   return [...said, end].filter(Boolean).join(" · ");
 }

@@ -61,6 +61,11 @@ def set_parameter(page: Any, label: str, value: str) -> None:
     box.press("Tab")
 
 
+def endless(page: Any) -> None:
+    """Let answers go on to their limit: a network that draws at random ends where it likes."""
+    page.locator("[data-parameter=ignore_end_token]").evaluate("box => box.checked || box.click()")
+
+
 def refusal(page: Any) -> str:
     """What the error says that stands where it arose."""
     return page.wait_for_selector(".composer .studio-error[role=alert]").inner_text()
