@@ -87,7 +87,7 @@ class Tab {
     try {
       // What is looked at is asked for more often than what else there is.
       if (this.asked++ % LIST_EVERY === 0 || !this.shownOnce) {
-        this.#list = await listed();
+        this.#list = this.#ordered(await listed());
         this.#settle();
       }
       const running = this.#selected().filter((run) => run.details === null || this.#stale(run));
@@ -101,6 +101,13 @@ class Tab {
     } finally {
       this.refreshing = false;
     }
+  }
+
+  /** The list in the order in which it was shown before, what is new first: of runs that go on now one, now another is the latest. */
+  #ordered(list) {
+    const before = this.#list.map((run) => run.name);
+    const place = (run) => before.indexOf(run.name);
+    return [...list.filter((run) => place(run) < 0), ...list.filter((run) => place(run) >= 0).sort((one, other) => place(one) - place(other))];
   }
 
   /** Whether the list says that a run wrote something since it was last asked. */
@@ -145,15 +152,15 @@ class Tab {
     const seen = JSON.stringify([this.#list, this.#chosen]);
     if (seen === this.seen) return;
     this.seen = seen;
-    const focused = document.activeElement?.id;
+    const focused = this.list.contains(document.activeElement) ? document.activeElement.dataset.run : null;
     clear(this.list).append(...this.#list.map((run, index) => this.#row(run, index)));
-    if (focused) document.getElementById(focused)?.focus();
+    if (focused !== null) [...this.list.querySelectorAll("input")].find((box) => box.dataset.run === focused)?.focus();
   }
 
   #row(run, index) {
     const chosen = this.#chosen.includes(run.name);
     const id = `run-${index}`;
-    const box = element("input", { type: "checkbox", id, checked: chosen, disabled: !chosen && this.#chosen.length >= MOST });
+    const box = element("input", { type: "checkbox", id, dataset: { run: run.name }, checked: chosen, disabled: !chosen && this.#chosen.length >= MOST });
     box.addEventListener("change", () =>
       this.#choose(box.checked ? [...this.#chosen, run.name] : this.#chosen.filter((name) => name !== run.name)));
     const total = run.total_steps ? ` of ${run.total_steps.toLocaleString("en")}` : "";
