@@ -11,11 +11,10 @@ import numpy as np
 
 Records = Sequence[Mapping[str, Any]]
 
-# The losses of so many steps on each side of a boundary are compared: a part of an epoch, within these bounds.
-_PART, _LEAST, _MOST = 0.2, 5, 50
-# A step down is so many standard errors below where the trend of the epoch before would have led, and so large a part
-# of the loss.
-_ERRORS, _PART_OF_LOSS = 4.0, 0.01
+# The losses of so many steps on each side of a boundary are looked at: half an epoch, within these bounds.
+_LEAST, _MOST = 10, 50
+# A step down is so many standard errors away from none, and so large a part of the loss.
+_ERRORS, _PART_OF_LOSS = 3.5, 0.01
 
 
 @dataclass(frozen=True)
@@ -52,27 +51,26 @@ def boundaries(records: Records) -> list[int]:
 
 
 def steps_down(records: Records) -> list[StepDown]:
-    """Where the loss of the batches steps down at the end of an epoch, beyond what its trend explains."""
+    """Where the loss of the batches steps down at the end of an epoch, beyond what its trend explains.
+
+    A line with a step in it is fitted to the losses around each boundary. A curve that flattens looks like a step up to
+    it, so that what is found is rather too small.
+    """
     losses = {record["step"]: record["loss"] for record in records if "learning_rate" in record}
     per_epoch = steps_per_epoch(records)
-    if per_epoch is None:
-        return []
-    width = min(_MOST, max(_LEAST, int(_PART * per_epoch)))
+    width = 0 if per_epoch is None else min(_MOST, int(per_epoch / 2))
     found = []
-    for number, step in enumerate(boundaries(records), start=1):
-        earlier = [at for at in range(step - min(3 * width, int(per_epoch)) + 1, step + 1) if at in losses]
-        later = [at for at in range(step + 1, step + width + 1) if at in losses]
-        if len(earlier) < 2 * _LEAST or len(later) < _LEAST:
+    for number, step in enumerate(boundaries(records) if width >= _LEAST else [], start=1):
+        at = np.array([each for each in range(step - width + 1, step + width + 1) if each in losses])
+        after = at > step
+        if after.sum() < _LEAST or (~after).sum() < _LEAST:
             continue
-        before = np.array([losses[at] for at in earlier])
-        slope, level = np.polyfit(earlier, before, 1)
-        # A curve that flattens ends above its straight line, so what is found is rather too small.
-        expected = slope * np.array(later) + level
-        below = float((expected - np.array([losses[at] for at in later])).mean())
-        spread = float(np.std(before - (slope * np.array(earlier) + level), ddof=2))
-        centre, spans = float(np.mean(earlier)), float(((np.array(earlier) - np.mean(earlier)) ** 2).sum())
-        error = spread * math.sqrt(1 / len(later) + 1 / len(earlier) + (float(np.mean(later)) - centre) ** 2 / spans)
-        loss = float(before[-len(later) :].mean())
+        values = np.array([losses[each] for each in at.tolist()])
+        terms = np.stack([np.ones(len(at)), (at - step) / width, after], axis=1)
+        coefficients, *_ = np.linalg.lstsq(terms, values, rcond=None)
+        variance = float(((values - terms @ coefficients) ** 2).sum()) / (len(at) - terms.shape[1])
+        error = math.sqrt(variance * float(np.linalg.inv(terms.T @ terms)[2, 2]))
+        below, loss = -float(coefficients[2]), float(values[~after].mean())
         if below > max(_ERRORS * error, _PART_OF_LOSS * loss):
             found.append(StepDown(number, step, loss, below))
     return found
