@@ -17,7 +17,6 @@ import torch
 from topkapi.model.errors import DataError, InvalidRequest
 from topkapi.service import scoring
 from topkapi.service.api.native import render
-from topkapi.service.api.native.score_schemas import ScoreRequest
 from topkapi.service.commands.inputs import Text, loading
 from topkapi.service.generation import Generation, plan
 from topkapi.service.locations import name_of_location
@@ -75,9 +74,8 @@ def score(arguments: argparse.Namespace, settings: Settings, location: str, give
         )
         summaries = [scoring.summarise(model, *pair) for pair in zip(items, found, strict=True)]
         if arguments.json:
-            wanted = ScoreRequest(per_token=arguments.per_token, top=arguments.top)
             results = [
-                _complete(render.score_result(model, item, scores, summary, wanted))
+                _complete(render.score_result(model, item, scores, summary, arguments.per_token, arguments.top))
                 for item, scores, summary in zip(items, found, summaries, strict=True)
             ]
             _print_json({"id": render.new_id("score"), "model": model.name, "results": results})
