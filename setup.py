@@ -5,6 +5,7 @@ Where there is no C++ compiler, or it fails, the package is installed without th
 
 from __future__ import annotations
 
+import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,13 @@ FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-p
 # With these two gcc takes minutes instead of seconds.
 FLAGS += ["-fno-unswitch-loops", "-fno-split-loops"]
 FLAGS += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # of gcc's own intrinsics
+
+
+# Which sources a core was built from, so that one that is out of date is not taken (model/native/library.py).
+DIGEST = hashlib.sha256(
+    b"".join(path.read_bytes() for path in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]))
+).hexdigest()
+FLAGS.append(f'-DTOPKAPI_SOURCES="{DIGEST}"')
 
 
 class BuildCore(build_ext):

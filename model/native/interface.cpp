@@ -74,7 +74,14 @@ int64_t block_bytes(const Shape &shape, int format) {
 
 }  // namespace
 
+#ifndef TOPKAPI_SOURCES
+#define TOPKAPI_SOURCES ""
+#endif
+
 extern "C" {
+
+// The digest of the sources that this was built from.
+const char *topkapi_sources() { return TOPKAPI_SOURCES; }
 
 int topkapi_levels() { return (int)available().size(); }
 

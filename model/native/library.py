@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,8 @@ from topkapi.model.errors import EngineError, SettingsError
 
 SWITCH = "TOPKAPI_NATIVE"
 """Environment variable: 0 leaves the core alone, the name of an instruction set takes none beyond that one."""
+
+HERE = Path(__file__).parent
 
 c_int, c_pointer = ctypes.c_int32, ctypes.c_void_p
 
@@ -49,15 +52,40 @@ Pass = _structure(
 )  # fmt: skip
 
 
+def digest_of_sources() -> str:
+    """What the sources beside this file are told by, as setup.py does; nothing where there are none."""
+    sources = sorted([*HERE.glob("*.cpp"), *HERE.glob("*.h")])
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest() if sources else ""
+
+
 @cache
-def library() -> ctypes.CDLL | None:
-    """The compiled core, or None where it was not built."""
-    path = Path(__file__).with_name("_core.so")
+def _loaded() -> ctypes.CDLL | str:
+    """The compiled core, or why there is none."""
+    path = HERE / "_core.so"
     if not path.exists():
-        return None
+        return "the native core was not built: install Topkapi where there is a C++ compiler"
     try:
         core = ctypes.CDLL(str(path))
-    except OSError:  # built for another machine
+    except OSError:
+        return "the native core was built for another machine: install Topkapi on this one"
+    # One that lays its structures out otherwise would read anything.
+    try:
+        core.topkapi_sources.restype = ctypes.c_char_p
+        built_from = core.topkapi_sources().decode()
+    except AttributeError:
+        built_from = ""
+    if digest_of_sources() not in ("", built_from):
+        return (
+            "the native core was built from other sources than these: build it again with make install or pip install"
+        )
+    return core
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled core, or None where there is none to be used."""
+    core = _loaded()
+    if isinstance(core, str):
         return None
     core.topkapi_level_name.restype = ctypes.c_char_p
     core.topkapi_threads_new.restype = c_pointer
@@ -102,7 +130,7 @@ def why_not() -> str | None:
         return None
     if library() is not None:
         return f"the native core is switched off by {SWITCH}=0"
-    return "the native core was not built: install Topkapi where there is a C++ compiler"
+    return str(_loaded())
 
 
 @cache

@@ -307,3 +307,20 @@ def test_an_unknown_instruction_set_is_named() -> None:
     environment = {**os.environ, "TOPKAPI_NATIVE": "mmx"}
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert ran.returncode != 0 and "TOPKAPI_NATIVE=mmx is no instruction set of this processor" in ran.stderr
+
+
+def test_a_core_of_other_sources_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an update that nobody has compiled: its structures may be laid out otherwise."""
+    from topkapi.model.native import library
+
+    for cached in (library._loaded, library.library, library.levels):
+        cached.cache_clear()
+    try:
+        monkeypatch.setattr(library, "digest_of_sources", lambda: "0" * 64)
+        assert library.library() is None and library.levels() == ()
+        assert "built from other sources" in str(library.why_not())
+    finally:
+        monkeypatch.undo()
+        for cached in (library._loaded, library.library, library.levels):
+            cached.cache_clear()
+    assert native.levels()
