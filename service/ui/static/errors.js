@@ -1,5 +1,6 @@
 // Errors where they arose: what is wrong, what to do, and gone when they are dismissed or things go well again.
 
+import { connection } from "./api.js";
 import { button, element, visible } from "./dom.js";
 
 /** Show an error at the top of `root`, in place of the one before. Returns its element. */
@@ -19,6 +20,8 @@ export function showError(root, error, { again } = {}) {
     button("✕", () => clearError(root), { class: "quiet", "aria-label": "Dismiss the error" }),
   );
   root.prepend(shown);
+  // That nobody answers is said for as long as it is so.
+  if (error.lost) connection.addEventListener("back", () => shown.remove(), { once: true });
   if (error.field) markField(root, error.field);
   return shown;
 }

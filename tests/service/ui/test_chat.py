@@ -277,28 +277,35 @@ def test_turns_are_edited_and_answers_repeated_and_nothing_is_lost(page) -> None
 
 
 def test_conversations_are_listed_found_named_and_taken_away(page) -> None:
+    def listed(*titles: str) -> None:
+        page.wait_for_function(
+            "titles => [...document.querySelectorAll('.conversations .title')].map(t => t.innerText).join() == titles",
+            arg=",".join(titles),
+        )
+
     set_parameter(page, "Maximum tokens", "4")
     for text in ("About lighthouses", "About towers"):
         page.click("#new-conversation")
         send(page, text)
         answered(page, 1)
-    titles = ".conversations .title"
-    assert [each.inner_text() for each in page.query_selector_all(titles)] == ["About towers", "About lighthouses"]
+    listed("About towers", "About lighthouses")
     page.fill("[type=search]", "lighthouse")
-    assert [each.inner_text() for each in page.query_selector_all(titles)] == ["About lighthouses"]
-    page.click(titles)
+    listed("About lighthouses")
+    page.click(".conversations .title")
     assert turns(page)[0] == "About lighthouses"
     page.fill("[type=search]", "")
     page.click(".conversations li >> nth=0 >> summary")
-    page.click(".conversations >> text=Rename")
+    page.click(".conversations li >> nth=0 >> text=Rename")
     page.fill(".conversations input", "The tall ones")
     page.press(".conversations input", "Enter")
-    page.wait_for_selector(".conversations >> text=The tall ones")
+    listed("The tall ones", "About lighthouses")
     page.click(".conversations li:has-text('lighthouses') >> summary")
     page.click(".conversations li:has-text('lighthouses') >> text=Delete")
-    page.wait_for_function("document.querySelectorAll('.conversations .title').length == 2")
+    listed("The tall ones")
+    page.wait_for_selector(".welcome")
     page.click("text=Undo")
-    page.wait_for_selector(".conversations >> text=About lighthouses")
+    listed("The tall ones", "About lighthouses")
+    assert turns(page)[0] == "About lighthouses"
     assert {each["title"] for each in kept(page)} == {"The tall ones", "About lighthouses"}
 
 
