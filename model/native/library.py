@@ -76,7 +76,7 @@ def _loaded() -> ctypes.CDLL | str:
         built_from = ""
     if digest_of_sources() not in ("", built_from):
         return (
-            "the native core was built from other sources than these: build it again with make install or pip install"
+            "the native core was built from other sources: build it again with make install, or pip"
         )
     return core
 
