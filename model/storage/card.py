@@ -21,10 +21,10 @@ _TEXT = 8
 
 @dataclass(frozen=True)
 class Card:
-    """The `text` of a checkpoint's README.md without what is meant for the hub, and its `licence`; None for neither."""
+    """The `text` of a checkpoint's README.md without what is meant for the hub, and its `license`; None for neither."""
 
     text: str | None = None
-    licence: str | None = None
+    license: str | None = None
 
 
 def read_card(path: Path) -> Card:

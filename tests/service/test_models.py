@@ -307,7 +307,7 @@ def test_a_checkpoint_tells_its_licence_and_card(serve, tiny_checkpoint) -> None
     (path / "README.md").write_text("---\nlicense: mit\n---\n# Told\n<b>as it is</b>\n")
     with serve(path, tiny_checkpoint("silent")) as served:
         told, silent = served.client.get("/models").json()["models"]
-        assert (told["licence"], told["card"]) == ("mit", True) and (silent["licence"], silent["card"]) == (None, False)
+        assert (told["license"], told["card"]) == ("mit", True) and (silent["license"], silent["card"]) == (None, False)
         card = served.client.get("/models/told/card")
         assert card.text == "# Told\n<b>as it is</b>" and card.headers["content-type"].startswith("text/markdown")
         missing = served.client.get("/models/silent/card")

@@ -72,7 +72,7 @@ class Memory(BaseModel):
 
 
 class ModelDetails(BaseModel):
-    """A loaded checkpoint. `licence` is what its card or file says that it may be used under (null: nothing), `card`
+    """A loaded checkpoint. `license` is what its card or file says that it may be used under (null: nothing), `card`
     whether there is one to read at `/models/{name}/card`. `dtype` is what matrices are held in, `dtype_why` says why,
     `kv_cache_dtype` is what keys and values are held in; `kernels` says what computes it, `chat` whether it takes
     messages, `draft` whether a smaller one guesses ahead for it; `defaults` are the decoding parameters that a prompt
@@ -91,7 +91,7 @@ class ModelDetails(BaseModel):
     kv_cache_dtype: str
     kernels: str
     memory: Memory
-    licence: str | None
+    license: str | None
     card: bool
     chat: bool
     draft: bool
@@ -219,7 +219,7 @@ def describe(models: Models, model: LoadedModel) -> dict[str, Any]:
         "kv_cache_dtype": model.cache_dtype,
         "kernels": model.kernels,
         "memory": model.memory,
-        "licence": model.card.licence,
+        "license": model.card.license,
         "card": model.card.text is not None,
         "chat": checkpoint.chat is not None,
         "draft": model.engine.drafter is not None,

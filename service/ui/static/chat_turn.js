@@ -38,6 +38,19 @@ class Growing {
   }
 }
 
+const CLOSE = "</think>";
+
+/**
+ * What a checkpoint thinks before it answers (null: nothing), and what it says. Some templates open the block in the prompt,
+ * so that an answer has its end alone.
+ */
+function apart(text) {
+  const opened = /^\s*<think>/.exec(text)?.[0];
+  const end = text.indexOf(CLOSE);
+  if (end < 0) return opened ? { thought: text.slice(opened.length), said: "", thinking: true } : { thought: null, said: text };
+  return { thought: text.slice(opened?.length ?? 0, end), said: text.slice(end + CLOSE.length).trimStart(), thinking: false };
+}
+
 const NAMES = { user: "You", assistant: "Answer", prompt: "Text", continuation: "Continuation" };
 
 /**
@@ -64,11 +77,12 @@ export function turnView(turn, { place, acts }) {
   );
   let raw = turn.role === "continuation" || turn.raw === true;
   let growing = null;
+  let thoughts = null;
   let wasRunning = null;
 
   function redraw() {
     clear(body);
-    growing = null;
+    growing = thoughts = null;
     body.classList.toggle("raw", raw || !generated);
     if (generated && !raw) growing = new Growing(body);
     draw();
@@ -77,7 +91,7 @@ export function turnView(turn, { place, acts }) {
   let drawn = "";
   function draw() {
     body.querySelector(":scope > .waiting")?.remove();
-    if (growing) growing.show(turn.text, !busy(turn));
+    if (growing) answered();
     else if (turn.role === "continuation") continued();
     else if (body.lastChild?.nodeType === Node.TEXT_NODE && drawn && turn.text.startsWith(drawn)) {
       // Only what is new is added, whatever the length.
@@ -85,6 +99,22 @@ export function turnView(turn, { place, acts }) {
     } else clear(body).append(visibleNodes(turn.text));
     drawn = turn.text;
     if (!turn.text && turn.role === "assistant" && busy(turn)) clear(body).append(element("span", { class: "waiting", "aria-hidden": "true" }, "●●●"));
+  }
+
+  /** What is said, and folded above it what was thought. */
+  function answered() {
+    const { thought, said, thinking } = apart(turn.text);
+    if (thought !== null) {
+      if (!thoughts) {
+        const rest = element("div");
+        thoughts = element("details", { class: "thoughts" }, element("summary"), element("div", { class: "raw" }));
+        clear(body).append(thoughts, rest);
+        growing = new Growing(rest);
+      }
+      thoughts.firstChild.textContent = thinking && busy(turn) ? "Thinking…" : "What it thought";
+      clear(thoughts.lastChild).append(visibleNodes(thought.trim()));
+    }
+    growing.show(said, !busy(turn));
   }
 
   /** A text that a base checkpoint goes on with is one text: what was given, and what came. */

@@ -50,7 +50,7 @@ export async function welcome(root, model, { ask, notebook }) {
     `family ${model.family}`,
     `reads and writes ${model.context_length.toLocaleString("en")} tokens at most`,
     `held in ${model.dtype}`,
-    model.licence ? `licence ${model.licence}` : null,
+    model.license ? `licence ${model.license}` : null,
   ].filter(Boolean);
   const card = element("details", { class: "card-text", hidden: true }, element("summary", {}, "Its card: how it was made, and its limits"));
   clear(root).append(

@@ -121,7 +121,7 @@ function described(model) {
     ["Parameters", `${size(model.parameters)} (${model.parameters.toLocaleString("en")})`],
     ["Precision", `${model.dtype}, cache in ${model.kv_cache_dtype}`, model.dtype_why],
     ["Memory", `about ${bytes(model.memory.weights)} of weights`, `and up to ${bytes(model.memory.cache)} of keys and values, as requests need them`],
-    ["Licence", model.licence ?? "not stated"],
+    ["Licence", model.license ?? "not stated"],
     ["Context", `${model.context_length.toLocaleString("en")} tokens, vocabulary of ${model.vocab_size.toLocaleString("en")}`],
     ["Computed by", model.kernels],
     ["Made", model.created ? new Date(model.created * 1000).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" }) : "unknown"],

@@ -61,7 +61,7 @@ def test_models_health_and_metrics(served) -> None:
     assert (base["name"], base["default"], base["chat"], base["context_length"]) == ("base", False, False, 2048)
     assert chat["parameters"] == 35_040
     assert 2 * 35_040 <= chat["memory"]["weights"] <= 4.1 * 35_040 and chat["memory"]["cache"] > 0
-    assert (chat["licence"], chat["card"]) == (None, False)
+    assert (chat["license"], chat["card"]) == (None, False)
     assert served.client.get("/health").json()["status"] == "ok"
     assert served.client.get("/ready").json()["models"] == ["chat", "base"]
 

@@ -574,3 +574,22 @@ def test_stopping_before_the_first_token(page, studio) -> None:
     studio.wait_until_idle(5.0)
     page.click(".turn.continuation >> text=Retry")
     answered(page, 1)
+
+
+def test_what_was_thought_is_folded_above_what_is_said(page) -> None:
+    page.locator("[data-parameter=grammar]").evaluate(
+        """box => {
+          box.value = 'start: "<think>\\\\nHm, *hm*.\\\\n</think>\\\\n\\\\nYes, **yes**."';
+          box.dispatchEvent(new Event('input', {bubbles: true}));
+          box.dispatchEvent(new Event('change', {bubbles: true}));
+        }"""
+    )
+    send(page, "Hello there")
+    answered(page, 1)
+    thoughts = page.locator("[data-testid=answer] details.thoughts")
+    assert thoughts.locator("summary").inner_text() == "What it thought" and not thoughts.evaluate("it => it.open")
+    assert page.inner_text("[data-testid=answer] strong") == "yes" and "Hm" not in answers(page)[0]
+    thoughts.locator("summary").click()
+    assert "Hm, *hm*." in answers(page)[0]
+    page.get_by_role("button", name="Raw").click()
+    assert answers(page)[0].startswith("<think>")
