@@ -4,7 +4,7 @@ It computes what `model.transformer` and `model.cache` compute with PyTorch, whi
 where there is no core. A row's sums have one order whatever is computed beside it, on any number of threads and by
 whichever instructions: its bits are the same in every batch and on every processor.
 
-The core is C++ without PyTorch's headers behind a C interface (`interface.cpp`): `network.cpp` is the pass,
+The core is C++ without PyTorch's headers behind a C interface (`interface.cpp`): `passes.cpp` is the pass,
 `packing.cpp` the forms that weights are held in, `kernels.h` what a pass is made of, `vectors.h` sixteen numbers at a
 time for each instruction set, `threads.h` the threads; `scanning.cpp` looks through logits for `model.decoding`.
 """
