@@ -236,3 +236,18 @@ def test_near_copies_without_the_package_say_what_to_install(
     with pytest.raises(DataError, match="needs the package datasketch") as caught:
         prepare([documents(tmp_path / "a.jsonl", "a", "b")], deduplicate="near")
     assert "topkapi[deduplicate]" in (caught.value.hint or "")
+
+
+def test_a_source_that_has_nothing_left_is_named(
+    tiny_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Mixtures elsewhere take a row of the next source for it, or fail on an index (datasets' issue 8626)."""
+    rows = {"long": ["word " * 400] * 4, "short": [f"word {number}" for number in range(8)]}
+    for name, questions in rows.items():
+        lines = [json.dumps({"prompt": text, "completion": "Yes."}) for text in questions]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    data = [f"{tmp_path / name}.jsonl=1" for name in rows]
+    checkpoint = str(tiny_checkpoint("parent", context=64))
+    command = ["finetune", "--checkpoint", checkpoint, "--out", str(tmp_path / "run"), "--data", *data]
+    assert main([*command, "--batch-size", "2", "--on-overlong", "drop", "--validation-fraction", "0"]) == 2
+    assert "long.jsonl has no example left to train on" in capsys.readouterr().err
