@@ -75,9 +75,7 @@ def _loaded() -> ctypes.CDLL | str:
     except AttributeError:
         built_from = ""
     if digest_of_sources() not in ("", built_from):
-        return (
-            "the native core was built from other sources: build it again with make install, or pip"
-        )
+        return "the native core was built from other sources: build it again with make install, or pip"
     return core
 
 

@@ -305,9 +305,12 @@ def test_an_unloaded_checkpoint_leaves_memory_though_the_collector_was_not_to_lo
 def test_a_checkpoint_tells_its_licence_and_card(serve, tiny_checkpoint) -> None:
     path = tiny_checkpoint("told")
     (path / "README.md").write_text("---\nlicense: mit\n---\n# Told\n<b>as it is</b>\n")
+    details = json.loads((path / "topkapi.json").read_text())
+    (path / "topkapi.json").write_text(json.dumps(details | {"examples": ["hi", 5, "", "x" * 300, "Who are you?"]}))
     with serve(path, tiny_checkpoint("silent")) as served:
         told, silent = served.client.get("/models").json()["models"]
         assert (told["license"], told["card"]) == ("mit", True) and (silent["license"], silent["card"]) == (None, False)
+        assert told["examples"] == ["hi", "Who are you?"] and silent["examples"] == []
         card = served.client.get("/models/told/card")
         assert card.text == "# Told\n<b>as it is</b>" and card.headers["content-type"].startswith("text/markdown")
         missing = served.client.get("/models/silent/card")

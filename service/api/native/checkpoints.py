@@ -73,7 +73,8 @@ class Memory(BaseModel):
 
 class ModelDetails(BaseModel):
     """A loaded checkpoint. `license` is what its card or file says that it may be used under (null: nothing), `card`
-    whether there is one to read at `/models/{name}/card`. `dtype` is what matrices are held in, `dtype_why` says why,
+    whether there is one to read at `/models/{name}/card`, `examples` are messages that it is known to answer well.
+    `dtype` is what matrices are held in, `dtype_why` says why,
     `kv_cache_dtype` is what keys and values are held in; `kernels` says what computes it, `chat` whether it takes
     messages, `draft` whether a smaller one guesses ahead for it; `defaults` are the decoding parameters that a prompt
     is continued with where a request says nothing, `chat_defaults` those of answers to messages (null for a base
@@ -93,6 +94,7 @@ class ModelDetails(BaseModel):
     memory: Memory
     license: str | None
     card: bool
+    examples: list[str]
     chat: bool
     draft: bool
     defaults: dict[str, Any]
@@ -203,6 +205,12 @@ def listed(model: LoadedModel) -> dict[str, Any]:
     return {"id": model.name, "object": "model", "created": model.created, "owned_by": "topkapi"}
 
 
+def _examples(said: object) -> list[str]:
+    """Those that the checkpoint's topkapi.json names, if it names any: a few short texts."""
+    entries = said if isinstance(said, list) else []
+    return [each for each in entries[:20] if isinstance(each, str) and 0 < len(each) <= 200]
+
+
 def describe(models: Models, model: LoadedModel) -> dict[str, Any]:
     """What `/models` says of a checkpoint."""
     checkpoint = model.checkpoint
@@ -221,6 +229,7 @@ def describe(models: Models, model: LoadedModel) -> dict[str, Any]:
         "memory": model.memory,
         "license": model.card.license,
         "card": model.card.text is not None,
+        "examples": _examples(checkpoint.details.get("examples")),
         "chat": checkpoint.chat is not None,
         "draft": model.engine.drafter is not None,
         "defaults": defaults_of(model, chat=False),

@@ -63,13 +63,13 @@ export async function welcome(root, model, { ask, notebook }) {
       element("p", { class: "row" }, "The Notebook is made for it: one text that is continued in place.", button("Open the Notebook", notebook, { class: "primary" })),
     );
   }
-  offer(model.chat ? (model.parameters < TINY ? FOR_TINY : FOR_OTHERS) : TO_CONTINUE);
-  const invitation = element("p", { class: "note" }, "To begin with:");
+  offer(model.examples.length ? model.examples : model.chat ? (model.parameters < TINY ? FOR_TINY : FOR_OTHERS) : TO_CONTINUE);
+  const invitation = element("p", { class: "note" }, model.examples.length ? "What it answers well:" : "To begin with:");
   root.append(invitation, examples, card, another(model));
   const text = await cardOf(model);
   if (text === null || models.get(model.name) !== model) return;
   const shown = samples(text);
-  if (shown.length) {
+  if (shown.length && !model.examples.length) {
     offer(shown);
     invitation.textContent = "Its card shows what it says to these:";
   }
