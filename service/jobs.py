@@ -71,7 +71,9 @@ class JobGroup:
         try:
             self._submit()
         except Exception:
-            self.cancel()
+            # Where nothing was taken it may be tried again.
+            if self._handles:
+                self.cancel()
             # What is refused has read nothing.
             if call is not None and call.quota is not None:
                 call.quota.use("tokens", -sum(map(_read, self._jobs)))

@@ -130,6 +130,11 @@ def amount(text: str, name: str) -> float:
 def estimate(arguments: argparse.Namespace) -> Estimate:
     """What the flags describe. Raises `SettingsError` for those that are missing, out of range, or contradict."""
     known = None if arguments.published is None else PUBLISHED[arguments.published]
+    given = {
+        name: amount(getattr(arguments, name), name)
+        for name in ("parameters", "tokens", "gpu_hours")
+        if getattr(arguments, name) is not None
+    }
     for name in ("parameters", "tokens", "gpu_hours", "gpu"):
         if known and getattr(arguments, name) is not None:
             flag = f"--{name.replace('_', '-')}"
@@ -146,13 +151,11 @@ def estimate(arguments: argparse.Namespace) -> Estimate:
         raise SettingsError("--gpus must be at least 1", field="gpus")
     if mfu is not None and not 0 < mfu <= 1:
         raise SettingsError(f"--mfu must be above 0 and at most 1, not {mfu:g}", field="mfu", hint="0.4 is 40 %")
-    parameters = known.parameters if known else amount(arguments.parameters, "parameters")
-    tokens = known.tokens if known else amount(arguments.tokens, "tokens")
+    parameters = known.parameters if known else given["parameters"]
+    tokens = known.tokens if known else given["tokens"]
     flops = FLOPS_PER_PARAMETER * parameters * tokens
     gpu = known.gpu if known else arguments.gpu or TODAY_GPU
-    took = known.gpu_hours if known else None
-    if arguments.gpu_hours is not None:
-        took = amount(arguments.gpu_hours, "gpu_hours")
+    took = given.get("gpu_hours", known.gpu_hours if known else None)
     if took is not None and flops / (took * 3600) > _peak(gpu):
         raise SettingsError(
             f"{took:,.0f} hours are too few: not even at its peak does the {gpu} do {flops:.1e} FLOPs in them",

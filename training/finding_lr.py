@@ -81,11 +81,11 @@ def _find(arguments: argparse.Namespace) -> int:
         raise SettingsError("--steps must be at least 10", field="steps", hint="100 make a smooth curve")
     fields = {} if arguments.recipe is None else read_yaml(resolve_recipe(arguments.recipe))
     run, _ = run_of(arguments, fields)
+    arguments.training_kind, arguments.training_command = RUNS[run][0], "find-lr"
+    recipe, _, _ = read_arguments(arguments)
     for name in ("learning_rate", "schedule", "max_steps", "warmup"):
         if name in vars(arguments):
             raise SettingsError(f"--{name.replace('_', '-')} is what is tried here", field=name, hint="leave it out")
-    arguments.training_kind, arguments.training_command = RUNS[run][0], "find-lr"
-    recipe, _, _ = read_arguments(arguments)
     changes: dict[str, Any] = {
         "learning_rate": arguments.highest,
         "muon_learning_rate": None,

@@ -116,11 +116,11 @@ def _sweep(arguments: argparse.Namespace) -> int:
     fields = {} if arguments.recipe is None else read_yaml(resolve_recipe(arguments.recipe))
     run, _ = run_of(arguments, fields)
     kind = RUNS[run][0]
+    arguments.training_kind, arguments.training_command = kind, run
+    recipe, directory, _ = read_arguments(arguments)
     ranges = [Range.of(entry, kind) for entry in arguments.vary]
     if twice := next((each.name for each in ranges if each.name in vars(arguments)), None):
         raise SettingsError(f"{twice} is varied, and given as well", field=twice, hint="leave one of them out")
-    arguments.training_kind, arguments.training_command = kind, run
-    recipe, directory, _ = read_arguments(arguments)
     if recipe.push is not None:
         raise SettingsError("a sweep pushes nothing", field="push", hint="push the best run's checkpoint afterwards")
     folder = directory if recipe.out else directory.with_name(f"{directory.name}-sweep")

@@ -45,6 +45,8 @@ SUMMARIES = {
     "finetune": "train a checkpoint on instructions or conversations",
     "dpo": "train a checkpoint to prefer some answers to others",
     "plan": "say what a run will take, and what is wrong with its data",
+    "find-lr": "find the learning rate that a run can take",
+    "sweep": "search for better settings of a run",
     "export": "write a checkpoint in another format",
     "evaluate": "measure checkpoints on texts, questions and instructions",
     "instructions": "make instruction data",

@@ -43,7 +43,9 @@ class TrainingRecipe(BaseModel):
     @classmethod
     def _weighted(cls, value: object) -> object:
         """`{a.txt: 3, b.jsonl: 1}` is `[a.txt=3, b.jsonl=1]`."""
-        return [f"{name}={weight}" for name, weight in value.items()] if isinstance(value, dict) else value
+        if not isinstance(value, dict) or any(isinstance(weight, dict | list) for weight in value.values()):
+            return value
+        return [f"{name}={weight}" for name, weight in value.items()]
 
     data: list[str] = in_data(
         [], "training files, folders or globs; FILE=3 FILE=1 draws three examples of the first to one"

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from topkapi.model.errors import CheckpointError, InvalidRequest
@@ -160,7 +160,7 @@ def add_checkpoints(routes: Routes, models: Models) -> None:
 
     @server("/models/{name}/card", "What a loaded checkpoint says of itself", method="GET", description="Markdown",
             errors=CARD, stream={"text/markdown": {"schema": {"type": "string"}}},
-            response_class=PlainTextResponse)  # fmt: skip
+            response_class=Response)  # fmt: skip
     async def card(name: str) -> Response:
         text = models.get(name).card.text
         if text is None:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import Query
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from topkapi.service.api.http.describing import errors_of
@@ -117,7 +117,7 @@ def add_runs(routes: Routes, models: Models) -> None:
 
     @get("/runs/{name}/report", "The report of a training run", errors=UNKNOWN,
          stream={"text/markdown": {"schema": {"type": "string"}}}, description="Markdown",
-         response_class=PlainTextResponse)  # fmt: skip
+         response_class=Response)  # fmt: skip
     async def report(name: str) -> Response:
         return Response(await asyncio.to_thread(runs.report, name), media_type="text/markdown")
 
