@@ -128,7 +128,7 @@ def test_the_studio_answers_in_a_browser(behind, chromium: str) -> None:
         page.goto(f"{address}{PREFIX}/")
         page.fill("#message textarea", "What is a list?")
         page.keyboard.press("Enter")
-        playwright.expect(page.locator("#conversation .facts")).to_contain_text(re.compile("tokens/s"))
+        playwright.expect(page.locator("#conversation .facts")).to_contain_text(re.compile("tokens/s"), timeout=60_000)
         page.click("nav a")
         page.wait_for_selector(".swagger-ui .opblock")
         browser.close()

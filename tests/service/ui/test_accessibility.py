@@ -33,7 +33,7 @@ def faults(page: Any) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("script", [SCRIPTS[name] for name in TABS if name in SCRIPTS])
 def test_a_tab_as_it_opens(browser, studio, visiting, script: str, scheme: str) -> None:
     name = next(name for name, each in SCRIPTS.items() if each == script)
@@ -42,6 +42,7 @@ def test_a_tab_as_it_opens(browser, studio, visiting, script: str, scheme: str) 
         assert faults(page) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_chat_with_an_answer_an_error_and_everything_open(browser, studio, visiting, scheme: str) -> None:
     with visiting(browser, studio.url, color_scheme=scheme) as page:
@@ -60,6 +61,7 @@ def test_the_chat_with_an_answer_an_error_and_everything_open(browser, studio, v
         assert faults(page) == []
 
 
+@pytest.mark.slow
 def test_everything_of_the_chat_is_reached_by_keyboard(browser, studio, visiting) -> None:
     """From the message with Tab through all that can be used, and back round to it, without a trap."""
     with visiting(browser, studio.url) as page:

@@ -67,6 +67,7 @@ def test_a_conversation_streams_and_survives_a_reload(page) -> None:
     assert page.get_by_label("Maximum tokens", exact=True).input_value() == "60"
 
 
+@pytest.mark.slow
 def test_an_answer_tells_how_it_stands_from_the_beginning(page, studio) -> None:
     page.evaluate(
         """() => {
@@ -84,6 +85,7 @@ def test_an_answer_tells_how_it_stands_from_the_beginning(page, studio) -> None:
     assert re.search(r"first after \d+\.\d\d s", facts)
 
 
+@pytest.mark.slow
 def test_stop_ends_the_answer_in_the_engine(page, studio) -> None:
     choose(page, "writer")
     set_parameter(page, "Temperature", "0")
@@ -104,6 +106,7 @@ def test_stop_ends_the_answer_in_the_engine(page, studio) -> None:
     assert len(answers(page)[0]) == length > 0
 
 
+@pytest.mark.slow
 def test_closing_the_page_ends_the_answer(browser, studio) -> None:
     context = browser.new_context()
     page = context.new_page()
@@ -121,6 +124,7 @@ def test_closing_the_page_ends_the_answer(browser, studio) -> None:
     studio.wait_until_idle(5.0)
 
 
+@pytest.mark.slow
 def test_what_was_written_when_the_page_went_away_is_kept_and_gone_on_with(page, studio) -> None:
     choose(page, "writer")
     set_parameter(page, "Maximum tokens", "400")
@@ -146,6 +150,7 @@ def test_what_was_written_when_the_page_went_away_is_kept_and_gone_on_with(page,
     assert studio.answer("/generate", **asked)["outputs"][0]["token_ids"] == turn["token_ids"][before:]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_answer(page) -> None:
     set_parameter(page, "Maximum tokens", "30")
     set_parameter(page, "Seed", "7")
@@ -159,6 +164,7 @@ def test_the_same_seed_gives_the_same_answer(page) -> None:
     assert turns(page) == first
 
 
+@pytest.mark.slow
 def test_a_base_checkpoint_continues_texts_and_brings_its_own_defaults(page, studio) -> None:
     assert page.get_by_label("System message").is_visible()
     choose(page, "writer")
@@ -175,6 +181,7 @@ def test_a_base_checkpoint_continues_texts_and_brings_its_own_defaults(page, stu
     assert studio.models.get("writer").metrics.prompt._value.get() > 0
 
 
+@pytest.mark.slow
 def test_a_choice_of_checkpoint_outlives_a_reload_and_each_answer_names_its_own(page) -> None:
     set_parameter(page, "Maximum tokens", "5")
     send(page, "One")
@@ -189,6 +196,7 @@ def test_a_choice_of_checkpoint_outlives_a_reload_and_each_answer_names_its_own(
     assert names == ["talker", "writer"]
 
 
+@pytest.mark.slow
 def test_a_wrong_setting_is_explained_where_it_arose_and_the_message_kept(page) -> None:
     set_parameter(page, "Maximum tokens", "5")
     set_parameter(page, "Seed", "lucky")
@@ -203,6 +211,7 @@ def test_a_wrong_setting_is_explained_where_it_arose_and_the_message_kept(page) 
     assert not page.query_selector(".studio-error")
 
 
+@pytest.mark.slow
 def test_a_message_that_does_not_fit_is_explained(page) -> None:
     send(page, "word " * 2000)
     assert "context holds 1024" in refusal(page)
@@ -211,6 +220,7 @@ def test_a_message_that_does_not_fit_is_explained(page) -> None:
     assert not page.query_selector(".studio-error")
 
 
+@pytest.mark.slow
 def test_of_a_long_conversation_the_oldest_turns_are_left_out_and_that_is_said(page, studio) -> None:
     set_parameter(page, "Maximum tokens", "5")
     for number in range(3):
@@ -220,6 +230,7 @@ def test_of_a_long_conversation_the_oldest_turns_are_left_out_and_that_is_said(p
     assert not page.is_visible(".turn.assistant >> nth=1 >> text=were not read")
 
 
+@pytest.mark.slow
 def test_markup_is_shown_and_not_run(page) -> None:
     written = "<img src=x onerror=\"document.title='taken'\"> **bold** &lt; </div> 1<2\n    indented  twice"
     set_parameter(page, "Maximum tokens", "5")
@@ -234,6 +245,7 @@ def test_markup_is_shown_and_not_run(page) -> None:
     assert page.input_value(".edit textarea") == written
 
 
+@pytest.mark.slow
 def test_what_is_not_seen_is_spelled_out(page) -> None:
     set_parameter(page, "Maximum tokens", "5")
     send(page, "ab\u202ecd\u200b\x07e")
@@ -244,6 +256,7 @@ def test_what_is_not_seen_is_spelled_out(page) -> None:
     page.wait_for_function("async text => await navigator.clipboard.readText() == text", arg="ab\u202ecd\u200b\x07e")
 
 
+@pytest.mark.slow
 def test_turns_are_edited_and_answers_repeated_and_nothing_is_lost(page) -> None:
     set_parameter(page, "Maximum tokens", "12")
     send(page, "First")
@@ -276,6 +289,7 @@ def test_turns_are_edited_and_answers_repeated_and_nothing_is_lost(page) -> None
     assert answers(page) == ["Written by hand"] and "edited" in page.inner_text(".turn.assistant header")
 
 
+@pytest.mark.slow
 def test_conversations_are_listed_found_named_and_taken_away(page) -> None:
     def listed(*titles: str) -> None:
         page.wait_for_function(
@@ -309,6 +323,7 @@ def test_conversations_are_listed_found_named_and_taken_away(page) -> None:
     assert {each["title"] for each in kept(page)} == {"The tall ones", "About lighthouses"}
 
 
+@pytest.mark.slow
 def test_conversations_leave_and_come_back_as_files(page, tmp_path: Path) -> None:
     set_parameter(page, "Maximum tokens", "8")
     page.get_by_label("System message").fill("Be kind.")
@@ -342,6 +357,7 @@ def test_conversations_leave_and_come_back_as_files(page, tmp_path: Path) -> Non
         )
 
 
+@pytest.mark.slow
 def test_a_request_is_taken_elsewhere_as_link_curl_and_python(page, browser, studio, visiting) -> None:
     set_parameter(page, "Maximum tokens", "20")
     set_parameter(page, "Stop texts", "zzz")
@@ -382,6 +398,7 @@ def test_a_request_is_taken_elsewhere_as_link_curl_and_python(page, browser, stu
         assert "The link can't be read" in refusal(other)
 
 
+@pytest.mark.slow
 def test_structure_and_searches_are_at_hand(page) -> None:
     page.click("summary:has-text('What may be chosen')")
     page.get_by_label("Choices", exact=True).fill("maybe\nperhaps")
@@ -395,6 +412,7 @@ def test_structure_and_searches_are_at_hand(page) -> None:
     assert answers(page)[-1] in ("maybe", "perhaps")
 
 
+@pytest.mark.slow
 def test_presets_and_resetting(page) -> None:
     temperature = page.get_by_label("Temperature", exact=True)
     before = temperature.input_value()
@@ -413,6 +431,7 @@ def test_presets_and_resetting(page) -> None:
     assert temperature.input_value() == before
 
 
+@pytest.mark.slow
 def test_shortcuts(page) -> None:
     set_parameter(page, "Maximum tokens", "4")
     send(page, "One")
@@ -437,6 +456,7 @@ def test_shortcuts(page) -> None:
     page.wait_for_selector(".welcome")
 
 
+@pytest.mark.slow
 def test_a_phone_shows_the_chat_first_and_nothing_sticks_out(browser, studio, visiting) -> None:
     with visiting(browser, studio.url, viewport={"width": 390, "height": 844}, has_touch=True) as page:
         box = page.query_selector("#message").bounding_box()
@@ -451,6 +471,7 @@ def test_a_phone_shows_the_chat_first_and_nothing_sticks_out(browser, studio, vi
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+@pytest.mark.slow
 def test_two_browsers_write_at_once_and_keep_to_themselves(browser, studio, visiting) -> None:
     with visiting(browser, studio.url) as one, visiting(browser, studio.url) as other:
         for page in (one, other):
@@ -470,6 +491,7 @@ def test_two_browsers_write_at_once_and_keep_to_themselves(browser, studio, visi
     studio.wait_until_idle(5.0)
 
 
+@pytest.mark.slow
 def test_two_tabs_of_one_browser_have_the_same_conversations(page, studio) -> None:
     other = page.context.new_page()
     other.goto(studio.url)
@@ -487,6 +509,7 @@ def test_two_tabs_of_one_browser_have_the_same_conversations(page, studio) -> No
     assert turns(page) == turns(other) and len(turns(page)) == 4
 
 
+@pytest.mark.slow
 def test_a_conversation_that_is_deleted_while_it_is_answered_stays_away(page, studio) -> None:
     choose(page, "writer")
     set_parameter(page, "Maximum tokens", "16000")
@@ -502,6 +525,7 @@ def test_a_conversation_that_is_deleted_while_it_is_answered_stays_away(page, st
     assert kept(page) == []
 
 
+@pytest.mark.slow
 def test_who_looks_at_another_conversation_meanwhile_misses_nothing(page, studio) -> None:
     choose(page, "writer")
     set_parameter(page, "Maximum tokens", "600")
@@ -522,6 +546,7 @@ def test_who_looks_at_another_conversation_meanwhile_misses_nothing(page, studio
     assert "600 tokens" in page.inner_text(".turn.continuation .facts")
 
 
+@pytest.mark.slow
 def test_a_long_conversation_is_not_drawn_anew_for_each_message(page, tmp_path: Path) -> None:
     turns = {}
     for number in range(400):
@@ -551,6 +576,7 @@ def test_a_long_conversation_is_not_drawn_anew_for_each_message(page, tmp_path: 
     assert "messages were not read" in page.inner_text(".turn.assistant >> nth=200")
 
 
+@pytest.mark.slow
 def test_stopping_before_the_first_token(page, studio) -> None:
     import threading
 
@@ -576,6 +602,7 @@ def test_stopping_before_the_first_token(page, studio) -> None:
     answered(page, 1)
 
 
+@pytest.mark.slow
 def test_what_was_thought_is_folded_above_what_is_said(page) -> None:
     page.locator("[data-parameter=grammar]").evaluate(
         """box => {

@@ -66,6 +66,7 @@ def test_votes_are_blind_and_the_result_says_how_sure_it_is(browser, visiting, s
         assert [row["vote"] for row in rows] == votes and rows[2]["prompt"] == HOSTILE
 
 
+@pytest.mark.slow
 def test_a_comparison_outlives_a_reload(browser, visiting, studio) -> None:
     with visiting(browser, f"{studio.url}/#compare", wait="#tab-compare textarea") as page:
         begin(page, ["one", "two"])
@@ -89,6 +90,7 @@ def test_a_comparison_outlives_a_reload(browser, visiting, studio) -> None:
         page.locator(".compare-before").wait_for(state="hidden")
 
 
+@pytest.mark.slow
 def test_what_answers_alike_is_a_tie_and_mistakes_are_explained(browser, visiting, studio) -> None:
     with visiting(browser, f"{studio.url}/#compare", wait="#tab-compare textarea") as page:
         begin(page, ["one"], ("talker", "talker"))
@@ -102,6 +104,7 @@ def test_what_answers_alike_is_a_tie_and_mistakes_are_explained(browser, visitin
         page.locator("[role=alert]", has_text="context").wait_for()
 
 
+@pytest.mark.slow
 def test_a_setting_that_is_the_default_of_one_is_sent_to_both(browser, visiting, serve, tiny_checkpoint) -> None:
     own = {"temperature": 0.5, "do_sample": True}
     first, second = tiny_checkpoint("plain", chat=False), tiny_checkpoint("tuned", chat=False, seed=1, generation=own)
@@ -121,6 +124,7 @@ def test_a_setting_that_is_the_default_of_one_is_sent_to_both(browser, visiting,
         assert {body["model"] for body in bodies} == {"plain", "tuned"} and len({body["seed"] for body in bodies}) == 1
 
 
+@pytest.mark.slow
 def test_prompts_come_from_files(browser, visiting, studio, tmp_path) -> None:
     with visiting(browser, f"{studio.url}/#compare", wait="#tab-compare textarea") as page:
         for name, text, expected in (
@@ -139,6 +143,7 @@ def test_prompts_come_from_files(browser, visiting, studio, tmp_path) -> None:
         page.locator("[role=alert]", has_text="Row 1 has no text as prompt").wait_for()
 
 
+@pytest.mark.slow
 def test_the_statistics_are_what_textbooks_say(browser, visiting, studio) -> None:
     """Wilson's interval as in Brown, Cai, DasGupta (2001); the sign test by the binomial distribution."""
     with visiting(browser, f"{studio.url}/#compare", wait="#tab-compare textarea") as page:
@@ -159,6 +164,7 @@ def test_the_statistics_are_what_textbooks_say(browser, visiting, studio) -> Non
     assert found[0][:2] == pytest.approx([0.3968, 0.8922], abs=1e-4) and found[-1] == [0, 1, 1]
 
 
+@pytest.mark.slow
 def test_nothing_sticks_out_on_a_phone(browser, visiting, studio) -> None:
     phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
     with visiting(browser, f"{studio.url}/#compare", wait="#tab-compare textarea", **phone) as page:

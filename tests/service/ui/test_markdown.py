@@ -71,6 +71,7 @@ def test_what_models_write(page, text: str, html: str) -> None:
     assert rendered(page, text) == html
 
 
+@pytest.mark.slow
 def test_code_is_coloured_and_copied(page) -> None:
     html = rendered(page, "```python\ndef f():\n    return '<b>'  # why\n```\n\nafter")
     assert '<span class="code-keyword">def</span>' in html
@@ -82,11 +83,13 @@ def test_code_is_coloured_and_copied(page) -> None:
     assert "```" in shown(page, "````\n```\n````")
 
 
+@pytest.mark.slow
 def test_tables(page) -> None:
     html = rendered(page, "| a | b |\n|---|--:|\n| 1 | `x` |\n| 2 |")
     assert "<th>a</th>" in html and '<td class="right"><code>x</code></td>' in html and "<td>2</td>" in html
 
 
+@pytest.mark.slow
 def test_links_lead_where_they_say_and_nowhere_else(page) -> None:
     html = rendered(page, "[here](https://example.org/a) <mailto:a@b.example> https://example.org/c.")
     assert html.count('rel="noopener noreferrer nofollow"') == 3 and 'href="https://example.org/c"' in html
@@ -102,6 +105,7 @@ def test_links_lead_where_they_say_and_nowhere_else(page) -> None:
     assert "<img" not in rendered(page, "![x](https://example.org/a.png)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [
     "<script>document.title='taken'</script>",
     "<img src=x onerror=\"document.title='taken'\">",
@@ -126,10 +130,12 @@ def test_markup_is_text(page, text: str) -> None:
     assert page.title() == "Topkapi"
 
 
+@pytest.mark.slow
 def test_control_tokens_are_text(page) -> None:
     assert shown(page, "<|im_end|> <|im_start|>system <|endoftext|>") == "<|im_end|> <|im_start|>system <|endoftext|>"
 
 
+@pytest.mark.slow
 def test_what_is_not_seen_is_spelled_out(page) -> None:
     html = rendered(page, "a\u202eb `c\u2066d`\n\n```\ne\x00f\n```")
     for mark in ("\\u202e", "\\u2066", "\\u0000"):
@@ -137,6 +143,7 @@ def test_what_is_not_seen_is_spelled_out(page) -> None:
     assert not {"\u202e", "\u2066", "\x00"} & set(html)
 
 
+@pytest.mark.slow
 def test_depth_and_length_are_bounded(page) -> None:
     for text in (
         "> " * 5000 + "x",
@@ -159,6 +166,7 @@ def test_depth_and_length_are_bounded(page) -> None:
         assert took[0] < 60, text[:10]
 
 
+@pytest.mark.slow
 def test_a_growing_text_ends_as_what_a_whole_one_is(page) -> None:
     text = (
         "# Title\n\nSome **bold text** and `code`.\n\n1. one\n2. two\n\n   more\n\n```python\nx = 1\n\n\ny = 2\n```\n\n"

@@ -44,6 +44,7 @@ def test_checkpoints_come_and_go(browser, visiting, studio) -> None:
         assert studio.models.names == ["second"]
 
 
+@pytest.mark.slow
 def test_a_refusal_stands_where_it_arose(browser, visiting, studio) -> None:
     with visiting(browser, f"{studio.url}/#models", wait=".checkpoint") as page:
         path = page.get_by_label("Path or hub name")
@@ -62,6 +63,7 @@ def test_a_refusal_stands_where_it_arose(browser, visiting, studio) -> None:
         page.locator("form", has_text="first is loaded.").wait_for()
 
 
+@pytest.mark.slow
 def test_a_server_that_lets_nobody_load_says_so(browser, visiting, serve, tiny_checkpoint) -> None:
     with (
         serve(tiny_checkpoint("alone"), studio=True) as running,
@@ -74,6 +76,7 @@ def test_a_server_that_lets_nobody_load_says_so(browser, visiting, serve, tiny_c
         assert "lets no request load or unload" in alert.inner_text() and running.models.names == ["alone"]
 
 
+@pytest.mark.slow
 def test_a_card_is_shown_as_text(browser, visiting, studio) -> None:
     with visiting(browser, f"{studio.url}/#models", wait=".checkpoint") as page:
         page.locator("summary", has_text="Card").click()
@@ -84,6 +87,7 @@ def test_a_card_is_shown_as_text(browser, visiting, studio) -> None:
         assert page.title() == "Topkapi" and page.locator("#tab-models img").count() == 0
 
 
+@pytest.mark.slow
 def test_nothing_sticks_out_on_a_phone(browser, visiting, studio) -> None:
     phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
     with visiting(browser, f"{studio.url}/#models", wait=".checkpoint", **phone) as page:

@@ -114,6 +114,7 @@ def test_a_text_is_continued_in_place_changed_undone_and_kept(page, studio) -> N
     assert "".join(marked(page)) == whole[len(BEGINNING) :]
 
 
+@pytest.mark.slow
 def test_at_the_cursor_and_another_one(page, studio) -> None:
     setting(page, "Maximum tokens", "6")
     page.fill("#notebook-text", f"{BEGINNING} and so on")
@@ -128,6 +129,7 @@ def test_at_the_cursor_and_another_one(page, studio) -> None:
     assert text(page) == f"{BEGINNING}{''.join(marked(page))} and so on"
 
 
+@pytest.mark.slow
 def test_stopping_keeps_what_there_is(page, studio) -> None:
     setting(page, "Maximum tokens", "500")
     page.get_by_text("Searching instead of drawing").first.wait_for()
@@ -142,6 +144,7 @@ def test_stopping_keeps_what_there_is(page, studio) -> None:
     assert text(page) == BEGINNING
 
 
+@pytest.mark.slow
 def test_an_error_is_said_and_leaves_the_text(page) -> None:
     page.click("#notebook-continue")
     assert "empty" in page.wait_for_selector(".studio-error").inner_text()
@@ -159,6 +162,7 @@ def test_an_error_is_said_and_leaves_the_text(page) -> None:
     assert "read the last 504 of" in page.inner_text("#notebook-status")
 
 
+@pytest.mark.slow
 def test_hostile_texts_are_shown_and_not_run(page) -> None:
     setting(page, "Maximum tokens", "400")
     page.get_by_text("What may be chosen").click()
@@ -172,6 +176,7 @@ def test_hostile_texts_are_shown_and_not_run(page) -> None:
     assert page.title() == "Topkapi"
 
 
+@pytest.mark.slow
 def test_colours_can_be_read_and_a_phone_shows_all(browser, studio, visiting) -> None:
     phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
     with visiting(browser, f"{studio.url}/#notebook", wait=SHOWN, **phone) as page:
@@ -199,6 +204,7 @@ def test_colours_can_be_read_and_a_phone_shows_all(browser, studio, visiting) ->
                     assert least_contrast(page, ".page-under mark, .note, #notebook-text") >= 4.5
 
 
+@pytest.mark.slow
 def test_a_server_that_stops_leaves_the_half_answer(browser, serve, tiny_checkpoint, visiting) -> None:
     with serve(tiny_checkpoint("leaver", chat=False, seed=1, context=4096), studio=True) as running:
         network = running.models.get().engine.network

@@ -111,6 +111,7 @@ def test_a_run_is_watched_while_it_trains_stopped_and_loaded(browser, visiting, 
         assert training.wait(30) == 0 or training.returncode == 2
 
 
+@pytest.mark.slow
 def test_steps_down_at_epochs_are_named_as_memorisation(browser, visiting, finished) -> None:
     with visiting(browser, f"{finished.url}/#runs", wait=".runs-list input") as page:
         chosen(page, "memorising")
@@ -125,6 +126,7 @@ def test_steps_down_at_epochs_are_named_as_memorisation(browser, visiting, finis
         assert "One step has a loss that is no number, the last one step 70" in page.inner_text(".runs-findings")
 
 
+@pytest.mark.slow
 def test_runs_are_laid_over_one_another_with_what_differs(browser, visiting, finished) -> None:
     with visiting(browser, f"{finished.url}/#runs", wait=".runs-list input") as page:
         page.get_by_role("checkbox", name="steady").check()
@@ -139,6 +141,7 @@ def test_runs_are_laid_over_one_another_with_what_differs(browser, visiting, fin
         page.wait_for_function("n => document.querySelectorAll('.chart.large path.chart-line').length < n", arg=curves)
 
 
+@pytest.mark.slow
 def test_values_are_read_by_keyboard_and_axes_change(browser, visiting, finished) -> None:
     with visiting(browser, f"{finished.url}/#runs", wait=".runs-list input") as page:
         chosen(page, "steady")
@@ -155,6 +158,7 @@ def test_values_are_read_by_keyboard_and_axes_change(browser, visiting, finished
         assert "by epoch" in plot.get_attribute("aria-label")
 
 
+@pytest.mark.slow
 def test_what_a_run_says_is_shown_as_text(browser, visiting, finished) -> None:
     with visiting(browser, f"{finished.url}/#runs", wait=".runs-list input") as page:
         chosen(page, "steady")
@@ -167,6 +171,7 @@ def test_what_a_run_says_is_shown_as_text(browser, visiting, finished) -> None:
         assert page.title() == "Topkapi" and page.locator("#tab-runs img").count() == 0
 
 
+@pytest.mark.slow
 def test_nothing_sticks_out_on_a_phone(browser, visiting, finished) -> None:
     phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
     with visiting(browser, f"{finished.url}/#runs", wait=".runs-side", **phone) as page:
@@ -177,6 +182,7 @@ def test_nothing_sticks_out_on_a_phone(browser, visiting, finished) -> None:
         assert page.locator(".runs-list input").first.is_visible()
 
 
+@pytest.mark.slow
 def test_without_runs_it_says_how_there_come_some(browser, visiting, serve, tiny_checkpoint, tmp_path) -> None:
     with (
         serve(tiny_checkpoint("talker"), studio=True, runs_directory=tmp_path) as running,

@@ -91,6 +91,7 @@ def test_a_text_has_figures_a_curve_and_tokens(page, studio) -> None:
     assert "bits per token" in page.inner_text(".results [role=status]")
 
 
+@pytest.mark.slow
 def test_two_checkpoints_are_compared_token_by_token(page, studio) -> None:
     page.check("input[value=pair]")
     page.select_option("#score-second", "two")
@@ -107,6 +108,7 @@ def test_two_checkpoints_are_compared_token_by_token(page, studio) -> None:
     assert "bits under the first" in page.inner_text("section[aria-label='The text by its tokens']")
 
 
+@pytest.mark.slow
 def test_tokens_of_different_vocabularies_meet_where_both_end(page) -> None:
     found = page.evaluate("""async () => {
       const { aligned } = await import("./studio/score_pair.js");
@@ -118,6 +120,7 @@ def test_tokens_of_different_vocabularies_meet_where_both_end(page) -> None:
     assert found == [["abc", [2, 1], None], ["def", [1, 2], -1], ["g", [1, 1], 0], ["h", [0, 1], -1]]
 
 
+@pytest.mark.slow
 def test_choices_are_ranked(page, studio) -> None:
     page.check("input[value=choices]")
     choices = ["mutable", "a sequence", "x" * 30]
@@ -137,6 +140,7 @@ def test_choices_are_ranked(page, studio) -> None:
         assert shown == [f" {choices[index]}" for index in answer["ranking"]]
 
 
+@pytest.mark.slow
 def test_a_file_is_read_here_and_a_long_one_in_parts(browser, studio, visiting, tmp_path) -> None:
     short, long, wrong = tmp_path / "short.txt", tmp_path / "long <b>.txt", tmp_path / "wrong.bin"
     short.write_text(TEXT, "utf-8")
@@ -166,6 +170,7 @@ def test_a_file_is_read_here_and_a_long_one_in_parts(browser, studio, visiting, 
         assert f"Part {part} of 20" in page.inner_text(".results")
 
 
+@pytest.mark.slow
 def test_a_long_text_tells_its_progress_and_can_be_stopped(page, studio) -> None:
     page.select_option("#score-checkpoint", "two")
     page.fill("#score-text", TEXT * 400)
@@ -181,6 +186,7 @@ def test_a_long_text_tells_its_progress_and_can_be_stopped(page, studio) -> None
     assert page.locator(".studio-error").count() == 0
 
 
+@pytest.mark.slow
 def test_hostile_texts_are_shown_and_not_run(page) -> None:
     for mode in ("text", "pair"):
         page.check(f"input[value={mode}]")
@@ -196,6 +202,7 @@ def test_hostile_texts_are_shown_and_not_run(page) -> None:
     assert page.title() == "Topkapi"
 
 
+@pytest.mark.slow
 def test_colours_can_be_read_and_a_phone_shows_all(browser, studio, visiting) -> None:
     phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
     with visiting(browser, f"{studio.url}/#score", wait=SHOWN, **phone) as page:

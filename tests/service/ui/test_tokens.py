@@ -114,6 +114,7 @@ def test_strategies_answer_beside_each_other_on_one_seed(page, studio) -> None:
     assert page.input_value("#lab-prompt") == PROMPT
 
 
+@pytest.mark.slow
 def test_a_token_says_why_and_another_one_can_be_taken(page, studio) -> None:
     run(page)
     first = asked(studio)
@@ -155,6 +156,7 @@ def test_a_token_says_why_and_another_one_can_be_taken(page, studio) -> None:
     same(page, first)
 
 
+@pytest.mark.slow
 def test_the_shape_follows_the_sliders(page, studio) -> None:
     run(page, tokens=2)
     sent: list[dict[str, Any]] = []
@@ -173,6 +175,7 @@ def test_the_shape_follows_the_sliders(page, studio) -> None:
     studio.wait_until_idle(5.0)
 
 
+@pytest.mark.slow
 def test_stopping_ends_the_answers_in_the_engine(page, studio) -> None:
     page.fill("#lab-prompt", PROMPT)
     page.fill("#lab-most", "3000")
@@ -187,6 +190,7 @@ def test_stopping_ends_the_answers_in_the_engine(page, studio) -> None:
     same(page, asked(studio))
 
 
+@pytest.mark.slow
 def test_what_is_refused_is_said_where_it_arose(page, studio) -> None:
     page.fill("#lab-prompt", "")
     page.click("#lab-run")
@@ -201,6 +205,7 @@ def test_what_is_refused_is_said_where_it_arose(page, studio) -> None:
     assert page.locator(".studio-error").count() == 0
 
 
+@pytest.mark.slow
 def test_a_message_is_read_by_the_checkpoints_template(page, studio) -> None:
     page.select_option(".studio-tab[data-script=lab] select >> nth=0", "talker")
     assert page.input_value("#lab-reading") == "message"
@@ -213,6 +218,7 @@ def test_a_message_is_read_by_the_checkpoints_template(page, studio) -> None:
     same(page, output)
 
 
+@pytest.mark.slow
 def test_hostile_texts_are_shown_and_not_run(page, studio) -> None:
     # The checkpoint, too, can only answer with such a text.
     recall(page, prompt=HOSTILE, strategies=[{"choice": [HOSTILE]}], most=400)
@@ -228,6 +234,7 @@ def test_hostile_texts_are_shown_and_not_run(page, studio) -> None:
     assert page.title() == "Topkapi"
 
 
+@pytest.mark.slow
 def test_colours_can_be_read_and_a_phone_shows_all(browser, studio, visiting) -> None:
     phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
     with visiting(browser, f"{studio.url}/#tokens", wait=SHOWN, **phone) as page:

@@ -48,6 +48,7 @@ def test_tokens_with_a_trace_branches_and_everything_open(browser, studio, visit
             assert faults(page) == []
 
 
+@pytest.mark.slow
 def test_score_with_each_kind_of_result(browser, studio, visiting) -> None:
     with visiting(browser, f"{studio.url}/#score", wait="#score-text") as page:
         page.wait_for_selector("#score-second option >> nth=1", state="attached")
@@ -66,6 +67,7 @@ def test_score_with_each_kind_of_result(browser, studio, visiting) -> None:
         assert faults(page) == []
 
 
+@pytest.mark.slow
 def test_a_notebook_with_continuations_and_marks(browser, studio, visiting) -> None:
     with visiting(browser, f"{studio.url}/#notebook", wait="#notebook-text") as page:
         page.fill("#notebook-text", "A list\u202e is")

@@ -153,5 +153,5 @@ def test_the_studio_talks_in_a_browser_by_an_allowed_name(serve, tiny_checkpoint
         page.goto(f"http://llm.example.org:{httpx.URL(served.url).port}/")
         page.fill("#message textarea", "What is a list?")
         page.keyboard.press("Enter")
-        page.locator("#status", has_text="tokens/s").wait_for()
+        page.locator("#conversation .facts", has_text="tokens/s").wait_for()
         browser.close()
