@@ -129,6 +129,7 @@ def test_what_runs_is_finished_and_nothing_new_is_taken(tiny_checkpoint, tmp_pat
     assert "event: message_stop" in claude.lines
 
 
+@pytest.mark.slow
 def test_a_lost_stream_is_finished_while_it_drains(tiny_checkpoint, tmp_path) -> None:
     hold = tmp_path / "hold"
     with process(tiny_checkpoint("resumed", context=2048), hold) as server:
@@ -145,6 +146,7 @@ def test_a_lost_stream_is_finished_while_it_drains(tiny_checkpoint, tmp_path) ->
         assert "event: done" in rest and server.process.wait(30) == 0
 
 
+@pytest.mark.slow
 def test_what_takes_longer_ends_as_cancelled_and_a_second_signal_waits_for_nothing(tiny_checkpoint, tmp_path) -> None:
     hold, checkpoint = tmp_path / "hold", tiny_checkpoint("cut", context=2048)
     for flags, signals in ((("--drain-seconds", "0.3"), 1), (("--drain-seconds", "600"), 2)):
@@ -164,6 +166,7 @@ def test_what_takes_longer_ends_as_cancelled_and_a_second_signal_waits_for_nothi
             assert last["outputs"][0]["finish_reason"] == "cancelled"
 
 
+@pytest.mark.slow
 def test_everything_that_a_process_says_is_json(tiny_checkpoint, tmp_path) -> None:
     public = ["--host", "0.0.0.0", "--insecure"]
     with process(tiny_checkpoint("json"), tmp_path / "hold", "--log-format", "json", "--access-log", *public) as server:
@@ -175,6 +178,7 @@ def test_everything_that_a_process_says_is_json(tiny_checkpoint, tmp_path) -> No
     assert said == "" and [line["path"] for line in lines if "path" in line] == ["/generate"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_with_nothing_to_do_it_ends_at_once(tiny_checkpoint, tmp_path, number) -> None:
     with (

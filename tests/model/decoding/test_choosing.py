@@ -120,8 +120,9 @@ def test_a_row_chooses_the_same_alone_and_among_others(
 ) -> None:
     width = 3000 if wide else VOCABULARY
     logits = torch.randn(6, width, generator=torch.Generator().manual_seed(seed % 1000)) * 2
-    parameters = resolve({"seed": seed, "logprobs": 3, **strategy[1]})
-    rows = [Row(resolve({"seed": n, **EVERY_STRATEGY[n * 5][1]}), list(HISTORY), PROMPT_LENGTH) for n in range(6)]
+    parameters = resolve({"seed": seed, "logprobs": 3, **strategy[1]}, vocabulary=Marked())
+    others = [resolve({"seed": n, **EVERY_STRATEGY[n * 5][1]}, vocabulary=Marked()) for n in range(6)]
+    rows = [Row(each, list(HISTORY), PROMPT_LENGTH) for each in others]
     rows[at] = Row(parameters, list(HISTORY), PROMPT_LENGTH, sequence)
     alone = choose(logits[at : at + 1], [Row(parameters, list(HISTORY), PROMPT_LENGTH, sequence)])[0]
     assert choose(logits, rows)[at] == alone

@@ -33,7 +33,8 @@ def faults(page: Any) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("script", [SCRIPTS[name] for name in TABS if name in SCRIPTS])
 def test_a_tab_as_it_opens(browser, studio, visiting, script: str, scheme: str) -> None:
     name = next(name for name, each in SCRIPTS.items() if each == script)

@@ -12,6 +12,7 @@ from tests.service.ui.chat_page import choose
 pytestmark = pytest.mark.timeout(180)
 
 
+@pytest.mark.slow
 def test_the_list_follows_what_is_loaded(
     browser, serve: Callable, tiny_checkpoint: Callable[..., Path], visiting
 ) -> None:

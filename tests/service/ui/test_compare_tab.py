@@ -35,6 +35,7 @@ def answered(page, number: int) -> None:
     page.locator("#tab-compare button[data-vote=left]:enabled").wait_for()
 
 
+@pytest.mark.slow
 def test_votes_are_blind_and_the_result_says_how_sure_it_is(browser, visiting, studio) -> None:
     with visiting(browser, f"{studio.url}/#compare", wait="#tab-compare textarea") as page:
         begin(page, ["one", "two", HOSTILE, "four"])

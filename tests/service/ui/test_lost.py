@@ -57,6 +57,7 @@ def server(tiny_checkpoint: Callable[..., Path]) -> Server:
     return Server(tiny_checkpoint("mortal", context=4096))
 
 
+@pytest.mark.slow
 def test_a_lost_server_is_noticed_and_gone_on_with(browser, server, visiting) -> None:
     server.start()
     try:

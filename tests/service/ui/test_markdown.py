@@ -53,6 +53,7 @@ def shown(page: Any, text: str) -> str:
     return page.evaluate(RENDER, text)[1].strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "html"), [
     ("plain", "<p>plain</p>"),
     ("one\ntwo\n\nthree", "<p>one<br>two</p><p>three</p>"),

@@ -22,6 +22,7 @@ def studio(serve: Callable, tiny_checkpoint: Callable[..., Path], tmp_path: Path
         yield running
 
 
+@pytest.mark.slow
 def test_checkpoints_come_and_go(browser, visiting, studio) -> None:
     with visiting(browser, f"{studio.url}/#models", wait=".checkpoint") as page:
         first = page.locator(".checkpoint", has_text="first")

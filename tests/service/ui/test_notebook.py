@@ -82,6 +82,7 @@ def settled(page: Any) -> dict[str, Any]:
     }""")
 
 
+@pytest.mark.slow
 def test_a_text_is_continued_in_place_changed_undone_and_kept(page, studio) -> None:
     setting(page, "Seed", "3")
     setting(page, "Maximum tokens", "10")

@@ -85,6 +85,7 @@ def chosen(page, name: str) -> None:
     page.locator(".runs-heading h2", has_text=name).wait_for()
 
 
+@pytest.mark.slow
 def test_a_run_is_watched_while_it_trains_stopped_and_loaded(browser, visiting, studio, training) -> None:
     with visiting(browser, f"{studio.url}/#runs", wait=".runs-list, .runs-none") as page:
         page.locator(".runs-list .state.running").wait_for()

@@ -63,6 +63,7 @@ def smaller(page: Any, script: str, **limits: int) -> None:
     page.route(f"**/studio/{script}.js", lambda route: route.fulfill(body=text, content_type="text/javascript"))
 
 
+@pytest.mark.slow
 def test_a_text_has_figures_a_curve_and_tokens(page, studio) -> None:
     score(page)
     (result,) = studio.answer("/score", text=TEXT, top=5)["results"]

@@ -93,6 +93,7 @@ def same(page: Any, output: dict[str, Any], strategy: int = 1) -> None:
             assert words.startswith(f"“{trace['text']}”")
 
 
+@pytest.mark.slow
 def test_strategies_answer_beside_each_other_on_one_seed(page, studio) -> None:
     run(page)
     same(page, asked(studio), 1)

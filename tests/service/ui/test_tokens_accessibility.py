@@ -33,6 +33,7 @@ def faults(page: Any) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_tokens_with_a_trace_branches_and_everything_open(browser, studio, visiting) -> None:
     with visiting(browser, f"{studio.url}/#tokens", wait=".strategy:nth-child(2)") as page:
         page.fill("#lab-most", "12")
