@@ -209,7 +209,7 @@ def test_a_request_of_higher_priority_goes_first_and_changes_no_other(serve, tin
                 first = asyncio.create_task(ask("long", **long))
                 while not served.models.get().engine.running:
                     await asyncio.sleep(0.01)
-                later = asyncio.create_task(ask("later", prompt="b", max_tokens=2))
+                later = asyncio.create_task(ask("later", prompt="b", max_tokens=200, ignore_end_token=True))
                 while not served.models.get().engine.waiting:
                     await asyncio.sleep(0.01)
                 await ask("urgent", prompt="c", max_tokens=2, priority=1)
