@@ -18,13 +18,30 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from topkapi.service.settings import Settings
 
 LINGER_SECONDS = 1.0
-"""How long a refused connection stays open for its refusal to be read: closing it at once may lose that on the way."""
+"""How long a connection stays open for its refusal to be read: what is closed while more comes in may lose that."""
 
 MOST_LINGERING = 128
-"""Refused connections that may be open together; of more, each is closed without a word."""
+"""Connections that may linger together; of more, each is closed at once."""
 
 Phase = Literal["idle", "head", "rest"]
 """What a connection is waited for: a request, the rest of its head, or the rest of a body that was answered already."""
+
+
+class _Gentle:
+    """A transport that is closed gently where more of a request is on its way."""
+
+    def __init__(self, transport: asyncio.Transport, connection: BoundedConnection) -> None:
+        self._transport, self._connection = transport, connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing() or self._connection.leaving
+
+    def close(self) -> None:
+        if self._connection.conn.their_state is not h11.SEND_BODY or not self._connection.linger():
+            self._transport.close()
 
 
 class BoundedConnection(H11Protocol):
@@ -34,12 +51,13 @@ class BoundedConnection(H11Protocol):
     lingering: ClassVar[set[BoundedConnection]]
     _phase: Phase | None = None
     _timer: asyncio.TimerHandle | None = None
-    _refused = False
+    leaving = False
+    """Whether all has been said, and what still comes in is thrown away until the client has read it."""
     _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request, unless there are too many connections already."""
-        super().connection_made(transport)
+        super().connection_made(_Gentle(transport, self))  # type: ignore[arg-type]
         most = self.settings.max_connections
         if len(self.connections) > most:
             hint = "close some, or start the server with more --max-connections"
@@ -49,7 +67,7 @@ class BoundedConnection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take in what came, and see what is waited for now."""
-        if not self._refused:
+        if not self.leaving:
             super().data_received(data)
             self._look(begun=True)
 
@@ -81,7 +99,7 @@ class BoundedConnection(H11Protocol):
         self._unread = None if seconds is None else self.loop.call_later(seconds, self.transport.abort)
 
     def _look(self, *, begun: bool) -> None:
-        if self._refused or self.transport.is_closing():
+        if self.transport.is_closing():
             self._wait_for(None)
         elif self.conn.their_state is h11.IDLE:
             # Once begun, a head has its time, however many pieces it comes in.
@@ -113,20 +131,26 @@ class BoundedConnection(H11Protocol):
 
     def _refuse(self, status: str, kind: str, message: str, hint: str) -> None:
         """Answer without having been asked, and close the connection soon."""
-        self._refused = True
+        body = json.dumps({"error": {"type": kind, "message": message, "hint": hint}}).encode()
+        head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        self.transport.write(f"{head}Retry-After: 1\r\nConnection: close\r\n\r\n".encode() + body)
+        if not self.linger():
+            self.transport.abort()
+
+    def linger(self) -> bool:
+        """Say that no more will come, and leave once the client does, or soon. Whether there is a place for that."""
         self.connections.discard(self)
         self._unset_keepalive_if_required()
         self._wait_for(None)
         if len(self.lingering) >= MOST_LINGERING:
-            self.transport.abort()
-            return
+            return False
+        self.leaving = True
         self.lingering.add(self)
-        body = json.dumps({"error": {"type": kind, "message": message, "hint": hint}}).encode()
-        head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        self.transport.write(f"{head}Retry-After: 1\r\nConnection: close\r\n\r\n".encode() + body)
+        self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+        return True
 
 
 def bounded(settings: Settings) -> type[asyncio.Protocol]:
