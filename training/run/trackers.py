@@ -182,9 +182,25 @@ def _cells(rows: Rows) -> tuple[list[str], list[list[Any]]]:
     return names, [[row.get(name) for name in names] for row in rows]
 
 
-class _Trackio:
-    takes_back = False
+class _OneWay:
+    """What trackio and W&B have in common: an interface, and that no step can be taken back."""
 
+    takes_back = False
+    _library: Any
+    _run: Any
+
+    def forget(self, first: int) -> bool:
+        return False
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(numbers), step=step)
+
+    def table(self, name: str, rows: Rows, step: int) -> None:
+        columns, cells = _cells(rows)
+        self._run.log({name: self._library.Table(columns=columns, data=cells)}, step=step)
+
+
+class _Trackio(_OneWay):
     def __init__(self, told: Told) -> None:
         import trackio
 
@@ -196,16 +212,6 @@ class _Trackio:
             auto_log_cpu=False, auto_log_gpu=False,
         )  # fmt: skip
 
-    def forget(self, first: int) -> bool:
-        return False
-
-    def log(self, numbers: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(numbers), step=step)
-
-    def table(self, name: str, rows: Rows, step: int) -> None:
-        columns, cells = _cells(rows)
-        self._run.log({name: self._library.Table(columns=columns, data=cells)}, step=step)
-
     def system(self, numbers: Mapping[str, float], step: int) -> None:
         self._run.log_system({name.removeprefix("system/"): value for name, value in numbers.items()})
 
@@ -213,9 +219,7 @@ class _Trackio:
         self._library.finish()
 
 
-class _Wandb:
-    takes_back = False
-
+class _Wandb(_OneWay):
     def __init__(self, told: Told) -> None:
         import wandb
 
@@ -224,16 +228,6 @@ class _Wandb:
             project=told.project, name=told.name, id=told.identity, config=dict(told.config), dir=told.run.path,
             resume="allow",
         )  # fmt: skip
-
-    def forget(self, first: int) -> bool:
-        return False
-
-    def log(self, numbers: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(numbers), step=step)
-
-    def table(self, name: str, rows: Rows, step: int) -> None:
-        columns, cells = _cells(rows)
-        self._run.log({name: self._library.Table(columns=columns, data=cells)}, step=step)
 
     def system(self, numbers: Mapping[str, float], step: int) -> None:
         # Beside what it measures itself, so that all trackers have the same.
