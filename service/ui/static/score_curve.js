@@ -1,5 +1,6 @@
 // A curve along a text: bits per token of each stretch, by the place of its bytes, for one checkpoint or two.
 
+import { scale, short, ticks } from "./chart_scale.js";
 import { drawing, element } from "./dom.js";
 
 const WIDTH = 800;
@@ -12,12 +13,6 @@ function bits(segment) {
   return segment.scored_tokens ? segment.nll / Math.LN2 / segment.scored_tokens : null;
 }
 
-function nice(most) {
-  const step = 10 ** Math.floor(Math.log10(most / 3 || 1));
-  const wide = [1, 2, 5, 10].map((each) => each * step).find((each) => most / each <= 5);
-  return Array.from({ length: Math.floor(most / wide) + 1 }, (_, index) => index * wide);
-}
-
 /**
  * `series` are `{name, segments, dashed}`. `onpick(byte)` is told of a click, and of Enter after the arrow keys have moved
  * the mark. -> an element.
@@ -25,17 +20,18 @@ function nice(most) {
 export function curve(series, { onpick = null, label = "Bits per token along the text" } = {}) {
   const length = Math.max(...series.map(({ segments }) => segments.at(-1)?.end_byte ?? 1), 1);
   const most = Math.max(...series.flatMap(({ segments }) => segments.map(bits)).filter((each) => each !== null), 1) * 1.05;
-  const x = (byte) => LEFT + ((WIDTH - LEFT - 6) * byte) / length;
-  const y = (value) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - value / most);
+  const across = scale([0, length], [LEFT, WIDTH - 6]);
+  const x = across.place;
+  const y = scale([0, most], [HEIGHT - BOTTOM, TOP]).place;
   const picture = drawing("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: "curve", role: "img", "aria-label": label });
-  for (const tick of nice(most)) {
+  for (const tick of ticks(0, most, 4)) {
     picture.append(
       drawing("line", { x1: LEFT, x2: WIDTH - 6, y1: y(tick), y2: y(tick), class: "curve-grid" }),
-      drawing("text", { x: LEFT - 6, y: y(tick) + 4, "text-anchor": "end", class: "curve-words" }, String(Number(tick.toPrecision(3)))),
+      drawing("text", { x: LEFT - 6, y: y(tick) + 4, "text-anchor": "end", class: "curve-words" }, short(tick)),
     );
   }
-  for (const tick of nice(length)) {
-    picture.append(drawing("text", { x: x(tick), y: HEIGHT - 6, "text-anchor": "middle", class: "curve-words" }, tick >= 10_000 ? `${tick / 1000}k` : String(tick)));
+  for (const tick of ticks(0, length, 5)) {
+    picture.append(drawing("text", { x: x(tick), y: HEIGHT - 6, "text-anchor": "middle", class: "curve-words" }, short(tick)));
   }
   for (const { segments, dashed } of series) {
     let path = "";
@@ -70,7 +66,7 @@ export function curve(series, { onpick = null, label = "Bits per token along the
 
   function byteOf(event) {
     const box = picture.getBoundingClientRect();
-    return ((((event.clientX - box.left) / box.width) * WIDTH - LEFT) / (WIDTH - LEFT - 6)) * length;
+    return across.value(((event.clientX - box.left) / box.width) * WIDTH);
   }
 
   root.addEventListener("pointermove", (event) => point(byteOf(event)));
