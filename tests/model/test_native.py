@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,9 +18,10 @@ from tests.tiny import tiny_config, tiny_model
 from topkapi.model import native
 from topkapi.model.cache import SlotCache, Work, outputs, read, wanted_logits
 from topkapi.model.core_fields import beyond_core
-from topkapi.model.errors import EngineError
+from topkapi.model.errors import EngineError, SettingsError
 from topkapi.model.families import FAMILIES
 from topkapi.model.generation import generate
+from topkapi.model.native import library
 from topkapi.model.storage.checkpoint import load_checkpoint
 from topkapi.model.transformer import Decoder, SelfAttention
 
@@ -289,38 +289,42 @@ def test_other_threads_run_while_a_long_pass_does() -> None:
         counter.join()
 
 
+@contextmanager
+def loaded_anew() -> Iterator[None]:
+    """Within, what is known of the core is found out again, and after it once more."""
+    caches = (library._loaded, library.library, library.levels)
+    for cached in caches:
+        cached.cache_clear()
+    try:
+        yield
+    finally:
+        for cached in caches:
+            cached.cache_clear()
+
+
 @pytest.mark.parametrize("value", ["0", "scalar", "1", ""])
-def test_the_environment_chooses(value: str) -> None:
-    code = "from topkapi.model import native; print(*native.levels(), sep=','); print(native.why_not())"
-    environment = {**os.environ, "TOPKAPI_NATIVE": value}
-    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    levels, why = ran.stdout.splitlines()
+def test_the_environment_chooses(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = native.levels()
+    monkeypatch.setenv("TOPKAPI_NATIVE", value)
+    with loaded_anew():
+        levels, why = native.levels(), native.why_not()
     if value == "0":
-        assert levels == "" and "switched off" in why
+        assert levels == () and "switched off" in str(why)
     else:
-        assert levels.startswith("scalar") and why == "None"
-        assert (levels == "scalar") == (value == "scalar" or len(native.levels()) == 1)
+        assert levels[0] == "scalar" and why is None
+        assert (levels == ("scalar",)) == (value == "scalar" or len(there) == 1)
 
 
-def test_an_unknown_instruction_set_is_named() -> None:
-    code = "from topkapi.model import native; native.levels()"
-    environment = {**os.environ, "TOPKAPI_NATIVE": "mmx"}
-    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert ran.returncode != 0 and "TOPKAPI_NATIVE=mmx is no instruction set of this processor" in ran.stderr
+def test_an_unknown_instruction_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOPKAPI_NATIVE", "mmx")
+    with loaded_anew(), pytest.raises(SettingsError, match="TOPKAPI_NATIVE=mmx is no instruction set of this processor"):
+        native.levels()
 
 
 def test_a_core_of_other_sources_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """After an update that nobody has compiled: its structures may be laid out otherwise."""
-    from topkapi.model.native import library
-
-    for cached in (library._loaded, library.library, library.levels):
-        cached.cache_clear()
-    try:
-        monkeypatch.setattr(library, "digest_of_sources", lambda: "0" * 64)
+    with loaded_anew(), monkeypatch.context() as changed:
+        changed.setattr(library, "digest_of_sources", lambda: "0" * 64)
         assert library.library() is None and library.levels() == ()
         assert "built from other sources" in str(library.why_not())
-    finally:
-        monkeypatch.undo()
-        for cached in (library._loaded, library.library, library.levels):
-            cached.cache_clear()
     assert native.levels()

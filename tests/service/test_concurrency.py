@@ -143,7 +143,7 @@ def test_a_waiting_client_that_leaves_is_forgotten(serve, tiny_checkpoint, monke
         served.wait_until_idle(5.0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_streams_as_cancelled_and_the_process_cleanly(tiny_checkpoint, number) -> None:
     command = [
         sys.executable,

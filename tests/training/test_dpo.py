@@ -163,7 +163,7 @@ def command(base: Path, rows: Path, out: Path, *flags: str) -> list[str]:
     return ["dpo", "--checkpoint", str(base), "--data", str(rows), "--out", str(out), *FLAGS.split(), *flags]
 
 
-@pytest.mark.parametrize("method", ["full", "qlora"])
+@pytest.mark.parametrize("method", ["full", pytest.param("qlora", marks=pytest.mark.slow)])
 def test_a_run_learns_the_preference_and_resumes_to_the_same_bytes(
     method: str,
     tiny_checkpoint: Callable[..., Path],

@@ -78,12 +78,15 @@ def test_after_a_return_the_time_left_counts_the_steps_again() -> None:
 
 def test_the_peak_of_this_machine_is_no_less_than_what_a_product_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("topkapi.training.optimisation.throughput._OWN_SHARE", 0.0)
-    peak = peak_flops(torch.device("cpu"), torch.float32)
-    assert peak is not None
-    ones = torch.ones(512, 512)
-    started = time.perf_counter()
-    torch.mm(ones, ones)
-    assert peak > 1e9 and peak > 0.2 * 2 * 512**3 / (time.perf_counter() - started)
+
+    def measured() -> bool:
+        ones = torch.ones(512, 512)
+        peak, started = peak_flops(torch.device("cpu"), torch.float32), time.perf_counter()
+        torch.mm(ones, ones)
+        return peak is not None and peak > 1e9 and peak > 0.2 * 2 * 512**3 / (time.perf_counter() - started)
+
+    # While another program has the core, what is measured is no peak.
+    assert any(measured() for _ in range(10))
 
 
 @pytest.mark.parametrize(
