@@ -8,6 +8,8 @@ ARGS ?=
 
 # Threads that wait for work give their core to those that have some; on a busy machine spinning ones starve everybody.
 export OMP_WAIT_POLICY ?= PASSIVE
+# Modules are compiled when they are first imported; most never are.
+export PIP_COMPILE ?= 0
 
 VENV := .venv
 BIN := $(VENV)/bin
