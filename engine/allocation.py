@@ -11,10 +11,19 @@ LEAST_COPIED = 16
 
 
 class Holder(Protocol):
-    """A sequence in a slot: the first `computed` of its `tokens` are in the cache."""
+    """A sequence in a slot: the first `computed` of its `tokens` are in the cache, as its `weights` made them."""
 
     tokens: list[int]
     computed: int
+
+    @property
+    def weights(self) -> int:
+        """The same for sequences that may start from one another's cache, and for no others."""
+        ...
+
+
+Content = tuple[int, list[int]]
+"""The tokens in a slot, and which weights their keys and values were computed with."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ class SlotPool:
 
     def __init__(self, slots: int) -> None:
         self._holders: list[Holder | None] = [None] * slots
-        self._left: list[list[int]] = [[] for _ in range(slots)]
+        self._left: list[Content] = [(0, [])] * slots
         self._released_at = [0] * slots
         self._clock = 0
 
@@ -46,7 +55,8 @@ class SlotPool:
         if not candidates:
             return None
         wanted = holder.tokens[:reusable]
-        shared = [common_prefix(self._content(slot), wanted) for slot in range(len(self._holders))]
+        contents = [self._content(slot) for slot in range(len(self._holders))]
+        shared = [common_prefix(held, wanted) if weights == holder.weights else 0 for weights, held in contents]
         best = max(range(len(shared)), key=lambda slot: (shared[slot], self._holders[slot] is None))
         if self._holders[best] is None and shared[best]:
             allocation = Allocation(best, shared[best])
@@ -65,11 +75,11 @@ class SlotPool:
 
     def forget(self) -> None:
         """Trust nothing that was left in free slots (after a failed step)."""
-        self._left = [[] for _ in self._left]
+        self._left = [(0, [])] * len(self._left)
 
-    def _content(self, slot: int) -> list[int]:
+    def _content(self, slot: int) -> Content:
         holder = self._holders[slot]
-        return self._left[slot] if holder is None else holder.tokens[: holder.computed]
+        return self._left[slot] if holder is None else (holder.weights, holder.tokens[: holder.computed])
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

@@ -15,6 +15,7 @@ from topkapi.model.decoding.grammar import Constraint
 from topkapi.model.decoding.parameters import DecodingParameters
 from topkapi.model.decoding.trace import TokenTrace
 from topkapi.model.errors import TopkapiError
+from topkapi.model.live_adapter import LiveAdapter
 from topkapi.model.scoring import Scores
 
 FinishReason = Literal["stop", "length", "deadline", "cancelled", "error"]
@@ -62,6 +63,8 @@ class GenerateJob:
     progress: bool = False
     """Whether it is told how much of the prompt has been read."""
     caller: Caller = NOBODY
+    adapter: LiveAdapter | None = None
+    """What the network's matrices have beside them for it."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class ScoreJob:
     priority: int = 0
     first: int = 1
     caller: Caller = NOBODY
+    adapter: LiveAdapter | None = None
 
 
 Job = GenerateJob | ScoreJob

@@ -218,4 +218,5 @@ def _work(share: Share) -> Work:
     tokens = [*sequence.tokens[sequence.computed : end], *share.guesses]
     wanted = sequence.wanted(share.count) + len(share.guesses)
     layers = sequence.layers if wanted else ()
-    return Work(sequence.slot, sequence.computed, tokens, wanted, sequence.states(share.count), layers)
+    states, adapter = sequence.states(share.count), sequence.owner.job.adapter
+    return Work(sequence.slot, sequence.computed, tokens, wanted, states, layers, adapter)

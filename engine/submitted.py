@@ -129,6 +129,12 @@ class Sequence(ABC):
         self.held: list[Event] = []
 
     @property
+    def weights(self) -> int:
+        """Which weights its keys and values are computed with: the number of its adapter, 0 for the network's own."""
+        adapter = self.owner.job.adapter
+        return 0 if adapter is None else adapter.number
+
+    @property
     def pending(self) -> int:
         """Tokens still to be read."""
         return len(self.tokens) - self.computed

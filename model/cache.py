@@ -20,6 +20,7 @@ from torch import Tensor
 
 from topkapi.model.attention import KEY_BLOCK, block_attention
 from topkapi.model.config import ModelConfig
+from topkapi.model.live_adapter import Groups, LiveAdapter, mixing
 from topkapi.model.transformer import Core, Decoder
 
 # Tokens of a prompt that are read at a time where no scheduler says otherwise.
@@ -36,7 +37,7 @@ class Work:
     """Read `token_ids` as positions `start, start + 1, ...` of the sequence in `slot`.
 
     The logits of the last `wanted` are asked for, and with `layers` also those of these earlier layers (0 is the
-    embedding); of the last `states`, the final states.
+    embedding); of the last `states`, the final states. All is computed with `adapter`, where there is one.
     """
 
     slot: int
@@ -45,6 +46,7 @@ class Work:
     wanted: int = 1
     states: int = 0
     layers: Sequence[int] = ()
+    adapter: LiveAdapter | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,11 @@ def read(model: Decoder, cache: SlotCache, works: Sequence[Work]) -> Tensor:
 @torch.inference_mode()
 def outputs(model: Decoder, cache: SlotCache, works: Sequence[Work]) -> list[NetworkOutput]:
     """Run the network over all the new tokens of `works`, one work per slot at most; what each asked for."""
+    order = sorted(range(len(works)), key=lambda at: _number(works[at]))
+    if order != list(range(len(works))):
+        # Rows of one adapter are multiplied together where they lie together.
+        found = outputs(model, cache, [works[at] for at in order])
+        return [output for _, output in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
     layers: dict[int, Tensor] = {layer: torch.empty(0) for work in works for layer in work.layers}
     if model.core is None:
         hidden = _run(model, cache, works, layers)
@@ -141,6 +148,10 @@ def outputs(model: Decoder, cache: SlotCache, works: Sequence[Work]) -> list[Net
         states = hidden[end - work.states : end] if work.states else no_states
         found.append(NetworkOutput(logits, states, torch.stack(early) if early else no_logits))
     return found
+
+
+def _number(work: Work) -> int:
+    return 0 if work.adapter is None else work.adapter.number
 
 
 def _wanted(works: Sequence[Work]) -> list[int]:
@@ -164,7 +175,19 @@ def _run(model: Decoder, cache: SlotCache, works: Sequence[Work], layers: dict[i
         if layers is not None and layer in layers:
             layers[layer] = state[0]
 
-    return model.hidden(tokens.to(model.device), positions, reading.attend, observe if layers else None)[0]
+    with mixing(_groups(works, model.device)):
+        return model.hidden(tokens.to(model.device), positions, reading.attend, observe if layers else None)[0]
+
+
+def _groups(works: Sequence[Work], device: torch.device) -> Groups:
+    """The rows of a pass that have an adapter, by adapter."""
+    rows: dict[LiveAdapter, list[int]] = {}
+    end = 0
+    for work in works:
+        begin, end = end, end + len(work.token_ids)
+        if work.adapter is not None:
+            rows.setdefault(work.adapter, []).extend(range(begin, end))
+    return [(torch.tensor(numbers, device=device), adapter) for adapter, numbers in rows.items()]
 
 
 def _step(
@@ -174,7 +197,8 @@ def _step(
     assert cache.native is not None, "a cache belongs to the network that it was made for"
     kept = list(layers or ())
     spans = [(work.slot, work.start, work.token_ids) for work in works]
-    logits, states, *early = core.step(cache.native, spans, wanted, kept)
+    adapters = [None if work.adapter is None else work.adapter.core for work in works]
+    logits, states, *early = core.step(cache.native, spans, wanted, kept, adapters if any(adapters) else ())
     if layers is not None:
         layers.update(zip(kept, early, strict=True))
     return logits, states

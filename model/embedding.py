@@ -12,6 +12,7 @@ import torch
 
 from topkapi.model.cache import PREFILL_CHUNK, SlotCache, Work, read
 from topkapi.model.errors import ContextExceeded, EngineError
+from topkapi.model.live_adapter import LiveAdapter
 from topkapi.model.transformer import Decoder
 
 
@@ -28,7 +29,12 @@ def check_embeddable(token_ids: Sequence[int], context_length: int, field: str) 
 
 
 @torch.inference_mode()
-def embed(model: Decoder, token_ids: Sequence[int], before_chunk: Callable[[], object] = lambda: None) -> list[float]:
+def embed(
+    model: Decoder,
+    token_ids: Sequence[int],
+    before_chunk: Callable[[], object] = lambda: None,
+    adapter: LiveAdapter | None = None,
+) -> list[float]:
     """The vector `[hidden_size]` of a text, the mean of its tokens' normalised last states scaled to length 1.
 
     The text is read in chunks of fixed size, as a prompt is, in a cache of its own: the same text gives the same bits
@@ -40,7 +46,7 @@ def embed(model: Decoder, token_ids: Sequence[int], before_chunk: Callable[[], o
     for start in range(0, len(token_ids), PREFILL_CHUNK):
         before_chunk()
         chunk = token_ids[start : start + PREFILL_CHUNK]
-        states = read(model, cache, [Work(0, start, chunk, wanted=len(chunk))])
+        states = read(model, cache, [Work(0, start, chunk, wanted=len(chunk), adapter=adapter)])
         total += states.double().sum(dim=0).cpu()
     length = float(total.norm())
     if not 0 < length < float("inf"):

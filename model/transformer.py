@@ -8,7 +8,7 @@ float32 whatever the weights are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -61,6 +61,8 @@ class Core(Protocol):
 
     def slots(self, count: int, capacity: int, held_in: str = "float32") -> CoreSlots: ...
 
+    def adapter(self, matrices: Mapping[str, tuple[Tensor, Tensor]]) -> Any: ...
+
     def token_bytes(self, held_in: str) -> int: ...
 
     def run(
@@ -73,6 +75,7 @@ class Core(Protocol):
         works: Sequence[tuple[int, int, Sequence[int]]],
         wanted: Sequence[int],
         kept: Sequence[int] = (),
+        adapters: Sequence[Any] = (),
     ) -> list[Tensor]: ...
 
     def logits(self, states: Tensor) -> Tensor: ...

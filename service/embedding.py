@@ -17,6 +17,7 @@ from topkapi.engine.engine import LONGEST_WAIT
 from topkapi.engine.heartbeat import Heartbeat
 from topkapi.model.embedding import embed
 from topkapi.model.errors import EngineError, EngineStopped, Overloaded, TopkapiError
+from topkapi.model.live_adapter import LiveAdapter
 from topkapi.model.transformer import Decoder
 
 MOST_WAITING = 64
@@ -55,7 +56,9 @@ class Embedder:
         """End everything that waits with `error`; nothing is accepted until the thread is back."""
         self._given_up = error, self.heartbeat.count
 
-    async def embedded(self, model: Decoder, texts: Sequence[Sequence[int]]) -> list[Vector]:
+    async def embedded(
+        self, model: Decoder, texts: Sequence[Sequence[int]], adapter: LiveAdapter | None = None
+    ) -> list[Vector]:
         """The vectors of texts given as token ids, in order. When it is cancelled, no further text is begun.
 
         Raises `Overloaded` where too many requests wait, `EngineStopped` where the thread does not get on.
@@ -69,7 +72,7 @@ class Embedder:
         try:
             vectors = []
             for text in texts:
-                vectors.append(await self._turn(partial(self._embed, model, text)))
+                vectors.append(await self._turn(partial(self._embed, model, text, adapter)))
                 self._waiting[request] -= len(text)
             return vectors
         finally:
@@ -89,11 +92,11 @@ class Embedder:
             raise result
         return result
 
-    def _embed(self, model: Decoder, text: Sequence[int]) -> Vector | TopkapiError:
+    def _embed(self, model: Decoder, text: Sequence[int], adapter: LiveAdapter | None) -> Vector | TopkapiError:
         """The vector, or what went wrong: what is no `Exception` would take the event loop down with it."""
         began = time.perf_counter()
         try:
-            return embed(model, text, self.heartbeat.beat)
+            return embed(model, text, self.heartbeat.beat, adapter)
         except TopkapiError as error:
             return error
         except BaseException as error:

@@ -40,6 +40,10 @@ class JobGroup:
         if self._call is not None and self._call.key is not None:
             caller = self._call.caller
             jobs = [replace(job, caller=caller) for job in jobs]
+        if model.use is not None:
+            # Which may take reading it: a group is made on a thread that may wait.
+            adapter = model.use.live()
+            jobs = [replace(job, adapter=adapter) for job in jobs]
         self._jobs = jobs
         self._handles: dict[int, Handle] = {}
         after = after or {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from topkapi.model.config import ModelConfig
@@ -53,6 +54,60 @@ def all_at_hand(locations: Sequence[str], settings: Settings) -> tuple[list[str]
     if settings.draft is not None:
         settings = settings.model_copy(update={"draft": local_path(settings.draft)})
     return [at_hand(location) for location in locations], settings
+
+
+@dataclass(frozen=True)
+class AdapterLocation:
+    """An adapter of the settings: what requests call it, the checkpoint beside which it is to stand (None: the one that
+    it names), and where it lies."""
+
+    name: str
+    base: str | None
+    path: Path
+
+
+def adapter_locations(settings: Settings) -> list[AdapterLocation]:
+    """The adapters of the settings, those of directories by their own names.
+
+    Raises `SettingsError` for a place where none lies, and for two of one name.
+    """
+    found = []
+    for given in settings.adapters:
+        called, path = split_location(given)
+        name, _, base = (called or "").partition("@")
+        inside = [path] if is_adapter(path) else sorted(_adapters_in(path)) if called is None else []
+        if not inside:
+            hint = "name a directory that holds adapter_config.json, as NAME=DIR, or one with such directories in it"
+            raise SettingsError(f"there is no adapter at {path}", field="adapters", hint=hint)
+        found += [AdapterLocation(name or name_of(each), base or None, each) for each in inside]
+    for location in found:
+        if [each.name for each in found].count(location.name) > 1:
+            hint = "give one another name: NAME=DIR"
+            raise SettingsError(f"two adapters would be named {location.name!r}", field="adapters", hint=hint)
+    return found
+
+
+def followed(path: Path) -> bool:
+    """Whether what lies there may be another checkpoint later: a training run's `best` or `last`, or another link."""
+    return path.is_symlink()
+
+
+def check_followed(locations: Sequence[str], settings: Settings) -> None:
+    """Raise `SettingsError` where there is nothing to follow."""
+    paths = [split_location(location)[1] for location in locations]
+    if not any(map(followed, [*paths, *(each.path for each in adapter_locations(settings))])):
+        raise SettingsError(
+            "none of what is served can be followed",
+            field="follow",
+            hint="name the best or last of a training run, as it lies in the run's directory",
+        )
+
+
+def _adapters_in(place: Path) -> list[Path]:
+    try:
+        return [path for path in place.iterdir() if not path.name.startswith(".") and is_adapter(path)]
+    except OSError:
+        return []
 
 
 def name_of_location(location: str) -> str:

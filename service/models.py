@@ -1,13 +1,16 @@
-"""The loaded checkpoints, each with an engine of its own."""
+"""The loaded checkpoints, each with an engine of its own, and the adapters that stand beside them."""
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace as replaced
 from functools import cached_property
 from pathlib import Path
 
@@ -17,71 +20,25 @@ from topkapi.model.conversation.template_trial import try_template
 from topkapi.model.errors import Cancelled, CheckpointError, EngineStopped, SettingsError, TopkapiError, UnknownModel
 from topkapi.model.hub.cache import hub_name_of
 from topkapi.model.reading import confined
-from topkapi.model.serving import cache_bytes, kernels, prepare, reading, try_network, weight_bytes
+from topkapi.model.serving import prepare, reading, try_network
 from topkapi.model.speed import explained
+from topkapi.model.storage.beside import base_named, same_vocabulary
 from topkapi.model.storage.card import Card, read_card
 from topkapi.model.storage.checkpoint import Checkpoint, load_checkpoint
-from topkapi.model.text.tokenizer import Tokenizer
+from topkapi.service.adapters import MIB, Adapter, Adapters, Use, is_base
 from topkapi.service.embedding import EMBEDDER
 from topkapi.service.garbage import give_back, sweep
 from topkapi.service.keys import KeyRing
+from topkapi.service.leaving import Leaving
+from topkapi.service.loaded_model import LoadedModel
 from topkapi.service.locations import name_of, split_location
 from topkapi.service.mailbox import Mailbox
 from topkapi.service.metrics import Metrics, ModelMetrics
 from topkapi.service.settings import Settings
 
+logger = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A checkpoint in memory, the engine that computes it, and its metrics."""
-
-    name: str
-    checkpoint: Checkpoint
-    engine: Engine
-    metrics: ModelMetrics
-    created: int
-    control_ids: frozenset[int]
-    why: str = ""
-    """Why its matrices are held in what they are held in."""
-    warnings: tuple[str, ...] = ()
-    """What whoever loads it should know."""
-    card: Card = field(default_factory=Card)
-    """What it says of itself."""
-
-    @property
-    def context_length(self) -> int:
-        """Tokens of prompt and answer together: the checkpoint's, or fewer where memory is short."""
-        return self.engine.config.context_length
-
-    @property
-    def dtype(self) -> str:
-        """What the matrices are held in."""
-        return self.checkpoint.model.held_in
-
-    @property
-    def cache_dtype(self) -> str:
-        """What keys and values are held in."""
-        return self.checkpoint.model.cache_dtype
-
-    @property
-    def memory(self) -> dict[str, int]:
-        """About how many bytes its `weights` take, and its `cache` of keys and values once all of it is in use."""
-        network = self.engine.network
-        of_cache = network.slots * network.capacity * cache_bytes(self.checkpoint.model)
-        return {"weights": weight_bytes(self.checkpoint.model), "cache": of_cache}
-
-    @property
-    def kernels(self) -> str:
-        """What computes the network: the native core, on which instruction set, or PyTorch."""
-        return kernels(self.checkpoint.model)
-
-    def token_text(self, token_id: int) -> str:
-        """The bytes of one token as text; a part of a character shows as U+FFFD."""
-        return self.checkpoint.tokenizer.token_bytes(token_id).decode("utf-8", "replace")
-
-    def answer_bytes(self, token_id: int) -> bytes:
-        """What a generated token adds to the answer's text: nothing for control tokens."""
-        return b"" if token_id in self.control_ids else self.checkpoint.tokenizer.token_bytes(token_id)
+__all__ = ["Conflict", "LoadedModel", "Models"]
 
 
 class Conflict(SettingsError):
@@ -110,7 +67,13 @@ class Models:
         self._aliases: dict[str, str] = {}
         self._changing = threading.Lock()
         self._draft: Checkpoint | None = None
-        self._watch = Watch(lambda: (EMBEDDER, *(model.engine for model in self)), settings.step_timeout)
+        self.adapters = Adapters(settings.adapter_memory * MIB)
+        self.failures: dict[str, str] = {}
+        """Why the newest checkpoint of a name could not take the place of the one that is served, by name."""
+        self.closed = threading.Event()
+        """Set once the engines are to end."""
+        self._leaving = Leaving(self.closed)
+        self._watch = Watch(lambda: (EMBEDDER, *self._engines), settings.step_timeout)
 
     def __iter__(self) -> Iterator[LoadedModel]:
         return iter(self._models.values())
@@ -127,6 +90,11 @@ class Models:
     def names(self) -> list[str]:
         """The names of the loaded checkpoints."""
         return list(self._models)
+
+    @property
+    def _engines(self) -> tuple[Engine, ...]:
+        """Those of the loaded checkpoints, and of replaced ones that end what they have begun."""
+        return (*(model.engine for model in self), *self._leaving)
 
     @property
     def trouble(self) -> tuple[str, EngineStopped] | None:
@@ -161,33 +129,42 @@ class Models:
     ) -> LoadedModel:
         """Load the checkpoint at `path` and start its engine; with `default` it answers requests that name none.
 
-        With `replace` it takes the place of the one with its name, whose running requests end as cancelled once the
-        new one can answer. With `within`, nothing is read that lies outside that directory. Raises as `load` does.
+        With `replace` it takes the place of the one with its name: requests that have begun there end there, those that
+        come from now on begin here, and where it can't be loaded the old one stays (`failures` says why). With
+        `within`, nothing is read that lies outside that directory. Raises as `load` does.
         """
         with self._alone():
-            if (owner := self._owner(name)) and not (replace and owner == name):
+            if (owner := self._owner(name)) and not (replace and owner == name and name in self._models):
                 raise self._taken(name)
             self._check_aliases(name, aliases)
             self.loading = name
+            before = self._models.get(name)
             try:
                 checkpoint = load_checkpoint(path, within=within, **reading(self.settings.dtype))
                 with confined(within):
                     card = read_card(path)
-                before = self._models.get(name)
                 loaded = self._start(name, checkpoint, path, card)
+            except Exception as error:
+                if before is not None:
+                    self._not_replaced(name, path, error)
+                raise
             finally:
                 self.loading = None
                 give_back()
+            self.failures.pop(name, None)
             if default:
                 self._models = {name: loaded} | self._models
             if aliases or before is None:
                 self._name_also(name, aliases)
-        if before is not None:
-            replaced = f"{name} is being replaced by another checkpoint"
-            before.engine.close(why=Cancelled(replaced, hint="send the request again"))
-            del before
-            sweep()
+            if before is not None:
+                self._leaving.see_off(before.engine, weakref.ref(before.hold))
         return loaded
+
+    def _not_replaced(self, name: str, path: Path, error: Exception) -> None:
+        problem = error.message if isinstance(error, TopkapiError) else f"{type(error).__name__}: {error}"
+        # Where it lies is no concern of whoever asks what is loaded.
+        self.failures = self.failures | {name: problem.replace(f"{path.parent}{os.sep}", "")}
+        logger.error("%s is served as before, for %s could not take its place: %s", name, path, problem)
 
     def _start(self, name: str, checkpoint: Checkpoint, path: Path, card: Card) -> LoadedModel:
         try:
@@ -199,9 +176,17 @@ class Models:
             raise CheckpointError(f"{path} is read but cannot be served ({problem})") from error
 
     def unload(self, name: str) -> None:
-        """Let go of a checkpoint; its running requests end as cancelled. Raises `UnknownModel`."""
+        """Let go of a checkpoint with the adapters beside it; their running requests end as cancelled.
+
+        An adapter's own requests end as they would have. Raises `UnknownModel`.
+        """
         with self._alone():
             loaded = self.get(name)
+            if loaded.use is not None:
+                self.adapters.remove(name)
+                return
+            for adapter in self.adapters_of(loaded.name):
+                self.adapters.remove(adapter.name)
             self._models = {each: model for each, model in self._models.items() if model is not loaded}
             self._name_also(loaded.name, ())
         loaded.engine.close()
@@ -216,12 +201,71 @@ class Models:
         """
         with self._alone():
             loaded = self.get(name)
+            if loaded.use is not None:
+                hint = f"its base is {loaded.use.adapter.base}"
+                raise Conflict(f"{name} is an adapter, which has neither aliases nor is the default one", hint=hint)
             if aliases is not None:
                 self._check_aliases(loaded.name, aliases)
                 self._name_also(loaded.name, aliases)
             if default:
                 self._models = {loaded.name: loaded} | self._models
         return loaded
+
+    def load_adapter(
+        self, name: str, path: Path, *, base: str | None = None, replace: bool = False, within: Path | None = None
+    ) -> LoadedModel:
+        """Let requests name the adapter at `path`, beside the checkpoint `base` (None: the one that it was trained on).
+
+        Raises `CheckpointError` for one that can't be read, or for whose base no checkpoint is loaded, `Conflict` for a
+        name that is taken, `UnknownModel` for a base.
+        """
+        with self._alone():
+            if self._owner(name) and not (replace and self.adapters.get(name)):
+                raise self._taken(name)
+            self.loading = name
+            try:
+                loaded = self._base_of(path, within) if base is None else self.get(base)
+                if loaded.use is not None:
+                    raise Conflict(f"{base} is an adapter itself", field="base", hint="name a checkpoint")
+                self.adapters.add(name, path, loaded.name, loaded.checkpoint, within=within)
+            except TopkapiError as error:
+                if self.adapters.get(name):
+                    self._not_replaced(name, path, error)
+                raise
+            finally:
+                self.loading = None
+            self.failures.pop(name, None)
+        return self.get(name)
+
+    def _base_of(self, path: Path, within: Path | None) -> LoadedModel:
+        with confined(within):
+            named = base_named(path)
+        for loaded in self:
+            if named and is_base(named, loaded.checkpoint, [loaded.name, *self.aliases(loaded.name)]):
+                return loaded
+        said = "a base that it does not name" if named is None else "another base" if within else repr(named)
+        raise CheckpointError(
+            f"the adapter {path} was trained on {said}, and no loaded checkpoint is known to be that",
+            field="base",
+            hint=f"say beside which it is to stand ({', '.join(self.names) or 'none is loaded'}): base in a request, "
+            "NAME@BASE=PATH on the command line",
+        )
+
+    def adapters_of(self, name: str) -> list[Adapter]:
+        """The adapters beside a checkpoint."""
+        return [adapter for adapter in self.adapters if adapter.base == name]
+
+    @property
+    def everything(self) -> list[LoadedModel]:
+        """What requests may name: each checkpoint, then the adapters beside it."""
+        found = []
+        for loaded in self:
+            found += [loaded, *(self._beside(loaded, adapter) for adapter in self.adapters_of(loaded.name))]
+        return found
+
+    def _beside(self, loaded: LoadedModel, adapter: Adapter) -> LoadedModel:
+        checkpoint, use = adapter.beside(loaded.checkpoint), Use(self.adapters, adapter, loaded.checkpoint)
+        return replaced(loaded, name=adapter.name, checkpoint=checkpoint, created=adapter.created, use=use, card=Card())
 
     def aliases(self, name: str) -> list[str]:
         """The other names of a checkpoint."""
@@ -243,7 +287,7 @@ class Models:
             self._changing.release()
 
     def _owner(self, name: str) -> str | None:
-        return name if name in self._models else self._aliases.get(name)
+        return name if name in self._models or self.adapters.get(name) else self._aliases.get(name)
 
     def _check_aliases(self, name: str, aliases: Sequence[str]) -> None:
         for position, alias in enumerate(aliases):
@@ -299,7 +343,7 @@ class Models:
         if self._draft is None:
             self._draft = load_checkpoint(self.settings.draft.expanduser(), **reading(self.settings.dtype))
             prepare(self._draft.model, self.settings.dtype, self.settings.kv_cache_dtype)
-        if _same_vocabulary(self._draft.tokenizer, checkpoint.tokenizer):
+        if same_vocabulary(self._draft.tokenizer, checkpoint.tokenizer):
             return self._draft
         if not self._models:
             raise SettingsError(
@@ -315,8 +359,11 @@ class Models:
         if name is None and models:
             return next(iter(models.values()))
         found = models.get(name or "") or models.get(self._aliases.get(name or "", ""))
+        adapter = self.adapters.get(name)
+        if found is None and adapter is not None and adapter.base in models:
+            found = self._beside(models[adapter.base], adapter)
         if found is None:
-            names = ", ".join([*models, *self._aliases])
+            names = ", ".join([*models, *self._aliases, *(each.name for each in self.adapters)])
             asked = "no checkpoint is loaded" if name is None else f"no checkpoint named {name!r} is loaded"
             hint = f"loaded: {names}" if names else "load one with POST /models, or start the server with one"
             raise UnknownModel(asked, field="model", hint=hint)
@@ -325,28 +372,23 @@ class Models:
     @property
     def idle(self) -> bool:
         """Whether no engine has anything to do."""
-        return not any(loaded.engine.running or loaded.engine.waiting for loaded in self)
+        return not any(engine.running or engine.waiting for engine in self._engines)
 
     def stop(self) -> None:
         """Have every engine end what it does as cancelled. Does not wait."""
         self._watch.stop()
-        for loaded in self._models.values():
-            loaded.engine.stop(Cancelled("the server is stopping", hint="try again in a moment"))
+        self.closed.set()
+        for engine in self._engines:
+            engine.stop(Cancelled("the server is stopping", hint="try again in a moment"))
 
     @property
     def stopped(self) -> bool:
         """Whether every engine has ended what it did."""
-        return all(loaded.engine.stopped for loaded in self._models.values())
+        return all(engine.stopped for engine in self._engines)
 
     def close(self, timeout: float = 1.0) -> None:
         """Stop every engine; running requests end as cancelled, at the latest when `timeout` seconds are over."""
         self.stop()
         end = time.monotonic() + timeout
-        for loaded in self._models.values():
-            loaded.engine.close(max(0.0, end - time.monotonic()))
-
-
-def _same_vocabulary(first: Tokenizer, second: Tokenizer) -> bool:
-    if (first.vocab_size, first.control_tokens) != (second.vocab_size, second.control_tokens):
-        return False
-    return all(first.token_bytes(token_id) == second.token_bytes(token_id) for token_id in range(first.vocab_size))
+        for engine in self._engines:
+            engine.close(max(0.0, end - time.monotonic()))

@@ -24,12 +24,15 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from topkapi.model.errors import EngineStopped
 from topkapi.model.native import why_not
+from topkapi.service.adapters import MIB
 from topkapi.service.api.native.checkpoints import describe
 from topkapi.service.app import add_studio, create_api
 from topkapi.service.connections import bounded
+from topkapi.service.following import all_followed, follow
 from topkapi.service.garbage import set_aside
 from topkapi.service.gate import Gate
 from topkapi.service.keys import KeyRing, is_loopback
+from topkapi.service.locations import adapter_locations
 from topkapi.service.logs import complain, say, set_up
 from topkapi.service.models import Models
 from topkapi.service.requests import Requests
@@ -76,7 +79,10 @@ def serve(settings: Settings, listener: socket.socket, locations: list[str]) -> 
 
         def make_ready() -> None:
             set_aside()
+            # Where links lead is noted before it is loaded.
+            links = all_followed(models, locations) if settings.follow else []
             load(models, locations)
+            follow(models, links)
             add_studio(app, models, settings)
 
         server = Server(config, models, listener, lambda: gate.open(make_ready))
@@ -117,6 +123,16 @@ def load(models: Models, locations: list[str]) -> None:
             say(f"  {model.dtype}: {why_held}")
         for warning in model.warnings:
             say(f"  warning: {model.name}: {warning}")
+    load_adapters(models)
+
+
+def load_adapters(models: Models) -> None:
+    """See that the adapters of the settings can be read, saying beside which checkpoint each stands."""
+    for location in adapter_locations(models.settings):
+        model = models.load_adapter(location.name, location.path, base=location.base)
+        assert model.use is not None, "an adapter's"
+        adapter = model.use.adapter
+        say(f"  {adapter.name}: adapter of {adapter.base}, rank {adapter.rank}, {adapter.size / MIB:.1f} MiB")
 
 
 def summary(details: dict[str, object]) -> str:

@@ -131,6 +131,18 @@ class Settings(BaseSettings):
         "smaller checkpoint with the same vocabulary that guesses ahead: the same answers, sooner [none]",
     )
 
+    adapters: Annotated[tuple[str, ...], NoDecode] = setting(
+        (),
+        "LoRA adapters that requests may name, NAME=DIR or NAME@CHECKPOINT=DIR, or directories that hold some [none]",
+        flag={"metavar": "NAME=DIR,…"},
+    )
+    adapter_memory: int = setting(
+        1024, "MiB of memory for adapters; those used longest ago go first", flag={"metavar": "MIB"}, ge=1, le=2**24
+    )
+    follow: bool = setting(
+        False, "swap in what a training run's best or last leads to, a few seconds after it was saved"
+    )
+
     @field_validator("root_path")
     @classmethod
     def _path(cls, path: str | None) -> str | None:
@@ -139,7 +151,7 @@ class Settings(BaseSettings):
             raise ValueError("must be a path such as /topkapi")
         return path
 
-    @field_validator("cors_origins", "allowed_hosts", "trusted_proxies", mode="before")
+    @field_validator("cors_origins", "allowed_hosts", "trusted_proxies", "adapters", mode="before")
     @classmethod
     def _split(cls, listed: object) -> object:
         if isinstance(listed, str):

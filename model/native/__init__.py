@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 from topkapi.model.core_fields import beyond_core
 from topkapi.model.linear import Linear
-from topkapi.model.native.core import CACHES, FORMATS, KINDS, Core, HeldIn, Slots, in_blocks, let_go
+from topkapi.model.native.core import CACHES, FORMATS, KINDS, Adapter, Core, HeldIn, Slots, in_blocks, let_go
 from topkapi.model.native.library import levels, why_not
 
 if TYPE_CHECKING:
     from topkapi.model.transformer import Decoder
 
-__all__ = ["CACHES", "FORMATS", "Core", "HeldIn", "Slots", "can_hold", "hold", "levels", "why_not"]
+__all__ = ["CACHES", "FORMATS", "Adapter", "Core", "HeldIn", "Slots", "can_hold", "hold", "levels", "why_not"]
 
 
 def can_hold(model: Decoder) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, cast
 
 import numpy
@@ -35,6 +35,9 @@ KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 30}
 
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
 """The nonlinearities of feed-forward layers, by `ModelConfig`'s names, and the core's numbers for them."""
+
+ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The matrices of a layer in the order in which the core knows them (`Adapted` in network.h)."""
 
 KEYS = 16
 """Positions that lie together in the cache."""
@@ -95,14 +98,23 @@ class Core:
         """
         return self.step(slots, works, (), kept)[1:]
 
+    def adapter(self, matrices: Mapping[str, tuple[Tensor, Tensor]]) -> Adapter:
+        """What is added to matrices of the layers, by their names in `Decoder`, for the works that name it: `up
+        [outputs, rank]` times `down [rank, inputs]`."""
+        return Adapter(self, matrices)
+
     def step(
         self,
         slots: Slots,
         works: Sequence[tuple[int, int, Sequence[int]]],
         wanted: Sequence[int],
         kept: Sequence[int] = (),
+        adapters: Sequence[Adapter | None] = (),
     ) -> list[Tensor]:
-        """As `run`, and before what that gives the logits of the `wanted` rows, `[wanted, vocab_size]` float32."""
+        """As `run`, and before what that gives the logits of the `wanted` rows, `[wanted, vocab_size]` float32.
+
+        With `adapters` each of the works has its own, or none.
+        """
         spans = (interface.Span * len(works))()
         tokens: list[int] = []
         most = 0
@@ -115,11 +127,13 @@ class Core:
         layers = (c_int * max(1, len(kept)))(*kept)
         early = torch.empty(len(kept), rows, hidden)
         ids = numpy.array(tokens, dtype=numpy.int32)
+        beside = (c_pointer * max(1, len(adapters)))(*(None if each is None else each.handle for each in adapters))
         cosines, sines = (None, None) if self._rotary is None else self._rotary.up_to(most)
         work = interface.Pass(
             rows, len(works), ctypes.addressof(spans), ids.ctypes.data, states.data_ptr(),
             None if cosines is None else cosines.data_ptr(), None if sines is None else sines.data_ptr(),
             *((0, 0) if cosines is None else cosines.shape[:2]), len(kept), ctypes.addressof(layers), early.data_ptr(),
+            ctypes.addressof(beside) if adapters else None,
         )  # fmt: skip
         at = ctypes.addressof(work)
         return [
@@ -155,6 +169,31 @@ class Slots:
         """Give slot `target` the tokens from `start` to before `end` of slot `source`; before that they are alike."""
         blocks = slice(start // KEYS, -(-end // KEYS))
         self._memory[target, blocks] = self._memory[source, blocks]
+
+
+class Adapter:
+    """An adapter's matrices as a core computes with them. What is running with it holds on to it."""
+
+    def __init__(self, core: Core, matrices: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        self._library = core._library
+        self.handle = c_pointer()
+        check(self._library.topkapi_adapter_new(core._handle, ctypes.addressof(self.handle)))
+        for name, pair in matrices.items():
+            _, layer, _, last = name.split(".")
+            sources, alive = [], []
+            for matrix in pair:
+                held = matrix.detach().float().contiguous()
+                alive.append(held)
+                sources.append(
+                    interface.Source(held.data_ptr(), None, KINDS[held.dtype], FORMATS["float32"], *held.shape)
+                )
+            down, up = map(ctypes.addressof, sources)
+            number = ADAPTED.index(last)
+            check(self._library.topkapi_adapter_matrix(core._handle, self.handle, int(layer), number, down, up))
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None):
+            self._library.topkapi_adapter_free(self.handle)
 
 
 def _shape(config: ModelConfig) -> ctypes.Structure:

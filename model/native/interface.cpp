@@ -140,6 +140,22 @@ int topkapi_network_outer(void *handle, const OuterWeights *from) {
     });
 }
 
+// An adapter of a network without anything in it yet; it must not outlive the network.
+int topkapi_adapter_new(void *network, void **made) {
+    return guarded([&] {
+        auto adapter = std::make_unique<Adapter>();
+        adapter->layers.resize(((Network *)network)->layers.size());
+        *made = adapter.release();
+    });
+}
+
+// What it adds to one matrix of a layer; `number` is one of `Adapted`.
+int topkapi_adapter_matrix(void *network, void *adapter, int layer, int number, const Source *down, const Source *up) {
+    return guarded([&] { ((Network *)network)->adapt(*(Adapter *)adapter, layer, number, *down, *up); });
+}
+
+void topkapi_adapter_free(void *adapter) { delete (Adapter *)adapter; }
+
 // Bytes that one block of 16 positions takes.
 int64_t topkapi_block_bytes(const Shape *shape, int format) { return block_bytes(*shape, format); }
 

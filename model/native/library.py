@@ -49,6 +49,7 @@ Span = _structure("Span", slot=c_int, first=c_int, count=c_int, position=c_int)
 Pass = _structure(
     "Pass", rows=c_int, spans=c_int, span=c_pointer, tokens=c_pointer, states=c_pointer, cosines=c_pointer,
     sines=c_pointer, kinds=c_int, angles=c_int, kept=c_int, kept_layers=c_pointer, kept_states=c_pointer,
+    adapters=c_pointer,
 )  # fmt: skip
 
 
@@ -89,13 +90,15 @@ def library() -> ctypes.CDLL | None:
     core.topkapi_threads_new.restype = c_pointer
     core.topkapi_block_bytes.restype = ctypes.c_int64
     core.topkapi_block_bytes.argtypes = [c_pointer, c_int]
-    for name in ("network", "slots"):
+    for name in ("network", "slots", "adapter"):
         free = getattr(core, f"topkapi_{name}_free")
         free.argtypes, free.restype = [c_pointer], None
     core.topkapi_network_new.argtypes = [c_pointer, c_int, c_pointer, c_pointer]
     core.topkapi_network_layer.argtypes = [c_pointer, c_int, c_pointer]
     core.topkapi_network_outer.argtypes = [c_pointer, c_pointer]
     core.topkapi_slots_new.argtypes = [c_pointer, c_int, c_int, c_int, c_pointer, c_pointer]
+    core.topkapi_adapter_new.argtypes = [c_pointer, c_pointer]
+    core.topkapi_adapter_matrix.argtypes = [c_pointer, c_pointer, c_int, c_int, c_pointer, c_pointer]
     core.topkapi_run.argtypes = [c_pointer, c_pointer, c_pointer]
     core.topkapi_logits.argtypes = [c_pointer, c_pointer, c_int, c_pointer]
     return core

@@ -98,6 +98,85 @@ void Network::multiply(const Part &part, const Stack &stack, const Rows &rows, f
     else threads->each(pieces, multiply_piece);
 }
 
+const OwnMatrix *Network::adapted(int layer, int number) const {
+    const Layer &of = layers.at(layer);
+    auto part = [](const Stack &stack, int at) { return at < (int)stack.parts.size() ? &stack.parts[at] : nullptr; };
+    if (number <= ADAPTED_VALUE) return part(of.query_key_value, number);
+    if (number == ADAPTED_OUTPUT) return part(of.output, 0);
+    if (number == ADAPTED_GATE) return shape.gated ? part(of.up, 0) : nullptr;
+    return number == ADAPTED_UP ? part(of.up, shape.gated ? 1 : 0) : part(of.down, 0);
+}
+
+void Network::adapt(Adapter &adapter, int layer, int number, const Source &down, const Source &up) {
+    const OwnMatrix *of = number >= 0 && number < ADAPTED ? adapted(layer, number) : nullptr;
+    // Of integers the inputs are filled up; how many there are is known by the shape.
+    int inputs = number == ADAPTED_OUTPUT ? query_size() : number == ADAPTED_DOWN ? shape.inner : shape.hidden;
+    if (!of || down.inputs != inputs || up.outputs != of->outputs || down.outputs != up.inputs || down.outputs < 1)
+        throw std::invalid_argument("adapter");
+    adapter.layers.resize(layers.size());
+    std::array<LowRank, ADAPTED> &all = adapter.layers[layer];
+    all[number] = {packed(down, kernels->flip, *threads), packed(up, kernels->flip, *threads)};
+    auto width = [&](int first, int last) {
+        int sum = 0;
+        for (int at = first; at <= last; at++) sum += all[at].down.blocks * BLOCK;
+        return sum;
+    };
+    for (int most : {width(ADAPTED_QUERY, ADAPTED_VALUE), width(ADAPTED_OUTPUT, ADAPTED_OUTPUT), width(ADAPTED_GATE, ADAPTED_UP),
+                     width(ADAPTED_DOWN, ADAPTED_DOWN)})
+        adapter.widest = std::max(adapter.widest, most);
+}
+
+void Network::add_adapters(const Part &part, const std::vector<Group> &groups, int layer, int first, const Stack &stack,
+                           const Rows &rows, float *to, int stride) {
+    // Blocks of outputs that a thread takes at a time.
+    const int TOGETHER = 16;
+    struct Piece {
+        const LowRank *of;
+        int begin, count, low, column, block;
+    };
+    std::vector<Piece> downs, ups;
+    int widest = 0;
+    for (const Group &group : groups) {
+        int begin = std::max(group.begin, part.begin), end = std::min(group.end, part.end), low = 0, column = 0;
+        for (int at = 0; at < (int)stack.parts.size() && begin < end; column += stack.parts[at++].outputs) {
+            const LowRank &of = group.adapter->layers[layer][first + at];
+            if (!of.down.blocks) continue;
+            Piece piece = {&of, begin - part.begin, end - begin, low, column, 0};
+            downs.push_back(piece);
+            for (; piece.block < of.up.blocks; piece.block += TOGETHER) ups.push_back(piece);
+            low += of.down.blocks * BLOCK;
+        }
+        widest = std::max(widest, low);
+    }
+    if (downs.empty()) return;
+    float *all = part.bench->low.get();
+    int low_stride = (int)apart(widest);
+    auto some = [](const float *floats, int stride, int count) {
+        Rows of = {};
+        of.floats = floats, of.stride = stride, of.count = count;
+        return of;
+    };
+    auto down = [&](int at, int) {
+        const Piece &piece = downs[at];
+        Rows given = some(rows.floats + (size_t)piece.begin * rows.stride, rows.stride, piece.count);
+        float *into = all + (size_t)piece.begin * low_stride + piece.low;
+        kernels->multiply(&piece.of->down, &given, into, low_stride, false, 0, piece.of->down.blocks);
+    };
+    auto up = [&](int at, int) {
+        const Piece &piece = ups[at];
+        Rows given = some(all + (size_t)piece.begin * low_stride + piece.low, low_stride, piece.count);
+        float *into = to + (size_t)piece.begin * stride + piece.column;
+        kernels->multiply(&piece.of->up, &given, into, stride, true, piece.block, std::min(piece.block + TOGETHER, piece.of->up.blocks));
+    };
+    if (part.alone) {
+        for (int at = 0; at < (int)downs.size(); at++) down(at, part.thread);
+        for (int at = 0; at < (int)ups.size(); at++) up(at, part.thread);
+        return;
+    }
+    threads->each((int)downs.size(), down);
+    threads->each((int)ups.size(), up);
+}
+
 void Network::logits(const float *states, int rows, float *to) {
     std::unique_ptr<Room> room = rent(0);
     grow(room->whole, rows);

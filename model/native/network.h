@@ -6,6 +6,7 @@
 #include "packing.h"
 #include "threads.h"
 
+#include <array>
 #include <mutex>
 #include <utility>
 #include <vector>
@@ -53,6 +54,8 @@ struct Pass {
     int32_t kept;                  // layers below which the state is wanted
     const int32_t *kept_layers;
     float *kept_states;  // [kept][rows][hidden]
+    // Of each span, what is added to the matrices for it, or null; null where no span has one.
+    const struct Adapter *const *adapters;
 };
 }
 
@@ -76,6 +79,20 @@ struct Stack {
             if (is_integer(part.format) && !is_wide(part.format)) return true;
         return false;
     }
+};
+
+// What an adapter adds to one matrix: `up` [outputs][rank] times `down` [rank][inputs], both of floats. Without blocks: nothing.
+struct LowRank {
+    OwnMatrix down = {}, up = {};
+};
+
+// The matrices of a layer, in the order of `LayerWeights`.
+enum Adapted { ADAPTED_QUERY, ADAPTED_KEY, ADAPTED_VALUE, ADAPTED_OUTPUT, ADAPTED_GATE, ADAPTED_UP, ADAPTED_DOWN, ADAPTED };
+
+// LoRA beside the matrices of a network, for the rows of those spans that name it.
+struct Adapter {
+    std::vector<std::array<LowRank, ADAPTED>> layers;
+    int widest = 0;  // most numbers that a row has between the two matrices of all parts of a stack
 };
 
 struct Norm {
@@ -104,6 +121,9 @@ struct Bench {
     size_t rows = 0;
     Memory<float> normed, update, inner, activated;
     QuantisedRows given_bytes, activated_bytes;
+    // Between the two matrices of adapters.
+    size_t low_size = 0;
+    Memory<float> low;
 };
 
 // What one pass works in. Several threads may run passes over caches of their own at a time, each in a room of its own.
@@ -125,6 +145,12 @@ struct Part {
     int thread;
 
     int rows() const { return end - begin; }
+};
+
+// Rows of a pass that one adapter is for, few enough for a thread at a time.
+struct Group {
+    const Adapter *adapter;
+    int begin, end;
 };
 
 struct Slots {
@@ -149,6 +175,10 @@ struct Network {
     void logits(const float *states, int rows, float *to);
 
     Stack stack(std::initializer_list<const Source *> sources);
+    // The matrix of a layer that an adapter's number stands for; null where the family has none.
+    const OwnMatrix *adapted(int layer, int number) const;
+    // Raises std::invalid_argument for what does not fit the matrix.
+    void adapt(Adapter &adapter, int layer, int number, const Source &down, const Source &up);
     int query_size() const { return shape.heads * shape.head_size; }
     int key_size() const { return shape.key_heads * shape.head_size; }
 
@@ -164,6 +194,10 @@ struct Network {
         quantise(to, stack, from, inputs, row, 0, inputs);
     }
     void multiply(const Part &part, const Stack &stack, const Rows &rows, float *to, int stride, bool add);
+    // To what `multiply` made of `rows` in `to`, what the adapters of `groups` add: those of the `stack`'s parts, numbered from `first`
+    // on. A row's sums are of its own adapter alone, in one order, whatever is beside it.
+    void add_adapters(const Part &part, const std::vector<Group> &groups, int layer, int first, const Stack &stack, const Rows &rows,
+                      float *to, int stride);
     // Blocks of one matrix from `begin` on, by one thread.
     void multiply_some(const OwnMatrix &matrix, int begin, int outputs, const Rows &rows, float *to, int stride);
     template <class F> void each_row(const Part &part, F &&body) {

@@ -9,6 +9,8 @@
 // Rows of a long pass that a thread takes through a layer alone: few enough for what it works in to stay in the cache next to it, and
 // for threads to end at about the same time. A pass that has not as many for each thread is short.
 static const int LEAST_ALONE = 64, MOST_ALONE = 128;
+// Rows of one adapter that a thread takes at a time.
+static const int ADAPTED_ROWS = 32;
 
 struct Run {
     Network &network;
@@ -22,6 +24,8 @@ struct Run {
     int inner_stride = (int)apart((shape.gated ? 2 : 1) * inner), activated_stride = (int)apart(inner);
     // Of each row its span, and the how manieth row of that it is.
     std::vector<std::pair<const Span *, int>> place;
+    // Rows that have an adapter; without any, nothing is computed for it.
+    std::vector<Group> groups;
 
     float *state(int row) { return room.states.get() + (size_t)row * state_stride; }
     float *update(const Part &part, int row) { return part.bench->update.get() + (size_t)row * state_stride; }
@@ -33,9 +37,29 @@ struct Run {
         else kernels.rms_norm(from, norm.weight.get(), shape.epsilon, hidden, to);
     }
 
-    // Where a row is put that `stack` is multiplied with: nobody looks at floats again that are quantised.
+    // Spans one after another that have the same adapter are a group, cut into pieces.
+    void find_groups() {
+        for (int index = 0; index < pass.spans && pass.adapters; index++) {
+            const Span &span = pass.span[index];
+            const Adapter *adapter = pass.adapters[index];
+            for (int begin = span.first, end = span.first + span.count; adapter && begin < end;) {
+                bool goes_on = !groups.empty() && groups.back().adapter == adapter && groups.back().end == begin &&
+                               groups.back().end - groups.back().begin < ADAPTED_ROWS;
+                if (!goes_on) groups.push_back({adapter, begin, begin});
+                Group &group = groups.back();
+                begin = group.end = std::min(end, group.begin + ADAPTED_ROWS);
+            }
+        }
+    }
+
+    void multiply(const Part &part, int number, int first, const Stack &stack, const Rows &rows, float *to, int stride, bool add) {
+        network.multiply(part, stack, rows, to, stride, add);
+        if (!groups.empty()) network.add_adapters(part, groups, number, first, stack, rows, to, stride);
+    }
+
+    // Where a row is put that `stack` is multiplied with: nobody looks at floats again that are quantised, but adapters.
     float *put(const Stack &stack, Memory<float> &all, int row, int stride, int thread) {
-        return stack.floats() ? all.get() + (size_t)row * stride : room.one_row[thread].get();
+        return stack.floats() || !groups.empty() ? all.get() + (size_t)row * stride : room.one_row[thread].get();
     }
 
     Rows normed_rows(const Part &part) {
@@ -71,7 +95,7 @@ struct Run {
             network.quantise(part.bench->given_bytes, layer.query_key_value, normed, hidden, at);
         });
         float *queries = room.queries.get() + (size_t)part.begin * wide_stride;
-        network.multiply(part, layer.query_key_value, normed_rows(part), queries, wide_stride, false);
+        multiply(part, number, ADAPTED_QUERY, layer.query_key_value, normed_rows(part), queries, wide_stride, false);
         int half = shape.rotated / 2;
         network.each_row(part, [&](int at, int) {
             float *all = queries + (size_t)at * wide_stride;
@@ -131,12 +155,12 @@ struct Run {
 
     // What `stack` makes of rows is added to the states: at once, or after a norm or a multiplication; or where it is to be `later`, put
     // beside them as it is to be added.
-    void add(const Part &part, const Stack &stack, const Rows &rows, const Norm &norm, bool later) {
+    void add(const Part &part, int number, int first, const Stack &stack, const Rows &rows, const Norm &norm, bool later) {
         if (!later && !norm.weight && shape.residual_scale == 1) {
-            network.multiply(part, stack, rows, state(part.begin), state_stride, true);
+            multiply(part, number, first, stack, rows, state(part.begin), state_stride, true);
             return;
         }
-        network.multiply(part, stack, rows, update(part, 0), state_stride, false);
+        multiply(part, number, first, stack, rows, update(part, 0), state_stride, false);
         network.each_row(part, [&](int at, int) {
             float *one = update(part, at);
             if (norm.weight) normalise(one, norm, one);
@@ -151,8 +175,10 @@ struct Run {
         for (int i = 0; i < hidden; i++) to[i] += one[i];
     }
 
-    void activate_all(const Part &part, const Layer &layer) {
-        network.multiply(part, layer.up, normed_rows(part), part.bench->inner.get(), inner_stride, false);
+    void activate_all(const Part &part, int number) {
+        const Layer &layer = network.layers[number];
+        int first = shape.gated ? ADAPTED_GATE : ADAPTED_UP;
+        multiply(part, number, first, layer.up, normed_rows(part), part.bench->inner.get(), inner_stride, false);
         network.each_row(part, [&](int at, int thread) {
             const float *from = part.bench->inner.get() + (size_t)at * inner_stride;
             float *to = put(layer.down, part.bench->activated, at, activated_stride, thread);
@@ -186,7 +212,7 @@ struct Run {
             network.each_row(part, [&](int at, int) {
                 network.quantise(part.bench->given_bytes, layer.output, mixed + (size_t)at * query_stride, query, at);
             });
-        add(part, layer.output, rows_of(part.bench->given_bytes, mixed, query_stride, query, part.rows()), layer.after_attention,
+        add(part, number, ADAPTED_OUTPUT, layer.output, rows_of(part.bench->given_bytes, mixed, query_stride, query, part.rows()), layer.after_attention,
             shape.parallel);
         network.each_row(part, [&](int at, int thread) {
             float *normed = put(layer.up, part.bench->normed, at, state_stride, thread);
@@ -194,10 +220,10 @@ struct Run {
             network.quantise(part.bench->given_bytes, layer.up, normed, hidden, at);
             if (shape.parallel) add_update(part, at);
         });
-        if (part.alone && !layer.down.floats()) activate_by_groups(part, layer);
-        else activate_all(part, layer);
+        if (part.alone && !layer.down.floats() && groups.empty()) activate_by_groups(part, layer);
+        else activate_all(part, number);
         const Bench &bench = *part.bench;
-        add(part, layer.down, rows_of(bench.activated_bytes, bench.activated.get(), activated_stride, inner, part.rows()),
+        add(part, number, ADAPTED_DOWN, layer.down, rows_of(bench.activated_bytes, bench.activated.get(), activated_stride, inner, part.rows()),
             layer.after_inner, false);
     }
 
@@ -259,6 +285,8 @@ void Network::check(const Slots &slots, const Pass &pass) {
         bool has_angles = !rotary || span.position + span.count <= pass.angles;
         bool has_positions = !positions || span.position + span.count <= shape.positions;
         if (!inside || !has_angles || !has_positions || span.first != rows) throw std::invalid_argument("span");
+        if (pass.adapters && pass.adapters[index] && pass.adapters[index]->layers.size() != layers.size())
+            throw std::invalid_argument("adapter");
         rows += span.count;
     }
     if (rows != pass.rows) throw std::invalid_argument("rows");
@@ -283,6 +311,16 @@ void Network::run(Slots &slots, const Pass &pass) {
         grow(room->whole, pass.rows);
     }
     Run of = {*this, *room, slots, pass};
+    of.find_groups();
+    size_t widest = 0;
+    for (const Group &group : of.groups) widest = std::max<size_t>(widest, apart(group.adapter->widest));
+    auto make_low = [&](Bench &bench) {
+        if (bench.low_size >= widest * bench.rows) return;
+        bench.low = allocate<float>(widest * bench.rows);
+        bench.low_size = widest * bench.rows;
+    };
+    for (Bench &bench : room->benches) make_low(bench);
+    make_low(room->whole);
     of.place.resize(pass.rows);
     for (int index = 0; index < pass.spans; index++)
         for (int row = 0; row < pass.span[index].count; row++) of.place[pass.span[index].first + row] = {pass.span + index, row};

@@ -219,6 +219,11 @@ def _low_rank(
     down, up, magnitude = (parts.get(part) for part in _PARTS)
     assert down is not None and up is not None, "checked above"
     alpha = _pattern(settings.get("alpha_pattern"), module, settings.get("lora_alpha") or 8, path)
+    if down.ndim != 2 or up.ndim != 2 or len(down) != up.shape[1] or not len(down):
+        shapes = f"{list(down.shape)} and {list(up.shape)}"
+        raise CheckpointError(f"{path}: {module} has matrices of {shapes}, which are none of one rank of at least 1")
+    if not (down.is_floating_point() and up.is_floating_point()):
+        raise CheckpointError(f"{path}: {module} has matrices of {down.dtype} and {up.dtype}, which are no floats")
     rank = down.shape[0]
     scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
     names = _parameter(config, module, path)

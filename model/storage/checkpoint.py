@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,15 @@ def load_checkpoint(
     in a process of its own first. Raises `CheckpointError` naming the file for what is missing, unreadable, truncated,
     altered, ambiguous or not supported, whatever the files hold.
     """
+    with telling(path), confined(None if within is None else Path(within)):
+        return _load(Path(path), dtype, torch.device(device), verify, None if base is None else Path(base), blocks)
+
+
+@contextmanager
+def telling(path: str | Path) -> Iterator[None]:
+    """Within the block, what goes wrong while `path` is read is raised as a `CheckpointError` that names it."""
     try:
-        with confined(None if within is None else Path(within)):
-            return _load(Path(path), dtype, torch.device(device), verify, None if base is None else Path(base), blocks)
+        yield
     except OSError as error:
         raise unreadable(path, error) from error
     except CheckpointError as error:
@@ -134,7 +141,7 @@ def _load(
     at = path / "generation_config.json" if path.is_dir() else path
     check_defaults(stored.generation, tokenizer, path)
     check_generation_config(stored.generation, config.vocab_size, str(at))
-    config = config.with_end_tokens(_end_tokens(config, tokenizer, stored.chat, stored.generation))
+    config = config.with_end_tokens(end_tokens(config, tokenizer, stored.chat, stored.generation))
     model = build(config, stored.tensors, path, None if dtype == torch.int8 else dtype, device)
     if dtype == torch.int8:
         quantize(model)
@@ -314,7 +321,7 @@ def _write(
     return Path(directory)
 
 
-def _end_tokens(
+def end_tokens(
     config: ModelConfig, tokenizer: Tokenizer, chat: ChatTemplate | None, generation: Mapping[str, Any]
 ) -> tuple[int, ...]:
     """Every id that ends a text or a turn, wherever the checkpoint says so."""

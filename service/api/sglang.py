@@ -84,7 +84,7 @@ class SGLangRequest(Strict):
     video_data: Annotated[Any, Only([], why=TEXT_ONLY)] = None
     modalities: Annotated[Any, Only([], ["text"], why=TEXT_ONLY)] = None
     token_ids_logprob: Annotated[Any, Only([], why="/score tells how probable a token is")] = None
-    lora_path: Annotated[Any, Only(why="no adapters are loaded")] = None
+    lora_path: Annotated[Any, Only(why="an adapter is asked for by its name, as model in the other dialects")] = None
     session_params: Annotated[Any, Only(why="no sessions are kept")] = None
     custom_logit_processor: Annotated[Any, Only(why="no processors of the caller's own are run")] = None
     return_hidden_states: Annotated[Any, Only(False, why="/v1/embeddings tells a text's mean state")] = None

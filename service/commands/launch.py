@@ -24,7 +24,9 @@ from topkapi.service.commands.inputs import loading, read_text, standard_input
 from topkapi.service.garbage import importing
 from topkapi.service.keys import KeyRing, is_loopback
 from topkapi.service.locations import (
+    adapter_locations,
     all_at_hand,
+    check_followed,
     check_locations,
     default_checkpoints,
     name_of_location,
@@ -42,6 +44,9 @@ def serve(arguments: argparse.Namespace) -> int:
     with bind(settings.host, settings.port) as listener:
         locations, settings = all_at_hand(arguments.checkpoint or default_checkpoints(settings), settings)
         check_locations(locations, settings)
+        adapter_locations(settings)
+        if settings.follow:
+            check_followed(locations, settings)
         if settings.log_format == "text":
             print(f"Topkapi {VERSION}: loading {', '.join(map(name_of_location, locations))}", flush=True)
         with importing():

@@ -11,10 +11,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.tiny import tiny_model
+from topkapi.model import native
 from topkapi.model.adapter import TARGETS, Adapter, attach
+from topkapi.model.cache import SlotCache, Work, outputs
 from topkapi.model.errors import CheckpointError
 from topkapi.model.families import FAMILIES
-from topkapi.model.storage.checkpoint import load_checkpoint, save_adapter, save_checkpoint, weights_digest
+from topkapi.model.live_adapter import LiveAdapter
+from topkapi.model.storage.checkpoint import (
+    load_adapter,
+    load_checkpoint,
+    save_adapter,
+    save_checkpoint,
+    weights_digest,
+)
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.model.transformer import Decoder
 
@@ -100,6 +109,25 @@ def logits_of_peft(
     model = peft.PeftModel.from_pretrained(theirs, adapter).eval()
     with torch.no_grad():
         return model(tokens).logits
+
+
+@pytest.mark.parametrize("held", ["PyTorch", "native"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_beside_its_base_an_adapter_computes_what_peft_does(
+    family: Any, held: str, base: Callable[..., Path], tokenizer: Tokenizer, peft: Any
+) -> None:
+    path = base(family)
+    adapter = stored(adapted(path, decomposed=False), path, tokenizer)
+    checkpoint = load_checkpoint(path, dtype=torch.float32)
+    matrices = load_adapter(adapter, checkpoint).matrices
+    if held == "native":
+        if not native.levels():
+            pytest.skip("the native core was not built")
+        native.hold(checkpoint.model, "float32")
+    live, cache = LiveAdapter(checkpoint.model, matrices), SlotCache(checkpoint.model, 2)
+    works = [Work(slot, 0, row.tolist(), wanted=len(row), adapter=live) for slot, row in enumerate(TOKENS)]
+    found = torch.stack([output.logits for output in outputs(checkpoint.model, cache, works)])
+    assert_close(found, logits_of_peft(peft, path, adapter))
 
 
 @pytest.mark.parametrize("decomposed", [False, True], ids=["lora", "dora"])

@@ -44,7 +44,8 @@ def needed(method: str, path: str, api: Any) -> Role | None:
     """
     if path in OPEN or method == "OPTIONS":
         return None
-    if path.rstrip("/") == "/metrics" or (_below(path, "/models") and method not in READING):
+    changes = method not in READING and (_below(path, "/models") or _below(path, "/adapters"))
+    if path.rstrip("/") == "/metrics" or changes:
         return "admin"
     if method in READING and (_below(path, "/studio") or not _is_route(path, api)):
         return None

@@ -105,7 +105,8 @@ def add_texts(routes: Routes, models: Models) -> None:
     async def embed(request: Request, body: schemas.LlamaEmbeddingRequest) -> Response:
         model = models.get(body.model)
         texts = await apart(request, _texts, model, body)
-        vectors = await unless_disconnected(request, embedded(model.checkpoint.model, texts))
+        adapter = None if model.use is None else await apart(request, model.use.live)
+        vectors = await unless_disconnected(request, embedded(model.checkpoint.model, texts, adapter))
         return await answered(lambda: [{"index": index, "embedding": [vector]} for index, vector in enumerate(vectors)])
 
 

@@ -69,7 +69,7 @@ class LlamaRequest(Refusing):
         "n_indent": "no indentation can be demanded",
         "n_cache_reuse": "only prefixes are reused",
         "min_keep": "samplers keep one token at least, not more",
-        "lora": "no adapters are loaded",
+        "lora": "an adapter is asked for by its name, as model",
     }
 
     prompt: Annotated[Prompt, Field(description="A text, tokens and texts mixed, or a list of either.")]

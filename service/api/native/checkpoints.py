@@ -1,9 +1,11 @@
-"""`/models`: what is loaded, and loading and unloading while serving, where the settings allow it."""
+"""`/models` and `/adapters`: what is loaded, and loading and unloading while serving, where the settings allow it."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -52,7 +54,30 @@ class LoadRequest(Strict):
     ] = None
     aliases: Aliases = Field(default_factory=list)
     default: Annotated[bool, Field(description="Whether it answers requests that name no checkpoint.")] = False
-    replace: Annotated[bool, Field(description="Whether it takes the place of the one that has its name.")] = False
+    replace: Annotated[
+        bool,
+        Field(
+            description="Whether it takes the place of the one that has its name. What has begun there ends there; "
+            "where this one can't be loaded, that one stays."
+        ),
+    ] = False
+
+
+class LoadAdapterRequest(Strict):
+    """The body of `POST /adapters`."""
+
+    path: Annotated[
+        str, Field(min_length=1, max_length=4096, description="A LoRA adapter within the server's model directory.")
+    ]
+    name: Annotated[
+        Annotated[str, Field(pattern=NAME)] | None,
+        Field(description="What requests call it, as `model`; the directory's name by default."),
+    ] = None
+    base: Annotated[
+        str | None,
+        Field(max_length=128, description="The checkpoint beside which it stands; by default the one that it names."),
+    ] = None
+    replace: Annotated[bool, Field(description="Whether it takes the place of the adapter that has its name.")] = False
 
 
 class ChangeRequest(Strict):
@@ -103,6 +128,10 @@ class ModelDetails(BaseModel):
     running: int
     waiting: int
     warnings: list[str]
+    reload_error: str | None
+    parent: str | None
+    rank: int | None
+    in_memory: bool
 
 
 class ListedModel(BaseModel):
@@ -150,8 +179,8 @@ def add_checkpoints(routes: Routes, models: Models) -> None:
 
     @server("/models", "The loaded checkpoints", ModelsResponse, method="GET", errors={})
     async def list_models() -> Response:
-        described = [describe(models, model) for model in models]
-        data = [listed(model) for model in models]
+        described = [describe(models, model) for model in models.everything]
+        data = [listed(model) for model in models.everything]
         return JSONResponse({"models": described, "loading": models.loading, "object": "list", "data": data})
 
     @server("/models/{name}", "A loaded checkpoint", ModelDetails, method="GET", errors=NAMED)
@@ -200,6 +229,42 @@ def add_checkpoints(routes: Routes, models: Models) -> None:
         return Response(status_code=204)
 
 
+def add_adapters(routes: Routes, models: Models) -> None:
+    """The routes over the adapters, which `/models` lists too."""
+    settings = models.settings
+
+    @routes.answering("/adapters", "Load a LoRA adapter", ModelDetails, status=201, tags=["server"],
+                      description="Requests may name it", errors={**NAMED, **REFUSED})  # fmt: skip
+    async def load(body: LoadAdapterRequest) -> Response:
+        _check_adapters_allowed(settings)
+
+        def respond() -> JSONResponse:
+            assert settings.model_directory is not None, "checked above"
+            root = settings.model_directory.expanduser()
+            path = _path_within(root, body.path)
+            with _hiding(root):
+                name = body.name or name_of(root / body.path)
+                model = models.load_adapter(name, path, base=body.base, replace=body.replace, within=root)
+            return JSONResponse(describe(models, model), 201)
+
+        return await asyncio.to_thread(respond)
+
+    @routes.delete(
+        "/adapters/{name}",
+        tags=["server"],
+        summary="Unload an adapter",
+        description="Its running requests end as they would have.",
+        responses={**NOT_ALLOWED, **NAMED, 204: {"description": "It is unloaded"}},
+        status_code=204,
+    )
+    async def unload(name: str) -> Response:
+        _check_adapters_allowed(settings)
+        if models.get(name).use is None:
+            raise Refused(404, "not_found", f"{name} is a checkpoint, not an adapter", hint="DELETE /models/NAME")
+        await asyncio.to_thread(models.unload, name)
+        return Response(status_code=204)
+
+
 def listed(model: LoadedModel) -> dict[str, Any]:
     """What a `ListedModel` says of a checkpoint."""
     return {"id": model.name, "object": "model", "created": model.created, "owned_by": "topkapi"}
@@ -213,7 +278,7 @@ def _examples(said: object) -> list[str]:
 
 def describe(models: Models, model: LoadedModel) -> dict[str, Any]:
     """What `/models` says of a checkpoint."""
-    checkpoint = model.checkpoint
+    checkpoint, adapter = model.checkpoint, None if model.use is None else model.use.adapter
     return {
         "name": model.name,
         "aliases": models.aliases(model.name),
@@ -226,7 +291,7 @@ def describe(models: Models, model: LoadedModel) -> dict[str, Any]:
         "dtype_why": model.why,
         "kv_cache_dtype": model.cache_dtype,
         "kernels": model.kernels,
-        "memory": model.memory,
+        "memory": model.memory if adapter is None else {"weights": adapter.size, "cache": 0},
         "license": model.card.license,
         "card": model.card.text is not None,
         "examples": _examples(checkpoint.details.get("examples")),
@@ -238,6 +303,10 @@ def describe(models: Models, model: LoadedModel) -> dict[str, Any]:
         "running": model.engine.running,
         "waiting": model.engine.waiting,
         "warnings": list(model.warnings),
+        "reload_error": models.failures.get(model.name),
+        "parent": None if adapter is None else adapter.base,
+        "rank": None if adapter is None else adapter.rank,
+        "in_memory": adapter is None or models.adapters.loaded(adapter),
     }
 
 
@@ -248,6 +317,12 @@ def _check_allowed(settings: Settings) -> None:
             "TOPKAPI_HUB_MODELS=1 for models of the Hugging Face hub"
         )
         raise Refused(403, "forbidden", "this server lets no request load or unload checkpoints", hint=hint)
+
+
+def _check_adapters_allowed(settings: Settings) -> None:
+    if settings.model_directory is None:
+        hint = "start it with TOPKAPI_MODEL_DIRECTORY set to the directory that they may be loaded from"
+        raise Refused(403, "forbidden", "this server lets no request load or unload adapters", hint=hint)
 
 
 def _place(settings: Settings, given: str) -> tuple[Path, Path]:
@@ -300,12 +375,18 @@ def _load(models: Models, path: Path, root: Path, body: LoadRequest) -> LoadedMo
     aliases = body.aliases
     if hub is not None and hub.repository not in (*aliases, *models.names, *models.every_alias):
         aliases = [*aliases, hub.repository]
-    try:
+    with _hiding(root):
         return models.load_as(name, path, aliases=aliases, default=body.default, replace=body.replace, within=root)
+
+
+@contextmanager
+def _hiding(root: Path) -> Iterator[None]:
+    """What can't be loaded is told by its place in `root`; where that lies is no concern of whoever asks."""
+    try:
+        yield
     except (CheckpointError, OSError) as error:
         told = error.message if isinstance(error, CheckpointError) else f"path cannot be read: {error.strerror}"
         hint = error.hint if isinstance(error, CheckpointError) else None
-        # The caller named it by its place in the directory; where that lies is no concern of theirs.
         place = os.path.realpath(root)
 
         def within(text: str) -> str:

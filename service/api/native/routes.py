@@ -15,7 +15,7 @@ from topkapi.service.api.http.describing import errors_of, stream_of
 from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.native import render, schemas, score_schemas
 from topkapi.service.api.native.asking import generation_of
-from topkapi.service.api.native.checkpoints import add_checkpoints
+from topkapi.service.api.native.checkpoints import add_adapters, add_checkpoints
 from topkapi.service.api.native.runs import add_runs
 from topkapi.service.api.native.score import ScoreAnswer
 from topkapi.service.api.native.streams import KeptAnswer, Streams, add_streams, resumed
@@ -31,6 +31,7 @@ def router(models: Models) -> Routes:
     streams = Streams(models.settings.stream_grace, models.settings.stream_bytes)
     add_streams(routes, streams)
     add_checkpoints(routes, models)
+    add_adapters(routes, models)
     add_runs(routes, models)
 
     @routes.answering(

@@ -62,6 +62,7 @@ class EmbeddingsResponse(BaseModel):
 async def embeddings(request: Request, model: LoadedModel, body: EmbeddingsRequest) -> Response:
     """The vectors of the texts. Raises `InvalidRequest`, and `Overloaded` where too many wait for some."""
     texts = await apart(request, _checked, model, body)
+    adapter = None if model.use is None else await apart(request, model.use.live)
     count = sum(map(len, texts))
     call, work = current_call(), UnderWay()
     if call is not None:
@@ -71,7 +72,7 @@ async def embeddings(request: Request, model: LoadedModel, body: EmbeddingsReque
     left = None if call is None or call.deadline is None else max(0.0, call.deadline - time.monotonic())
     try:
         async with asyncio.timeout(left):
-            vectors = await unless_disconnected(request, embedded(model.checkpoint.model, texts))
+            vectors = await unless_disconnected(request, embedded(model.checkpoint.model, texts, adapter))
     except TimeoutError:
         raise DeadlineExceeded("the texts were not embedded in the time that was given", hint="send fewer") from None
     finally:

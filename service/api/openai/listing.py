@@ -18,8 +18,11 @@ UNKNOWN: Responses = {404: ERRORS[404]}
 
 
 class ModelEntry(ListedModel):
-    """A loaded checkpoint; `max_model_len` is its context, as vLLM tells it."""
+    """A loaded checkpoint, or an adapter beside the checkpoint `parent`, as vLLM tells it: `root` is what was loaded,
+    `max_model_len` the context."""
 
+    root: str
+    parent: str | None
     max_model_len: int
 
 
@@ -44,7 +47,7 @@ def add_routes(routes: Routes, models: Models) -> None:
 
     @routes.answering("/v1/models", "The loaded checkpoints", ModelList, method="GET", errors={})
     async def list_models() -> Response:
-        return JSONResponse({"object": "list", "data": [_entry(model) for model in models]})
+        return JSONResponse({"object": "list", "data": [_entry(model) for model in models.everything]})
 
     @routes.answering("/v1/models/{name:path}", "One loaded checkpoint", ModelEntry, method="GET", errors=UNKNOWN)
     async def get_model(name: str) -> Response:
@@ -66,4 +69,7 @@ def add_routes(routes: Routes, models: Models) -> None:
 
 
 def _entry(model: LoadedModel) -> dict[str, Any]:
-    return listed(model) | {"max_model_len": model.context_length}
+    adapter = None if model.use is None else model.use.adapter
+    # Where it lies is no concern of whoever asks.
+    root, parent = (model.name, None) if adapter is None else (adapter.path.name, adapter.base)
+    return listed(model) | {"root": root, "parent": parent, "max_model_len": model.context_length}

@@ -182,8 +182,8 @@ def _refuse(parameters: schemas.TGIParameters, streamed: bool) -> None:
         hint = "leave it out, or set it to false"
         raise InapplicableField("watermark: texts are not watermarked here", field="parameters.watermark", hint=hint)
     if parameters.adapter_id is not None:
-        message = "adapter_id: no adapters are loaded here"
-        raise InapplicableField(message, field="parameters.adapter_id", hint="leave it out")
+        message = "adapter_id: an adapter is asked for by its name, as model in the other dialects"
+        raise InapplicableField(message, field="parameters.adapter_id", hint="use /v1/completions")
     if streamed and (parameters.best_of or 1) > 1:
         message = "best_of: of several answers the best is only known at their end, so they can't be streamed"
         raise InvalidRequest(message, field="parameters.best_of", hint="set best_of to 1, or leave out stream")

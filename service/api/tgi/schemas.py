@@ -22,9 +22,9 @@ class TGIGrammar(Strict):
 class TGIParameters(Strict):
     """TGI's parameters. Without `do_sample` or one that only sampling has, decoding is greedy."""
 
-    adapter_id: Annotated[Any, WithJsonSchema({"type": "null", "description": "Refused: no adapters are loaded."})] = (
-        None
-    )
+    adapter_id: Annotated[
+        Any, WithJsonSchema({"type": "null", "description": "Refused: the other dialects ask for one as model."})
+    ] = None
     best_of: Annotated[int | None, decoding("n", description="Sample so many answers; the likeliest comes first.")] = (
         None
     )

@@ -121,7 +121,8 @@ def test_of_two_keys_neither_counts(locked) -> None:
 
 def test_what_changes_the_server_takes_an_admins_key(locked) -> None:
     changes = [("POST", "/models"), ("PATCH", "/models/locked"), ("DELETE", "/models/locked"), ("POST", "/models/"),
-               ("GET", "/metrics"), ("GET", "/metrics/")]  # fmt: skip
+               ("POST", "/adapters"), ("DELETE", "/adapters/locked"), ("GET", "/metrics"),
+               ("GET", "/metrics/")]  # fmt: skip
     for method, path in changes:
         answer = locked.client.request(method, path, json={"path": "x"}, headers=bearer("alice"))
         assert answer.status_code == 403 and "role admin" in answer.text, (method, path)
