@@ -43,8 +43,9 @@ def test_the_page_comes_with_it(studio) -> None:
 def test_what_comes_into_the_page_can_do_nothing(browser, studio) -> None:
     pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     page = browser.new_context().new_page()
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    asked: dict[str, str | None] = {}
+    page.on("request", lambda request: asked.setdefault(request.url))
+    page.on("requestfailed", lambda request: asked.update({request.url: request.failure}))
     page.goto(studio.url)
     page.wait_for_selector(".welcome .example")
     done = page.evaluate(
@@ -64,5 +65,6 @@ def test_what_comes_into_the_page_can_do_nothing(browser, studio) -> None:
         }"""
     )
     assert done == [None, "TypeError"]
-    assert [url for url in asked if not url.startswith(studio.url)] == []
+    foreign = {url: why for url, why in asked.items() if not url.startswith(studio.url)}
+    assert len(foreign) == 2 and set(foreign.values()) == {"csp"}, foreign
     page.context.close()
