@@ -28,7 +28,10 @@ class Held:
 
     def __init__(self, page: Any) -> None:
         self._page, self._routes = page, []
-        page.route("**/models", lambda route: self._routes.append(route))
+        page.route("**/models", self._hold)
+
+    def _hold(self, route: Any) -> None:
+        self._routes.append(route)
 
     def let_through(self) -> None:
         for route in self._routes:
