@@ -190,8 +190,8 @@ class _Page:
         if not message.get("more_body"):
             headers = MutableHeaders(raw=list(self._start["headers"]))
             headers.update(HEADERS | {"Content-Security-Policy": policy_of(self._body, self._origins)})
-            await self._send(self._start | {"headers": headers.raw})
-            await self._send(message | {"body": self._body})
+            await self._send({**self._start, "headers": headers.raw})
+            await self._send({**message, "body": self._body})
 
 
 @contextlib.contextmanager
