@@ -51,6 +51,10 @@ class GenerateJob:
     check of sequence `index`; it is how stop strings reach an engine that knows no text. `constraint(index)` makes its
     constraint, where the parameters ask for structured output. `negative` are the tokens of the negative prompt (empty:
     the prompt's last token). `deadline` is in `time.monotonic()` seconds. `priority` orders the jobs of one `caller`.
+
+    The last `answered` tokens of `prompt` are the answer's own beginning, as if the job had generated them: what comes
+    has the noise, the penalties and the limit of an answer that began there. `stop_check` and `constraint` have been
+    told of them; a search or mirostat, which remember more than tokens, can't go on so.
     """
 
     prompt: Sequence[int]
@@ -60,6 +64,7 @@ class GenerateJob:
     priority: int = 0
     constraint: Callable[[int], Constraint] | None = None
     negative: Sequence[int] = ()
+    answered: int = 0
     progress: bool = False
     """Whether it is told how much of the prompt has been read."""
     caller: Caller = NOBODY

@@ -42,14 +42,16 @@ class Continuation(Sequence):
         parameters = job.parameters
         if ranked(job) and parameters.logprobs is None:
             parameters = replace(parameters, logprobs=0)
-        self.row = Row(parameters, self.tokens, len(job.prompt), index, config.end_token_ids)
+        asked = len(job.prompt) - job.answered
+        self.row = Row(parameters, self.tokens, asked, index, config.end_token_ids)
         self.row.constraint = job.constraint(index) if job.constraint else None
         self.stop_check = job.stop_check(index) if job.stop_check else None
         lookup, draft = job.parameters.prompt_lookup, job.parameters.draft_tokens
         self.lookup = DraftLength(lookup) if lookup else None
         self.draft = DraftLength(draft) if draft else None
         self.guessed_by: DraftLength | None = None
-        self.guide = Guide(self, list(job.negative or job.prompt[-1:])) if guided(job) else None
+        negative = job.negative or job.prompt[asked - 1 : asked]
+        self.guide = Guide(self, [*negative, *job.prompt[asked:]]) if guided(job) else None
         # Events of a job that answers with its best continuations wait until these are known.
         self.guesses: list[int] = []
 
@@ -224,8 +226,9 @@ class ScoredText(Sequence):
 
 
 def limit_of(job: GenerateJob, config: ModelConfig) -> int:
-    """Most tokens that may be generated, beside the longer of the two prompts."""
-    return token_limit(max(len(job.prompt), len(job.negative) if guided(job) else 0), job.parameters, config)
+    """Most tokens that may be generated, beside the longer of the two prompts and what is answered already."""
+    longest = max(len(job.prompt) - job.answered, len(job.negative) if guided(job) else 0)
+    return token_limit(longest, job.parameters, config) - job.answered
 
 
 def guided(job: GenerateJob) -> bool:

@@ -24,6 +24,7 @@ _ELSEWHERE = {
     "stream": "stream() and stream_chat() give the pieces as they come",
     "progress": "without a connection there are no events to tell it by",
     "resumable": "without a connection there is none to be lost",
+    "answer_prefix": "an answer that was stopped is gone on with by POST /generate",
     "messages": "chat() takes messages",
     "prompt": "generate() takes a prompt",
 }

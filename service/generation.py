@@ -38,6 +38,8 @@ class Plan:
     parameters: Sequence[DecodingParameters]
     constraint: Callable[[int], Constraint] | None = None
     negative: Sequence[int] = ()
+    answered: Sequence[int] = ()
+    """The tokens that the one answer to the one prompt begins with, and is gone on with."""
 
 
 @dataclass
@@ -96,12 +98,14 @@ def plan(
     *,
     chat: bool = False,
     stored: bool = True,
+    answered: Sequence[int] = (),
 ) -> Plan:
     """Check a request before anything is computed. Compiling a grammar takes a while: not for the event loop.
 
     With `chat` the prompts are conversations, which have defaults of their own; without `stored` the checkpoint's
     defaults have no say. The effective `max_tokens` of a prompt
-    is at most what the context has room for. A conversation whose template has begun to think is not thought about
+    is at most what the context has room for. `answered` are tokens that the answer has already: what comes are those
+    that would have come after them. A conversation whose template has begun to think is not thought about
     where the answer is to be JSON, a choice or the like. Raises `InvalidRequest` naming the field for a parameter, or
     for a prompt that does not fit.
     """
@@ -127,10 +131,13 @@ def plan(
     negative = tokens_of(model, negative, "negative_prompt") if negative else negative
     if negative:
         check_prompt(negative, config, "negative_prompt")
+    if answered:
+        _check_answered(answered, prompts, effective)
     each = []
     for position, prompt in enumerate(prompts):
         try:
-            check_prompt(prompt, config)
+            for read in (prompt, negative or prompt) if answered else (prompt,):
+                check_prompt([*read, *answered], config)
         except InvalidRequest as error:
             if len(prompts) > 1:
                 error.field = f"prompt[{position}]"
@@ -139,7 +146,43 @@ def plan(
         each.append(replace(effective, max_tokens=token_limit(len(prompt), effective, config)))
     checkpoint = model.checkpoint
     constraint = compile_constraint(effective, checkpoint.tokenizer, config.vocab_size, config.end_token_ids)
-    return Plan(model, prompts, each, constraint, negative)
+    return Plan(model, prompts, each, _after(answered, constraint), negative, answered)
+
+
+def _check_answered(answered: Sequence[int], prompts: Sequence[list[int]], effective: DecodingParameters) -> None:
+    """Raise `InvalidRequest` where an answer can't be gone on with from its tokens alone."""
+    if len(prompts) > 1 or effective.n > 1 or (effective.best_of or 1) > 1:
+        message = "answer_prefix is the beginning of one answer to one prompt, and several are asked for"
+        raise InvalidRequest(message, field="answer_prefix", hint="send a request for each")
+    for name in ("num_beams", "penalty_alpha", "mirostat"):
+        if effective.asks_for(name):
+            message = f"{name} can't be combined with answer_prefix: it remembers more of an answer than its tokens"
+            raise InvalidRequest(message, field=name, hint="send the tokens as the end of a prompt of token ids")
+    if effective.max_tokens is not None and effective.max_tokens <= len(answered):
+        message = f"answer_prefix has {len(answered):,} tokens, and max_tokens ({effective.max_tokens:,}) counts them"
+        raise InvalidRequest(message, field="max_tokens", hint="raise max_tokens, or leave it out")
+
+
+def _after(
+    answered: Sequence[int], constraint: Callable[[int], Constraint] | None
+) -> Callable[[int], Constraint] | None:
+    """The constraint of an answer that has these tokens. Raises `InvalidRequest` where they don't keep to it."""
+    if constraint is None or not answered:
+        return constraint
+    begun = constraint(0)
+    for position, token_id in enumerate(answered):
+        try:
+            begun.advance(token_id)
+        except EngineError:
+            at = f"answer_prefix[{position}]"
+            message = f"{at} is a token that the structure which is asked for does not allow there"
+            raise InvalidRequest(
+                message, field=at, hint="go on with the structure that the answer began with"
+            ) from None
+    if begun.finished:
+        message = "answer_prefix is complete: nothing can follow it in the structure that is asked for"
+        raise InvalidRequest(message, field="answer_prefix", hint="leave it as it is")
+    return lambda index: begun.copy()
 
 
 @dataclass(frozen=True)
@@ -190,12 +233,13 @@ class Generation(EngineWork[Delta]):
         self._stoppers = [self._stopper(output.prompt_index) for output in self.outputs]
         jobs = [
             GenerateJob(
-                prompt,
+                [*prompt, *plan.answered] if plan.answered else prompt,
                 parameters,
                 self._stop_checks(prompt_index),
                 priority=priority,
                 constraint=plan.constraint,
                 negative=plan.negative,
+                answered=len(plan.answered),
                 progress=progress,
             )
             for prompt_index, (prompt, parameters) in enumerate(zip(plan.prompts, plan.parameters, strict=True))
@@ -238,8 +282,8 @@ class Generation(EngineWork[Delta]):
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of all prompts."""
-        return sum(map(len, self.plan.prompts))
+        """Tokens that are read: those of all prompts, and of an answer that is gone on with."""
+        return sum(map(len, self.plan.prompts)) + len(self.plan.answered)
 
     @property
     def completion_tokens(self) -> int:
@@ -283,13 +327,21 @@ class Generation(EngineWork[Delta]):
         return Delta(output, text, token)
 
     def _stopper(self, prompt_index: int) -> Stopper:
-        return Stopper.of(self.plan.model.answer_bytes, self.plan.parameters[prompt_index])
+        stopper = Stopper.of(self.plan.model.answer_bytes, self.plan.parameters[prompt_index])
+        # What they made certain has been told; what they left open comes with the next ones.
+        for token_id in self.plan.answered:
+            stopper.feed(token_id)
+        if stopper.stopped is not None:
+            message = f"answer_prefix holds {stopper.stopped!r}, which ends the answer"
+            raise InvalidRequest(message, field="answer_prefix", hint="leave it as it is, or leave that out of stop")
+        return stopper
 
     def _stop_checks(self, prompt_index: int) -> Callable[[int], StopCheck] | None:
         parameters = self.plan.parameters[prompt_index]
         if not parameters.stop and not parameters.stop_regex:
             return None
-        return lambda index: _StopStrings(self._stopper(prompt_index))
+        stopper = self._stopper(prompt_index)
+        return lambda index: _StopStrings(stopper.copy())
 
 
 class _StopStrings:

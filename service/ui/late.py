@@ -9,12 +9,13 @@ import asyncio
 import contextlib
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.datastructures import MutableHeaders
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -24,7 +25,8 @@ from topkapi.service.garbage import importing, set_aside
 from topkapi.service.models import Models
 from topkapi.service.settings import Settings
 from topkapi.service.threads import on_thread
-from topkapi.service.ui.scripts import add_scripts
+from topkapi.service.ui.policy import policy_of
+from topkapi.service.ui.scripts import HEADERS, add_scripts
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ def place_studio(app: FastAPI, models: Models, settings: Settings) -> None:
         set_aside()
         return studio_app(models, settings)
 
-    studio = LateStudio(app, models, make)
+    studio = LateStudio(app, models, make, settings.cors_origins)
     add_scripts(app)
     app.mount("/", studio)
     app.router.lifespan_context = studio.life
@@ -53,12 +55,12 @@ def place_studio(app: FastAPI, models: Models, settings: Settings) -> None:
 class LateStudio:
     """An ASGI application that is made by `make()`, on a thread, when it is needed; requests wait for it.
 
-    `make` gives an application whose last route is the studio. It answers in the API's error shape where the studio,
-    which sees every path that no route of `app` took, knows none.
+    `make` gives an application whose last route is the studio, whose page those of `origins` may show in a frame. It
+    answers in the API's error shape where the studio, which sees every path that no route of `app` took, knows none.
     """
 
-    def __init__(self, app: FastAPI, models: Models, make: Callable[[], FastAPI]) -> None:
-        self._app, self._models, self._make = app, models, make
+    def __init__(self, app: FastAPI, models: Models, make: Callable[[], FastAPI], origins: Sequence[str] = ()) -> None:
+        self._app, self._models, self._make, self._origins = app, models, make, origins
         self._wanted, self._made, self._closing = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._studio: ASGIApp | None = None
 
@@ -128,6 +130,7 @@ class LateStudio:
             await error_response(error, self._app.state.dialects.of(scope))(scope, receive, send)
             return
         began = refused = False
+        page = _Page(send, self._origins) if self._path(scope) == "/" else None
 
         async def answer(message: Message) -> None:
             nonlocal began, refused
@@ -137,11 +140,15 @@ class LateStudio:
                     refused = True
                     await self._refusal(scope, message["status"])(scope, receive, send)
             if not refused:
-                await send(message)
+                await (page.take if page else send)(message)
 
+        # A copy, for Gradio's application puts itself into it.
+        seen = dict(scope)
+        if page:
+            # What is to be read is not compressed.
+            seen["headers"] = [each for each in scope["headers"] if each[0] != b"accept-encoding"]
         try:
-            # A copy, for Gradio's application puts itself into it.
-            await self._studio(dict(scope), receive, answer)
+            await self._studio(seen, receive, answer)
         except Exception:
             logger.exception("the studio failed at %s %s", scope["method"], scope["path"])
             if not began:
@@ -164,6 +171,27 @@ class LateStudio:
         if allowed:
             return error_response(method_not_allowed(method, path, allowed), dialect, {"Allow": allowed})
         return error_response(not_found(method, path), dialect)
+
+
+class _Page:
+    """Holds the studio's page until it is whole, and sends it with the policy of what it holds."""
+
+    def __init__(self, send: Send, origins: Sequence[str]) -> None:
+        self._send, self._origins = send, origins
+        self._start: Message = {}
+        self._body = b""
+
+    async def take(self, message: Message) -> None:
+        """A message of the application that makes the page."""
+        if message["type"] == "http.response.start":
+            self._start = message
+            return
+        self._body += message.get("body", b"")
+        if not message.get("more_body"):
+            headers = MutableHeaders(raw=list(self._start["headers"]))
+            headers.update(HEADERS | {"Content-Security-Policy": policy_of(self._body, self._origins)})
+            await self._send({**self._start, "headers": headers.raw})
+            await self._send({**message, "body": self._body})
 
 
 @contextlib.contextmanager

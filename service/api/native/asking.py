@@ -36,9 +36,9 @@ def generation_of(model: LoadedModel, body: schemas.GenerateFields) -> Generatio
         prompts = [conversation_tokens(model, [message.model_dump() for message in body.messages or []])]
     else:
         prompts = prompt_tokens(model, body.prompt)
-    return Generation(
-        plan(model, prompts, body.parameters(), chat=kind == "messages"), body.priority, progress=body.progress
-    )
+    answered = checked_ids(model, body.answer_prefix, "answer_prefix") if body.answer_prefix else []
+    planned = plan(model, prompts, body.parameters(), chat=kind == "messages", answered=answered)
+    return Generation(planned, body.priority, progress=body.progress)
 
 
 def scoring_of(model: LoadedModel, body: score_schemas.ScoreRequest) -> tuple[list[scoring.Item], scoring.Scoring]:

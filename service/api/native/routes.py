@@ -150,8 +150,9 @@ class _GenerateAnswer(KeptAnswer[Delta]):
 
     def opening(self) -> Iterator[Event]:
         if self._progress:
-            for index, prompt in enumerate(self._generation.plan.prompts):
-                yield "progress", self._told_of_prompt("queued", index, 0, len(prompt))
+            plan = self._generation.plan
+            for index, prompt in enumerate(plan.prompts):
+                yield "progress", self._told_of_prompt("queued", index, 0, len(prompt) + len(plan.answered))
 
     def told(self, step: Delta) -> Iterator[Event]:
         if step.progress is None:

@@ -81,6 +81,14 @@ class GenerateFields(Strict):
             json_schema_extra=NOT_EMPTY,
         ),
     ] = None
+    answer_prefix: Annotated[
+        Annotated[list[Any], WithJsonSchema({"type": "array", "items": _NUMBER})] | None,
+        Field(
+            description="The token ids that an answer to this request has already, because it was cut off, say. What "
+            "comes are those that would have come after them in one go: on the same seed the same ones. Parameters "
+            "that count tokens of the answer, as max_tokens, count them too; the answer tells what is new alone."
+        ),
+    ] = None
     model: ModelName = None
     stream: Annotated[bool, Field(description="Answer by server-sent events as the tokens come.")] = False
     progress: Annotated[

@@ -175,8 +175,10 @@ export async function requestText(method, path, body, options = {}) {
  */
 export async function* stream(path, body, { signal, method = "POST" } = {}) {
   const ending = new AbortController();
-  const both = signal ? AbortSignal.any([signal, ending.signal]) : ending.signal;
-  const answer = await ask(method, path, body, { signal: both });
+  const end = () => ending.abort(signal.reason);
+  if (signal?.aborted) end();
+  signal?.addEventListener("abort", end);
+  const answer = await ask(method, path, body, { signal: ending.signal });
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   try {
@@ -206,7 +208,26 @@ export async function* stream(path, body, { signal, method = "POST" } = {}) {
     connection.lose();
     throw Object.assign(lostError(), { message: "The connection was lost before the answer's end" });
   } finally {
+    signal?.removeEventListener("abort", end);
     ending.abort();
+  }
+}
+
+/**
+ * The events of the rest of an answer to `body` (of `/generate`) that has the tokens `answered`: those that would have come
+ * in one go. Searches and mirostat, which remember more than tokens, begin anew behind them: after the tokens that
+ * `prompt()` gives, and those.
+ */
+export async function* goingOn(body, answered, prompt, signal) {
+  try {
+    yield* stream("generate", answered.length ? { ...body, answer_prefix: answered } : body, { signal });
+  } catch (error) {
+    if (!answered.length || !["num_beams", "penalty_alpha", "mirostat"].includes(error.field)) throw error;
+    const { messages, ...others } = body;
+    const less = (count, by) => (Number.isInteger(count) ? count + by : count);
+    // The seed's noise is counted from the first token: with the same one it would come a second time.
+    const left = { max_tokens: less(body.max_tokens, -answered.length), seed: less(body.seed, answered.length) };
+    yield* stream("generate", { ...others, ...left, prompt: [...(await prompt()), ...answered] }, { signal });
   }
 }
 

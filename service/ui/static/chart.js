@@ -18,7 +18,8 @@ const LETTER = 6.6;
  * `series`: `{name, points: [[x, y], …] in order of x, colour: 0 to 7, kind: "line" | "faint" | "dotted", legend}`; faint
  * ones (raw values behind smoothed ones) stand in no legend. Numbers that are none leave a gap.
  * `options`: `title`; `x` and `y`: `{label, format, log, low, high}`; `marks`: `[{x, label, kind: "epoch" | "drop" |
- * "warning" | "best"}]`, lines across; `height`; `empty`, said where there is nothing to draw.
+ * "warning" | "best"}]`, lines across; `height`; `empty`, said where there is nothing to draw; `onpick(x)` is told of a click,
+ * and of Enter after the arrow keys.
  */
 export function lines(series, options = {}) {
   const chart = new Lines();
@@ -46,6 +47,7 @@ class Lines {
     this.plot.addEventListener("pointerleave", () => this.#show(null));
     this.plot.addEventListener("blur", () => this.#show(null));
     this.plot.addEventListener("keydown", (event) => this.#key(event));
+    this.plot.addEventListener("click", (event) => (this.#point(event), this.#pick()));
     new ResizeObserver(() => {
       if (this.plot.clientWidth === this.#width) return;
       this.#width = this.plot.clientWidth;
@@ -111,6 +113,7 @@ class Lines {
     const across = extent(points.map((point) => point[0]));
     const up = range(points.map((point) => point[1]), y);
     this.#drawn = null;
+    this.plot.setAttribute("role", this.#options.onpick ? "group" : "img");
     this.plot.setAttribute("aria-label", this.#summary());
     if (!across || !up) {
       this.plot.append(element("p", { class: "chart-empty" }, empty));
@@ -189,10 +192,14 @@ class Lines {
     const { title = "Chart", x = {} } = this.#options;
     const told = this.#shown.filter((each) => each.legend).map((each) => {
       const [first, last] = [each.points[0], each.points.at(-1)];
-      return `${each.name} from ${short(first[1])} to ${short(last[1])} at ${short(last[0])}`;
+      return `${visible(each.name)} from ${short(first[1])} to ${short(last[1])} at ${short(last[0])}`;
     });
     const facts = told.length ? told.join("; ") : "nothing yet";
-    return `${title}${x.label ? ` by ${x.label}` : ""}: ${facts}. Left and right arrow keys tell values.`;
+    return `${title}${x.label ? ` by ${x.label}` : ""}: ${facts}. Left and right arrow keys tell values${this.#options.onpick ? ", Enter goes there" : ""}.`;
+  }
+
+  #pick() {
+    if (this.#at !== null) this.#options.onpick?.(this.#at);
   }
 
   #point(event) {
@@ -203,6 +210,7 @@ class Lines {
 
   #key(event) {
     const longest = this.#shown.reduce((most, each) => (each.points.length > (most?.length ?? 0) ? each.points : most), null);
+    if (event.key === "Enter") return this.#pick();
     const step = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10 }[event.key];
     if (!longest || (!step && !["Home", "End", "Escape"].includes(event.key))) return;
     event.preventDefault();

@@ -1,15 +1,16 @@
 // The chat tab: conversations with a checkpoint, kept in this browser; base checkpoints continue single texts.
 
 import { conversationList } from "./chat_list.js";
-import { answer, busy, contextUsed, defaultsOf, facts, fresh } from "./chat_run.js";
+import { answer, busy, comeBack, contextUsed, defaultsOf, facts, fresh, leave } from "./chat_run.js";
 import { asCurl, asPython, linked, linkTo } from "./chat_share.js";
 import { layout, PHONE } from "./chat_layout.js";
 import { shortcuts, showShortcuts } from "./chat_keys.js";
 import * as tree from "./chat_tree.js";
 import { turnView } from "./chat_turn.js";
 import { welcome } from "./chat_welcome.js";
-import { button, clear, element } from "./dom.js";
+import { button, clear, element, visible } from "./dom.js";
 import { clearError, showError } from "./errors.js";
+import { paced } from "./fields.js";
 import { describe, models, picker } from "./models.js";
 import { descriptors, drawer } from "./parameters.js";
 import * as store from "./store.js";
@@ -21,25 +22,31 @@ const SPOKEN = { reading: "Reading", writing: "Writing", done: "The answer is th
 
 export async function mount(root) {
   root.append(element("link", { rel: "stylesheet", href: new URL("chat.css", import.meta.url).href }));
-  const chat = new Chat(root, await descriptors());
-  await chat.begin();
+  let chat = null;
+  const kept = store.collection("conversations", {
+    onfull: (error) => chat?.full(error),
+    onchange: (id, record) => chat?.elsewhere(id, record),
+  });
+  // All there is to be read of this browser comes before anybody can write into what it would replace.
+  const [rows, conversations] = await Promise.all([descriptors(), kept.all()]);
+  chat = new Chat(root, rows, kept);
+  await chat.begin(conversations);
 }
 
 class Chat {
   #conversations = new Map();
   #running = new Map();
+  #unkept = new Map();
+  #waiting = null;
   #views = [];
   #current = tree.newConversation();
 
-  constructor(root, rows) {
-    this.kept = store.collection("conversations", {
-      onfull: (error) => this.#full(error),
-      onchange: (id, record) => this.#elsewhere(id, record),
-    });
+  constructor(root, rows, kept) {
+    this.kept = kept;
     Object.assign(this, layout(root, { submit: () => this.#submit(), stop: () => this.#stop() }));
     this.bar.append(this.sides.list.toggle);
-    this.drawer = drawer(this.parameters, { descriptors: rows });
-    this.remembered = store.get("chat.parameters", {});
+    this.drawer = drawer(this.parameters, { descriptors: rows, known: false });
+    this.drawer.set(store.get("chat.parameters", {}));
     this.drawer.onchange = () => store.set("chat.parameters", this.drawer.values());
     this.picker = picker(this.bar, { id: "checkpoint", remember: "chat.checkpoint", onchange: (model) => this.#choose(model) });
     this.bar.append(
@@ -87,33 +94,17 @@ class Chat {
       list: () => this.sides.list.toggle.click(),
     });
     addEventListener("pagehide", () => {
-      // A page that goes away has no time for a database.
-      const left = [...this.#running.values()].map(({ conversation, turn }) => ({ id: conversation.id, turn: this.#lost(turn) }));
-      if (left.length) store.set("chat.left", left);
+      leave([...this.#running.values(), ...this.#unkept.values()]);
       for (const { abort } of this.#running.values()) abort.abort();
     });
     addEventListener("hashchange", () => this.#fromLink());
   }
 
-  async begin() {
-    for (const conversation of await this.kept.all()) {
-      this.#conversations.set(conversation.id, conversation);
-      Object.values(conversation.turns).filter(busy).forEach(this.#lost);
-    }
-    for (const { id, turn } of store.get("chat.left", [])) {
-      const conversation = this.#conversations.get(id);
-      if (!conversation?.turns[turn.id]) continue;
-      conversation.turns[turn.id] = turn;
-      this.#keep(conversation);
-    }
-    store.remove("chat.left");
+  async begin(conversations) {
+    for (const conversation of conversations) this.#conversations.set(conversation.id, conversation);
+    for (const conversation of comeBack(this.#conversations)) this.#keep(conversation);
     this.open(this.#conversations.get(store.get("chat.open")) ?? this.#current, { focus: true });
     await this.#fromLink();
-  }
-
-  /** What was being written when the page went away is all there is of it. */
-  #lost(turn) {
-    return Object.assign(turn, { state: "lost", trouble: "the page was closed while it was written" });
   }
 
   /** A request in the address is shown, not sent: whoever follows a link decides. */
@@ -128,23 +119,21 @@ class Chat {
     if (!asked) return;
     history.replaceState(null, "", "#chat");
     const conversation = tree.fromRequest(asked);
+    await this.#keep(conversation);
+    this.open(conversation);
+    await models.known().catch(() => {});
     if (models.get(asked.model)) this.picker.choose(asked.model);
     else showError(this.composer, { message: `The link is about ${asked.model}, which is not loaded`, hint: "another checkpoint answers otherwise" });
     this.drawer.set(asked.parameters);
-    await this.#keep(conversation);
-    this.open(conversation);
   }
 
   #choose(model) {
     if (!model) return;
     this.systemField.hidden = !model.chat;
     this.drawer.use({ defaults: defaultsOf(model) });
-    // What was chosen when the page was left is told from the defaults once these are known.
-    if (this.remembered) this.drawer.set(this.remembered);
-    this.remembered = null;
     this.text.placeholder = model.chat ? "Write here; Enter sends" : "Begin a text; Enter has it continued";
     if (!this.#views.length) this.#show();
-    else this.status.textContent = `${model.name} · ${describe(model)}`;
+    else this.status.textContent = visible(`${model.name} · ${describe(model)}`);
   }
 
   create() {
@@ -180,7 +169,7 @@ class Chat {
       const notebook = document.getElementById("tab-notebook-button");
       this.turns.append(first);
       welcome(first, model, { ask: (text) => this.#ask(text), notebook: notebook && (() => notebook.click()) });
-      this.status.textContent = `${model.name} · ${describe(model)}`;
+      this.status.textContent = visible(`${model.name} · ${describe(model)}`);
     } else this.#say(this.#running.get(this.#current.id)?.turn ?? turns.findLast((turn) => turn.token_ids));
     this.#state();
     this.found?.show(this.#current);
@@ -212,12 +201,12 @@ class Chat {
     const spoken = turn ? SPOKEN[turn.state] : "";
     if (spoken !== undefined && this.spoken.textContent !== spoken) this.spoken.textContent = spoken;
     if (!model) this.status.textContent = "";
-    else this.status.textContent = busy(turn) ? facts(turn) : `${model.name} · ${contextUsed(turn, model)}`;
+    else this.status.textContent = visible(busy(turn) ? facts(turn) : `${model.name} · ${contextUsed(turn, model)}`);
   }
 
   /** Which buttons there are, by whether the shown conversation is being answered. */
   #state() {
-    const running = this.#running.has(this.#current.id);
+    const running = this.#running.has(this.#current.id) || this.#waiting !== null;
     this.send.hidden = running;
     this.stop.hidden = !running;
   }
@@ -229,28 +218,52 @@ class Chat {
     this.text.style.height = `${Math.min(this.text.scrollHeight + 2, innerHeight * 0.4)}px`;
   }
 
-  #submit() {
+  /**
+   * The checkpoint that is chosen, or that `name` names, once it is known what is loaded; null, and why is said, where
+   * there is none, and where another conversation is shown by then.
+   */
+  async #checkpoint(name = null) {
+    const known = models.get(name ?? this.picker.value);
+    if (known) return known;
+    if (this.#waiting) return null;
+    const conversation = this.#current;
+    this.#waiting = new AbortController();
+    clearError(this.composer);
+    if (!models.isRead) this.status.textContent = "Waiting for the list of checkpoints…";
+    this.#state();
+    try {
+      const found = await models.need(() => name ?? this.picker.value, this.#waiting.signal);
+      return this.#current === conversation ? found : null;
+    } catch (error) {
+      if (error.name !== "AbortError") showError(this.composer, error);
+      return null;
+    } finally {
+      this.#waiting = null;
+      this.status.textContent = "";
+      this.#state();
+    }
+  }
+
+  /** What is written stays where it is until it is known who answers it. */
+  async #submit() {
+    if (!this.text.value.trim() || this.#running.has(this.#current.id) || !(await this.#checkpoint())) return;
     const text = this.text.value;
-    if (!text.trim() || this.#running.has(this.#current.id)) return;
+    if (!text.trim()) return;
     this.text.value = "";
     this.#fit();
     this.#ask(text);
   }
 
-  #ask(text) {
-    const model = this.picker.model;
-    if (!model) {
-      this.text.value = text;
-      showError(this.composer, { message: `${this.picker.value ?? "No checkpoint"} is not loaded`, hint: "choose another checkpoint" });
-      return;
-    }
+  async #ask(text) {
+    const model = await this.#checkpoint();
+    if (!model) return;
     const last = tree.path(this.#current).at(-1);
     const asked = tree.add(this.#current, last?.id ?? "", model.chat ? "user" : "prompt", text);
     this.#answerTo(asked, { text });
   }
 
-  #answerTo(asked, options = {}) {
-    const model = this.picker.model;
+  async #answerTo(asked, options = {}) {
+    const model = await this.#checkpoint();
     if (!model || this.#running.has(this.#current.id)) return;
     // Where nothing is chosen there is still a limit.
     const parameters = { max_tokens: defaultsOf(model).max_tokens, ...this.drawer.values() };
@@ -264,38 +277,23 @@ class Chat {
 
   /** Have an answer written. Where nothing came of it, it is taken back, and what was asked goes to where it was written. */
   async #run(turn, { goOn = false, asked = null, isNew = false, text = null } = {}) {
+    const model = await this.#checkpoint(turn.model);
     const conversation = this.#current;
-    const model = models.get(turn.model);
-    if (this.#running.has(conversation.id)) return;
-    if (!model) {
-      showError(this.composer, { message: `${turn.model} is not loaded any more`, hint: "choose another checkpoint and press Retry" });
-      return;
-    }
+    if (!model || this.#running.has(conversation.id)) return;
     const abort = new AbortController();
     this.#running.set(conversation.id, { conversation, turn, abort });
     clearError(this.composer);
     this.#state();
     this.#keep(conversation);
     this.found.show();
-    let drawn = 0;
-    let took = 0;
-    let waiting = null;
-    const draw = () => {
-      waiting = null;
-      const began = performance.now();
+    const draw = paced(() => {
       const shown = this.#current === conversation;
       const atEnd = this.turns.scrollHeight - this.turns.scrollTop - this.turns.clientHeight < NEAR_THE_END;
       this.#views.find((view) => view.turn === turn)?.update();
       if (shown) this.#say(turn);
       if (shown && atEnd) this.turns.scrollTop = this.turns.scrollHeight;
-      drawn = performance.now();
-      took = drawn - began;
-    };
-    const shown = () => {
-      if (!busy(turn) || turn.text === "") return clearTimeout(waiting), draw();
-      // Drawing has a fifth of the time at most: what is typed meanwhile goes first.
-      waiting ??= setTimeout(draw, Math.max(0, drawn + Math.max(DRAW_EVERY, 4 * took) - performance.now()));
-    };
+    }, DRAW_EVERY);
+    const shown = () => (!busy(turn) || turn.text === "" ? draw.now() : draw.later());
     try {
       await answer(conversation, turn, model, { signal: abort.signal, shown, keep: () => this.#keep(conversation), goOn });
     } catch (error) {
@@ -313,10 +311,12 @@ class Chat {
         if (text !== null) this.text.focus();
       }
     } finally {
-      clearTimeout(waiting);
+      draw.stop();
       this.#running.delete(conversation.id);
       tree.touch(conversation);
+      this.#unkept.set(turn.id, { conversation, turn });
       await this.#keep(conversation);
+      this.#unkept.delete(turn.id);
       if (this.#current === conversation) {
         this.#views.find((view) => view.turn === turn)?.update();
         this.#state();
@@ -326,6 +326,7 @@ class Chat {
   }
 
   #stop() {
+    this.#waiting?.abort();
     this.#running.get(this.#current.id)?.abort.abort();
   }
 
@@ -368,7 +369,7 @@ class Chat {
   }
 
   /** Another tab of this browser has changed a conversation: it is the same one here, unless it is being answered here. */
-  #elsewhere(id, record) {
+  elsewhere(id, record) {
     if (this.#running.has(id) || (this.#current.id === id && this.turns.querySelector(".edit"))) return;
     if (record) this.#conversations.set(id, record);
     else this.#conversations.delete(id);
@@ -386,7 +387,7 @@ class Chat {
     else this.found.show();
   }
 
-  #full(error) {
+  full(error) {
     const hint = "export what you want to keep, and delete older conversations";
     showError(this.composer, { message: `The browser keeps no more: ${error?.message ?? "its storage is full"}`, hint });
   }

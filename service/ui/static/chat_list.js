@@ -20,6 +20,7 @@ export function conversationList(root, acts) {
   const list = element("ul", { class: "conversations" });
   const undo = element("p", { class: "note", role: "status" });
   const file = element("input", { type: "file", accept: ".json,application/json", class: "off-screen", tabindex: "-1", "aria-hidden": "true", onchange: bring });
+  const rows = new Map();
   let current = null;
 
   clear(root).append(
@@ -49,6 +50,14 @@ export function conversationList(root, acts) {
     }
   }
 
+  /** What has not changed stays as it is: a menu that is open, and where the keyboard stands. */
+  function rowOf(conversation) {
+    const seen = JSON.stringify([conversation.title, conversation === current, acts.busy(conversation)]);
+    const known = rows.get(conversation.id);
+    if (known?.seen !== seen || known.conversation !== conversation) rows.set(conversation.id, { seen, conversation, item: row(conversation) });
+    return rows.get(conversation.id).item;
+  }
+
   function row(conversation) {
     const name = visible(conversation.title || "New conversation");
     const title = button(name, () => acts.open(conversation), { class: "title", title: name, "aria-current": conversation === current ? "true" : null });
@@ -70,6 +79,7 @@ export function conversationList(root, acts) {
   }
 
   function rename(conversation, item) {
+    rows.delete(conversation.id);
     const field = element("input", { type: "text", "aria-label": "Name of the conversation", maxlength: 100, value: conversation.title });
     const done = async (keep) => {
       if (keep && field.value.trim()) {
@@ -109,8 +119,10 @@ export function conversationList(root, acts) {
       .filter((each) => each === current || Object.keys(each.turns).length)
       .filter((each) => !words || tree.matches(each, words))
       .sort((one, other) => other.changed - one.changed);
-    clear(list).append(...found.map(row));
-    if (words && !found.length) list.append(element("li", { class: "note" }, "None has these words."));
+    const wanted = found.map(rowOf);
+    if (words && !found.length) wanted.push(element("li", { class: "note" }, "None has these words."));
+    wanted.forEach((item, at) => item !== list.children[at] && list.insertBefore(item, list.children[at] ?? null));
+    while (list.children.length > wanted.length) list.lastChild.remove();
   }
 
   return { show, search };

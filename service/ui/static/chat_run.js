@@ -1,7 +1,8 @@
 // One answer: what is asked of the API, what is told while it comes, and how it ends.
 
-import { ApiError, request, stream } from "./api.js";
+import { ApiError, goingOn, request } from "./api.js";
 import * as tree from "./chat_tree.js";
+import * as store from "./store.js";
 
 const KEEP_EVERY = 1000;
 // Without a limit a small network goes on until its context is full.
@@ -23,15 +24,18 @@ export function bodyOf(turn) {
   return { model: turn.model, ...source, ...turn.parameters };
 }
 
-/** The body that goes on where an answer was cut off: its tokens are read, not drawn anew. */
-async function bodyGoingOn(turn, model, signal) {
+/** The body of an answer that is to have so many tokens more, where what it has is all that it might have. */
+function bodyFor(turn) {
+  const body = bodyOf(turn);
+  const most = body.max_tokens;
+  const cut = turn.token_ids.length > 0 && turn.token_ids.length >= most;
+  return cut ? { ...body, max_tokens: turn.token_ids.length + most } : body;
+}
+
+/** The tokens of what an answer was asked for by. */
+async function promptOf(turn, signal) {
   const source = turn.role === "continuation" ? { text: turn.prompt } : { messages: turn.messages };
-  const { token_ids } = await request("POST", "tokenize", { model: model.name, ...source }, { signal });
-  // A prompt has other defaults than a conversation.
-  const defaults = turn.role === "assistant" ? model.chat_defaults : {};
-  // The seed's noise is counted from the first token of an answer: with the same one it would come a second time.
-  const seed = Number.isInteger(turn.parameters.seed) ? turn.parameters.seed + turn.token_ids.length : turn.parameters.seed;
-  return { model: turn.model, prompt: [...token_ids, ...turn.token_ids], ...defaults, ...turn.parameters, seed };
+  return (await request("POST", "tokenize", { model: turn.model, ...source }, { signal })).token_ids;
 }
 
 /**
@@ -77,11 +81,15 @@ async function fitted(model, messages, most, signal) {
  */
 export async function answer(conversation, turn, model, { signal, shown, keep, goOn = false }) {
   const began = performance.now();
-  const before = { text: turn.text, tokens: turn.token_ids.length };
+  const { text, released = 0 } = turn;
+  // What an end let out, half a character or half a stop text, comes again with what follows it.
+  const before = { text: text.slice(0, text.length - released), tokens: turn.token_ids.length };
+  turn.text = before.text;
+  turn.released = 0;
   let first = null;
   let kept = began;
   turn.state = "queued";
-  if (goOn) turn.joints = [...(turn.joints ?? []), before.tokens];
+  if (before.tokens) turn.joints = [...(turn.joints ?? []), before.tokens];
   delete turn.trouble;
   delete turn.finish_reason;
   delete turn.timings;
@@ -94,9 +102,8 @@ export async function answer(conversation, turn, model, { signal, shown, keep, g
       turn.forgotten = fit.lost;
       turn.prompt_tokens = fit.count;
     }
-    const asked = goOn ? await bodyGoingOn(turn, model, signal) : bodyOf(turn);
-    const body = { ...asked, stream: true, progress: true, resumable: false };
-    for await (const { event, data } of stream("generate", body, { signal })) {
+    const body = { ...bodyFor(turn), stream: true, progress: true, resumable: false };
+    for await (const { event, data } of goingOn(body, turn.token_ids.slice(), () => promptOf(turn, signal), signal)) {
       if (event === "progress") {
         turn.prompt_tokens = data.total - before.tokens;
         turn.read = data.read;
@@ -109,6 +116,7 @@ export async function answer(conversation, turn, model, { signal, shown, keep, g
         turn.state = "writing";
         turn.text += data.text;
         turn.token_ids.push(...data.token_ids);
+        if (!data.token_ids.length) turn.released = data.text.length;
         turn.speed = now > first + 200 ? ((turn.token_ids.length - before.tokens - 1) * 1000) / (now - first) : null;
         if (now - kept > KEEP_EVERY) {
           kept = now;
@@ -121,6 +129,7 @@ export async function answer(conversation, turn, model, { signal, shown, keep, g
     // What the page has noted already, as it goes away, stays.
     if (error.name === "AbortError" && turn.state === "lost") return;
     turn.state = error.name === "AbortError" ? "stopped" : error.lost ? "lost" : "failed";
+    if (turn.token_ids.length === before.tokens) Object.assign(turn, { text, released });
     if (turn.state !== "stopped") {
       turn.trouble = error.lost ? error.message : [error.message, error.hint].filter(Boolean).join("; ");
       if (turn.token_ids.length === before.tokens) throw error;
@@ -171,8 +180,33 @@ export function facts(turn) {
   if (turn.state === "writing") return `Writing… ${said.join(" · ")}`;
   if (turn.parameters?.seed !== undefined) said.push(`seed ${turn.parameters.seed}`);
   if (turn.joints) said.push(`gone on with after ${turn.joints.join(", ")}`);
-  const end = { stopped: "stopped", lost: "broken off", failed: "broken off" }[turn.state] ?? REASONS[turn.finish_reason];
+  const end = { stopped: "stopped", lost: "broken off", failed: "broken off" }[turn.state] ?? (Object.hasOwn(REASONS, turn.finish_reason) ? REASONS[turn.finish_reason] : null);
   return [...said, end].filter(Boolean).join(" · ");
+}
+
+/** What was being written when the page went away is all there is of it. */
+function lost(turn) {
+  return Object.assign(turn, { state: "lost", trouble: "the page was closed while it was written" });
+}
+
+/** Note what is being written, or has just been: `{conversation, turn}` each. A page that goes away has no time for a database. */
+export function leave(entries) {
+  const left = entries.map(({ conversation, turn }) => ({ id: conversation.id, turn: busy(turn) ? lost(turn) : turn }));
+  if (left.length) store.set("chat.left", left);
+}
+
+/** Put that into the conversations, a map by their ids; those that it changed. */
+export function comeBack(conversations) {
+  for (const conversation of conversations.values()) Object.values(conversation.turns).filter(busy).forEach(lost);
+  const changed = new Set();
+  for (const { id, turn } of store.get("chat.left", [])) {
+    const conversation = conversations.get(id);
+    if (!conversation?.turns[turn.id]) continue;
+    conversation.turns[turn.id] = turn;
+    changed.add(conversation);
+  }
+  store.remove("chat.left");
+  return changed;
 }
 
 /** A new answer's fields. */

@@ -118,24 +118,61 @@ export function imported(text) {
   if (!Array.isArray(list)) throw new Error("the file holds no conversations that were exported here");
   if (document.version > VERSION) throw new Error("the file was written by a newer studio");
   return list.map((each, number) => {
-    const turns = Object.values(each?.turns ?? {});
-    const known = new Set(turns.map((turn) => turn?.id));
-    for (const turn of turns) {
-      const whole = typeof turn?.id === "string" && typeof turn.text === "string" && ROLES.includes(turn.role);
-      if (!whole || !(turn.parent === "" || known.has(turn.parent))) {
-        throw new Error(`conversation ${number + 1} of the file has a turn that makes no sense`);
-      }
+    const turns = Object.fromEntries(Object.values(each?.turns ?? {}).map((turn) => [turn?.id, turn]));
+    if (!isObject(each) || !Object.values(turns).every((turn) => isWhole(turn) && reaches(turns, turn))) {
+      throw new Error(`conversation ${number + 1} of the file has a turn that makes no sense`);
     }
+    const chosen = Object.entries(each.chosen ?? {}).filter(([at, id]) => Object.hasOwn(turns, id) && turns[id].parent === at);
     return newConversation({
       title: String(each.title ?? ""),
       named: Boolean(each.named),
       system: String(each.system ?? ""),
       created: Number(each.created) || Date.now(),
       changed: Number(each.changed) || Date.now(),
-      turns: Object.fromEntries(turns.map((turn) => [turn.id, { ...turn, created: Number(turn.created) || 0 }])),
-      chosen: Object.fromEntries(Object.entries(each.chosen ?? {}).map(([at, id]) => [at, String(id)])),
+      turns: Object.fromEntries(Object.entries(turns).map(([id, turn]) => [id, known(turn)])),
+      chosen: Object.fromEntries(chosen),
     });
   });
+}
+
+function isWhole(turn) {
+  return typeof turn?.id === "string" && turn.id !== "" && typeof turn.text === "string" && ROLES.includes(turn.role);
+}
+
+/** Whether a turn leads back to the beginning. */
+function reaches(turns, turn) {
+  const seen = new Set();
+  for (let at = turn; at.parent !== ""; at = turns[at.parent]) {
+    if (seen.has(at) || typeof at.parent !== "string" || !Object.hasOwn(turns, at.parent)) return false;
+    seen.add(at);
+  }
+  return true;
+}
+
+const isCount = (value) => Number.isInteger(value) && value >= 0;
+const isText = (value) => typeof value === "string";
+const isNumber = (value) => Number.isFinite(value);
+const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
+const isList = (each) => (value) => Array.isArray(value) && value.every(each);
+/** What a turn may have beside its text and its place, and of what form. */
+const FIELDS = {
+  model: isText, prompt: isText, trouble: isText, finish_reason: isText,
+  messages: isList((message) => isText(message?.role) && isText(message.content)),
+  parameters: isObject, in_force: isObject, timings: (value) => isObject(value) && (value.tokens_per_s === null || isNumber(value.tokens_per_s)),
+  token_ids: isList(isCount), joints: isList(isCount),
+  prompt_tokens: isCount, forgotten: isCount, released: isCount, first_token_s: isNumber, speed: isNumber,
+  edited: (value) => value === true, raw: (value) => value === true,
+};
+const STATES = ["done", "stopped", "lost", "failed"];
+const OPEN = ["queued", "reading", "writing"];
+
+/** A turn of a file, with what is known of turns alone. */
+function known({ id, parent, role, text, created, ...given }) {
+  const turn = { id, parent, role, text, created: Number(created) || 0 };
+  for (const [name, fits] of Object.entries(FIELDS)) if (fits(given[name])) turn[name] = given[name];
+  if (role === "user" || role === "prompt") return turn;
+  turn.state = STATES.includes(given.state) ? given.state : OPEN.includes(given.state) ? "lost" : "done";
+  return { ...turn, model: turn.model ?? "", token_ids: turn.token_ids ?? [], parameters: turn.parameters ?? {} };
 }
 
 /** The path that is shown, as Markdown. */

@@ -5,36 +5,47 @@ import { blocks } from "./markdown.js";
 import { busy, facts } from "./chat_run.js";
 
 // A block that is still growing is drawn anew each time; beyond this it is shown as plain text until it is whole.
-const LONGEST_LIVE = 4000;
+const LONGEST_LIVE = 2000;
 
-/** Shows a growing text: blocks that are whole stay, the last one is drawn anew. */
+/** Shows a growing text: blocks that are whole stay, code and long blocks are added to, any other last one is drawn anew. */
 class Growing {
   #settled = 0;
-  #last = [];
+  #last = null;
+  #plain = null;
+  #whole = null;
 
   constructor(place) {
     this.place = place;
   }
 
   show(text, over) {
+    if (text === this.#whole) return;
+    this.#whole = over ? text : null;
     const rest = text.slice(this.#settled);
-    for (const node of this.#last) node.remove();
-    this.#last = [];
-    if (!over && rest.length > LONGEST_LIVE && !rest.slice(-LONGEST_LIVE).includes("\n\n")) {
-      this.#put(element("p", { class: "raw" }, visibleNodes(rest)));
-      return;
-    }
     const found = blocks(rest);
-    found.forEach((block, number) => {
-      if (number < found.length - 1) this.place.append(block.node());
-      else this.#put(block.node());
-    });
-    if (found.length > 1) this.#settled += found.at(-2).end;
+    const last = found.pop();
+    for (const block of found) this.#put(block.node(), false);
+    if (found.length) this.#settled += found.at(-1).end;
+    if (!last) return;
+    const from = found.at(-1)?.end ?? 0;
+    const plain = last.code ?? (rest.length - from > LONGEST_LIVE ? rest.slice(from).trimStart() : null);
+    if (over || plain === null) this.#put(last.node());
+    else if (this.#plain && plain.startsWith(this.#plain.text)) {
+      this.#plain.node.append(visibleNodes(plain.slice(this.#plain.text.length)));
+      this.#plain.text = plain;
+    } else {
+      const node = last.code === null ? element("p", { class: "raw" }, visibleNodes(plain)) : last.node();
+      this.#put(node);
+      this.#plain = { node: node.querySelector("code") ?? node, text: plain };
+    }
   }
 
-  #put(node) {
+  /** Put a block after the settled ones, in place of what was drawn of the last one. */
+  #put(node, isLast = true) {
+    this.#last?.remove();
     this.place.append(node);
-    this.#last.push(node);
+    this.#last = isLast ? node : null;
+    this.#plain = null;
   }
 }
 
@@ -80,17 +91,20 @@ export function turnView(turn, { place, acts }) {
   let thoughts = null;
   let wasRunning = null;
 
+  let drawn = "";
+
   function redraw() {
     clear(body);
+    drawn = "";
     growing = thoughts = null;
     body.classList.toggle("raw", raw || !generated);
     if (generated && !raw) growing = new Growing(body);
     draw();
   }
 
-  let drawn = "";
   function draw() {
     body.querySelector(":scope > .waiting")?.remove();
+    if (growing && !turn.text.startsWith(drawn)) return redraw();
     if (growing) answered();
     else if (turn.role === "continuation") continued();
     else if (body.lastChild?.nodeType === Node.TEXT_NODE && drawn && turn.text.startsWith(drawn)) {
@@ -128,12 +142,10 @@ export function turnView(turn, { place, acts }) {
 
   function update() {
     const running = busy(turn);
-    // Once it is whole it is drawn once more, now that all of it is known.
-    if (wasRunning && !running && growing) redraw();
-    else draw();
+    draw();
     article.classList.toggle("running", running);
     line.hidden = running || !turn.state;
-    if (!line.hidden) line.textContent = facts(turn);
+    if (!line.hidden) line.textContent = visible(facts(turn));
     forgotten.hidden = !turn.forgotten;
     forgotten.textContent = `The context is full: the oldest ${turn.forgotten} messages were not read.`;
     trouble.hidden = !turn.trouble;

@@ -73,7 +73,7 @@ export async function welcome(root, model, { ask, notebook }) {
     offer(shown);
     invitation.textContent = "Its card shows what it says to these:";
   }
-  card.append(element("div", { class: "body" }, render(text)));
+  card.append(element("div", { class: "body" }, render(text, { wrapped: true })));
   card.hidden = false;
 }
 

@@ -64,7 +64,7 @@ function card() {
     try {
       const [{ render }, words] = await Promise.all([import("./markdown.js"), requestText("GET", `${address(made.dataset.name)}/card`)]);
       // Its pictures lie beside it on the server's disk.
-      clear(place).append(render(words.replace(/^!\[[^\]]*\]\([^)]*\)$/gm, "")));
+      clear(place).append(render(words.replace(/^!\[[^\]]*\]\([^)]*\)$/gm, ""), { wrapped: true }));
     } catch (error) {
       place.remove();
       text.open = false;

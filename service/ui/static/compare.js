@@ -86,7 +86,7 @@ export async function mount(root) {
     prompts.value = store.get("compare.prompts", EXAMPLES.join("\n"));
     const file = element("input", { type: "file", id: freshId("file"), accept: ".txt,.json,.jsonl,.csv,text/plain,application/json" });
     const system = element("textarea", { id: freshId("system"), rows: 2, placeholder: "none" });
-    const start = button("Begin", begun, { class: "primary" });
+    const start = button("Begin", () => begun().catch((error) => showError(formProblems, error)), { class: "primary" });
     const settings = element("div");
     const side = element("details", { class: "side compare-settings", open: !matchMedia("(max-width: 767px)").matches }, element("summary", {}, "Settings of both"), settings);
     const formProblems = element("div");
@@ -110,24 +110,35 @@ export async function mount(root) {
         showError(formProblems, error);
       }
     });
-    try {
+    let prepared = prepare();
+    prepared.catch((error) => ((prepared = null), showError(formProblems, error)));
+
+    /** The settings, and two checkpoints that differ, once it is known what is loaded. */
+    async function prepare() {
       const [rows] = await Promise.all([descriptors(), models.known()]);
       // A checkpoint may write until its context is full; whoever judges would wait for that.
       chosen = drawer(settings, { descriptors: rows, defaults: common(pickers.map((each) => each.model)), without: WITHOUT });
       const [, second] = models.list;
       if (second && pickers[0].value === pickers[1].value) pickers[1].choose(second.name);
-      if (!second) note.textContent = "Only one checkpoint is loaded: load another one in the Models tab.";
-    } catch (error) {
-      showError(formProblems, error);
+      if (models.list.length === 1) note.textContent = "Only one checkpoint is loaded: load another one in the Models tab.";
     }
 
-    function begun() {
+    async function begun() {
       clearError(formProblems);
       const texts = read(prompts.value);
-      const names = pickers.map((each) => each.model?.name);
       if (!texts.length) return showError(formProblems, { message: "There are no prompts", hint: "write one per line" });
       if (texts.length > MOST) return showError(formProblems, { message: `These are ${texts.length} prompts`, hint: `judge at most ${MOST} at a time` });
-      if (names.includes(undefined)) return showError(formProblems, { message: "A checkpoint is not loaded any more", hint: "choose another one" });
+      const names = [];
+      start.disabled = true;
+      start.textContent = models.isRead ? "Begin" : "Waiting for the list of checkpoints…";
+      try {
+        await (prepared ??= prepare());
+        for (const each of pickers) names.push((await each.ready()).name);
+      } finally {
+        start.disabled = false;
+        start.textContent = "Begin";
+      }
+      if (!place.contains(start)) return;
       if (names[0] === names[1]) return showError(formProblems, { message: "Both are the same checkpoint", hint: "choose two that differ" });
       store.set("compare.prompts", prompts.value);
       const seed = crypto.getRandomValues(new Uint32Array(1))[0] >>> 1;

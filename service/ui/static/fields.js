@@ -86,6 +86,24 @@ export function debounced(call, delay) {
   };
 }
 
+/**
+ * `draw()` as something grows: `later()` draws at most every so many milliseconds and takes a fifth of the time at most, as
+ * what is typed meanwhile goes first; `now()` draws at once.
+ */
+export function paced(draw, every) {
+  let waiting = null;
+  let due = 0;
+  function now() {
+    clearTimeout(waiting);
+    waiting = null;
+    const began = performance.now();
+    draw();
+    const ended = performance.now();
+    due = ended + Math.max(every, 4 * (ended - began));
+  }
+  return { now, later: () => (waiting ??= setTimeout(now, Math.max(0, due - performance.now()))), stop: () => clearTimeout(waiting) };
+}
+
 /** Bring something into view without moving what is already there. */
 export function reveal(node) {
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;

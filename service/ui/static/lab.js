@@ -8,7 +8,7 @@ import { choiceField, field, numberField, reveal, shortcuts, worker } from "./fi
 import { shape } from "./lab_shape.js";
 import { Strategy } from "./lab_strategy.js";
 import { showTrace } from "./lab_trace.js";
-import { picker } from "./models.js";
+import { models, picker } from "./models.js";
 import { descriptors, PRESETS } from "./parameters.js";
 import * as store from "./store.js";
 import { legend, measures, spans } from "./tokens.js";
@@ -25,6 +25,7 @@ export async function mount(root) {
   const strategies = [];
   let measure = MEASURED.includes(kept.measure) ? kept.measure : "probability";
   let asked = null;
+  let known = null;
 
   const prompt = element("textarea", { rows: 3, id: "lab-prompt", dataset: { parameter: "prompt" }, spellcheck: "false" });
   prompt.value = kept.prompt ?? "Once upon a time there was a small";
@@ -43,7 +44,7 @@ export async function mount(root) {
 
   const host = {
     rows,
-    prompt: () => ({ ...asked, seed: seed.value(), maxTokens: most.value() }),
+    asked: () => ({ ...asked, body: { ...asked.body, seed: seed.value(), max_tokens: most.value() } }),
     onchange: keep,
     onremove(strategy) {
       strategy.stop();
@@ -70,11 +71,13 @@ export async function mount(root) {
   };
 
   const distribution = shape(rows, () => {
-    if (!asked) return null;
     const strategy = strategies.find((each) => each.selected !== null);
+    // An answer belongs to the prompt that it was given to, whatever stands there now.
+    const source = strategy?.asked ?? asked;
+    if (!source) return null;
     const before = strategy ? strategy.shown.tokens.slice(0, strategy.selected) : [];
-    const text = `${asked.text}${before.map((token) => token.text).join("")}`;
-    return { ids: [...asked.ids, ...before.map((token) => token.token_id)], model: asked.model, words: `“${text.length > 60 ? "…" : ""}${text.slice(-60)}”` };
+    const text = `${source.text}${before.map((token) => token.text).join("")}`;
+    return { ids: [...source.ids, ...before.map((token) => token.token_id)], model: source.model, words: `“${text.length > 60 ? "…" : ""}${text.slice(-60)}”` };
   });
   distribution.element.addEventListener("toggle", () => {
     if (distribution.element.open && !asked) read().then(() => distribution.moved(), (error) => showError(head, error));
@@ -84,7 +87,10 @@ export async function mount(root) {
   chosen.append(reading.element, seed.element, most.element);
 
   function changed(model) {
-    if (!model) return;
+    // Of the list's changes most are about others.
+    const now = model && JSON.stringify([model.name, model.created, model.defaults, model.chat_defaults]);
+    if (!model || now === known) return;
+    known = now;
     reading.element.hidden = !model.chat;
     reading.control.value = model.chat ? (kept.reading ?? "message") : "text";
     reset();
@@ -98,6 +104,7 @@ export async function mount(root) {
   /** What was asked is not what stands there any more. */
   function reset() {
     asked = null;
+    if (!chooser.model) return;
     for (const strategy of strategies) strategy.use(defaults());
     distribution.use(defaults());
   }
@@ -106,7 +113,7 @@ export async function mount(root) {
     if (strategies.length >= MOST) return;
     const strategy = new Strategy(host, "ABCD"[strategies.length], values);
     strategy.by(measure);
-    strategy.use(defaults());
+    if (chooser.model) strategy.use(defaults());
     strategies.push(strategy);
     grid.append(strategy.element);
     offer();
@@ -126,11 +133,12 @@ export async function mount(root) {
 
   /** The prompt's token ids: branches and distributions go on from them. */
   async function read(signal) {
+    if (!models.isRead) about.textContent = "Waiting for the list of checkpoints…";
+    const { name: model } = await chooser.ready(signal).finally(() => (about.textContent = ""));
     const message = reading.control.value === "message";
-    const model = chooser.value;
     const body = message ? { messages: [{ role: "user", content: prompt.value }] } : { prompt: prompt.value };
     const told = await request("POST", "tokenize", { model, ...(message ? body : { text: prompt.value }) }, { signal });
-    asked = { model, body: { model, ...body }, ids: told.token_ids, text: prompt.value, defaults: defaults() };
+    asked = { model, body: { model, ...body }, ids: told.token_ids, text: prompt.value };
     pieces.replace(told.pieces.map((piece) => ({ ...piece, note: `id ${piece.token_id}` })));
     promptTokens.hidden = false;
     about.textContent = `The prompt has ${told.count.toLocaleString("en")} tokens${message ? " as the checkpoint’s template puts it" : ""}.`;

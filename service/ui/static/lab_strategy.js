@@ -1,6 +1,6 @@
 // One strategy of the decoding lab: its settings, its answer token by token, and the tree of what could have been.
 
-import { stream } from "./api.js";
+import { goingOn } from "./api.js";
 import { button, clear, element, freshId, visible } from "./dom.js";
 import { clearError, showError } from "./errors.js";
 import { drawer } from "./parameters.js";
@@ -13,19 +13,18 @@ const ENDS = {
   cancelled: "ended by the server",
   stopped: "stopped",
 };
-// Settings of the distribution's shape that a branch takes from what was in force for its answer.
-const SHAPE = ["temperature", "top_k", "top_p", "min_p"];
 const EXPLAINED = { trace: true, logprobs: 10, stream: true, resumable: false };
 
 /**
- * `host` has `rows` (the parameter table), `prompt()` (`{ids, body, model}` of the run), `onpick(strategy, index)`,
- * `onremove(strategy)` and `onchange()`.
+ * `host` has `rows` (the parameter table), `asked()` (`{ids, body}` of a run: the prompt's tokens, and what `/generate` is
+ * sent), `onpick(strategy, index)`, `onremove(strategy)` and `onchange()`.
  */
 export class Strategy {
   constructor(host, letter, values = {}) {
     this.host = host;
     this.letter = letter;
     this.measure = "probability";
+    this.asked = null;
     this.root = null;
     this.shown = null;
     this.ending = null;
@@ -34,7 +33,7 @@ export class Strategy {
     this.title = element("h3", { id: heading });
     this.summary = element("p", { class: "note" });
     const settings = element("div", {});
-    this.drawer = drawer(settings, { descriptors: host.rows, without: ["seed", "max_tokens"] });
+    this.drawer = drawer(settings, { descriptors: host.rows, without: ["seed", "max_tokens"], known: false });
     this.drawer.set(values);
     this.drawer.onchange = () => {
       this.sum();
@@ -89,10 +88,12 @@ export class Strategy {
 
   /** Answer the prompt anew; resolves when the answer has ended. */
   run() {
-    this.root = { parent: null, at: 0, tokens: [], children: [], end: null, label: "The first answer", effective: null };
+    this.root = { parent: null, at: 0, tokens: [], children: [], end: null, label: "The first answer" };
+    this.asked = this.host.asked();
+    // Branches are written as their answer was, whatever is chosen meanwhile.
+    Object.assign(this.asked.body, { ...this.values, seed: this.asked.body.seed, max_tokens: this.asked.body.max_tokens });
     this.show(this.root);
-    const { body, seed, maxTokens } = this.host.prompt();
-    return this.#write(this.root, { ...body, ...this.values, seed, max_tokens: maxTokens });
+    return this.#write(this.root);
   }
 
   /** Go on from token `index` of what is shown with `contender` in its place. */
@@ -117,41 +118,28 @@ export class Strategy {
       children: [],
       end: null,
       label: `${index + 1}: ${quoted(taken)} for ${quoted(replaced)}`,
-      effective: from.effective,
     };
     from.children.push(node);
     this.stop();
     this.show(node);
     this.pick(index);
-    const { ids, model, seed, maxTokens, defaults } = this.host.prompt();
-    const left = maxTokens - node.tokens.length;
-    if (left < 1) {
-      node.end = "length";
-      this.#state();
-      return Promise.resolve();
-    }
-    const shape = Object.fromEntries(SHAPE.map((name) => [name, (node.effective ?? defaults)[name]]).filter(([, value]) => value != null));
-    return this.#write(node, {
-      model, ...shape, ...this.values, prompt: [...ids, ...node.tokens.map((token) => token.token_id)], seed, max_tokens: left,
-    });
+    const { max_tokens: most } = this.asked.body;
+    if (most === null || node.tokens.length < most) return this.#write(node);
+    node.end = "length";
+    this.#state();
+    return Promise.resolve();
   }
 
-  /** What is asked for where the token at `index` of what is shown was decided: the ids of all before it. */
-  before(index) {
-    return this.shown.tokens.slice(0, index).map((token) => token.token_id);
-  }
-
-  async #write(node, body) {
+  async #write(node) {
     const own = (this.ending = new AbortController());
     clearError(this.answer);
     this.answer.setAttribute("aria-busy", "true");
     this.#state("waiting");
     try {
-      for await (const { event, data } of stream("generate", { ...body, ...EXPLAINED }, { signal: own.signal })) {
-        if (event === "done") {
-          node.end = data.outputs[0].finish_reason;
-          node.effective ??= data.parameters;
-        } else if (event === "token") {
+      const there = node.tokens.map((token) => token.token_id);
+      for await (const { event, data } of goingOn({ ...this.asked.body, ...EXPLAINED }, there, () => this.asked.ids, own.signal)) {
+        if (event === "done") node.end = data.outputs[0].finish_reason;
+        else if (event === "token") {
           data.trace.forEach((trace, at) => this.#add(node, traced(trace, data.logprobs[at])));
         }
       }

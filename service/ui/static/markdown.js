@@ -13,18 +13,18 @@ const DIVIDER = /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
 // Deeper quotes and lists than anybody reads stay text, or a text could make the page nest without end.
 const DEEPEST = 8;
 
-/** The text as a fragment. */
-export function render(text) {
+/** The text as a fragment. Lines are `wrapped` in files: only what ends in two spaces, or a backslash, breaks there. */
+export function render(text, { wrapped = false } = {}) {
   const nodes = document.createDocumentFragment();
-  for (const block of blocks(text)) nodes.append(block.node());
+  for (const block of blocks(text, 0, wrapped)) nodes.append(block.node());
   return nodes;
 }
 
 /**
- * The blocks of a text: `{end, open, node()}`. `end` is where the block ends in the text: what comes before the last
- * block will not change when the text grows. `open` says that a block of code has no end yet.
+ * The blocks of a text: `{end, code, node()}`. `end` is where the block ends in the text: what comes before the last
+ * block will not change when the text grows. `code` is what there is of code that has no end yet, null of other blocks.
  */
-export function blocks(text, depth = 0) {
+export function blocks(text, depth = 0, wrapped = false) {
   const lines = text.split("\n");
   const found = [];
   let at = 0;
@@ -36,8 +36,8 @@ export function blocks(text, depth = 0) {
     at += count;
     return taken;
   }
-  function add(node, open = false) {
-    found.push({ end: Math.min(offset, text.length), open, node });
+  function add(node, code = null) {
+    found.push({ end: Math.min(offset, text.length), code, node });
   }
 
   while (at < lines.length) {
@@ -52,9 +52,10 @@ export function blocks(text, depth = 0) {
       let end = at + 1;
       while (end < lines.length && !closing.test(lines[end])) end += 1;
       const closed = end < lines.length;
-      const code = take(closed ? end - at + 1 : lines.length - at).slice(1, closed ? -1 : undefined);
+      const inside = take(closed ? end - at + 1 : lines.length - at).slice(1, closed ? -1 : undefined);
       const indent = new RegExp(`^\\s{0,${fence[1].length}}`);
-      add(() => codeBlock(code.map((each) => each.replace(indent, "")).join("\n"), fence[3], closed), !closed);
+      const code = inside.map((each) => each.replace(indent, "")).join("\n");
+      add(() => codeBlock(code, fence[3], closed), closed ? null : code);
       continue;
     }
     const heading = line.match(HEADING);
@@ -73,12 +74,12 @@ export function blocks(text, depth = 0) {
       let end = at;
       while (end < lines.length && /^\s{0,3}>/.test(lines[end])) end += 1;
       const inner = take(end - at).map((each) => each.replace(/^\s{0,3}>\s?/, "")).join("\n");
-      add(() => element("blockquote", {}, ...blocks(inner, depth + 1).map((block) => block.node())));
+      add(() => element("blockquote", {}, ...blocks(inner, depth + 1, wrapped).map((block) => block.node())));
       continue;
     }
     if (ITEM.test(line) && depth < DEEPEST) {
       const items = take(listEnd(lines, at) - at);
-      add(() => list(items, depth));
+      add(() => list(items, depth, wrapped));
       continue;
     }
     if (line.includes("|") && at + 1 < lines.length && DIVIDER.test(lines[at + 1]) && lines[at + 1].includes("-")) {
@@ -91,7 +92,7 @@ export function blocks(text, depth = 0) {
     let end = at + 1;
     while (end < lines.length && !beginsBlock(lines, end)) end += 1;
     const paragraph = take(end - at);
-    add(() => element("p", {}, ...lineBroken(paragraph)));
+    add(() => element("p", {}, ...lineBroken(wrapped ? joined(paragraph) : paragraph)));
   }
   return found;
 }
@@ -115,14 +116,14 @@ function listEnd(lines, at) {
   return end;
 }
 
-function list(lines, depth) {
+function list(lines, depth, wrapped) {
   const first = lines[0].match(ITEM);
   const ordered = /\d/.test(first[2]);
   const made = element(ordered ? "ol" : "ul", ordered && parseInt(first[2], 10) !== 1 ? { start: parseInt(first[2], 10) } : {});
   let item = null;
   const finish = () => {
     if (!item) return;
-    const inner = blocks(item.join("\n"), depth + 1).map((block) => block.node());
+    const inner = blocks(item.join("\n"), depth + 1, wrapped).map((block) => block.node());
     // An item of one paragraph is a line, not a paragraph.
     const plain = inner.map((node, number) => (node.nodeName === "P" && number === 0 ? [...node.childNodes] : [node])).flat();
     made.append(element("li", {}, ...plain));
@@ -160,6 +161,11 @@ function codeBlock(code, language, closed) {
     element("div", { class: "row code-head" }, element("span", { class: "note" }, visibleNodes(language || "text")), copyButton("Copy", () => code, { class: "quiet", "aria-label": "Copy the code" })),
     element("pre", { tabindex: "0" }, element("code", {}, closed ? highlighted(code, language) : visibleNodes(code))),
   );
+}
+
+/** The lines of a paragraph that somebody wrapped, one for each break that is meant. */
+function joined(lines) {
+  return lines.join("\n").split(/(?: {2,}|\\)\n/).map((line) => line.replaceAll("\n", " "));
 }
 
 function lineBroken(lines) {

@@ -1,6 +1,6 @@
 // The served checkpoints: their list, kept up to date, a picker, and what one is in a line.
 
-import { connection, request } from "./api.js";
+import { ApiError, connection, request } from "./api.js";
 import { element, freshId, visible } from "./dom.js";
 import * as store from "./store.js";
 
@@ -10,6 +10,8 @@ const EVERY = 10_000;
 class Models extends EventTarget {
   list = [];
   loading = null;
+  /** Whether the server has told what is loaded. */
+  isRead = false;
   #asking = null;
   #seen = "";
 
@@ -17,6 +19,7 @@ class Models extends EventTarget {
   refresh() {
     this.#asking ??= request("GET", "models")
       .then((answer) => {
+        this.isRead = true;
         this.list = answer.models;
         this.loading = answer.loading;
         const seen = JSON.stringify([this.loading, this.list.map(({ running, waiting, ...rest }) => rest)]);
@@ -33,6 +36,22 @@ class Models extends EventTarget {
   /** The list as it is known, asked for the first time. */
   async known() {
     return this.list.length ? this.list : this.refresh();
+  }
+
+  /**
+   * The one that `name()` names once the list has been read, which `signal` ends the waiting for. Throws an error in words
+   * where it is not loaded.
+   */
+  async need(name, signal) {
+    const ended = new Promise((_, fail) => signal?.addEventListener("abort", () => fail(signal.reason), { once: true }));
+    await Promise.race([this.known(), ended]);
+    const found = this.get(name());
+    if (found) return found;
+    const [status, other] = [404, "choose another checkpoint"];
+    if (this.list.length) throw new ApiError(`${name()} is not loaded any more`, { status, hint: other });
+    if (this.loading) throw new ApiError(`${this.loading} is being loaded`, { status, hint: "try again once it is there" });
+    const hint = "load one in the tab Models, or start the server with one: topkapi serve DIRECTORY";
+    throw new ApiError("No checkpoint is loaded", { status, hint });
   }
 
   get(name) {
@@ -83,17 +102,22 @@ export function picker(root, { onchange = () => {}, label = "Checkpoint", id = f
   select.setAttribute("aria-describedby", fact.id);
   root.append(element("div", { class: "field" }, element("label", { for: id }, label), select, fact));
   let value = remember ? store.get(remember) : null;
+  let settled = false;
 
   function show() {
-    if (!models.get(value) && (!value || !select.value)) value = models.first?.name ?? null;
+    if (models.isRead && !models.get(value) && (!value || !settled)) value = models.first?.name ?? null;
+    settled ||= models.isRead;
     const names = models.list.map((model) => model.name);
-    const gone = value !== null && !models.get(value);
+    const gone = value !== null && models.isRead && !models.get(value);
     const options = names.map((name) => element("option", { value: name }, visible(name)));
+    if (!models.isRead && value !== null) options.push(element("option", { value }, visible(value)));
     if (gone) options.push(element("option", { value }, `${visible(value)} (unloaded)`));
     select.replaceChildren(...options);
     select.value = models.get(value)?.name ?? value ?? "";
     const model = models.get(value);
-    fact.textContent = model ? describe(model) : models.loading ? `${models.loading} is being loaded` : "not loaded";
+    if (model) fact.textContent = visible(describe(model));
+    else if (models.loading) fact.textContent = `${visible(models.loading)} is being loaded`;
+    else fact.textContent = !models.isRead ? "Reading the list of checkpoints…" : names.length ? "not loaded" : "No checkpoint is loaded.";
   }
 
   function choose(name, { silent = false } = {}) {
@@ -110,6 +134,7 @@ export function picker(root, { onchange = () => {}, label = "Checkpoint", id = f
     show();
     onchange(models.get(value));
   });
+  show();
   models.known().then(() => {
     show();
     onchange(models.get(value));
@@ -122,6 +147,8 @@ export function picker(root, { onchange = () => {}, label = "Checkpoint", id = f
     get model() {
       return models.get(value);
     },
+    /** The chosen one, once the list has been read: see `Models.need`. */
+    ready: (signal) => models.need(() => value, signal),
     choose,
   };
 }

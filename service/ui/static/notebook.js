@@ -4,7 +4,7 @@ import { request, stream } from "./api.js";
 import { button, clear, copyButton, download, element, visible, visibleNodes } from "./dom.js";
 import { clearError, showError } from "./errors.js";
 import { debounced, shortcuts, worker } from "./fields.js";
-import { picker } from "./models.js";
+import { models, picker } from "./models.js";
 import { NotebookText } from "./notebook_text.js";
 import { descriptors, drawer } from "./parameters.js";
 import * as store from "./store.js";
@@ -21,8 +21,9 @@ function counted(tokens) {
 }
 
 export async function mount(root) {
-  const rows = await descriptors();
   const kept = store.collection("notebooks");
+  // What is kept comes before anybody can write into what it would replace.
+  const [rows, records] = await Promise.all([descriptors(), kept.all()]);
   const book = new NotebookText();
   let by = store.get("notebook-colours", "run");
 
@@ -47,7 +48,7 @@ export async function mount(root) {
   const examples = element("div", { class: "row wrap" }, ...EXAMPLES.map((words) => button(words, () => { change(() => book.edit(words)); work.start(); }, { class: "small" })));
 
   const chooser = picker(head, { label: "Checkpoint", id: "notebook-checkpoint", remember: "notebook-checkpoint", onchange: use });
-  const parameters = drawer(settings, { descriptors: rows, defaults: { max_tokens: TOKENS } });
+  const parameters = drawer(settings, { descriptors: rows, defaults: { max_tokens: TOKENS }, known: false });
   const work = worker(place, "Continue", go, { id: "notebook-continue" });
   const undo = button("Undo", () => step("undo"));
   const redo = button("Redo", () => step("redo"));
@@ -118,9 +119,9 @@ export async function mount(root) {
 
   /** What is sent as the prompt: the text, or of a text beyond the context the last tokens. */
   async function promptOf(text, model, tokens, signal) {
-    const room = model ? model.context_length - Math.min(tokens ?? TOKENS, Math.floor(model.context_length / 2)) : Infinity;
+    const room = model.context_length - Math.min(tokens ?? TOKENS, Math.floor(model.context_length / 2));
     if (!text || text.length <= room) return { prompt: text, note: null };
-    const { token_ids, count } = await request("POST", "tokenize", { model: chooser.value, text }, { signal });
+    const { token_ids, count } = await request("POST", "tokenize", { model: model.name, text }, { signal });
     if (count <= room) return { prompt: text, note: null };
     return { prompt: token_ids.slice(-room), note: `read the last ${room.toLocaleString("en")} of ${count.toLocaleString("en")} tokens` };
   }
@@ -129,6 +130,8 @@ export async function mount(root) {
 
   async function go(signal) {
     clearError(place);
+    if (!models.isRead) status.textContent = "Waiting for the list of checkpoints…";
+    const model = await chooser.ready(signal).finally(() => (status.textContent = ""));
     const values = { max_tokens: TOKENS, ...parameters.values() };
     let at = here.checked ? area.selectionStart : book.text.length;
     const caret = area.selectionStart;
@@ -152,8 +155,8 @@ export async function mount(root) {
     };
     let told = "stopped";
     try {
-      const { prompt, note } = await promptOf(book.text.slice(0, at), chooser.model, values.max_tokens, signal);
-      const body = { model: chooser.value, prompt, ...values, logprobs: 0, stream: true, resumable: false };
+      const { prompt, note } = await promptOf(book.text.slice(0, at), model, values.max_tokens, signal);
+      const body = { model: model.name, prompt, ...values, logprobs: 0, stream: true, resumable: false };
       for await (const { event, data } of stream("generate", body, { signal })) {
         if (event === "token") {
           count += data.token_ids.length;
@@ -236,7 +239,7 @@ export async function mount(root) {
     head,
     element("div", { class: "split" }, main, side),
   );
-  const stored = (await kept.all()).find((record) => record.id === RECORD);
+  const stored = records.find((record) => record.id === RECORD);
   if (stored) book.restore(stored);
   show();
 }

@@ -134,10 +134,11 @@ function control(row, onset) {
 
 /**
  * Put controls for `descriptors` into `root`. `defaults` are the checkpoint's own, before those of the table; `only` and
- * `without` are lists of names; `limits` are highest values of sliders.
+ * `without` are lists of names; `limits` are highest values of sliders. `known: false` says that the checkpoint's defaults
+ * come later, by `use`: until then whatever is chosen is kept, for it may differ from them.
  * -> {values(), set(values), reset(), use({defaults, limits}), onchange}: `values()` has what was chosen alone.
  */
-export function drawer(root, { descriptors: rows, defaults = {}, only = null, without = [], limits = {}, presets = true }) {
+export function drawer(root, { descriptors: rows, defaults = {}, only = null, without = [], limits = {}, presets = true, known = true }) {
   const offered = rows.filter((row) => (only ? only.includes(row.name) : row.offered && !without.includes(row.name)));
   offered.sort((one, other) => place(one) - place(other));
   const shape = rows.find((row) => row.name === "temperature")?.group;
@@ -149,6 +150,10 @@ export function drawer(root, { descriptors: rows, defaults = {}, only = null, wi
     return defaults[row.name] ?? row.default;
   }
 
+  function isDefault(row, value) {
+    return known && JSON.stringify(value) === JSON.stringify(fallback(row));
+  }
+
   function show(name, typing = false) {
     const row = offered.find((each) => each.name === name);
     const byHand = chosen.has(name);
@@ -157,8 +162,7 @@ export function drawer(root, { descriptors: rows, defaults = {}, only = null, wi
   }
 
   function assign(row, value, settled = false) {
-    const same = JSON.stringify(value) === JSON.stringify(fallback(row));
-    if (value === undefined || same) chosen.delete(row.name);
+    if (value === undefined || isDefault(row, value)) chosen.delete(row.name);
     else chosen.set(row.name, value);
     show(row.name, !settled && value !== undefined);
     mark();
@@ -185,7 +189,7 @@ export function drawer(root, { descriptors: rows, defaults = {}, only = null, wi
   function apply(preset) {
     for (const row of offered) {
       if (row.group !== shape) continue;
-      if (preset[row.name] !== undefined && preset[row.name] !== fallback(row)) chosen.set(row.name, preset[row.name]);
+      if (preset[row.name] !== undefined && !isDefault(row, preset[row.name])) chosen.set(row.name, preset[row.name]);
       else chosen.delete(row.name);
       show(row.name);
     }
@@ -221,9 +225,7 @@ export function drawer(root, { descriptors: rows, defaults = {}, only = null, wi
     set(values) {
       chosen.clear();
       for (const row of offered) {
-        if (values[row.name] !== undefined && JSON.stringify(values[row.name]) !== JSON.stringify(fallback(row))) {
-          chosen.set(row.name, values[row.name]);
-        }
+        if (values[row.name] !== undefined && !isDefault(row, values[row.name])) chosen.set(row.name, values[row.name]);
         show(row.name);
       }
       mark();
@@ -234,17 +236,20 @@ export function drawer(root, { descriptors: rows, defaults = {}, only = null, wi
     },
     use(next) {
       defaults = next.defaults ?? defaults;
+      known = true;
       limits = next.limits ?? limits;
       for (const row of offered) {
         if (limits[row.name] !== undefined) controls.get(row.name).limit?.(limits[row.name]);
-        if (JSON.stringify(chosen.get(row.name)) === JSON.stringify(fallback(row))) chosen.delete(row.name);
-        show(row.name);
+        if (isDefault(row, chosen.get(row.name))) chosen.delete(row.name);
+        // What is being typed is left alone.
+        show(row.name, chosen.has(row.name) && controls.get(row.name).element.contains(document.activeElement));
       }
       mark();
     },
     /** What is in force where nothing is chosen, in words for a label. */
     default: (name) => visible(fallback(rows.find((row) => row.name === name))),
   });
-  made.use({ defaults, limits });
+  if (known) made.use({ defaults, limits });
+  else made.set({});
   return made;
 }

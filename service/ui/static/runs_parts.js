@@ -178,5 +178,5 @@ export function report() {
 
 async function rendered(text) {
   const { render } = await import("./markdown.js");
-  return element("div", { class: "runs-report" }, render(text));
+  return element("div", { class: "runs-report" }, render(text, { wrapped: true }));
 }

@@ -2,9 +2,9 @@
 // continuations of a prompt is the likeliest.
 
 import { stream } from "./api.js";
-import { clear, element } from "./dom.js";
+import { clear, element, visible } from "./dom.js";
 import { shortcuts, worker } from "./fields.js";
-import { picker } from "./models.js";
+import { models, picker } from "./models.js";
 import { choicesForm } from "./score_choices.js";
 import { showPair } from "./score_pair.js";
 import { source } from "./score_source.js";
@@ -61,11 +61,12 @@ export function mount(root) {
 
   /** A bar for one checkpoint's progress. */
   function bar(name) {
-    const words = element("p", {}, `${name}: waiting`);
-    const line = element("progress", { max: 1, "aria-label": `Progress of ${name}` });
+    const shown = visible(name);
+    const words = element("p", {}, `${shown}: waiting`);
+    const line = element("progress", { max: 1, "aria-label": `Progress of ${shown}` });
     progress.append(words, line);
     return (scored, total) => {
-      words.textContent = `${name}: ${scored.toLocaleString("en")} of ${total.toLocaleString("en")} tokens`;
+      words.textContent = `${shown}: ${scored.toLocaleString("en")} of ${total.toLocaleString("en")} tokens`;
       line.max = total;
       line.value = scored;
     };
@@ -75,33 +76,37 @@ export function mount(root) {
     keep();
     clear(results);
     clear(progress);
+    if (!models.isRead) progress.append("Waiting for the list of checkpoints…");
     try {
-      if (mode === "choices") await ranked(signal);
-      else await scoredText(signal);
+      const chosen = [await first.ready(signal), mode === "pair" ? await second.ready(signal) : null];
+      clear(progress);
+      const names = chosen.filter(Boolean).map((model) => model.name);
+      if (mode === "choices") await ranked(names, signal);
+      else await scoredText(names, signal);
     } finally {
       clear(progress);
     }
   }
 
-  async function scoredText(signal) {
+  async function scoredText(names, signal) {
     const whole = text.text();
     const bytes = new TextEncoder().encode(whole);
     const per_token = bytes.length <= EVERY_TOKEN;
     const top = bytes.length <= WITH_OTHERS && mode === "text" ? 5 : 0;
     const body = { text: whole, per_token, top, segments: SEGMENTS, surprising: SURPRISING, stream: true, resumable: false };
     if (mode === "text") {
-      const answer = await score({ ...body, model: first.value }, signal, bar(first.value));
-      showText(results, answer, { bytes, model: first.value });
+      const [model] = names;
+      const answer = await score({ ...body, model }, signal, bar(model));
+      showText(results, answer, { bytes, model });
       return;
     }
-    const names = [first.value, second.value];
     const answers = await Promise.all(names.map((model) => score({ ...body, model }, signal, bar(model))));
     showPair(results, answers, names);
   }
 
-  async function ranked(signal) {
+  async function ranked([model], signal) {
     const body = choices.body();
-    const answer = await score({ ...body, model: first.value, stream: true, resumable: false }, signal, bar(first.value));
+    const answer = await score({ ...body, model, stream: true, resumable: false }, signal, bar(model));
     choices.show(results, answer);
   }
 

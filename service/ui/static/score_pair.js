@@ -2,8 +2,7 @@
 
 import { button, clear, element, visible } from "./dom.js";
 import { reveal } from "./fields.js";
-import { curve } from "./score_curve.js";
-import { figure, figures } from "./score_text.js";
+import { curve, figure, figures } from "./score_text.js";
 import { face, legend, percent, quoted, scored, spans, surprise } from "./tokens.js";
 
 const PAGE = 1500;
@@ -64,9 +63,9 @@ export function showPair(root, answers, names) {
     ...results.map((result, at) => element("section", { "aria-label": labels[at] }, element("h3", {}, labels[at]), figures(result))),
     element("section", { "aria-label": "Verdict" }, verdict(results, names)),
   );
-  const series = results.map((result, at) => ({ name: labels[at], segments: result.segments, dashed: at === 1 }));
+  const along = curve(results.map((result, at) => ({ name: labels[at], segments: result.segments })));
   if (!results.every((result) => result.per_token)) {
-    root.append(element("section", { "aria-label": "Curve" }, element("h3", {}, "Along the text"), curve(series)));
+    if (along) root.append(along);
     return;
   }
 
@@ -123,8 +122,7 @@ export function showPair(root, answers, names) {
       heat,
       about,
     ),
-    ...[listed("What the first expected more", -1), listed("What the second expected more", 1)].filter(Boolean),
-    element("section", { "aria-label": "Curve" }, element("h3", {}, "Along the text"), curve(series)),
+    ...[listed("What the first expected more", -1), listed("What the second expected more", 1), along].filter(Boolean),
   );
   turn(0);
 }

@@ -1,10 +1,10 @@
 // What scoring one text found: its figures, a curve along it, its tokens by how much they surprise, and the worst of them.
 
 import { request } from "./api.js";
+import { lines } from "./chart.js";
 import { button, clear, element, visible } from "./dom.js";
 import { clearError, showError } from "./errors.js";
 import { facts, reveal } from "./fields.js";
-import { curve } from "./score_curve.js";
 import { face, legend, measures, percent, quoted, scored, spans, surprise } from "./tokens.js";
 
 const PAGE = 1500;
@@ -24,6 +24,26 @@ export function figures(result) {
     ["Tokens", result.tokens.toLocaleString("en")],
     ["Bytes", result.bytes.toLocaleString("en")],
   ]);
+}
+
+/**
+ * A section with bits per token along a text, of each stretch by the place of its bytes, for one checkpoint or two;
+ * `series` are `{name, segments}`, and `onpick(byte)` is told of a place that was chosen. Null for too short a text.
+ */
+export function curve(series, onpick = null) {
+  if (!series.some(({ segments }) => segments.length > 2)) return null;
+  const most = Math.max(...series.map(({ segments }) => segments.at(-1).end_byte)) - 1;
+  const drawn = series.map(({ name, segments }, index) => ({
+    name: series.length > 1 ? name : "bits per token",
+    pattern: index,
+    points: segments
+      .filter((segment) => segment.scored_tokens)
+      .flatMap(({ start_byte, end_byte, nll, scored_tokens }) => [start_byte, end_byte].map((byte) => [byte, nll / Math.LN2 / scored_tokens])),
+  }));
+  const title = `Bits per token along the text${onpick ? "; a click leads to its place" : ""}`;
+  const pick = onpick && ((byte) => onpick(Math.min(Math.max(0, byte), most)));
+  const chart = lines(drawn, { title, x: { label: "byte", low: 0 }, y: { low: 0 }, height: 200, onpick: pick });
+  return element("section", { "aria-label": "Curve" }, element("h3", {}, "Along the text"), chart);
 }
 
 /** What is known of one scored token. */
@@ -169,9 +189,11 @@ export function showText(root, answer, { bytes, model }) {
   );
   clear(root).append(
     element("section", { "aria-label": "Figures" }, figures(result)),
-    result.segments.length > 2 ? element("section", { "aria-label": "Curve" }, element("h3", {}, "Along the text"), curve([{ name: model, segments: result.segments }], { onpick: (byte) => goTo(byte, { focus: false }) })) : null,
-    place,
-    result.surprising.length ? element("section", { "aria-label": "Most surprising tokens" }, element("h3", {}, "The most surprising tokens"), worst) : null,
+    ...[
+      curve([{ name: model, segments: result.segments }], (byte) => goTo(byte)),
+      place,
+      result.surprising.length ? element("section", { "aria-label": "Most surprising tokens" }, element("h3", {}, "The most surprising tokens"), worst) : null,
+    ].filter(Boolean),
   );
   colour(measure);
   return turn(0);

@@ -71,6 +71,8 @@ export function collection(name, { onfull = () => {}, onchange = () => {} } = {}
     const store = (await database()).transaction(name, mode).objectStore(name);
     return new Promise((settle, fail) => {
       const asked = work(store);
+      // A page that goes away takes with it what it has not been told to have done.
+      store.transaction.commit?.();
       store.transaction.oncomplete = () => settle(asked.result);
       store.transaction.onabort = () => fail(store.transaction.error ?? asked.error);
       store.transaction.onerror = () => fail(asked.error);

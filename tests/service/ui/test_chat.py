@@ -144,11 +144,40 @@ def test_what_was_written_when_the_page_went_away_is_kept_and_gone_on_with(page,
     assert re.search(r"gone on with after [1-9]\d*", page.inner_text(".turn.continuation .facts"))
     (conversation,) = kept(page)
     (turn,) = (turn for turn in conversation["turns"].values() if turn["role"] == "continuation")
-    # What was there was read, and what came is what a request for it answers.
-    before = turn["joints"][0]
-    prompt = studio.answer("/tokenize", model="writer", text="Once there")["token_ids"] + turn["token_ids"][:before]
-    asked = {"model": "writer", "prompt": prompt, "seed": 3 + before, "max_tokens": 400, "ignore_end_token": True}
-    assert studio.answer("/generate", **asked)["outputs"][0]["token_ids"] == turn["token_ids"][before:]
+    # What was there was read, and the whole is what an answer in one go is.
+    asked = {"model": "writer", "prompt": "Once there", "seed": 3, "max_tokens": 400, "ignore_end_token": True}
+    (whole,) = studio.answer("/generate", **asked)["outputs"]
+    assert (turn["token_ids"], turn["text"]) == (whole["token_ids"], whole["text"])
+
+
+@pytest.mark.slow
+def test_a_cut_answer_goes_on_as_one_in_one_go(page, studio) -> None:
+    set_parameter(page, "Maximum tokens", "12")
+    set_parameter(page, "Seed", "7")
+    endless(page)
+    send(page, "Same question")
+    answered(page, 1, "12 tokens")
+    for count in (24, 36):
+        page.click(".turn.assistant >> text=Go on")
+        answered(page, 1, f"{count} tokens")
+    assert "gone on with after 12, 24" in page.inner_text(".turn.assistant .facts")
+    (conversation,) = kept(page)
+    (turn,) = (turn for turn in conversation["turns"].values() if turn["role"] == "assistant")
+    messages = [{"role": "user", "content": "Same question"}]
+    (whole,) = studio.answer("/generate", messages=messages, seed=7, max_tokens=36, ignore_end_token=True)["outputs"]
+    assert (turn["token_ids"], turn["text"]) == (whole["token_ids"], whole["text"])
+
+
+@pytest.mark.slow
+def test_what_has_searched_is_gone_on_with_too(page) -> None:
+    set_parameter(page, "Maximum tokens", "6")
+    endless(page)
+    page.click("summary:has-text('Searching')")
+    set_parameter(page, "Beams", "3")
+    send(page, "Same question")
+    answered(page, 1, "6 tokens")
+    page.click(".turn.assistant >> text=Go on")
+    answered(page, 1, "12 tokens")
 
 
 @pytest.mark.slow

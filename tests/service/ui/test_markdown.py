@@ -85,6 +85,19 @@ def test_code_is_coloured_and_copied(page) -> None:
 
 
 @pytest.mark.slow
+def test_lines_of_a_file_are_wrapped_and_those_of_an_answer_meant(page) -> None:
+    text = "one\ntwo  \nthree\n\n- four\n  five\n- six"
+    wrapped = """async (text) => {
+      const { render } = await import(new URL('studio/markdown.js', location.href).href);
+      const place = document.createElement('div');
+      place.append(render(text, { wrapped: true }));
+      return [...place.querySelectorAll('p, li')].map((node) => node.innerHTML);
+    }"""
+    assert page.evaluate(wrapped, text) == ["one two<br>three", "four five", "six"]
+    assert rendered(page, text).startswith("<p>one<br>two<br>three</p>")
+
+
+@pytest.mark.slow
 def test_tables(page) -> None:
     html = rendered(page, "| a | b |\n|---|--:|\n| 1 | `x` |\n| 2 |")
     assert "<th>a</th>" in html and '<td class="right"><code>x</code></td>' in html and "<td>2</td>" in html

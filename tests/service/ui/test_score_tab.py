@@ -82,14 +82,14 @@ def test_a_text_has_figures_a_curve_and_tokens(page, studio) -> None:
     assert f"rank {result['per_token'][worst]['rank']}" in page.locator("ol.surprising button").first.inner_text()
     assert "The likeliest others" in page.inner_text(".results")
     # The curve leads to a place, too, by keyboard.
-    page.focus(".curve-place")
+    page.focus(".chart-plot")
     page.keyboard.press("Home")
     page.keyboard.press("Enter")
     page.wait_for_selector(".heat .token[data-index='0'][aria-pressed=true]")
     assert "Nothing precedes it" in page.inner_text(".results")
     for _ in range(50):
         page.keyboard.press("ArrowRight")
-    assert "bits per token" in page.inner_text(".results [role=status]")
+    assert re.search(r"byte [\d,]+ · bits per token \d", page.inner_text(".results .chart-readout"))
 
 
 @pytest.mark.slow

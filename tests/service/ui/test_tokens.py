@@ -145,9 +145,9 @@ def test_a_token_says_why_and_another_one_can_be_taken(page, studio) -> None:
     others = [each for each in trace["contenders"] if each["token_id"] != trace["token_id"]]
     page.locator(".why tbody").get_by_role("button").first.click()
     done(page)
-    ids = studio.answer("/tokenize", model="writer", text=PROMPT)["token_ids"]
+    # As if the network had drawn it: with the noise and the penalties of its place in the answer.
     begun = [*first["token_ids"][:3], others[0]["token_id"]]
-    rest = asked(studio, prompt=[*ids, *begun], max_tokens=12 - len(begun), temperature=0.5, top_k=30)
+    rest = asked(studio, answer_prefix=begun)
     page.wait_for_function("count => document.querySelectorAll('.strategy:nth-child(1) .token').length == count",
                            arg=len(begun) + len(rest["trace"]))  # fmt: skip
     assert "taken by hand" in texts(page)[3]
@@ -155,6 +155,13 @@ def test_a_token_says_why_and_another_one_can_be_taken(page, studio) -> None:
     assert page.locator(".branches button").count() == 2
     page.get_by_role("button", name="The first answer").click()
     same(page, first)
+    # Also once another prompt stands there: an answer belongs to the one that it was given to.
+    page.fill("#lab-prompt", "Something else")
+    page.click(token(1, 3))
+    page.locator(".why tbody").get_by_role("button").first.click()
+    page.wait_for_function("document.querySelectorAll('.branches button').length == 3")
+    done(page)
+    same(page, {"trace": [*first["trace"][:3], others[0], *rest["trace"]]})
 
 
 @pytest.mark.slow
