@@ -129,7 +129,7 @@ void attack(void *threads) {
     shape.layers = between(1, 2), shape.layer_norm = between(0, 1), shape.gated = between(0, 1);
     bool rotary = between(0, 1);
     shape.rotated = rotary ? 2 * between(1, shape.head_size / 2) : 0, shape.head_norm = between(0, 2), shape.epsilon = 1e-5f;
-    shape.activation = between(SILU, GELU), shape.parallel = between(0, 3) == 0;
+    shape.activation = between(SILU, RELU_SQUARED), shape.parallel = between(0, 3) == 0;
     auto or_none = [](float value, float none) { return between(0, 2) ? none : value; };
     shape.embedding_scale = or_none(3, 1), shape.attention_scale = or_none(2, 0.3f), shape.attention_cap = or_none(2, 0);
     shape.residual_scale = or_none(0.3f, 1), shape.logit_divisor = or_none(4, 1), shape.logit_cap = or_none(3, 0);
@@ -158,7 +158,7 @@ void attack(void *threads) {
         layers.push_back(of);
     }
     OuterWeights outer = {{}, weights.matrix(shape.vocabulary, hidden, false), norm(hidden, true),
-                          weights.vector(positions * hidden, !rotary)};
+                          weights.vector(positions * hidden, !rotary), norm(hidden, !between(0, 3))};
     if (between(0, 1)) outer.embedding = weights.matrix(shape.vocabulary, hidden, false);
     const float *cosines = weights.vector(kinds * positions * shape.rotated / 2),
                 *sines = weights.vector(kinds * positions * shape.rotated / 2);

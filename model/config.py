@@ -17,12 +17,14 @@ from topkapi.model.families import FAMILIES, Family
 @dataclass(frozen=True)
 class Rope:
     """Rotary positions of a layer: their base, how many numbers of a head are rotated, and their scaling, a mapping
-    with `rope_type` and its factors; `context` is the longest text that the scaling was made for, in tokens."""
+    with `rope_type` and its factors; `context` is the longest text that the scaling was made for, in tokens.
+    `backwards` they turn the other way round."""
 
     theta: float
     dimensions: int
     scaling: Mapping[str, Any]
     context: int
+    backwards: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,9 @@ class ModelConfig:
     each layer how many tokens it attends to, its own included, or None for all before it; empty, no layer has a window.
     `attention_scale` multiplies the scores of attention (None: one by the square root of `head_dim`); soft caps bound
     scores and logits by tanh; logits are divided by `logit_divisor`. `activation` is the nonlinearity of feed-forward
-    layers: `silu`, `gelu`, `gelu_tanh` (None: the family's). `declared_context` is what `config.json` says where fewer
-    positions are computed. `end_token_ids` are all ids that end a text or a turn. `dropout` acts in training only.
+    layers: `silu`, `gelu`, `gelu_tanh`, `relu_squared` (None: the family's). `declared_context` is what `config.json`
+    says where fewer positions are computed. `end_token_ids` are all ids that end a text or a turn. `dropout` acts in
+    training only.
     """
 
     family: str
@@ -143,7 +146,7 @@ class ModelConfig:
 
     @property
     def nonlinearity(self) -> str:
-        """The feed-forward layer's: `silu`, `gelu` or `gelu_tanh`."""
+        """The feed-forward layer's: `silu`, `gelu`, `gelu_tanh` or `relu_squared`."""
         return self.activation or self.traits.activation
 
     @property
@@ -174,7 +177,7 @@ class ModelConfig:
         dimensions = int(self.head_dim * self.partial_rotary_factor)
         if self.local_rope is not None and self.layer_windows and self.layer_windows[layer] is not None:
             return Rope(self.local_rope["rope_theta"], dimensions, self.local_rope, context)
-        return Rope(self.rope_theta, dimensions, self.rope_scaling or {}, context)
+        return Rope(self.rope_theta, dimensions, self.rope_scaling or {}, context, self.traits.rotated_backwards)
 
     def with_end_tokens(self, end_token_ids: tuple[int, ...]) -> ModelConfig:
         """The same shape with other end tokens."""
@@ -185,10 +188,11 @@ class ModelConfig:
         query, key = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         attention = self.hidden_size * (query + 2 * key) + query * self.hidden_size
         attention += (query + 2 * key) * self.qkv_bias + self.hidden_size * self.output_bias
-        attention += 2 * self.head_dim * self.qk_norm + (query + key) * self.traits.qk_norm_whole
+        weighted = not self.traits.weightless_norms
+        attention += 2 * self.head_dim * (self.qk_norm and weighted) + (query + key) * self.traits.qk_norm_whole
         mlp = (3 if self.gated_mlp else 2) * self.hidden_size * self.intermediate_size
         mlp += ((2 if self.gated_mlp else 1) * self.intermediate_size + self.hidden_size) * self.mlp_bias
-        norm = self.hidden_size * (2 if self.layer_norm else 1)
+        norm = self.hidden_size * weighted * (2 if self.layer_norm else 1)
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
         embeddings += self.context_length * self.hidden_size * self.learned_positions
         norms = norm * sum(name is not None for name in self.traits.norms)

@@ -43,6 +43,7 @@ ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "relu2": "relu_squared",
 }
 """transformers' names of the nonlinearities that are computed, with `ModelConfig`'s."""
 

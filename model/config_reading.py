@@ -10,8 +10,11 @@ from topkapi.model.config_rope import read_rope
 from topkapi.model.errors import CheckpointError
 from topkapi.model.families import FAMILIES, Family
 
-# Models of other families whose weights hold one of these beside something else, by transformers' name.
-_AROUND = {"gemma3": "its text alone is the family gemma3_text; images are not read"}
+# Models that hold a network of one of the families beside something else, such as an encoder of images, which is not
+# read: that family, by transformers' name of the whole.
+_AROUND = {"gemma3": "gemma3_text"}
+# What of a text's configuration the whole one says for both.
+_OF_BOTH = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def values_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,6 +23,7 @@ def values_of(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises `CheckpointError` for a family, an activation or an attention variant that is not computed exactly as
     transformers does, naming the field.
     """
+    config = _text_alone(config)
     family = config.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
         raise unsupported_family(family)
@@ -37,12 +41,31 @@ def values_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def unsupported_family(family: object) -> CheckpointError:
     """What is raised for a family that is not computed; it names those that are."""
-    around = _AROUND.get(family) if isinstance(family, str) else None
     return CheckpointError(
-        f"model family {family!r:.200} is not supported" + (f": {around}" if around else ""),
+        f"model family {family!r:.200} is not supported",
         field="model_type",
         hint=f"supported families: {', '.join(FAMILIES)}",
     )
+
+
+def _text_alone(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration of the text's network where `config` is that of one with images, as it is where not."""
+    family = config.get("model_type")
+    inner_family = _AROUND.get(family) if isinstance(family, str) else None
+    if inner_family is None:
+        return config
+    inner = config.get("text_config")
+    if not isinstance(inner, Mapping) or inner.get("model_type", inner_family) != inner_family:
+        raise CheckpointError(
+            f"config.json: a model of the type {family} must have a text_config of the type {inner_family}",
+            field="text_config",
+            hint="copy or download the checkpoint again",
+        )
+    Fields(config).refuse_unless_neutral({})
+    # transformers ties the embeddings of the whole model by the outer field, true where it is absent.
+    tied = {"tie_word_embeddings": config.get("tie_word_embeddings", True)}
+    given = {name: config[name] for name in _OF_BOTH if config.get(name) is not None}
+    return {**inner, **given, **tied, "model_type": inner_family}
 
 
 def _begin_token(fields: Fields) -> int | None:

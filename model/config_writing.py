@@ -8,7 +8,7 @@ from typing import Any
 from topkapi.model.config_rope import write_rope
 from topkapi.model.families import Family
 
-_ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
+_ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu_squared": "relu2"}
 
 
 def written(traits: Family, values: Mapping[str, Any]) -> dict[str, Any]:

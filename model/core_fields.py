@@ -24,7 +24,7 @@ COMPUTED = {
 
 TRAITS = {
     "learned_positions", "layer_norm", "gated_mlp", "qk_norm", "qk_norm_whole", "norms", "norm_offset", "activation",
-    "scaled_embeddings",
+    "scaled_embeddings", "weightless_norms", "embedding_norm", "rotated_backwards",
     # They say how files are read and written; what comes of them stands in the configuration.
     "architecture", "gguf", "models", "neutral", "absent", "written", "qkv_bias", "attention_bias", "mlp_bias",
     "mlp_biased", "head_dim", "window", "window_pattern", "divisible", "heads_alike", "spelling", "numbers",

@@ -44,7 +44,7 @@ class Family:
     architecture: str
     """transformers' class."""
     gguf: str
-    """llama.cpp's name of the architecture."""
+    """llama.cpp's name of the architecture; empty where it has none."""
     models: str = ""
     """Who publishes models of the family, and which."""
     neutral: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
@@ -58,6 +58,10 @@ class Family:
     norms: Norms = BEFORE
     norm_offset: float = 0.0
     """What is added to the stored weights of norms."""
+    weightless_norms: bool = False
+    """Norms have no weights."""
+    embedding_norm: bool = False
+    """Embeddings are normalised before the first layer."""
     gated_mlp: bool = True
     """The feed-forward layer is gated rather than a plain one."""
     activation: str = "silu"
@@ -102,8 +106,10 @@ class Family:
     """That of layers with a window, where they have rotary positions of their own."""
     partial_rotary: float | None = None
     """What part of a head is rotated where `config.json` says nothing; None: always all of it."""
+    rotated_backwards: bool = False
+    """Rotary positions turn the other way round."""
     rope_types: tuple[str, ...] = ()
-    """The only types of rotary positions that transformers opens in this family; empty: all."""
+    """The only types of rotary positions that transformers opens, or that are computed, in this family; empty: all."""
     rope_kinds: Mapping[str, str] = field(default_factory=dict)
     """Names that a type of rotary positions has in this family alone."""
     unrotated_layers: bool = False
@@ -197,7 +203,7 @@ FAMILIES = {
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
         gguf="gemma3",
-        models="Gemma 3 of 270M and 1B",
+        models="Gemma 3 of 270M and 1B; of 4B to 27B the text alone",
         # transformers does not cap the scores of attention in this family, whatever the configuration says, and takes
         # the context that a scaling starts from only from within the scaling.
         neutral={"attn_logit_softcapping": (None,), "use_bidirectional_attention": (None, False),
@@ -289,6 +295,24 @@ FAMILIES = {
             "logit_divisor": Number("logits_scaling", 1.0),
             "residual_multiplier": Number("residual_multiplier", 1.0),
         },
+    ),
+    "nanochat": Family(
+        "NanoChatForCausalLM",
+        gguf="",
+        models="nanochat of before 11 January 2026, as its d32",
+        neutral=_NO_WINDOW,
+        absent={"max_position_embeddings": 2048},
+        weightless_norms=True,
+        embedding_norm=True,
+        gated_mlp=False,
+        activation="relu_squared",
+        # transformers normalises queries and keys behind their rotation, which changes no lengths where cosines and
+        # sines have no factor.
+        qk_norm=True,
+        rope_types=("default", "linear", "dynamic", "llama3"),
+        attention_bias=True,
+        numbers={"logit_softcap": Number("final_logit_softcapping", 15.0, null=True)},
+        rotated_backwards=True,
     ),
 }  # fmt: skip
 """The families that are computed, by transformers' `model_type`."""

@@ -15,6 +15,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "gelu": functional.gelu,
     "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "relu_squared": lambda x: functional.relu(x).square(),
 }
 """The nonlinearities of feed-forward layers, by `ModelConfig`'s names."""
 
@@ -22,18 +23,24 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class Norm(nn.Module):
     """LayerNorm with a bias or RMSNorm, computed in float32: `[..., size] -> [..., size]` float32.
 
-    `offset` is added to the weight: what is stored is then how far from it the weight is.
+    `offset` is added to the weight: what is stored is then how far from it the weight is. Without `weighted` there is
+    no weight.
     """
 
-    def __init__(self, size: int, eps: float, *, layer_norm: bool = False, offset: float = 0.0) -> None:
+    def __init__(
+        self, size: int, eps: float, *, layer_norm: bool = False, offset: float = 0.0, weighted: bool = True
+    ) -> None:
         super().__init__()
-        self.offset = offset
-        self.weight = nn.Parameter(torch.empty(size))
+        self.size, self.offset = size, offset
+        self.weight = nn.Parameter(torch.empty(size)) if weighted else None
         self.bias = nn.Parameter(torch.empty(size)) if layer_norm else None
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        x, weight = x.float(), self.weight.float()
+        x = x.float()
+        if self.weight is None:
+            return functional.rms_norm(x, (self.size,), None, self.eps)
+        weight = self.weight.float()
         if self.offset:
             weight = weight + self.offset
         if self.bias is not None:
@@ -43,7 +50,10 @@ class Norm(nn.Module):
 
 def norm_of(config: ModelConfig, size: int, *, layer_norm: bool = False) -> Norm:
     """A norm of the family's kind over `size` numbers."""
-    return Norm(size, config.norm_eps, layer_norm=layer_norm, offset=config.traits.norm_offset)
+    traits = config.traits
+    return Norm(
+        size, config.norm_eps, layer_norm=layer_norm, offset=traits.norm_offset, weighted=not traits.weightless_norms
+    )
 
 
 class TrainedRows(nn.Module):

@@ -13,7 +13,13 @@ from topkapi.model.config import ModelConfig, Rope
 
 
 def rotary_angles(rope: Rope) -> tuple[Tensor, float]:
-    """Inverse frequencies `[ceil(dimensions / 2)]` float32, and what cosines and sines are multiplied by."""
+    """Inverse frequencies `[ceil(dimensions / 2)]` float32, below zero where they turn backwards, and what cosines and
+    sines are multiplied by."""
+    frequencies, factor = _scaled(rope)
+    return -frequencies if rope.backwards else frequencies, factor
+
+
+def _scaled(rope: Rope) -> tuple[Tensor, float]:
     exponents = torch.arange(0, rope.dimensions, 2, dtype=torch.int64).float() / rope.dimensions
     frequencies = 1.0 / (rope.theta**exponents)
     scaling = rope.scaling

@@ -225,6 +225,7 @@ class Decoder(nn.Module):
         self.embed_positions = (
             _embedding(config.context_length, config.hidden_size) if config.learned_positions else None
         )
+        self.embed_norm = norm_of(config, config.hidden_size) if config.traits.embedding_norm else None
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = norm_of(config, config.hidden_size, layer_norm=config.layer_norm)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
@@ -293,6 +294,8 @@ class Decoder(nn.Module):
             x = self.trained_rows.embed(tokens, x)
         if self.config.embedding_scale != 1.0:
             x = x * self.config.embedding_scale
+        if self.embed_norm is not None:
+            x = self.embed_norm(x)
         if self.embed_positions is not None:
             x = x + self.embed_positions(positions).float()
         angles = self._rotary(positions)
@@ -359,7 +362,8 @@ def initialise(
     with torch.no_grad():
         for name, module in model.named_modules():
             if isinstance(module, Norm):
-                module.weight.fill_(1.0 - module.offset)
+                if module.weight is not None:
+                    module.weight.fill_(1.0 - module.offset)
                 if module.bias is not None:
                     module.bias.zero_()
             elif isinstance(module, nn.Embedding):

@@ -140,10 +140,12 @@ def files() -> dict[str, str]:
         {each.name: each.meaning for each in PARAMETERS},
         {each.name: each.default for each in PARAMETERS},
     )}  # fmt: skip
-    from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, PretrainRecipe
+    from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, KtoRecipe, PretrainRecipe
 
     imports = "from os import PathLike\nfrom typing import Literal, TypedDict"
-    recipes: Mapping[str, type[BaseModel]] = {"pretrain": PretrainRecipe, "finetune": FinetuneRecipe, "dpo": DpoRecipe}
+    recipes: Mapping[str, type[BaseModel]] = {
+        "pretrain": PretrainRecipe, "finetune": FinetuneRecipe, "dpo": DpoRecipe, "kto": KtoRecipe,
+    }  # fmt: skip
     for command, kind in recipes.items():
         keywords = recipe_keywords(kind)
         meanings = {name: field.description or "" for name, field in kind.model_fields.items()}

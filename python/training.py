@@ -1,4 +1,4 @@
-"""`pretrain`, `finetune` and `dpo` from Python: the commands of these names, with the recipe's fields as keywords."""
+"""`pretrain`, `finetune`, `dpo` and `kto` from Python: commands of these names, their recipes' fields as keywords."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from topkapi.python.declaring import declares, recipe_keywords
 from topkapi.python.errors import readable
 from topkapi.python.runs import Run
 from topkapi.training.recipes.files import unknown_field
-from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, PretrainRecipe, TrainingRecipe
+from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, KtoRecipe, PretrainRecipe, TrainingRecipe
 
 if TYPE_CHECKING:
     from topkapi.python.dpo_fields import DpoFields
     from topkapi.python.finetune_fields import FinetuneFields
+    from topkapi.python.kto_fields import KtoFields
     from topkapi.python.pretrain_fields import PretrainFields
 
 Recipe = str | os.PathLike[str] | None
@@ -65,6 +66,21 @@ def dpo(recipe: Recipe = None, *, resume: Resume = False, **fields: Unpack[DpoFi
     keyword at fault.
     """
     return _train("dpo", DpoRecipe, recipe, resume, fields)
+
+
+@declares(recipe_keywords(KtoRecipe))
+def kto(recipe: Recipe = None, *, resume: Resume = False, **fields: Unpack[KtoFields]) -> Run:
+    """Train a checkpoint on answers labelled good or bad, and return the run.
+
+        run = topkapi.kto(checkpoint="runs/answers/best", data="labelled.jsonl", beta=0.1)
+
+    Keywords are the fields of the recipe, which help(topkapi.KtoFields) explains; `recipe` is a file of such
+    fields, or the name of one that comes with Topkapi, and keywords override it. All goes as with the command: it
+    prints how it goes, leaves a directory (`out`, or one below runs/), and Ctrl-C saves and stops it. `resume=True`
+    goes on with the run in `out`, `resume="runs/x"` with that one. Raises `topkapi.TopkapiError`, whose `field` is the
+    keyword at fault.
+    """
+    return _train("kto", KtoRecipe, recipe, resume, fields)
 
 
 def _train(

@@ -17,6 +17,10 @@ from topkapi.training.recipes.files import read_yaml, resolve_recipe
 PAGE = (ROOT / "docs" / "course.md").read_text()
 STORY, TUNE, PLAN, SERVE = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
+# The validation loss that the book prints at its steps. Seeds and processors differ by as much as 0.35 from it
+# (docs/training.md has three of each).
+PUBLISHED_COURSE = {10: 7.048, 20: 6.600, 30: 6.278, 40: 6.160, 55: 6.134, 70: 6.242, 85: 6.452}
+
 
 def figures(row: str) -> list[float]:
     """The numbers of our column in the last row of that name in the page's tables."""
@@ -53,7 +57,9 @@ def test_the_course_runs_as_printed(tmp_path: Path, data_directory: Path) -> Non
     before = course[0]
     assert [before["train_loss"], before["validation_loss"]] == pytest.approx([10.989, 10.981], abs=0.05)
     assert course[-1]["step"] == 90 and course[-1]["train_loss"] < 1.5
-    best = min(record["validation_loss"] for record in course)
+    losses = {record["step"]: record["validation_loss"] for record in course}
+    assert {step: losses[step] for step in PUBLISHED_COURSE} == pytest.approx(PUBLISHED_COURSE, abs=0.4)
+    best = min(losses.values())
     assert best == pytest.approx(6.14, abs=0.1)
     assert "162,419,712 parameters" in told and "overfitting since" in told
 

@@ -16,9 +16,10 @@ Train one on your own text:
     print(run.load().generate("The", max_tokens=20))
 
 `load` gives a `Model`, whose answers are texts that know how they came about: help(topkapi.Generated). Every decoding
-parameter is explained by help(topkapi.DecodingFields). `pretrain`, `finetune` and `dpo` give a `Run`; their keywords
-are explained by help(topkapi.PretrainFields), FinetuneFields and DpoFields. `evaluate` gives figures with their
-intervals. What the user can mend is raised as `TopkapiError`, with a `hint`. More stands in docs/python.md.
+parameter is explained by help(topkapi.DecodingFields). `pretrain`, `finetune`, `dpo` and `kto` give a `Run`; their
+keywords are explained by help(topkapi.PretrainFields), FinetuneFields, DpoFields and KtoFields. `evaluate` gives
+figures with their intervals. What the user can mend is raised as `TopkapiError`, with a `hint`. More stands in
+docs/python.md.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from topkapi.python.evaluating import Evaluation as Evaluation
     from topkapi.python.evaluating import evaluate as evaluate
     from topkapi.python.finetune_fields import FinetuneFields as FinetuneFields
+    from topkapi.python.kto_fields import KtoFields as KtoFields
     from topkapi.python.model import Model as Model
     from topkapi.python.model import load as load
     from topkapi.python.pretrain_fields import PretrainFields as PretrainFields
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from topkapi.python.table import Table as Table
     from topkapi.python.training import dpo as dpo
     from topkapi.python.training import finetune as finetune
+    from topkapi.python.training import kto as kto
     from topkapi.python.training import pretrain as pretrain
     from topkapi.service.version import VERSION as __version__  # noqa: F401
 
@@ -66,6 +69,7 @@ _NAMES = {
     "topkapi.python.dpo_fields": ("DpoFields",),
     "topkapi.python.evaluating": ("Evaluation", "evaluate"),
     "topkapi.python.finetune_fields": ("FinetuneFields",),
+    "topkapi.python.kto_fields": ("KtoFields",),
     "topkapi.python.model": ("Model", "load"),
     "topkapi.python.pretrain_fields": ("PretrainFields",),
     "topkapi.python.results": (
@@ -73,12 +77,12 @@ _NAMES = {
     ),
     "topkapi.python.runs": ("Plot", "Run"),
     "topkapi.python.table": ("Table",),
-    "topkapi.python.training": ("dpo", "finetune", "pretrain"),
+    "topkapi.python.training": ("dpo", "finetune", "kto", "pretrain"),
 }  # fmt: skip
 _LIES_IN = {name: module for module, names in _NAMES.items() for name in names}
 
 # What help(topkapi) lists, and `import *` takes: what one begins with. The other names are what these return.
-__all__ = ["Evaluation", "Model", "Run", "TopkapiError", "dpo", "evaluate", "finetune", "load", "pretrain"]
+__all__ = ["Evaluation", "Model", "Run", "TopkapiError", "dpo", "evaluate", "finetune", "kto", "load", "pretrain"]
 
 
 def __getattr__(name: str) -> Any:

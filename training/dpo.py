@@ -7,27 +7,22 @@ much the rejected one did, in log-probabilities). With label smoothing e (conser
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from topkapi.model.errors import DataError, SettingsError
-from topkapi.model.files import recover_directory, write_directory
+from topkapi.model.errors import SettingsError
 from topkapi.model.transformer import Decoder
 from topkapi.training.data.preferences import PairBatch, PairLoader, encode_preferences, read_preferences
 from topkapi.training.data.row_files import Names
 from topkapi.training.data.weights import sources_and_weights
 from topkapi.training.data.windows import Batch
 from topkapi.training.finetune import (
+    Base,
     Examples,
     assemble_tuning,
     check_enough,
@@ -36,7 +31,8 @@ from topkapi.training.finetune import (
     split_data,
 )
 from topkapi.training.optimisation import distributed
-from topkapi.training.optimisation.loss import Compiled, chunks, inputs
+from topkapi.training.optimisation.log_probabilities import add_gradients, before_training, measured, of_texts
+from topkapi.training.optimisation.loss import Compiled, inputs
 from topkapi.training.recipes.recipe import DpoRecipe
 from topkapi.training.run.console import Console
 from topkapi.training.run.directory import RunDirectory
@@ -70,8 +66,7 @@ def dpo(recipe: DpoRecipe, directory: RunDirectory, *, resume: bool, console: Co
     counts = len(loaders[0].pairs), len(loaders[1].pairs)
     check_enough(recipe, "pairs", *counts)
     with distributed.in_turn():
-        place = directory.prepared("reference")
-        reference = _reference(base.model, loaders, recipe.micro_batch_size, place, base.digest)
+        reference = _reference(base, loaders)
     for loader, values in zip(loaders, reference, strict=True):
         loader.reference = values
     examples = Examples(
@@ -112,21 +107,12 @@ class Preferred:
         for part in batch.split(micro_batch_size or batch.size):
             assert isinstance(part, PairBatch), "pairs come from a PairLoader"
             state = (compiled.hidden if compiled else model.hidden)(*inputs(model, part))
-            flat = state.detach().flatten(0, 1)
             with torch.no_grad():
-                answers = _answer_log_probabilities(model, flat, part)
-            leaf = answers.requires_grad_()
+                answers = of_texts(model, state.detach().flatten(0, 1), part)
+            leaf = answers.view(-1, 2).requires_grad_()
             loss = dpo_loss(leaf, part.reference.to(leaf.device), self.beta, self.label_smoothing)[0].sum() / divisor
-            (weights,) = torch.autograd.grad(loss, leaf)
-            of_targets = weights.flatten().repeat_interleave(torch.tensor(part.lengths, device=leaf.device))
-            gradient = torch.zeros_like(flat)
-            for rows, targets, _ in chunks(model, part):
-                there = flat[rows].requires_grad_()
-                losses = functional.cross_entropy(model.logits(there), targets, reduction="none")
-                torch.autograd.backward((losses * -of_targets[rows]).sum())
-                assert there.grad is not None, "the loss depends on the state"
-                gradient[rows] = there.grad
-            state.backward(gradient.view_as(state))  # type: ignore[no-untyped-call]
+            (slopes,) = torch.autograd.grad(loss, leaf)
+            add_gradients(model, state, part, slopes.flatten())
             total += loss.item()
         return total
 
@@ -134,10 +120,13 @@ class Preferred:
     def evaluate(self, model: Decoder, batches: list[Batch], micro_batch_size: int | None) -> dict[str, float]:
         """The mean `loss`, `accuracy` and `margin` over all pairs; the model is left in the mode it was in."""
         losses, margins = [], []
-        for part, found in _evaluated(model, batches, micro_batch_size):
-            loss, margin = dpo_loss(found.cpu(), part.reference, self.beta, self.label_smoothing)
+        for part, found in measured(model, batches, micro_batch_size):
+            assert isinstance(part, PairBatch), "pairs come from a PairLoader"
+            loss, margin = dpo_loss(found.view(-1, 2).cpu(), part.reference, self.beta, self.label_smoothing)
             losses.append(loss)
             margins.append(margin)
+        if not losses:
+            return {}
         loss, margin = torch.cat(losses), torch.cat(margins)
         accuracy = (margin > 0).float().mean().item()
         return {"loss": loss.mean().item(), "accuracy": accuracy, "margin": margin.mean().item()}
@@ -151,53 +140,14 @@ def dpo_loss(policy: Tensor, reference: Tensor, beta: float, label_smoothing: fl
     return loss, margin
 
 
-def _answer_log_probabilities(model: Decoder, flat: Tensor, batch: PairBatch) -> Tensor:
-    """The log-probabilities of each pair's answers, `[P, 2]` float32, from the states `[T, hidden_size]`."""
-    losses = torch.zeros(batch.targets.numel(), device=flat.device)
-    for rows, targets, _ in chunks(model, batch):
-        losses[rows] = functional.cross_entropy(model.logits(flat[rows]), targets, reduction="none")
-    return -torch.stack([text.sum() for text in torch.split(losses, list(batch.lengths or ()))]).view(-1, 2)
-
-
-def _evaluated(
-    model: Decoder, batches: Sequence[Batch], micro_batch_size: int | None
-) -> Iterator[tuple[PairBatch, Tensor]]:
-    """Parts of the batches with their answers' log-probabilities, computed without dropout."""
-    training = model.training
-    model.eval()
-    for batch in batches:
-        for part in batch.split(micro_batch_size or batch.size):
-            assert isinstance(part, PairBatch), "pairs come from a PairLoader"
-            yield part, _answer_log_probabilities(model, model.hidden(*inputs(model, part)).flatten(0, 1), part)
-    model.train(training)
-
-
-@torch.no_grad()
-def _reference(
-    model: Decoder, loaders: Sequence[PairLoader], micro_batch_size: int | None, place: Path, parent: str
-) -> list[Tensor]:
-    """Log-probabilities `[pairs, 2]` of every loader's answers as the untrained `model` gives them.
-
-    They are kept in the directory `place`, so that a resumed run goes on with the same numbers.
-    """
+def _reference(base: Base, loaders: Sequence[PairLoader]) -> list[Tensor]:
+    """Log-probabilities `[pairs, 2]` of every loader's answers as the untrained checkpoint gives them."""
     examples = [each for loader in loaders for pair in loader.pairs for each in (pair.chosen, pair.rejected)]
-    told = [parent, *(f"{each.token_ids}{each.trained}" for each in examples)]
-    digest = hashlib.sha256("\n".join(told).encode()).hexdigest()
-    recover_directory(place)
-    file = place / "log-probabilities.safetensors"
-    if file.is_file():
-        with safe_open(file, framework="pt") as opened:
-            if opened.metadata() == {"digest": digest}:
-                return [opened.get_tensor(name) for name in ("train", "validation")]
-    found = []
-    for loader in loaders:
-        parts = [values.cpu() for _, values in _evaluated(model, loader.first(None), micro_batch_size)]
-        found.append(torch.cat([torch.zeros(0, 2), *parts]))
-    for values in found:
-        if not bool(values.isfinite().all()):
-            raise DataError("the checkpoint gives an answer no finite probability", field="checkpoint")
-    shutil.rmtree(place, ignore_errors=True)
-    with write_directory(place) as partial_place:
-        tensors = dict(zip(("train", "validation"), found, strict=True))
-        save_file(tensors, partial_place / file.name, metadata={"digest": digest})
-    return found
+
+    def compute() -> list[Tensor]:
+        micro = base.recipe.micro_batch_size
+        each = ([found for _, found in measured(base.model, loader.first(None), micro)] for loader in loaders)
+        return [torch.cat([torch.zeros(0, 2), *(found.cpu().view(-1, 2) for found in parts)]) for parts in each]
+
+    told = [base.digest, *(f"{each.token_ids}{each.trained}" for each in examples)]
+    return before_training(base.directory.prepared("reference"), told, compute)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from topkapi.model.hub.names import meant
-from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, PretrainRecipe, TrainingRecipe
+from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, KtoRecipe, PretrainRecipe, TrainingRecipe
 
 if TYPE_CHECKING:
     from topkapi.training.run.console import Console
@@ -99,6 +99,10 @@ def prepared(recipe: TrainingRecipe, resume: bool, run: RunDirectory, console: C
         from topkapi.training.dpo import dpo
 
         return dpo(recipe, run, resume=resume, console=console)
+    if isinstance(recipe, KtoRecipe):
+        from topkapi.training.kto import kto
+
+        return kto(recipe, run, resume=resume, console=console)
     from topkapi.training.finetune import finetune
 
     assert isinstance(recipe, FinetuneRecipe), "there are no other recipes"

@@ -19,6 +19,7 @@ from topkapi.model.hub.files import PICKLED, PICKLED_INDEX
 from topkapi.model.importing.gpt2_layouts import is_book, is_nanogpt, read_book, read_nanogpt
 from topkapi.model.importing.llama2c import is_llama2c, read_llama2c
 from topkapi.model.importing.llama_layouts import is_litgpt, is_meta, read_litgpt, read_meta
+from topkapi.model.importing.nanochat import is_nanochat, read_nanochat
 from topkapi.model.importing.options import Network, Options
 from topkapi.model.importing.source import Source, several
 from topkapi.model.importing.vocabulary import vocabulary
@@ -30,9 +31,8 @@ from topkapi.model.storage.tensors import from_hugging_face
 
 KINDS = (
     "the book's state dict (.pth), nanoGPT's or llama2.c's ckpt.pt, litgpt's lit_model.pth, llama2.c's .bin, "
-    "or a Hugging Face directory with pytorch_model.bin"
+    "nanochat's model_N.pt, or a Hugging Face directory with pytorch_model.bin"
 )
-_NANOCHAT = "its norms have no weights, its feed-forward layers square a ReLU, its values are mixed with embeddings"
 
 
 @dataclass(frozen=True)
@@ -155,12 +155,8 @@ def _recognised(source: Source, options: Options) -> Network:
         return read_meta(source, options)
     if is_litgpt(source):
         return read_litgpt(source, options)
-    if "transformer.h.0.attn.c_q.weight" in source.shapes:
-        raise CheckpointError(
-            f"{source.path} is nanochat's, whose network is not computed here: {_NANOCHAT}",
-            field="model_type",
-            hint=f"what is imported: {KINDS}",
-        )
+    if is_nanochat(source):
+        return read_nanochat(source)
     if is_nanogpt(source):
         return read_nanogpt(source, options)
     place = source.path.parent

@@ -90,8 +90,8 @@ struct Quantised {
     int32_t *offsets, *totals;
 };
 
-// The nonlinearity of feed-forward layers: GELU by tanh, and exact.
-enum Activation { SILU, GELU_TANH, GELU };
+// The nonlinearity of feed-forward layers: GELU by tanh, and exact; the square of what is above zero.
+enum Activation { SILU, GELU_TANH, GELU, RELU_SQUARED };
 
 // How keys and values are held. Bytes have a scale for each position of a head.
 enum CacheFormat { CACHE_FLOAT32, CACHE_FLOAT16, CACHE_INT8 };

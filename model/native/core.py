@@ -33,7 +33,7 @@ CACHES = {"float32": 0, "float16": 1, "int8": 2}
 KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 30}
 """What weights are stored as, by GGUF's numbers for it."""
 
-ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
+ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu_squared": 3}
 """The nonlinearities of feed-forward layers, by `ModelConfig`'s names, and the core's numbers for them."""
 
 ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -261,13 +261,16 @@ class _Given:
             self._matrix(model.lm_head),
             self._norm(model.norm),
             self._vector(None if positions is None else positions.weight),
+            self._norm(model.embed_norm),
         )
         return self
 
     def _norm(self, norm: Norm | None) -> ctypes.Structure:
         if norm is None:
             return interface.NormWeights()
-        weight = norm.weight.detach().float() + norm.offset if norm.offset else norm.weight
+        weight = torch.ones(norm.size) if norm.weight is None else norm.weight
+        if norm.offset:
+            weight = weight.detach().float() + norm.offset
         return interface.NormWeights(self._vector(weight), self._vector(norm.bias))
 
     def _matrix(self, module: Linear | nn.Embedding | None) -> ctypes.Structure:

@@ -133,7 +133,7 @@ int topkapi_network_outer(void *handle, const OuterWeights *from) {
     return guarded([&] {
         Network &network = *(Network *)handle;
         const Shape &shape = network.shape;
-        network.norm = norm_of(from->norm, shape.hidden);
+        network.norm = norm_of(from->norm, shape.hidden), network.embedding_norm = norm_of(from->embedding_norm, shape.hidden);
         network.positions = copied(from->positions, (size_t)shape.positions * shape.hidden);
         network.embedding = network.stack({&from->embedding});
         network.head = network.stack({&from->head});

@@ -44,7 +44,9 @@ LayerWeights = _structure(
         ("before_attention", "after_attention", "before_inner", "after_inner", "query_norm", "key_norm"), NormWeights),
     window=c_int, angles=c_int,
 )  # fmt: skip
-OuterWeights = _structure("OuterWeights", embedding=Source, head=Source, norm=NormWeights, positions=c_pointer)
+OuterWeights = _structure(
+    "OuterWeights", embedding=Source, head=Source, norm=NormWeights, positions=c_pointer, embedding_norm=NormWeights
+)
 Span = _structure("Span", slot=c_int, first=c_int, count=c_int, position=c_int)
 Pass = _structure(
     "Pass", rows=c_int, spans=c_int, span=c_pointer, tokens=c_pointer, states=c_pointer, cosines=c_pointer,

@@ -36,11 +36,12 @@ struct LayerWeights {
 };
 
 // What is around the layers. Without `embedding.weights` the head's rows are the embedding; `positions` are learned ones,
-// `[positions][hidden]`, or null.
+// `[positions][hidden]`, or null. `embedding_norm` is of embeddings before the first layer.
 struct OuterWeights {
     Source embedding, head;
     NormWeights norm;
     const float *positions;
+    NormWeights embedding_norm;
 };
 
 // One pass: `spans` of new rows, their tokens, and where the final states go, [rows][hidden].
@@ -167,7 +168,7 @@ struct Network {
     const Kernels *kernels;
     Threads *threads;
     std::vector<Layer> layers;
-    Norm norm;
+    Norm norm, embedding_norm;
     Memory<float> positions;
     Stack head, embedding;
 

@@ -73,6 +73,7 @@ struct Run {
             float *to = state(row);
             read_row(table, kernels.flip, pass.tokens[row], to, hidden);
             for (int i = 0; i < hidden && shape.embedding_scale != 1; i++) to[i] *= shape.embedding_scale;
+            if (network.embedding_norm.weight) normalise(to, network.embedding_norm, to);
             if (!network.positions) return;
             const float *learned = network.positions.get() + (size_t)position(row) * hidden;
             for (int i = 0; i < hidden; i++) to[i] += learned[i];

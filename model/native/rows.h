@@ -128,6 +128,11 @@ INLINE Floats error_function(Floats x) {
 // GELU by tanh is x times the sigmoid of twice the argument of tanh.
 INLINE Floats activated(Floats x, const int activation) {
     if (activation == SILU) return mul(x, sigmoid(x));
+    if (activation == RELU_SQUARED) {
+        // The second operand is what remains of one that is no number.
+        Floats above = largest(zeros(), x);
+        return mul(above, above);
+    }
     if (activation == GELU) {
         Floats half = mul(x, all(0.5f));
         return fma(half, error_function(mul(x, all(0.70710678118654752f))), half);
@@ -148,6 +153,7 @@ static void activate(const float *from, const float *up, int32_t activation, int
     switch (activation) {
     case SILU: activate_as(from, up, size, to, SILU); break;
     case GELU: activate_as(from, up, size, to, GELU); break;
+    case RELU_SQUARED: activate_as(from, up, size, to, RELU_SQUARED); break;
     default: activate_as(from, up, size, to, GELU_TANH);
     }
 }

@@ -22,9 +22,9 @@ _TOP = """# Families of networks
 Every family is a row of `model/families.py` and computed by the one `Decoder`; each gives transformers' logits
 (float32, within 0.0001 of the largest) from the same weights, read at once, in pieces from the cache, and as
 fine-tuning reads it. All of them are read from and written to Hugging Face directories, served, scored, speculated
-with, and tuned by `finetune` and `dpo` with all weights or with LoRA, QLoRA and DoRA, whose adapters PEFT opens. What
-a configuration asks for beyond this is refused by the field's name; another `model_type` is refused with the list of
-these.
+with, and tuned by `finetune`, `dpo` and `kto` with all weights or with LoRA, QLoRA and DoRA, whose adapters PEFT opens.
+What a configuration asks for beyond this is refused by the field's name; another `model_type` is refused with the list
+of these.
 
 """
 _NOTES = """
@@ -51,6 +51,18 @@ int8` is then PyTorch's, where the machine has a product for it, and `int4` is r
 which llama.cpp leaves out. Refused when writing, by the field's name: what llama.cpp would compute otherwise, as a
 window in mistral or qwen2, biases where its architecture has none, or a `query_pre_attn_scalar` that is not the size
 of a head.
+
+**Images.** Of Gemma 3 with images (`model_type` gemma3) the text's network is read, as transformers computes it for
+messages without any; images in messages are refused.
+
+**nanochat.** Its networks of October 2025 to 10 January 2026, d32 among them, are the family `nanochat`, as
+transformers computes them; `topkapi import` takes its own files ([formats.md](formats.md#from-other-trainers)). Later
+ones have more, each of which is refused by its name: since 11 January 2026 residuals scaled layer by layer into which
+the embeddings flow (`resid_lambdas`, `x0_lambdas`) and windows (`window_pattern`), since 16 January values that are
+mixed with embeddings of the tokens (`value_embeds`), since 9 March another base of positions and scaled queries and
+keys, and since 14 March a part of each token's embedding that goes to the next one (`smear_gate`) and a state of a
+middle layer that is subtracted at the end (`backout_lambda`). All but the smear would be data of a layer; that needs
+the token before a piece of text, which the network is not given where a text is read in pieces.
 """
 
 
@@ -69,7 +81,8 @@ def _table() -> Iterator[str]:
             [", ".join(part.rpartition(".")[2] for part in parts) for parts in layout.joined.values()] if layout else []
         )
         core = "PyTorch" if beyond_core(_plain(name)) else "native core"
-        cells = (f"`{name}`", traits.models, "; ".join(_apart(traits)), core, f"`{traits.gguf}`", "; ".join(joined))
+        gguf = f"`{traits.gguf}`" if traits.gguf else "none"
+        cells = (f"`{name}`", traits.models, "; ".join(_apart(traits)), core, gguf, "; ".join(joined))
         yield f"| {' | '.join(cells)} |"
 
 
@@ -88,8 +101,13 @@ def _apart(traits: Family) -> Iterator[str]:
         yield "norms before and behind each part" if before else "norms behind each part alone"
     if traits.norm_offset:
         yield "norms' weights count from 1"
+    if traits.weightless_norms:
+        yield "norms without weights"
+    if traits.embedding_norm:
+        yield "normalised embeddings"
     if not traits.gated_mlp or traits.activation != "silu":
-        kind = {"gelu": "GELU", "gelu_tanh": "GELU (tanh)", "silu": "SiLU"}[traits.activation]
+        kinds = {"gelu": "GELU", "gelu_tanh": "GELU (tanh)", "silu": "SiLU", "relu_squared": "squared ReLU"}
+        kind = kinds[traits.activation]
         yield kind + (" with a gate" if traits.gated_mlp else " without a gate")
     if traits.qkv_bias:
         yield "biases of queries, keys and values"
@@ -110,6 +128,8 @@ def _apart(traits: Family) -> Iterator[str]:
         yield "part of a head rotated"
     if traits.unrotated_layers:
         yield "layers without positions"
+    if traits.rotated_backwards:
+        yield "positions turned backwards"
     if traits.parallel_residual:
         yield "attention and feed-forward side by side"
     if "embedding_multiplier" in traits.numbers:

@@ -8,7 +8,8 @@ from topkapi.model.storage.layouts import GATE_UP, QUERY_KEY_VALUE
 ARCHITECTURES: dict[str, str] = {}
 """The families that are read, by llama.cpp's names of architectures."""
 for _name, _family in FAMILIES.items():
-    ARCHITECTURES.setdefault(_family.gguf, _name)
+    if _family.gguf:
+        ARCHITECTURES.setdefault(_family.gguf, _name)
 
 INTERLEAVED = ("llama", "smollm3", "granite")
 """Architectures whose query and key rows stand in turn: the first of each half of a head, then the second."""

@@ -17,12 +17,18 @@ _UNROTATED = {"smollm3": 4}
 _BY_WIDTH = {"gemma2": 46, "gemma3": 62}
 
 
-_NONLINEARITIES = {"gelu": "exact GELU", "gelu_tanh": "GELU by tanh", "silu": "SiLU"}
+_NONLINEARITIES = {"gelu": "exact GELU", "gelu_tanh": "GELU by tanh", "silu": "SiLU", "relu_squared": "squared ReLU"}
 
 
 def check_shape(config: ModelConfig) -> None:
     """Raise `CheckpointError` for what llama.cpp would not compute of this network as it is, by the field's name."""
     traits, architecture = config.traits, config.traits.gguf
+    if not architecture:
+        raise CheckpointError(
+            f"llama.cpp has no architecture for the family {config.family}",
+            field="model_type",
+            hint="topkapi serve computes it as it is, and topkapi export safetensors writes it for others",
+        )
     scaling = config.rope_scaling or {}
     kind = scaling.get("rope_type", "default")
     layers = range(config.num_layers)

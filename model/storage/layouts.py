@@ -37,6 +37,10 @@ class Layout:
     """The output matrix."""
     always_biased: tuple[str, ...] = ()
     """Joined matrices whose bias is stored as zeros where the network has none."""
+    inside: Mapping[str, str] = field(default_factory=dict)
+    """How names begin in a model that has images, too, by how they begin here."""
+    beside: tuple[str, ...] = ()
+    """How the names of such a model's other tensors begin, which are passed over."""
 
     def theirs(self, name: str) -> str:
         """transformers' name of our module `name`, with the prefix; of a joined one, that of what it is part of."""
@@ -47,6 +51,13 @@ class Layout:
             return self.prefix + self.outer.get(name, name)
         module = next((whole for whole, parts in self.joined.items() if match[2] in parts), None)
         return f"{self.prefix}{self.layers}.{match[1]}.{module or self.modules.get(match[2], match[2])}"
+
+    def alone(self, name: str) -> str | None:
+        """The name of a tensor as it is where the text's network stands alone; None for what is not of it."""
+        if name.startswith(self.beside):
+            return None
+        start = next((each for each in self.inside if name.startswith(each)), None)
+        return name if start is None else self.inside[start] + name.removeprefix(start)
 
     def ours(self, name: str) -> list[str]:
         """Our names of transformers' module `name`, with or without the prefix: one, or those that are joined in it.
@@ -116,7 +127,13 @@ LAYOUTS: dict[str, Layout] = {
         transposed=True,
         always_biased=("attn.c_attn",),
     ),
+    "gemma3_text": Layout(
+        inside={"language_model.model.": "model.", "language_model.lm_head.": "lm_head.",
+                "model.language_model.": "model."},
+        beside=("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."),
+    ),
     "phi3": Layout(joined={"self_attn.qkv_proj": QUERY_KEY_VALUE, "mlp.gate_up_proj": GATE_UP}),
+    "nanochat": Layout(modules={"mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"}),
     "gpt_neox": Layout(
         prefix="gpt_neox.",
         outer={"embed_tokens": "embed_in", "norm": "final_layer_norm"},
@@ -130,8 +147,8 @@ LAYOUTS: dict[str, Layout] = {
         # In memory it is lm_head nowadays, in files not.
         output="embed_out",
     ),
-}
-"""Those families whose tensors are not stored under the names of `Decoder`, one by one."""
+}  # fmt: skip
+"""Those families whose tensors are not stored under the names of `Decoder` alone, one by one."""
 
 # What files of former days hold beside the weights.
 BUFFERS = re.compile(

@@ -125,7 +125,10 @@ def from_hugging_face(config: ModelConfig, tensors: Iterator[tuple[str, Tensor]]
 
 def _named(config: ModelConfig, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     layout = layout_of(config)
-    for name, tensor in tensors:
+    for stored_name, tensor in tensors:
+        name = layout.alone(stored_name)
+        if name is None:
+            continue
         if BUFFERS.match(name.removeprefix(layout.prefix)):
             continue
         module, _, kind = name.rpartition(".")

@@ -44,6 +44,7 @@ def random_checkpoint(dtype: torch.dtype | None = None, config: ModelConfig = GP
     initialise(model, torch.Generator().manual_seed(0))
     with torch.no_grad():
         # A normalised state has length sqrt(hidden_size), an entry of the embedding deviation 0.02.
+        assert model.norm.weight is not None, "GPT-2's norms have weights"
         model.norm.weight.fill_(LOGIT_DEVIATION / (0.02 * config.hidden_size**0.5))
         for parameter in model.parameters():
             if parameter.ndim == 2 and dtype != torch.float32:

@@ -44,6 +44,7 @@ SUMMARIES = {
     "pretrain": "train a model from random weights on plain text",
     "finetune": "train a checkpoint on instructions or conversations",
     "dpo": "train a checkpoint to prefer some answers to others",
+    "kto": "train a checkpoint on answers labelled good or bad",
     "plan": "say what a run will take, and what is wrong with its data",
     "find-lr": "find the learning rate that a run can take",
     "sweep": "search for better settings of a run",

@@ -123,6 +123,11 @@ CONFIGS: dict[str, transformers.PreTrainedConfig] = {
     "gpt-neox-odd-rotation": transformers.GPTNeoXConfig(
         **NEOX, rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.32}
     ),
+    "nanochat": transformers.NanoChatConfig(**SMALL),
+    "nanochat-tied": transformers.NanoChatConfig(
+        **SMALL, attention_bias=True, tie_word_embeddings=True, final_logit_softcapping=None, rms_norm_eps=1e-3,
+        hidden_act="gelu", rope_parameters=LLAMA3_ROPE,
+    ),
     "granite": transformers.GraniteConfig(
         **SMALL, embedding_multiplier=12.0, logits_scaling=0.3, residual_multiplier=0.22, attention_multiplier=0.6
     ),

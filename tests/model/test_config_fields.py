@@ -183,6 +183,9 @@ FIELDS: dict[str, dict[str, str]] = {
         "no_rope_layers": HONOURED,
     },
     "gpt_neox": COMMON | NEOX | {"sliding_window": REFUSED},
+    "nanochat": COMMON | LLAMA_LIKE | {
+        "attention_bias": HONOURED, "final_logit_softcapping": HONOURED, "sliding_window": REFUSED,
+    },
     "granite": COMMON | LLAMA_LIKE | {
         "attention_bias": HONOURED, "attention_multiplier": HONOURED, "embedding_multiplier": HONOURED,
         "logits_scaling": HONOURED, "mlp_bias": HONOURED, "residual_multiplier": HONOURED, "sliding_window": REFUSED,
@@ -212,7 +215,10 @@ SIZES = {"vocab_size": 40, "max_position_embeddings": 64, "hidden_size": 32, "in
          "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}  # fmt: skip
 BASES: dict[str, dict[str, Any]] = {
     "gpt2": {"model_type": "gpt2", "vocab_size": 40, "n_positions": 64, "n_embd": 32, "n_head": 4, "n_layer": 2},
-    **{family: {"model_type": family, **SIZES, "pad_token_id": None} for family in ("llama", "olmo2", "granite")},
+    **{
+        family: {"model_type": family, **SIZES, "pad_token_id": None}
+        for family in ("llama", "olmo2", "granite", "nanochat")
+    },
     "mistral": {"model_type": "mistral", **SIZES, "sliding_window": None},
     **{
         family: {
@@ -306,7 +312,7 @@ CHANGED: dict[str, list[Any]] = {
     "final_logit_softcapping": [0.4, None],
     "fusion_config": [{"a": 1}],
     "head_dim": [16],
-    "hidden_act": ["gelu", "relu", "swish", "gelu_pytorch_tanh"],
+    "hidden_act": ["gelu", "relu", "swish", "gelu_pytorch_tanh", "relu2"],
     "hidden_activation": ["gelu", "relu", "silu"],
     "hidden_size": [64],
     "intermediate_size": [56],

@@ -59,7 +59,7 @@ def test_the_core_computes_each_field(field: str) -> None:
         rounded = found
 
 
-@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu_squared", "silu"])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.skipif(not native.levels(), reason="the native core was not built: there was no compiler")
 def test_the_core_computes_each_nonlinearity(family: str, activation: str) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch.nn import functional
 
-from tests.model.family_cases import CONFIGS, SMALL, reference_of
+from tests.model.family_cases import CONFIGS, PADLESS, SMALL, reference_of
 from topkapi.model.cache import SlotCache, Work, read, wanted_logits
 from topkapi.model.config import ModelConfig
 from topkapi.model.errors import CheckpointError
@@ -120,7 +124,7 @@ def test_rows_have_the_same_bits_in_every_batch(name: str) -> None:
 EXCHANGED = [
     "gpt2-tied", "gpt2-untied", "llama-tied-biased", "llama-longrope", "mistral-window", "qwen2-layer-types",
     "qwen3-window-yarn", "gemma2", "gemma2-uncapped", "gemma3", "phi3-window", "phi4-mini", "olmo2-biased",
-    "smollm3-window", "gpt-neox", "gpt-neox-sequential", "granite-biased",
+    "smollm3-window", "gpt-neox", "gpt-neox-sequential", "granite-biased", "nanochat", "nanochat-tied",
 ]  # fmt: skip
 
 
@@ -190,4 +194,55 @@ def test_what_is_not_computed_exactly_is_refused(change: dict, field: str) -> No
     config = {"model_type": "llama", **SMALL, **change}
     with pytest.raises(CheckpointError) as caught:
         ModelConfig.from_hugging_face(config)
+    assert caught.value.field == field
+
+
+WITH_IMAGES: dict[str, Any] = {
+    "text_config": {
+        **PADLESS, "model_type": "gemma3_text", "head_dim": 24, "sliding_window": 25, "sliding_window_pattern": 2,
+        "query_pre_attn_scalar": 30, "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    },
+    "vision_config": {
+        "model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "image_size": 8, "patch_size": 4, "vision_use_head": False,
+    },
+    "mm_tokens_per_image": 4, "image_token_index": 299, "boi_token_index": 297, "eoi_token_index": 298,
+    "eos_token_id": [1, 106],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_text_of_a_model_with_images_is_read_alone(tied: bool, tmp_path: Path) -> None:
+    """As files name its tensors, and as transformers does in memory."""
+    torch.manual_seed(7)
+    config = transformers.Gemma3Config(**WITH_IMAGES, tie_word_embeddings=tied)
+    whole = transformers.Gemma3ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    whole.save_pretrained(tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    tokens = torch.randint(0, 290, (2, 90), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        theirs = whole(tokens).logits
+    for state in (load_file(tmp_path / "model.safetensors"), whole.state_dict()):
+        read = ModelConfig.from_hugging_face(raw)
+        assert (read.family, read.end_token_ids, read.tie_embeddings) == ("gemma3_text", (1, 106), tied)
+        model = Decoder(read)
+        found = dict(from_hugging_face(read, iter(state.items())))
+        model.load_state_dict(found | ({"lm_head.weight": found["embed_tokens.weight"]} if tied else {}))
+        assert_equal_logits(logits_of(model.eval(), tokens), theirs)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"text_config": None}, "text_config"),
+        ({"text_config": {"model_type": "gemma2"}}, "text_config"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+    ],
+)
+def test_of_a_model_with_images_what_is_wrong_is_named(change: dict[str, Any], field: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        ModelConfig.from_hugging_face({"model_type": "gemma3", **WITH_IMAGES, **change})
     assert caught.value.field == field

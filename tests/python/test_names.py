@@ -19,7 +19,7 @@ from topkapi.service.api.native import schemas, score_schemas
 from topkapi.service.commands.cli import COMPUTING
 from topkapi.service.settings import DtypeName
 from topkapi.training.evaluation.command import add_evaluate
-from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, PretrainRecipe
+from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, KtoRecipe, PretrainRecipe
 
 ASKING = ("generate", "agenerate", "stream", "astream", "chat", "achat", "stream_chat", "astream_chat")
 
@@ -42,7 +42,7 @@ def test_importing_it_is_instant_and_lists_the_names() -> None:
     assert new == ["topkapi"]
     assert heavy == []
     assert version == topkapi.__version__
-    for name in ("load", "pretrain", "finetune", "dpo", "evaluate", "Model", "Run", "Generated", "TopkapiError"):
+    for name in ("load", "pretrain", "finetune", "dpo", "kto", "evaluate", "Model", "Run", "Generated", "TopkapiError"):
         assert name in names
         assert getattr(topkapi, name).__name__ == name
     with pytest.raises(AttributeError, match="has no attribute 'lode'"):
@@ -84,6 +84,7 @@ def test_signatures_have_every_parameter() -> None:
     assert inspect.signature(topkapi.Model.ascore).parameters.keys() - {"self"} == scored
     recipes: dict[Any, Any] = {
         topkapi.pretrain: PretrainRecipe, topkapi.finetune: FinetuneRecipe, topkapi.dpo: DpoRecipe,
+        topkapi.kto: KtoRecipe,
     }  # fmt: skip
     for function, recipe in recipes.items():
         given = inspect.signature(function).parameters

@@ -197,7 +197,7 @@ def test_a_run_learns_the_preference_and_resumes_to_the_same_bytes(
         assert main(command(base, rows, out, *flags)) == 130
         # The reference of the resumed run is that of the first one, not computed again.
         patched.setattr(Training, "_update", update)
-        patched.setattr("topkapi.training.dpo.write_directory", None)
+        patched.setattr("topkapi.training.optimisation.log_probabilities.write_directory", None)
         assert main(["dpo", "--resume", str(out)]) == 0
     assert_same(out, content(tmp_path / "whole"))
 

@@ -59,16 +59,23 @@ def read_conversations(
     conversations = []
     for origin, row in read_rows(path):
         row = row if names is None else names.applied(row, origin)
-        for told in conversations_of(row, origin, input_heading, left_out):
-            if told.messages and _end_with_answer(told.messages) and left_out is not None:
-                left_out.add("messages[] after the last answer")
-            check_messages(told.messages, origin)
-            answers = {index for index, message in enumerate(told.messages) if message["role"] == "assistant"}
-            if answers <= told.untrained:
-                raise DataError(f"{origin}: every answer has the weight 0", field="data", hint="take the row out")
-            conversations.append(Conversation(told.messages, origin, None if told.plain else told))
+        conversations += conversations_in(row, origin, input_heading, left_out)
     if not conversations:
         raise DataError(f"{path} holds no examples", field="data", hint=FORMATS)
+    return conversations
+
+
+def conversations_in(row: object, origin: str, input_heading: bool, left_out: set[str] | None) -> list[Conversation]:
+    """The conversations of one row. Raises as `read_conversations` does."""
+    conversations = []
+    for told in conversations_of(row, origin, input_heading, left_out):
+        if told.messages and _end_with_answer(told.messages) and left_out is not None:
+            left_out.add("messages[] after the last answer")
+        check_messages(told.messages, origin)
+        answers = {index for index, message in enumerate(told.messages) if message["role"] == "assistant"}
+        if answers <= told.untrained:
+            raise DataError(f"{origin}: every answer has the weight 0", field="data", hint="take the row out")
+        conversations.append(Conversation(told.messages, origin, None if told.plain else told))
     return conversations
 
 

@@ -87,7 +87,7 @@ def read_preferences(path: Path, left_out: set[str] | None = None, names: Names 
     whose answers are the same or whose prompts differ.
     """
     preferences = [
-        _preference(row if names is None else names.applied(row, origin), origin, left_out)
+        preference_of(row if names is None else names.applied(row, origin), origin, left_out)
         for origin, row in read_rows(path, _FORMATS)
     ]
     if not preferences:
@@ -95,7 +95,8 @@ def read_preferences(path: Path, left_out: set[str] | None = None, names: Names 
     return preferences
 
 
-def _preference(row: object, origin: str, left_out: set[str] | None) -> Preference:
+def preference_of(row: object, origin: str, left_out: set[str] | None) -> Preference:
+    """The pair of one row. Raises as `read_preferences` does."""
     if not isinstance(row, dict):
         raise DataError(f"{origin}: not an object", field="data", hint=_FORMATS)
     reader = Row(row, origin, _FORMATS)
@@ -198,15 +199,20 @@ def encode_preferences(
         if chosen is None or rejected is None:
             overlong.append(preference.origin)
             continue
-        told = preference.chosen.told
-        shown: dict[str, Any] = {} if told is None else {"tools": told.tools or None, "given": told.variables}
-        start = len(chat.encode(preference.prompt(), tokenizer, add_generation_prompt=True, **shown).token_ids)
-        pairs.append(Pair(_last_answer(chosen, start), _last_answer(rejected, start)))
+        start = answer_start(preference.chosen, tokenizer, chat)
+        pairs.append(Pair(last_answer(chosen, start), last_answer(rejected, start)))
     return pairs, overlong
 
 
-def _last_answer(example: Example, start: int) -> Example:
-    """Earlier answers are the same in both, so they are no part of the preference."""
+def answer_start(conversation: Conversation, tokenizer: Tokenizer, chat: ChatTemplate) -> int:
+    """How many tokens the template puts before the last answer."""
+    told = conversation.told
+    shown: dict[str, Any] = {} if told is None else {"tools": told.tools or None, "given": told.variables}
+    return len(chat.encode(conversation.prompt(), tokenizer, add_generation_prompt=True, **shown).token_ids)
+
+
+def last_answer(example: Example, start: int) -> Example:
+    """Earlier answers, before the place `start`, are the same for every answer, so they are no part of a preference."""
     trained = [each and index >= start for index, each in enumerate(example.trained)]
     return replace(example, trained=trained)
 

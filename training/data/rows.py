@@ -38,7 +38,7 @@ REFUSED = {
     "documents": "write their text in a message", "images": "only text is trained on",
     "image": "only text is trained on", "videos": "only text is trained on", "audio": "only text is trained on",
     "choices": "write them in the question", "options": "write them in the question",
-    "label": "there is no KTO training, and every answer is trained on as a good one: keep the rows that are",
+    "label": "topkapi kto trains on answers labelled good or bad; to train on all as good ones, keep the rows that are",
     "weight": "rows weigh the same; repeat a row, or mix files by weights (--data FILE=3)",
 }  # fmt: skip
 """Fields of a row that say what it means in a way that isn't done here, and what to do instead."""

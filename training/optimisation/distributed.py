@@ -162,7 +162,8 @@ def averaged(measure: Callable[[list[Batch]], Mapping[str, float]], batches: Ite
     if size() == 1:
         return dict(measure(own))
     weight = sum(part.weight() for part in own)
-    measured = measure(own) if weight else {}
+    # Asked of all of them, also of one that has no share: what is measured may be a matter of all together.
+    measured = measure(own)
     names = told(sorted(measured))
     total, *sums = added(weight, *(weight * measured.get(name, 0.0) for name in names))
     return {name: value / total for name, value in zip(names, sums, strict=True)}

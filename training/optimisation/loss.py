@@ -54,7 +54,7 @@ class Objective(Protocol):
         ...
 
     def evaluate(self, model: Decoder, batches: list[Batch], micro_batch_size: int | None) -> dict[str, float]:
-        """What is measured without training: `loss` and whatever else tells how the run goes."""
+        """What is measured without training: `loss` and whatever else tells how the run goes; of no batches nothing."""
         ...
 
 
@@ -67,7 +67,7 @@ class NextToken:
 
     def evaluate(self, model: Decoder, batches: list[Batch], micro_batch_size: int | None) -> dict[str, float]:
         """See `Objective`."""
-        return {"loss": evaluate(model, batches, micro_batch_size)}
+        return {"loss": evaluate(model, batches, micro_batch_size)} if batches else {}
 
 
 def backward(

@@ -10,12 +10,13 @@ from typing import Any, get_args
 from topkapi.model.errors import SettingsError
 from topkapi.model.flags import add_flags, declared, flag_of
 from topkapi.training.recipes.files import build_recipe, read_yaml, resolve_recipe
-from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, PretrainRecipe, TrainingRecipe
+from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, KtoRecipe, PretrainRecipe, TrainingRecipe
 
 RUNS: dict[str, tuple[type[TrainingRecipe], str]] = {
     "pretrain": (PretrainRecipe, "train a model from random weights on plain text"),
     "finetune": (FinetuneRecipe, "train a checkpoint on instructions or conversations"),
     "dpo": (DpoRecipe, "train a checkpoint to prefer some answers to others"),
+    "kto": (KtoRecipe, "train a checkpoint on answers labelled good or bad"),
 }
 EPILOG = "Flags override the recipe; give a recipe before flags that take several values."
 

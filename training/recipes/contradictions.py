@@ -33,10 +33,14 @@ def check_together(recipe: Any, flags: Collection[str]) -> None:
                 "beta1",
                 "give a --beta1 above 0",
             )
-    dpo_only = recipe.best_metric in ("validation_accuracy", "validation_margin") and not hasattr(recipe, "beta")
+    preferring = recipe.best_metric in ("validation_accuracy", "validation_margin") and not hasattr(recipe, "beta")
     unsampled = recipe.best_metric == "copied_from_training" and recipe.sample_every == "never"
-    if dpo_only or unsampled:
-        hint = "only dpo measures it" if dpo_only else "without samples it is not measured: leave out --sample-every"
+    if preferring or unsampled:
+        hint = (
+            "only dpo and kto measure it"
+            if preferring
+            else "without samples it is not measured: leave out --sample-every"
+        )
         refuse(f"this run does not measure {recipe.best_metric}", "best_metric", hint)
     if getattr(recipe, "split", None) == "random" and (recipe.train_examples is not None or recipe.test_examples):
         name = "train_examples" if recipe.train_examples is not None else "test_examples"

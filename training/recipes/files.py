@@ -41,7 +41,7 @@ def resolve_recipe(name: str) -> Path:
     names = sorted(recipe.stem for recipe in RECIPES.glob("*.yaml"))
     near = nearest(name, names)
     hint = f"did you mean {near}?" if near else f"give a .yaml file or one of: {', '.join(names)}"
-    if name in ("pretrain", "finetune", "dpo"):
+    if name in ("pretrain", "finetune", "dpo", "kto"):
         hint = f"that is a kind of run: --run {name}"
     raise SettingsError(f"there is no recipe {name}", field="recipe", hint=hint)
 

@@ -317,6 +317,18 @@ class DpoRecipe(TuningRecipe):
     learning_rate: float = in_optimisation(5e-6, "peak learning rate of AdamW", gt=0)
 
 
+class KtoRecipe(TuningRecipe):
+    """A checkpoint, on answers that are labelled good or bad."""
+
+    beta: float = in_preference(0.1, "how much moving away from the starting checkpoint costs; lower allows more", gt=0)
+    desirable_weight: float = in_preference(1.0, "weight of the loss of good answers", gt=0)
+    undesirable_weight: float = in_preference(1.0, "weight of the loss of bad answers", gt=0)
+
+    batch_size: int = in_optimisation(8, "answers per update", ge=2)
+    epochs: float = in_optimisation(1, "passes over the training data", gt=0)
+    learning_rate: float = in_optimisation(5e-6, "peak learning rate of AdamW", gt=0)
+
+
 def generation_defaults(entries: Sequence[str]) -> dict[str, Any]:
     """`["temperature=0.3", …]` as fields of a `generation_config.json`.
 

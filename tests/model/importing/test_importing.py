@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 import yaml
 from safetensors.torch import load_file
 from torch import Tensor
@@ -326,6 +327,58 @@ def litgpt(groups: int, *, legacy: bool, **changes: Any) -> tuple[State, dict[st
     return state, settings, forward
 
 
+def nanochat(kv_heads: int, vocabulary: int, rows: int) -> tuple[State, Forward]:
+    """nanochat's GPT of 2025: no norm has a weight, positions turn backwards and come before the norms of a head."""
+    inner, size = 4 * HIDDEN, HIDDEN // HEADS
+    state: State = {"transformer.wte.weight": numbers(rows, HIDDEN), "lm_head.weight": numbers(rows, HIDDEN)}
+    for layer in range(LAYERS):
+        at = f"transformer.h.{layer}"
+        state[f"{at}.attn.c_q.weight"] = numbers(HIDDEN, HIDDEN)
+        state[f"{at}.attn.c_k.weight"] = numbers(kv_heads * size, HIDDEN)
+        state[f"{at}.attn.c_v.weight"] = numbers(kv_heads * size, HIDDEN)
+        state[f"{at}.attn.c_proj.weight"] = numbers(HIDDEN, HIDDEN)
+        state[f"{at}.mlp.c_fc.weight"] = numbers(inner, HIDDEN)
+        state[f"{at}.mlp.c_proj.weight"] = numbers(HIDDEN, inner)
+
+    def normal(x: Tensor) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps).sqrt()
+
+    def rotated(x: Tensor) -> Tensor:
+        angles = torch.arange(x.shape[1])[:, None] * 10_000.0 ** (-torch.arange(0, size, 2) / size)
+        first, second = x[..., : size // 2], x[..., size // 2 :]
+        parts = [first * angles.cos() + second * angles.sin(), second * angles.cos() - first * angles.sin()]
+        return torch.cat(parts, dim=-1)
+
+    def forward(ids: Tensor) -> Tensor:
+        x = normal(state["transformer.wte.weight"][ids])
+        for layer in range(LAYERS):
+
+            def linear(x: Tensor, name: str, at: str = f"transformer.h.{layer}") -> Tensor:
+                return functional.linear(x, state[f"{at}.{name}.weight"])
+
+            y = normal(x)
+            q = normal(rotated(heads(linear(y, "attn.c_q"), HEADS)))
+            k, v = (heads(linear(y, f"attn.c_{name}"), kv_heads) for name in "kv")
+            k, v = (each.repeat_interleave(HEADS // kv_heads, dim=0) for each in (normal(rotated(k)), v))
+            x = x + linear(attention(q, k, v), "attn.c_proj")
+            x = x + linear(functional.relu(linear(normal(x), "mlp.c_fc")).square(), "mlp.c_proj")
+        scores = normal(x) @ state["lm_head.weight"][:vocabulary].T
+        return 15 * torch.tanh(scores / 15)
+
+    return state, forward
+
+
+def nanochat_file(state: State, directory: Path, kv_heads: int, vocabulary: int, **more: object) -> Path:
+    """`model_000650.pt` and what nanochat writes beside it."""
+    settings = {
+        "sequence_len": CONTEXT, "vocab_size": vocabulary, "n_layer": LAYERS, "n_head": HEADS, "n_kv_head": kv_heads,
+        "n_embd": HIDDEN,
+    }  # fmt: skip
+    torch.save(state, directory / "model_000650.pt")
+    (directory / "meta_000650.json").write_text(json.dumps({"step": 650, "model_config": settings | more}))
+    return directory / "model_000650.pt"
+
+
 def agree(out: Path, forward: Forward, vocabulary: int) -> None:
     """The checkpoint has the logits of `forward` within 1e-5 and goes on with the same 50 tokens."""
     model = load_checkpoint(out).model
@@ -523,6 +576,48 @@ def test_what_of_litgpt_is_not_computed_is_refused_by_name(changes: dict[str, An
     assert refused.value.field == field
 
 
+@pytest.mark.parametrize("kv_heads", [HEADS, 2])
+def test_nanochats_checkpoint(kv_heads: int, tmp_path: Path) -> None:
+    vocabulary = len(CHARACTERS)
+    state, forward = nanochat(kv_heads, vocabulary, -(-vocabulary // 64) * 64)
+    nanochat_file({f"_orig_mod.{name}": each for name, each in state.items()}, tmp_path, kv_heads, vocabulary)
+    made = import_checkpoint(tmp_path, tmp_path / "out", Options(characters="".join(CHARACTERS)))
+    assert made.kind == "nanochat's GPT"
+    agree(tmp_path / "out", forward, vocabulary)
+    # It is transformers' NanoChat.
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    ids = torch.arange(CONTEXT) % vocabulary
+    with torch.no_grad():
+        assert torch.allclose(theirs(ids[None]).logits[0], forward(ids), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("resid_lambdas", "resid_lambdas"), ("x0_lambdas", "x0_lambdas"), ("value_embeds.1.weight", "value_embeds"),
+        ("transformer.h.1.attn.ve_gate.weight", "ve_gate"), ("smear_gate.weight", "smear"),
+        ("backout_lambda", "backout"),
+    ],
+)  # fmt: skip
+def test_what_nanochat_has_since_2026_is_refused_by_name(name: str, word: str, tmp_path: Path) -> None:
+    state, _ = nanochat(HEADS, 64, 64)
+    nanochat_file(state | {name: numbers(2, 8)}, tmp_path, HEADS, 64)
+    with pytest.raises(
+        CheckpointError, match=rf"nanochat's of 2026, which is not computed here: .* \({word}\)"
+    ) as refused:
+        import_checkpoint(tmp_path, tmp_path / "out", Options(tokenizer="gpt2"))
+    assert "d32" in (refused.value.hint or "")
+
+
+def test_a_nanochat_without_its_meta_file_or_with_windows_is_told(tmp_path: Path) -> None:
+    state, _ = nanochat(HEADS, 64, 64)
+    path = nanochat_file(state, tmp_path, HEADS, 64, window_pattern="SSSL")
+    for message in ("the windows 'SSSL' are those of nanochat of 2026", "there is no meta_000650.json beside it"):
+        with pytest.raises(CheckpointError, match=message):
+            import_checkpoint(path, tmp_path / "out", Options(tokenizer="gpt2"))
+        (tmp_path / "meta_000650.json").unlink(missing_ok=True)
+
+
 @pytest.mark.parametrize("sharded", [False, True])
 def test_pytorch_model_bin(sharded: bool, tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     original = tiny_checkpoint("original")
@@ -632,11 +727,6 @@ def test_variants_that_compute_something_else_are_refused_by_name(tmp_path: Path
     assert "lacks pos_emb.weight" in refusal({name: each for name, each in state.items() if name != "pos_emb.weight"})
     assert "has shape" in refusal(state | {"trf_blocks.1.att.W_key.weight": numbers(HIDDEN, HIDDEN // 2)})
     assert "in a layout that is not known" in refusal({"some.weight": numbers(2, 2)})
-    chat = {"transformer.wte.weight": numbers(9, 8), "transformer.h.0.attn.c_q.weight": numbers(8, 8)}
-    assert "is nanochat's, whose network is not computed here" in refusal(chat)
-    path.rename(tmp_path / "model_000650.pt")
-    with pytest.raises(CheckpointError, match="is nanochat's"):
-        import_checkpoint(tmp_path, tmp_path / "out", Options())
 
 
 def test_commands_that_are_given_such_a_file_say_the_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,10 +18,10 @@ def test_the_page_is_what_the_table_gives() -> None:
 
 
 def test_every_architecture_is_read() -> None:
-    assert set(ARCHITECTURES) == {traits.gguf for traits in FAMILIES.values()}
+    assert set(ARCHITECTURES) == {traits.gguf for traits in FAMILIES.values()} - {""}
 
 
-@pytest.mark.parametrize("family", ["mamba", "mixtral", "gemma3", None, 3, ["llama"]])
+@pytest.mark.parametrize("family", ["mamba", "mixtral", "gemma3n", None, 3, ["llama"]])
 def test_another_family_is_refused_with_those_that_are_supported(family: object) -> None:
     with pytest.raises(CheckpointError) as caught:
         ModelConfig.from_hugging_face({"model_type": family})

@@ -14,7 +14,7 @@ from topkapi.model.errors import SettingsError
 from topkapi.service.commands.cli import build_parser, main
 from topkapi.service.settings import Settings
 from topkapi.training.recipes.files import build_recipe
-from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, PretrainRecipe, TrainingRecipe
+from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, KtoRecipe, PretrainRecipe, TrainingRecipe
 
 LIBRARY_WORDING = re.compile(r"[Ii]nput should|invalid (int|float)|argument|expected one|Value error|unable to parse")
 
@@ -108,7 +108,7 @@ def test_a_variable_is_told_by_its_name(name: str, monkeypatch: pytest.MonkeyPat
         assert name in ("host", "checkpoints", "draft"), "any text will do for these alone"
 
 
-@pytest.mark.parametrize("kind", [PretrainRecipe, FinetuneRecipe, DpoRecipe])
+@pytest.mark.parametrize("kind", [PretrainRecipe, FinetuneRecipe, DpoRecipe, KtoRecipe])
 def test_a_recipe_is_told_by_its_field(kind: type[TrainingRecipe]) -> None:
     for name in kind.model_fields:
         with pytest.raises(SettingsError) as refused:

@@ -142,7 +142,7 @@ def test_a_label_that_judges_the_answer_is_refused(label: object, ending: str, t
     write(tmp_path / f"rows.{ending}", [{"prompt": "Why?", "completion": "So.", "label": label}])
     with pytest.raises(DataError, match="'label' can't be used") as caught:
         messages(tmp_path / f"rows.{ending}")
-    assert "there is no KTO training" in (caught.value.hint or "")
+    assert "topkapi kto trains on answers labelled good or bad" in (caught.value.hint or "")
 
 
 def test_fields_are_read_under_other_names(tmp_path: Path) -> None:

@@ -171,6 +171,7 @@ def parent(run: Run, pretraining: list[object], tmp_path_factory: pytest.TempPat
         ("finetune", ["--method", "dora"]),
         ("dpo", ["--method", "full"]),
         ("dpo", ["--method", "lora"]),
+        ("kto", ["--method", "full"]),
     ],
 )
 def test_checkpoints_are_tuned_by_two_processes_as_by_one(
@@ -179,7 +180,8 @@ def test_checkpoints_are_tuned_by_two_processes_as_by_one(
     rows = [{"instruction": f"Say {n}.", "output": "yes" * (n % 3 + 1)} for n in range(1, 30)]
     pairs = [{"prompt": f"Say {n}.", "chosen": f"yes {n % 4}", "rejected": "no"} for n in range(1, 30)]
     data = tmp_path / "rows.json"
-    data.write_text(json.dumps(rows if command == "finetune" else pairs))
+    judged = [{"prompt": f"Say {n}.", "completion": f"yes {n % 4}", "label": n % 2 == 0} for n in range(1, 30)]
+    data.write_text(json.dumps({"finetune": rows, "dpo": pairs, "kto": judged}[command]))
     given = [command, "--checkpoint", parent, "--data", data, *SCHEDULE.split(), *STEPS.split(), *flags]
     given += ["--learning-rate", "1e-3"]
     finished(run(*given, "--out", tmp_path / "one"))

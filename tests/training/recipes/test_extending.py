@@ -28,7 +28,7 @@ run = RunDirectory(Path("run"))
 run.start(read("pretrain", "mine.yaml", "--note", "from the flag"))
 run.begin()
 print(json.dumps({
-    "read": [read(command, "--data", "a", "--note", "b").note for command in ("pretrain", "finetune", "dpo")],
+    "read": [read(command, "--data", "a", "--note", "b").note for command in ("pretrain", "finetune", "dpo", "kto")],
     "file": read("pretrain", "mine.yaml").note,
     "cleared": read("pretrain", "mine.yaml", "--note", "none").note,
     "mistyped": code,
@@ -41,7 +41,7 @@ def test_a_recipe_field_is_one_line(tmp_path: Path) -> None:
     ((_, _, code),) = steps("A recipe field")
     assert code.count("\n") == 1
     assert told(followed("A recipe field", tmp_path), PROGRAM) == {
-        "read": ["b", "b", "b"],
+        "read": ["b", "b", "b", "b"],
         "file": "from the file",
         "cleared": None,
         "mistyped": 2,

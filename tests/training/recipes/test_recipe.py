@@ -12,9 +12,18 @@ from topkapi.training.cli import register
 from topkapi.training.pretrain import model_config
 from topkapi.training.recipes.arguments import read_arguments
 from topkapi.training.recipes.files import RECIPES, build_recipe, read_yaml
-from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, PretrainRecipe, TrainingRecipe, free_fields
+from topkapi.training.recipes.recipe import (
+    DpoRecipe,
+    FinetuneRecipe,
+    KtoRecipe,
+    PretrainRecipe,
+    TrainingRecipe,
+    free_fields,
+)
 
-COMMANDS: dict[str, type[TrainingRecipe]] = {"pretrain": PretrainRecipe, "finetune": FinetuneRecipe, "dpo": DpoRecipe}
+COMMANDS: dict[str, type[TrainingRecipe]] = {
+    "pretrain": PretrainRecipe, "finetune": FinetuneRecipe, "dpo": DpoRecipe, "kto": KtoRecipe,
+}  # fmt: skip
 
 
 def parse(*arguments: str) -> tuple[TrainingRecipe, Path, bool]:

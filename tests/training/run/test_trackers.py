@@ -394,13 +394,9 @@ def test_wandb_holds_the_numbers(
     monkeypatch.setenv("WANDB_SILENT", "true")
     out = pretrain("--track", "wandb")
     (file,) = (out / "wandb").glob("offline-run-*/*.wandb")
-    from wandb.proto import wandb_internal_pb2
-
     losses: list[float] = []
     tables, machine = set[str](), 0
-    for data in log_records(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in wandb_records(file):
         items = {(item.key or "/".join(item.nested_key)): item.value_json for item in record.history.item}
         losses += [float(items["loss"])] if "loss" in items else []
         tables |= {name.partition("/")[0] for name, value in items.items() if "table-file" in value}
@@ -409,6 +405,42 @@ def test_wandb_holds_the_numbers(
     expected = [record["loss"] for record in lines(out / "metrics.jsonl") if "loss" in record]
     assert losses == pytest.approx(expected)
     assert tables == {"samples", "evaluations"} and machine
+
+
+@pytest.mark.slow
+def test_wandb_keeps_runs_of_one_name_apart_and_resumed_ones_together(
+    pretrain: Callable[..., Path], killed: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offline each part of a run has a folder, and all of one run its id, by which `wandb sync` puts them together."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    out = pretrain.out  # type: ignore[attr-defined]
+    given = ("--track", "wandb", "--track-project", "apart", "--track-name", "same")
+    killed(lambda: pretrain(*given), 5)
+    assert main(["pretrain", "--resume", str(out)]) == 0
+    told: dict[str, list[int]] = {}
+    first = identity(out)
+    pretrain("--overwrite", *given)
+    for file in sorted((out / "wandb").glob("offline-run-*/*.wandb"), key=lambda each: each.stat().st_mtime_ns):
+        records = list(wandb_records(file))
+        (run,) = {record.run.run_id for record in records if record.HasField("run")}
+        assert {record.run.display_name for record in records if record.HasField("run")} == {"same"}
+        told.setdefault(run, []).extend(
+            record.history.step.num for record in records if any(item.key == "loss" or list(item.nested_key) == ["loss"]
+                                                                 for item in record.history.item)
+        )  # fmt: skip
+    assert told == {first: [1, 2, 3, 4, 5, 6], identity(out): [1, 2, 3, 4, 5, 6]} and len(told) == 2
+
+
+def wandb_records(path: Path) -> Iterator[Any]:
+    """What W&B wrote of a run, record by record."""
+    from wandb.proto import wandb_internal_pb2
+
+    for data in log_records(path.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        yield record
 
 
 def log_records(data: bytes) -> Iterator[bytes]:
