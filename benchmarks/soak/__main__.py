@@ -6,8 +6,9 @@ twenty sends what must be refused, one in twenty reads slowly, storms of request
 checkpoint is loaded, asked and unloaded. Some of those who are refused wait as long as they were told and come again.
 
 Every answer is compared with that of the idle server, which was asked before. Printed is what came of each of the
-promises, and the exit code is 1 where one was not kept. Cores that other programs use make the rate lower and the times
-longer, but no promise weaker.
+promises, and the exit code is 1 where one was not kept. Where other programs use the cores, what the server can do
+changes from second to second and nobody can foretell how long anything takes: `--step-seconds 0.12` lets each pass of
+the network take at least so long, as a larger one's would, so that the clock decides what can be done, not they.
 """
 
 from __future__ import annotations
@@ -47,6 +48,22 @@ CHANGE_EVERY = 20.0
 WINDOW = 20.0
 """Seconds whose answers tell what the server can do."""
 
+SERVER = """
+import os, sys, time
+import topkapi.engine.network as network
+run, least, soaking = network.DecoderNetwork.run, float(sys.argv.pop(1)), sys.argv.pop(1)
+def stretched(self, works):
+    until = time.monotonic() + least
+    outputs = run(self, works)
+    if os.path.exists(soaking):
+        time.sleep(max(0.0, until - time.monotonic()))
+    return outputs
+if least:
+    network.DecoderNetwork.run = stretched
+from topkapi.service.commands.cli import main
+sys.exit(main())
+"""
+
 REFUSALS = {"anthropic": 529, "sglang": 503}
 """What a dialect's own server answers instead of 429 when there is too much to do."""
 
@@ -68,6 +85,8 @@ class Soak:
     memory: list[tuple[float, int]] = field(default_factory=list)
     changes: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     number: int = 0
+    capacity: float = 0.0
+    """Requests per second that the server answered when every place was taken."""
 
     def outcome(self, kind: str, number: int | None = None, case: Case | None = None, attempt: int = 0) -> Outcome:
         """A request that is about to be sent."""
@@ -152,11 +171,11 @@ class Soak:
         task.add_done_callback(lambda done: done.cancelled() or done.result())
 
     def rate(self) -> float:
-        """Requests per second: so many times what was answered of late."""
+        """Requests per second: so many times what was answered of late, or at the beginning, if that was more."""
         now = time.monotonic()
         while self.finished and now - self.finished[0] > WINDOW:
             self.finished.popleft()
-        return max(2.0, self.overload * len(self.finished) / WINDOW)
+        return self.overload * max(self.capacity, len(self.finished) / WINDOW)
 
 
 async def warm_up(soak: Soak) -> None:
@@ -221,7 +240,7 @@ def served(options: argparse.Namespace, room: Path) -> Iterator[tuple[str, subpr
     log = room / "log"
     flags = ["--port", "0", "--no-studio", "--log-format", "json", "--access-log", "--model-directory", str(room)]
     flags += ["--max-queue-seconds", str(options.queue_seconds), "--write-timeout", "20", *options.flag]
-    command = [sys.executable, "-c", "import sys; from topkapi.service.commands.cli import main; sys.exit(main())"]
+    command = [sys.executable, "-c", SERVER, str(options.step_seconds), str(room / "soaking")]
     with log.open("wb") as file:
         process = subprocess.Popen([*command, "serve", f"soaked={options.checkpoint}", *flags], stderr=file)
     try:
@@ -263,8 +282,9 @@ async def run(options: argparse.Namespace, url: str, process: int, probed: str) 
     soak = Soak(url, pool, expected, options.overload)
     prober = multiprocessing.get_context("spawn").Process(target=probe, args=(url, probed), daemon=True)
     prober.start()
+    Path(probed).with_name("soaking").touch()
     await warm_up(soak)
-    rate = round(soak.rate() / options.overload, 1)
+    soak.capacity = len(soak.finished) / WINDOW
     until = time.monotonic() + options.seconds
     try:
         await asyncio.gather(
@@ -274,7 +294,7 @@ async def run(options: argparse.Namespace, url: str, process: int, probed: str) 
             await asyncio.sleep(0.1)
     finally:
         prober.kill()
-    soak.changes["requests per second when warm"] = rate
+    soak.changes["requests per second when warm"] = soak.capacity
     return soak
 
 
@@ -298,6 +318,7 @@ def main() -> int:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--seconds", type=float, default=1800)
     parser.add_argument("--overload", type=float, default=1.5, help="times what the server can do [1.5]")
+    parser.add_argument("--step-seconds", type=float, default=0, help="the least that a pass takes [0]")
     parser.add_argument("--queue-seconds", type=float, default=10, help="--max-queue-seconds of the server [10]")
     parser.add_argument("--cases", type=int, default=8, help="different requests of each dialect [8]")
     parser.add_argument("--json", type=Path, help="file for the figures")
