@@ -1,16 +1,18 @@
-"""Fuzzes the parsers of what strangers send: `python -m benchmarks.fuzz --seconds 60 json regex keys`; all without names.
+"""Fuzzes the parsers of what strangers send: `python -m benchmarks.fuzz --seconds 60 json regex`; without names all.
 
 Each parser is given texts made from examples of its own, changed at random: by Hypothesis, or with `--atheris` by
-libFuzzer, which looks for inputs that reach new lines of ours (`pip install atheris`). A parser may refuse, by the error
-that it promises, and must not take longer than LONGEST seconds; anything else is a finding, printed with its input, and
-the exit code is 1. Files of checkpoints are damaged by their formats' own terms in `tests/service/attacks/test_file_fuzz.py`.
+libFuzzer, which looks for inputs that reach new lines of ours (`pip install atheris`). A parser may refuse, by the
+error that it promises, and must not take longer than LONGEST seconds; anything else is a finding, printed with its
+input, and the exit code is 1. Files of checkpoints are damaged by their formats' own terms in `test_file_fuzz.py`.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -49,7 +51,10 @@ LONGEST = 15.0
 """Seconds for one input; compiling a grammar may take ten."""
 
 Parser = Callable[[bytes], None]
-SCRATCH = Path(tempfile.gettempdir())
+SCRATCH = Path(tempfile.mkdtemp(prefix="fuzz-"))
+"""Where files lie that are read; gone with the process."""
+atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
+(SCRATCH / "run").mkdir()
 CONVERSATION: list[Any] = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 DIGEST = "sha256:" + "a" * 64
 
@@ -214,61 +219,83 @@ def _lines(*documents: object) -> bytes:
     return "\n".join(json.dumps(document) for document in documents).encode()
 
 
+EXAMPLES = {
+    "json": [
+        b'{"prompt": "a\\u00e9\\ud83d\\ude00", "n": 1, "logit_bias": {"1": -1.5e3}, "stop": ["a", null], "x": [1, 2]}',
+        b'{"a": [[[]]], "a2": {"b": {}}}',
+    ],
+    "headers": [
+        b"Authorization: Bearer abcdefgh\nx-api-key: abcdefgh\nX-Request-Timeout: 2.5\n"
+        b"x-envoy-expected-rq-timeout-ms: 1e3"
+    ],
+    "template": [
+        *(source.encode() for source in BUILT_IN_TEMPLATES.values()),
+        b"{% macro a(x) %}{{ x|tojson }}{% endmacro %}{% for m in messages[::-1] %}{% set ns = namespace(i=0) %}"
+        b"{{ a(m.content * 3)|indent(2) }}{{ '%5s' % m['role'] }}{% endfor %}",
+    ],
+    "regex": [rb"(a|b)*c{2,3}[^x-z]\d+\w?", rb"(?i:ab)\p{L}+.{0,5}", rb"((((a+)+)+)+)+b"],
+    "json_schema": [
+        b'{"type": "object", "required": ["a"], "properties": {"a": {"type": ["string", "null"], "pattern": "^[a-z]+"},'
+        b' "b": {"$ref": "#/$defs/c"}, "d": {"enum": [1, "x"], "minimum": 0}}, "$defs": {"c": {"anyOf": [{"const": 1},'
+        b' {"type": "array", "items": {"type": "number"}, "maxItems": 3}]}}, "additionalProperties": false}',
+        b"true",
+    ],
+    "lark": [b'start: NUMBER (" + " NUMBER)+ | word\nNUMBER: /[1-9][0-9]{0,2}/\nword: "a".."z" ~ 2..3\n%ignore " "'],
+    "gbnf": [b'root ::= "a" item+ ws\nitem ::= [a-z0-9] | "(" item{1,3} ")" | "\\n"?\nws ::= " "*\n'],
+    "calls": [
+        b'Let me see.\n<tool_call>\n{"name": "f", "arguments": {"a": [1, "\\"}</tool_call>"], "b": null}}\n</tool_call>'
+        b' so [TOOL_CALLS][{"name": "g", "arguments": {}}, {"arguments": {"x": 1e5}, "name": "f"}]'
+    ],
+    "reasoning": [b"<think>\n a b </think>\n\n c", b"a <think>b</think>"],
+    "settings": [
+        b"port: 8000\nallowed_hosts: [a.org, '*.b.org']\nmax_queue_seconds: 1.5\nkeys: null\nlog_format: json\n"
+        b"cors_origins: https://a.org\n"
+    ],
+    "recipe": [
+        b"data: [a.txt, {path: b.jsonl, weight: 2}]\nlearning_rate: 1e-3\nbatch_size: 16\nepochs: 1\nmodel: tiny\n"
+        b"&a x: *a\nwhen: 2001-01-01 10:00:00\n"
+    ],
+    "keys": [
+        f"# keys\nalice admin {DIGEST}\nbob use {DIGEST[:-1]}b requests_per_minute=60 priority=-10\n".encode(),
+    ],
+    "rows": [
+        _lines({"messages": CONVERSATION}, {"prompt": "a", "completion": "b"}, {"instruction": "a", "output": "c"}),
+        _lines({"prompt": "a", "chosen": "b", "rejected": "c"}, {"chosen": CONVERSATION, "rejected": [], "weight": 0}),
+    ],
+    "list": [b'[{"prompt": "a", "completion": "b"}, {"instruction": "a", "input": "", "output": "c"}]'],
+    "table": [b'prompt,completion,label\n"a ""b""\n",c,true\nd,e,1\n'],
+    "run": [_lines({"step": 1, "loss": 2.5, "tokens": 10}, {"step": 3, "loss": float("inf"), "kind": "evaluation"})],
+    "card": [b"---\nlicense: [mit, apache-2.0]\nlicense_name: x\n- y\n---\n# Title\ntext"],
+    "hub name": [b"hf.co/owner/name@main:Q4_K_M", b"https://huggingface.co/o/n"],
+}
+
+
 def targets() -> dict[str, tuple[Parser, list[bytes]]]:
     """Each parser with examples of what it reads."""
-    (SCRATCH / "run").mkdir(exist_ok=True)
-    body = b'{"prompt": "a\\u00e9\\ud83d\\ude00", "n": 1, "logit_bias": {"1": -1.5e3}, "stop": ["a", null, true], "x": [1, 2, 3]}'
-    schema = b'{"type": "object", "required": ["a"], "properties": {"a": {"type": ["string", "null"], "pattern": "^[a-z]+$"},'
-    schema += (
-        b' "b": {"$ref": "#/$defs/c"}, "d": {"enum": [1, "x"], "minimum": 0}}, "$defs": {"c": {"anyOf": [{"const": 1},'
-    )
-    schema += b' {"type": "array", "items": {"type": "number"}, "maxItems": 3, "minItems": 1}]}}, "additionalProperties": false}'
-    gbnf = b'root ::= "a" item+ ws\nitem ::= [a-z0-9] | "(" item{1,3} ")" | "\\n"?\nws ::= " "*\n'
-    lark = b'start: NUMBER (" + " NUMBER)+ | word\nNUMBER: /[1-9][0-9]{0,2}/\nword: "a".."z" ~ 2..3\n%ignore " "'
-    yaml = b"port: 8000\nallowed_hosts: [a.org, '*.b.org']\nmax_queue_seconds: 1.5\nkeys: null\nlog_format: json\ncors_origins: https://a.org\n"
-    recipe = b"data: [a.txt, {path: b.jsonl, weight: 2}]\nlearning_rate: 1e-3\nbatch_size: 16\nepochs: 1\nmodel: tiny\n&a x: *a\nwhen: 2001-01-01 10:00:00\n"
-    call = b'Let me see.\n<tool_call>\n{"name": "f", "arguments": {"a": [1, "\\"}</tool_call>"], "b": null}}\n</tool_call> so [TOOL_CALLS][{"name": "g", "arguments": {}}, {"arguments": {"x": 1e5}, "name": "f"}]'
-    tune = _lines(
-        {"messages": CONVERSATION}, {"prompt": "a", "completion": "b"}, {"instruction": "a", "input": "", "output": "c"}
-    )
-    more = _lines(
-        {"prompt": "a", "chosen": "b", "rejected": "c"},
-        {"chosen": CONVERSATION, "rejected": CONVERSATION, "tools": [{"name": "f"}], "weight": 0},
-    )
-    run = _lines({"step": 1, "loss": 2.5, "tokens": 10}, {"step": 3, "loss": float("inf"), "kind": "evaluation"})
-    keys = f"# keys\nalice admin {DIGEST}\nbob use {DIGEST[:-1]}b requests_per_minute=60 priority=-10 concurrency=3\n".encode()
-    head = b"Authorization: Bearer abcdefgh\nx-api-key: abcdefgh\nX-Request-Timeout: 2.5\nx-envoy-expected-rq-timeout-ms: 1e3"
-    card = b"---\nlicense: [mit, apache-2.0]\nlicense_name: x\n- y\n---\n# Title\ntext"
-    tokenizer = json.dumps(_tokenizer().definition).encode()
-    templates = [*(source.encode() for source in BUILT_IN_TEMPLATES.values())]
-    templates += [
-        b"{% macro a(x) %}{{ x|tojson }}{% endmacro %}{% for m in messages[::-1] %}{% set ns = namespace(i=0) %}{{ a(m.content * 3)|indent(2) }}{{ '%5s' % m['role'] }}{% endfor %}"
-    ]
-    return {
-        "json": (read_json, [body, b'{"a": [[[]]], "a2": {"b": {}}}']),
-        "headers": (read_headers, [head]),
-        "template": (render, templates),
-        "regex": (structure("regex"), [rb"(a|b)*c{2,3}[^x-z]\d+\w?", rb"(?i:ab)\p{L}+.{0,5}", rb"((((a+)+)+)+)+b"]),
-        "json_schema": (structure("json_schema"), [schema, b"true"]),
-        "lark": (structure("grammar"), [lark]),
-        "gbnf": (structure("gbnf"), [gbnf]),
-        "calls": (read_calls, [call]),
-        "reasoning": (read_reasoning, [b"<think>\n a b </think>\n\n c", b"a <think>b</think>"]),
-        "settings": (in_file("settings.yaml", read_config), [yaml]),
-        "recipe": (in_file("recipe.yaml", read_recipe), [recipe]),
-        "keys": (lambda data: void(read_keys(text_of(data), "keys")), [keys]),
-        "tokenizer": (read_tokenizer, [tokenizer]),
-        "rows": (in_file("rows.jsonl", rows), [tune, more]),
-        "list": (in_file("rows.json", rows), [b"[" + tune.replace(b"\n", b",") + b"]"]),
-        "table": (in_file("rows.csv", rows), [b'prompt,completion,label\n"a ""b""\n",c,true\nd,e,1\n']),
-        "run": (in_file("run/metrics.jsonl", read_run), [run, recipe]),
-        "card": (in_file("README.md", lambda path: read_card(path.parent)), [card]),
-        "gguf head": (in_file("a.gguf", read_card), [_gguf_head()]),
-        "hub name": (
-            lambda data: void(hub_name(text_of(data))),
-            [b"hf.co/owner/name@main:Q4_K_M", b"https://huggingface.co/o/n"],
-        ),
+    parsers: dict[str, Parser] = {
+        "json": read_json,
+        "headers": read_headers,
+        "template": render,
+        "regex": structure("regex"),
+        "json_schema": structure("json_schema"),
+        "lark": structure("grammar"),
+        "gbnf": structure("gbnf"),
+        "calls": read_calls,
+        "reasoning": read_reasoning,
+        "settings": in_file("settings.yaml", read_config),
+        "recipe": in_file("recipe.yaml", read_recipe),
+        "keys": lambda data: void(read_keys(text_of(data), "keys")),
+        "tokenizer": read_tokenizer,
+        "rows": in_file("rows.jsonl", rows),
+        "list": in_file("rows.json", rows),
+        "table": in_file("rows.csv", rows),
+        "run": in_file("run/metrics.jsonl", read_run),
+        "card": in_file("README.md", lambda path: read_card(path.parent)),
+        "gguf head": in_file("a.gguf", read_card),
+        "hub name": lambda data: void(hub_name(text_of(data))),
     }
+    made = {"tokenizer": [json.dumps(_tokenizer().definition).encode()], "gguf head": [_gguf_head()]}
+    return {name: (parse, (EXAMPLES | made)[name]) for name, parse in parsers.items()}
 
 
 def void(_: object) -> None:
@@ -440,25 +467,22 @@ def chosen(names: list[str]) -> Iterator[tuple[str, Parser, list[bytes]]]:
 
 def main() -> int:
     """Parse the options and fuzz."""
-    global SCRATCH
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parsers", nargs="*")
     parser.add_argument("--seconds", type=float, default=60, help="for each parser [60]")
     parser.add_argument("--atheris", action="store_true", help="by libFuzzer, one parser at a time")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        SCRATCH = Path(scratch)
-        findings = 0
-        for name, parse, examples in chosen(options.parsers):
-            for example in examples:
-                check(name, parse, example)
-            if options.atheris:
-                by_atheris(name, parse, examples, options.seconds)
-            tried, found = by_hypothesis(name, parse, examples, options.seconds)
-            print(f"{name:12} {tried:8} inputs{'' if found is None else ': FOUND'}", flush=True)
-            if found is not None:
-                findings += 1
-                print(found, flush=True)
+    findings = 0
+    for name, parse, examples in chosen(options.parsers):
+        for example in examples:
+            check(name, parse, example)
+        if options.atheris:
+            by_atheris(name, parse, examples, options.seconds)
+        tried, found = by_hypothesis(name, parse, examples, options.seconds)
+        print(f"{name:12} {tried:8} inputs{'' if found is None else ': FOUND'}", flush=True)
+        if found is not None:
+            findings += 1
+            print(found, flush=True)
     return min(findings, 1)
 
 

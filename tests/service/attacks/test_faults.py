@@ -115,8 +115,13 @@ def test_a_checkpoint_that_is_damaged_when_it_is_loaded_anew_leaves_the_old_one_
     server.end(signal.SIGTERM, 5)
 
 
+@pytest.mark.parametrize("native", ["", "0"], ids=["native core", "PyTorch"])
 @pytest.mark.parametrize("how", ["deleted", "truncated", "overwritten"])
-def test_a_checkpoint_whose_files_go_while_it_is_served_goes_on_being_served(serving, room, how) -> None:
+def test_a_checkpoint_whose_files_go_while_it_is_served_goes_on_being_served(
+    serving, room, how, native, monkeypatch
+) -> None:
+    if native:
+        monkeypatch.setenv("TOPKAPI_NATIVE", native)
     server = serving("--model-directory", str(room), checkpoint=room / "served")
     before = answer(server)
     if how == "deleted":
