@@ -21,6 +21,10 @@ from topkapi.model.errors import Overloaded
 LONGEST_WAIT = 3600
 """Seconds that a client is told to wait at most."""
 
+CERTAIN = 0.8
+"""The part of the time it may wait by which a job must seem to begin: what is foretold is not exact, and what was let
+in and then waits too long has waited in vain."""
+
 SHARE = 2.0
 """How many places a caller may hold for each that is free."""
 
@@ -34,11 +38,13 @@ class Room:
     seconds: float | None = None
 
 
-def check_room(job: Job, jobs: Iterable[Submitted], room: Room, speed: Speed, slots: int, *, begun: bool) -> None:
-    """Raise `Overloaded` unless `job` may wait after those of `jobs` that are waiting.
+def check_room(
+    job: Job, jobs: Iterable[Submitted], room: Room, speed: Speed, slots: int, *, begun: bool
+) -> float | None:
+    """The seconds that `job` would wait after those of `jobs` that are waiting, by `Speed.start`, if that is asked.
 
-    Of what has `begun` with an earlier job, none is refused for what it may take. What is going to be ended takes up
-    no room.
+    Raises `Overloaded` unless it may. Of what has `begun` with an earlier job, none is refused for what it may take.
+    What is going to be ended takes up no room.
     """
     wanted = [other for other in jobs if not other.unwanted]
     waiting = [other for other in wanted if other.started_at is None]
@@ -53,22 +59,23 @@ def check_room(job: Job, jobs: Iterable[Submitted], room: Room, speed: Speed, sl
             message = f"{own} requests of {job.caller.name} are waiting, and the rest of the queue is for others"
             raise _overloaded(message, speed.wait(own_jobs, slots))
     if begun:
-        return
-    allowed, by = room.seconds, "which is more than --max-queue-seconds"
+        return None
+    allowed, than = room.seconds, "--max-queue-seconds"
     if job.deadline is not None:
         left = job.deadline - time.monotonic()
         if left <= 0:
             # It ends as late, which is no fault of the load.
-            return
+            return None
         if allowed is None or left < allowed:
-            allowed, by = left, "which is more than it was given"
-    if allowed is not None:
-        before = _before(job, waiting)
-        running = [other for other in wanted if other.started_at is not None]
-        wait = speed.start([other for other in running if not _gives_way(other.job, job)], before, slots)
-        if wait is not None and wait > allowed:
-            message = f"the request would begin in about {math.ceil(wait)} s, {by} ({allowed:.3g} s)"
-            raise _overloaded(message, wait)
+            allowed, than = left, "it was given"
+    if allowed is None:
+        return None
+    running = [other for other in wanted if other.started_at is not None and not _gives_way(other.job, job)]
+    foretold = speed.start(running, _before(job, waiting), slots)
+    if foretold is not None and (wait := speed.corrected(foretold)) > CERTAIN * allowed:
+        which = f"which {'is' if wait > allowed else 'may turn out to be'} more than {than} ({allowed:.3g} s)"
+        raise _overloaded(f"the request would begin in about {math.ceil(wait)} s, {which}", wait)
+    return foretold
 
 
 def too_late(waited: float) -> Overloaded:

@@ -177,7 +177,7 @@ class Engine:
                 raise EngineStopped(self.trouble.message, retry_after=self.trouble.retry_after)
             room = Room(self.max_queue, self.max_queued_tokens, self.max_queue_seconds)
             jobs = (*self._jobs, *self._arriving)
-            check_room(job, jobs, room, self._steps.speed, self.network.slots, begun=begun)
+            submitted.foretold = check_room(job, jobs, room, self._steps.speed, self.network.slots, begun=begun)
             self._arriving.append(submitted)
             self._changed.notify()
         return submitted
@@ -343,7 +343,9 @@ class Engine:
             elif submitted.late:
                 submitted.close("deadline")
             elif submitted.impatient:
-                submitted.fail(too_late(time.monotonic() - submitted.queued_at))
+                waited = time.monotonic() - submitted.queued_at
+                self._steps.speed.began(submitted.foretold, waited)
+                submitted.fail(too_late(waited))
             else:
                 for sequence in submitted.sequences:
                     if not sequence.done and sequence.over_at_once is not None:

@@ -70,7 +70,8 @@ class Steps:
         seconds = time.perf_counter() - began
         self.counters.steps += 1
         self.counters.step_seconds += seconds
-        self.speed.step(seconds, sum(share.count for share in shares if share.count > 1))
+        read = sum(share.count for share in shares if share.count > 1)
+        self.speed.step(seconds, read, generated=any(share.count == 1 for share in shares))
 
     def begin_anew(self) -> None:
         """Let go of every sequence, and of everything in the caches."""
@@ -91,7 +92,9 @@ class Steps:
 
     def _admitted(self, sequence: Sequence, allocation: Allocation) -> None:
         if sequence.owner.started_at is None:
-            sequence.owner.started_at = time.monotonic()
+            owner = sequence.owner
+            owner.started_at = time.monotonic()
+            self.speed.began(owner.foretold, owner.started_at - owner.queued_at)
         if allocation.copy_from is not None:
             self.network.copy(allocation.copy_from, allocation.slot, 0, allocation.cached)
         if sequence is sequence.owner.sequences[0]:

@@ -44,6 +44,8 @@ class Submitted:
     over: bool = False
     patience: float | None = None
     """Seconds within which it must have begun, if it must."""
+    foretold: float | None = None
+    """Seconds after which it seemed that it would begin, if anybody asked."""
     told: bool = False
     """Whether its last event has been delivered."""
 

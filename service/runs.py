@@ -312,17 +312,11 @@ def _yaml(text: str) -> Any:
     """What a settings file holds, null where that can't be told."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
-        """Follows no references, by which a few lines stand for more than any memory holds. No run writes them."""
-
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):
-                raise yaml.YAMLError("a reference")
-            return super().compose_node(parent, index)
+    from topkapi.model.yaml_reading import parse_yaml
 
     try:
-        return Loader(text).get_single_data()
-    except (yaml.YAMLError, ValueError, RecursionError):
+        return parse_yaml(text, references=False)
+    except yaml.YAMLError:
         return None
 
 

@@ -12,19 +12,7 @@ from topkapi.model.errors import SettingsError
 from topkapi.model.nearest import nearest
 from topkapi.model.user_files import LONGEST_SETTINGS, read_file
 from topkapi.model.wrong_values import shown
-
-
-class _Once(yaml.SafeLoader):
-    """Reads plain values, and refuses a name that is given twice, of which YAML would take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
+from topkapi.model.yaml_reading import parse_yaml
 
 
 def read_settings(path: Path, known: Sequence[str], named: str) -> dict[str, Any]:
@@ -36,12 +24,8 @@ def read_settings(path: Path, known: Sequence[str], named: str) -> dict[str, Any
         raise SettingsError(f"{named} must be a file, not {shown(str(path))}", field="config")
     raw = read_file(path, LONGEST_SETTINGS, field="config", kind=SettingsError)
     try:
-        loader = _Once(raw.decode("utf-8"))
-        try:
-            document = loader.get_single_data()
-        finally:
-            loader.dispose()
-    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        document = parse_yaml(raw.decode("utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         place = "" if mark is None else f", line {mark.line + 1}"
         problem = getattr(error, "problem", None) or "it can't be read"

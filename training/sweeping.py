@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from topkapi.model.errors import SettingsError, TopkapiError
+from topkapi.model.yaml_reading import parse_yaml
 from topkapi.training.recipes.arguments import EPILOG, RUNS, add_recipe_flags, read_arguments, run_of
 from topkapi.training.recipes.files import build_recipe, read_yaml, resolve_recipe
 from topkapi.training.recipes.recipe import TrainingRecipe, free_fields
@@ -55,7 +56,11 @@ class Range:
             raise SettingsError(f"{name} does not change what is learned", field="vary", hint="vary another field")
         low, dots, high = values.partition("..")
         if not dots:
-            return cls(name, tuple(_value(each) for each in values.split(",")))
+            try:
+                return cls(name, tuple(_value(each) for each in values.split(",")))
+            except yaml.YAMLError:
+                hint = "for example batch_size=8,16"
+                raise SettingsError(f"a value of {name} in {values!r} is none", field="vary", hint=hint) from None
         first, last = _number(low), _number(high)
         if first is None or last is None or not first < last:
             raise SettingsError(
@@ -83,7 +88,7 @@ def _number(text: str) -> float | None:
 
 def _value(text: str) -> Any:
     """A value as a recipe has it; YAML takes `1e-3` for a word."""
-    value = yaml.safe_load(text)
+    value = parse_yaml(text)
     number = _number(text) if isinstance(value, str) else None
     return value if number is None else number
 

@@ -92,7 +92,8 @@ class ChatTemplate:
             if self._for_tools is not None:
                 self.variables |= self._for_tools.variables
         except jinja2.TemplateError as error:
-            raise CheckpointError(f"the chat template is not valid Jinja: {error}") from error
+            problem = str(error)[:_LONGEST_MESSAGE]
+            raise CheckpointError(f"the chat template is not valid Jinja: {problem}") from error
         except Exception as error:  # blocks or brackets that lie in each other too deep for Python's own compiler
             problem = f"{type(error).__name__}: {str(error)[:_LONGEST_MESSAGE]}"
             raise CheckpointError(f"the chat template cannot be compiled: {problem}") from error

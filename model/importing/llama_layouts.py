@@ -18,6 +18,7 @@ from topkapi.model.errors import CheckpointError
 from topkapi.model.importing.options import Network, Options, count_layers
 from topkapi.model.importing.source import Source, check_names
 from topkapi.model.reading import read_json, read_text
+from topkapi.model.yaml_reading import parse_yaml
 
 _META = re.compile(
     r"(tok_embeddings|output|norm)\.weight|rope\.freqs|freqs_(cos|sin|cis)"
@@ -167,7 +168,10 @@ def read_litgpt(source: Source, options: Options) -> Network:
             f"{place} is missing, which says how litgpt's network is made",
             hint="give litgpt's checkpoint directory whole",
         )
-    settings = yaml.safe_load(read_text(place))
+    try:
+        settings = parse_yaml(read_text(place), references=False)
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"{place} is not YAML: {' '.join(str(error).split())}", hint="copy it again") from None
     if not isinstance(settings, dict):
         raise CheckpointError(f"{place} must hold settings by name", hint="copy it again")
     for name in settings:

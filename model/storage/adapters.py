@@ -202,7 +202,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     try:
         with safe_open(file, framework="pt") as opened:
             for key in opened.keys():  # noqa: SIM118 (not a mapping)
-                yield key, opened.get_tensor(key)
+                yield key, opened.get_tensor(key).clone()
     except SafetensorError as error:
         raise CheckpointError(
             f"{file} is truncated or not a safetensors file ({error})", hint="copy the adapter again"

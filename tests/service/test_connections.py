@@ -209,3 +209,28 @@ def test_while_it_stops_each_dialect_is_told_in_its_own_shape(path, is_its_own) 
     answer = asyncio.run(ask())
     assert answer.status_code in (424, 503) and is_its_own(answer.json()), answer.text
     assert "the server is stopping" in answer.text
+
+
+CHUNKS = b"0\r\n\r\n"
+SMUGGLED = b"DELETE /models/bounded HTTP/1.1\r\nHost: localhost\r\n\r\n"
+AMBIGUOUS = {
+    "two lengths": b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+    "a length and chunks": b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n" + CHUNKS,
+    "chunks and a length": b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n" + CHUNKS,
+    "chunks twice": b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n" + CHUNKS,
+    "another coding": b"Transfer-Encoding: xchunked\r\n\r\n" + CHUNKS,
+    "a length with a sign": b"Content-Length: +2\r\n\r\n{}",
+    "a blank before the colon": b"Content-Length : 2\r\n\r\n{}",
+    "a chunk in another notation": b"Transfer-Encoding: chunked\r\n\r\n0x2\r\n{}\r\n" + CHUNKS,
+    "a line end within a value": b"X-A: a\rContent-Length: 9\r\n\r\n",
+    "two hosts": b"Host: example.org\r\nContent-Length: 2\r\n\r\n{}",
+}
+
+
+@pytest.mark.parametrize("rest", AMBIGUOUS.values(), ids=AMBIGUOUS)
+def test_a_request_whose_end_is_in_doubt_is_refused_and_nothing_after_it_is_read(bounded, rest) -> None:
+    with connection(bounded) as bare:
+        bare.sendall(HEAD + rest + SMUGGLED)
+        answer = told(bare)
+    assert answer.startswith(b"HTTP/1.1 400 ") and answer.count(b"HTTP/1.1 ") == 1, answer
+    assert bounded.client.get("/health").status_code == 200

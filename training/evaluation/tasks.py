@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from topkapi.model.errors import DataError, SettingsError
 from topkapi.model.user_files import LONGEST_SETTINGS, read_file, what_it_is
 from topkapi.model.wrong_values import told
+from topkapi.model.yaml_reading import parse_yaml
 from topkapi.training.data.finding import no_such_file
 from topkapi.training.data.sources import read_documents
 from topkapi.training.evaluation.checks import Check, ifeval_checks, parse_checks
@@ -64,8 +65,8 @@ class Task(BaseModel):
 def read_tasks(path: Path) -> list[Task]:
     """The tasks of a YAML list; files are relative to it. Raises `SettingsError` naming the entry at fault."""
     try:
-        content = yaml.safe_load(read_file(path, LONGEST_SETTINGS, field="tasks", kind=SettingsError).decode("utf-8"))
-    except (UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        content = parse_yaml(read_file(path, LONGEST_SETTINGS, field="tasks", kind=SettingsError).decode("utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingsError(f"the tasks {path} cannot be read: {' '.join(str(error).split())}", field="tasks") from None
     if not isinstance(content, list) or not content:
         raise SettingsError(f"{path} must be a list of tasks", field="tasks", hint=_EXAMPLE)

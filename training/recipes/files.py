@@ -15,6 +15,7 @@ from topkapi.model.flags import flag_of
 from topkapi.model.nearest import nearest
 from topkapi.model.user_files import LONGEST_SETTINGS, read_file, what_it_is
 from topkapi.model.wrong_values import told
+from topkapi.model.yaml_reading import parse_yaml
 from topkapi.training.recipes.contradictions import check_together
 from topkapi.training.recipes.recipe import TrainingRecipe
 
@@ -52,8 +53,8 @@ _LINES = "for example: learning_rate: 0.001 in one line, batch_size: 16 in the n
 def read_yaml(path: Path) -> dict[str, Any]:
     """The fields of a recipe file."""
     try:
-        content = yaml.safe_load(read_file(path, LONGEST_SETTINGS, field="recipe", kind=SettingsError).decode("utf-8"))
-    except (UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        content = parse_yaml(read_file(path, LONGEST_SETTINGS, field="recipe", kind=SettingsError).decode("utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         reason = re.sub(r"\s+", " ", str(error))
         raise SettingsError(f"the recipe {path} cannot be read: {reason}", field="recipe", hint=_LINES) from None
     if content is None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from topkapi.model.decoding.parameters import from_generation_config, resolve
 from topkapi.model.errors import TopkapiError
+from topkapi.model.yaml_reading import parse_yaml
 
 # What the kept checkpoints can be chosen by: all that is recorded at evaluations.
 Metric = Literal[
@@ -338,7 +339,7 @@ def generation_defaults(entries: Sequence[str]) -> dict[str, Any]:
     for entry in entries:
         name, _, value = entry.partition("=")
         try:
-            fields[name] = yaml.safe_load(value)
+            fields[name] = parse_yaml(value)
         except yaml.YAMLError:
             fields[name] = None
         found = from_generation_config({name: fields[name]})

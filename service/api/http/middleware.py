@@ -133,7 +133,11 @@ async def _refuse(error: TopkapiError, scope: Scope, receive: Receive, send: Sen
 
 
 class BodyLimit:
-    """Refuses bodies above a limit, by their declared length or, without one, as they come in."""
+    """Refuses bodies of two lengths, and those above a limit, by the declared one or, without it, as they come in.
+
+    By RFC 9112, section 6.1, chunks come before a declared length, and who passes a request on takes that out: one
+    that has both is made so that a proxy finds its end elsewhere, and takes the rest for another client's request.
+    """
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app = app
@@ -144,9 +148,17 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        headers = dict(scope["headers"])
+        if b"content-length" in headers and b"transfer-encoding" in headers:
+            message = "the request has both Content-Length and Transfer-Encoding"
+            response = error_response(Refused(400, "malformed_header", message, hint="send one"), dialect_of(scope))
+            # What follows may be no request of this client's.
+            response.headers["Connection"] = "close"
+            await response(scope, receive, send)
+            return
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         limit = min(self._limit, STUDIO_BYTES) if path.startswith("/gradio_api/") else self._limit
-        declared = dict(scope["headers"]).get(b"content-length", b"")
+        declared = headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit:
             await error_response(BodyTooLarge(limit), dialect_of(scope))(scope, receive, send)
             return

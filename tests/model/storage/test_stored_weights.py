@@ -56,6 +56,17 @@ def configure(path: Path, **changes: Any) -> None:
     (path / "config.json").write_text(json.dumps(config | changes))
 
 
+def test_a_file_that_is_overwritten_in_place_changes_no_network_that_is_loaded(tmp_path, tokenizer) -> None:
+    path = make(tmp_path / "checkpoint", tokenizer)
+    model = load_checkpoint(path).model
+    positions = torch.arange(IDS.shape[1]).unsqueeze(0)
+    with torch.no_grad():
+        before = model(IDS, positions)
+        with (path / "model.safetensors").open("r+b") as file:
+            file.write(b"\xff" * (path / "model.safetensors").stat().st_size)
+        assert torch.equal(model(IDS, positions), before)
+
+
 # The output matrix
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 import httpx
 import pytest
@@ -28,12 +29,29 @@ ENDLESS = {"prompt": "a", "max_tokens": 2000, "ignore_end_token": True}
 HEAD = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 BROKEN = """
-import os, sys, time
+import os, resource, signal, sys, time
 import topkapi.engine.network as network, topkapi.engine.scheduler as scheduler
-run, plan = network.DecoderNetwork.run, scheduler.Scheduler.plan
+run, plan, clock = network.DecoderNetwork.run, scheduler.Scheduler.plan, time.time
+if os.path.exists(sys.argv[1] + "/full"):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+def jumping():
+    jump = sys.argv[1] + "/jump"
+    return clock() + (float(open(jump).read() or 0) if os.path.exists(jump) else 0)
+time.time = jumping
+def no_memory():
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken, before[1]))
+    try:
+        return bytearray(1 << 30)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 def sabotaged(self, works):
     while os.path.exists(sys.argv[1] + "/hang"):
         time.sleep(0.05)
+    if os.path.exists(sys.argv[1] + "/memory"):
+        no_memory()
     return run(self, works)
 def broken(self):
     if os.path.exists(sys.argv[1] + "/once"):
@@ -49,12 +67,18 @@ sys.exit(main(["serve", *sys.argv[2:]]))
 
 
 class Process:
-    """A server in a process of its own, whose engine hangs while there is a file `hang` in `sabotage`."""
+    """A server in a process of its own; files in `sabotage` say what goes wrong.
 
-    def __init__(self, sabotage: Path, *arguments: str) -> None:
-        self.sabotage, self.port = sabotage, free_port()
+    Its engine hangs while there is one named `hang`, and breaks `once` or `always`; there is no `memory`; the clock has
+    made a `jump` of as many seconds; with `full` at the start no file can be written.
+    """
+
+    def __init__(
+        self, sabotage: Path, *arguments: str, port: int | None = None, stderr: IO[str] | int = subprocess.STDOUT
+    ) -> None:
+        self.sabotage, self.port = sabotage, port or free_port()
         command = [sys.executable, "-c", BROKEN, str(sabotage), *arguments, "--port", str(self.port)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
         self.url = f"http://127.0.0.1:{self.port}"
 
     def get(self, path: str) -> httpx.Response | None:
@@ -96,11 +120,13 @@ class Process:
 def serving(tmp_path, tiny_checkpoint) -> Iterator[Callable[..., Process]]:
     processes = []
 
-    def start(*arguments: str, wait: bool = True, studio: bool = False) -> Process:
+    def start(
+        *arguments: str, wait: bool = True, studio: bool = False, checkpoint: Path | None = None, **process_of: Any
+    ) -> Process:
         shown = "--studio" if studio else "--no-studio"
-        checkpoint = str(tiny_checkpoint("attacked", context=2048))
+        served = str(checkpoint or tiny_checkpoint("attacked", context=2048))
         # What runs is ended at once: test_draining.py has how it is finished.
-        process = Process(tmp_path, checkpoint, shown, "--drain-seconds", "0", *arguments)
+        process = Process(tmp_path, served, shown, "--drain-seconds", "0", *arguments, **process_of)
         processes.append(process)
         if wait:
             process.wait_for(lambda: process.ready() == 200)
