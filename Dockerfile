@@ -28,6 +28,11 @@ COPY service service
 COPY training training
 COPY python python
 RUN /opt/topkapi/bin/pip install --no-deps --no-build-isolation .
+# A third of it is never read by a server: headers, test suites, programs of other packages, pip itself.
+RUN cd "$(/opt/topkapi/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+ && rm -rf torch/test torch/include torch/share/cmake pip pip-*.dist-info \
+ && find torch/bin -type f ! -name torch_shm_manager -delete \
+ && find . -type d -name tests -prune -exec rm -rf {} +
 
 FROM ${BASE}
 # The environment keeps the path it was made at. Nothing is written but below /tmp. Every interface of a container is its

@@ -106,6 +106,15 @@ lock:  ## pin every dependency again (needs uv; ARGS=--upgrade takes newer versi
 	   grep -Ev $(ELSEWHERE) $(LOCK); } > $(LOCK).new
 	@mv $(TOOLS_LOCK).new $(TOOLS_LOCK) && mv $(LOCK).new $(LOCK)
 
+# Both take tools that are in no lock: pip install cyclonedx-bom pip-audit
+.PHONY: sbom audit
+sbom:  ## write sbom.json (CycloneDX): what serving and training install (needs cyclonedx-bom)
+	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application --output-reproducible \
+	  --output-format JSON --output-file sbom.json $(LOCK)
+
+audit:  ## look up what is known of the locked packages (needs pip-audit)
+	$(BIN)/pip-audit --no-deps --disable-pip --progress-spinner off --requirement $(LOCK) $(ARGS)
+
 # What docs/models.md says about the default checkpoints comes from these commands; the data and their digests stand there.
 # A rehearsal of all of them: make checkpoints RUNS=runs/rehearsal ARGS="--max-steps 2"
 CORPUS ?= corpus

@@ -65,7 +65,7 @@ def create_api(models: Models, settings: Settings) -> FastAPI:
     )  # fmt: skip
     app.add_middleware(SameOrigin, allowed=settings.cors_origins)
     app.add_middleware(AllowedHosts, listening=settings.host, allowed=settings.allowed_hosts)
-    app.add_middleware(Observed, metrics=models.metrics)
+    app.add_middleware(Observed, metrics=models.metrics, tracing=models.tracing)
     register(app, NATIVE, native.router(models))
     register(app, tgi.TGI, tgi.router(models))
     register(app, sglang.SGLANG, sglang.router(models))

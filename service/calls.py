@@ -15,6 +15,22 @@ from topkapi.engine.request import NOBODY, Caller
 from topkapi.service.keys import Key
 from topkapi.service.quotas import Quota
 
+MOST_PARTS = 64
+"""Jobs of one request that are told of one by one."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One job of a request's: when it `ended` (`time.monotonic()`), how long it took, and the tokens of it."""
+
+    ended: float
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+    read: int
+    cached: int
+    generated: int
+
 
 @dataclass(eq=False)
 class Call:
@@ -33,6 +49,10 @@ class Call:
     generated_tokens: int = 0
     queue_s: float | None = None
     first_token_s: float | None = None
+    trace: dict[str, str] | None = None
+    """The headers that name its span (`traceparent`), where requests are traced."""
+    parts: list[Part] = field(default_factory=list)
+    """Its first jobs, where requests are traced."""
 
     @property
     def caller(self) -> Caller:

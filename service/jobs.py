@@ -13,7 +13,7 @@ from typing import Generic, Self, TypeVar
 
 from topkapi.engine.request import Completed, Deliver, Event, Failed, Finished, GenerateJob, Handle, Job, Token
 from topkapi.model.errors import Overloaded
-from topkapi.service.calls import current_call
+from topkapi.service.calls import MOST_PARTS, Part, current_call
 from topkapi.service.mailbox import Mailbox, Post
 from topkapi.service.models import LoadedModel
 
@@ -171,11 +171,11 @@ class JobGroup:
             metrics.cached.inc(event.cached_tokens)
             metrics.queue_time.observe(event.timings.queue_s)
             metrics.latency.observe(now - self._started)
-            self._measure(number, event)
+            self._measure(number, event, now)
         elif isinstance(event, Failed):
             metrics.finished("error")
 
-    def _measure(self, number: int, event: Completed) -> None:
+    def _measure(self, number: int, event: Completed, now: float) -> None:
         """Take in how long a job took and how much it was, and for whom."""
         metrics, timings, call = self._model.metrics, event.timings, self._call
         read = _read(self._jobs[number])
@@ -186,6 +186,9 @@ class JobGroup:
         metrics.generation_length.observe(generated)
         if call is not None:
             call.queue_s = max(call.queue_s or 0.0, timings.queue_s)
+            if call.trace is not None and len(call.parts) < MOST_PARTS:
+                taken = (timings.queue_s, timings.prefill_s, timings.decode_s)
+                call.parts.append(Part(now, *taken, read, event.cached_tokens, generated))
             if call.key is not None:
                 metrics.used(call.key.name, "prompt", read)
                 metrics.used(call.key.name, "generation", generated)

@@ -35,6 +35,7 @@ from topkapi.service.locations import name_of, split_location
 from topkapi.service.mailbox import Mailbox
 from topkapi.service.metrics import Metrics, ModelMetrics
 from topkapi.service.settings import Settings
+from topkapi.service.tracing import Tracing, check_tracing, provider_of_environment
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ class Models:
         self.settings = settings
         self.draining = False
         """Whether what runs is finished and nothing new is taken."""
+        self.replica = ""
+        """The name of this process among several that serve the same, by which the streams it keeps are found."""
         self.metrics.draining.set_function(lambda: self.draining)
         self.loading: str | None = None
         """The name of the checkpoint that is being loaded."""
@@ -85,6 +88,14 @@ class Models:
     def keys(self) -> KeyRing:
         """Whose requests are answered. Raises `SettingsError` for keys that can't be read."""
         return KeyRing.of(self.settings)
+
+    @cached_property
+    def tracing(self) -> Tracing | None:
+        """What tells OpenTelemetry of requests, where that is wanted. Raises `SettingsError` where it can't be had."""
+        if not self.settings.traces:
+            return None
+        check_tracing()
+        return Tracing(provider_of_environment())
 
     @property
     def names(self) -> list[str]:

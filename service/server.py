@@ -16,23 +16,19 @@ from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import NoReturn, cast
 
-import torch
 import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from topkapi.model.errors import EngineStopped
-from topkapi.model.native import why_not
-from topkapi.service.adapters import MIB
-from topkapi.service.api.native.checkpoints import describe
 from topkapi.service.app import add_studio, create_api
 from topkapi.service.connections import bounded
 from topkapi.service.following import all_followed, follow
 from topkapi.service.garbage import set_aside
 from topkapi.service.gate import Gate
 from topkapi.service.keys import KeyRing, is_loopback
-from topkapi.service.locations import adapter_locations
+from topkapi.service.loading import load
 from topkapi.service.logs import complain, say, set_up
 from topkapi.service.models import Models
 from topkapi.service.requests import Requests
@@ -67,6 +63,13 @@ def serve(settings: Settings, listener: socket.socket, locations: list[str]) -> 
         models = Models(settings)
         app = create_api(models, settings)
         gate = Gate(models, app)
+        replicas = None
+        if settings.replicated:
+            from topkapi.service.replicas.front import stand_before
+            from topkapi.service.replicas.ray_serve import RayReplicas
+
+            replicas = RayReplicas()
+            stand_before(replicas, app, models)
         config = uvicorn.Config(
             gate,
             # The log is set up for all that is logged, uvicorn's own lines included.
@@ -79,6 +82,9 @@ def serve(settings: Settings, listener: socket.socket, locations: list[str]) -> 
 
         def make_ready() -> None:
             set_aside()
+            if replicas is not None:
+                replicas.start(settings, locations)
+                return
             # Where links lead is noted before it is loaded.
             links = all_followed(models, locations) if settings.follow else []
             load(models, locations)
@@ -90,6 +96,8 @@ def serve(settings: Settings, listener: socket.socket, locations: list[str]) -> 
             server.run(sockets=[listener])
         finally:
             models.close(0)
+            if models.tracing is not None:
+                models.tracing.close()
         if server.lost is not None:
             complain(f"{server.lost.message}: the process ends, to be started anew")
             leave(ENGINE_FAILED)
@@ -105,46 +113,6 @@ def leave(code: int) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
-
-
-def load(models: Models, locations: list[str]) -> None:
-    """Load the checkpoints, saying what each is."""
-    if models.settings.threads is not None:
-        torch.set_num_threads(models.settings.threads)
-    if (why := why_not()) is not None:
-        say(f"  {why}; PyTorch computes, which takes longer")
-    why_held = ""
-    for location in locations:
-        model = models.load(location)
-        say(f"  {summary(describe(models, model))}")
-        if model.why and model.why != why_held:
-            # The same for most of them, and told once.
-            why_held = model.why
-            say(f"  {model.dtype}: {why_held}")
-        for warning in model.warnings:
-            say(f"  warning: {model.name}: {warning}")
-    load_adapters(models)
-
-
-def load_adapters(models: Models) -> None:
-    """See that the adapters of the settings can be read, saying beside which checkpoint each stands."""
-    for location in adapter_locations(models.settings):
-        model = models.load_adapter(location.name, location.path, base=location.base)
-        assert model.use is not None, "an adapter's"
-        adapter = model.use.adapter
-        say(f"  {adapter.name}: adapter of {adapter.base}, rank {adapter.rank}, {adapter.size / MIB:.1f} MiB")
-
-
-def summary(details: dict[str, object]) -> str:
-    """One line about a loaded checkpoint."""
-    parameters = details["parameters"]
-    assert isinstance(parameters, int)
-    size = f"{parameters / 1e6:.1f}M" if parameters >= 1e5 else f"{parameters / 1e3:.1f}K"
-    kind = "chat" if details["chat"] else "base"
-    return (
-        f"{details['name']}: {kind} checkpoint, {details['family']}, {size} parameters ({details['dtype']}), "
-        f"context {details['context_length']}, vocabulary {details['vocab_size']}, kernels: {details['kernels']}"
-    )
 
 
 class Server(uvicorn.Server):

@@ -114,6 +114,7 @@ class Settings(BaseSettings):
         "text", "lines for people, or one JSON object a line", flag={"choices": ("text", "json")}
     )
     log_texts: bool = setting(False, "log what unexpected errors say, which may quote a request")
+    traces: bool = setting(False, "send OpenTelemetry traces of requests to where OTEL_EXPORTER_OTLP_ENDPOINT says")
     ignore_unknown_fields: bool = setting(
         False, "leave unknown fields of requests out, naming them in X-Ignored-Parameters, instead of refusing"
     )
@@ -126,6 +127,17 @@ class Settings(BaseSettings):
         flag={"choices": get_args(CacheDtypeName)},
     )
     threads: int | None = setting(None, "CPU threads [chosen by PyTorch]", ge=1, le=os.cpu_count() or 1)
+    replicas: int = setting(
+        1,
+        "processes that each serve all the checkpoints, started and watched by Ray Serve where there are several",
+        ge=1,
+    )
+    max_replicas: int | None = setting(
+        None, "processes to grow to while more requests are under way than --requests-per-replica [no more]", ge=1
+    )
+    requests_per_replica: int = setting(
+        16, "requests, running or waiting, that each replica is to have before another one is started", ge=1
+    )
     draft: Path | None = setting(
         None,
         "smaller checkpoint with the same vocabulary that guesses ahead: the same answers, sooner [none]",
@@ -217,6 +229,11 @@ class Settings(BaseSettings):
         if directory not in (None, RUNS) and not directory.expanduser().is_dir():
             raise ValueError("there is no such directory")
         return directory
+
+    @property
+    def replicated(self) -> bool:
+        """Whether more than this process serves."""
+        return self.replicas > 1 or self.max_replicas is not None
 
     @classmethod
     def read(cls, **flags: Any) -> Settings:

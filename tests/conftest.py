@@ -4,6 +4,8 @@ import os
 import pydoc_data.topics
 import random
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -153,8 +155,32 @@ def served(serve: Callable, tiny_checkpoint: Callable[..., Path]) -> Iterator[Se
     """One server for many tests: `chat` (context 128, the default) and `base` (no template, context 2048)."""
     chat = tiny_checkpoint("chat", context=128)
     base = tiny_checkpoint("base", chat=False, seed=1, context=2048)
-    with serve(chat, base) as running:
+    replicas = os.environ.get("SERVED_REPLICAS")
+    with serve(chat, base) if replicas is None else serve_replicas(replicas, chat, base) as running:
         yield running
+
+
+@contextmanager
+def serve_replicas(replicas: str, *checkpoints: Path) -> Iterator[Served]:
+    """`topkapi serve --replicas N`, for `SERVED_REPLICAS=2 pytest tests/service/api`; `models` are loaded here, too.
+
+    So what compares answers can be tried with it, and what looks into the server can't.
+    """
+    models = Models(Settings.read(studio=False))
+    for checkpoint in checkpoints:
+        models.load(str(checkpoint))
+    flags = ["--replicas", replicas, "--port", "0", "--no-studio"]
+    command = [sys.executable, "-m", "topkapi.service.commands.cli", "serve", *map(str, checkpoints), *flags]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        url = next(line.split()[2] for line in process.stdout if line.startswith("Ready at "))
+        with httpx.Client(base_url=url, timeout=60) as client:
+            yield Served(url, models, client, process.terminate)
+    finally:
+        process.terminate()
+        process.wait(60)
+        models.close()
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import errno
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from topkapi.service.locations import (
     split_location,
 )
 from topkapi.service.settings import Settings
+from topkapi.service.tracing import check_tracing
 from topkapi.service.version import VERSION
 
 
@@ -40,6 +42,9 @@ def serve(arguments: argparse.Namespace) -> int:
     """`topkapi serve`."""
     settings = given_settings(arguments)
     check_exposure(settings)
+    check_replicas(settings)
+    if settings.traces:
+        check_tracing()
     # The port is taken first: finding out that it is in use should not take as long as loading.
     with bind(settings.host, settings.port) as listener:
         locations, settings = all_at_hand(arguments.checkpoint or default_checkpoints(settings), settings)
@@ -151,6 +156,22 @@ def check_exposure(settings: Settings) -> None:
             hint="topkapi key new NAME --append FILE makes one for --keys FILE, or set TOPKAPI_API_KEY; with "
             "--insecure everybody is served",
         )
+
+
+def check_replicas(settings: Settings) -> None:
+    """Raise `SettingsError` for what can't be had with several processes."""
+    if not settings.replicated:
+        return
+    most = settings.max_replicas
+    if most is not None and most < settings.replicas:
+        message = f"max_replicas is {most}, and replicas {settings.replicas}"
+        raise SettingsError(message, field="max_replicas", hint="leave max_replicas out for a fixed number")
+    for name in ("model_directory", "hub_models"):
+        if getattr(settings, name):
+            message = f"with {name} requests load checkpoints, and replicas keep those that they were started with"
+            raise SettingsError(message, field=name, hint=f"leave {name} out, or serve from one process")
+    if find_spec("ray") is None:
+        raise SettingsError("replicas need Ray Serve", field="replicas", hint="pip install 'topkapi[ray]'")
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -10,8 +10,8 @@ import torch
 
 from topkapi.model import native, serving, speed
 from topkapi.model.errors import CheckpointError
+from topkapi.service.loading import load
 from topkapi.service.models import Models
-from topkapi.service.server import load
 from topkapi.service.settings import Settings
 
 

@@ -50,6 +50,10 @@ class Dialects:
         self._paths += [(compile_path(path)[0], dialect) for path in paths]
         self._prefixes += [(prefix, dialect) for prefix in dialect.prefixes]
 
+    def named(self, name: str) -> Dialect | None:
+        """The dialect of that name."""
+        return next((dialect for _, dialect in self._paths if dialect.name == name), None)
+
     def of(self, scope: Scope) -> Dialect:
         """The dialect of a request, known from its path even where no route has taken it."""
         if CHOSEN in scope:

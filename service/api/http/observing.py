@@ -16,6 +16,7 @@ from topkapi.service.api.http.errors import Refused, error_response
 from topkapi.service.calls import Call, enter
 from topkapi.service.logs import ACCESS
 from topkapi.service.metrics import Metrics
+from topkapi.service.tracing import Tracing
 
 TIMEOUTS = {b"x-request-timeout": 1.0, b"x-envoy-expected-rq-timeout-ms": 1e-3}
 """Headers by which a client, or the proxy before it, says how long it will wait, and their unit in seconds."""
@@ -31,8 +32,8 @@ _IDENTIFIER = re.compile(rb"[A-Za-z0-9._:=+/-]{1,128}")
 class Observed:
     """Names every request (`X-Request-Id`, the client's own if it sends one), and tells how it ended."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
+        self._app, self._metrics, self._tracing = app, metrics, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on under its name. Refuses a deadline that is none with 400."""
@@ -45,6 +46,8 @@ class Observed:
         if _IDENTIFIER.fullmatch(given):
             call.identifier = given.decode("ascii")
         enter(call)
+        traced = self._tracing is not None and scope["path"].removeprefix(scope.get("root_path", "")) not in QUIET
+        span = self._tracing.begin(call, scope) if self._tracing is not None and traced else None
         status, dialect = 0, dialect_of(scope)
 
         async def named(message: Message) -> None:
@@ -72,6 +75,8 @@ class Observed:
             raise
         finally:
             self._over(scope, call, status, time.monotonic() - began)
+            if self._tracing is not None and span is not None:
+                self._tracing.end(span, call, status)
 
     def _over(self, scope: Scope, call: Call, status: int, seconds: float) -> None:
         if call.refusal is not None:

@@ -28,7 +28,7 @@ from topkapi.service.version import VERSION
 def router(models: Models) -> Routes:
     """The native routes over the loaded checkpoints."""
     routes = Routes(schemas.ERRORS)
-    streams = Streams(models.settings.stream_grace, models.settings.stream_bytes)
+    streams = Streams(models.settings.stream_grace, models.settings.stream_bytes, models.replica)
     add_streams(routes, streams)
     add_checkpoints(routes, models)
     add_adapters(routes, models)

@@ -184,13 +184,18 @@ class StreamResponse(EventStream):
 class Streams:
     """The streams of one application. What they keep takes at most `limit` bytes, besides what is still to be sent."""
 
-    def __init__(self, grace_s: float, limit: int) -> None:
+    def __init__(self, grace_s: float, limit: int, replica: str = "") -> None:
         self.grace_s, self._limit = grace_s, limit
+        self._replica = replica
         self.size = 0
         self._streams: dict[str, Stream] = {}
 
     def __iter__(self) -> Iterator[Stream]:
         return iter(self._streams.values())
+
+    def named(self, identifier: str) -> str:
+        """The name of the stream of the answer `identifier`: among several processes, it says which one keeps it."""
+        return f"{identifier}-{self._replica}" if self._replica else identifier
 
     def begin(
         self, identifier: str, request: bytes, events: Events, cancel: Callable[[], None], *, kept: bool = True
@@ -208,6 +213,9 @@ class Streams:
         """The stream called `identifier`. Raises `UnknownStream`."""
         if identifier in self._streams:
             return self._streams[identifier]
+        if self._replica and not identifier.endswith(f"-{self._replica}"):
+            gone = "the process that kept it is gone, or it never was: send the request again without Last-Event-ID"
+            raise UnknownStream(f"there is no stream {identifier[:80]!r} (any more)", hint=gone)
         kept = f"streams are kept for {self.grace_s:g} s after their connection is lost"
         hint = kept if self.grace_s else "this server keeps no streams: TOPKAPI_STREAM_GRACE is 0"
         raise UnknownStream(f"there is no stream {identifier[:80]!r} (any more)", hint=hint)
@@ -270,7 +278,7 @@ class KeptAnswer(Answer[Step]):
         self, work: EngineWork[Step], *, stream: bool, streams: Streams, identifier: str, resumable: bool = True
     ) -> None:
         super().__init__(work, stream=stream)
-        self.streams, self.identifier, self.resumable = streams, identifier, resumable
+        self.streams, self.identifier, self.resumable = streams, streams.named(identifier), resumable
 
     async def connected(self, request: Request) -> Response:
         """Start the work, and a stream under the answer's identifier. Raises what starting it does."""
