@@ -24,6 +24,7 @@ from topkapi.service.commands.cli import main
     (["--max-replicas", "2"], "topkapi[ray]"),
     (["--replicas", "3", "--max-replicas", "2"], "--max-replicas is 2, and --replicas 3"),
     (["--replicas", "2", "--hub-models"], "with --hub-models requests load checkpoints"),
+    (["--replicas", "2", "--follow"], "with --follow runs replace checkpoints"),
     (["--replicas", "0"], "--replicas must be"),
 ])  # fmt: skip
 def test_what_replicas_cannot_have_is_said_at_once(flags, told, monkeypatch, capsys, tiny_checkpoint) -> None:
