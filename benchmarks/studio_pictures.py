@@ -1,7 +1,7 @@
 """The pictures of docs/studio.md, taken of a running server: `python benchmarks/studio_pictures.py URL`.
 
-Each tab on a desktop and a phone, in light and dark. A tab's function brings it into the state that is shown; one
-without is shown as it opens. Needs playwright, Pillow and a Chromium.
+Each tab on a desktop and a phone, in light and dark; the last checkpoint is a base one. A tab's function brings it into
+the state that is shown; one without is shown as it opens. Needs playwright, Pillow and a Chromium.
 """
 
 from __future__ import annotations
@@ -34,8 +34,16 @@ def chat(page: Any) -> None:
         page.wait_for_selector("#message .send-button")
 
 
+def last(page: Any, select: str) -> None:
+    """Choose the last checkpoint, where a base one is to be served."""
+    chosen = page.locator(select).first
+    chosen.locator("option").first.wait_for(state="attached")
+    chosen.select_option(index=chosen.locator("option").count() - 1)
+
+
 def notebook(page: Any) -> None:
     """A beginning and two continuations."""
+    last(page, "#notebook-checkpoint")
     page.fill("#notebook-text", "It was late in the evening when the keeper")
     for _ in range(2):
         before = page.input_value("#notebook-text")
@@ -48,6 +56,7 @@ def notebook(page: Any) -> None:
 
 def tokens(page: Any) -> None:
     """Two strategies, why one token was chosen, and a branch."""
+    last(page, "#tab-tokens select")
     page.click("#lab-run")
     page.wait_for_function("document.querySelector('#lab-run').textContent == 'Run'")
     page.click(".strategy:nth-child(1) .token:nth-child(8)")
@@ -59,6 +68,7 @@ def tokens(page: Any) -> None:
 
 def score(page: Any) -> None:
     """The example's figures, curve and tokens."""
+    last(page, "#score-checkpoint")
     page.click("#score-run")
     page.wait_for_selector(".heat .token")
     page.click(".heat .token:nth-child(11)")
@@ -66,7 +76,20 @@ def score(page: Any) -> None:
     page.wait_for_timeout(500)
 
 
-TABS: dict[str, Callable[[Any], None]] = {"chat": chat, "notebook": notebook, "tokens": tokens, "score": score}
+def compare(page: Any) -> None:
+    """Two answers to judge."""
+    page.get_by_role("button", name="Begin").click()
+    page.wait_for_selector("[data-vote=left]:not([disabled])")
+
+
+def runs(page: Any) -> None:
+    """The curves of a run, where the server has one."""
+    page.wait_for_selector(".chart.large svg, .runs-none:not([hidden])")
+
+
+TABS: dict[str, Callable[[Any], None]] = {
+    "chat": chat, "notebook": notebook, "tokens": tokens, "score": score, "compare": compare, "runs": runs,
+}  # fmt: skip
 
 
 def main(url: str) -> None:

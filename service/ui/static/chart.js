@@ -119,9 +119,11 @@ class Lines {
       this.plot.append(element("p", { class: "chart-empty" }, empty));
       return;
     }
-    const ends = [x.low ?? across[0], Math.max(x.high ?? across[1], across[0] + Number.EPSILON)];
+    const [first, last] = [x.low ?? across[0], x.high ?? across[1]];
+    // A single point stands in the middle.
+    const ends = last > first ? [first, last] : [first - 0.5, first + 0.5];
     const places = {
-      x: scale(ends[0] === ends[1] ? [ends[0] - 0.5, ends[1] + 0.5] : ends, [MARGIN.left, width - MARGIN.right], x.log),
+      x: scale(ends, [MARGIN.left, width - MARGIN.right], x.log),
       y: scale(up, [height - MARGIN.bottom, MARGIN.top], y.log),
     };
     const svg = drawing("svg", { viewBox: `0 0 ${width} ${height}`, height, "aria-hidden": "true" });

@@ -40,7 +40,7 @@ export function curve(series, onpick = null) {
       .filter((segment) => segment.scored_tokens)
       .flatMap(({ start_byte, end_byte, nll, scored_tokens }) => [start_byte, end_byte].map((byte) => [byte, nll / Math.LN2 / scored_tokens])),
   }));
-  const title = `Bits per token along the text${onpick ? "; a click leads to its place" : ""}`;
+  const title = `Bits per token${onpick ? "; a click leads to its place" : ""}`;
   const pick = onpick && ((byte) => onpick(Math.min(Math.max(0, byte), most)));
   const chart = lines(drawn, { title, x: { label: "byte", low: 0 }, y: { low: 0 }, height: 200, onpick: pick });
   return element("section", { "aria-label": "Curve" }, element("h3", {}, "Along the text"), chart);
