@@ -57,9 +57,11 @@ class RayReplicas:
 
         def run() -> None:
             try:
-                started.set_result(self._start(settings, locations))
+                self._start(settings, locations)
             except BaseException as error:
                 started.set_exception(error)
+            else:
+                started.set_result(None)
             # Linux ends Ray's processes with the thread that started them: this one lives as long as the process.
             threading.Event().wait()
 
