@@ -1,7 +1,7 @@
 """Topkapi on a Ray cluster: `serve run deploy.ray_serve:app` in a checkout, or `import_path` of a RayService.
 
-Settings are those of `topkapi serve`: variables (TOPKAPI_REPLICAS, TOPKAPI_MAX_REPLICAS, TOPKAPI_CHECKPOINTS, …) and the
-file that TOPKAPI_CONFIG names. Every node needs Topkapi with the extra `ray`, the checkpoints and the file of
+Settings are those of `topkapi serve`: variables (TOPKAPI_REPLICAS, TOPKAPI_MAX_REPLICAS, TOPKAPI_CHECKPOINTS, …) and
+the file that TOPKAPI_CONFIG names. Every node needs Topkapi with the extra `ray`, the checkpoints and the file of
 keys at the same paths. Whoever reaches Ray's own ports can run code: they belong into a network of their own.
 """
 

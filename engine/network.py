@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -65,8 +66,19 @@ class DecoderNetwork:
         self._cache = SlotCache(self.model, self.slots, self.capacity)
 
 
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Where Linux says how much a container may take, by version 2 and 1 of its control groups."""
+
+
 def memory_bytes(device: torch.device) -> int:
-    """Memory of the machine or of the accelerator, in bytes."""
+    """Memory of the machine, or what of it this container may take, or of the accelerator, in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for place in CGROUP_LIMITS:
+        try:
+            found.append(int(Path(place).read_text()))
+        except (OSError, ValueError):
+            # There is none, or it is "max".
+            continue
+    return min(found)

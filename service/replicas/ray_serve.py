@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import threading
 from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import ray
@@ -45,10 +47,28 @@ class RayReplicas:
     """The replicas behind a handle of Ray Serve."""
 
     def __init__(self, handle: Any = None) -> None:
-        self._handle = handle
+        self._handle = self._asking = handle
+        if handle is not None:
+            self._take(handle)
 
     def start(self, settings: Settings, locations: Sequence[str]) -> None:
         """Start them on this machine, or on the cluster that RAY_ADDRESS names, and wait until they serve."""
+        started: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                self._start(settings, locations)
+            except BaseException as error:
+                started.set_exception(error)
+            else:
+                started.set_result(None)
+            # Linux ends Ray's processes with the thread that started them: this one lives as long as the process.
+            threading.Event().wait()
+
+        threading.Thread(target=run, name="ray", daemon=True).start()
+        started.result()
+
+    def _start(self, settings: Settings, locations: Sequence[str]) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         here: dict[str, Any] = {}
         if "RAY_ADDRESS" not in os.environ:
@@ -59,16 +79,21 @@ class RayReplicas:
         try:
             ray.init(configure_logging=False, **here)
             serve.start(http_options={"location": "NoServer"})
-            self._handle = serve.run(replicas_of(settings, locations), name=APPLICATION, route_prefix=None)
+            handle = serve.run(replicas_of(settings, locations), name=APPLICATION, route_prefix=None)
         except Exception as error:
             # Ray has no exception of its own for most of what may keep it from starting.
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             hint = "its logs lie in /tmp/ray/session_latest/logs; on a busy machine it may be given up too soon"
             raise SettingsError(f"Ray Serve did not start the replicas ({why})", hint=hint) from error
+        self._take(handle)
+
+    def _take(self, handle: Any) -> None:
+        """Be ready to ask: what a handle sets up when it is first used takes a while."""
+        self._handle, self._asking = handle, handle.options(method_name="answer", stream=True)
 
     async def ask(self, request: Passed, replica: str | None) -> AsyncGenerator[list[Message], None]:
         """As `Replicas.ask`."""
-        response = self._handle.options(method_name="answer", stream=True).remote(request, replica)
+        response = self._asking.remote(request, replica)
         try:
             async for batch in response:
                 yield batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from tests.tiny import tiny_model
+from topkapi.engine import network
 from topkapi.engine.engine import Engine
 from topkapi.engine.network import DecoderNetwork
 from topkapi.engine.request import Completed, Event, Failed, Finished, GenerateJob, Job, ScoreJob, ScoreProgress, Token
@@ -197,6 +199,16 @@ def test_weights_are_never_trained_by_serving(engine: Engine) -> None:
     before = {name: tensor.clone() for name, tensor in engine.model.state_dict().items()}
     submit(engine, job([1, 2, 3], max_tokens=10)).wait()
     assert all(torch.equal(tensor, before[name]) for name, tensor in engine.model.state_dict().items())
+
+
+@pytest.mark.parametrize(("said", "expected"), [("4096\n", 4096), ("max\n", None), (None, None)])
+def test_memory_is_what_the_container_may_take(said, expected, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = tmp_path / "memory.max"
+    if said is not None:
+        limit.write_text(said)
+    monkeypatch.setattr(network, "CGROUP_LIMITS", (str(limit),))
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert network.memory_bytes(torch.device("cpu")) == (expected or machine)
 
 
 def test_slots_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
