@@ -228,9 +228,25 @@ AMBIGUOUS = {
 
 
 @pytest.mark.parametrize("rest", AMBIGUOUS.values(), ids=AMBIGUOUS)
-def test_a_request_whose_end_is_in_doubt_is_refused_and_nothing_after_it_is_read(bounded, rest) -> None:
+def test_a_request_whose_end_is_in_doubt_is_refused_and_nothing_after_it_is_read(bounded, rest, caplog) -> None:
     with connection(bounded) as bare:
         bare.sendall(HEAD + rest + SMUGGLED)
         answer = told(bare)
     assert answer.startswith(b"HTTP/1.1 400 ") and answer.count(b"HTTP/1.1 ") == 1, answer
     assert bounded.client.get("/health").status_code == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error_of_ours(bounded, caplog) -> None:
+    def gone() -> float:
+        text = bounded.client.get("/metrics").text
+        return sum(float(line.split()[1]) for line in text.splitlines() if 'reason="client_gone"' in line)
+
+    before = gone()
+    with connection(bounded) as bare:
+        bare.sendall(HEAD + b'Content-Length: 100\r\n\r\n{"prompt"')
+    end = time.monotonic() + 20
+    while gone() == before:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
