@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -250,3 +251,24 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error_of_ours(boun
         assert time.monotonic() < end
         time.sleep(0.01)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_one_too_many_that_has_left_already_is_no_error_and_takes_no_place(bounded, caplog) -> None:
+    """Reset before it is accepted: its socket can't be shut down any more."""
+    with ExitStack() as stack:
+        for _ in range(6):
+            stack.enter_context(connection(bounded)).sendall(HEAD)
+        for _ in range(40):
+            bare = stack.enter_context(connection(bounded))
+            bare.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            bare.close()
+    end = time.monotonic() + 20
+    while True:
+        try:
+            if bounded.client.get("/health").status_code == 200:
+                break
+        except httpx.TransportError:
+            pass
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"], caplog.text
