@@ -68,6 +68,8 @@ def prepare(model: Decoder, dtype: str = "auto", cache_dtype: str = "auto") -> N
     there, for int8 that this machine has no product for, and for int4, which the core alone computes.
     """
     held = native.can_hold(model)
+    if not held and model.core is None:
+        _copy(model)
     if not held and model.core is None and cache_dtype not in ("auto", "float32"):
         why = native.why_not() or "it does not compute this checkpoint"
         raise CheckpointError(
@@ -91,6 +93,14 @@ def prepare(model: Decoder, dtype: str = "auto", cache_dtype: str = "auto") -> N
     elif model.core is not None and model.held_in not in ("float32", "bfloat16"):
         # Rounding matrices to eight bits or fewer loses far more than sixteen bits of keys and values do.
         model.cache_dtype = "float16"
+
+
+def _copy(model: Decoder) -> None:
+    """Hold what was read in memory: it may still lie in the file, which is mapped, and whoever changed that in place
+    would change the network, or end the process. (The core copies what it holds.)"""
+    for held in (*model.parameters(), *model.buffers()):
+        if not held.is_meta:
+            held.data = held.data.clone()
 
 
 def try_network(model: Decoder) -> None:

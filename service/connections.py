@@ -9,6 +9,7 @@ which nothing worth mentioning is read for long is, and its connection ends. (A 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import Any, ClassVar, Literal
 
@@ -147,9 +148,11 @@ class BoundedConnection(H11Protocol):
         self.leaving = True
         self.lingering.add(self)
         self.flow.resume_reading()
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+        if self.transport.can_write_eof():
+            # A client that has left already can't be told.
+            with contextlib.suppress(OSError):
+                self.transport.write_eof()
         return True
 
 

@@ -85,6 +85,8 @@ class Soak:
     memory: list[tuple[float, int]] = field(default_factory=list)
     changes: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     number: int = 0
+    returned: int = 0
+    """Clients that came again since the last one arrived."""
     capacity: float = 0.0
     """Requests per second that the server answered when every place was taken."""
 
@@ -136,6 +138,7 @@ class Soak:
         wait = self.judge(outcome)
         if wait is not None and (attempt or self.drawn.random() < PATIENT) and attempt < 3:
             await asyncio.sleep(wait)
+            self.returned += 1
             await self.client(attempt + 1, self.pool.index(outcome.case))
 
     def _kind(self) -> str:
@@ -195,6 +198,10 @@ async def arrive(soak: Soak, until: float) -> None:
     """Clients arrive at random, independently of one another."""
     while time.monotonic() < until:
         await asyncio.sleep(soak.drawn.expovariate(soak.rate()))
+        if soak.returned:
+            # Who comes again is part of what is offered.
+            soak.returned -= 1
+            continue
         soak.begin(soak.malformed() if soak.drawn.random() < WRONG else soak.client())
 
 

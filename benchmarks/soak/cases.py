@@ -130,7 +130,9 @@ def ends(case: Case, body: bytes) -> int:
 def failure(body: bytes) -> str | None:
     """The error that a stream ends with, if it ends with one."""
     for name, data in events_of(body):
-        if name == "error" or (isinstance(data, dict) and ("error" in data or data.get("type") == "error")):
+        if name == "error" or (
+            isinstance(data, dict) and (data.get("error") or data.get("type") in ("error", "response.failed"))
+        ):
             return json.dumps(data)
     return None
 

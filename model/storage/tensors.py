@@ -33,8 +33,7 @@ def read_safetensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
             raise CheckpointError(f"{path} is missing", hint=hint or "copy or download the checkpoint again")
         with _opened(path) as file:
             for key in file.keys():  # noqa: SIM118 (not a mapping)
-                # A copy: the file is mapped, and who changes it in place would change the network or end the process.
-                yield key, file.get_tensor(key).clone()
+                yield key, file.get_tensor(key)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -228,9 +229,46 @@ AMBIGUOUS = {
 
 
 @pytest.mark.parametrize("rest", AMBIGUOUS.values(), ids=AMBIGUOUS)
-def test_a_request_whose_end_is_in_doubt_is_refused_and_nothing_after_it_is_read(bounded, rest) -> None:
+def test_a_request_whose_end_is_in_doubt_is_refused_and_nothing_after_it_is_read(bounded, rest, caplog) -> None:
     with connection(bounded) as bare:
         bare.sendall(HEAD + rest + SMUGGLED)
         answer = told(bare)
     assert answer.startswith(b"HTTP/1.1 400 ") and answer.count(b"HTTP/1.1 ") == 1, answer
     assert bounded.client.get("/health").status_code == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error_of_ours(bounded, caplog) -> None:
+    def gone() -> float:
+        text = bounded.client.get("/metrics").text
+        return sum(float(line.split()[1]) for line in text.splitlines() if 'reason="client_gone"' in line)
+
+    before = gone()
+    with connection(bounded) as bare:
+        bare.sendall(HEAD + b'Content-Length: 100\r\n\r\n{"prompt"')
+    end = time.monotonic() + 20
+    while gone() == before:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_one_too_many_that_has_left_already_is_no_error_and_takes_no_place(bounded, caplog) -> None:
+    """Reset before it is accepted: its socket can't be shut down any more."""
+    with ExitStack() as stack:
+        for _ in range(6):
+            stack.enter_context(connection(bounded)).sendall(HEAD)
+        for _ in range(40):
+            bare = stack.enter_context(connection(bounded))
+            bare.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            bare.close()
+    end = time.monotonic() + 20
+    while True:
+        try:
+            if bounded.client.get("/health").status_code == 200:
+                break
+        except httpx.TransportError:
+            pass
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"], caplog.text

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from topkapi.model.decoding.aliases import BY_ALIAS
 from topkapi.model.errors import InvalidRequest, TopkapiError
@@ -117,10 +118,13 @@ def install(app: FastAPI) -> None:
             if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
                 headers["Allow"] = _allowed(error, request)
             error = from_status(error, request)
+        elif isinstance(error, ClientDisconnect):
+            # No defect: the connection ended, or what came on it was no body, before the body was whole.
+            error = ClientGone("the client went away before its request was whole")
         told = error if isinstance(error, TopkapiError) else INTERNAL
         return error_response(told, dialect_of(request.scope), headers)
 
-    for kind in (TopkapiError, RequestValidationError, HTTPException, Exception):
+    for kind in (TopkapiError, RequestValidationError, HTTPException, ClientDisconnect, Exception):
         app.add_exception_handler(kind, handle)
 
 

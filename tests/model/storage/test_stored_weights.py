@@ -15,6 +15,7 @@ from tests.tiny import tiny_model
 from topkapi.model.errors import CheckpointError
 from topkapi.model.families import FAMILIES
 from topkapi.model.quantize import int8_product
+from topkapi.model.serving import prepare
 from topkapi.model.storage.checkpoint import load_checkpoint, save_checkpoint
 from topkapi.model.text.tokenizer import Tokenizer
 
@@ -56,9 +57,13 @@ def configure(path: Path, **changes: Any) -> None:
     (path / "config.json").write_text(json.dumps(config | changes))
 
 
-def test_a_file_that_is_overwritten_in_place_changes_no_network_that_is_loaded(tmp_path, tokenizer) -> None:
+def test_a_file_that_is_overwritten_in_place_changes_no_network_that_is_served(
+    tmp_path, tokenizer, monkeypatch
+) -> None:
+    monkeypatch.setattr("topkapi.model.serving.native.can_hold", lambda model: False)
     path = make(tmp_path / "checkpoint", tokenizer)
     model = load_checkpoint(path).model
+    prepare(model)
     positions = torch.arange(IDS.shape[1]).unsqueeze(0)
     with torch.no_grad():
         before = model(IDS, positions)
