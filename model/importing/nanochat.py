@@ -106,8 +106,12 @@ def _arguments(source: Source) -> tuple[int, int, int, int]:
             "computed here",
             field="window_pattern",
         )
-    found = [arguments.get(name) for name in ("n_head", "n_kv_head", "sequence_len", "vocab_size")]
-    if not all(isinstance(each, int) and each > 0 for each in found):
+    found: list[int] = [
+        each
+        for name in ("n_head", "n_kv_head", "sequence_len", "vocab_size")
+        if isinstance(each := arguments.get(name), int) and each > 0
+    ]
+    if len(found) < 4:
         raise CheckpointError(
             f"{place}: model_config must have n_head, n_kv_head, sequence_len and vocab_size, whole numbers above 0"
         )
