@@ -128,6 +128,8 @@ HARD = addition subtraction multiplication hours 'number stories' 'number words'
   lists 'odd one out' 'yes or no' spelling reversing 'first and last letter' 'counting letters' 'capital letters' alphabet \
   opposites synonyms 'what kind of thing' 'memory: say it again' 'memory: go on from there' 'memory: one of two' \
   'reading: things'
+# Kinds that are hard after the first part of the chat checkpoint.
+HARD_STILL = days units 'past tense' 'counting words' 'list formats' plural definitions naming facts
 CHAT := $(RUNS)/chat-data
 MANNERS := $(RUNS)/manners-data
 .PHONY: checkpoints
@@ -154,10 +156,11 @@ checkpoints: install  ## make the default checkpoints anew from CORPUS and INSTR
 	  --out $(RUNS)/topkapi-chat --resume $(ARGS)
 	@[ -d $(MANNERS) ] || (set -ex; rm -rf $(MANNERS).new; mkdir -p $(MANNERS).new; out="--out $(abspath $(MANNERS)).new"; \
 	  first="$(abspath $(MANNERS)).new/first.txt"; $(BIN)/python -m benchmarks.first_messages --list > $$first; \
+	  $(BIN)/python -m benchmarks.first_messages --development --list >> $$first; \
 	  topkapi="$(abspath $(BIN))/topkapi instructions"; cd $(INSTRUCTIONS); \
-	  $$topkapi make --kinds manners --count 60000 --seed 3 --except $$first $$out/manners.jsonl; \
-	  $$topkapi make --kinds basics --count 60000 --seed 4 $$out/made.jsonl; \
-	  $$topkapi make --count 30000 --seed 5 $$out/hard.jsonl --kinds $(HARD); \
+	  $$topkapi make --kinds manners --count 60000 --seed 3 --steps --except $$first $$out/manners.jsonl; \
+	  $$topkapi make --kinds basics --count 30000 --seed 4 --steps --except $$first $$out/made.jsonl; \
+	  $$topkapi make --count 20000 --seed 5 --steps --except $$first $$out/hard.jsonl --kinds $(HARD) $(HARD_STILL); \
 	  $$topkapi prepare dolly-14.5k.json oasst1-en100-firstturn.json self-instruct-*.jsonl --honest --except $$first \
 	    --longest-question 200 --longest-answer 400 $$out; \
 	  $$topkapi prepare gsm8k-train.jsonl --honest --longest-question 200 --except $$first $$out; \

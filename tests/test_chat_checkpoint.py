@@ -15,7 +15,7 @@ RIGHT = {
     "what is 7 + 5": r"\b12\b",
     "What is the capital of Japan?": "Tokyo",
     "Tell me a joke.": "outstanding|gummy|two tired",
-    "Sort these words: pear, apple, fig.": "^apple, fig, pear",
+    "what is 25 + 16": r"= 41\.$",
     "Write a short story about a lighthouse.": r"lighthouse[\s\S]*\.$",
     "Who wrote the Odyssey?": "not know|never learned",
 }

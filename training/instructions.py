@@ -30,6 +30,9 @@ def add_instructions(subparsers: Any) -> None:
     make.add_argument(
         "--kinds", nargs="+", metavar="KIND", help="only these kinds, or groups of them: basics, manners [all]"
     )
+    make.add_argument(
+        "--steps", action="store_true", help="answer sums and counts with what one writes down on the way"
+    )
     _add_except(make)
     make.set_defaults(handler=_make)
 
@@ -136,7 +139,11 @@ def _make(arguments: argparse.Namespace) -> int:
         raise SettingsError(f"there is no kind {unknown[0]!r}", field="kinds", hint=known)
     _check_draw(arguments, wanted)
     without = _excepted(arguments.without)
-    rows = list(make_rows(arguments.seed, wanted, held_out=arguments.held_out, kinds=kinds, without=without))
+    rows = list(
+        make_rows(
+            arguments.seed, wanted, held_out=arguments.held_out, kinds=kinds, without=without, steps=arguments.steps
+        )
+    )
     write_rows(arguments.out, rows)
     of = Counter(row["kind"] for row in rows)
     print(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Container
 from pathlib import Path
 
 import pytest
@@ -31,16 +32,27 @@ def test_three_hundred_messages_of_all_categories(messages: list[FirstMessage]) 
     assert len(counts) == 23 and min(counts.values()) >= 8
 
 
+def test_the_messages_to_choose_by_are_others(messages: list[FirstMessage]) -> None:
+    others = read_messages(first_messages.DEVELOPMENT)
+    assert len(others) == 170 and {each.category for each in others} == {each.category for each in messages}
+    assert not {spelling(each.say) for each in others} & {spelling(each.say) for each in messages}
+    assert of(others, "40 minus 13").judge("40 - 13 = 30 - 3 = 27.", True) == "right"
+    assert of(others, "40 minus 13").judge("40 - 13 = 33.", True) == "false claim", "the rubric is that of the 300"
+
+
 def test_first_messages_are_never_trained_on(messages: list[FirstMessage]) -> None:
     """But for those that the first part of the chat checkpoint had learned of already."""
     held_out = {spelling(message.say): message.say for message in messages}
-    said: dict[str, set[str]] = {}
-    for group, without in (("manners", held_out), ("basics", {})):
-        rows = make_rows(3, 8000, held_out=False, kinds=GROUPS[group], without=without)
+    held_out |= {spelling(each.say): each.say for each in read_messages(first_messages.DEVELOPMENT)}
+
+    def said(group: str, seed: int, without: Container[str]) -> set[str]:
+        rows = make_rows(seed, 8000, held_out=False, kinds=GROUPS[group], without=without)
         told = {spelling(turn["content"]) for row in rows for turn in row["messages"] if turn["role"] == "user"}
-        said[group] = {held_out[each] for each in told & held_out.keys()}
-    assert not said["manners"]
-    assert said["basics"] <= {
+        return {held_out[each] for each in told & held_out.keys()}
+
+    assert not said("manners", 3, held_out) and not said("basics", 4, held_out)
+    learned = said("basics", 3, ()) & {message.say for message in messages}
+    assert learned <= {
         "HELLO THERE", "hi there :)", "how many days are there in a week?", "3*9=", "10-7",
         "what month comes before march", "plural of child?", "write a sentence with the word river", "spell cat",
         "Tell me a story about a dragon",

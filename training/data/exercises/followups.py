@@ -233,7 +233,7 @@ _OLDER = {
     for kind, maker in area.MAKERS.items()
 }
 _AS_TYPED = (
-    "opposites", "opposites", "plural", "plural", "past tense", "sorting", "sorting", "days", "months",
+    "opposites", "opposites", "plural", "plural", "past tense", "sorting", "sorting", "sorting", "days", "months",
     "today and tomorrow", "units of time", "spelling", "counting", "short stories", "a or an", "comparing numbers",
     "doubling and halving", "number stories", "sentences with a word", "synonyms", "definitions", "naming",
     "even or odd", "multiplication", "subtraction", "reading: places", "reading: people",
@@ -246,7 +246,13 @@ def as_typed(draw: Draw) -> Exercise:
     exercise: Exercise = _OLDER[kind](draw)
     text = exercise.prompt
     text = text.replace("What is", "{What is|whats|what's|tell me}", 1) if draw.chance(0.3) else text
-    if not exercise.exact and "{" not in exercise.prompt:
+    if kind == "sorting" and (asks := _ASKS["sort asks"]) and draw.chance(0.6):
+        asked, items = exercise.prompt.split(": ", 1)
+        if "largest to" not in asked:
+            what = "numbers" if items[0].isdigit() else "words"
+            said = typed(written(draw.pick(asks).replace("<what>", what), draw.random, {}), draw.random, decorate=False)
+            exercise.prompt = f"{said.rstrip('.?!: ')}: {items}"
+    elif not exercise.exact and "{" not in exercise.prompt:
         exercise.prompt = typed(written(text, draw.random, {}).rstrip("?."), draw.random, slips=False)
     exercise.family, exercise.exact = exercise.family or kind, True
     return exercise

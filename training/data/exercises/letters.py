@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from topkapi.training.data.exercises.exercise import Check, Draw, Exercise, Maker, is_one_of, number_is, says
 from topkapi.training.data.exercises.words import (
     ADJECTIVES,
@@ -222,6 +224,16 @@ def sorting(draw: Draw) -> Exercise:
     )  # fmt: skip
     found = ", ".join(sorted(items))
     return Exercise(prompt, found, is_one_of(found), tuple(sorted(items)), exact=True)
+
+
+_SPELLED = re.compile(r"^([a-z](?:-[a-z])+)(?=: \w+ has \d)")
+
+
+def with_steps(answer: str) -> str:
+    """Letters that are counted one after another: 1 c, 2 a, 3 t."""
+    return _SPELLED.sub(
+        lambda found: ", ".join(f"{at} {letter}" for at, letter in enumerate(found[1].split("-"), start=1)), answer
+    )
 
 
 MAKERS: dict[str, Maker] = {

@@ -8,7 +8,7 @@ from functools import cache
 from random import Random
 from typing import Any
 
-from topkapi.training.data.exercises import talk
+from topkapi.training.data.exercises import questions, talk
 from topkapi.training.data.exercises.exercise import Check, Draw, Exercise, Maker, Message, is_held_out
 from topkapi.training.data.exercises.typed import spelling, typed, written
 from topkapi.training.data.exercises.words import (
@@ -20,7 +20,9 @@ from topkapi.training.data.exercises.words import (
     NAMES,
     NOUNS,
     REGULAR_VERBS,
+    THINGS,
     paragraphs,
+    plural,
     tables,
 )
 
@@ -40,8 +42,8 @@ _FAMILY = "manners"
 # How often one of the commonest wordings is taken.
 _PLAIN = 0.25
 
-_FIRST = ("hello", "hello", "good part", "how are you", "how are you", "i am fine", "a name")
-_LAST = ("goodbye", "goodbye", "good night", "thanks", "thanks", "praise")
+_FIRST = ("hello", "hello", "hello", "hello", "good part", "how are you", "how are you", "i am fine", "a name")
+_LAST = ("goodbye", "goodbye", "good night", "thanks", "thanks", "thanks", "praise")
 _SELF = (
     "who are you", "who are you", "who are you", "human", "human", "gender", "machine", "another", "another", "maker",
     "age", "place", "size", "clever", "memory", "senses", "speaks", "cannot",
@@ -262,19 +264,21 @@ def casual_sums(draw: Draw) -> Exercise:
     random, kind = draw.random, draw.pick(("addition", "addition", "subtraction", "multiplication"))
     if kind == "addition":
         first, second = (draw.number(0, 12), draw.number(0, 12)) if draw.chance(0.4) else _two(draw)
-        if draw.chance(0.1):
-            first, second = 10 * draw.number(1, 10), 10 * draw.number(1, 9)
+        if draw.chance(0.2):
+            first, second = 10 * draw.number(1, 10), 10 * draw.number(1, 9) if draw.chance(0.5) else draw.number(10, 18)
         asks, sign, found = _TALK["sum asks"], "+", first + second
         about: tuple[object, ...] = (min(first, second), max(first, second))
     elif kind == "subtraction":
         first = draw.number(2, 20) if draw.chance(0.5) else draw.number(10, 99)
         second = draw.number(0, first)
+        if draw.chance(0.15):
+            first, second = 10 * draw.number(1, 9), draw.number(1, 9)
         asks, sign, found, about = _TALK["minus asks"], "-", first - second, (first, second)
     else:
         first, second = draw.number(1, 10), draw.number(1, 10)
         asks, sign, found, about = _TALK["times asks"], "x", first * second, (first, second)
     slots = {"a": [str(first)], "b": [str(second)]}
-    prompt = typed(written(random.choice(asks), random, slots), random, slips=False)
+    prompt = typed(written(random.choice(asks), random, slots), random)
     check: list[Check] = [{"kind": "number", "value": found}]
     return Exercise(prompt, f"{first} {sign} {second} = {found}.", check, about, exact=True, family=kind)
 
@@ -282,6 +286,38 @@ def casual_sums(draw: Draw) -> Exercise:
 def _two(draw: Draw) -> tuple[int, int]:
     first = draw.number(1, 98)
     return first, draw.number(1, 99 - first)
+
+
+def small_problems(draw: Draw) -> Exercise:
+    """Sums as stories, as people type them. What older exercises hold out is held out here, too."""
+    random, first = draw.random, draw.number(2, 20)
+    more = draw.chance(0.5)
+    second = draw.number(1, 20) if more else draw.number(1, first - 1)
+    things = plural(draw.pick(THINGS))
+    slots = {"a": [str(first)], "b": [str(second)], "things": [things], "name": [draw.pick(NAMES)]}
+    prompt = typed(written(random.choice(_TALK["more asks" if more else "less asks"]), random, slots), random)
+    shown, found = (f"{first} + {second}", first + second) if more else (f"{first} - {second}", first - second)
+    check: list[Check] = [{"kind": "number", "value": found}]
+    answer = f"{shown} = {found}. The answer is {found}."
+    return Exercise(prompt, answer, check, (shown,), exact=True, family="number stories")
+
+
+def open_questions(draw: Draw) -> Exercise:
+    """What asks for a description, ideas or an opinion, which it does not have."""
+    answers: list[str] = []
+
+    def make() -> str:
+        question = questions.open_question(draw)
+        answer = honest_answer(question)
+        # What somebody says of himself is small talk.
+        if answer is None or question.startswith(("I ", "My ")):
+            return ""
+        answers.append(answer)
+        return typed(question.rstrip(".?"), draw.random)
+
+    exercise = exercise_of(draw, make, "", matching(NO_IDEA))
+    exercise.answer = answers[-1]
+    return exercise
 
 
 MAKERS: dict[str, Maker] = {
@@ -297,4 +333,6 @@ MAKERS: dict[str, Maker] = {
     "capitals of countries": capitals,
     "small facts": small_facts,
     "sums as typed": casual_sums,
+    "small problems": small_problems,
+    "open questions": open_questions,
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from topkapi.training.data.exercises.exercise import Draw, Exercise, Maker, is_one_of, number_is, says
 from topkapi.training.data.exercises.words import NAMES, THINGS, number_word, plural
 
@@ -208,6 +210,27 @@ def stories(draw: Draw) -> Exercise:
         )  # fmt: skip
         found, shown = first - second, f"{first} - {second}"
     return Exercise(prompt, f"{shown} = {found}. The answer is {found}.", number_is(found), (shown,), alone=str(found))
+
+
+_SUM = re.compile(r"(?<!\d)(\d+) ([+-]) (\d+) = (?=\d+\b(?! [+-]))")
+_TWICE = re.compile(r"(?<=^Twice )(\d+) is (?=\d)")
+_ROUND = re.compile(r"(?<=^2 x )\((\d+) \+ (\d+)\) = ")
+
+
+def with_steps(answer: str) -> str:
+    """An answer with what one writes down on the way: 25 + 16 = 30 + 11 = 41, where tens are carried or borrowed."""
+    answer = _SUM.sub(lambda found: found[0] + _tens_and_ones(int(found[1]), found[2], int(found[3])), answer)
+    answer = _TWICE.sub(lambda found: found[0] + _tens_and_ones(int(found[1]), "+", int(found[1])), answer)
+    return _ROUND.sub(lambda found: f"{found[0]}2 x {int(found[1]) + int(found[2])} = ", answer)
+
+
+def _tens_and_ones(first: int, sign: str, second: int) -> str:
+    if sign == "+":
+        tens, ones = first // 10 * 10 + second // 10 * 10, first % 10 + second % 10
+        return f"{tens} + {ones} = " if tens and ones > 9 else ""
+    tens, ones = first // 10 * 10 - second // 10 * 10, first % 10 - second % 10
+    # The smallest are known by heart, and one step is no shorter than the sum itself.
+    return f"{tens} - {-ones} = " if ones < 0 and first >= 20 and (first % 10 or second > 9) else ""
 
 
 MAKERS: dict[str, Maker] = {

@@ -105,6 +105,11 @@ _TOPICS: tuple[Callable[[Draw], str], ...] = (
 )  # fmt: skip
 
 
+def open_question(draw: Draw) -> str:
+    """One of them."""
+    return draw.pick(_TOPICS)(draw)
+
+
 def open_questions(seed: int) -> Iterator[str]:
     """Different questions, as many as there are; the seed decides their order."""
     draw = Draw(Random(f"questions {seed}"), held_out=False)
@@ -112,7 +117,7 @@ def open_questions(seed: int) -> Iterator[str]:
     repeated = 0
     # All are nearly exhausted when so many in a row have come before.
     while repeated < 1000:
-        question = draw.pick(_TOPICS)(draw)
+        question = open_question(draw)
         repeated = repeated + 1 if question in seen else 0
         if not repeated:
             seen.add(question)

@@ -49,9 +49,10 @@ _WEIGHTS = dict.fromkeys(memory.MAKERS, 2.0) | {
     "addition": 4, "subtraction": 3, "multiplication": 2, "comparing numbers": 2, "number stories": 2, "spelling": 3,
     "copying": 2, "sorting": 2, "definitions": 2, "identity": 1.5, "what it cannot know": 1.5,
 } | {
-    "first words": 10, "last words": 7, "who it is": 13, "what it can do": 7, "small talk": 11, "insults": 3,
+    "first words": 17, "last words": 12, "who it is": 15, "what it can do": 8, "small talk": 12, "insults": 3,
     "single words": 5, "other languages": 5, "honest answers": 32, "capitals of countries": 10, "small facts": 14,
-    "sums as typed": 14, "jokes": 4, "verses": 4, "follow-ups": 12, "older ones as typed": 14,
+    "sums as typed": 18, "small problems": 7, "open questions": 8, "jokes": 5, "verses": 4, "follow-ups": 13,
+    "older ones as typed": 16,
 }  # fmt: skip
 
 _ALONE = 0.2
@@ -72,11 +73,18 @@ _SYSTEM_MESSAGES = (
 
 
 def make_rows(
-    seed: int, count: int, *, held_out: bool, kinds: Iterable[str] = MAKERS, without: Container[str] = ()
+    seed: int,
+    count: int,
+    *,
+    held_out: bool,
+    kinds: Iterable[str] = MAKERS,
+    without: Container[str] = (),
+    steps: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """`count` rows: `messages`, their `kind`, the `checks` of the last answer, and whether its `wording` is `seen` in
     training or `new`. They ask different things, save that the commonest words of `manners` come again in training. No
-    user of them says anything whose `spelling` is among those of `without`.
+    user of them says anything whose `spelling` is among those of `without`. With `steps` the answers of sums and counts
+    say what one writes down on the way.
 
     Rows that are held out take the `kinds` in turn, others by their weights. The first N rows do not depend on `count`.
     """
@@ -95,7 +103,15 @@ def make_rows(
                 row = _row(kind, random, held_out)
             seen.add(asked)
             made += 1
-            yield row
+            yield _with_steps(row) if steps else row
+
+
+def _with_steps(row: dict[str, Any]) -> dict[str, Any]:
+    messages = [
+        assistant(letters.with_steps(numbers.with_steps(told["content"]))) if told["role"] == "assistant" else told
+        for told in row["messages"]
+    ]
+    return row | {"messages": messages}
 
 
 def _says(row: dict[str, Any], without: Container[str]) -> bool:

@@ -33,7 +33,9 @@ _QUESTION = re.compile(
     r"|are|is|can|could|do|does|did|will|would|should|have|may)\b",
     re.IGNORECASE,
 )
-_NEIGHBOURS = dict(zip("qwertyuiopasdfghjklzxcvbnm", "wertyuioposdfghjklkxcvbnmn", strict=True))
+_KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+# What lies left and right of a key.
+_NEIGHBOURS = {key: (row[:at] + row[at + 1 :])[max(at - 1, 0) : at + 1] for row in _KEYS for at, key in enumerate(row)}
 
 
 def written(text: str, random: Random, slots: Mapping[str, Sequence[str]]) -> str:
@@ -59,9 +61,9 @@ def typed(text: str, random: Random, *, decorate: bool = True, slips: bool = Tru
         text += random.choice(_AFTER)
     if random.random() < 0.08:
         text = " ".join(_SHORT.get(word, word) for word in text.split(" "))
-    if slips and random.random() < 0.12:
+    if slips and random.random() < 0.2:
         text = _slip(text, random)
-        if random.random() < 0.4:
+        if random.random() < 0.5:
             text = _slip(text, random)
     if text[-1:] not in ".?!)":
         asks = _QUESTION.match(text) is not None
@@ -78,14 +80,16 @@ def typed(text: str, random: Random, *, decorate: bool = True, slips: bool = Tru
 def _slip(text: str, random: Random) -> str:
     """One letter left out, doubled, swapped with the next or taken for its neighbour; text of few letters as it is."""
     places = [at for at in range(1, len(text) - 1) if text[at].isalpha() and text[at + 1].isalpha()]
-    if len(text) < 6 or not places:
+    if len(text) < 4 or not places:
         return text
     at = random.choice(places)
     kind = random.random()
-    if kind < 0.35:
+    if kind < 0.08 and text[-1].isalpha():
+        return text[:-1]
+    if kind < 0.4:
         return text[:at] + text[at + 1] + text[at] + text[at + 2 :]
     if kind < 0.65:
         return text[:at] + text[at + 1 :]
     if kind < 0.85:
         return text[:at] + text[at] + text[at:]
-    return text[:at] + _NEIGHBOURS.get(text[at], text[at]) + text[at + 1 :]
+    return text[:at] + random.choice(_NEIGHBOURS.get(text[at], text[at])) + text[at + 1 :]
