@@ -41,7 +41,6 @@ import topkapi.training.run.report
 from topkapi.service.commands.cli import main
 
 
-
 def blank(figure: Any, path: Path) -> None:
     """Writes what stands for a picture, which takes longer to paint than the runs that are killed take."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -166,7 +166,11 @@ def check_replicas(settings: Settings) -> None:
     if most is not None and most < settings.replicas:
         message = f"max_replicas is {most}, and replicas {settings.replicas}"
         raise SettingsError(message, field="max_replicas", hint="leave max_replicas out for a fixed number")
-    for name, loads in (("model_directory", "requests load"), ("hub_models", "requests load"), ("follow", "runs replace")):
+    for name, loads in (
+        ("model_directory", "requests load"),
+        ("hub_models", "requests load"),
+        ("follow", "runs replace"),
+    ):
         if getattr(settings, name):
             message = f"with {name} {loads} checkpoints, and replicas keep those that they were started with"
             raise SettingsError(message, field=name, hint=f"leave {name} out, or serve from one process")

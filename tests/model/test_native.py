@@ -317,7 +317,10 @@ def test_the_environment_chooses(value: str, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_an_unknown_instruction_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOPKAPI_NATIVE", "mmx")
-    with loaded_anew(), pytest.raises(SettingsError, match="TOPKAPI_NATIVE=mmx is no instruction set of this processor"):
+    with (
+        loaded_anew(),
+        pytest.raises(SettingsError, match="TOPKAPI_NATIVE=mmx is no instruction set of this processor"),
+    ):
         native.levels()
 
 
