@@ -36,9 +36,10 @@ export function curve(series, onpick = null) {
   const drawn = series.map(({ name, segments }, index) => ({
     name: series.length > 1 ? name : "bits per token",
     pattern: index,
-    points: segments
-      .filter((segment) => segment.scored_tokens)
-      .flatMap(({ start_byte, end_byte, nll, scored_tokens }) => [start_byte, end_byte].map((byte) => [byte, nll / Math.LN2 / scored_tokens])),
+    // What has no probability, as the first token, leaves a gap.
+    points: segments.flatMap(({ start_byte, end_byte, nll, scored_tokens }) =>
+      [start_byte, end_byte].map((byte) => [byte, scored_tokens ? nll / Math.LN2 / scored_tokens : NaN]),
+    ),
   }));
   const title = `Bits per token${onpick ? "; a click leads to its place" : ""}`;
   const pick = onpick && ((byte) => onpick(Math.min(Math.max(0, byte), most)));
