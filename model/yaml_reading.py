@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -36,7 +36,8 @@ class _WithoutReferences(_Plain):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "references are not followed", self.peek_event().start_mark)
+            mark = cast(Any, self).peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "references are not followed", mark)
         return super().compose_node(parent, index)
 
 
