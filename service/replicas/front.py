@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from topkapi.model.errors import TopkapiError
 from topkapi.service.api.http.answering import written
-from topkapi.service.api.http.authority import OPEN
+from topkapi.service.api.http.authority import OPEN, changes_what_is_loaded
 from topkapi.service.api.http.dialect import Dialect, dialect_of
 from topkapi.service.api.http.errors import INTERNAL, Refused, error_response
 from topkapi.service.calls import Call, current_call
@@ -89,9 +89,9 @@ class Front:
         try:
             if path == "/metrics":
                 await self._metrics(scope, receive, send)
-            elif (path == "/models" or path.startswith("/models/")) and scope["method"] not in ("GET", "HEAD"):
+            elif changes_what_is_loaded(scope["method"], path):
                 raise Refused(
-                    409, "conflict", "replicas serve the checkpoints that they were started with",
+                    409, "conflict", "replicas serve the checkpoints and adapters that they were started with",
                     hint="start the server anew with others; deployed on Ray Serve, deploy it again",
                 )  # fmt: skip
             else:

@@ -44,12 +44,16 @@ def needed(method: str, path: str, api: Any) -> Role | None:
     """
     if path in OPEN or method == "OPTIONS":
         return None
-    changes = method not in READING and (_below(path, "/models") or _below(path, "/adapters"))
-    if path.rstrip("/") == "/metrics" or changes:
+    if path.rstrip("/") == "/metrics" or changes_what_is_loaded(method, path):
         return "admin"
     if method in READING and (_below(path, "/studio") or not _is_route(path, api)):
         return None
     return "use"
+
+
+def changes_what_is_loaded(method: str, path: str) -> bool:
+    """Whether a request loads, unloads or replaces checkpoints or adapters."""
+    return method not in READING and (_below(path, "/models") or _below(path, "/adapters"))
 
 
 def _below(path: str, place: str) -> bool:

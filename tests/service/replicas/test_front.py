@@ -232,7 +232,13 @@ def test_what_is_asked_while_it_drains_is_told_so(front: Replicated) -> None:
 
 
 def test_checkpoints_are_not_changed_in_one_replica_alone(front: Replicated) -> None:
-    for answer in (front.post("/models", path="x"), front.client.delete("/models/front")):
+    posted, deleted = front.post, front.client.delete
+    for answer in (
+        posted("/models", path="x"),
+        deleted("/models/front"),
+        posted("/adapters", path="x"),
+        deleted("/adapters/a"),
+    ):
         assert answer.status_code == 409 and "replicas" in answer.json()["error"]["message"]
     assert front.client.get("/models").status_code == 200
 
