@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 from topkapi.model.errors import EngineStopped
 
@@ -78,7 +79,8 @@ class Watch:
     def __init__(self, watched: Callable[[], Iterable[Watched]], limit_s: float) -> None:
         self.lost: EngineStopped | None = None
         self.watched, self._limit_s = watched, limit_s
-        self._seen: dict[Watched, _Seen] = {}
+        # Between two looks it keeps nobody alive.
+        self._seen: WeakKeyDictionary[Watched, _Seen] = WeakKeyDictionary()
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -95,10 +97,12 @@ class Watch:
     def look(self, seconds: float) -> None:
         """Look at every heartbeat, `seconds` after the last time."""
         each = list(self.watched())
-        self._seen = {watched: self._seen.get(watched) or _Seen(watched.heartbeat.count) for watched in each}
+        self._seen = WeakKeyDictionary(
+            {watched: self._seen.get(watched) or _Seen(watched.heartbeat.count) for watched in each}
+        )
         lost = None
-        for watched, seen in self._seen.items():
-            heartbeat = watched.heartbeat
+        for watched in each:
+            heartbeat, seen = watched.heartbeat, self._seen[watched]
             if not heartbeat.busy or heartbeat.count != seen.count:
                 seen.count, seen.seconds, seen.abandoned = heartbeat.count, 0.0, False
             else:

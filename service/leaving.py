@@ -34,10 +34,11 @@ class Leaving:
     def see_off(self, engine: Engine, held: Callable[[], object | None]) -> None:
         """Close `engine` once nobody has its checkpoint in hand: until then `held` gives what they have."""
         self._engines.add(engine)
-        threading.Thread(target=self._wait, args=(engine, held), name=f"replaced-{engine.name}", daemon=True).start()
+        threading.Thread(target=self._wait, args=([engine], held), name=f"replaced-{engine.name}", daemon=True).start()
 
-    def _wait(self, engine: Engine, held: Callable[[], object | None]) -> None:
-        looks, idle_since = 0, time.monotonic()
+    def _wait(self, engines: list[Engine], held: Callable[[], object | None]) -> None:
+        # A thread has its arguments until it is over, and the engine is to be gone before.
+        engine, looks, idle_since = engines.pop(), 0, time.monotonic()
         while held() is not None and not self._closed.wait(LOOK_SECONDS):
             looks, now = looks + 1, time.monotonic()
             if engine.running or engine.waiting:

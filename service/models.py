@@ -35,7 +35,7 @@ from topkapi.service.locations import name_of, split_location
 from topkapi.service.mailbox import Mailbox
 from topkapi.service.metrics import Metrics, ModelMetrics
 from topkapi.service.settings import Settings
-from topkapi.service.tracing import Tracing, check_tracing, provider_of_environment
+from topkapi.service.tracing import Tracing, tracing_of_environment
 
 logger = logging.getLogger(__name__)
 
@@ -92,10 +92,7 @@ class Models:
     @cached_property
     def tracing(self) -> Tracing | None:
         """What tells OpenTelemetry of requests, where that is wanted. Raises `SettingsError` where it can't be had."""
-        if not self.settings.traces:
-            return None
-        check_tracing()
-        return Tracing(provider_of_environment())
+        return tracing_of_environment() if self.settings.traces else None
 
     @property
     def names(self) -> list[str]:
@@ -367,17 +364,15 @@ class Models:
     def get(self, name: str | None = None) -> LoadedModel:
         """The checkpoint of that name or alias, or the first one. Raises `UnknownModel` listing the loaded ones."""
         models = self._models
-        if name is None and models:
-            return next(iter(models.values()))
-        found = models.get(name or "") or models.get(self._aliases.get(name or "", ""))
+        found = next(iter(models.values()), None) if name is None else models.get(self._aliases.get(name, name))
         adapter = self.adapters.get(name)
         if found is None and adapter is not None and adapter.base in models:
             found = self._beside(models[adapter.base], adapter)
         if found is None:
             names = ", ".join([*models, *self._aliases, *(each.name for each in self.adapters)])
-            asked = "no checkpoint is loaded" if name is None else f"no checkpoint named {name!r} is loaded"
+            asked = "no checkpoint" if name is None else f"no checkpoint named {name!r}"
             hint = f"loaded: {names}" if names else "load one with POST /models, or start the server with one"
-            raise UnknownModel(asked, field="model", hint=hint)
+            raise UnknownModel(f"{asked} is loaded", field="model", hint=hint)
         return found
 
     @property

@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 import time
 from importlib.util import find_spec
-from typing import Any
-
-from starlette.types import Scope
+from typing import TYPE_CHECKING, Any
 
 from topkapi.model.errors import SettingsError
-from topkapi.service.calls import Call
 from topkapi.service.version import VERSION
+
+if TYPE_CHECKING:
+    # The start checks what is needed before anything large is imported.
+    from starlette.types import Scope
+
+    from topkapi.service.calls import Call
 
 FLUSH_MS = 2000
 """How long what is not sent yet may take at the end."""
@@ -40,6 +43,12 @@ def _is_there(package: str) -> bool:
         return find_spec(package) is not None
     except ModuleNotFoundError:
         return False
+
+
+def tracing_of_environment() -> Tracing:
+    """What tells OpenTelemetry of requests, as its variables say. Raises `SettingsError` where it can't be had."""
+    check_tracing()
+    return Tracing(provider_of_environment())
 
 
 def provider_of_environment() -> Any:

@@ -17,6 +17,7 @@ from topkapi.model.config import ModelConfig
 from topkapi.model.decoding.grammar_source import check_syntax
 from topkapi.model.decoding.parameters import check_together, check_values, from_generation_config
 from topkapi.model.errors import InvalidRequest, SettingsError
+from topkapi.model.flags import flag_of
 from topkapi.model.reading import read_json
 from topkapi.model.windows import window_sizes
 from topkapi.service.commands.bench_shape import RANDOM_CONTEXT, Shape, check_shapes
@@ -164,7 +165,7 @@ def check_replicas(settings: Settings) -> None:
         return
     most = settings.max_replicas
     if most is not None and most < settings.replicas:
-        message = f"max_replicas is {most}, and replicas {settings.replicas}"
+        message = f"max_replicas is {most}, and {flag_of('replicas')} {settings.replicas}"
         raise SettingsError(message, field="max_replicas", hint="leave max_replicas out for a fixed number")
     for name, loads in (
         ("model_directory", "requests load"),
@@ -172,8 +173,8 @@ def check_replicas(settings: Settings) -> None:
         ("follow", "runs replace"),
     ):
         if getattr(settings, name):
-            message = f"with {name} {loads} checkpoints, and replicas keep those that they were started with"
-            raise SettingsError(message, field=name, hint=f"leave {name} out, or serve from one process")
+            message = f"with {flag_of(name)} {loads} checkpoints, and replicas keep those that they were started with"
+            raise SettingsError(message, field=name, hint=f"leave {flag_of(name)} out, or serve from one process")
     if find_spec("ray") is None:
         raise SettingsError("replicas need Ray Serve", field="replicas", hint="pip install 'topkapi[ray]'")
 

@@ -17,13 +17,8 @@ from topkapi.model.cache import SlotCache, Work, outputs
 from topkapi.model.errors import CheckpointError
 from topkapi.model.families import FAMILIES
 from topkapi.model.live_adapter import LiveAdapter
-from topkapi.model.storage.checkpoint import (
-    load_adapter,
-    load_checkpoint,
-    save_adapter,
-    save_checkpoint,
-    weights_digest,
-)
+from topkapi.model.storage.beside import load_adapter
+from topkapi.model.storage.checkpoint import load_checkpoint, save_adapter, save_checkpoint, weights_digest
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.model.transformer import Decoder
 

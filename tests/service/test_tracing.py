@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from topkapi.model.errors import SettingsError
-from topkapi.service import models, tracing
+from topkapi.service import tracing
 from topkapi.service.commands.cli import main
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -30,8 +30,8 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Any]]:
         made.add_span_processor(SimpleSpanProcessor(memory))
         return made
 
-    monkeypatch.setattr(models, "provider_of_environment", provider)
-    monkeypatch.setattr(models, "check_tracing", lambda: None)
+    monkeypatch.setattr(tracing, "provider_of_environment", provider)
+    monkeypatch.setattr(tracing, "check_tracing", lambda: None)
     return lambda: list(memory.get_finished_spans())
 
 
@@ -42,7 +42,8 @@ def test_a_request_and_its_parts_are_told_of(spans, serve, tiny_checkpoint: Call
         answer = served.client.post("/generate", json=secret, headers=headers)
         served.client.get("/ready")
         served.client.post("/generate?violets", json={"prompt": 1}, headers=headers)
-        found = spans()
+    # A request is told of once its answer is out.
+    found = spans()
     refused = found[-1]
     assert (refused.name, refused.attributes["error.type"]) == ("POST /generate", "invalid_request")
     queue, prefill, decode, request = found[:-1]

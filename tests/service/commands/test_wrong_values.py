@@ -105,7 +105,7 @@ def test_a_variable_is_told_by_its_name(name: str, monkeypatch: pytest.MonkeyPat
         assert error.message.startswith(variable) and not LIBRARY_WORDING.search(error.message), error.message
         assert "not " in error.message
     else:
-        assert name in ("host", "checkpoints", "draft"), "any text will do for these alone"
+        assert name in ("host", "checkpoints", "draft", "adapters"), "any text will do for these alone"
 
 
 @pytest.mark.parametrize("kind", [PretrainRecipe, FinetuneRecipe, DpoRecipe, KtoRecipe])
