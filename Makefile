@@ -8,8 +8,6 @@ ARGS ?=
 
 # Threads that wait for work give their core to those that have some; on a busy machine spinning ones starve everybody.
 export OMP_WAIT_POLICY ?= PASSIVE
-# Modules are compiled when they are first imported; most never are.
-export PIP_COMPILE ?= 0
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -64,8 +62,10 @@ serve: install  ## serve the default checkpoints on http://127.0.0.1:8000
 
 # Tests run in as many processes as there are cores, up to four (each takes about 1.5 GB), whose matrices share none:
 # two threads that wait for each other's cores are slower than one. Files are shared out evenly, so that their fixtures
-# are made once, and whoever has done with its own takes from the others'.
-PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+# are made once, and whoever has done with its own takes from the others'. Modules are compiled once, not by each of the
+# many processes that tests start.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest
+PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) --numprocesses logical --maxprocesses 4 --dist worksteal
 test: lint  ## lint, then run the tests
 	$(PARALLEL) -m "not slow" $(ARGS)
 
@@ -80,8 +80,8 @@ PROCESSOR_TESTS := $(addprefix tests/,$(addsuffix .py,$(addprefix model/test_,qu
 # among the tests of the core.)
 SERVED_TESTS := $(addprefix tests/,service/test_invariance.py service/api/native model/storage/test_gguf.py)
 test-processor: tools  ## run the tests that depend on the processor as on one with AVX2 and without VNNI
-	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -m "not slow" -k "not native" $(PROCESSOR_TESTS) $(ARGS)
-	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -m "not slow" -k "not native" $(PROCESSOR_TESTS) $(ARGS)
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m "not slow" -k "not native" $(PROCESSOR_TESTS) $(ARGS)
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=default $(PYTEST) -m "not slow" -k "not native" $(PROCESSOR_TESTS) $(ARGS)
 	TOPKAPI_NATIVE=0 $(PARALLEL) -m "not slow" $(SERVED_TESTS) $(ARGS)
 
 lint: tools  ## ruff and mypy

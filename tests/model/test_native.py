@@ -88,8 +88,14 @@ def test_it_computes_what_the_network_is(family: str, held_in: native.HeldIn, sh
     assert (found - expected).norm() / expected.norm() < TOLERANCE[held_in] * ENLARGED.get(family, 1)
 
 
-@pytest.mark.parametrize("shape", [{}, ODD], ids=["even", "odd"])
-@pytest.mark.parametrize("family", DIFFERENT)
+@pytest.mark.parametrize(
+    ("family", "shape"),
+    [
+        pytest.param(family, shape, id=f"{family}-{name}", marks=[] if name == "even" or few else [pytest.mark.slow])
+        for family in DIFFERENT
+        for name, shape, few in [("even", {}, True), ("odd", ODD, family in ("gpt2", "llama", "gemma2"))]
+    ],
+)
 @pytest.mark.parametrize("held_in", native.FORMATS)
 def test_a_rows_bits_are_the_same_in_every_batch_and_on_every_processor(
     family: str, held_in: native.HeldIn, shape: dict[str, int]

@@ -23,7 +23,7 @@ from topkapi.service.locations import check_followed
 from topkapi.service.models import Models
 from topkapi.service.settings import Settings
 
-LONG = {"model": "first", "prompt": "Names are", "max_tokens": 200, "ignore_end_token": True, "seed": 1, "logprobs": 1}
+LONG = {"model": "first", "prompt": "Names are", "max_tokens": 100, "ignore_end_token": True, "seed": 1, "logprobs": 1}
 SHORT = LONG | {"max_tokens": 8}
 
 

@@ -1,4 +1,4 @@
-"""What the tests of training share."""
+"""What the tests that train share."""
 
 from pathlib import Path
 from typing import Any

@@ -155,8 +155,14 @@ def test_a_base_checkpoint_has_no_template(tiny_checkpoint: Callable[..., Path])
     assert 'TEMPLATE """{{ .Prompt }}"""' in said and "PARAMETER temperature 1\n" in said
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        pytest.param(family, dtype, marks=[] if dtype == "bfloat16" or family == "gpt2" else [pytest.mark.slow])
+        for family in FAMILIES
+        for dtype in ("bfloat16", "float16", "float32")
+    ],
+)
 def test_a_directory_in_another_precision_opens_in_transformers(
     family: str, dtype: str, tiny_tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

@@ -146,7 +146,9 @@ def assert_killed_it_ends_the_same(run: Run, whole: Whole, out: Path, **kill: An
     shutil.rmtree(out)
 
 
-@pytest.mark.parametrize(("command", "optimizer"), [("pretrain", "muon"), ("finetune", "adamw")])
+@pytest.mark.parametrize(
+    ("command", "optimizer"), [pytest.param("pretrain", "muon", marks=pytest.mark.slow), ("finetune", "adamw")]
+)
 def test_killed_at_any_instant_it_resumes_to_the_same_bytes(
     command: str, optimizer: str, run: Run, tmp_path: Path, wholes: Callable[[str, str], Whole]
 ) -> None:
@@ -241,6 +243,7 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(
     assert_same(out, pretrained.content)
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_served_and_the_raw_ones_are_what_a_resumed_run_goes_on_with(
     run: Run, tmp_path: Path, wholes: Callable[[str, str], Whole]
 ) -> None:

@@ -298,6 +298,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(base: str) -> None:
     os.close(leader)
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_error(base: str) -> None:
     reader = subprocess.Popen(
         [*COMMAND, "generate", "a", "-c", base, "--ignore-end-token", "--max-tokens", "400"],

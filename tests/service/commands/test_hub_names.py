@@ -88,6 +88,7 @@ def is_ready(client: httpx.Client) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_serve_fetches_a_directory_and_a_gguf_file_and_goes_on_after_a_kill(
     hub: Hub, large: Path, tiny_checkpoint: Callable[..., Path], tmp_path: Path, serve: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,

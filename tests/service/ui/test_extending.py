@@ -15,6 +15,7 @@ from topkapi.service.ui.studio import TABS
 pytestmark = pytest.mark.timeout(180)
 
 
+@pytest.mark.slow
 def test_a_new_tab_stands_beside_the_chat(
     browser, serve: Callable, tiny_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch, visiting
 ) -> None:

@@ -85,6 +85,7 @@ def test_a_visit_imports_gradio_and_requests_are_answered_meanwhile(tiny_checkpo
         assert child.client.get("/api/tags").json()["error"]["type"] == "not_found"
 
 
+@pytest.mark.slow
 def test_without_a_visit_gradio_is_imported_when_nothing_else_is_to_do(tiny_checkpoint: Callable[..., Path]) -> None:
     with Child(tiny_checkpoint("quiet"), quiet=0.05) as child:
         # Which can only come after the line that says where the server is ready.
@@ -111,6 +112,7 @@ def test_a_studio_that_cannot_be_made_is_told_to_its_visitors_alone(
     assert "no such thing" in caplog.text
 
 
+@pytest.mark.slow
 def test_what_is_done_for_editors_is_left_out() -> None:
     script = (
         "import sys\nfrom topkapi.service.ui import late\n"

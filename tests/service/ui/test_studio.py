@@ -107,6 +107,7 @@ def test_the_page_keeps_to_the_server_and_says_where_it_is(browser, studio, visi
         page.wait_for_selector(".swagger-ui .opblock")
 
 
+@pytest.mark.slow
 def test_tabs_by_keyboard_and_by_address(
     browser, serve: Callable, tiny_checkpoint: Callable[..., Path], visiting, monkeypatch, tmp_path: Path
 ) -> None:
@@ -148,6 +149,7 @@ def test_the_drawer_has_every_parameter(browser, studio, visiting) -> None:
         assert unlabelled == 0
 
 
+@pytest.mark.slow
 def test_a_server_that_asks_for_a_key_is_given_it_once(browser, studio, visiting) -> None:
     asked: list[str | None] = []
 

@@ -191,7 +191,7 @@ def test_settings_that_cannot_apply_are_refused(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["lora", *(pytest.param(each, marks=pytest.mark.slow) for each in METHODS[1:])])
 def test_ended_in_the_middle_it_resumes_to_the_same_bytes(
     method: str,
     tiny_checkpoint: Callable[..., Path],

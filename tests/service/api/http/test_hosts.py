@@ -139,6 +139,7 @@ async def test_websockets_are_closed_and_probes_without_a_host_answered(anyio_ba
     assert await _call(AllowedHosts(app, "127.0.0.1", ("*",)), "websocket", b"evil.example") == [{"type": "served"}]
 
 
+@pytest.mark.slow
 def test_the_studio_talks_in_a_browser_by_an_allowed_name(serve, tiny_checkpoint, chromium) -> None:
     """Over a name that is none of loopback's, as behind a proxy: the page, its events and an answer."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
