@@ -117,6 +117,7 @@ def test_what_is_no_path_is_refused(wrong) -> None:
         Settings.read(root_path=wrong)
 
 
+@pytest.mark.slow
 def test_the_studio_answers_in_a_browser(behind, chromium: str) -> None:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with proxy(behind, strips=True) as address, playwright.sync_playwright() as driver:

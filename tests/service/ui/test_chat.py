@@ -49,6 +49,7 @@ def page(browser, studio, visiting) -> Iterator:
         yield page
 
 
+@pytest.mark.slow
 def test_a_conversation_streams_and_survives_a_reload(page) -> None:
     set_parameter(page, "Maximum tokens", "60")
     send(page, "Hello there")

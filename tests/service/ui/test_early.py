@@ -61,6 +61,7 @@ def told(page: Any, words: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_message_waits_for_the_list_of_checkpoints(early) -> None:
     with early() as (page, held):
         set_parameter(page, "Maximum tokens", "5")

@@ -94,6 +94,7 @@ def test_scripts_say_what_they_are_for_and_write_no_markup() -> None:
         ), path.name  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_page_keeps_to_the_server_and_says_where_it_is(browser, studio, visiting) -> None:
     with visiting(browser, studio.url) as page:
         assert page.title() == "Topkapi"
@@ -133,6 +134,7 @@ def test_tabs_by_keyboard_and_by_address(
             page.wait_for_selector("#tab-second-one.shown")
 
 
+@pytest.mark.slow
 def test_the_drawer_has_every_parameter(browser, studio, visiting) -> None:
     from topkapi.model.decoding.parameters import PARAMETERS
     from topkapi.service.ui.scripts import NOT_OFFERED
