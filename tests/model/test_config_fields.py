@@ -733,12 +733,12 @@ def test_an_odd_value_is_refused_by_name_or_gives_transformers_logits(data: st.D
         return
     try:
         model = reference(config)
-    except Exception:  # what transformers does not open at all leaves nothing to be compared with
+        with torch.no_grad():
+            theirs = model(TOKENS_READ).logits
+    except Exception:  # what transformers does not open, or compute (a window of 2**63), can't be compared with
         # An int for a float, a null for what has a default: nothing that could be meant otherwise.
         assert read == ModelConfig.from_hugging_face(_plain(config, name))
         return
-    with torch.no_grad():
-        theirs = model(TOKENS_READ).logits
     if theirs.isfinite().all():
         assert (ours(config, model.state_dict()) - theirs).abs().max() <= 1e-4 * theirs.abs().max()
 
