@@ -32,7 +32,7 @@ Value = TypeVar("Value")
 MIB = 2**20
 
 
-class Room(Generic[Key, Value]):
+class Budget(Generic[Key, Value]):
     """What is in memory, up to `most` bytes together: the least recently used that is not `busy` goes first.
 
     Not safe from several threads.
@@ -141,7 +141,7 @@ class Adapters:
     def __init__(self, most_bytes: int) -> None:
         # Replaced whole, never changed, so that whoever iterates over it is not disturbed.
         self._adapters: dict[str, Adapter] = {}
-        self._room: Room[Adapter, _Held] = Room(most_bytes, lambda held: bool(held.uses))
+        self._budget: Budget[Adapter, _Held] = Budget(most_bytes, lambda held: bool(held.uses))
         self._lock = threading.Lock()
         self._reading = threading.Lock()
         self._digests: weakref.WeakKeyDictionary[object, str] = weakref.WeakKeyDictionary()
@@ -156,13 +156,13 @@ class Adapters:
     def loaded(self, adapter: Adapter) -> bool:
         """Whether its numbers are in memory."""
         with self._lock:
-            return adapter in self._room
+            return adapter in self._budget
 
     @property
     def taken(self) -> int:
         """Bytes of adapters in memory."""
         with self._lock:
-            return self._room.taken
+            return self._budget.taken
 
     def add(self, name: str, path: Path, base_name: str, base: Checkpoint, *, within: Path | None = None) -> Adapter:
         """Make the adapter at `path` one that requests may name, in the place of an earlier one of that name.
@@ -173,7 +173,7 @@ class Adapters:
         stored = self._load(path, base, within)
         if stored.chat is not None:
             try_template(stored.chat, base.tokenizer)
-        size, most = memory_bytes(stored.matrices), self._room.most
+        size, most = memory_bytes(stored.matrices), self._budget.most
         if size > most:
             raise CheckpointError(
                 f"the adapter {path} takes {_mib(size)} of memory, and all together may take {_mib(most)}",
@@ -187,7 +187,7 @@ class Adapters:
             before = self._adapters.get(name)
             self._adapters = self._adapters | {name: adapter}
             if before is not None:
-                self._room.drop(before)
+                self._budget.drop(before)
         return adapter
 
     def remove(self, name: str) -> None:
@@ -196,7 +196,7 @@ class Adapters:
             adapter = self._adapters.get(name)
             if adapter is not None:
                 self._adapters = {each: other for each, other in self._adapters.items() if each != name}
-                self._room.drop(adapter)
+                self._budget.drop(adapter)
 
     def read(self, use: Use) -> LiveAdapter:
         """What a use gives; see there."""
@@ -213,29 +213,29 @@ class Adapters:
 
     def _held(self, use: Use) -> LiveAdapter | None:
         with self._lock:
-            held = self._room.get(use.adapter)
+            held = self._budget.get(use.adapter)
             if held is None:
                 return None
             if held.base.model is not use.base.model:
                 # Made for the checkpoint that had the base's name before.
-                self._room.drop(use.adapter)
+                self._budget.drop(use.adapter)
                 return None
             held.uses.add(use)
             return held.live
 
     def _make_room(self, size: int, name: str) -> None:
         with self._lock:
-            if self._room.make(size):
+            if self._budget.make(size):
                 return
         # What is over may still be held by itself.
         gc.collect()
         with self._lock:
-            if not self._room.make(size):
-                taken = _mib(self._room.taken)
+            if not self._budget.make(size):
+                taken = _mib(self._budget.taken)
                 message = (
                     f"the adapter {name} takes {_mib(size)} of memory, and running requests use {taken} for others"
                 )
-                raise Overloaded(f"{message}, of {_mib(self._room.most)}", hint="send the request again in a moment")
+                raise Overloaded(f"{message}, of {_mib(self._budget.most)}", hint="send the request again in a moment")
 
     def _read(self, use: Use) -> LiveAdapter:
         adapter = use.adapter
@@ -254,9 +254,9 @@ class Adapters:
         with self._lock:
             # One that was taken away meanwhile is this request's alone.
             if self._adapters.get(adapter.name) is adapter:
-                self._room.put(adapter, held, adapter.size)
+                self._budget.put(adapter, held, adapter.size)
         logger.info(
-            "the adapter %s is in memory: %s of %s are taken", adapter.name, _mib(self.taken), _mib(self._room.most)
+            "the adapter %s is in memory: %s of %s are taken", adapter.name, _mib(self.taken), _mib(self._budget.most)
         )
         return live
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from topkapi.model.adapter import TARGETS, Adapter, attach
 from topkapi.model.errors import CheckpointError, Overloaded, SettingsError
 from topkapi.model.storage.checkpoint import load_checkpoint, save_adapter, weights_digest
-from topkapi.service.adapters import Adapters, Room, Use, is_base
+from topkapi.service.adapters import Adapters, Budget, Use, is_base
 from topkapi.service.locations import AdapterLocation, adapter_locations
 from topkapi.service.models import Models
 from topkapi.service.settings import Settings
@@ -298,7 +298,7 @@ def test_without_the_setting_no_request_changes_anything(serve: Callable, librar
 @given(st.lists(st.tuples(st.sampled_from(["use", "drop", "busy", "idle"]), st.integers(0, 5)), max_size=60))
 def test_the_least_recently_used_that_nobody_uses_goes_first(steps: list[tuple[str, int]]) -> None:
     sizes, busy, most = [1, 2, 3, 4, 5, 9], set[int](), 10
-    room: Room[int, int] = Room(most, lambda value: value in busy)
+    room: Budget[int, int] = Budget(most, lambda value: value in busy)
     order: list[int] = []
     for step, key in steps:
         if step == "busy":
