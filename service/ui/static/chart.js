@@ -217,7 +217,8 @@ class Lines {
     if (!longest || (!step && !["Home", "End", "Escape"].includes(event.key))) return;
     event.preventDefault();
     if (event.key === "Escape") return this.#show(null);
-    const columns = thinned(longest, 200);
+    // Of points at one place, as where a stretch ends and the next begins, a key must not stay at the first for ever.
+    const columns = thinned(longest, 200).filter(([x], index, all) => index === 0 || x > all[index - 1][0]);
     const now = this.#at === null ? (step < 0 ? columns.length : -1) : nearest(columns, this.#at);
     const next = event.key === "Home" ? 0 : event.key === "End" ? columns.length - 1 : now + step;
     this.#show(columns[Math.min(columns.length - 1, Math.max(0, next))][0]);

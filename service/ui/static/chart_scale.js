@@ -53,7 +53,10 @@ export function extent(values) {
   return low > high ? null : [low, high];
 }
 
-/** Of points `[x, y]` in order of x: at most the least and the greatest of each column, so that no peak is lost. */
+/**
+ * Of points `[x, y]` in order of x: at most the least and the greatest of each column, so that no peak is lost; of values
+ * that are not numbers, which leave a gap, the first of each gap.
+ */
 export function thinned(points, columns) {
   if (points.length <= 2 * columns) return points;
   const [first, last] = [points[0][0], points.at(-1)[0]];
@@ -67,8 +70,13 @@ export function thinned(points, columns) {
   };
   for (const point of points) {
     const own = Math.min(columns - 1, Math.floor((point[0] - first) / width));
-    if (own !== column) finish();
+    const gap = !Number.isFinite(point[1]);
+    if (own !== column || gap) finish();
     column = own;
+    if (gap) {
+      if (!found.length || Number.isFinite(found.at(-1)[1])) found.push(point);
+      continue;
+    }
     if (least === null || point[1] < least[1]) least = point;
     if (most === null || point[1] > most[1]) most = point;
   }
@@ -93,16 +101,19 @@ export function smoothed(points, weight) {
   return found;
 }
 
-/** The index of the point nearest to x among points in order of x; -1 where there are none. */
+/**
+ * The index of the point nearest to x among points in order of x; -1 where there are none. Of several at one place it is
+ * the last: a stretch that begins where another ends has that place.
+ */
 export function nearest(points, x) {
   let [low, high] = [0, points.length - 1];
   if (high < 0) return -1;
   while (high - low > 1) {
     const middle = (low + high) >> 1;
-    if (points[middle][0] < x) low = middle;
+    if (points[middle][0] <= x) low = middle;
     else high = middle;
   }
-  return Math.abs(points[low][0] - x) <= Math.abs(points[high][0] - x) ? low : high;
+  return Math.abs(points[low][0] - x) < Math.abs(points[high][0] - x) ? low : high;
 }
 
 /** A number in few signs: 12,345, 0.0312, 1.2e-7, 3.4M. */

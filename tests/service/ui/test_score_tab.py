@@ -122,6 +122,30 @@ def test_tokens_of_different_vocabularies_meet_where_both_end(page) -> None:
 
 
 @pytest.mark.slow
+def test_a_key_leads_past_points_at_one_place_and_a_gap_hides_no_peak(page) -> None:
+    steps, told, thinned = page.evaluate("""async () => {
+      const { lines } = await import("./studio/chart.js");
+      const { thinned } = await import("./studio/chart_scale.js");
+      const points = [[0, NaN], [1, NaN], [1, 4], [3, 4], [3, 2], [4, 2]];
+      const chart = lines([{ name: "bits", points }], { x: { label: "byte" }, height: 200 });
+      document.body.append(chart);
+      const plot = chart.querySelector(".chart-plot");
+      while (!plot.querySelector("svg")) await new Promise(requestAnimationFrame);
+      const seen = (key) => {
+        plot.dispatchEvent(new KeyboardEvent("keydown", { key }));
+        return chart.querySelector(".chart-readout").textContent;
+      };
+      const told = ["Home", ...Array(4).fill("ArrowRight"), ...Array(4).fill("ArrowLeft")].map(seen);
+      chart.remove();
+      const many = Array.from({ length: 100 }, (_, x) => [x, x < 15 ? NaN : x === 17 ? 9 : 1]);
+      return [points.length, told, thinned(many, 10).slice(0, 3)];
+    }""")
+    there = ["byte 0 · bits none", "byte 1 · bits 4", "byte 3 · bits 2", "byte 4 · bits 2"]
+    assert (steps, told) == (6, [*there, there[-1], *there[2::-1], there[0]])
+    assert [point for point in thinned if point[1] == 9] == [[17, 9]]
+
+
+@pytest.mark.slow
 def test_choices_are_ranked(page, studio) -> None:
     page.check("input[value=choices]")
     choices = ["mutable", "a sequence", "x" * 30]
