@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -16,6 +17,8 @@ REFUSED = "Failed to load resource"
 @pytest.fixture(scope="module")
 def browser(chromium: str) -> Iterator:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    # Else a server's thread imports Gradio, perhaps while the next test has something of Python's replaced by its own.
+    importlib.import_module("topkapi.service.ui.studio")
     with playwright.sync_playwright() as driver:
         running = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield running
