@@ -443,8 +443,8 @@ def _functions() -> Iterator[FunctionType]:
     """The functions of our modules and of their classes, as far as they are imported."""
     for module_name, module in list(sys.modules.items()):
         if module_name.startswith("topkapi."):
-            owners = [each for each in vars(module).values() if isinstance(each, type) and each.__module__ == module_name]
-            found = [each for owner in (module, *owners) for each in vars(owner).values()]
+            owners = [module, *(each for each in vars(module).values() if isinstance(each, type))]
+            found = [each for owner in owners for each in vars(owner).values()]
             yield from (each for each in found if isinstance(each, FunctionType) and each.__module__ == module_name)
 
 
