@@ -28,9 +28,11 @@ COPY service service
 COPY training training
 COPY python python
 RUN /opt/topkapi/bin/pip install --no-deps --no-build-isolation .
-# A third of it is never read by a server: headers, test suites, programs of other packages, pip itself.
+# Almost half of it is never read by a server: headers, test suites, programs of other packages, pip itself, and the names
+# of PyTorch's inner functions, which debuggers read.
 RUN cd "$(/opt/topkapi/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
  && rm -rf torch/test torch/include torch/share/cmake pip pip-*.dist-info \
+ && if command -v strip >/dev/null; then strip --strip-unneeded torch/lib/libtorch_cpu.so torch/lib/libtorch_python.so; fi \
  && find torch/bin -type f ! -name torch_shm_manager -delete \
  && find . -type d -name tests -prune -exec rm -rf {} +
 
