@@ -109,7 +109,7 @@ def test_what_runs_is_finished_and_nothing_new_is_taken(tiny_checkpoint, tmp_pat
         assert native.begun.wait(30) and claude.begun.wait(30)
         hold.touch()
         server.process.send_signal(signal.SIGTERM)
-        end = time.monotonic() + 20
+        end = time.monotonic() + 5
         while server.ready() != (503, "stopping"):
             assert time.monotonic() < end, "ready turns false at once"
         for path, is_its_own in REFUSED.items():

@@ -13,15 +13,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.service.attacks.test_server_attacks import Process, serving, streaming
+from tests.service.attacks.test_server_attacks import SOON, Process, serving, streaming
 
 __all__ = ["serving"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ASKED = {"prompt": "a b c", "max_tokens": 12, "seed": 3, "logprobs": 2, "ignore_end_token": True}
-SOON = 5.0
-"""Seconds within which `/ready` must be right."""
 
 
 def answer(server: Process, model: str | None = None) -> list[object]:
@@ -93,7 +91,7 @@ def test_a_server_that_can_write_no_file_loads_and_answers(serving, room) -> Non
     server = serving("--model-directory", str(room), checkpoint=room / "served")
     before = answer(server)
     assert load(server, path="served", name="again").status_code == 201
-    assert answer(server, "again") == before
+    assert answer(server, "again") == before and server.ready() == 200
     server.end(signal.SIGTERM, 5)
 
 

@@ -26,6 +26,9 @@ from topkapi.service.server import ENGINE_FAILED
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ENDLESS = {"prompt": "a", "max_tokens": 2000, "ignore_end_token": True}
+SOON = 5.0
+"""Seconds within which `/ready` must be right."""
+
 HEAD = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 BROKEN = """
@@ -169,7 +172,7 @@ def test_an_engine_that_breaks_once_begins_anew(serving) -> None:
     with streaming(server, 4) as texts:
         (server.sabotage / "once").touch()
     assert all("event: error" in text and "engine_stopped" in text and "SystemExit" in text for text in texts)
-    server.wait_for(lambda: server.ready() == 200)
+    server.wait_for(lambda: server.ready() == 200, SOON)
     assert httpx.post(f"{server.url}/generate", json={"prompt": "a", "max_tokens": 3}, timeout=30).status_code == 200
     assert 'topkapi_engine_restarts{model_name="attacked"} 1.0' in httpx.get(f"{server.url}/metrics").text
     server.end(signal.SIGTERM, 5)
@@ -198,7 +201,7 @@ def test_a_network_that_hangs_ends_its_clients_and_then_the_process(serving) -> 
         (server.sabotage / "hang").touch()
         slowest = 0.0
         while server.ready() != 503:
-            assert time.monotonic() - began < 2 + 5
+            assert time.monotonic() - began < 2 + SOON
             asked = time.monotonic()
             assert httpx.get(f"{server.url}/health", timeout=20).status_code == 200
             slowest = max(slowest, time.monotonic() - asked)
