@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import tiktoken
-import tokenizers
+from tokenizers import models
 
 from topkapi.model.text.byte_level import BYTE_TO_CHARACTER, byte_level_bytes
 from topkapi.model.text.pretokenize import single_pattern
@@ -44,11 +44,8 @@ def merge_pairs(model: Mapping[str, Any]) -> list[tuple[str, str]]:
     return pairs
 
 
-def byte_pair_encoding(definition: Mapping[str, Any], backend: tokenizers.Tokenizer) -> BytePairEncoding | None:
-    """The tiktoken encoding equal to `definition`, or None where it is not known to be equal.
-
-    `backend` is the same definition as `tokenizers` runs it.
-    """
+def byte_pair_encoding(definition: Mapping[str, Any]) -> BytePairEncoding | None:
+    """The tiktoken encoding equal to `definition`, or None where it is not known to be equal."""
     model = definition["model"]
     pattern = single_pattern(definition.get("pre_tokenizer"))
     unsupported = ("byte_fallback", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
@@ -58,7 +55,7 @@ def byte_pair_encoding(definition: Mapping[str, Any], backend: tokenizers.Tokeni
     missing = [character for character in BYTE_TO_CHARACTER.values() if character not in vocabulary]
     if missing and model.get("unk_token"):
         return None
-    merged = _merged_entries(model, backend)
+    merged = _merged_entries(model)
     if merged is None:
         return None
     order = [*(character for character in BYTE_TO_CHARACTER.values() if character in vocabulary), *merged]
@@ -80,20 +77,24 @@ def byte_pair_encoding(definition: Mapping[str, Any], backend: tokenizers.Tokeni
     return BytePairEncoding(encoding, None if ranks_are_ids else ids)
 
 
-def _merged_entries(model: Mapping[str, Any], backend: tokenizers.Tokenizer) -> list[str] | None:
+def _merged_entries(model: Mapping[str, Any]) -> list[str] | None:
     """The reachable merged entries in merge order, or None where tiktoken's rule could differ from the merges."""
     vocabulary: dict[str, int] = model["vocab"]
     if model.get("ignore_merges"):
         return _entries_of_whole_words(model)
     known = set(BYTE_TO_CHARACTER.values())
     merged: dict[str, None] = {}
-    for left, right in merge_pairs(model):
+    pairs = merge_pairs(model)
+    for left, right in pairs:
         entry = left + right
         if entry in merged or left not in known or right not in known or entry not in vocabulary:
             return None
         known.add(entry)
         merged[entry] = None
-    return [entry for entry in merged if len(backend.model.tokenize(entry)) == 1]
+    # One that remembers nothing: what such a model has looked up stays in memory when it is let go of (tokenizers
+    # 0.23).
+    plain = models.BPE(vocab=vocabulary, merges=pairs, cache_capacity=0)
+    return [entry for entry in merged if len(plain.tokenize(entry)) == 1]
 
 
 def _entries_of_whole_words(model: Mapping[str, Any]) -> list[str] | None:

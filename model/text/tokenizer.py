@@ -156,7 +156,7 @@ class Tokenizer:
         self._normalise = kinds == ["NFC"]
         if not are_plain([self._added[content] for content in self._ordinary_added], self._normalise):
             return None
-        fast = byte_pair_encoding(working_copy, self._backend)
+        fast = byte_pair_encoding(working_copy)
         if fast is None:
             return None
         self._fast = fast

@@ -518,3 +518,24 @@ def test_definitions_by_name_are_those_of_their_families() -> None:
         built = foreign(theirs)
         built["pre_tokenizer"] = ours
         assert reference(built)(texts.JOINED) == reference(foreign(theirs))(texts.JOINED)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux says of a process's memory")
+def test_what_is_loaded_and_let_go_of_again_and_again_takes_no_more_memory() -> None:
+    script = """if True:
+        import re
+        from pathlib import Path
+        from topkapi.model.text.tokenizer import Tokenizer
+        def mebibytes():
+            return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+        for _ in range(5):
+            assert Tokenizer.from_directory("checkpoints/topkapi-chat").uses_tiktoken
+        before = mebibytes()
+        for _ in range(20):
+            Tokenizer.from_directory("checkpoints/topkapi-chat")
+        print(mebibytes() - before)
+    """
+    root = Path(__file__).parents[3]
+    grown = float(subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True).stdout)
+    # A hundredth of a megabyte each; what was looked up while reading the merges was 2.7.
+    assert grown < 10
