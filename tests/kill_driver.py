@@ -35,9 +35,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import matplotlib.figure  # noqa: F401  # imported before forking, as the next three
 import torch
 
-import topkapi.training.finetune
 import topkapi.training.pretrain
 import topkapi.training.run.report
+import topkapi.training.tuning.finetune
 from topkapi.service.commands.cli import main
 
 

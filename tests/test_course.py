@@ -10,7 +10,7 @@ import pytest
 
 from tests.test_readme import ROOT, run, serving
 from topkapi.service.commands.cli import build_parser
-from topkapi.training.estimating import PUBLISHED
+from topkapi.training.planning.estimating import PUBLISHED
 from topkapi.training.recipes.arguments import read_arguments
 from topkapi.training.recipes.files import read_yaml, resolve_recipe
 

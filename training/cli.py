@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from topkapi.model.errors import SettingsError, TopkapiError
 from topkapi.model.flags import flag_of
-from topkapi.training.estimating import FIELDS, add_estimate_flags, is_estimate, print_estimate
 from topkapi.training.evaluation.command import add_evaluate
 from topkapi.training.export import GGUF_TYPES, add_formats
-from topkapi.training.finding_lr import add_find_lr
-from topkapi.training.instructions import add_instructions
+from topkapi.training.instructions.command import add_instructions
+from topkapi.training.planning.estimating import FIELDS, add_estimate_flags, is_estimate, print_estimate
+from topkapi.training.planning.finding_lr import add_find_lr
+from topkapi.training.planning.sweeping import add_sweep
 from topkapi.training.recipes.arguments import EPILOG, RUNS, add_recipe_flags, read_arguments, run_of
 from topkapi.training.recipes.files import read_yaml, resolve_recipe
 from topkapi.training.recipes.recipe import TrainingRecipe
 from topkapi.training.run.pick import add_pick
 from topkapi.training.run.runs import add_runs
 from topkapi.training.start import at_hand, prepared, train
-from topkapi.training.sweeping import add_sweep
 
 if TYPE_CHECKING:
     from topkapi.training.run.console import Console
@@ -125,7 +125,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     try:
         check_inputs(recipe)
-        from topkapi.training.planning import print_plan
+        from topkapi.training.planning.measuring import print_plan
 
         price, memory, watts = arguments.price_per_hour, arguments.memory, arguments.watts
         fits = print_plan(recipe, prepare, price, memory, watts, as_json=arguments.json)

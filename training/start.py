@@ -48,10 +48,10 @@ def _train_together(recipe: TrainingRecipe, directory: Path, resume: bool) -> No
     """Train, with the other processes where there are some, of which only the first writes."""
     from topkapi.training.assembly import train
     from topkapi.training.optimisation.distributed import in_turn, rank, size
-    from topkapi.training.precision import settled
     from topkapi.training.run.console import Console
     from topkapi.training.run.directory import FollowedRun, RunDirectory
     from topkapi.training.run.hub import Pusher, check_push, push
+    from topkapi.training.run.precision import settled
     from topkapi.training.run.preflight import alone
     from topkapi.training.run.report import finish
 
@@ -96,14 +96,14 @@ def prepared(recipe: TrainingRecipe, resume: bool, run: RunDirectory, console: C
 
         return pretrain(recipe, run, resume=resume, console=console)
     if isinstance(recipe, DpoRecipe):
-        from topkapi.training.dpo import dpo
+        from topkapi.training.tuning.dpo import dpo
 
         return dpo(recipe, run, resume=resume, console=console)
     if isinstance(recipe, KtoRecipe):
-        from topkapi.training.kto import kto
+        from topkapi.training.tuning.kto import kto
 
         return kto(recipe, run, resume=resume, console=console)
-    from topkapi.training.finetune import finetune
+    from topkapi.training.tuning.finetune import finetune
 
     assert isinstance(recipe, FinetuneRecipe), "there are no other recipes"
     return finetune(recipe, run, resume=resume, console=console)

@@ -18,8 +18,8 @@ from topkapi.model.errors import DataError, SettingsError
 from topkapi.service.commands import inputs, terminal
 from topkapi.service.commands.cli import main
 from topkapi.training.data import instructions, sources
-from topkapi.training.distillation import read_questions
 from topkapi.training.evaluation.tasks import read_tasks
+from topkapi.training.instructions.distillation import read_questions
 from topkapi.training.pretrain import chat_template
 from topkapi.training.recipes.files import read_yaml
 

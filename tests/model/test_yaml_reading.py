@@ -10,9 +10,9 @@ from topkapi.model.errors import SettingsError
 from topkapi.model.yaml_reading import parse_yaml
 from topkapi.service.settings_file import read_settings
 from topkapi.training.evaluation.tasks import read_tasks
+from topkapi.training.planning.sweeping import Range
 from topkapi.training.recipes.files import read_yaml
 from topkapi.training.recipes.recipe import PretrainRecipe, generation_defaults
-from topkapi.training.sweeping import Range
 
 # What PyYAML's own constructors answer with ValueError, KeyError or AttributeError.
 NO_VALUES = ["2001-99-99", "2001-01-01 99:99:99", "!!int x", "!!float x", "!!timestamp x", "0x_", "!!bool x"]

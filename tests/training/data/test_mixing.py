@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.training.test_planning import SMALL, documents, sentences
+from tests.training.planning.test_measuring import SMALL, documents, sentences
 from topkapi.model.errors import DataError
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.service.commands.cli import main

@@ -9,10 +9,10 @@ import pytest
 
 from topkapi.model.errors import SettingsError
 from topkapi.service.commands.cli import main
-from topkapi.training.finding_lr import Point, judged
 from topkapi.training.optimisation.optimisers import Rising
+from topkapi.training.planning.finding_lr import Point, judged
+from topkapi.training.planning.sweeping import Range
 from topkapi.training.recipes.recipe import PretrainRecipe
-from topkapi.training.sweeping import Range
 
 TINY = (
     "--model tiny --hidden-size 32 --intermediate-size 64 --num-layers 1 --context-length 32 --batch-size 4 --threads 1"

@@ -94,10 +94,10 @@ def _find(arguments: argparse.Namespace) -> int:
         **dict.fromkeys(("track", "push", "save_every", "save_minutes")),
     }
     recipe = at_hand(recipe).model_copy(update=changes)
-    from topkapi.training.planning import Silent
-    from topkapi.training.precision import settled
+    from topkapi.training.planning.measuring import Silent
     from topkapi.training.run.console import Console
     from topkapi.training.run.directory import RunDirectory
+    from topkapi.training.run.precision import settled
     from topkapi.training.run.preflight import check_inputs
 
     check_inputs(recipe)
@@ -131,7 +131,7 @@ def find(training: Training, lowest: float, highest: float, steps: int) -> Found
     """
     from topkapi.training.monitoring.divergence import Diverged
     from topkapi.training.optimisation.optimisers import Rising
-    from topkapi.training.planning import Silent
+    from topkapi.training.planning.measuring import Silent
 
     points: list[Point] = []
     decay = 1 - 1 / (_SMOOTHING * steps)

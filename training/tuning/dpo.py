@@ -21,7 +21,14 @@ from topkapi.training.data.preferences import PairBatch, PairLoader, encode_pref
 from topkapi.training.data.row_files import Names
 from topkapi.training.data.weights import sources_and_weights
 from topkapi.training.data.windows import Batch
-from topkapi.training.finetune import (
+from topkapi.training.optimisation import distributed
+from topkapi.training.optimisation.log_probabilities import add_gradients, before_training, measured, of_texts
+from topkapi.training.optimisation.loss import Compiled, inputs
+from topkapi.training.recipes.recipe import DpoRecipe
+from topkapi.training.run.console import Console
+from topkapi.training.run.directory import RunDirectory
+from topkapi.training.trainer import Training
+from topkapi.training.tuning.finetune import (
     Base,
     Examples,
     assemble_tuning,
@@ -30,13 +37,6 @@ from topkapi.training.finetune import (
     report_left_out,
     split_data,
 )
-from topkapi.training.optimisation import distributed
-from topkapi.training.optimisation.log_probabilities import add_gradients, before_training, measured, of_texts
-from topkapi.training.optimisation.loss import Compiled, inputs
-from topkapi.training.recipes.recipe import DpoRecipe
-from topkapi.training.run.console import Console
-from topkapi.training.run.directory import RunDirectory
-from topkapi.training.trainer import Training
 
 
 def dpo(recipe: DpoRecipe, directory: RunDirectory, *, resume: bool, console: Console) -> Training:

@@ -21,7 +21,14 @@ from topkapi.training.data.row_files import Names
 from topkapi.training.data.verdicts import VerdictBatch, VerdictLoader, encode_verdicts, read_verdicts
 from topkapi.training.data.weights import sources_and_weights
 from topkapi.training.data.windows import Batch
-from topkapi.training.finetune import (
+from topkapi.training.optimisation import distributed
+from topkapi.training.optimisation.log_probabilities import add_gradients, before_training, measured, of_texts
+from topkapi.training.optimisation.loss import Compiled, inputs
+from topkapi.training.recipes.recipe import KtoRecipe
+from topkapi.training.run.console import Console
+from topkapi.training.run.directory import RunDirectory
+from topkapi.training.trainer import Training
+from topkapi.training.tuning.finetune import (
     Base,
     Examples,
     assemble_tuning,
@@ -30,13 +37,6 @@ from topkapi.training.finetune import (
     report_left_out,
     split_data,
 )
-from topkapi.training.optimisation import distributed
-from topkapi.training.optimisation.log_probabilities import add_gradients, before_training, measured, of_texts
-from topkapi.training.optimisation.loss import Compiled, inputs
-from topkapi.training.recipes.recipe import KtoRecipe
-from topkapi.training.run.console import Console
-from topkapi.training.run.directory import RunDirectory
-from topkapi.training.trainer import Training
 
 # How much more than the bad answers the good ones should weigh altogether: the paper's equation 8, with its digits.
 _BALANCE = (0.99, 1.34)

@@ -11,7 +11,7 @@ import yaml
 
 from topkapi.model.storage.checkpoint import weights_digest
 from topkapi.service.commands.cli import main
-from topkapi.training import precision
+from topkapi.training.run import precision
 
 SMALL = ["--model", "tiny", "--num-layers", "1", "--hidden-size", "32", "--num-heads", "2", "--num-kv-heads", "1",
          "--intermediate-size", "32", "--context-length", "16", "--batch-size", "4", "--vocab-size", "300",

@@ -13,8 +13,8 @@ from topkapi.model import native
 from topkapi.model.generation import GenerationResult
 from topkapi.model.serving import kernels
 from topkapi.service.commands.cli import main
-from topkapi.training import distillation
 from topkapi.training.data.instructions import read_conversations
+from topkapi.training.instructions import distillation
 
 ANSWERS = {
     "Good?": "It is good.",

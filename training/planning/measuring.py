@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from topkapi.training.data.windows import Batch, Loader, Tokens
 from topkapi.training.optimisation.device import PeakMemory, memory_for_a_run
 from topkapi.training.optimisation.throughput import flops_per_token, longest_text
-from topkapi.training.precision import settled
 from topkapi.training.recipes.recipe import TrainingRecipe
 from topkapi.training.run.console import Console, duration
 from topkapi.training.run.directory import RunDirectory
+from topkapi.training.run.precision import settled
 from topkapi.training.run.state import TrainerState
 from topkapi.training.trainer import Training
 

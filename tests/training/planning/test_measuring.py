@@ -16,10 +16,10 @@ import torch
 from tests.tiny import tiny_config, tiny_model
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.service.commands.cli import main
-from topkapi.training import planning
 from topkapi.training.data.inspection import OVERLAP_TOKENS, overlapping_blocks, token_findings
 from topkapi.training.data.shards import TokenData
 from topkapi.training.optimisation.device import PeakMemory, memory_for_a_run
+from topkapi.training.planning import measuring
 from topkapi.training.run.console import Console
 
 SMALL = ["--model", "tiny", "--num-layers", "1", "--hidden-size", "32", "--num-heads", "2", "--num-kv-heads", "1",
@@ -29,7 +29,7 @@ SMALL = ["--model", "tiny", "--num-layers", "1", "--hidden-size", "32", "--num-h
 
 @pytest.fixture(autouse=True)
 def short_trials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(planning, "TRIAL_SECONDS", 0.1)
+    monkeypatch.setattr(measuring, "TRIAL_SECONDS", 0.1)
     monkeypatch.chdir(tmp_path)
 
 
@@ -75,7 +75,7 @@ def test_a_run_takes_as_long_as_planned(
     tmp_path: Path, english: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within a factor of two and a half, for this machine may have other things to do in between."""
-    monkeypatch.setattr(planning, "TRIAL_SECONDS", 5.0)
+    monkeypatch.setattr(measuring, "TRIAL_SECONDS", 5.0)
     data = documents(tmp_path / "a.jsonl", *sentences(english, 400))
     given = ["--data", data, "--model", "tiny", "--context-length", "64", "--batch-size", "8", "--threads", "1",
              "--max-steps", "150"]  # fmt: skip
@@ -123,7 +123,7 @@ def test_flops_are_those_of_the_matrices(family: Any) -> None:
     tokens = torch.ones(2, 32, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
         model(tokens, torch.arange(32).expand_as(tokens), attend).sum().backward()
-    expected = planning.flops_per_token(tiny_config(family), 1.0, 32) * tokens.numel()
+    expected = measuring.flops_per_token(tiny_config(family), 1.0, 32) * tokens.numel()
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.1)
 
 

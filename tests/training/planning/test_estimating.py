@@ -8,8 +8,8 @@ import pytest
 
 from topkapi.model.errors import SettingsError
 from topkapi.service.commands.cli import main
-from topkapi.training.estimating import PUBLISHED, WATTS, amount, estimate
 from topkapi.training.optimisation.throughput import GPU_TFLOPS
+from topkapi.training.planning.estimating import PUBLISHED, WATTS, amount, estimate
 
 
 @pytest.fixture(autouse=True)

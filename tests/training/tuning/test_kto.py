@@ -26,8 +26,8 @@ from topkapi.training.data.verdicts import (
     mismatched,
     read_verdicts,
 )
-from topkapi.training.kto import Judged
 from topkapi.training.trainer import Training
+from topkapi.training.tuning.kto import Judged
 
 ASK = {"role": "user", "content": "Why?"}
 ROWS = [

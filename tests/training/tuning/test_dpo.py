@@ -19,8 +19,8 @@ from topkapi.model.transformer import Decoder
 from topkapi.service.commands.cli import main
 from topkapi.training.data.instructions import Example
 from topkapi.training.data.preferences import Pair, PairLoader, encode_preferences, read_preferences
-from topkapi.training.dpo import Preferred, dpo_loss
 from topkapi.training.trainer import Training
+from topkapi.training.tuning.dpo import Preferred, dpo_loss
 
 ASK = {"role": "user", "content": "Why?"}
 

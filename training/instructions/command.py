@@ -210,7 +210,7 @@ def _answer(arguments: argparse.Namespace) -> int:
     from topkapi.model.serving import prepare, reading
     from topkapi.model.storage.checkpoint import load_checkpoint
     from topkapi.training.data.preparation import Limits
-    from topkapi.training.distillation import answer_questions, read_earlier, read_questions
+    from topkapi.training.instructions.distillation import answer_questions, read_earlier, read_questions
 
     questions = read_questions(arguments.files)[: arguments.limit]
     for path in arguments.files:

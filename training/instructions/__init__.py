@@ -1,0 +1,1 @@
+"""Instruction data: made by rules, chosen from files, answered by a teacher."""

@@ -1,0 +1,1 @@
+"""A checkpoint trained on: on conversations, on pairs of answers, on answers with a verdict."""
