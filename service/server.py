@@ -83,7 +83,7 @@ def serve(settings: Settings, listener: socket.socket, locations: list[str]) -> 
         def make_ready() -> None:
             set_aside()
             if replicas is not None:
-                replicas.start(settings, locations)
+                replicas.start(settings, locations, listener.getsockname()[1])
                 return
             # Where links lead is noted before it is loaded.
             links = all_followed(models, locations) if settings.follow else []
@@ -96,6 +96,8 @@ def serve(settings: Settings, listener: socket.socket, locations: list[str]) -> 
             server.run(sockets=[listener])
         finally:
             models.close(0)
+            if replicas is not None:
+                replicas.end()
             if models.tracing is not None:
                 models.tracing.close()
         if server.lost is not None:

@@ -27,7 +27,7 @@ from topkapi.service.api.http.errors import INTERNAL, Refused, error_response
 from topkapi.service.calls import Call, current_call
 from topkapi.service.models import Models
 from topkapi.service.quotas import UnderWay
-from topkapi.service.replicas.replica import ARRIVED, CALL, DIALECT, TOLD, Passed
+from topkapi.service.replicas.replica import ARRIVED, CALL, DIALECT, TAKEN, TOLD, Passed
 from topkapi.service.replicas.summing import together
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,9 @@ RETRY_SECONDS = 1
 
 START_SECONDS = 10
 """After which a client may try again where no replica runs: about what one takes to start."""
+
+DESCRIBING = {"/openapi.json", "/docs"}
+"""What is described here: the routes are the same, and whether they need a key, replicas don't know."""
 
 PROBE_SECONDS = 2.0
 """How long a probe waits for a replica."""
@@ -82,7 +85,8 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         path = scope.get("path", "").removeprefix(scope.get("root_path", "")).rstrip("/") or "/"
-        if scope["type"] != "http" or (path in OPEN and self._models.draining):
+        own = path in DESCRIBING or path.startswith("/static-offline-docs/") or (path in OPEN and self._models.draining)
+        if scope["type"] != "http" or own:
             await self._app(scope, receive, send)
             return
         call = current_call() or Call()
@@ -127,6 +131,7 @@ class _Answering:
         self._call, self._replicas = call, replicas
         self._dialect: Dialect = dialect_of(scope)
         self._started = self._stream = self._over = False
+        self._taken = 0
 
     async def answer(self, path: str, seconds: float) -> None:
         """Pass the request on. Raises `TopkapiError` where nothing has been answered yet."""
@@ -135,8 +140,8 @@ class _Answering:
             return
         under_way = UnderWay()
         if self._call.quota is not None and self._scope["method"] == "POST":
-            self._call.quota.begin(0, under_way)
-        request = Passed.of(self._scope, body, self._call.key, self._headers())
+            self._call.quota.enter(under_way)
+        request = Passed.of(self._scope, body, self._call, self._headers())
         passing = asyncio.ensure_future(self._pass_on(request, _holder(path, self._scope), seconds))
         leaving = asyncio.ensure_future(_left(self._receive))
         try:
@@ -181,20 +186,19 @@ class _Answering:
     async def _forward(self, message: Message) -> None:
         if message["type"] == DIALECT:
             self._dialect = self._scope["app"].state.dialects.named(message["name"]) or self._dialect
+        elif message["type"] == TAKEN:
+            if self._call.quota is not None:
+                self._call.quota.use("tokens", message["tokens"] - self._taken)
+            self._taken = message["tokens"]
         elif message["type"] == CALL:
-            self._note(message)
+            for name in TOLD:
+                setattr(self._call, name, message[name])
         else:
             if message["type"] == "http.response.start":
                 self._started = True
                 self._stream = dict(message["headers"]).get(b"content-type", b"").startswith(b"text/event-stream")
             self._over = message["type"] == "http.response.body" and not message.get("more_body", False)
             await self._send(message)
-
-    def _note(self, message: Message) -> None:
-        for name in TOLD:
-            setattr(self._call, name, message[name])
-        if self._call.quota is not None:
-            self._call.quota.use("tokens", self._call.prompt_tokens + self._call.generated_tokens)
 
     async def _break_off(self, error: TopkapiError) -> None:
         """Tell of an error in whatever way is left. Raises it where nothing has been said yet."""
