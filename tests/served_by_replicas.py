@@ -54,7 +54,7 @@ class Copies(Models):
 
 
 class Ray:
-    """Ray's processes: started when they are first asked for, on loopback alone, ended with the one that starts them."""
+    """Ray's processes: started when they are first asked for, on loopback alone, ended with the one that starts."""
 
     STARTING = f"""
 import sys, ray
