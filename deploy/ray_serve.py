@@ -5,12 +5,13 @@ the file that TOPKAPI_CONFIG names. Every node needs Topkapi with the extra `ray
 keys at the same paths. Whoever reaches Ray's own ports can run code: they belong into a network of their own.
 """
 
-from topkapi.service.commands.launch import check_replicas
+from topkapi.service.commands.launch import check_deployed, check_replicas
 from topkapi.service.locations import all_at_hand, check_locations, default_checkpoints
 from topkapi.service.replicas.ray_serve import application
 from topkapi.service.settings import Settings
 
 settings = Settings.read()
+check_deployed(settings)
 check_replicas(settings)
 locations, settings = all_at_hand(default_checkpoints(settings), settings)
 check_locations(locations, settings)

@@ -199,6 +199,10 @@ class Server(uvicorn.Server):
             self.failure = error
             self.should_exit = True
             return
+        if threading.current_thread() is threading.main_thread():
+            # Ray, which is started meanwhile, puts handlers before these, which print a trace of the process first.
+            for each in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(each, signal.getsignal(each))
         host, port = self._listener.getsockname()[:2]
         shown = "127.0.0.1" if host == "0.0.0.0" else f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{port}{self._models.settings.root_path or ''}"

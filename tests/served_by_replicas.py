@@ -132,7 +132,8 @@ def serve_by_replicas(
         with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {secret}"} if secret else {}) as watching:
             yield url, copies, watching, process.terminate
         process.terminate()
-        assert process.wait(60) == 0, log.read_text(errors="replace")[-3000:]
+        code = process.wait(60)
+        assert code == 0, f"ended with {code}: {log.read_text(errors='replace')[-3000:]}"
     finally:
         process.kill()
         process.wait()

@@ -6,6 +6,7 @@ This module alone imports Ray, which is heavy, and an extra; it is imported wher
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
 import socket
@@ -20,6 +21,7 @@ from ray.exceptions import RayActorError
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.request_router import RequestRouter
+from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from topkapi.model.errors import SettingsError
@@ -40,8 +42,14 @@ STORE_BYTES = 256 * 2**20
 LOOPBACK = {"_node_ip_address": "127.0.0.1"}
 """On one machine nobody else is to reach Ray."""
 
+QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
+"""What Ray Serve says itself: who asked for what is the front's to log, if anybody's."""
+
 END_SECONDS = 3.0
 """How long is waited for replicas to end on a cluster, which goes on ending them."""
+
+LONGEST_SECONDS = 3600.0
+"""How long a replica that is not needed any more may take for its last answers."""
 
 CHECK_SECONDS = 2
 """How often a replica is asked whether it is well."""
@@ -93,6 +101,8 @@ class RayReplicas:
         ending.join(END_SECONDS)
 
     def _start(self, settings: Settings, locations: Sequence[str], port: int) -> None:
+        for name in ("ray", "ray.serve"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Else Ray's workers give way to everything else on the machine.
         os.environ.setdefault("RAY_worker_niceness", "0")
@@ -106,8 +116,9 @@ class RayReplicas:
             cores = max(os.cpu_count() or 1, most)
             here = {"include_dashboard": False, "num_cpus": cores, "object_store_memory": STORE_BYTES} | LOOPBACK
         try:
-            ray.init(configure_logging=False, **here)
-            serve.start(http_options={"location": "NoServer"})
+            # Its lines are none of JSON; they lie in its own logs.
+            ray.init(configure_logging=False, log_to_driver=settings.log_format == "text", **here)
+            serve.start(http_options={"location": "NoServer"}, logging_config=QUIET)
             handle = serve.run(replicas_of(settings, locations), name=name, route_prefix=None)
         except Exception as error:
             # Ray has no exception of its own for most of what may keep it from starting.
@@ -232,6 +243,7 @@ def replicas_of(settings: Settings, locations: Sequence[str]) -> Any:
                 max_replicas=settings.max_replicas,
                 # What runs, and what waits in a replica's own queue.
                 target_ongoing_requests=settings.requests_per_replica,
+                downscale_delay_s=settings.replica_seconds,
             )
         }
     threads = threads_of(settings)
@@ -241,8 +253,10 @@ def replicas_of(settings: Settings, locations: Sequence[str]) -> Any:
         # Each replica bounds what waits itself, by requests, tokens and time, and refuses with an honest Retry-After.
         max_ongoing_requests=settings.max_connections,
         ray_actor_options={"num_cpus": threads},
-        graceful_shutdown_timeout_s=settings.drain_seconds + 5,
+        # A replica that is not needed any more ends what it has begun.
+        graceful_shutdown_timeout_s=settings.drain_seconds + 5 if settings.max_replicas is None else LONGEST_SECONDS,
         health_check_period_s=CHECK_SECONDS,
+        logging_config=QUIET,
         request_router_config=RequestRouterConfig(request_router_class=HolderFirst),
         **number,
     )
@@ -256,5 +270,6 @@ def application(settings: Settings, locations: Sequence[str]) -> Any:
         name="front",
         max_ongoing_requests=settings.max_connections,
         ray_actor_options={"num_cpus": 0},
+        logging_config=QUIET,
     )
     return front.bind(settings, replicas_of(settings, locations))
