@@ -1,4 +1,4 @@
-"""Topkapi on a Ray cluster: `serve run deploy.ray_serve:app` in a checkout, or `import_path` of a RayService.
+"""Topkapi on a Ray cluster: `serve run deploy/ray_serve.yaml` in a checkout, or that file's text in a RayService.
 
 Settings are those of `topkapi serve`: variables (TOPKAPI_REPLICAS, TOPKAPI_MAX_REPLICAS, TOPKAPI_CHECKPOINTS, …) and
 the file that TOPKAPI_CONFIG names. Every node needs Topkapi with the extra `ray`, the checkpoints and the file of

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 import httpx
 
+from topkapi.engine.engine import Engine
 from topkapi.service.loaded_model import LoadedModel
 from topkapi.service.models import Models
 from topkapi.service.settings import Settings
@@ -46,11 +47,23 @@ class Elsewhere:
 
 
 class Copies(Models):
-    """The checkpoints that replicas serve, once more, for what compares."""
+    """The checkpoints that replicas serve, once more, for what compares; their engines are not to be had."""
+
+    def __iter__(self) -> Iterator[LoadedModel]:
+        return map(without_engine, super().__iter__())
 
     def get(self, name: str | None = None) -> LoadedModel:
-        """As `Models.get`, without an engine."""
-        return replace(super().get(name), engine=Elsewhere())  # type: ignore[arg-type]
+        """As `Models.get`."""
+        return without_engine(super().get(name))
+
+    @property
+    def _engines(self) -> tuple[Engine, ...]:
+        return tuple(model.engine for model in super().__iter__())
+
+
+def without_engine(model: LoadedModel) -> LoadedModel:
+    """The checkpoint with nothing that could be taken for what computes its answers."""
+    return replace(model, engine=Elsewhere())  # type: ignore[arg-type]
 
 
 class Ray:

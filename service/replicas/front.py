@@ -94,6 +94,10 @@ class Front:
             if path == "/metrics":
                 await self._metrics(scope, receive, send)
             elif changes_what_is_loaded(scope["method"], path):
+                if not any(route.path_regex.match(path) and scope["method"] in route.methods
+                           for route in scope["app"].state.api_routes):  # fmt: skip
+                    await self._app(scope, receive, send)
+                    return
                 raise Refused(
                     409, "conflict", "replicas serve the checkpoints and adapters that they were started with",
                     hint="start the server anew with others; deployed on Ray Serve, deploy it again",

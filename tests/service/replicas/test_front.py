@@ -242,6 +242,7 @@ def test_checkpoints_are_not_changed_in_one_replica_alone(front: Replicated) -> 
     ):
         assert answer.status_code == 409 and "replicas" in answer.json()["error"]["message"]
     assert front.client.get("/models").status_code == 200
+    assert deleted("/models").status_code == 405 and "POST" in deleted("/models").headers["Allow"]
 
 
 def test_the_front_says_that_a_silent_stream_is_there(checkpoint: Path, monkeypatch) -> None:

@@ -189,7 +189,7 @@ def test_the_async_openai_client(server) -> None:
             pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]
             assert "".join(pieces) == texts[0]
             slow = asyncio.create_task(create(model="tiny", messages=USER, **ENDLESS))
-            while not any(model.engine.running for model in server.models):
+            while not server.running:
                 await asyncio.sleep(0.01)
             slow.cancel()
             with pytest.raises(asyncio.CancelledError):
