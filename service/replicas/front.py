@@ -150,8 +150,9 @@ class _Answering:
         leaving = asyncio.ensure_future(_left(self._receive))
         try:
             await asyncio.wait({passing, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if passing.done():
-                passing.result()
+            # Whoever has been told everything has not left before the end, though the connection counts as left then.
+            if passing.done() or self._over:
+                await passing
             else:
                 self._call.refusal = "client_gone"
         finally:

@@ -159,6 +159,17 @@ def test_who_leaves_is_computed_no_further(front: Replicated) -> None:
     wait_for(lambda: not front.local.running)
 
 
+def test_who_has_been_answered_is_not_noted_as_gone(front: Replicated) -> None:
+    def gone() -> list[str]:
+        return re.findall(r'reason="client_gone"} (\S+)', front.client.get("/metrics").text)
+
+    before = gone()
+    for _ in range(20):
+        assert front.post("/generate", **ASK).status_code == 200
+        assert front.post("/generate", **ASK | {"stream": True}).status_code == 200
+    assert gone() == before
+
+
 def wait_for(done: Callable[[], bool]) -> None:
     end = time.monotonic() + 20
     while not done():
