@@ -1,7 +1,7 @@
 """What stands before replicas: the application's rules for who may ask what, and each request passed on to one of them.
 
-It has the application's middleware and routes, and no checkpoints: whatever takes one is a replica's to answer. A
-replica that is lost takes its own requests with it; their clients are told so, and to send them again.
+It has the application's middleware, routes and studio, and no checkpoints: what routes take is for replicas to answer.
+A replica that is lost takes its own requests with it; their clients are told so, and to send them again.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from topkapi.service.models import Models
 from topkapi.service.quotas import UnderWay
 from topkapi.service.replicas.replica import ARRIVED, CALL, DIALECT, TAKEN, TOLD, Passed
 from topkapi.service.replicas.summing import together
+from topkapi.service.ui.late import place_studio
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +38,6 @@ RETRY_SECONDS = 1
 
 START_SECONDS = 10
 """After which a client may try again where no replica runs: about what one takes to start."""
-
-DESCRIBING = {"/openapi.json", "/docs"}
-"""What is described here: the routes are the same, and whether they need a key, replicas don't know."""
 
 PROBE_SECONDS = 2.0
 """How long a probe waits for a replica."""
@@ -74,6 +72,8 @@ class Replicas(Protocol):
 def stand_before(replicas: Replicas, app: FastAPI, models: Models) -> None:
     """Have `app` pass on to `replicas` what comes through its middleware; `models`, empty, says whether it drains."""
     app.user_middleware.append(Middleware(Front, models=models, replicas=replicas))
+    if models.settings.studio:
+        place_studio(app, models, models.settings)
 
 
 class Front:
@@ -85,8 +85,9 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         path = scope.get("path", "").removeprefix(scope.get("root_path", "")).rstrip("/") or "/"
-        own = path in DESCRIBING or path.startswith("/static-offline-docs/") or (path in OPEN and self._models.draining)
-        if scope["type"] != "http" or own:
+        if scope["type"] != "http" or (path in OPEN and self._models.draining) or not _taken(scope, path):
+            # What no route of the API takes is described, shown or refused here: pages ask one process alone, and
+            # whether the routes need a key, replicas don't know.
             await self._app(scope, receive, send)
             return
         call = current_call() or Call()
@@ -94,10 +95,6 @@ class Front:
             if path == "/metrics":
                 await self._metrics(scope, receive, send)
             elif changes_what_is_loaded(scope["method"], path):
-                if not any(route.path_regex.match(path) and scope["method"] in route.methods
-                           for route in scope["app"].state.api_routes):  # fmt: skip
-                    await self._app(scope, receive, send)
-                    return
                 raise Refused(
                     409, "conflict", "replicas serve the checkpoints and adapters that they were started with",
                     hint="start the server anew with others; deployed on Ray Serve, deploy it again",
@@ -215,6 +212,12 @@ class _Answering:
         self._call.refusal = error.kind
         last = written(self._dialect.failure(error), mark=self._dialect.data_mark)
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
+
+
+def _taken(scope: Scope, path: str) -> bool:
+    """Whether a route of the API takes a request."""
+    routes = scope["app"].state.api_routes
+    return any(route.path_regex.match(path) and scope["method"] in route.methods for route in routes)
 
 
 async def _whole(receive: Receive) -> bytes | None:

@@ -17,7 +17,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from topkapi.service.api.http.dialect import dialect_of
-from topkapi.service.app import add_studio, create_api
+from topkapi.service.app import create_api
 from topkapi.service.calls import Call, current_call
 from topkapi.service.keys import Key
 from topkapi.service.models import Models
@@ -72,11 +72,11 @@ class Passed:
 
 
 def for_replicas(settings: Settings, threads: int | None) -> Settings:
-    """The settings of a replica: who may ask it what, and signs of life, are the front's business."""
+    """The settings of a replica: who may ask it what, signs of life and the studio are the front's business."""
     return settings.model_copy(update={
         "config": None, "host": "127.0.0.1", "keys": None, "api_key": None, "insecure": True, "allowed_hosts": ("*",),
         "access_log": False, "stream_keep_alive": 0.0, "threads": settings.threads or threads, "replicas": 1,
-        "max_replicas": None,
+        "max_replicas": None, "studio": False,
     })  # fmt: skip
 
 
@@ -87,7 +87,6 @@ class Replica:
         self._models = models
         self._app = create_api(models, models.settings)
         self._app.user_middleware.append(Middleware(_Within))
-        add_studio(self._app, models, models.settings)
         self._living: asyncio.Task[None] | None = None
 
     def check(self) -> None:

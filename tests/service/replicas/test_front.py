@@ -80,7 +80,7 @@ class Replicated:
 
 @contextmanager
 def replicated(checkpoint: Path, count: int = 2, **given: Any) -> Iterator[Replicated]:
-    settings = Settings.read(port=0, studio=False, **given)
+    settings = Settings.read(port=0, **({"studio": False} | given))
     models = Models(settings)
     local = Local(checkpoint, settings, count)
     app = create_api(models, settings)
@@ -272,6 +272,25 @@ def test_the_front_says_that_a_silent_stream_is_there(checkpoint: Path, monkeypa
         assert ["event: " + part.split("event: ")[1].split("\n")[0] for part in said] == ["event: token"] * 2 + [
             "event: done"
         ]
+
+
+def test_the_studio_is_the_fronts_own(checkpoint: Path) -> None:
+    """Its page and what that calls are of one process, whose sessions it has."""
+    with replicated(checkpoint, studio=True) as front:
+        page = front.client.get("/")
+        assert page.status_code == 200 and "gradio" in page.text
+        for place in set(re.findall(r'(?:src|href)="\.?(/?(?:assets|studio)/[^"]+)"', page.text)):
+            assert front.client.get("/" + place.lstrip("/")).status_code == 200, place
+        assert front.client.get("/gradio_api/info").status_code == 200
+        assert front.local.asked == []
+        assert front.post("/", inputs="one", parameters={"max_new_tokens": 1}).status_code == 200
+        assert len(front.local.asked) == 1
+
+
+def test_what_no_route_takes_is_not_a_replicas(front: Replicated) -> None:
+    for method, path, status in (("TRACE", "/metrics", 405), ("GET", "/generate", 405), ("POST", "/nothing", 404)):
+        assert front.client.request(method, path).status_code == status
+    assert front.local.asked == []
 
 
 def test_what_is_described_is_the_fronts_own(front: Replicated) -> None:

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,18 +41,22 @@ def served(checkpoint: Path, *flags: str) -> Iterator[str]:
     pytest.importorskip("ray", reason="needs ray[serve]")
     command = [sys.executable, "-m", "topkapi.service.commands.cli", "serve", str(checkpoint),
                "--port", "0", "--no-studio", "--threads", "1", *flags]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            if found := re.search(r"Ready at (http://[\d.]+:\d+)", line):
-                break
-        yield found[1]  # type: ignore[index]
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.wait()
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                if found := re.search(r"Ready at (http://[\d.]+:\d+)", line):
+                    break
+            yield found[1]  # type: ignore[index]
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+            log.seek(0)
+            assert "SIGTERM" not in log.read(), "Ray's handler has come first"
+        finally:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture
