@@ -104,8 +104,23 @@ class Quota:
         self._need("requests", 1)
         self.use("requests", 1)
 
-    def begin(self, tokens: int, work: Working | None = None) -> None:
+    def begin(self, tokens: int, work: Working) -> None:
         """Begin work that reads so many tokens. Raises `RateLimited`, and then takes nothing."""
+        self._need_room()
+        self._need("tokens", tokens)
+        self.use("tokens", tokens)
+        self._note(work)
+
+    def enter(self, work: Working) -> None:
+        """Begin work whose tokens are counted where it is done. Raises `RateLimited`."""
+        self._need_room()
+        self._note(work)
+
+    def _note(self, work: Working) -> None:
+        if self.limits.concurrency is not None:
+            self._working.add(work)
+
+    def _need_room(self) -> None:
         most = self.limits.concurrency
         if most is not None:
             under_way = sum(not each.over for each in self._working)
@@ -113,15 +128,16 @@ class Quota:
                 requests = "request" if most == 1 else "requests"
                 message = f"the key {self.name} may have {most} {requests} under way at once, and has {under_way}"
                 raise RateLimited(message, limited="concurrency", retry_after=1, hint="send it when one has ended")
-        self._need("tokens", tokens)
-        self.use("tokens", tokens)
-        if work is not None and most is not None:
-            self._working.add(work)
 
     def use(self, limited: Limited, amount: int) -> None:
         """Take what was used."""
         if limited in self.buckets:
             self.buckets[limited].take(amount)
+
+    def share(self) -> tuple[int, float] | None:
+        """Tokens a minute, and what is left of them, for a `Share`; None where there is no such limit."""
+        bucket = self.buckets.get("tokens")
+        return None if bucket is None else (bucket.limit, bucket.left)
 
     def _need(self, limited: Limited, amount: int) -> None:
         bucket = self.buckets.get(limited)
@@ -131,3 +147,19 @@ class Quota:
             message = f"the key {self.name} may use {per_minute}{needed}"
             hint = f"try again in {math.ceil(wait)} s"
             raise RateLimited(message, limited=limited, retry_after=wait, hint=hint)
+
+
+class Share(Quota):
+    """The quota of one request in another process than that which counts what its key uses: what was left of the key's
+    tokens when the request was passed on, and what it has `taken` of them since."""
+
+    def __init__(self, name: str, limit: int, left: float) -> None:
+        super().__init__(name, Limits(tokens_per_minute=limit))
+        self.buckets["tokens"].take(limit - left)
+        self.taken = 0
+
+    def use(self, limited: Limited, amount: int) -> None:
+        """As `Quota.use`."""
+        super().use(limited, amount)
+        if limited == "tokens":
+            self.taken += amount

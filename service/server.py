@@ -83,7 +83,7 @@ def serve(settings: Settings, listener: socket.socket, locations: list[str]) -> 
         def make_ready() -> None:
             set_aside()
             if replicas is not None:
-                replicas.start(settings, locations)
+                replicas.start(settings, locations, listener.getsockname()[1])
                 return
             # Where links lead is noted before it is loaded.
             links = all_followed(models, locations) if settings.follow else []
@@ -96,6 +96,8 @@ def serve(settings: Settings, listener: socket.socket, locations: list[str]) -> 
             server.run(sockets=[listener])
         finally:
             models.close(0)
+            if replicas is not None:
+                replicas.end()
             if models.tracing is not None:
                 models.tracing.close()
         if server.lost is not None:
@@ -197,6 +199,10 @@ class Server(uvicorn.Server):
             self.failure = error
             self.should_exit = True
             return
+        if threading.current_thread() is threading.main_thread():
+            # Ray, which is started meanwhile, puts handlers before these, which print a trace of the process first.
+            for each in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(each, signal.getsignal(each))
         host, port = self._listener.getsockname()[:2]
         shown = "127.0.0.1" if host == "0.0.0.0" else f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{port}{self._models.settings.root_path or ''}"

@@ -138,6 +138,9 @@ class Settings(BaseSettings):
     requests_per_replica: int = setting(
         16, "requests, running or waiting, that each replica is to have before another one is started", ge=1
     )
+    replica_seconds: float = in_seconds(
+        600.0, "that replicas have less to do than that before one of them is ended", ge=0
+    )
     draft: Path | None = setting(
         None,
         "smaller checkpoint with the same vocabulary that guesses ahead: the same answers, sooner [none]",

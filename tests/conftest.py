@@ -3,9 +3,8 @@
 import os
 import pydoc_data.topics
 import random
+import re
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ import pytest
 import torch
 import uvicorn
 
+from tests.served_by_replicas import REPLICAS, Ray, serve_by_replicas
 from topkapi.model.config import ModelConfig
 from topkapi.model.conversation.chat_template import BUILT_IN_TEMPLATES, ChatTemplate
 from topkapi.model.storage.checkpoint import save_checkpoint
@@ -105,6 +105,8 @@ class Served:
     models: Models
     client: httpx.Client
     stop: Callable[[], None]
+    watching: httpx.Client | None = None
+    """Reads the metrics of replicas, where they have the engines."""
 
     def post(self, path: str, /, **body: object) -> httpx.Response:
         """POST a JSON body."""
@@ -119,17 +121,63 @@ class Served:
     def wait_until_idle(self, seconds: float = 20.0) -> None:
         """Wait until no engine has anything to do; fails if that takes too long."""
         end = time.monotonic() + seconds
-        while any(model.engine.running or model.engine.waiting for model in self.models):
+        while self.running or self.waiting:
             assert time.monotonic() < end, "the engine is still busy"
             time.sleep(0.01)
 
+    @property
+    def running(self) -> int:
+        """Requests that are being computed."""
+        return self._number("running")
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queues."""
+        return self._number("waiting")
+
+    def _number(self, kind: str) -> int:
+        if self.watching is None:
+            return sum(getattr(model.engine, kind) for model in self.models)
+        metrics = self.watching.get("/metrics")
+        assert metrics.status_code == 200, metrics.text
+        numbers = re.findall(rf"^topkapi_num_requests_{kind}{{.*}} (\S+)$", metrics.text, re.MULTILINE)
+        assert len(numbers) == len(self.models) * int(REPLICAS or 1), metrics.text
+        return int(sum(map(float, numbers)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where replicas serve, what can be tried in one process alone is skipped, and says why."""
+    for item in items if REPLICAS is not None else ():
+        if (mark := item.get_closest_marker("one_process")) is not None:
+            (why,) = mark.args
+            item.add_marker(pytest.mark.skip(reason=f"in one process alone: {why}"))
+
 
 @pytest.fixture(scope="session")
-def serve() -> Callable[..., object]:
-    """`with serve(checkpoint, …, setting=value) as served`: a server on a free port, in a thread of its own."""
+def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray]:
+    """The Ray on which the replicas of this session's servers run."""
+    started = Ray(tmp_path_factory.mktemp("ray") / "log")
+    yield started
+    started.end()
+
+
+@pytest.fixture(scope="session")
+def serve(ray: Ray, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., object]:
+    """`with serve(checkpoint, …, setting=value) as served`: a server on a free port, in a thread of its own.
+
+    With SERVED_REPLICAS it is one whose replicas have the checkpoints.
+    """
 
     @contextmanager
     def start(*checkpoints: Path, **settings: object) -> Iterator[Served]:
+        if REPLICAS is not None and checkpoints:
+            log = tmp_path_factory.mktemp("served") / "log"
+            with (
+                serve_by_replicas(ray, log, *checkpoints, **settings) as (url, copies, watching, stop),
+                httpx.Client(base_url=url, timeout=60) as client,
+            ):
+                yield Served(url, copies, client, stop, watching)
+            return
         chosen = Settings.read(port=0, **({"studio": False} | settings))
         models = Models(chosen)
         for checkpoint in checkpoints:
@@ -155,32 +203,8 @@ def served(serve: Callable, tiny_checkpoint: Callable[..., Path]) -> Iterator[Se
     """One server for many tests: `chat` (context 128, the default) and `base` (no template, context 2048)."""
     chat = tiny_checkpoint("chat", context=128)
     base = tiny_checkpoint("base", chat=False, seed=1, context=2048)
-    replicas = os.environ.get("SERVED_REPLICAS")
-    with serve(chat, base) if replicas is None else serve_replicas(replicas, chat, base) as running:
+    with serve(chat, base) as running:
         yield running
-
-
-@contextmanager
-def serve_replicas(replicas: str, *checkpoints: Path) -> Iterator[Served]:
-    """`topkapi serve --replicas N`, for `SERVED_REPLICAS=2 pytest tests/service/api`; `models` are loaded here, too.
-
-    So what compares answers can be tried with it, and what looks into the server can't.
-    """
-    models = Models(Settings.read(studio=False))
-    for checkpoint in checkpoints:
-        models.load(str(checkpoint))
-    flags = ["--replicas", replicas, "--port", "0", "--no-studio"]
-    command = [sys.executable, "-m", "topkapi.service.commands.cli", "serve", *map(str, checkpoints), *flags]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        url = next(line.split()[2] for line in process.stdout if line.startswith("Ready at "))
-        with httpx.Client(base_url=url, timeout=60) as client:
-            yield Served(url, models, client, process.terminate)
-    finally:
-        process.terminate()
-        process.wait(60)
-        models.close()
 
 
 @pytest.fixture(scope="session")

@@ -121,7 +121,7 @@ def _error(error: TopkapiError) -> tuple[int, dict[str, Any]]:
 
 SGLANG = Dialect("sglang", _error, fields={"/generate": ("text", "input_ids")})
 
-ERRORS = errors_of(SGLangError, 413, 415, 500, more={
+ERRORS = errors_of(SGLangError, 408, 413, 415, 500, more={
     400: "The body is not valid JSON, or a field is wrong",
     404: "No checkpoint is loaded",
     503: "The queue is full, wait Retry-After seconds; or the checkpoint is being unloaded",

@@ -159,6 +159,17 @@ def check_exposure(settings: Settings) -> None:
         )
 
 
+def check_deployed(settings: Settings) -> None:
+    """Raise `SettingsError` where others listen for the server, wherever that is, and would let everybody use it."""
+    if not KeyRing.of(settings).required and not settings.insecure:
+        raise SettingsError(
+            "whoever reaches the proxies of Ray Serve could use this server, and there are no keys",
+            field="keys",
+            hint="set TOPKAPI_KEYS to a file of keys, or TOPKAPI_API_KEY; TOPKAPI_INSECURE=true serves everybody",
+        )
+    _check_kept(settings)
+
+
 def check_replicas(settings: Settings) -> None:
     """Raise `SettingsError` for what can't be had with several processes."""
     if not settings.replicated:
@@ -167,6 +178,13 @@ def check_replicas(settings: Settings) -> None:
     if most is not None and most < settings.replicas:
         message = f"max_replicas is {most}, and {flag_of('replicas')} {settings.replicas}"
         raise SettingsError(message, field="max_replicas", hint="leave max_replicas out for a fixed number")
+    _check_kept(settings)
+    if find_spec("ray") is None:
+        raise SettingsError("replicas need Ray Serve", field="replicas", hint="pip install 'topkapi[ray]'")
+
+
+def _check_kept(settings: Settings) -> None:
+    """Raise `SettingsError` for what would change the checkpoints of replicas."""
     for name, loads in (
         ("model_directory", "requests load"),
         ("hub_models", "requests load"),
@@ -175,8 +193,6 @@ def check_replicas(settings: Settings) -> None:
         if getattr(settings, name):
             message = f"with {flag_of(name)} {loads} checkpoints, and replicas keep those that they were started with"
             raise SettingsError(message, field=name, hint=f"leave {flag_of(name)} out, or serve from one process")
-    if find_spec("ray") is None:
-        raise SettingsError("replicas need Ray Serve", field="replicas", hint="pip install 'topkapi[ray]'")
 
 
 def bind(host: str, port: int) -> socket.socket:

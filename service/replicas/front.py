@@ -1,7 +1,7 @@
 """What stands before replicas: the application's rules for who may ask what, and each request passed on to one of them.
 
-It has the application's middleware and routes, and no checkpoints: whatever takes one is a replica's to answer. A
-replica that is lost takes its own requests with it; their clients are told so, and to send them again.
+It has the application's middleware, routes and studio, and no checkpoints: what routes take is for replicas to answer.
+A replica that is lost takes its own requests with it; their clients are told so, and to send them again.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from topkapi.service.api.http.errors import INTERNAL, Refused, error_response
 from topkapi.service.calls import Call, current_call
 from topkapi.service.models import Models
 from topkapi.service.quotas import UnderWay
-from topkapi.service.replicas.replica import ARRIVED, CALL, DIALECT, TOLD, Passed
+from topkapi.service.replicas.replica import ARRIVED, CALL, DIALECT, TAKEN, TOLD, Passed
 from topkapi.service.replicas.summing import together
+from topkapi.service.ui.late import place_studio
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,8 @@ class Replicas(Protocol):
 def stand_before(replicas: Replicas, app: FastAPI, models: Models) -> None:
     """Have `app` pass on to `replicas` what comes through its middleware; `models`, empty, says whether it drains."""
     app.user_middleware.append(Middleware(Front, models=models, replicas=replicas))
+    if models.settings.studio:
+        place_studio(app, models, models.settings)
 
 
 class Front:
@@ -82,7 +85,9 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         path = scope.get("path", "").removeprefix(scope.get("root_path", "")).rstrip("/") or "/"
-        if scope["type"] != "http" or (path in OPEN and self._models.draining):
+        if scope["type"] != "http" or (path in OPEN and self._models.draining) or not _taken(scope, path):
+            # What no route of the API takes is described, shown or refused here: pages ask one process alone, and
+            # whether the routes need a key, replicas don't know.
             await self._app(scope, receive, send)
             return
         call = current_call() or Call()
@@ -127,6 +132,7 @@ class _Answering:
         self._call, self._replicas = call, replicas
         self._dialect: Dialect = dialect_of(scope)
         self._started = self._stream = self._over = False
+        self._taken = 0
 
     async def answer(self, path: str, seconds: float) -> None:
         """Pass the request on. Raises `TopkapiError` where nothing has been answered yet."""
@@ -135,14 +141,15 @@ class _Answering:
             return
         under_way = UnderWay()
         if self._call.quota is not None and self._scope["method"] == "POST":
-            self._call.quota.begin(0, under_way)
-        request = Passed.of(self._scope, body, self._call.key, self._headers())
+            self._call.quota.enter(under_way)
+        request = Passed.of(self._scope, body, self._call, self._headers())
         passing = asyncio.ensure_future(self._pass_on(request, _holder(path, self._scope), seconds))
         leaving = asyncio.ensure_future(_left(self._receive))
         try:
             await asyncio.wait({passing, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if passing.done():
-                passing.result()
+            # Whoever has been told everything has not left before the end, though the connection counts as left then.
+            if passing.done() or self._over:
+                await passing
             else:
                 self._call.refusal = "client_gone"
         finally:
@@ -181,20 +188,19 @@ class _Answering:
     async def _forward(self, message: Message) -> None:
         if message["type"] == DIALECT:
             self._dialect = self._scope["app"].state.dialects.named(message["name"]) or self._dialect
+        elif message["type"] == TAKEN:
+            if self._call.quota is not None:
+                self._call.quota.use("tokens", message["tokens"] - self._taken)
+            self._taken = message["tokens"]
         elif message["type"] == CALL:
-            self._note(message)
+            for name in TOLD:
+                setattr(self._call, name, message[name])
         else:
             if message["type"] == "http.response.start":
                 self._started = True
                 self._stream = dict(message["headers"]).get(b"content-type", b"").startswith(b"text/event-stream")
             self._over = message["type"] == "http.response.body" and not message.get("more_body", False)
             await self._send(message)
-
-    def _note(self, message: Message) -> None:
-        for name in TOLD:
-            setattr(self._call, name, message[name])
-        if self._call.quota is not None:
-            self._call.quota.use("tokens", self._call.prompt_tokens + self._call.generated_tokens)
 
     async def _break_off(self, error: TopkapiError) -> None:
         """Tell of an error in whatever way is left. Raises it where nothing has been said yet."""
@@ -206,6 +212,12 @@ class _Answering:
         self._call.refusal = error.kind
         last = written(self._dialect.failure(error), mark=self._dialect.data_mark)
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
+
+
+def _taken(scope: Scope, path: str) -> bool:
+    """Whether a route of the API takes a request."""
+    routes = scope["app"].state.api_routes
+    return any(route.path_regex.match(path) and scope["method"] in route.methods for route in routes)
 
 
 async def _whole(receive: Receive) -> bytes | None:

@@ -6,8 +6,10 @@ This module alone imports Ray, which is heavy, and an extra; it is imported wher
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
+import socket
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Future
@@ -19,6 +21,7 @@ from ray.exceptions import RayActorError
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.request_router import RequestRouter
+from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from topkapi.model.errors import SettingsError
@@ -39,6 +42,15 @@ STORE_BYTES = 256 * 2**20
 LOOPBACK = {"_node_ip_address": "127.0.0.1"}
 """On one machine nobody else is to reach Ray."""
 
+QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
+"""What Ray Serve says itself: who asked for what is the front's to log, if anybody's."""
+
+END_SECONDS = 3.0
+"""How long is waited for replicas to end on a cluster, which goes on ending them."""
+
+LONGEST_SECONDS = 3600.0
+"""How long a replica that is not needed any more may take for its last answers."""
+
 CHECK_SECONDS = 2
 """How often a replica is asked whether it is well."""
 
@@ -48,16 +60,22 @@ class RayReplicas:
 
     def __init__(self, handle: Any = None) -> None:
         self._handle = self._asking = handle
+        self._on_cluster: str | None = None
+        """What they are called on a cluster, which runs them until it is told not to."""
         if handle is not None:
             self._take(handle)
 
-    def start(self, settings: Settings, locations: Sequence[str]) -> None:
-        """Start them on this machine, or on the cluster that RAY_ADDRESS names, and wait until they serve."""
+    def start(self, settings: Settings, locations: Sequence[str], port: int) -> None:
+        """Start them on this machine, or on the cluster that RAY_ADDRESS names, and wait until they serve.
+
+        There they are known by this machine's name and the `port` that is listened to: other servers' replicas are left
+        alone, and those of a server that was here before, and could not end its own, are replaced.
+        """
         started: Future[None] = Future()
 
         def run() -> None:
             try:
-                self._start(settings, locations)
+                self._start(settings, locations, port)
             except BaseException as error:
                 started.set_exception(error)
             else:
@@ -68,18 +86,40 @@ class RayReplicas:
         threading.Thread(target=run, name="ray", daemon=True).start()
         started.result()
 
-    def _start(self, settings: Settings, locations: Sequence[str]) -> None:
+    def end(self) -> None:
+        """End them where they would outlive this process: on a cluster."""
+        if self._on_cluster is None:
+            return
+
+        def run() -> None:
+            with contextlib.suppress(Exception):
+                serve.delete(self._on_cluster)
+
+        # Not waited for, it would not even be asked for: this process ends next.
+        ending = threading.Thread(target=run, name="ray", daemon=True)
+        ending.start()
+        ending.join(END_SECONDS)
+
+    def _start(self, settings: Settings, locations: Sequence[str], port: int) -> None:
+        for name in ("ray", "ray.serve"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Else Ray's workers give way to everything else on the machine.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         here: dict[str, Any] = {}
-        if "RAY_ADDRESS" not in os.environ:
+        name = APPLICATION
+        if "RAY_ADDRESS" in os.environ:
+            name = self._on_cluster = f"{APPLICATION}-{socket.gethostname()}-{port}"
+        else:
             # Replicas share the cores that there are, however many are asked for.
             most = (settings.max_replicas or settings.replicas) * threads_of(settings)
             cores = max(os.cpu_count() or 1, most)
             here = {"include_dashboard": False, "num_cpus": cores, "object_store_memory": STORE_BYTES} | LOOPBACK
         try:
-            ray.init(configure_logging=False, **here)
-            serve.start(http_options={"location": "NoServer"})
-            handle = serve.run(replicas_of(settings, locations), name=APPLICATION, route_prefix=None)
+            # Its lines are none of JSON; they lie in its own logs.
+            ray.init(configure_logging=False, log_to_driver=settings.log_format == "text", **here)
+            serve.start(http_options={"location": "NoServer"}, logging_config=QUIET)
+            handle = serve.run(replicas_of(settings, locations), name=name, route_prefix=None)
         except Exception as error:
             # Ray has no exception of its own for most of what may keep it from starting.
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -147,7 +187,31 @@ class RayFront:
         models = Models(settings)
         app = create_api(models, settings)
         stand_before(RayReplicas(handle), app, models)
-        self.app: ASGIApp = app
+        self._app: ASGIApp = _Unnamed(app)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """As Ray Serve asks for."""
+        return self._app
+
+
+class _Unnamed:
+    """Leaves out of answers the request's name where Ray Serve's proxies, which pass it on, say it as well."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        given = dict(scope.get("headers", ())).get(b"x-request-id")
+
+        async def unnamed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                name = (b"x-request-id", given)
+                kept = [each for each in message["headers"] if (each[0].lower(), each[1]) != name]
+                message = {**message, "headers": kept}
+            await send(message)
+
+        await self._app(scope, receive, unnamed)
 
 
 class HolderFirst(RequestRouter):  # type: ignore[misc]
@@ -179,6 +243,7 @@ def replicas_of(settings: Settings, locations: Sequence[str]) -> Any:
                 max_replicas=settings.max_replicas,
                 # What runs, and what waits in a replica's own queue.
                 target_ongoing_requests=settings.requests_per_replica,
+                downscale_delay_s=settings.replica_seconds,
             )
         }
     threads = threads_of(settings)
@@ -188,8 +253,10 @@ def replicas_of(settings: Settings, locations: Sequence[str]) -> Any:
         # Each replica bounds what waits itself, by requests, tokens and time, and refuses with an honest Retry-After.
         max_ongoing_requests=settings.max_connections,
         ray_actor_options={"num_cpus": threads},
-        graceful_shutdown_timeout_s=settings.drain_seconds + 5,
+        # A replica that is not needed any more ends what it has begun.
+        graceful_shutdown_timeout_s=settings.drain_seconds + 5 if settings.max_replicas is None else LONGEST_SECONDS,
         health_check_period_s=CHECK_SECONDS,
+        logging_config=QUIET,
         request_router_config=RequestRouterConfig(request_router_class=HolderFirst),
         **number,
     )
@@ -199,15 +266,10 @@ def replicas_of(settings: Settings, locations: Sequence[str]) -> Any:
 def application(settings: Settings, locations: Sequence[str]) -> Any:
     """Front and replicas as an application that Ray Serve's own proxies stand before."""
     front = serve.deployment(
-        serve.ingress(answer)(RayFront),
+        serve.ingress()(RayFront),
         name="front",
         max_ongoing_requests=settings.max_connections,
         ray_actor_options={"num_cpus": 0},
+        logging_config=QUIET,
     )
     return front.bind(settings, replicas_of(settings, locations))
-
-
-async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-    """The front's application, of whichever process this runs in."""
-    front: ASGIApp = serve.get_replica_context().servable_object.app
-    await front(scope, receive, send)

@@ -17,18 +17,19 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from topkapi.service.api.http.dialect import dialect_of
-from topkapi.service.app import add_studio, create_api
-from topkapi.service.calls import current_call
+from topkapi.service.app import create_api
+from topkapi.service.calls import Call, current_call
 from topkapi.service.keys import Key
 from topkapi.service.models import Models
+from topkapi.service.quotas import Share
 from topkapi.service.settings import Settings
 
-ARRIVED, DIALECT, CALL = "topkapi.arrived", "topkapi.dialect", "topkapi.call"
-"""Messages for the front, beside those for the client: that the request is here, whose clients its answer is for, and
-what the answer took."""
+ARRIVED, DIALECT, CALL, TAKEN = "topkapi.arrived", "topkapi.dialect", "topkapi.call", "topkapi.taken"
+"""Messages for the front, beside those for the client: that the request is here, whose clients its answer is for, what
+the answer took, and before that, how many of its key's tokens so far."""
 
-KEY = "topkapi.key"
-"""Where a request's scope says on whose behalf it is."""
+KEY, LEFT = "topkapi.key", "topkapi.left"
+"""Where a request's scope says on whose behalf it is, and what that key has left of its tokens."""
 
 LAST_SECONDS = 1.0
 """How long a request may take to end when nobody waits for its answer any more."""
@@ -36,7 +37,10 @@ LAST_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Passed:
-    """A request that the front lets through: its body is whole, and its `key` has been found good."""
+    """A request that the front lets through: its body is whole, and its `key` has been found good.
+
+    `left` is what `Quota.share` tells of that key's tokens.
+    """
 
     method: str
     path: str
@@ -46,13 +50,15 @@ class Passed:
     body: bytes
     client: tuple[str, int] | None = None
     key: Key | None = None
+    left: tuple[int, float] | None = None
 
     @classmethod
-    def of(cls, scope: Scope, body: bytes, key: Key | None, headers: Sequence[tuple[bytes, bytes]]) -> Passed:
-        """The request of an ASGI scope."""
+    def of(cls, scope: Scope, body: bytes, call: Call, headers: Sequence[tuple[bytes, bytes]]) -> Passed:
+        """The request of an ASGI scope, on behalf of whose it is by its `call`."""
+        left = None if call.quota is None else call.quota.share()
         return cls(
             scope["method"], scope["path"], scope.get("root_path", ""), scope["query_string"], headers, body,
-            scope.get("client"), key,
+            scope.get("client"), call.key, left,
         )  # fmt: skip
 
     def scope(self) -> Scope:
@@ -61,16 +67,16 @@ class Passed:
             "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "scheme": "http",
             "method": self.method, "path": self.path, "raw_path": self.path.encode(), "root_path": self.root_path,
             "query_string": self.query_string, "headers": list(self.headers), "client": self.client,
-            "server": ("127.0.0.1", None), "state": {}, KEY: self.key,
+            "server": ("127.0.0.1", None), "state": {}, KEY: self.key, LEFT: self.left,
         }  # fmt: skip
 
 
 def for_replicas(settings: Settings, threads: int | None) -> Settings:
-    """The settings of a replica: who may ask it what, and signs of life, are the front's business."""
+    """The settings of a replica: who may ask it what, signs of life and the studio are the front's business."""
     return settings.model_copy(update={
         "config": None, "host": "127.0.0.1", "keys": None, "api_key": None, "insecure": True, "allowed_hosts": ("*",),
         "access_log": False, "stream_keep_alive": 0.0, "threads": settings.threads or threads, "replicas": 1,
-        "max_replicas": None,
+        "max_replicas": None, "studio": False,
     })  # fmt: skip
 
 
@@ -81,7 +87,6 @@ class Replica:
         self._models = models
         self._app = create_api(models, models.settings)
         self._app.user_middleware.append(Middleware(_Within))
-        add_studio(self._app, models, models.settings)
         self._living: asyncio.Task[None] | None = None
 
     def check(self) -> None:
@@ -154,10 +159,16 @@ class _Within:
             await self._app(scope, receive, send)
             return
         call.key = scope[KEY]
+        share = None if call.key is None or scope[LEFT] is None else Share(call.key.name, *scope[LEFT])
+        call.quota, taken = share, 0
 
         async def told(message: Message) -> None:
+            nonlocal taken
             if message["type"] == "http.response.start":
                 await send({"type": DIALECT, "name": dialect_of(scope).name})
+            if share is not None and share.taken != taken:
+                taken = share.taken
+                await send({"type": TAKEN, "tokens": taken})
             last = message["type"] == "http.response.body" and not message.get("more_body", False)
             if last:
                 await send({"type": CALL} | _about(call))

@@ -39,7 +39,7 @@ def _error(error: TopkapiError) -> tuple[int, dict[str, Any]]:
 
 ANTHROPIC = Dialect("anthropic", _error, prefixes=("/v1/messages",), error_event="error")
 
-ERRORS = errors_of(schemas.AnthropicError, 404, 413, 415, 500, more={
+ERRORS = errors_of(schemas.AnthropicError, 404, 408, 413, 415, 500, more={
     400: "The body is not valid JSON, or a field is wrong",
     503: "The checkpoint is being unloaded",
     529: "The queue is full; wait Retry-After seconds",

@@ -28,6 +28,7 @@ Responses = dict[int | str, dict[str, Any]]
 _MEANINGS = {
     400: "The body is not valid JSON",
     404: "The checkpoint is not loaded",
+    408: "Nothing was done in the time that `timeout_s` or X-Request-Timeout gives it",
     413: "The body is too large",
     415: "The body is not declared as JSON",
     429: "The queue is full; wait Retry-After seconds",

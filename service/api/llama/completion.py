@@ -46,7 +46,7 @@ def _error(error: TopkapiError) -> tuple[int, dict[str, Any]]:
 
 LLAMA = Dialect("llama.cpp", _error, fields={"/tokenize": ("content", "prompt"), "/detokenize": ("tokens",)})
 
-ERRORS = errors_of(schemas.LlamaError, 404, 413, 415, 429, 500, more={
+ERRORS = errors_of(schemas.LlamaError, 404, 408, 413, 415, 429, 500, more={
     400: "The body is not valid JSON, or a field is wrong",
     503: "The checkpoint is being unloaded, or every slot is in use",
 })  # fmt: skip

@@ -44,7 +44,7 @@ def render(error: TopkapiError) -> tuple[int, dict[str, Any]]:
 
 DIALECT = Dialect("openai", render, prefixes=("/v1/",))
 
-ERRORS = errors_of(OpenAIError, 404, 413, 415, 429, 500, more={
+ERRORS = errors_of(OpenAIError, 404, 408, 413, 415, 429, 500, more={
     400: "The body is not JSON, or a field is wrong; `param` names it",
     503: "The server is stopping, the checkpoint was unloaded, or the engine begins anew",
 })  # fmt: skip

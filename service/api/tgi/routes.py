@@ -45,7 +45,7 @@ def _error(error: TopkapiError) -> tuple[int, dict[str, Any]]:
 
 TGI = Dialect("tgi", _error, fields={"/generate": ("inputs",)}, data_mark="data:")
 
-ERRORS = errors_of(schemas.TGIError, 400, 413, 415, 429, more={
+ERRORS = errors_of(schemas.TGIError, 400, 408, 413, 415, 429, more={
     404: "No checkpoint is loaded",
     422: "A field is wrong",
     424: "A step of the engine failed",

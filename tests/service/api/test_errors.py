@@ -199,6 +199,7 @@ def test_a_body_above_the_limit_is_refused_declared_or_not(serve, tiny_checkpoin
         assert served.post("/generate", prompt="a", max_tokens=1).status_code == 200
 
 
+@pytest.mark.one_process("its engine runs one request at a time")
 def test_a_full_queue_is_refused_at_once_with_retry_after(serve, tiny_checkpoint, monkeypatch) -> None:
     monkeypatch.setattr("topkapi.service.models.Engine", functools.partial(Engine, max_running=1))
     with serve(tiny_checkpoint("full", context=2048), max_queue=1, stream_grace=0) as served:
@@ -215,6 +216,7 @@ def test_a_full_queue_is_refused_at_once_with_retry_after(serve, tiny_checkpoint
         assert served.post("/generate", prompt="a", max_tokens=1).status_code == 200
 
 
+@pytest.mark.one_process("damages the weights")
 def test_a_failed_step_fails_its_own_request_only(serve, tiny_checkpoint, monkeypatch) -> None:
     import torch
 
@@ -244,6 +246,7 @@ def test_parameters_that_leave_no_token_are_the_requests_own_fault(served) -> No
     assert served.post("/generate", prompt="x", max_tokens=1).status_code == 200
 
 
+@pytest.mark.one_process("puts a defect into a route")
 def test_a_defect_answers_in_the_same_shape(serve, tiny_checkpoint, monkeypatch) -> None:
     with serve(tiny_checkpoint("defect")) as served:
         monkeypatch.setattr("topkapi.service.api.native.render.generate_response", lambda *_: 1 / 0)
@@ -269,7 +272,12 @@ def test_a_request_line_that_is_no_http_does_not_stop_the_server(served) -> None
         ("/score", {"text": "a", "top": "x"}, "top: must be a whole number"),
         ("/score", {"text": "a", "top": -1}, "top: must be at least 0"),
         ("/score", {"text": "a", "normalize": "x"}, "normalize: must be 'byte', 'token' or 'none'"),
-        ("/models", {"path": ""}, "path: must have at least 1 characters"),
+        pytest.param(
+            "/models",
+            {"path": ""},
+            "path: must have at least 1 characters",
+            marks=pytest.mark.one_process("replicas refuse to load, whatever is sent"),
+        ),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": 5}]}, "content: must be a text, or a list"),
         ("/v1/chat/completions", {"messages": "a"}, "messages: must be a list"),
     ],

@@ -22,9 +22,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.served_by_replicas import REPLICAS
+
 DOCUMENT = (Path(__file__).resolve().parents[3] / "docs" / "api.md").read_text()
 EXAMPLES = re.findall(r"^```(sh|bash|python)\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
 ADDRESS = "http://127.0.0.1:8000"
+CHANGES = re.compile(r"curl -sX (PATCH|DELETE) \S+/(models|adapters)|curl -s \S+/(models|adapters) -H")
+"""What loads and unloads."""
 
 # curl as a user calls it, but another status than the expected one ends the example.
 PRELUDE = r"""
@@ -42,10 +46,12 @@ curl() {
 """
 
 
-def title(example: tuple[str, str]) -> str:
-    """What pytest calls an example: its first route, or its first line."""
+def tried(example: tuple[str, str]) -> object:
+    """An example as pytest takes it, by the name of its first route, or its first line."""
     route = re.search(r"8000(/[\w/]+)", example[1])
-    return route[1] if route else example[1].splitlines()[0][:40]
+    name = route[1] if route else example[1].splitlines()[0][:40]
+    keep = pytest.mark.one_process("replicas keep their checkpoints and adapters, and refuse changes")
+    return pytest.param(example, id=name, marks=[keep] if CHANGES.search(example[1]) else [])
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +63,7 @@ def server(serve: Callable, tiny_checkpoint: Callable[..., Path], tmp_path_facto
     run.mkdir(parents=True)
     for name, text in (("config.yaml", "epochs: 1\n"), ("metrics.jsonl", '{"step": 0}\n'), ("report.md", "# mine\n")):
         (run / name).write_text(text)
-    places = {"model_directory": directory, "runs_directory": run.parent}
+    places = {"runs_directory": run.parent} | ({} if REPLICAS else {"model_directory": directory})
     with serve(directory / "topkapi-chat", directory / "topkapi-base", **places) as running:
         yield running
 
@@ -68,7 +74,7 @@ def test_there_are_examples() -> None:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
-@pytest.mark.parametrize("example", EXAMPLES, ids=title)
+@pytest.mark.parametrize("example", [tried(example) for example in EXAMPLES])
 def test_every_example_runs_as_printed(server, example, tmp_path) -> None:
     language, text = example
     script = text.replace(ADDRESS, server.url)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.served_by_replicas import REPLICAS
 from tests.service.api.openai.openai_cases import TOOL_TEMPLATE
 from topkapi.model.conversation.chat_template import ChatTemplate
 from topkapi.model.storage.checkpoint import load_checkpoint, save_checkpoint
@@ -52,7 +53,9 @@ def server(serve: Callable, tiny_checkpoint: Callable[..., Path], tmp_path_facto
     )
     shutil.rmtree(directory / "chat")
     shutil.move(directory / "tools", directory / "chat")
-    with serve(directory / "chat", directory / "base", model_directory=directory, stream_grace=2) as running:
+    # Replicas keep their checkpoints: what would change them answers 409, as described.
+    changing = {} if REPLICAS else {"model_directory": directory}
+    with serve(directory / "chat", directory / "base", stream_grace=2, **changing) as running:
         yield running
 
 

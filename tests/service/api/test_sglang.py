@@ -96,6 +96,7 @@ def test_bad_requests_are_refused_in_sglangs_shape(served, body, words) -> None:
     assert response.json() == {"error": {"message": response.json()["error"]["message"]}}
 
 
+@pytest.mark.one_process("has the engine refuse")
 def test_a_full_queue(served, monkeypatch) -> None:
     def refuse(*_: object) -> None:
         raise Overloaded("the queue is full", retry_after=7)

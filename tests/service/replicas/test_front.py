@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ import pytest
 import uvicorn
 from starlette.types import Message
 
+from topkapi.service.api.http.middleware import COMMENT
 from topkapi.service.app import create_api
 from topkapi.service.commands.launch import bind
 from topkapi.service.keys import Key, digest_of, line_of
@@ -77,7 +80,7 @@ class Replicated:
 
 @contextmanager
 def replicated(checkpoint: Path, count: int = 2, **given: Any) -> Iterator[Replicated]:
-    settings = Settings.read(port=0, studio=False, **given)
+    settings = Settings.read(port=0, **({"studio": False} | given))
     models = Models(settings)
     local = Local(checkpoint, settings, count)
     app = create_api(models, settings)
@@ -156,9 +159,18 @@ def test_who_leaves_is_computed_no_further(front: Replicated) -> None:
     wait_for(lambda: not front.local.running)
 
 
-def wait_for(done: Callable[[], bool]) -> None:
-    import time
+def test_who_has_been_answered_is_not_noted_as_gone(front: Replicated) -> None:
+    def gone() -> list[str]:
+        return re.findall(r'reason="client_gone"} (\S+)', front.client.get("/metrics").text)
 
+    before = gone()
+    for _ in range(20):
+        assert front.post("/generate", **ASK).status_code == 200
+        assert front.post("/generate", **ASK | {"stream": True}).status_code == 200
+    assert gone() == before
+
+
+def wait_for(done: Callable[[], bool]) -> None:
     end = time.monotonic() + 20
     while not done():
         assert time.monotonic() < end
@@ -241,6 +253,50 @@ def test_checkpoints_are_not_changed_in_one_replica_alone(front: Replicated) -> 
     ):
         assert answer.status_code == 409 and "replicas" in answer.json()["error"]["message"]
     assert front.client.get("/models").status_code == 200
+    assert deleted("/models").status_code == 405 and "POST" in deleted("/models").headers["Allow"]
+
+
+def test_the_front_says_that_a_silent_stream_is_there(checkpoint: Path, monkeypatch) -> None:
+    with replicated(checkpoint, count=1, stream_keep_alive=0.1) as front:
+        network = front.local.models[0].get().engine.network
+        run = network.run
+
+        def slow(*arguments: object, **options: object) -> object:
+            time.sleep(0.3)
+            return run(*arguments, **options)
+
+        monkeypatch.setattr(network, "run", slow)
+        parts = front.client.post("/generate", json=LONG | {"max_tokens": 2}).text.split("\n\n")
+        said = [part for part in parts if part and not part.startswith(":")]
+        assert parts.count(COMMENT.decode().strip()) >= 2
+        assert ["event: " + part.split("event: ")[1].split("\n")[0] for part in said] == ["event: token"] * 2 + [
+            "event: done"
+        ]
+
+
+def test_the_studio_is_the_fronts_own(checkpoint: Path) -> None:
+    """Its page and what that calls are of one process, whose sessions it has."""
+    with replicated(checkpoint, studio=True) as front:
+        page = front.client.get("/")
+        assert page.status_code == 200 and "gradio" in page.text
+        for place in set(re.findall(r'(?:src|href)="\.?(/?(?:assets|studio)/[^"]+)"', page.text)):
+            assert front.client.get("/" + place.lstrip("/")).status_code == 200, place
+        assert front.client.get("/gradio_api/info").status_code == 200
+        assert front.local.asked == []
+        assert front.post("/", inputs="one", parameters={"max_new_tokens": 1}).status_code == 200
+        assert len(front.local.asked) == 1
+
+
+def test_what_no_route_takes_is_not_a_replicas(front: Replicated) -> None:
+    for method, path, status in (("TRACE", "/metrics", 405), ("GET", "/generate", 405), ("POST", "/nothing", 404)):
+        assert front.client.request(method, path).status_code == status
+    assert front.local.asked == []
+
+
+def test_what_is_described_is_the_fronts_own(front: Replicated) -> None:
+    asked = len(front.local.asked)
+    assert "/generate" in front.client.get("/openapi.json").json()["paths"]
+    assert front.client.get("/docs").status_code == 200 and len(front.local.asked) == asked
 
 
 def test_metrics_are_those_of_all_with_the_name_of_each(front: Replicated) -> None:
@@ -251,6 +307,25 @@ def test_metrics_are_those_of_all_with_the_name_of_each(front: Replicated) -> No
     assert text.count("# TYPE topkapi_generation_tokens_total ") == 1
     refused = [line for line in text.splitlines() if line.startswith("topkapi_requests_refused_total{")]
     assert refused and not any("replica=" in line for line in refused), "counted where requests come in"
+
+
+def test_who_leaves_has_used_what_was_computed(checkpoint: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    secret = "k" * 32
+    keys.write_text(line_of(Key("alice", "use", digest_of(secret), Limits(tokens_per_minute=1000))) + "\n")
+    with replicated(checkpoint, keys=str(keys), stream_grace=0) as front:
+        mine, began = {"Authorization": f"Bearer {secret}"}, time.monotonic()
+        with front.client.stream("POST", "/generate", json=LONG, headers=mine) as answer:
+            tokens = 0
+            for line in answer.iter_lines():
+                tokens += line == "event: token"
+                if tokens == 300:
+                    break
+        wait_for(lambda: not front.local.running)
+        left = int(
+            front.post("/generate", headers=mine, **ASK | {"max_tokens": 1}).headers["x-ratelimit-remaining-tokens"]
+        )
+        assert left <= 1000 - 300 + (time.monotonic() - began) * 1000 / 60
 
 
 def test_keys_and_their_limits_hold_over_all_replicas(checkpoint: Path, tmp_path: Path) -> None:
@@ -264,8 +339,10 @@ def test_keys_and_their_limits_hold_over_all_replicas(checkpoint: Path, tmp_path
         first = front.post("/generate", headers=mine, **ASK)
         assert (first.status_code, first.headers["x-ratelimit-remaining-requests"]) == (200, "2")
         # 8 tokens and those of the prompt were used: more than there were.
+        assert first.headers["x-ratelimit-remaining-tokens"] == "0"
         refused = front.post("/generate", headers=mine, **ASK | {"max_tokens": 1})
-        assert refused.status_code == 429 and "tokens a minute" in refused.json()["error"]["message"]
+        message = refused.json()["error"]["message"]
+        assert refused.status_code == 429 and re.search(r"10 tokens a minute, and this request reads \d", message)
         assert front.post("/generate", headers=mine, **ASK).status_code == 429
         assert "requests a minute" in front.post("/generate", headers=mine, **ASK).json()["error"]["message"]
         assert front.client.get("/metrics", headers=mine).status_code == 403

@@ -7,9 +7,11 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -33,23 +35,34 @@ def test_what_replicas_cannot_have_is_said_at_once(flags, told, monkeypatch, cap
     assert told in capsys.readouterr().err
 
 
+@contextmanager
+def served(checkpoint: Path, *flags: str) -> Iterator[str]:
+    """`topkapi serve` with these flags: its address."""
+    pytest.importorskip("ray", reason="needs ray[serve]")
+    command = [sys.executable, "-m", "topkapi.service.commands.cli", "serve", str(checkpoint),
+               "--port", "0", "--no-studio", "--threads", "1", *flags]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                if found := re.search(r"Ready at (http://[\d.]+:\d+)", line):
+                    break
+            yield found[1]  # type: ignore[index]
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+            log.seek(0)
+            assert "SIGTERM" not in log.read(), "Ray's handler has come first"
+        finally:
+            process.kill()
+            process.wait()
+
+
 @pytest.fixture
 def url(tiny_checkpoint: Callable[..., Path]) -> Iterator[str]:
-    pytest.importorskip("ray", reason="needs ray[serve]")
-    command = [sys.executable, "-m", "topkapi.service.commands.cli", "serve", str(tiny_checkpoint("ray", context=2048)),
-               "--replicas", "2", "--port", "0", "--no-studio", "--threads", "1"]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            if found := re.search(r"Ready at (http://[\d.]+:\d+)", line):
-                break
-        yield found[1]  # type: ignore[index]
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.wait()
+    with served(tiny_checkpoint("ray", context=2048), "--replicas", "2") as found:
+        yield found
 
 
 LONG = {"prompt": "one", "max_tokens": 1500, "ignore_end_token": True, "stream": True}
@@ -89,3 +102,43 @@ def test_a_replica_that_is_killed_takes_its_own_requests_alone(url: str) -> None
         assert time.monotonic() < end, "no replica took the place of the one that was lost"
         time.sleep(0.5)
     assert names(url) != before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_there_are_as_many_replicas_as_requests_ask_for(tiny_checkpoint: Callable[..., Path]) -> None:
+    """Ray Serve looks at the mean of half a minute, and starts another one after half a minute more."""
+    flags = ["--max-replicas", "2", "--requests-per-replica", "2", "--replica-seconds", "1"]
+    with served(tiny_checkpoint("ray", context=2048), *flags) as url:
+        over = threading.Event()
+        ends: list[str] = []
+
+        def ask(number: int) -> None:
+            while not over.is_set():
+                number += 100
+                answer = httpx.post(f"{url}/generate", json=LONG | {"seed": number}, timeout=120)
+                ends.append(re.findall("^event: .*", answer.text, re.MULTILINE)[-1])
+
+        assert len(names(url)) == 1
+        askers = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+        for asker in askers:
+            asker.start()
+        wait_for(lambda: len(names(url)) == 2)
+        over.set()
+        for asker in askers:
+            asker.join(120)
+        # One goes on asking while the other replica is ended, which ends what it has begun.
+        over.clear()
+        last = threading.Thread(target=ask, args=(50,))
+        last.start()
+        wait_for(lambda: len(names(url)) == 1)
+        over.set()
+        last.join(120)
+        assert set(ends) == {"event: done"}
+
+
+def wait_for(done: Callable[[], bool]) -> None:
+    end = time.monotonic() + 150
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.5)

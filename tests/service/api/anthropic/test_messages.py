@@ -228,7 +228,7 @@ def test_a_lenient_server_leaves_out_what_it_cannot_do(serve, tiny_checkpoint) -
         assert set(response.headers["X-Ignored-Parameters"].split(", ")) == {"thinking", "container"}
 
 
-def test_the_client_raises_its_own_errors(served, client, monkeypatch) -> None:
+def test_the_client_raises_its_own_errors(served, client) -> None:
     with pytest.raises(anthropic.BadRequestError, match="context holds 128"):
         client.messages.create(model="chat", max_tokens=5, messages=[{"role": "user", "content": LONG}])
     with pytest.raises(anthropic.NotFoundError, match="no checkpoint named 'claude'"):
@@ -237,6 +237,9 @@ def test_the_client_raises_its_own_errors(served, client, monkeypatch) -> None:
     assert (response.status_code, response.json()["type"]) == (405, "error")
     assert served.client.get("/v1/messages/batches").json()["error"]["type"] == "not_found_error"
 
+
+@pytest.mark.one_process("has the engine refuse")
+def test_a_full_queue_is_anthropics_overload(client, monkeypatch) -> None:
     def refuse(*_: object) -> None:
         raise Overloaded("the queue is full", retry_after=7)
 
@@ -246,6 +249,7 @@ def test_the_client_raises_its_own_errors(served, client, monkeypatch) -> None:
     assert (refused.value.status_code, refused.value.response.headers["retry-after"]) == (529, "7")
 
 
+@pytest.mark.one_process("has steps of the engine fail")
 def test_a_failed_step_in_mid_stream_is_an_error_event(served, client, monkeypatch) -> None:
     run = served.models.get().engine.network.run
     monkeypatch.setattr(served.models.get().engine.network, "run", fails_after(4, run))
@@ -262,6 +266,7 @@ def test_a_failed_step_in_mid_stream_is_an_error_event(served, client, monkeypat
         client.messages.create(model="chat", max_tokens=50, messages=USER)
 
 
+@pytest.mark.one_process("slows the network down")
 def test_a_client_that_leaves_frees_the_engine(served, client, monkeypatch) -> None:
     engine = served.models.get().engine
     run = engine.network.run
@@ -310,6 +315,7 @@ def test_half_a_call_is_no_call(with_tools, cut, reason) -> None:
     assert final.stop_reason == reason and [block.type for block in final.content] == ["text"]
 
 
+@pytest.mark.one_process("looks at what the engine is given")
 def test_tools_calls_and_results_reach_the_template(with_tools) -> None:
     tokenizer = with_tools.models.get().checkpoint.tokenizer
     turns = [

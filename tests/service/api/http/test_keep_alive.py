@@ -48,6 +48,7 @@ def slow(lively, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("path", BODIES)
+@pytest.mark.one_process("slows the network down")
 def test_a_waiting_stream_sends_comments_between_whole_events(lively, slow, path) -> None:
     with lively.client.stream("POST", path, json={**BODIES[path], "stream": True}) as response:
         raw = b"".join(response.iter_bytes())
@@ -59,22 +60,26 @@ def test_a_waiting_stream_sends_comments_between_whole_events(lively, slow, path
             assert data == b"data: [DONE]" or json.loads(data.removeprefix(b"data: "))
 
 
+@pytest.mark.one_process("slows the network down")
 def test_the_clients_skip_them(lively, slow) -> None:
     with openai.OpenAI(base_url=f"{lively.url}/v1", api_key="none", max_retries=0) as client:
         stream = client.chat.completions.create(model="chat", messages=USER, stream=True, max_tokens=3, seed=1)
         assert [chunk.choices[0].finish_reason for chunk in stream][-1] in ("stop", "length")
 
 
+@pytest.mark.one_process("slows the network down")
 def test_the_stricter_clients_skip_them(lively, slow) -> None:
     assert list(Client(lively.url).generate_stream("Once", max_new_tokens=3))[-1].generated_text is not None
 
 
+@pytest.mark.one_process("slows the network down")
 def test_anthropics_client_skips_them(lively, slow) -> None:
     asked = {"model": "chat", "messages": USER, "max_tokens": 3}
     with Anthropic(base_url=lively.url, api_key="none") as client, client.messages.stream(**asked) as stream:
         assert stream.get_final_message().usage.output_tokens
 
 
+@pytest.mark.one_process("slows the network down")
 def test_what_does_not_wait_that_long_gets_none(served, lively, slow) -> None:
     answer = served.client.post("/generate", json={"prompt": "Once", "max_tokens": 30, "stream": True})
     assert COMMENT not in answer.content

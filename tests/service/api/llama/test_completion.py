@@ -141,6 +141,7 @@ def test_why_it_stopped(served) -> None:
     assert (nothing["content"], nothing["stop_type"], nothing["timings"]["predicted_per_second"]) == ("", "limit", None)
 
 
+@pytest.mark.one_process("slows the network down")
 def test_a_deadline_ends_the_answer_as_it_stands(served, monkeypatch) -> None:
     run = served.models.get().engine.network.run
 
@@ -286,6 +287,7 @@ def test_what_asks_for_nothing_is_accepted(served) -> None:
     assert answer["generation_settings"]["n_keep"] == 5
 
 
+@pytest.mark.one_process("has steps of the engine fail")
 def test_other_errors(served, monkeypatch) -> None:
     def refused(response) -> tuple[int, str]:
         error = response.json()["error"]
@@ -303,6 +305,7 @@ def test_other_errors(served, monkeypatch) -> None:
     served.wait_until_idle()
 
 
+@pytest.mark.one_process("slows the network down, and looks at the slots of its replica")
 def test_a_client_that_leaves_frees_its_slot(served, monkeypatch) -> None:
     engine = served.models.get().engine
     run = engine.network.run
@@ -323,7 +326,7 @@ def test_a_client_that_leaves_frees_its_slot(served, monkeypatch) -> None:
     assert not any(slot["is_processing"] for slot in served.client.get("/slots").json())
 
 
-def test_slots_and_props(served, monkeypatch) -> None:
+def test_slots_and_props(served) -> None:
     slots, props = served.client.get("/slots").json(), served.client.get("/props").json()
     assert len(slots) == props["total_slots"] and [slot["id"] for slot in slots] == list(range(len(slots)))
     assert all(llama_schemas.LlamaSlot.model_validate(slot).n_ctx == 128 for slot in slots)
@@ -335,6 +338,10 @@ def test_slots_and_props(served, monkeypatch) -> None:
     assert served.client.get("/props?model=none").status_code == 404
     assert served.client.get("/slots?fail_on_no_slot=1").status_code == 200
     assert served.client.get("/slots?fail_on_no_slot=x").status_code == 400
+
+
+@pytest.mark.one_process("has every slot taken")
+def test_no_free_slot_can_be_told_by_the_status(served, monkeypatch) -> None:
     views = [SlotView(slot.slot, job=object()) for slot in slot_views(served.models.get().engine)]
     monkeypatch.setattr("topkapi.service.api.llama.state.slot_views", lambda engine: views)
     response = served.client.get("/slots?fail_on_no_slot=1")
@@ -369,6 +376,7 @@ def test_tokens_under_every_name(served) -> None:
     assert served.post("/detokenize", tokens=[512]).status_code in (400, 422)
 
 
+@pytest.mark.one_process("changes the tokenizer")
 def test_the_begin_token_comes_first_where_the_checkpoints_tools_put_one(served, monkeypatch) -> None:
     tokenizer = served.models.get().checkpoint.tokenizer
     begin = tokenizer.control_tokens["<|endoftext|>"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.served_by_replicas import REPLICAS
 from topkapi.model.errors import SettingsError
 from topkapi.service import runs as reading
 from topkapi.service.commands.cli import main
@@ -30,7 +31,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, english: str) -> Path:
 
 @pytest.fixture(scope="module")
 def watched(serve: Callable, tiny_checkpoint: Callable[..., Path], trained: Path) -> Iterator:
-    with serve(tiny_checkpoint("watched"), runs_directory=trained, model_directory=trained) as running:
+    changing = {} if REPLICAS else {"model_directory": trained}
+    with serve(tiny_checkpoint("watched"), runs_directory=trained, **changing) as running:
         yield running
 
 
@@ -68,6 +70,7 @@ def test_a_run_that_trained_is_told_as_it_wrote(watched) -> None:
     assert watched.client.head("/runs").status_code == 200
 
 
+@pytest.mark.one_process("replicas keep their checkpoints, and refuse POST /models")
 def test_the_best_checkpoint_is_loaded_as_any_other(watched, serve, tiny_checkpoint, trained) -> None:
     (best,) = [each for each in watched.client.get("/runs/one").json()["checkpoints"] if each["best"]]
     assert best["path"] == f"one/checkpoints/step-{best['step']}"

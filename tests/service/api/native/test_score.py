@@ -144,6 +144,7 @@ def test_progress_streams_and_ends_with_the_whole_answer(served) -> None:
     assert json.loads(again.text.split("\ndata: ")[1]) == done
 
 
+@pytest.mark.one_process("changes what the network computes")
 def test_a_log_probability_of_minus_infinity_is_sent_as_a_number(served, monkeypatch) -> None:
     """The network rules a token out: JSON has no infinity, and the sums stay finite."""
     ids = served.models.get().checkpoint.tokenizer.encode("A list is")

@@ -115,15 +115,11 @@ def test_two_connections_may_read_one_stream(kept) -> None:
     assert begin + first.read() == second.read()
 
 
-def running(served) -> int:
-    return served.models.get().engine.running
-
-
 def dropped(served) -> str:
     """The last event's id of a long stream whose connection was cut after a few events."""
     response = ask(served, "POST", "/generate", SLOW)
     received = complete(response.read(2000))
-    assert running(served) == 1
+    assert served.running == 1
     cut(response)
     return last_id(received)
 
@@ -135,14 +131,14 @@ def test_a_dropped_stream_goes_on_for_the_grace_period_and_is_then_cancelled(ser
         assert again.read(500)
         other = ask(served, "POST", "/generate", SLOW)
         complete(other.read(2000))
-        assert running(served) == 2
+        assert served.running == 2
         cut(other)
         end = time.monotonic() + 60
-        while running(served) == 2:
+        while served.running == 2:
             assert time.monotonic() < end, "a stream without a reader is cancelled"
             time.sleep(0.02)
         assert again.read(500), "a reader stopped the clock of the one that was dropped before"
-        assert running(served) == 1
+        assert served.running == 1
         cut(again)
         served.wait_until_idle()
         response = ask(served, "GET", f"/streams/{last.partition(':')[0]}", last=last)
@@ -290,7 +286,7 @@ def test_a_stream_that_will_not_be_resumed_ends_with_its_connection(kept) -> Non
     ):
         response = ask(kept, "POST", path, body)
         received = response.read1(4096)
-        assert kept.models.get().engine.running == 1
+        assert kept.running == 1
         cut(response)
         # Far less than the thirty seconds that a stream is kept here.
         kept.wait_until_idle(5.0)
@@ -311,11 +307,17 @@ def test_a_prompt_tells_how_it_stands(kept) -> None:
     assert {each["state"] for each in told[1:]} == {"reading"}
     names = [name for name, _ in events]
     assert names == ["progress"] * len(told) + ["token"] * 3 + ["done"]
-    # Who comes second is told who was there before.
+
+
+@pytest.mark.one_process("of several replicas, another one is asked than the one that computes already")
+def test_who_comes_second_is_told_who_was_there_before(kept) -> None:
     first = ask(kept, "POST", "/generate", SLOW)
     first.read1(1024)
     second = ask(kept, "POST", "/generate", SLOW | {"max_tokens": 1, "progress": True})
     assert contents(second.read())[0][1]["others"] == 1
     cut(first)
+
+
+def test_progress_is_of_streams(kept) -> None:
     refused = kept.post("/generate", prompt="a", progress=True)
     assert refused.status_code == 422 and refused.json()["error"]["field"] == "progress"

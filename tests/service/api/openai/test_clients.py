@@ -74,7 +74,9 @@ def test_the_openai_client(client) -> None:
     assert client.models.retrieve("tiny").owned_by == "topkapi"
     vectors = client.embeddings.create(model="tiny", input=["a", "b"])
     assert len(vectors.data) == 2 and len(vectors.data[0].embedding) == 32
-    response = client.responses.create(model="tiny", input="hi", max_output_tokens=5, instructions="Be brief.")
+    response = client.responses.create(
+        model="tiny", input="hi", max_output_tokens=5, instructions="Be brief.", **ENDLESS
+    )
     assert response.status == "incomplete" and response.output_text == response.output[0].content[0].text
 
 
@@ -95,7 +97,7 @@ def test_the_openai_clients_streams(client) -> None:
     parts = client.completions.create(model="tiny", prompt="Once", max_tokens=9, seed=1, stream=True, **ENDLESS)
     text = client.completions.create(model="tiny", prompt="Once", max_tokens=9, seed=1, **ENDLESS).choices[0].text
     assert "".join(part.choices[0].text for part in parts) == text
-    with client.responses.stream(model="tiny", input="hi", max_output_tokens=5) as events:
+    with client.responses.stream(model="tiny", input="hi", max_output_tokens=5, **ENDLESS) as events:
         kinds = [event.type for event in events]
     assert kinds[0] == "response.created" and kinds[-1] == "response.incomplete"
 
@@ -131,6 +133,7 @@ def test_the_openai_client_understands_what_is_wrong(client) -> None:
         client.completions.create(model="tiny", prompt="a", suffix="b")
 
 
+@pytest.mark.one_process("breaks the network")
 def test_an_error_in_mid_stream_reaches_the_openai_client(client, server, broken) -> None:
     stream = client.chat.completions.create(model="tiny", messages=USER, stream=True, **ENDLESS)
     seen: list[ChatCompletionChunk] = []
@@ -143,6 +146,7 @@ def test_an_error_in_mid_stream_reaches_the_openai_client(client, server, broken
     server.wait_until_idle()
 
 
+@pytest.mark.one_process("breaks the network")
 def test_a_response_that_fails_in_mid_stream_says_so(client, server, broken) -> None:
     events = []
     for event in client.responses.create(model="tiny", input="hi", stream=True, **ENDLESS):
@@ -153,6 +157,7 @@ def test_a_response_that_fails_in_mid_stream_says_so(client, server, broken) -> 
     assert [event.sequence_number for event in events] == list(range(len(events)))
 
 
+@pytest.mark.one_process("has the engine end in the middle of an answer")
 def test_an_answer_that_the_server_breaks_off_is_not_passed_off_as_whole(serve, tiny_checkpoint) -> None:
     with (
         serve(tiny_checkpoint("going", context=2048)) as served,
@@ -184,7 +189,7 @@ def test_the_async_openai_client(server) -> None:
             pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]
             assert "".join(pieces) == texts[0]
             slow = asyncio.create_task(create(model="tiny", messages=USER, **ENDLESS))
-            while not any(model.engine.running for model in server.models):
+            while not server.running:
                 await asyncio.sleep(0.01)
             slow.cancel()
             with pytest.raises(asyncio.CancelledError):

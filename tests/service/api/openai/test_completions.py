@@ -108,6 +108,7 @@ def test_offsets_are_places_in_the_text_whatever_the_tokens(served, data) -> Non
     assert offsets == sorted(offsets) and offsets[0] == 0
 
 
+@pytest.mark.one_process("changes what the network computes")
 def test_minus_infinity_is_a_number(serve, tiny_checkpoint, monkeypatch) -> None:
     monkeypatch.setattr(
         "topkapi.model.native.levels", lambda: ()

@@ -169,18 +169,25 @@ def test_messages_tell_thoughts_as_a_block_of_their_own(thinking) -> None:
     answer = served.answer("/v1/messages", **body, thinking={"type": "enabled", "budget_tokens": 9})
     assert AnthropicMessage.model_validate(answer)
     if opened:
+        # About one in twenty that are drawn ends where the text would begin.
+        while len(answer["content"]) == 1 and answer["stop_reason"] == "end_turn":
+            answer = served.answer("/v1/messages", **body, thinking={"type": "enabled", "budget_tokens": 9})
         thought, said = answer["content"]
         assert (thought["type"], said["type"]) == ("thinking", "text")
         client = anthropic.Anthropic(base_url=served.url, api_key="none")
-        with client.messages.stream(**body, thinking={"type": "enabled", "budget_tokens": 9}) as stream:
-            deltas = [event for event in stream if event.type == "content_block_delta"]
-            final = stream.get_final_message()
+        final = None
+        while final is None or (len(final.content) == 1 and final.stop_reason == "end_turn"):
+            with client.messages.stream(**body, thinking={"type": "enabled", "budget_tokens": 9}) as stream:
+                deltas = [event for event in stream if event.type == "content_block_delta"]
+                final = stream.get_final_message()
         assert [block.type for block in final.content] == ["thinking", "text"]
         assert (
             "".join(e.delta.thinking for e in deltas if e.delta.type == "thinking_delta") == final.content[0].thinking
         )
         omitted = {"type": "enabled", "budget_tokens": 9, "display": "omitted"}
         answer = served.answer("/v1/messages", **body, thinking=omitted)
+        while not answer["content"] and answer["stop_reason"] == "end_turn":
+            answer = served.answer("/v1/messages", **body, thinking=omitted)
         assert [block["type"] for block in answer["content"]] == ["text"]
         back = [*USER, {"role": "assistant", "content": final.to_dict()["content"]}, *USER]
         assert served.post("/v1/messages", **(body | {"messages": back})).status_code == 200

@@ -223,12 +223,15 @@ def test_an_unknown_field_may_be_left_out(serve, tiny_checkpoint) -> None:
         assert response.headers["X-Ignored-Parameters"] == "parameters.watermark, parameters.adapter_id"
 
 
-def test_the_client_raises_tgis_errors(client, monkeypatch) -> None:
+def test_the_client_raises_tgis_errors(client) -> None:
     with pytest.raises(ValidationError, match="context holds 128"):
         client.generate(LONG)
     with pytest.raises(ValidationError, match="context holds 128"):
         list(client.generate_stream(LONG))
 
+
+@pytest.mark.one_process("has the engine refuse")
+def test_a_full_queue_is_tgis_overload(client, monkeypatch) -> None:
     def refuse(*_: object) -> None:
         raise Overloaded("the queue is full", retry_after=7)
 
@@ -252,6 +255,7 @@ def fails_after(steps: int, work: Callable) -> Callable:
     return step
 
 
+@pytest.mark.one_process("has steps of the engine fail")
 def test_a_failed_step_is_a_generation_error_even_in_mid_stream(served, client, monkeypatch) -> None:
     run = served.models.get().engine.network.run
     monkeypatch.setattr(served.models.get().engine.network, "run", fails_after(0, run))
@@ -267,6 +271,7 @@ def test_a_failed_step_is_a_generation_error_even_in_mid_stream(served, client, 
     served.wait_until_idle()
 
 
+@pytest.mark.one_process("slows the network down")
 def test_a_client_that_leaves_frees_the_engine(served, monkeypatch) -> None:
     engine = served.models.get().engine
     run = engine.network.run
@@ -290,6 +295,7 @@ def test_what_is_served(served) -> None:
     assert served.client.get("/health").status_code == 200
 
 
+@pytest.mark.one_process("changes the tokenizer")
 def test_the_begin_token_that_a_checkpoints_tools_add_is_read(served, client, monkeypatch) -> None:
     tokenizer = served.models.get().checkpoint.tokenizer
     begin = tokenizer.control_tokens["<|endoftext|>"]
