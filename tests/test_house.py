@@ -10,6 +10,7 @@ from graphlib import TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -126,6 +127,20 @@ def test_nothing_goes_in_circles() -> None:
             others = {".".join(target.split(".")[:depth]) for target in targets}
             rooms.setdefault(room, set()).update(other for other in others if not within(module, other))
         TopologicalSorter(rooms).prepare()
+
+
+@pytest.mark.parametrize(("floor", "rooms", "doors"), [("training", 16, 65), ("service.api", 8, 20)])
+def test_a_floor_has_few_rooms_and_few_arrows_between_them(floor, rooms, doors) -> None:
+    inside = f"{NAME}.{floor}."
+    drawn = {
+        (module.removeprefix(inside).split(".")[0], target.removeprefix(inside).split(".")[0])
+        for module, targets in arrows().items()
+        for target in targets
+        if module.startswith(inside) and target.startswith(inside)
+    }
+    between = {(one, other) for one, other in drawn if one != other}
+    assert len({module.removeprefix(inside).split(".")[0] for module in arrows() if module.startswith(inside)}) <= rooms
+    assert len(between) <= doors
 
 
 def test_what_some_rooms_may_not_know() -> None:
