@@ -87,8 +87,7 @@ def chosen(page, name: str) -> None:
 
 @pytest.mark.slow
 def test_a_run_is_watched_while_it_trains_stopped_and_loaded(browser, visiting, studio, training) -> None:
-    with visiting(browser, f"{studio.url}/#runs", wait=".runs-list, .runs-none") as page:
-        page.locator(".runs-list .state.running").wait_for()
+    with visiting(browser, f"{studio.url}/#runs", wait=".runs-list .state.running") as page:
         page.locator(".runs-heading h2", has_text="live").wait_for()
         page.wait_for_function("document.querySelector('.chart.large path.chart-line')?.getAttribute('d')?.length > 50")
 
