@@ -132,6 +132,7 @@ HARD = addition subtraction multiplication hours 'number stories' 'number words'
 HARD_STILL = days units 'past tense' 'counting words' 'list formats' plural definitions naming facts
 CHAT := $(RUNS)/chat-data
 MANNERS := $(RUNS)/manners-data
+DRILL := $(RUNS)/drill-data
 .PHONY: checkpoints
 checkpoints: install  ## make the default checkpoints anew from CORPUS and INSTRUCTIONS, in hours; call again to continue
 	[ -d $(RUNS)/tokenizer ] || $(BIN)/topkapi tokenizer train $(CORPUS)/c*.jsonl.bz2 $(CORPUS)/w*.jsonl.bz2 \
@@ -168,6 +169,25 @@ checkpoints: install  ## make the default checkpoints anew from CORPUS and INSTR
 	  mv $(abspath $(MANNERS)).new $(abspath $(MANNERS)))
 	$(BIN)/topkapi finetune topkapi-chat-manners --checkpoint $(RUNS)/topkapi-chat/last --data $(MANNERS)/*.jsonl \
 	  --out $(RUNS)/topkapi-chat-manners --resume $(ARGS)
+	@[ -d $(DRILL) ] || (set -ex; rm -rf $(DRILL).new; mkdir -p $(DRILL).new; out="--out $(abspath $(DRILL)).new"; \
+	  first="$(abspath $(MANNERS))/first.txt"; topkapi="$(abspath $(BIN))/topkapi instructions"; cd $(INSTRUCTIONS); \
+	  $$topkapi make --kinds drill --count 30000 --seed 6 --steps --except $$first $$out/drill.jsonl; \
+	  $$topkapi make --kinds manners --count 20000 --seed 7 --steps --except $$first $$out/manners.jsonl; \
+	  $$topkapi make --kinds basics --count 10000 --seed 8 --steps --except $$first $$out/made.jsonl; \
+	  $$topkapi make --count 10000 --seed 9 --steps --except $$first $$out/hard.jsonl --kinds $(HARD) $(HARD_STILL); \
+	  cp $(abspath $(MANNERS))/dolly-*.jsonl $(abspath $(MANNERS))/oasst1-*.jsonl $(abspath $(MANNERS))/self-instruct-*.jsonl \
+	    $(abspath $(MANNERS))/gsm8k-*.jsonl $(abspath $(MANNERS))/rasbt-*.jsonl $(abspath $(DRILL)).new; \
+	  mv $(abspath $(DRILL)).new $(abspath $(DRILL)))
+	$(BIN)/topkapi finetune topkapi-chat-drill --checkpoint $(RUNS)/topkapi-chat-manners/last --data $(DRILL)/*.jsonl \
+	  --out $(RUNS)/topkapi-chat-drill --resume $(ARGS)
+	$(BIN)/topkapi finetune topkapi-chat-drill-cooldown --checkpoint $(RUNS)/topkapi-chat-drill/last --data $(DRILL)/*.jsonl \
+	  --out $(RUNS)/topkapi-chat-drill-cooldown --resume $(ARGS)
+	[ -d $(RUNS)/topkapi-chat-drill-average ] || $(BIN)/topkapi export average $(RUNS)/topkapi-chat-manners/last \
+	  $(RUNS)/topkapi-chat-drill-cooldown/last $(RUNS)/topkapi-chat-drill-average
+	$(BIN)/topkapi finetune topkapi-chat-drill-mend --checkpoint $(RUNS)/topkapi-chat-drill-average --data $(DRILL)/*.jsonl \
+	  --out $(RUNS)/topkapi-chat-drill-mend --resume $(ARGS)
+	[ -d $(RUNS)/topkapi-chat-average ] || $(BIN)/topkapi export average $(RUNS)/topkapi-chat-manners/last \
+	  $(RUNS)/topkapi-chat-drill-mend/last $(RUNS)/topkapi-chat-average --part 0.6
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,15 +1,19 @@
-"""`topkapi export safetensors` and `export ollama`: a checkpoint in another precision, and what ollama loads."""
+"""`topkapi export safetensors`, `average`, `ollama` and `card`: a checkpoint in another precision, the average of two,
+what ollama loads, and a card for the hub."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from topkapi.model.errors import CheckpointError, SettingsError
 from topkapi.model.hub.names import meant
 from topkapi.model.storage.location import check_directory_target, check_location
+
+if TYPE_CHECKING:
+    from topkapi.model.storage.checkpoint import Checkpoint
 
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")
 """How matrices may be stored in a GGUF file."""
@@ -31,6 +35,21 @@ def add_formats(formats: Any) -> None:
         "--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of all tensors [bfloat16]"
     )
     command.set_defaults(handler=_safetensors)
+
+    command = formats.add_parser(
+        "average",
+        help="the average of a checkpoint and of what it was tuned to",
+        description="Write the average of the weights of two checkpoints with the same configuration and vocabulary, "
+        "such as one before and after tuning: it often keeps what the second has forgotten.",
+    )
+    command.add_argument("checkpoint", help=_SOURCE)
+    command.add_argument("other", help="the other one, whose chat template and decoding defaults are kept")
+    command.add_argument("out", type=Path, help="the directory to write")
+    command.add_argument("--part", type=float, default=0.5, metavar="X", help="the other one's part, 0 to 1 [0.5]")
+    command.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of all tensors [bfloat16]"
+    )
+    command.set_defaults(handler=_average)
 
     command = formats.add_parser(
         "ollama",
@@ -105,11 +124,56 @@ def _safetensors(arguments: argparse.Namespace) -> int:
     checkpoint = _at_hand(arguments.checkpoint)
     import torch
 
-    from topkapi.model.storage.checkpoint import load_checkpoint, save_checkpoint
+    from topkapi.model.storage.checkpoint import load_checkpoint
 
-    dtype: torch.dtype = getattr(torch, arguments.dtype)
     # Merged in float32 and rounded once.
     loaded = load_checkpoint(checkpoint, dtype=torch.float32)
+    _save(loaded, arguments, {"exported_from": _plain_name(arguments.checkpoint, checkpoint)})
+    return 0
+
+
+def _average(arguments: argparse.Namespace) -> int:
+    if not 0 <= arguments.part <= 1:
+        raise SettingsError(f"--part must be from 0 to 1, not {arguments.part:g}", field="part")
+    _check_free(arguments.out)
+    checkpoint, other = _at_hand(arguments.checkpoint), _at_hand(arguments.other)
+    import torch
+
+    from topkapi.model.storage.checkpoint import load_checkpoint, weights_digest
+    from topkapi.training.data.shards import tokenizer_digest
+
+    first, second = (load_checkpoint(path, dtype=torch.float32) for path in (checkpoint, other))
+    if first.config != second.config:
+        raise CheckpointError(
+            f"{other} has another configuration than {checkpoint}", hint="average a checkpoint tuned from it"
+        )
+    if tokenizer_digest(first.tokenizer) != tokenizer_digest(second.tokenizer):
+        raise CheckpointError(
+            f"{other} has another tokenizer than {checkpoint}", hint="average a checkpoint tuned from it"
+        )
+    before = dict(first.model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in second.model.named_parameters():
+            tensor.copy_(before[name] * (1 - arguments.part) + tensor * arguments.part)
+    averaged = {
+        "part": 1 - arguments.part,
+        "name": _plain_name(arguments.checkpoint, checkpoint),
+        "sha256": weights_digest(checkpoint),
+    }
+    # Losses were those of the other one alone.
+    of_one = ("train_loss", "validation_loss")
+    second.details = {name: value for name, value in second.details.items() if name not in of_one}
+    _save(second, arguments, {"averaged_with": averaged})
+    return 0
+
+
+def _save(loaded: Checkpoint, arguments: argparse.Namespace, more: dict[str, Any]) -> None:
+    """Write a checkpoint in `--dtype`, its details with `more`. Raises `CheckpointError` for what that can't hold."""
+    import torch
+
+    from topkapi.model.storage.checkpoint import save_checkpoint
+
+    dtype: torch.dtype = getattr(torch, arguments.dtype)
     limit = torch.finfo(dtype).max
     for name, tensor in loaded.model.named_parameters():
         if tensor.abs().max() > limit:
@@ -123,11 +187,10 @@ def _safetensors(arguments: argparse.Namespace) -> int:
         tokenizer=loaded.tokenizer,
         chat=loaded.chat,
         generation=loaded.generation,
-        details={**details, "exported_from": _plain_name(arguments.checkpoint, checkpoint)},
+        details={**details, **more},
         dtype=dtype,
     )
     print(f"{arguments.out}: {_megabytes(arguments.out)}; serve it with: topkapi serve {_quoted(arguments.out)}")
-    return 0
 
 
 def _ollama(arguments: argparse.Namespace) -> int:

@@ -280,3 +280,28 @@ def test_a_card_has_its_figures_as_the_hub_reads_them(
         == 2
     )
     assert "is not what topkapi evaluate --out writes" in capsys.readouterr().err
+
+
+def test_the_average_of_two_checkpoints(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    first, second = tiny_checkpoint("before"), tiny_checkpoint("after", seed=1, generation={"temperature": 0.2})
+    out = tmp_path / "averaged"
+    command = ["export", "average", str(first), str(second), str(out), "--part", "0.25", "--dtype", "float32"]
+    assert main(command) == 0
+    averaged, *theirs = (load_checkpoint(path) for path in (out, first, second))
+    before, after = (dict(each.model.named_parameters()) for each in theirs)
+    for name, tensor in averaged.model.named_parameters():
+        assert torch.allclose(tensor, 0.75 * before[name] + 0.25 * after[name], atol=1e-7), name
+        assert not name.endswith("proj.weight") or not torch.equal(tensor, before[name])
+    assert averaged.generation == theirs[1].generation, "the other one's"
+    told = averaged.details["averaged_with"]
+    assert (told["part"], told["name"], len(told["sha256"])) == (0.75, "before", 64)
+
+
+def test_what_has_no_average_is_refused(
+    tiny_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, longer = tiny_checkpoint("one"), tiny_checkpoint("longer", context=64)
+    for other, more, said in ((longer, [], "another configuration"), (first, ["--part", "1.5"], "from 0 to 1")):
+        assert main(["export", "average", str(first), str(other), str(tmp_path / "out"), *more]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

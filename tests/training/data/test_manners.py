@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Container
 from pathlib import Path
@@ -12,9 +13,10 @@ from benchmarks import first_messages
 from benchmarks.first_messages import FirstMessage, read_messages
 from topkapi.service.commands.cli import main
 from topkapi.training.data.exercises.followups import JOKES
-from topkapi.training.data.exercises.manners import WORLD, honest_answer
+from topkapi.training.data.exercises.manners import NO_IDEA, WORLD, honest_answer
 from topkapi.training.data.exercises.rows import GROUPS, make_rows
 from topkapi.training.data.exercises.typed import spelling
+from topkapi.training.data.exercises.words import tables
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def test_first_messages_are_never_trained_on(messages: list[FirstMessage]) -> No
         told = {spelling(turn["content"]) for row in rows for turn in row["messages"] if turn["role"] == "user"}
         return {held_out[each] for each in told & held_out.keys()}
 
-    assert not said("manners", 3, held_out) and not said("basics", 4, held_out)
+    assert not said("manners", 3, held_out) and not said("basics", 4, held_out) and not said("drill", 6, held_out)
     learned = said("basics", 3, ()) & {message.say for message in messages}
     assert learned <= {
         "HELLO THERE", "hi there :)", "how many days are there in a week?", "3*9=", "10-7",
@@ -64,6 +66,35 @@ def test_what_everybody_says_is_trained_on() -> None:
     said = Counter(row["messages"][0]["content"].casefold() for row in rows)
     for common in ("hi", "hello", "hey", "thanks", "bye", "who are you", "tell me a joke", "how are you"):
         assert said[common] > 5, common
+
+
+def test_scorn_and_praise_come_in_the_same_sentences() -> None:
+    """Only what is said of it tells them apart, and each has its own answer."""
+    said: dict[bool, set[str]] = {True: set(), False: set()}
+    for row in make_rows(6, 3000, held_out=False, kinds=["scorn and praise"]):
+        asked, answer = row["messages"][-2:]
+        said["sorry" in answer["content"]].add(spelling(asked["content"]))
+    assert not said[True] & said[False]
+    for each in said.values():
+        for sentence in ("thisis", "youare", "youranswers", "whata", "ithinkthat"):
+            assert sum(sentence in asked for asked in each) >= 3, sentence
+    table = tables("drill.yaml")["slots"]
+    assert not set(table["scorn"]) & set(table["praised"])
+
+
+def test_a_difference_of_the_drill_borrows_and_is_written_down() -> None:
+    rows = list(make_rows(6, 1000, held_out=False, kinds=["differences"], steps=True))
+    written = [row["messages"][-1]["content"] for row in rows]
+    assert 400 < sum(answer.count(" = ") == 2 for answer in written) < 700
+    for row in make_rows(6, 300, held_out=True, kinds=["problems of one step"]):
+        first, sign, second = row["messages"][-1]["content"].split(" ")[:3]
+        asked = row["messages"][-2]["content"]
+        assert first in asked and second in asked and sign in "+-", "both numbers are told"
+
+
+def test_problems_of_several_steps_are_declined() -> None:
+    for row in make_rows(6, 300, held_out=False, kinds=["problems of several steps"]):
+        assert re.search(NO_IDEA, row["messages"][-1]["content"]), row
 
 
 def test_the_rubric_tells_answers_from_nonsense(messages: list[FirstMessage]) -> None:

@@ -65,10 +65,14 @@ class Draw:
 
     def wording(self, *wordings: str, **values: object) -> str:
         """One of the wordings, filled with `values`; for training, none of those that are kept from it."""
-        kept = new_wordings(wordings)
+        return self.one_of(wordings).format(**values)
+
+    def one_of(self, wordings: Sequence[str]) -> str:
+        """One of the wordings as it stands; for training, none of those that are kept from it."""
+        kept = new_wordings(tuple(wordings))
         chosen = self.pick(wordings if self.held_out else [each for each in wordings if each not in kept])
         self.wordings.append(("new: " if chosen in kept else "") + chosen)
-        return chosen.format(**values)
+        return chosen
 
     @property
     def new_wording(self) -> bool:

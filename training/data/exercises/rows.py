@@ -12,6 +12,7 @@ from typing import Any
 
 from topkapi.training.data.exercises import (
     calendar,
+    drill,
     followups,
     grammar,
     letters,
@@ -39,9 +40,11 @@ from topkapi.training.data.exercises.typed import spelling
 _AREAS = (numbers, calendar, letters, grammar, school, meaning, reading, writing, talk, memory)
 _BASICS: dict[str, Maker] = {kind: maker for area in _AREAS for kind, maker in area.MAKERS.items()}
 _MANNERS = manners.MAKERS | followups.MAKERS
-MAKERS: dict[str, Maker] = _BASICS | _MANNERS
+_DRILL = drill.MAKERS
+_AS_TYPED = _MANNERS | _DRILL
+MAKERS: dict[str, Maker] = _BASICS | _AS_TYPED
 """Every kind of exercise with what makes one."""
-GROUPS = {"basics": tuple(_BASICS), "manners": tuple(_MANNERS)}
+GROUPS = {"basics": tuple(_BASICS), "manners": tuple(_MANNERS), "drill": tuple(_DRILL)}
 """Kinds that go together, by a name for them."""
 
 # Kinds with more to learn come more often.
@@ -53,6 +56,10 @@ _WEIGHTS = dict.fromkeys(memory.MAKERS, 2.0) | {
     "single words": 5, "other languages": 5, "honest answers": 32, "capitals of countries": 10, "small facts": 14,
     "sums as typed": 18, "small problems": 7, "open questions": 8, "jokes": 5, "verses": 4, "follow-ups": 13,
     "older ones as typed": 16,
+} | {
+    "first words, more": 18, "last words, more": 14, "who it is, more": 12, "scorn and praise": 8,
+    "after a greeting": 8, "typed in haste": 10, "differences": 44, "problems of one step": 14,
+    "problems of several steps": 5,
 }  # fmt: skip
 
 _ALONE = 0.2
@@ -97,7 +104,7 @@ def make_rows(
         turn = random.sample(kinds, len(kinds)) if held_out else random.choices(kinds, weights, k=64)
         for kind in turn[: count - made]:
             row = _row(kind, random, held_out)
-            again = kind in _MANNERS and not held_out
+            again = kind in _AS_TYPED and not held_out
             # Earlier turns are always new in the end. What everybody says is trained on as often as it is said.
             while ((asked := repr(row["messages"][:-1])) in seen and not again) or _says(row, without):
                 row = _row(kind, random, held_out)
@@ -130,9 +137,9 @@ def _exercise(kind: str, random: Random, held_out: bool) -> tuple[Exercise, bool
 def _row(kind: str, random: Random, held_out: bool) -> dict[str, Any]:
     exercise, new = _exercise(kind, random, held_out)
     earlier = list(exercise.before)
-    if not earlier and random.random() < (_EARLIER_BEFORE_MANNERS if kind in _MANNERS else _EARLIER_TURNS):
+    if not earlier and random.random() < (_EARLIER_BEFORE_MANNERS if kind in _AS_TYPED else _EARLIER_TURNS):
         earlier = [turn for _ in range(random.randint(1, 2)) for turn in _exchange(kind, random, held_out)]
-    elif earlier and kind not in ("memory: go on from there", *_MANNERS) and random.random() < _BETWEEN:
+    elif earlier and kind not in ("memory: go on from there", *_AS_TYPED) and random.random() < _BETWEEN:
         earlier += _exchange(kind, random, held_out)
     if not held_out and random.random() < _SYSTEM:
         earlier.insert(0, {"role": "system", "content": random.choice(_SYSTEM_MESSAGES)})

@@ -53,6 +53,13 @@ def spelling(text: str) -> str:
     return "".join(re.findall(r"\w", text.casefold())) or text.strip()
 
 
+def hasty(text: str, random: Random) -> str:
+    """`text` with one to three slips more than it may have."""
+    for _ in range(random.choice((1, 1, 2, 2, 3))):
+        text = _slip(text, random)
+    return text
+
+
 def typed(text: str, random: Random, *, decorate: bool = True, slips: bool = True) -> str:
     """`text` as somebody may type it: its case, what ends it, words before and after with `decorate`, `slips`."""
     if decorate and random.random() < 0.12:
