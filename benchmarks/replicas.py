@@ -52,8 +52,9 @@ def served(checkpoint: str, *flags: str) -> Iterator[str]:
             process.wait()
 
 
-def figures(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Medians of what the rounds found for one number of streams: tokens/s, and milliseconds."""
+def figures(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Medians of what the rounds found for one number of streams: tokens/s, and milliseconds; None where there were too
+    few to tell."""
     picked = {
         "tokens/s": [row["end_to_end_tokens_per_s"]["median"] for row in rows],
         "first p50": [row["first_token_ms"]["p50"] for row in rows],
@@ -61,7 +62,12 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, float]:
         "between p50": [row["between_tokens_ms"]["p50"] for row in rows],
         "between p90": [row["between_tokens_ms"]["p90"] for row in rows],
     }
-    return {name: statistics.median(found) for name, found in picked.items()}
+    return {name: None if None in found else statistics.median(found) for name, found in picked.items()}
+
+
+def told(name: str, value: float | None) -> str:
+    """A figure below its name."""
+    return f"{'-':>{len(name)}}" if value is None else f"{value:{len(name)}.{0 if name == 'tokens/s' else 1}f}"
 
 
 def main() -> None:
@@ -96,8 +102,8 @@ def main() -> None:
         alone = medians["one process", count]["tokens/s"]
         for kind in kinds:
             row = medians[kind, count]
-            told = "  ".join(f"{value:{len(name)}.{0 if name == 'tokens/s' else 1}f}" for name, value in row.items())
-            print(f"{count:7}  {kind:11}  {told}  {row['tokens/s'] / alone:5.2f}")
+            shown = "  ".join(told(name, value) for name, value in row.items())
+            print(f"{count:7}  {kind:11}  {shown}  {row['tokens/s'] / alone:5.2f}")
 
 
 if __name__ == "__main__":
