@@ -155,7 +155,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray]:
-    """The Ray on which the replicas of this session's servers run."""
+    """The Ray on which the replicas of all servers run that tests start."""
     started = Ray(tmp_path_factory.mktemp("ray") / "log")
     yield started
     started.end()

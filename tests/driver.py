@@ -55,7 +55,7 @@ def serving(*arguments: object, timeout: float = 300) -> Iterator[httpx.Client]:
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=timeout) as client:
             end = time.monotonic() + 120
-            while not _ready(client):
+            while not is_ready(client):
                 assert process.poll() is None and time.monotonic() < end
                 time.sleep(0.1)
             yield client
@@ -66,7 +66,8 @@ def serving(*arguments: object, timeout: float = 300) -> Iterator[httpx.Client]:
         process.wait()
 
 
-def _ready(client: httpx.Client) -> bool:
+def is_ready(client: httpx.Client) -> bool:
+    """Whether the server answers that it serves."""
     try:
         return client.get("/ready").status_code == 200
     except httpx.TransportError:

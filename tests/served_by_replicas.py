@@ -33,10 +33,10 @@ START_SECONDS = 150
 """In which Ray, or a server on it, starts, on a busy machine too."""
 
 MANY_CORES = 999
-"""More than all replicas of a session ask for, which share those that there are."""
+"""More than all replicas of a test run ask for, which share those that there are."""
 
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-"""By which Ray knows this session's servers: whoever else is on this machine is to run no code there."""
+"""By which Ray knows these servers: whoever else is on this machine is to run no code there."""
 
 
 class Elsewhere:

@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from safetensors.torch import load_file
 
 from tests.driver import Run, driver
 from topkapi.model.storage.checkpoint import load_checkpoint
+from topkapi.service.commands.cli import main
+from topkapi.training.trainer import Training
 
 # Each test runs the command a dozen times: half a minute on an idle machine, but not on one that is busy.
 pytestmark = pytest.mark.timeout(900)
@@ -70,6 +73,34 @@ def assert_same(directory: Path, expected: dict[str, bytes]) -> None:
     found = content(directory)
     assert found.keys() == expected.keys()
     assert [name for name in found if found[name] != expected[name]] == []
+
+
+@contextmanager
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs are ended by Ctrl-C in their sixth update."""
+    update = Training._update
+
+    def ended(training: Training, *arguments: Any) -> Any:
+        if training.state.step == 5:
+            raise KeyboardInterrupt
+        return update(training, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Training, "_update", ended)
+        yield
+
+
+def assert_resumes_to_the_same(command: list[str], out: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of `command`, ended in the middle and resumed in `out`, leaves what the `whole` one did.
+
+    What the checkpoint gave before training is not computed anew.
+    """
+    with interrupted(monkeypatch):
+        assert main(command) == 130
+    with monkeypatch.context() as patched:
+        patched.setattr("topkapi.training.optimisation.log_probabilities.write_directory", None)
+        assert main([command[0], "--resume", str(out)]) == 0
+    assert_same(out, content(whole))
 
 
 @dataclass

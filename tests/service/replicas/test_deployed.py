@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ import httpx
 import pytest
 import yaml
 
+from tests.driver import free_port, is_ready
 from topkapi.service.keys import Key, digest_of, line_of
 from topkapi.service.quotas import Limits
 
@@ -64,8 +64,7 @@ def deployed(tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest.Temp
     (place / "keys").write_text(f"{line_of(Key('root', 'admin', digest_of(ADMIN)))}\n{line_of(narrow)}\n")
     (place / "checkpoints").mkdir()
     tiny_checkpoint("deployed", context=2048).rename(place / "checkpoints" / "deployed")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     configuration = yaml.safe_load((ROOT / "deploy" / "ray_serve.yaml").read_text())
     configuration["http_options"]["port"] = port
     configuration["applications"][0]["runtime_env"]["env_vars"] = {
@@ -84,7 +83,7 @@ def deployed(tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest.Temp
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             client.headers["Authorization"] = f"Bearer {ADMIN}"
             end = time.monotonic() + START_SECONDS
-            while not _ready(client):
+            while not is_ready(client):
                 log_so_far = (place / "log").read_text(errors="replace")[-5000:]
                 assert process.poll() is None and time.monotonic() < end, log_so_far
                 time.sleep(0.5)
@@ -94,13 +93,6 @@ def deployed(tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest.Temp
     finally:
         process.kill()
         process.wait()
-
-
-def _ready(client: httpx.Client) -> bool:
-    try:
-        return client.get("/ready").status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def test_keys_hosts_sizes_and_limits_are_the_fronts(deployed: Deployed) -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from tests.tiny import tiny_model
-from tests.training.test_resume import assert_same, content
+from tests.training.test_resume import assert_same, content, interrupted
 from topkapi.model.storage.checkpoint import load_checkpoint, save_checkpoint
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.service.commands.cli import main
@@ -17,7 +17,6 @@ from topkapi.service.locations import default_checkpoints
 from topkapi.service.settings import Settings
 from topkapi.training.data.instructions import ExampleLoader, encode_conversations, read_conversations
 from topkapi.training.optimisation.loss import evaluate
-from topkapi.training.trainer import Training
 
 METHODS = ("lora", "qlora", "dora")
 FLAGS = [
@@ -203,16 +202,8 @@ def test_ended_in_the_middle_it_resumes_to_the_same_bytes(
     base = tiny_checkpoint("base")
     flags = ["--method", method, "--lora-dropout", "0.2", "--evaluate-every", "2", "--save-every", "3"]
     finetune(base, rows, tmp_path / "whole", *flags)
-    update = Training._update
-
-    def ended(training: Training, *arguments: object) -> tuple[float, float, float]:
-        if training.state.step == 5:
-            raise KeyboardInterrupt
-        return update(training, *arguments)
-
     run = tmp_path / "resumed"
-    with monkeypatch.context() as patched, pytest.raises(AssertionError):
-        patched.setattr(Training, "_update", ended)
+    with interrupted(monkeypatch), pytest.raises(AssertionError):
         finetune(base, rows, run, *flags)
     assert [path.name for path in (run / "state").iterdir()] == ["step-3"]
     assert main(["finetune", "--resume", str(run)]) == 0

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.tiny import tiny_model
-from tests.training.test_resume import assert_same, content
+from tests.training.test_resume import assert_resumes_to_the_same
 from topkapi.model.conversation.chat_template import ChatTemplate
 from topkapi.model.errors import DataError
 from topkapi.model.storage.checkpoint import load_checkpoint
@@ -19,7 +19,6 @@ from topkapi.model.transformer import Decoder
 from topkapi.service.commands.cli import main
 from topkapi.training.data.instructions import Example
 from topkapi.training.data.preferences import Pair, PairLoader, encode_preferences, read_preferences
-from topkapi.training.trainer import Training
 from topkapi.training.tuning.dpo import Preferred, dpo_loss
 
 ASK = {"role": "user", "content": "Why?"}
@@ -183,23 +182,8 @@ def test_a_run_learns_the_preference_and_resumes_to_the_same_bytes(
     assert evaluations[0]["validation_margin"] == pytest.approx(0, abs=1e-6)
     assert evaluations[-1]["validation_loss"] < 0.6 and evaluations[-1]["validation_accuracy"] == 1.0
     assert "accuracy 1.000  margin" in capsys.readouterr().out
-
-    update = Training._update
-
-    def ended(training: Training, *arguments: object) -> tuple[float, float, float]:
-        if training.state.step == 5:
-            raise KeyboardInterrupt
-        return update(training, *arguments)
-
-    out = tmp_path / "resumed"
-    with monkeypatch.context() as patched:
-        patched.setattr(Training, "_update", ended)
-        assert main(command(base, rows, out, *flags)) == 130
-        # The reference of the resumed run is that of the first one, not computed again.
-        patched.setattr(Training, "_update", update)
-        patched.setattr("topkapi.training.optimisation.log_probabilities.write_directory", None)
-        assert main(["dpo", "--resume", str(out)]) == 0
-    assert_same(out, content(tmp_path / "whole"))
+    resumed = tmp_path / "resumed"
+    assert_resumes_to_the_same(command(base, rows, resumed, *flags), resumed, tmp_path / "whole", monkeypatch)
 
 
 @pytest.mark.parametrize(

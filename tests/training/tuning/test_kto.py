@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.tiny import tiny_model
-from tests.training.test_resume import assert_same, content
+from tests.training.test_resume import assert_resumes_to_the_same
 from topkapi.model.conversation.chat_template import ChatTemplate
 from topkapi.model.errors import DataError
 from topkapi.model.storage.checkpoint import load_checkpoint
@@ -26,7 +26,6 @@ from topkapi.training.data.verdicts import (
     mismatched,
     read_verdicts,
 )
-from topkapi.training.trainer import Training
 from topkapi.training.tuning.kto import Judged
 
 ASK = {"role": "user", "content": "Why?"}
@@ -247,23 +246,8 @@ def test_a_run_learns_the_labels_and_resumes_to_the_same_bytes(
     assert evaluations[-1]["validation_loss"] < 0.48 and evaluations[-1]["validation_accuracy"] == 1.0
     out = capsys.readouterr().out
     assert "accuracy 1.000  margin" in out and "recommended" not in out
-
-    update = Training._update
-
-    def ended(training: Training, *arguments: object) -> Any:
-        if training.state.step == 5:
-            raise KeyboardInterrupt
-        return update(training, *arguments)  # type: ignore[arg-type]
-
     resumed = tmp_path / "resumed"
-    with monkeypatch.context() as patched:
-        patched.setattr(Training, "_update", ended)
-        assert main(command(base, rows, resumed, *flags)) == 130
-        # The reference of the resumed run is that of the first one, not computed again.
-        patched.setattr(Training, "_update", update)
-        patched.setattr("topkapi.training.optimisation.log_probabilities.write_directory", None)
-        assert main(["kto", "--resume", str(resumed)]) == 0
-    assert_same(resumed, content(tmp_path / "whole"))
+    assert_resumes_to_the_same(command(base, rows, resumed, *flags), resumed, tmp_path / "whole", monkeypatch)
 
 
 @pytest.mark.parametrize(
