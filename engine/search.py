@@ -12,8 +12,8 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from topkapi.engine.allocation import common_prefix
 from topkapi.engine.request import Finished, FinishReason, GenerateJob, ScoreJob, StopCheck, Token
+from topkapi.engine.scheduler import common_prefix
 from topkapi.engine.sequences import Continuation, ScoredText, end_of, layers_of, limit_of, token_event
 from topkapi.engine.submitted import Choosing, Sequence, Submitted
 from topkapi.model.cache import NetworkOutput

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from topkapi.engine.admission import Speed
-from topkapi.engine.allocation import Allocation
 from topkapi.engine.heartbeat import Heartbeat
 from topkapi.engine.network import Network
-from topkapi.engine.scheduler import Scheduler, Share
+from topkapi.engine.scheduler import Allocation, Scheduler, Share
 from topkapi.engine.sequences import Continuation
 from topkapi.engine.submitted import Choosing, Sequence, Submitted
 from topkapi.model.cache import Work

@@ -11,8 +11,8 @@ from functools import cache
 from itertools import accumulate
 from typing import Literal
 
-from topkapi.engine.allocation import LEAST_COPIED
 from topkapi.engine.request import Completed, ScoreJob, ScoreProgress
+from topkapi.engine.scheduler import LEAST_COPIED
 from topkapi.model.errors import DeadlineExceeded, EngineError
 from topkapi.model.scoring import Scores, check_text, windows
 from topkapi.service.calls import current_call
