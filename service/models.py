@@ -1,15 +1,20 @@
-"""The loaded checkpoints, each with an engine of its own, and the adapters that stand beside them."""
+"""The loaded checkpoints, each with an engine of its own, and the adapters that stand beside them.
+
+A checkpoint that is replaced goes in peace: its engine ends what has begun, then it is taken down (`Leaving`).
+"""
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +25,7 @@ from topkapi.model.conversation.template_trial import try_template
 from topkapi.model.errors import Cancelled, CheckpointError, EngineStopped, SettingsError, TopkapiError, UnknownModel
 from topkapi.model.hub.cache import hub_name_of
 from topkapi.model.reading import confined
-from topkapi.model.serving import prepare, reading, try_network
+from topkapi.model.serving import cache_bytes, kernels, prepare, reading, try_network, weight_bytes
 from topkapi.model.speed import explained
 from topkapi.model.storage.beside import base_named, same_vocabulary
 from topkapi.model.storage.card import Card, read_card
@@ -29,8 +34,6 @@ from topkapi.service.adapters import MIB, Adapter, Adapters, Use, is_base
 from topkapi.service.embedding import EMBEDDER
 from topkapi.service.garbage import give_back, sweep
 from topkapi.service.keys import KeyRing
-from topkapi.service.leaving import Leaving
-from topkapi.service.loaded_model import LoadedModel
 from topkapi.service.locations import name_of, split_location
 from topkapi.service.mailbox import Mailbox
 from topkapi.service.metrics import Metrics, ModelMetrics
@@ -40,6 +43,69 @@ from topkapi.service.tracing import Tracing, tracing_of_environment
 logger = logging.getLogger(__name__)
 
 __all__ = ["Conflict", "LoadedModel", "Models"]
+
+
+class Hold:
+    """Alive as long as somebody has the checkpoint in hand that it belongs to, alone or beside an adapter."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A checkpoint in memory, the engine that computes it, and its metrics; or these as an adapter's requests see them.
+
+    Whoever has one in hand may use it: it is taken down only after that.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    engine: Engine
+    metrics: ModelMetrics
+    created: int
+    control_ids: frozenset[int]
+    why: str = ""
+    """Why its matrices are held in what they are held in."""
+    warnings: tuple[str, ...] = ()
+    """What whoever loads it should know."""
+    card: Card = field(default_factory=Card)
+    """What it says of itself."""
+    use: Use | None = None
+    """The adapter that is asked for by this name, if it is an adapter's."""
+    hold: Hold = field(default_factory=Hold, repr=False)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of prompt and answer together: the checkpoint's, or fewer where memory is short."""
+        return self.engine.config.context_length
+
+    @property
+    def dtype(self) -> str:
+        """What the matrices are held in."""
+        return self.checkpoint.model.held_in
+
+    @property
+    def cache_dtype(self) -> str:
+        """What keys and values are held in."""
+        return self.checkpoint.model.cache_dtype
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """About how many bytes its `weights` take, and its `cache` of keys and values once all of it is in use."""
+        network = self.engine.network
+        of_cache = network.slots * network.capacity * cache_bytes(self.checkpoint.model)
+        return {"weights": weight_bytes(self.checkpoint.model), "cache": of_cache}
+
+    @property
+    def kernels(self) -> str:
+        """What computes the network: the native core, on which instruction set, or PyTorch."""
+        return kernels(self.checkpoint.model)
+
+    def token_text(self, token_id: int) -> str:
+        """The bytes of one token as text; a part of a character shows as U+FFFD."""
+        return self.checkpoint.tokenizer.token_bytes(token_id).decode("utf-8", "replace")
+
+    def answer_bytes(self, token_id: int) -> bytes:
+        """What a generated token adds to the answer's text: nothing for control tokens."""
+        return b"" if token_id in self.control_ids else self.checkpoint.tokenizer.token_bytes(token_id)
 
 
 class Conflict(SettingsError):
@@ -398,3 +464,47 @@ class Models:
         end = time.monotonic() + timeout
         for engine in self._engines:
             engine.close(max(0.0, end - time.monotonic()))
+
+
+LOOK_SECONDS = 0.1
+"""Between two looks at whether a replaced checkpoint is still in somebody's hands."""
+
+LOOKS_A_COLLECTION, IDLE_SECONDS = 30, 120.0
+"""How often garbage is collected meanwhile, and how long somebody may do nothing with what is in their hands."""
+
+
+class Leaving:
+    """The engines that are on their way out; once `closed` is set, none is waited for."""
+
+    def __init__(self, closed: threading.Event) -> None:
+        self._closed = closed
+        self._engines: set[Engine] = set()
+
+    def __iter__(self) -> Iterator[Engine]:
+        return iter(tuple(self._engines))
+
+    def __len__(self) -> int:
+        return len(self._engines)
+
+    def see_off(self, engine: Engine, held: Callable[[], object | None]) -> None:
+        """Close `engine` once nobody has its checkpoint in hand: until then `held` gives what they have."""
+        self._engines.add(engine)
+        threading.Thread(target=self._wait, args=([engine], held), name=f"replaced-{engine.name}", daemon=True).start()
+
+    def _wait(self, engines: list[Engine], held: Callable[[], object | None]) -> None:
+        # A thread has its arguments until it is over, and the engine is to be gone before.
+        engine, looks, idle_since = engines.pop(), 0, time.monotonic()
+        while held() is not None and not self._closed.wait(LOOK_SECONDS):
+            looks, now = looks + 1, time.monotonic()
+            if engine.running or engine.waiting:
+                idle_since = now
+            elif now - idle_since > IDLE_SECONDS:
+                # Somebody has it in hand who does nothing with it.
+                break
+            elif looks % LOOKS_A_COLLECTION == 0:
+                # What is over may still be held by itself.
+                gc.collect()
+        engine.close(why=Cancelled(f"{engine.name} has been replaced", hint="send the request again"))
+        self._engines.discard(engine)
+        del engine
+        sweep()

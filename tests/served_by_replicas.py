@@ -22,8 +22,7 @@ from typing import Any, NoReturn
 import httpx
 
 from topkapi.engine.engine import Engine
-from topkapi.service.loaded_model import LoadedModel
-from topkapi.service.models import Models
+from topkapi.service.models import LoadedModel, Models
 from topkapi.service.settings import Settings
 
 REPLICAS = os.environ.get("SERVED_REPLICAS")
