@@ -15,11 +15,10 @@ from topkapi.model.decoding.aliases import translated
 from topkapi.model.decoding.gbnf import lark_of
 from topkapi.model.errors import InvalidRequest, Overloaded, TopkapiError
 from topkapi.service.api.http.answering import Answer, Event, respond, text_of
-from topkapi.service.api.http.body import Strict
+from topkapi.service.api.http.body import Strict, schema_in
 from topkapi.service.api.http.describing import STREAM, decoding, errors_of
 from topkapi.service.api.http.dialect import Dialect, with_hint
 from topkapi.service.api.http.harmless import Only
-from topkapi.service.api.http.json_reader import schema_in
 from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.native.render import new_id
 from topkapi.service.generation import CompletionOutput, Delta, Generation, Plan, no_answer, plan

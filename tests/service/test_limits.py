@@ -17,9 +17,8 @@ from topkapi.model.decoding.parameters import BY_NAME, PARAMETERS, check
 from topkapi.model.errors import Cancelled, InvalidRequest
 from topkapi.model.interruption import between_pieces, given_up_when
 from topkapi.service import limits
-from topkapi.service.api.http import json_reader
 from topkapi.service.api.http.answering import as_json, pieces, weight
-from topkapi.service.api.http.json_reader import MalformedBody, parse_json
+from topkapi.service.api.http.body import MalformedBody, parse_json
 from topkapi.service.api.native.schemas import parameter_schema
 
 LONG = "word " * 200_000
@@ -173,7 +172,7 @@ def documents() -> Iterator[Any]:
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("ascii_only", [True, False])
 def test_both_readers_of_json_read_the_same(monkeypatch, indent, ascii_only) -> None:
-    monkeypatch.setattr(json_reader, "FAST", 0)
+    monkeypatch.setattr("topkapi.service.api.http.body.FAST", 0)
     for document in documents():
         text = json.dumps(document, indent=indent, ensure_ascii=ascii_only)
         assert parse_json(text.encode()) == document
@@ -196,7 +195,7 @@ def test_both_readers_of_json_read_the_same(monkeypatch, indent, ascii_only) -> 
     ids=lambda value: str(value)[:20],
 )  # fmt: skip
 def test_both_refuse_the_same(monkeypatch, fast, body, words) -> None:
-    monkeypatch.setattr(json_reader, "FAST", fast)
+    monkeypatch.setattr("topkapi.service.api.http.body.FAST", fast)
     with pytest.raises(MalformedBody, match=words):
         parse_json(body.encode())
 

@@ -8,9 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from topkapi.model.errors import InvalidRequest
-from topkapi.service.api.http.body import Strict
+from topkapi.service.api.http.body import Strict, json_in
 from topkapi.service.api.http.harmless import CacheBreakpoint, CacheControl, Only
-from topkapi.service.api.http.json_reader import json_in
 from topkapi.service.limits import MOST_PARTS
 from topkapi.service.models import LoadedModel
 from topkapi.service.prompting import conversation_tokens

@@ -16,11 +16,10 @@ from topkapi.model.decoding.gbnf import is_gbnf, lark_of
 from topkapi.model.decoding.parameters import PARAMETERS
 from topkapi.model.decoding.table import MOST_WORDS
 from topkapi.model.errors import InvalidRequest
-from topkapi.service.api.http.body import Strict
+from topkapi.service.api.http.body import Strict, schema_in
 from topkapi.service.api.http.describing import decoding
 from topkapi.service.api.http.errors import InapplicableField, inapplicable
 from topkapi.service.api.http.harmless import NO_SUCH_THING, CacheOptions, Only, asks_for_nothing
-from topkapi.service.api.http.json_reader import schema_in
 from topkapi.service.api.native.schemas import ModelName, parameter_schema
 
 EXPANDED = ("structured_outputs",)

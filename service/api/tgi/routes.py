@@ -12,10 +12,10 @@ from topkapi.engine.request import Token
 from topkapi.model.decoding.aliases import translated
 from topkapi.model.errors import EngineError, InvalidRequest, Overloaded, TopkapiError
 from topkapi.service.api.http.answering import Answer, Event, respond
+from topkapi.service.api.http.body import schema_in
 from topkapi.service.api.http.describing import STREAM, errors_of
 from topkapi.service.api.http.dialect import Dialect, with_hint
 from topkapi.service.api.http.errors import InapplicableField
-from topkapi.service.api.http.json_reader import schema_in
 from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.tgi import schemas
 from topkapi.service.generation import CompletionOutput, Delta, Generation, Plan, no_answer, plan
