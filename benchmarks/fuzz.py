@@ -39,7 +39,7 @@ from topkapi.model.storage.card import read_card
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.service.api.http.authority import given_key
 from topkapi.service.api.http.body import json_in, parse_json
-from topkapi.service.api.http.observing import timeout_of
+from topkapi.service.api.http.middleware import timeout_of
 from topkapi.service.keys import read_keys
 from topkapi.service.runs import Runs
 from topkapi.service.settings import Settings

@@ -11,8 +11,15 @@ from topkapi.service.api import openai, sglang
 from topkapi.service.api.anthropic import messages as anthropic
 from topkapi.service.api.http.authority import Authority
 from topkapi.service.api.http.errors import NATIVE
-from topkapi.service.api.http.middleware import AllowedHosts, BodyLimit, KeepAlive, SameOrigin, SlowBody, UnderPrefix
-from topkapi.service.api.http.observing import Observed
+from topkapi.service.api.http.middleware import (
+    AllowedHosts,
+    BodyLimit,
+    KeepAlive,
+    Observed,
+    SameOrigin,
+    SlowBody,
+    UnderPrefix,
+)
 from topkapi.service.api.http.registration import register, set_up
 from topkapi.service.api.llama import completion as llama
 from topkapi.service.api.native import routes as native
