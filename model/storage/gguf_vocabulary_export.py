@@ -17,8 +17,8 @@ import tokenizers
 from topkapi.model.errors import CheckpointError
 from topkapi.model.storage.checkpoint import Checkpoint
 from topkapi.model.storage.gguf_vocabulary import FINDS_WHOLE_WORDS, pre_tokenizer
-from topkapi.model.text.bpe import merge_pairs
 from topkapi.model.text.byte_level import BYTE_TO_CHARACTER, components
+from topkapi.model.text.encoding import merge_pairs
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.model.text.tokenizer_check import SAMPLE
 

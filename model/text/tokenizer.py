@@ -1,7 +1,7 @@
 """Text to token ids and back, for every vocabulary that a `tokenizer.json` can describe.
 
-Byte-level BPE runs on tiktoken where that gives the same ids (see `model.text.bpe`), everything else on `tokenizers`.
-`encode` treats text as text: the spelling of a control token inside it becomes ordinary tokens, so that text can
+Byte-level BPE runs on tiktoken where that gives the same ids (see `model.text.encoding`), everything else on
+`tokenizers`. `encode` treats text as text: the spelling of a control token inside it becomes ordinary tokens, so that text can
 never forge a turn. Nothing is added to a text, no token for its beginning either; `adds_begin_token` says whether the
 checkpoint's own tools put one there.
 """
@@ -29,14 +29,16 @@ from topkapi.model.text.added_tokens import (
     token_content,
     typed,
 )
-from topkapi.model.text.bpe import BytePairEncoding, byte_pair_encoding, merge_pairs
 from topkapi.model.text.byte_level import components, entry_decoder
 from topkapi.model.text.encoding import (
+    BytePairEncoding,
     backend_ids,
+    byte_pair_encoding,
     check_unicode,
     cut,
     has_long_run,
     keeps_borders,
+    merge_pairs,
     next_border,
     panics_refused,
 )
