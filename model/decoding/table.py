@@ -10,8 +10,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
-from topkapi.model.decoding.parameter import KINDS, Layers, Parameter, Prompt, Schema, parameter
-from topkapi.model.decoding.words import Words
+from topkapi.model.decoding.parameter import KINDS, Layers, Parameter, Prompt, Schema, Words, parameter
 
 # Several times what anybody has been seen to send. Each answer is held against these at every token, so they also
 # bound what one request can cost the others.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from topkapi.model.decoding.words import Vocabulary
+from topkapi.model.decoding.parameter import Vocabulary
 from topkapi.model.errors import InvalidRequest
 
 OPEN, CLOSE = "<think>", "</think>"

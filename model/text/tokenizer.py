@@ -1,9 +1,9 @@
 """Text to token ids and back, for every vocabulary that a `tokenizer.json` can describe.
 
 Byte-level BPE runs on tiktoken where that gives the same ids (see `model.text.encoding`), everything else on
-`tokenizers`. `encode` treats text as text: the spelling of a control token inside it becomes ordinary tokens, so that text can
-never forge a turn. Nothing is added to a text, no token for its beginning either; `adds_begin_token` says whether the
-checkpoint's own tools put one there.
+`tokenizers`. `encode` treats text as text: the spelling of a control token inside it becomes ordinary tokens, so that
+text can never forge a turn. Nothing is added to a text, no token for its beginning either; `adds_begin_token` says
+whether the checkpoint's own tools put one there.
 """
 
 import json
