@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from topkapi.model.conversation.chat_template import ChatTemplate, TooExpensive
-from topkapi.model.conversation.messages import Message
+from topkapi.model.conversation.chat_template import ChatTemplate, Message, TooExpensive
 from topkapi.model.conversation.template_bounds import bounded
 from topkapi.model.errors import CheckpointError, TopkapiError
 from topkapi.model.text.tokenizer import Tokenizer
