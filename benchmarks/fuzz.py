@@ -46,7 +46,7 @@ from topkapi.service.settings import Settings
 from topkapi.service.settings_file import read_settings
 from topkapi.training.data.instructions import read_conversations
 from topkapi.training.data.preferences import read_preferences
-from topkapi.training.recipes.files import build_recipe, read_yaml
+from topkapi.training.recipes.arguments import build_recipe, read_yaml
 from topkapi.training.recipes.recipe import FinetuneRecipe, PretrainRecipe
 
 LONGEST = 15.0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from topkapi.python.declaring import declares, recipe_keywords
 from topkapi.python.errors import readable
 from topkapi.python.runs import Run
-from topkapi.training.recipes.files import unknown_field
+from topkapi.training.recipes.arguments import unknown_field
 from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, KtoRecipe, PretrainRecipe, TrainingRecipe
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ import pytest
 from tests.test_readme import ROOT, run, serving
 from topkapi.service.commands.cli import build_parser
 from topkapi.training.planning.estimating import PUBLISHED
-from topkapi.training.recipes.arguments import read_arguments
-from topkapi.training.recipes.files import read_yaml, resolve_recipe
+from topkapi.training.recipes.arguments import read_arguments, read_yaml, resolve_recipe
 
 PAGE = (ROOT / "docs" / "course.md").read_text()
 STORY, TUNE, PLAN, SERVE = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)

@@ -19,8 +19,15 @@ from topkapi.training.instructions.command import add_instructions
 from topkapi.training.planning.estimating import FIELDS, add_estimate_flags, is_estimate, print_estimate
 from topkapi.training.planning.finding_lr import add_find_lr
 from topkapi.training.planning.sweeping import add_sweep
-from topkapi.training.recipes.arguments import EPILOG, RUNS, add_recipe_flags, read_arguments, run_of
-from topkapi.training.recipes.files import read_yaml, resolve_recipe
+from topkapi.training.recipes.arguments import (
+    EPILOG,
+    RUNS,
+    add_recipe_flags,
+    read_arguments,
+    read_yaml,
+    resolve_recipe,
+    run_of,
+)
 from topkapi.training.recipes.recipe import TrainingRecipe
 from topkapi.training.run.pick import add_pick
 from topkapi.training.run.runs import add_runs

@@ -21,7 +21,7 @@ from topkapi.training.data import instructions, sources
 from topkapi.training.evaluation.tasks import read_tasks
 from topkapi.training.instructions.distillation import read_questions
 from topkapi.training.pretrain import chat_template
-from topkapi.training.recipes.files import read_yaml
+from topkapi.training.recipes.arguments import read_yaml
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from topkapi.model.yaml_reading import parse_yaml
 from topkapi.service.settings_file import read_settings
 from topkapi.training.evaluation.tasks import read_tasks
 from topkapi.training.planning.sweeping import Range
-from topkapi.training.recipes.files import read_yaml
+from topkapi.training.recipes.arguments import read_yaml
 from topkapi.training.recipes.recipe import PretrainRecipe, generation_defaults
 
 # What PyYAML's own constructors answer with ValueError, KeyError or AttributeError.

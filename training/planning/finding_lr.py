@@ -16,8 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from topkapi.model.errors import SettingsError
-from topkapi.training.recipes.arguments import EPILOG, RUNS, add_recipe_flags, read_arguments, run_of
-from topkapi.training.recipes.files import read_yaml, resolve_recipe
+from topkapi.training.recipes.arguments import (
+    EPILOG,
+    RUNS,
+    add_recipe_flags,
+    read_arguments,
+    read_yaml,
+    resolve_recipe,
+    run_of,
+)
 from topkapi.training.start import at_hand, prepared
 
 if TYPE_CHECKING:

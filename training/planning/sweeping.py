@@ -22,8 +22,16 @@ import yaml
 
 from topkapi.model.errors import SettingsError, TopkapiError
 from topkapi.model.yaml_reading import parse_yaml
-from topkapi.training.recipes.arguments import EPILOG, RUNS, add_recipe_flags, read_arguments, run_of
-from topkapi.training.recipes.files import build_recipe, read_yaml, resolve_recipe
+from topkapi.training.recipes.arguments import (
+    EPILOG,
+    RUNS,
+    add_recipe_flags,
+    build_recipe,
+    read_arguments,
+    read_yaml,
+    resolve_recipe,
+    run_of,
+)
 from topkapi.training.recipes.recipe import TrainingRecipe, free_fields
 from topkapi.training.start import train
 

@@ -13,7 +13,7 @@ import pytest
 from topkapi.model.errors import SettingsError
 from topkapi.service.commands.cli import build_parser, main
 from topkapi.service.settings import Settings
-from topkapi.training.recipes.files import build_recipe
+from topkapi.training.recipes.arguments import build_recipe
 from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, KtoRecipe, PretrainRecipe, TrainingRecipe
 
 LIBRARY_WORDING = re.compile(r"[Ii]nput should|invalid (int|float)|argument|expected one|Value error|unable to parse")

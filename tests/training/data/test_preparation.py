@@ -12,7 +12,7 @@ from topkapi.service.commands.cli import main
 from topkapi.training.data.instructions import read_conversations
 from topkapi.training.data.preparation import Limits, clean, prepare
 from topkapi.training.data.weights import unused, weighted
-from topkapi.training.recipes.files import RECIPES, build_recipe, read_yaml
+from topkapi.training.recipes.arguments import RECIPES, build_recipe, read_yaml
 from topkapi.training.recipes.recipe import FinetuneRecipe
 
 GOOD = {"instruction": "Name a bird.", "output": "An owl [1]  is a bird."}

@@ -10,8 +10,7 @@ from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.service.commands.cli import main
 from topkapi.training.cli import register
 from topkapi.training.pretrain import model_config
-from topkapi.training.recipes.arguments import read_arguments
-from topkapi.training.recipes.files import RECIPES, build_recipe, read_yaml
+from topkapi.training.recipes.arguments import RECIPES, build_recipe, read_arguments, read_yaml
 from topkapi.training.recipes.recipe import (
     DpoRecipe,
     FinetuneRecipe,

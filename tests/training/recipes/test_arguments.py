@@ -6,7 +6,7 @@ import pytest
 
 from topkapi.model.errors import SettingsError
 from topkapi.service.commands.cli import main
-from topkapi.training.recipes.files import build_recipe
+from topkapi.training.recipes.arguments import build_recipe
 from topkapi.training.recipes.recipe import DpoRecipe, FinetuneRecipe, PretrainRecipe
 
 
