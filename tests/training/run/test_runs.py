@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from topkapi.service.commands.cli import main
-from topkapi.training.run.epochs import steps_down
-from topkapi.training.run.plots import draw_comparison, draw_losses, draw_machine, smoothed
+from topkapi.training.run.plots import draw_comparison, draw_losses, draw_machine, smoothed, steps_down
 from topkapi.training.run.state import TrainerState
 
 
