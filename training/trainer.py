@@ -26,14 +26,13 @@ from topkapi.training.monitoring.divergence import (
     find_spike,
     observe,
 )
-from topkapi.training.monitoring.evaluations import measure, tell
 from topkapi.training.monitoring.samples import Prompt, continuations, take_samples
 from topkapi.training.optimisation import distributed, sharding
 from topkapi.training.optimisation.loss import Compiled, NextToken, Objective
 from topkapi.training.optimisation.optimisers import Optimizers, Schedule, trained_parameters
 from topkapi.training.optimisation.throughput import Throughput, flops_per_token, longest_text
 from topkapi.training.recipes.recipe import TrainingRecipe
-from topkapi.training.run.console import Console
+from topkapi.training.run.console import Console, duration
 from topkapi.training.run.directory import RunDirectory
 from topkapi.training.run.process import Interrupted, StopRequest
 from topkapi.training.run.saving import Save, Saver, Snapshot
@@ -388,3 +387,47 @@ class Training:
 
 def _mix(seed: int, step: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:8]) >> 1
+
+
+def measure(
+    objective: Objective, model: Decoder, batches: list[Batch], micro_batch_size: int | None
+) -> dict[str, float]:
+    """What `objective` measures on `batches`, each process doing its share."""
+    return distributed.averaged(lambda own: objective.evaluate(model, own, micro_batch_size), batches)
+
+
+def tell(
+    state: TrainerState,
+    measured: Mapping[str, float],
+    epoch: float,
+    *,
+    best: bool,
+    directory: RunDirectory,
+    console: Console,
+    throughput: Throughput | None,
+) -> None:
+    """Record and print the evaluation that `state` has taken in; `measured` was found on the validation data,
+    or on training data where there are none."""
+    train, validation = state.train_loss, state.validation_loss
+    directory.append(
+        "metrics.jsonl",
+        {
+            "step": state.step,
+            "epoch": epoch,
+            "tokens": state.tokens,
+            "train_loss": train,
+            **{f"{'validation' if state.held_out else 'train'}_{name}": value for name, value in measured.items()},
+        },
+    )
+    rate = "" if throughput is None else f"  {throughput.tokens_per_s:,.0f} tokens/s  {duration(throughput.elapsed)}"
+    mark = "  *" if best else ""
+    others = "".join(f"  {name} {value:.3f}" for name, value in measured.items() if name != "loss")
+    held_out = f"  validation {validation:.3f}" if state.held_out else ""
+    console.message(f"step {state.step}  epoch {epoch:.2f}  train {train:.3f}{held_out}{others}{mark}{rate}")
+    if throughput is None:
+        return
+    facts: dict[str, Any] = {"step": state.step, "seconds": round(throughput.elapsed, 3)}
+    facts["tokens_per_s"] = round(throughput.tokens_per_s, 1)
+    if throughput.utilisation is not None:
+        facts["model_flops_utilisation"] = round(throughput.utilisation, 4)
+    directory.append("timings.jsonl", facts)
