@@ -17,16 +17,17 @@ import sys
 import time
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from topkapi.model.serving import stored_dtype
 from topkapi.service.commands.bench_model import random_checkpoint
 from topkapi.service.generation import Generation, plan
-from topkapi.service.models import DTYPES, LoadedModel, Models
-from topkapi.service.settings import Settings
+from topkapi.service.models import LoadedModel, Models
+from topkapi.service.settings import DtypeName, Settings
 
 LOOKUP = 10
 KINDS: dict[str, dict[str, Any]] = {
@@ -62,7 +63,7 @@ async def run(model: LoadedModel, prompts: list[list[int]], parameters: dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", nargs="?", help="default: random weights in GPT-2's shape")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES)
+    parser.add_argument("--dtype", default="auto", choices=get_args(DtypeName))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--prompt-tokens", type=int, default=64)
@@ -72,7 +73,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     models = Models(Settings.read(dtype=arguments.dtype))
     if arguments.checkpoint is None:
-        model = models.add("random", random_checkpoint(DTYPES[arguments.dtype]))
+        model = models.add("random", random_checkpoint(stored_dtype(arguments.dtype)))
     else:
         model = models.load(arguments.checkpoint)
     text = model.checkpoint.tokenizer.encode("\n".join(topics[topic] for topic in sorted(topics)[:40]))

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from topkapi.model.storage.checkpoint import save_checkpoint
 from topkapi.service.commands.bench_model import random_checkpoint
 from topkapi.service.generation import Generation, plan
-from topkapi.service.models import DTYPES, LoadedModel, Models
-from topkapi.service.settings import Settings
+from topkapi.service.models import LoadedModel, Models
+from topkapi.service.settings import DtypeName, Settings
 
 
 async def ours(model: LoadedModel, prompts: list[list[int]], tokens: int) -> tuple[float, float]:
@@ -60,7 +60,7 @@ def theirs(model: Any, prompts: list[list[int]], tokens: int) -> tuple[float, fl
 def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", nargs="?")
-    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
+    parser.add_argument("--dtype", default="bfloat16", choices=get_args(DtypeName))
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--prompt-tokens", type=int, default=64)
