@@ -20,7 +20,7 @@ from topkapi.model.transformer import Decoder
 from topkapi.training.data.shards import tokenizer_digest
 from topkapi.training.data.windows import Loader
 from topkapi.training.monitoring.samples import Prompt
-from topkapi.training.optimisation import distributed, sharding, throughput
+from topkapi.training.optimisation import distributed, throughput
 from topkapi.training.optimisation.device import prepare_torch
 from topkapi.training.optimisation.lora import AdapterPlan
 from topkapi.training.optimisation.loss import NextToken, Objective
@@ -79,7 +79,7 @@ def assemble(
     `generation` are the decoding defaults that the checkpoints inherit, `facts` what their `topkapi.json` says beside
     what every run says there. Raises `DataError` where the saved run had other data.
     """
-    sharding.distribute(model, recipe.parallel)
+    distributed.distribute(model, recipe.parallel)
     total = recipe.max_steps or max(1, math.ceil(recipe.epochs * loader.steps_per_epoch))
     inherited = recipe.generation_config(generation, model.config.end_token_ids)
     common: Any = {"tokenizer": tokenizer, "chat": chat, "generation": inherited}

@@ -27,7 +27,7 @@ from topkapi.training.monitoring.divergence import (
     observe,
 )
 from topkapi.training.monitoring.samples import Prompt, continuations, take_samples
-from topkapi.training.optimisation import distributed, sharding
+from topkapi.training.optimisation import distributed
 from topkapi.training.optimisation.loss import Compiled, NextToken, Objective
 from topkapi.training.optimisation.optimisers import Optimizers, Schedule, trained_parameters
 from topkapi.training.optimisation.throughput import Throughput, flops_per_token, longest_text
@@ -143,7 +143,7 @@ class Training:
             (optimizer if kind == "optimizer" else weights)[rest] = tensor
         with torch.no_grad():
             for name, parameter in trained_parameters(self.model):
-                parameter.copy_(sharding.part_of(weights[name], parameter))
+                parameter.copy_(distributed.part_of(weights[name], parameter))
         self.optimizers.load_state_tensors(optimizer)
         if state.ranking:
             self.directory.point("best", state.best_steps()[0])
@@ -178,9 +178,9 @@ class Training:
         )
         (loss,) = distributed.added(loss)
         parameters = list(self.optimizers.parameters())
-        if not sharding.is_part(parameters[0]):
+        if not distributed.is_part(parameters[0]):
             distributed.add_gradients(parameters)
-        loss, norm = distributed.told([loss, sharding.clip(parameters, self.recipe.clip or math.inf)])
+        loss, norm = distributed.told([loss, distributed.clip(parameters, self.recipe.clip or math.inf)])
         origins, text_of = self.loader.origins, self.tokenizer.decode
         spike = find_spike(state, loss, norm, loss_of=self._loss_of, batch=batch, origins=origins, text_of=text_of)
         if spike is not None and self._handle_spike(spike):
@@ -193,7 +193,7 @@ class Training:
         return Update(loss, norm, factor, batch.token_count(), batch.tokens.numel())
 
     def _loss_of(self, batch: Batch) -> float:
-        with sharding.whole(self.model):
+        with distributed.whole(self.model):
             return self.objective.evaluate(self.model, [batch], None)["loss"]
 
     def trained_share(self) -> float:
@@ -339,7 +339,7 @@ class Training:
         if resumable and anchor == state.step:
             state.spikes = []
         states = self.optimizers.state_tensors().items() if resumable else ()
-        tensors = {f"optimizer:{name}": sharding.collected(tensor) for name, tensor in states}
+        tensors = {f"optimizer:{name}": distributed.collected(tensor) for name, tensor in states}
         with self._judged() as raw:
             weights = dict(trained_parameters(self.model))
             if not all(parameter.isfinite().all() for parameter in weights.values()):
@@ -347,7 +347,7 @@ class Training:
                     f"the weights are no numbers any more at step {state.step}", hint="lower --learning-rate"
                 )
             if resumable and raw:
-                tensors |= {f"raw:{name}": sharding.collected(parameter) for name, parameter in raw.items()}
+                tensors |= {f"raw:{name}": distributed.collected(parameter) for name, parameter in raw.items()}
             elif resumable:
                 tensors |= {f"model:{name}": parameter.detach() for name, parameter in weights.items()}
             if distributed.rank():
@@ -371,7 +371,7 @@ class Training:
     def _judged(self) -> Iterator[dict[str, torch.Tensor]]:
         """The network as it is evaluated, sampled from and stored: whole, and averaged where the optimiser keeps an
         average. Yields the weights that are trained, where these are others."""
-        with self.optimizers.averaged() as raw, sharding.whole(self.model):
+        with self.optimizers.averaged() as raw, distributed.whole(self.model):
             yield raw
 
     def _details(self) -> dict[str, Any]:

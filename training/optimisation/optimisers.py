@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from topkapi.model.errors import SettingsError
-from topkapi.training.optimisation import sharding
+from topkapi.training.optimisation import distributed
 
 ScheduleName = Literal["constant", "linear", "cosine", "wsd"]
 
@@ -123,7 +123,7 @@ class Optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
             if isinstance(optimizer, Muon):
-                sharding.whole_step(optimizer)
+                distributed.whole_step(optimizer)
             else:
                 optimizer.step()
         self.zero_gradients()
@@ -180,7 +180,7 @@ class Optimizers:
                 for parameter in group["params"]:
                     state = entries.get(self.names[id(parameter)], {})
                     optimizer.state[parameter] = {
-                        key: sharding.part_of(value, parameter) for key, value in state.items()
+                        key: distributed.part_of(value, parameter) for key, value in state.items()
                     }
 
 
