@@ -51,7 +51,7 @@ Stack Network::stack(std::initializer_list<const Source *> sources) {
     Stack made;
     for (const Source *source : sources) {
         if (!source->weights) continue;
-        made.parts.push_back(packed(*source, kernels->flip, *threads));
+        made.parts.push_back(packed(*source, kernels->flip, weights, *threads));
         widest_ = std::max(widest_, rounded_up(made.parts.back().inputs, PIECE));
     }
     return made;
@@ -115,7 +115,7 @@ void Network::adapt(Adapter &adapter, int layer, int number, const Source &down,
         throw std::invalid_argument("adapter");
     adapter.layers.resize(layers.size());
     std::array<LowRank, ADAPTED> &all = adapter.layers[layer];
-    all[number] = {packed(down, kernels->flip, *threads), packed(up, kernels->flip, *threads)};
+    all[number] = {packed(down, kernels->flip, adapter.weights, *threads), packed(up, kernels->flip, adapter.weights, *threads)};
     auto width = [&](int first, int last) {
         int sum = 0;
         for (int at = first; at <= last; at++) sum += all[at].down.blocks * BLOCK;

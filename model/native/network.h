@@ -92,6 +92,7 @@ enum Adapted { ADAPTED_QUERY, ADAPTED_KEY, ADAPTED_VALUE, ADAPTED_OUTPUT, ADAPTE
 
 // LoRA beside the matrices of a network, for the rows of those spans that name it.
 struct Adapter {
+    Weights weights{2 << 20};
     std::vector<std::array<LowRank, ADAPTED>> layers;
     int widest = 0;  // most numbers that a row has between the two matrices of all parts of a stack
 };
@@ -167,6 +168,7 @@ struct Network {
     Shape shape;
     const Kernels *kernels;
     Threads *threads;
+    Weights weights;
     std::vector<Layer> layers;
     Norm norm, embedding_norm;
     Memory<float> positions;
