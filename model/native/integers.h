@@ -105,6 +105,14 @@ INLINE Integers add_bytes(Integers sum, Quads row, Quads weights) {
 
 enum { FLIP = 0 };
 INLINE Quads spread_offsets(const uint8_t *from) { return spread_signed(from); }
+// Signed bytes from -127 to 127: magnitudes by what has the signs of both. Sums of two products fit into sixteen bits.
+INLINE __m256i eight_bytes(__m256i sum, __m256i row, __m256i weights) {
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(row, weights));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+INLINE Integers add_bytes(Integers sum, Quads row, Quads weights) {
+    return PAIR(Integers, eight_bytes(sum.a, row.a, weights.a), eight_bytes(sum.b, row.b, weights.b));
+}
 #endif
 
 #else
@@ -131,6 +139,11 @@ INLINE Quads stretched(Quads nibbles, Quads steps, Quads offsets) {
     EACH_OF(4 * LANES, Quads, (int8_t)(nibbles.at[i] * steps.at[i] + offsets.at[i]));
 }
 INLINE Integers all_integers(int32_t x) { EACH(Integers, x); }
+INLINE Quads four_bytes(const int8_t *from) { EACH_OF(4 * LANES, Quads, from[i % 4]); }
+INLINE Integers add_bytes(Integers sum, Quads row, Quads weights) {
+    for (int i = 0; i < 4 * LANES; i++) sum.at[i / 4] += row.at[i] * weights.at[i];
+    return sum;
+}
 
 #endif
 

@@ -74,11 +74,12 @@ struct Stack {
             if (!is_integer(part.format)) return true;
         return false;
     }
-    // Whether some of it has groups of GGUF's blocks, for which rows are added up too.
-    bool in_blocks() const {
+    // What its rows are rounded to. Those for GGUF's blocks serve wide matrices, too; with rows of bytes nothing else goes.
+    RowForm rows() const {
+        RowForm form = WIDE_ROWS;
         for (const OwnMatrix &part : parts)
-            if (is_integer(part.format) && !is_wide(part.format)) return true;
-        return false;
+            if (is_integer(part.format)) form = std::max(form, row_form(part.format));
+        return form;
     }
 };
 

@@ -164,6 +164,14 @@ void pack_block(const Matrix &matrix, uint8_t *begin, const Source &source, cons
                 WideGroup group = rounded(floats.data() + first, std::min<int>(WIDE, source.inputs - first), is_four_bits(matrix.format));
                 put_wide(group, matrix.format, flip, lane, first, to, numbers);
             }
+        } else if (matrix.format == INT8_BYTES) {
+            for (int first = 0; first < matrix.inputs; first += GROUP, numbers += number_bytes(matrix.format)) {
+                WideGroup from = rounded(floats.data() + first, std::min<int>(GROUP, source.inputs - first), false);
+                Group group;
+                memcpy(group.values, from.values, GROUP);
+                group.scales[0] = from.scale;
+                put_group(group, matrix.format, flip, lane, to + weight_bytes(matrix.format, first), (uint16_t *)numbers);
+            }
         } else {
             size_t row_bytes = (size_t)source.inputs / layout->weights * layout->bytes;
             for (int number = 0; number < matrix.inputs / GROUP; number++, numbers += number_bytes(matrix.format)) {
@@ -182,7 +190,7 @@ OwnMatrix packed(const Source &source, int flip, Weights &weights, Threads &thre
     bool floats = source.kind == STORED_FLOAT32 || source.kind == STORED_FLOAT16 || source.kind == STORED_BFLOAT16;
     int format = layout ? layout->format : source.format;
     bool known = layout ? source.inputs % layout->weights == 0
-                        : floats && (format == FLOAT32 || format == BFLOAT16 || is_wide(format));
+                        : floats && (format == FLOAT32 || format == BFLOAT16 || is_wide(format) || format == INT8_BYTES);
     if (!known || source.outputs < 1 || source.inputs < 1) throw std::invalid_argument("weights that are not known");
     OwnMatrix matrix;
     matrix.format = format, matrix.outputs = source.outputs;

@@ -159,6 +159,47 @@ INLINE void multiply_wide(const Matrix *matrix, const Rows *rows, int32_t row, c
         for (int b = 0; b < blocks; b++) put(matrix, sums[r][b], block + b, to + (size_t)(row + r) * stride, add_to);
 }
 
+// `count` rows of bytes (at most 4) by `blocks` blocks (at most 4).
+INLINE void multiply_bytes(const Matrix *matrix, const Rows *rows, int32_t row, const int count, int32_t block, const int blocks,
+                           float *to, int32_t stride, int add_to, const int format) {
+    Floats sums[4][4];
+    for (int r = 0; r < count; r++)
+        for (int b = 0; b < blocks; b++) sums[r][b] = zeros();
+    const uint8_t *data = matrix->data + block * matrix->block_bytes, *numbers = data + matrix->numbers;
+    const int8_t *pieces = rows->bytes + panel_begin(row, rows->byte_stride) + row % TILE_ROWS * PIECE;
+    size_t group = (size_t)row * rows->group_stride;
+    for (int32_t input = 0; input < matrix->inputs; input += GROUP, group++) {
+        const int8_t *piece = pieces + piece_at(input) + input % PIECE;
+        for (int b = 0; b < blocks && waits(row, count); b++)
+            fetch_next(numbers + b * matrix->block_bytes, blocks, matrix->block_bytes);
+        Integers parts[4][4];
+        for (int r = 0; r < count; r++)
+            for (int b = 0; b < blocks; b++) parts[r][b] = all_integers(rows->totals[2 * (group + r * (size_t)rows->group_stride)]);
+        for (int quad = 0; quad < GROUP / 4; quad++) {
+            Quads weights[4];
+            for (int b = 0; b < blocks; b++) {
+                const uint8_t *from = data + b * matrix->block_bytes + quad * 4 * BLOCK;
+                if (waits(row, count)) fetch_next(from, blocks, matrix->block_bytes);
+                weights[b] = load_bytes(from);
+            }
+            for (int r = 0; r < count; r++) {
+                Quads four = four_bytes(piece + r * PIECE + quad * 4);
+                for (int b = 0; b < blocks; b++) parts[r][b] = add_bytes(parts[r][b], four, weights[b]);
+            }
+        }
+        for (int b = 0; b < blocks; b++) {
+            Floats scales = load_half((const uint16_t *)(numbers + b * matrix->block_bytes));
+            for (int r = 0; r < count; r++) {
+                Floats scale = all(rows->sums[group + r * (size_t)rows->group_stride]);
+                sums[r][b] = fma(floats(parts[r][b]), mul(scales, scale), sums[r][b]);
+            }
+        }
+        data += weight_bytes(format, GROUP), numbers += number_bytes(format);
+    }
+    for (int r = 0; r < count; r++)
+        for (int b = 0; b < blocks; b++) put(matrix, sums[r][b], block + b, to + (size_t)(row + r) * stride, add_to);
+}
+
 INLINE void multiply_floats(const Matrix *matrix, const Rows *rows, int32_t row, const int count, int32_t block,
                             const int blocks, float *to, int32_t stride, int add_to, const int format) {
     Floats sums[8][4];
@@ -228,6 +269,7 @@ static void multiply_lanes(const Matrix *matrix, const Rows *rows, float *to, in
     case INT4_MINIMUM: IN_TILES(multiply_integers, INT4_MINIMUM, BROAD, 4); break;
     case INT8_WIDE: IN_TILES(multiply_wide, INT8_WIDE, BYTE_BROAD, WIDE_TALL); break;
     case INT4_WIDE: IN_TILES(multiply_wide, INT4_WIDE, BROAD, WIDE_TALL); break;
+    case INT8_BYTES: IN_TILES(multiply_bytes, INT8_BYTES, BROAD, 4); break;
     default: IN_TILES(multiply_integers, INT8_SIXTEENS, BROAD, 4);
     }
 }
