@@ -16,6 +16,7 @@
 
 typedef __m512i Quads;
 INLINE Quads load_quads(const uint8_t *from) { return _mm512_loadu_si512(from); }
+INLINE void store_quads(uint8_t *to, Quads x) { _mm512_storeu_si512(to, x); }
 #if TOPKAPI_LEVEL >= LEVEL_AMX
 // Tiles multiply signed bytes.
 enum { FLIP = 0 };
@@ -55,6 +56,10 @@ INLINE Integers add_bytes(Integers sum, Quads row, Quads weights) { return _mm51
 
 typedef Integers Quads;
 INLINE Quads load_quads(const uint8_t *from) { return load_integers((const int32_t *)from); }
+INLINE void store_quads(uint8_t *to, Quads x) {
+    _mm256_storeu_si256((__m256i *)to, x.a);
+    _mm256_storeu_si256((__m256i *)(to + 32), x.b);
+}
 INLINE Quads load_bytes(const uint8_t *from) { return load_quads(from); }
 INLINE Quads four_bytes(const int8_t *from) {
     int32_t four;
@@ -124,6 +129,7 @@ INLINE Quads load_quads(const uint8_t *from) {
     memcpy(result.at, from, sizeof result.at);
     return result;
 }
+INLINE void store_quads(uint8_t *to, Quads x) { memcpy(to, x.at, sizeof x.at); }
 INLINE Quads load_bytes(const uint8_t *from) { return load_quads(from); }
 INLINE Quads low_nibbles(Quads x) {
     for (int i = 0; i < 4 * LANES; i++) x.at[i] &= 15;

@@ -258,6 +258,48 @@ enum { BROAD = 2, BYTE_BROAD = 2, FLOAT_BROAD = 1, NARROW = 1, TALL = 4, WIDE_TA
                 tile(matrix, rows, row, 1, block, 1, to, stride, add_to, format);                                      \
     } while (0)
 
+static void multiply_wide_bytes(const Matrix *matrix, const Rows *rows, float *to, int32_t stride, int add_to, int32_t begin,
+                                int32_t end) {
+    IN_TILES(multiply_wide, INT8_WIDE, BYTE_BROAD, WIDE_TALL);
+}
+
+#if TOPKAPI_LEVEL < LEVEL_AMX
+// Fewest rows for which nibbles are unpacked once for all of them, and the most inputs of a block for that.
+enum { LEAST_UNPACKED_ROWS = 48, UNPACKED_INPUTS = 8192 };
+
+// The same products with blocks of INT4_WIDE made into bytes first.
+static void multiply_unpacked(const Matrix *matrix, const Rows *rows, float *to, int32_t stride, int add_to, int32_t begin,
+                              int32_t end) {
+    Matrix bytes = *matrix;
+    bytes.format = INT8_WIDE, bytes.numbers = weight_bytes(INT8_WIDE, matrix->inputs);
+    bytes.block_bytes = bytes.numbers + wide_groups(matrix->inputs) * number_bytes(INT8_WIDE);
+    uint8_t *unpacked = (uint8_t *)__builtin_alloca(NARROW * bytes.block_bytes + 64);
+    unpacked += -(uintptr_t)unpacked % 64;
+    bytes.data = unpacked;
+    for (int32_t block = begin; block < end; block += NARROW) {
+        int32_t count = end - block < NARROW ? end - block : (int32_t)NARROW;
+        for (int32_t b = 0; b < count; b++) {
+            const uint8_t *from = matrix->data + (block + b) * matrix->block_bytes, *numbers = from + matrix->numbers;
+            uint8_t *into = unpacked + b * bytes.block_bytes, *scales = into + bytes.numbers;
+            for (int32_t input = 0; input < matrix->inputs; input += GROUP, into += GROUP * BLOCK) {
+                const uint8_t *own = numbers + input / WIDE * number_bytes(INT4_WIDE);
+                if (input % WIDE == 0) memcpy(scales + input / WIDE * number_bytes(INT8_WIDE), own, number_bytes(INT8_WIDE));
+                const uint8_t *stretch = own + BLOCK * 2 + input % WIDE / GROUP * BLOCK * 2;
+                Quads steps = spread_steps(stretch), offsets = spread_offsets(stretch + BLOCK), first, second;
+                for (int quad = 0; quad < 4; quad++) {
+                    load_wide(from + weight_bytes(INT4_WIDE, input), quad, steps, offsets, INT4_WIDE, &first, &second);
+                    store_quads(into + quad * 4 * BLOCK, first);
+                    store_quads(into + (quad + 4) * 4 * BLOCK, second);
+                }
+            }
+        }
+        bytes.outputs = matrix->outputs - block * BLOCK;
+        if (matrix->bias) bytes.bias = matrix->bias + block * BLOCK;
+        multiply_wide_bytes(&bytes, rows, to + block * BLOCK, stride, add_to, 0, count);
+    }
+}
+#endif
+
 static void multiply_lanes(const Matrix *matrix, const Rows *rows, float *to, int32_t stride, int add_to, int32_t begin,
                            int32_t end) {
     switch (matrix->format) {
@@ -267,7 +309,7 @@ static void multiply_lanes(const Matrix *matrix, const Rows *rows, float *to, in
     case INT4: IN_TILES(multiply_integers, INT4, BROAD, 4); break;
     case INT8_MINIMUM: IN_TILES(multiply_integers, INT8_MINIMUM, BROAD, 4); break;
     case INT4_MINIMUM: IN_TILES(multiply_integers, INT4_MINIMUM, BROAD, 4); break;
-    case INT8_WIDE: IN_TILES(multiply_wide, INT8_WIDE, BYTE_BROAD, WIDE_TALL); break;
+    case INT8_WIDE: multiply_wide_bytes(matrix, rows, to, stride, add_to, begin, end); break;
     case INT4_WIDE: IN_TILES(multiply_wide, INT4_WIDE, BROAD, WIDE_TALL); break;
     case INT8_BYTES: IN_TILES(multiply_bytes, INT8_BYTES, BROAD, 4); break;
     default: IN_TILES(multiply_integers, INT8_SIXTEENS, BROAD, 4);
@@ -279,6 +321,7 @@ static void multiply_lanes(const Matrix *matrix, const Rows *rows, float *to, in
 #else
 static void multiply(const Matrix *matrix, const Rows *rows, float *to, int32_t stride, int add_to, int32_t begin,
                      int32_t end) {
-    multiply_lanes(matrix, rows, to, stride, add_to, begin, end);
+    int unpack = matrix->format == INT4_WIDE && rows->count >= LEAST_UNPACKED_ROWS && matrix->inputs <= UNPACKED_INPUTS;
+    (unpack ? multiply_unpacked : multiply_lanes)(matrix, rows, to, stride, add_to, begin, end);
 }
 #endif
