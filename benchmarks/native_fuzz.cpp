@@ -49,7 +49,7 @@ template <class T> std::vector<T> exact(size_t count) {
 
 struct Weights {
     // A network has GGUF's blocks, or floats that are rounded: rows are quantised for one of them.
-    bool blocks = between(0, 1);
+    bool blocks = between(0, 1), byte_rows = !blocks && between(0, 1);
     std::vector<std::vector<float>> floats;
     std::vector<std::vector<uint8_t>> bytes;
 
@@ -66,7 +66,7 @@ struct Weights {
         const int *kind;
         do kind = kinds[blocks ? between(0, 10) : between(0, 2)];
         while (inputs % kind[1]);
-        const int formats[] = {FLOAT32, BFLOAT16, INT8_WIDE, INT4_WIDE};
+        const int formats[] = {FLOAT32, BFLOAT16, byte_rows ? INT8_BYTES : INT8_WIDE, byte_rows ? INT8_BYTES : INT4_WIDE};
         Source made = {nullptr, vector(outputs, bias), kind[0], formats[between(0, blocks ? 1 : 3)], outputs, inputs};
         if (kind[0] == 0) {
             made.weights = vector(outputs * inputs);

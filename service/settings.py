@@ -19,7 +19,7 @@ from topkapi.model.flags import flag_of
 from topkapi.model.wrong_values import told
 from topkapi.service.settings_file import read_settings
 
-DtypeName = Literal["auto", "float32", "bfloat16", "int8", "int4"]
+DtypeName = Literal["auto", "float32", "bfloat16", "int8", "int4", "w8a8"]
 RUNS = Path("runs")
 CacheDtypeName = Literal["auto", "float32", "float16", "int8"]
 

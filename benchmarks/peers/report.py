@@ -118,7 +118,7 @@ def _bound(pieces: Sequence[Piece]) -> Iterator[str]:
             f"Memory is read at {bound['bytes_per_s'] / 1e9:.1f} GB/s, {bound['weights_bytes'] / 1e6:.0f} MB of "
             f"weights, a byte each, {bound['passes_per_s']:.0f} times a second"
         )
-        if piece["precision"] == "int8":
+        if piece["precision"] in ("int8", "w8a8"):
             shares = []
             for name in piece["engines"]:
                 rate = median(_of([piece], name, "1"), "decode_tokens_per_s")

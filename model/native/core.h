@@ -7,8 +7,8 @@
 // How a matrix is held. Integers have a scale for each output and each group of inputs. Those that GGUF's blocks are held in have
 // groups of 32; MINIMUM: and a number that is added to each weight of the group; SIXTEENS: two scales, one for each half of the
 // group. What floats are rounded to has WIDE groups: bytes, or four bits that stand for bytes, `four bits * step + offset` with a
-// step and an offset for every 32 inputs.
-enum Format { FLOAT32, BFLOAT16, INT8, INT4, INT8_MINIMUM, INT4_MINIMUM, INT8_SIXTEENS, INT8_WIDE, INT4_WIDE };
+// step and an offset for every 32 inputs. BYTES is held as INT8 is, and its rows are rounded to bytes as well, a scale for every 32.
+enum Format { FLOAT32, BFLOAT16, INT8, INT4, INT8_MINIMUM, INT4_MINIMUM, INT8_SIXTEENS, INT8_WIDE, INT4_WIDE, INT8_BYTES };
 
 // Inputs that share a scale, in GGUF's blocks, and in wide matrices and all rows; those of the largest piece that instructions
 // multiply at once, up to which rows and wide matrices are filled.
@@ -59,7 +59,8 @@ struct Matrix {
 // Rows that are multiplied: as they are, and where the matrix is of integers as numbers of sixteen bits, 256 times a byte plus a byte,
 // for whose rounding alone no model loses anything; a multiple of 16 rows is allocated. For each WIDE group a scale, and -128 times
 // the sums of the former bytes and of the latter (`offsets`). For GGUF's blocks also the totals of every sixteen numbers, and those of
-// every 32 as a float times their scale (`sums`).
+// every 32 as a float times their scale (`sums`). For INT8_BYTES a row is bytes alone, where else the higher ones are: `sums` are the
+// scales of every 32, and of each two `totals` the first is what makes up for lifted weights.
 struct Rows {
     const float *floats;
     int32_t stride;
@@ -81,6 +82,10 @@ inline int32_t row_stride(int32_t inputs) { return rounded_up(inputs, PIECE) * 2
 inline size_t panel_begin(int32_t row, int32_t stride) { return (size_t)(row / TILE_ROWS) * TILE_ROWS * stride; }
 // Where the piece of input `at` begins behind that.
 inline size_t piece_at(int32_t at) { return (size_t)(at / PIECE) * 2 * PIECE_BYTES; }
+
+// What rows are rounded to: numbers of sixteen bits, those with totals for GGUF's blocks, or bytes.
+enum RowForm { WIDE_ROWS, BLOCK_ROWS, BYTE_ROWS };
+inline RowForm row_form(int format) { return format == INT8_BYTES ? BYTE_ROWS : is_wide(format) ? WIDE_ROWS : BLOCK_ROWS; }
 
 // Where one row of floats is put as bytes; `bytes` are its panel's.
 struct Quantised {
@@ -136,7 +141,7 @@ struct Kernels {
     int32_t flip;
     // to[row][output] (+)= rows x matrix + bias, for the blocks from `begin` to before `end`.
     void (*multiply)(const Matrix *, const Rows *, float *to, int32_t stride, int add, int32_t begin, int32_t end);
-    void (*quantise)(const float *from, int32_t inputs, int in_blocks, const Quantised *to);
+    void (*quantise)(const float *from, int32_t inputs, int form, const Quantised *to);
     void (*rms_norm)(const float *from, const float *weight, float eps, int32_t size, float *to);
     void (*layer_norm)(const float *from, const float *weight, const float *bias, float eps, int32_t size, float *to);
     // to = activation(from), times `up` where there is one; an `Activation`.

@@ -23,8 +23,8 @@ from topkapi.model.storage.gguf_blocks import KINDS as BLOCK_KINDS
 from topkapi.model.storage.gguf_blocks import Blocks
 from topkapi.model.transformer import Block, Decoder
 
-HeldIn = Literal["float32", "bfloat16", "int8", "int4"]
-FORMATS: dict[HeldIn, int] = {"float32": 0, "bfloat16": 1, "int8": 7, "int4": 8}
+HeldIn = Literal["float32", "bfloat16", "int8", "int4", "w8a8"]
+FORMATS: dict[HeldIn, int] = {"float32": 0, "bfloat16": 1, "int8": 7, "int4": 8, "w8a8": 9}
 """What matrices can be held in, and the number by which the core knows it."""
 
 CACHES = {"float32": 0, "float16": 1, "int8": 2}

@@ -16,6 +16,7 @@
 
 typedef __m512i Quads;
 INLINE Quads load_quads(const uint8_t *from) { return _mm512_loadu_si512(from); }
+INLINE void store_quads(uint8_t *to, Quads x) { _mm512_storeu_si512(to, x); }
 #if TOPKAPI_LEVEL >= LEVEL_AMX
 // Tiles multiply signed bytes.
 enum { FLIP = 0 };
@@ -55,6 +56,10 @@ INLINE Integers add_bytes(Integers sum, Quads row, Quads weights) { return _mm51
 
 typedef Integers Quads;
 INLINE Quads load_quads(const uint8_t *from) { return load_integers((const int32_t *)from); }
+INLINE void store_quads(uint8_t *to, Quads x) {
+    _mm256_storeu_si256((__m256i *)to, x.a);
+    _mm256_storeu_si256((__m256i *)(to + 32), x.b);
+}
 INLINE Quads load_bytes(const uint8_t *from) { return load_quads(from); }
 INLINE Quads four_bytes(const int8_t *from) {
     int32_t four;
@@ -105,6 +110,14 @@ INLINE Integers add_bytes(Integers sum, Quads row, Quads weights) {
 
 enum { FLIP = 0 };
 INLINE Quads spread_offsets(const uint8_t *from) { return spread_signed(from); }
+// Signed bytes from -127 to 127: magnitudes by what has the signs of both. Sums of two products fit into sixteen bits.
+INLINE __m256i eight_bytes(__m256i sum, __m256i row, __m256i weights) {
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(row, weights));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+INLINE Integers add_bytes(Integers sum, Quads row, Quads weights) {
+    return PAIR(Integers, eight_bytes(sum.a, row.a, weights.a), eight_bytes(sum.b, row.b, weights.b));
+}
 #endif
 
 #else
@@ -116,6 +129,7 @@ INLINE Quads load_quads(const uint8_t *from) {
     memcpy(result.at, from, sizeof result.at);
     return result;
 }
+INLINE void store_quads(uint8_t *to, Quads x) { memcpy(to, x.at, sizeof x.at); }
 INLINE Quads load_bytes(const uint8_t *from) { return load_quads(from); }
 INLINE Quads low_nibbles(Quads x) {
     for (int i = 0; i < 4 * LANES; i++) x.at[i] &= 15;
@@ -131,6 +145,11 @@ INLINE Quads stretched(Quads nibbles, Quads steps, Quads offsets) {
     EACH_OF(4 * LANES, Quads, (int8_t)(nibbles.at[i] * steps.at[i] + offsets.at[i]));
 }
 INLINE Integers all_integers(int32_t x) { EACH(Integers, x); }
+INLINE Quads four_bytes(const int8_t *from) { EACH_OF(4 * LANES, Quads, from[i % 4]); }
+INLINE Integers add_bytes(Integers sum, Quads row, Quads weights) {
+    for (int i = 0; i < 4 * LANES; i++) sum.at[i / 4] += row.at[i] * weights.at[i];
+    return sum;
+}
 
 #endif
 

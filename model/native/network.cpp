@@ -51,9 +51,12 @@ Stack Network::stack(std::initializer_list<const Source *> sources) {
     Stack made;
     for (const Source *source : sources) {
         if (!source->weights) continue;
-        made.parts.push_back(packed(*source, kernels->flip, *threads));
+        made.parts.push_back(packed(*source, kernels->flip, weights, *threads));
         widest_ = std::max(widest_, rounded_up(made.parts.back().inputs, PIECE));
     }
+    for (const OwnMatrix &part : made.parts)
+        if (is_integer(part.format) && (part.format == INT8_BYTES) != (made.rows() == BYTE_ROWS))
+            throw std::invalid_argument("matrices that read the same rows in two forms");
     return made;
 }
 
@@ -62,7 +65,7 @@ void Network::quantise(QuantisedRows &to, const Stack &stack, const float *from,
     size_t wide = (size_t)row * wide_groups(inputs) + begin / WIDE, group = (size_t)row * groups_of(0, inputs) + begin / GROUP;
     Quantised of = {to.bytes.get() + panel_begin(row, row_stride(inputs)) + piece_at(begin), row, to.scales.get() + wide,
                     to.sums.get() + group, to.offsets.get() + 2 * wide, to.totals.get() + 2 * group};
-    kernels->quantise(from, count, stack.in_blocks(), &of);
+    kernels->quantise(from, count, stack.rows(), &of);
 }
 
 Rows rows_of(const QuantisedRows &from, const float *floats, int stride, int inputs, int count) {
@@ -115,7 +118,7 @@ void Network::adapt(Adapter &adapter, int layer, int number, const Source &down,
         throw std::invalid_argument("adapter");
     adapter.layers.resize(layers.size());
     std::array<LowRank, ADAPTED> &all = adapter.layers[layer];
-    all[number] = {packed(down, kernels->flip, *threads), packed(up, kernels->flip, *threads)};
+    all[number] = {packed(down, kernels->flip, adapter.weights, *threads), packed(up, kernels->flip, adapter.weights, *threads)};
     auto width = [&](int first, int last) {
         int sum = 0;
         for (int at = first; at <= last; at++) sum += all[at].down.blocks * BLOCK;

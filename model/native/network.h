@@ -74,11 +74,12 @@ struct Stack {
             if (!is_integer(part.format)) return true;
         return false;
     }
-    // Whether some of it has groups of GGUF's blocks, for which rows are added up too.
-    bool in_blocks() const {
+    // What its rows are rounded to. Those for GGUF's blocks serve wide matrices, too; with rows of bytes nothing else goes.
+    RowForm rows() const {
+        RowForm form = WIDE_ROWS;
         for (const OwnMatrix &part : parts)
-            if (is_integer(part.format) && !is_wide(part.format)) return true;
-        return false;
+            if (is_integer(part.format)) form = std::max(form, row_form(part.format));
+        return form;
     }
 };
 
@@ -92,6 +93,7 @@ enum Adapted { ADAPTED_QUERY, ADAPTED_KEY, ADAPTED_VALUE, ADAPTED_OUTPUT, ADAPTE
 
 // LoRA beside the matrices of a network, for the rows of those spans that name it.
 struct Adapter {
+    Weights weights{2 << 20};
     std::vector<std::array<LowRank, ADAPTED>> layers;
     int widest = 0;  // most numbers that a row has between the two matrices of all parts of a stack
 };
@@ -167,6 +169,7 @@ struct Network {
     Shape shape;
     const Kernels *kernels;
     Threads *threads;
+    Weights weights;
     std::vector<Layer> layers;
     Norm norm, embedding_norm;
     Memory<float> positions;

@@ -145,8 +145,8 @@ void floats_of(const Source &source, int row, float *to) {
         to[i] = source.kind == STORED_BFLOAT16 ? float_from_bfloat(from[i]) : float_from_half(from[i]);
 }
 
-void pack_block(OwnMatrix &matrix, const Source &source, const Layout *layout, int flip, int block) {
-    uint8_t *to = matrix.memory.get() + block * matrix.block_bytes;
+void pack_block(const Matrix &matrix, uint8_t *begin, const Source &source, const Layout *layout, int flip, int block) {
+    uint8_t *to = begin + block * matrix.block_bytes;
     std::vector<float> floats(source.inputs);
     int rows = std::min<int>(BLOCK, matrix.outputs - block * BLOCK);
     // Outputs that are not there have scales of zero.
@@ -164,6 +164,14 @@ void pack_block(OwnMatrix &matrix, const Source &source, const Layout *layout, i
                 WideGroup group = rounded(floats.data() + first, std::min<int>(WIDE, source.inputs - first), is_four_bits(matrix.format));
                 put_wide(group, matrix.format, flip, lane, first, to, numbers);
             }
+        } else if (matrix.format == INT8_BYTES) {
+            for (int first = 0; first < matrix.inputs; first += GROUP, numbers += number_bytes(matrix.format)) {
+                WideGroup from = rounded(floats.data() + first, std::min<int>(GROUP, source.inputs - first), false);
+                Group group;
+                memcpy(group.values, from.values, GROUP);
+                group.scales[0] = from.scale;
+                put_group(group, matrix.format, flip, lane, to + weight_bytes(matrix.format, first), (uint16_t *)numbers);
+            }
         } else {
             size_t row_bytes = (size_t)source.inputs / layout->weights * layout->bytes;
             for (int number = 0; number < matrix.inputs / GROUP; number++, numbers += number_bytes(matrix.format)) {
@@ -177,12 +185,12 @@ void pack_block(OwnMatrix &matrix, const Source &source, const Layout *layout, i
 
 }  // namespace
 
-OwnMatrix packed(const Source &source, int flip, Threads &threads) {
+OwnMatrix packed(const Source &source, int flip, Weights &weights, Threads &threads) {
     const Layout *layout = layout_of(source.kind);
     bool floats = source.kind == STORED_FLOAT32 || source.kind == STORED_FLOAT16 || source.kind == STORED_BFLOAT16;
     int format = layout ? layout->format : source.format;
     bool known = layout ? source.inputs % layout->weights == 0
-                        : floats && (format == FLOAT32 || format == BFLOAT16 || is_wide(format));
+                        : floats && (format == FLOAT32 || format == BFLOAT16 || is_wide(format) || format == INT8_BYTES);
     if (!known || source.outputs < 1 || source.inputs < 1) throw std::invalid_argument("weights that are not known");
     OwnMatrix matrix;
     matrix.format = format, matrix.outputs = source.outputs;
@@ -191,11 +199,11 @@ OwnMatrix packed(const Source &source, int flip, Threads &threads) {
     matrix.numbers = weight_bytes(format, matrix.inputs);
     size_t groups = is_integer(format) ? groups_of(is_wide(format), matrix.inputs) : 0;
     matrix.block_bytes = (matrix.numbers + groups * number_bytes(format) + 63) / 64 * 64;
-    matrix.memory = allocate<uint8_t>(matrix.blocks * matrix.block_bytes);
-    matrix.data = matrix.memory.get();
+    uint8_t *memory = weights.take(matrix.blocks * matrix.block_bytes);
+    matrix.data = memory;
     matrix.own_bias = copied(source.bias, source.outputs);
     matrix.bias = matrix.own_bias.get();
-    threads.each(matrix.blocks, [&](int block, int) { pack_block(matrix, source, layout, flip, block); });
+    threads.each(matrix.blocks, [&](int block, int) { pack_block(matrix, memory, source, layout, flip, block); });
     return matrix;
 }
 

@@ -32,13 +32,13 @@ struct Source {
 };
 }
 
+// A matrix whose weights lie in `Weights`, which has to outlive it.
 struct OwnMatrix : Matrix {
-    Memory<uint8_t> memory;
     Memory<float> own_bias;
 };
 
 // Raises std::invalid_argument for a kind that is not known.
-OwnMatrix packed(const Source &source, int flip, Threads &threads);
+OwnMatrix packed(const Source &source, int flip, Weights &weights, Threads &threads);
 
 // One row of a matrix as floats, `[inputs]`, of which the last may stand for nothing.
 void read_row(const Matrix &matrix, int flip, int row, float *to, int inputs);

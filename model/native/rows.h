@@ -38,7 +38,30 @@ INLINE Integers limited(const float *from, int32_t left, float inverse, float li
     return rounded(least(all(limit), largest(x, all(-limit))));
 }
 
-static void quantise(const float *from, int32_t inputs, int in_blocks, const Quantised *to) {
+// As bytes, from -127 to 127, a scale for every 32.
+INLINE void quantise_bytes(const float *from, int32_t inputs, const Quantised *to) {
+    const float limit = 127.0f;
+    Floats damage = zeros();
+    for (int32_t begin = 0; begin < rounded_up(inputs, GROUP); begin += GROUP) {
+        int32_t count = inputs - begin < GROUP ? inputs - begin : GROUP;
+        float most = largest_of(from + begin, count, &damage), inverse = most > 1e-30f ? limit / most : 0.0f;
+        Integers sum = no_integers();
+        for (int32_t at = 0; at < GROUP; at += LANES) {
+            Integers x = at < count ? limited(from + begin + at, count - at, inverse, limit) : no_integers();
+            store_bytes(to->bytes + piece_at(begin) + to->row % TILE_ROWS * PIECE + begin % PIECE + at, x);
+            sum = add_integers(sum, x);
+        }
+        to->sums[begin / GROUP] = most / limit;
+        to->totals[begin / GROUP * 2] = -LIFTED * total_integers(sum);
+    }
+    to->sums[0] += total(damage);
+}
+
+static void quantise(const float *from, int32_t inputs, int form, const Quantised *to) {
+    if (form == BYTE_ROWS) {
+        quantise_bytes(from, inputs, to);
+        return;
+    }
     // 256 times 127, so that the higher byte is 127 at most.
     const float limit = 32512.0f;
     Floats damage = zeros();
@@ -51,7 +74,7 @@ static void quantise(const float *from, int32_t inputs, int in_blocks, const Qua
         for (int32_t at = begin; at < filled; at += LANES) {
             Integers x = at < last ? limited(from + at, last - at, inverse, limit) : no_integers();
             store_wide(to->bytes + piece_at(at), to->row % TILE_ROWS, at % PIECE, x, sums);
-            if (!in_blocks || at >= rounded_up(inputs, GROUP)) continue;
+            if (form != BLOCK_ROWS || at >= rounded_up(inputs, GROUP)) continue;
             int32_t *totals = to->totals + at / LANES;
             *totals = total_integers(x);
             if (at % GROUP) to->sums[at / GROUP] = scale * (float)(totals[-1] + totals[0]);

@@ -81,7 +81,8 @@ def test_it_is_the_network_with_the_adapter_in_its_matrices(form: str) -> None:
     """A prompt that threads share by rows, and one that they share by columns."""
     matrices, model = matrices_of(1, share=1.0), network_of(form)
     adapter = LiveAdapter(model, matrices)
-    off = {"native bfloat16": 0.02, "int8": 0.06, "native int8": 0.06, "native int4": 0.5}.get(form, 2e-5)
+    eight_bits = dict.fromkeys(("int8", "native int8", "native w8a8"), 0.06)
+    off = {"native bfloat16": 0.02, "native int4": 0.5, **eight_bits}.get(form, 2e-5)
     for length in (30, 200):
         text = tokens(length)
         expected, plain = logits_of(merged(matrices), text), logits_of(network_of("float32"), text)
