@@ -295,8 +295,7 @@ def test_a_stream_that_waits_in_vain_has_a_status_unless_it_was_silent_too_long(
         assert entered.wait(30)
         with ThreadPoolExecutor() as pool:
             waiting = pool.submit(front.post, "/v1/messages", **CHAT, stream=True)
-            while not (engine._arriving and engine._arriving[0].impatient):
-                time.sleep(0.01)
+            wait_for(lambda: bool(engine._arriving) and engine._arriving[0].impatient)
             go_on.set()
             answer = waiting.result()
         first.join()
