@@ -166,23 +166,32 @@ def check_room(
             allowed, than = left, "it was given"
     if allowed is None:
         return None
-    running = [other for other in wanted if other.started_at is not None and not _gives_way(other.job, job)]
-    foretold = speed.start(running, _before(job, waiting), slots)
+    foretold = _foretold(job, wanted, speed, slots)
     if foretold is not None and (wait := speed.corrected(foretold)) > CERTAIN * allowed:
         which = f"which {'is' if wait > allowed else 'may turn out to be'} more than {than} ({allowed:.3g} s)"
         raise _overloaded(f"the request would begin in about {math.ceil(wait)} s, {which}", wait)
     return foretold
 
 
-def too_late(waited: float) -> Overloaded:
-    """What a job is told that did not begin within the seconds it may wait, though it seemed that it would."""
+def too_late(job: Job, waited: float, others: Iterable[Submitted], speed: Speed, slots: int) -> Overloaded:
+    """What a job is told that did not begin within the seconds it may wait, though it seemed that it would: when it
+    would begin after those of `others` that are before it, if it came anew."""
     message = f"the request waited {waited:.3g} s for room, and longer than --max-queue-seconds it need not"
-    return Overloaded(message, retry_after=max(1, min(LONGEST_WAIT, math.ceil(waited))), hint="try again later")
+    wanted = [other for other in others if not (other.over or other.unwanted)]
+    foretold = _foretold(job, wanted, speed, slots)
+    return _overloaded(message, waited if foretold is None else speed.corrected(foretold))
 
 
 def length(job: Job) -> int:
     """The tokens that a job reads."""
     return len(job.prompt) + len(job.negative) if isinstance(job, GenerateJob) else len(job.token_ids)
+
+
+def _foretold(job: Job, wanted: list[Submitted], speed: Speed, slots: int) -> float | None:
+    """The seconds after which a job that comes now seems to begin, by `Speed.start`."""
+    waiting = [other for other in wanted if other.started_at is None]
+    running = [other for other in wanted if other.started_at is not None and not _gives_way(other.job, job)]
+    return speed.start(running, _before(job, waiting), slots)
 
 
 def _before(job: Job, waiting: list[Submitted]) -> list[Submitted]:

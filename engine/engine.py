@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from topkapi.engine.admission import LONGEST_WAIT, Room, check_room, too_late
 from topkapi.engine.network import DecoderNetwork, Network
-from topkapi.engine.request import Deliver, Failed, GenerateJob, Job
+from topkapi.engine.request import Deliver, Failed, GenerateJob, Job, Starting
 from topkapi.engine.search import sequences_of
 from topkapi.engine.sequences import layers_of
 from topkapi.engine.steps import Counters, Steps
@@ -71,7 +71,8 @@ class Engine:
         network = network or DecoderNetwork(model, max_running)
         if isinstance(draft, Decoder):
             draft = DecoderNetwork(draft, network.slots)
-        self._steps = Steps(name, network, None if draft is None else Drafter(draft, step_tokens), step_tokens)
+        drafter = None if draft is None else Drafter(draft, step_tokens)
+        self._steps = Steps(name, network, drafter, step_tokens, handing_out)
         self.heartbeat = self._steps.heartbeat
         self.config: ModelConfig = replace(model.config, context_length=network.capacity)
         self.max_queued_tokens = max_queued_tokens or 64 * self.config.context_length
@@ -148,8 +149,10 @@ class Engine:
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, job: Job, deliver: Deliver, *, begun: bool = False) -> Submitted:
+    def submit(self, job: Job, deliver: Deliver, *, begun: bool = False, starting: Starting | None = None) -> Submitted:
         """Queue `job`; its events go to `deliver`. With `begun` it goes on with what has begun, and may wait for ever.
+
+        `starting` is called on the engine's own thread when the job leaves the queue, before it is first worked on.
 
         Raises `InvalidRequest` for a job that could never run, `Overloaded` when the queue is full or the job could not
         begin in time, `EngineError` when the engine is closed.
@@ -157,7 +160,7 @@ class Engine:
         self._check(job)
         if isinstance(job, GenerateJob) and job.parameters.draft_tokens is None and self.drafter is not None:
             job = replace(job, parameters=replace(job.parameters, draft_tokens=DRAFT_TOKENS))
-        submitted = Submitted(job, deliver, self.network.deterministic)
+        submitted = Submitted(job, deliver, self.network.deterministic, starting)
         submitted.patience = None if begun else self.max_queue_seconds
         submitted.sequences = sequences_of(submitted, self.config)
         together = max(len(sequence.group) for sequence in submitted.sequences)
@@ -344,8 +347,10 @@ class Engine:
                 submitted.close("deadline")
             elif submitted.impatient:
                 waited = time.monotonic() - submitted.queued_at
-                self._steps.speed.began(submitted.foretold, waited)
-                submitted.fail(too_late(waited))
+                speed, slots = self._steps.speed, self.network.slots
+                speed.began(submitted.foretold, waited)
+                others = [each for each in (*self._jobs, *self._arriving) if each is not submitted]
+                submitted.fail(too_late(submitted.job, waited, others, speed, slots))
             else:
                 for sequence in submitted.sequences:
                     if not sequence.done and sequence.over_at_once is not None:

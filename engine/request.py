@@ -181,6 +181,8 @@ class Failed:
 
 Event = Token | Finished | PromptProgress | ScoreProgress | Completed | Failed
 Deliver = Callable[[list[Event]], None]
+Starting = Callable[[], None]
+"""Called on the engine's thread, too: a job leaves the queue."""
 
 
 class Handle(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -48,19 +49,32 @@ class Counters:
 
 
 class Steps:
-    """Computes for the sequences of a scheduler. What a job's own step throws ends that job alone."""
+    """Computes for the sequences of a scheduler. What a job's own step throws ends that job alone.
 
-    def __init__(self, name: str, network: Network, drafter: Drafter | None, step_tokens: int) -> None:
+    Jobs that leave the queue are told so within `handing_out()`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: Network,
+        drafter: Drafter | None,
+        step_tokens: int,
+        handing_out: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self.name, self.network, self.drafter = name, network, drafter
         self.counters = Counters()
         self.speed = Speed()
         self.heartbeat = Heartbeat()
-        self._step_tokens = step_tokens
+        self._step_tokens, self._handing_out = step_tokens, handing_out
+        self._starting: list[Submitted] = []
         self.scheduler = self._fresh_scheduler()
 
     def step(self, began: float) -> None:
         """Plan a step and compute it. `began` is when it did, in `time.perf_counter()` seconds."""
         shares = self.scheduler.plan()
+        if self._starting:
+            self._tell_who_starts()
         if not shares:
             return
         if self.drafter is not None:
@@ -74,7 +88,7 @@ class Steps:
 
     def begin_anew(self) -> None:
         """Let go of every sequence, and of everything in the caches."""
-        self.scheduler = self._fresh_scheduler()
+        self.scheduler, self._starting = self._fresh_scheduler(), []
         self.network.reset()
         if self.drafter is not None:
             self.drafter = Drafter(self.drafter.network, self.drafter.budget)
@@ -94,11 +108,24 @@ class Steps:
             owner = sequence.owner
             owner.started_at = time.monotonic()
             self.speed.began(owner.foretold, owner.started_at - owner.queued_at)
+            if owner.starting is not None:
+                self._starting.append(owner)
         if allocation.copy_from is not None:
             self.network.copy(allocation.copy_from, allocation.slot, 0, allocation.cached)
         if sequence is sequence.owner.sequences[0]:
             sequence.owner.cached_tokens = allocation.cached
         self.counters.cached_tokens += allocation.cached
+
+    def _tell_who_starts(self) -> None:
+        starting, self._starting = self._starting, []
+        with self._handing_out():
+            for owner in starting:
+                assert owner.starting is not None, "it asked to be told"
+                try:
+                    owner.starting()
+                except BaseException:
+                    logger.exception("a receiver of %s failed; its job is cancelled", self.name)
+                    owner.cancelled = True
 
     def _draft(self, drafter: Drafter, shares: list[Share]) -> None:
         """Let the draft network guess for sequences that have found nothing to guess themselves."""

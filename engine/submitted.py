@@ -17,6 +17,7 @@ from topkapi.engine.request import (
     FinishReason,
     GenerateJob,
     Job,
+    Starting,
     Timings,
     Token,
 )
@@ -32,6 +33,8 @@ class Submitted:
     job: Job
     deliver: Deliver
     deterministic: bool
+    starting: Starting | None = None
+    """Called when it leaves the queue."""
     cancelled: bool = False
     cached_tokens: int = 0
     guessed_tokens: int = 0

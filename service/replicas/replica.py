@@ -17,6 +17,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from topkapi.service.api.http.dialect import dialect_of
+from topkapi.service.api.http.middleware import SILENCE
 from topkapi.service.app import create_api
 from topkapi.service.calls import Call, current_call
 from topkapi.service.keys import Key
@@ -39,7 +40,7 @@ LAST_SECONDS = 1.0
 class Passed:
     """A request that the front lets through: its body is whole, and its `key` has been found good.
 
-    `left` is what `Quota.share` tells of that key's tokens.
+    `left` is what `Quota.share` tells of that key's tokens, `silence` for how many seconds a stream may be silent.
     """
 
     method: str
@@ -51,6 +52,7 @@ class Passed:
     client: tuple[str, int] | None = None
     key: Key | None = None
     left: tuple[int, float] | None = None
+    silence: float | None = None
 
     @classmethod
     def of(cls, scope: Scope, body: bytes, call: Call, headers: Sequence[tuple[bytes, bytes]]) -> Passed:
@@ -58,7 +60,7 @@ class Passed:
         left = None if call.quota is None else call.quota.share()
         return cls(
             scope["method"], scope["path"], scope.get("root_path", ""), scope["query_string"], headers, body,
-            scope.get("client"), call.key, left,
+            scope.get("client"), call.key, left, scope.get(SILENCE),
         )  # fmt: skip
 
     def scope(self) -> Scope:
@@ -68,6 +70,7 @@ class Passed:
             "method": self.method, "path": self.path, "raw_path": self.path.encode(), "root_path": self.root_path,
             "query_string": self.query_string, "headers": list(self.headers), "client": self.client,
             "server": ("127.0.0.1", None), "state": {}, KEY: self.key, LEFT: self.left,
+            SILENCE: self.silence,
         }  # fmt: skip
 
 

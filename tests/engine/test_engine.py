@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -175,6 +176,28 @@ def test_a_failing_receiver_does_not_stop_the_loop(engine: Engine) -> None:
 
     engine.submit(job([1, 2], max_tokens=20), deliver)
     assert submit(engine, job([1, 2], max_tokens=5)).reasons()
+
+
+def test_who_leaves_the_queue_is_told_so_before_anything_is_computed() -> None:
+    engine = Engine(tiny_model(), name="tiny", max_running=1)
+    told: list[str] = []
+    run = engine.network.run
+    engine.network.run = lambda works: told.append("step") or run(works)
+
+    def failing() -> None:
+        raise RuntimeError("event loop is closed")
+
+    for name in ("first", "second", "gone"):
+        handle = engine.submit(
+            job([1, 2], max_tokens=2, ignore_end_token=True), lambda events: None, starting=partial(told.append, name)
+        )
+    handle.cancel()
+    failed = Receiver()
+    engine.submit(job([1, 2], max_tokens=2, ignore_end_token=True), failed, starting=failing)
+    while engine.step():
+        pass
+    assert told[:6] == ["first", "step", "step", "second", "step", "step"] and "gone" not in told
+    assert failed.reasons() == {0: "cancelled"}
 
 
 def test_what_does_not_fit_in_the_queue_is_refused_at_once() -> None:

@@ -191,6 +191,22 @@ def test_what_waited_longer_than_it_may_after_all_is_told_so() -> None:
     assert order.run() == ["second", "first", "begun"]
 
 
+def test_what_waited_too_long_is_told_when_it_would_begin_if_it_came_again() -> None:
+    order = Order(max_queue_seconds=30)
+    order.submit("running", job("", tokens=20, prompt=5))
+    order.engine.step()
+    late = [order.submit(f"late{number}", job("", tokens=20, prompt=5)) for number in range(2)]
+    order.submit("behind", job("", tokens=10, prompt=5), begun=True)
+    order.submit("of another", job("other", tokens=20, prompt=5))
+    measured(order)
+    for waiting in late:
+        waiting.queued_at -= 31
+    order.engine.step()
+    errors = [order.events[f"late{number}"][-1].error for number in range(2)]
+    # Nineteen steps that are left of what runs, those of the one behind and of another's first, and what they read.
+    assert [error.retry_after for error in errors] == [19 + 10 + 20 + 1] * 2
+
+
 def test_what_nobody_wants_counts_for_no_share() -> None:
     order = Order(max_queue=6)
     handles = [order.submit(str(number), job("a")) for number in range(4)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -79,8 +81,9 @@ def test_a_hanging_network_is_told_to_everybody(watched, monkeypatch) -> None:
 
     streaming, calls = threading.Thread(target=stream), Calls(watched.url)
     streaming.start()
-    calls.start()
+    # What waits behind it has not begun, and is told by a status.
     assert entered.wait(20)
+    calls.start()
     wait_for(lambda: watched.client.get("/ready").status_code == 503)
     ready = watched.client.get("/ready").json()
     assert ready["status"] == "failing" and "more than 0.5 s" in ready["reason"] and "watched" in ready["reason"]
@@ -205,8 +208,11 @@ def test_a_stream_whose_client_went_away_in_the_queue_is_never_begun(serve, tiny
         body = {"prompt": "a" * 30, "max_tokens": 3, "ignore_end_token": True, "stream": True}
         with httpx.stream("POST", f"{served.url}/generate", json=body) as first:
             assert entered.wait(20)
-            with httpx.stream("POST", f"{served.url}/generate", json=body):
-                wait_for(lambda: engine.waiting == 1)
+            # No head comes as long as it waits.
+            second = http.client.HTTPConnection(httpx.URL(served.url).netloc.decode())
+            second.request("POST", "/generate", json.dumps(body), {"Content-Type": "application/json"})
+            wait_for(lambda: engine.waiting == 1)
+            second.close()
             wait_for(lambda: any(job.cancelled for job in engine._arriving))
             go_on.set()
             text = first.read().decode()

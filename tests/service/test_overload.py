@@ -11,9 +11,13 @@ from typing import Any
 import httpx
 import pytest
 
+from topkapi.model.errors import EngineStopped
+from topkapi.service.api.http.middleware import COMMENT
 from topkapi.service.keys import Key, digest_of, line_of, new_key
 from topkapi.service.limits import MOST_PROMPTS
+from topkapi.service.quotas import Limits
 
+USER = [{"role": "user", "content": "hi"}]
 LONG = {"max_tokens": 1900, "ignore_end_token": True}
 SHORT = {"prompt": "b", "max_tokens": 2, "ignore_end_token": True}
 KEYS = {name: new_key() for name in ("greedy", "modest", "urgent")}
@@ -77,14 +81,30 @@ def slow(engine: Any) -> None:
 REFUSED = {
     "/generate": (429, {"prompt": "a"}, lambda body: body["error"]["type"] == "overloaded"),
     "/v1/completions": (429, {"prompt": "a"}, lambda body: body["error"]["type"] == "rate_limit_error"),
+    "/v1/chat/completions": (429, {"messages": USER}, lambda body: body["error"]["type"] == "rate_limit_error"),
+    "/v1/responses": (429, {"input": "a"}, lambda body: body["error"]["type"] == "rate_limit_error"),
     "/v1/messages": (
-        529, {"model": "busy", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]},
+        529, {"model": "busy", "max_tokens": 5, "messages": USER},
         lambda body: body["error"]["type"] == "overloaded_error",
     ),
     "/completion": (429, {"prompt": "a"}, lambda body: body["error"]["code"] == 429),
     "/generate_stream": (429, {"inputs": "a"}, lambda body: body["error_type"] == "overloaded"),
     "/score": (429, {"text": "a b"}, lambda body: body["error"]["type"] == "overloaded"),
+    "/generate of SGLang": (503, {"text": "a"}, lambda body: list(body["error"]) == ["message"]),
 }  # fmt: skip
+FIRST = {"prompt": "a", "n": 32, "max_tokens": 20, "ignore_end_token": True}
+"""Takes all the room there is."""
+
+
+def ask_all(answers: Answers, headers: dict[str, str] | None = None) -> int:
+    """Ask in every dialect, whole and by events; how many requests that is."""
+    for path, (_, body, _) in REFUSED.items():
+        for stream in (False, True):
+            if path == "/generate_stream" and not stream:
+                continue
+            sent = body if path == "/generate_stream" else body | {"stream": stream}
+            answers.ask(f"{path} {stream}", path.split()[0], sent, headers)
+    return len(answers.threads) - 1
 
 
 def test_what_could_not_begin_in_time_is_refused_before_its_answer_begins(serve, tiny_checkpoint, monkeypatch) -> None:
@@ -98,7 +118,7 @@ def test_what_could_not_begin_in_time_is_refused_before_its_answer_begins(serve,
         for path, (status, body, is_its_own) in REFUSED.items():
             for stream in (False, True):
                 sent = body | ({"stream": True} if stream and path != "/generate_stream" else {})
-                refused = served.client.post(path, json=sent)
+                refused = served.client.post(path.split()[0], json=sent)
                 assert refused.status_code == status and is_its_own(refused.json()), (path, refused.text)
                 assert "--max-queue-seconds (60 s)" in refused.text
                 assert 190 <= int(refused.headers["retry-after"]) <= 540, refused.headers
@@ -116,21 +136,110 @@ def test_what_could_not_begin_in_time_is_refused_before_its_answer_begins(serve,
 
 
 def test_what_waited_too_long_after_all_is_refused_then(serve, tiny_checkpoint, monkeypatch) -> None:
-    with serve(tiny_checkpoint("stuck", context=2048), max_queue_seconds=0.2, stream_grace=0) as served:
+    """A stream is, too, for it begins when it leaves the queue; unless it was to tell of the queue."""
+    with serve(tiny_checkpoint("busy", context=2048), max_queue_seconds=0.2) as served:
         engine = served.models.get().engine
         held, answers = Held(engine, monkeypatch), Answers(served.url)
-        answers.ask("first", "/generate", {"prompt": "a", "n": 32, "max_tokens": 20, "ignore_end_token": True})
+        answers.ask("first", "/generate", FIRST)
         assert held.entered.wait(30)
-        answers.ask("second", "/generate", SHORT)
-        answers.ask("stream", "/generate", SHORT | {"stream": True})
-        wait_for(lambda: engine.waiting == 2)
+        answers.ask("told of the queue", "/generate", SHORT | {"stream": True, "progress": True})
+        asked = ask_all(answers)
+        wait_for(lambda: engine.waiting == asked)
         wait_for(lambda: all(each.impatient for each in engine._arriving))
         held.go_on.set()
         came = dict(answers.all())
-        assert came["first"].status_code == 200
-        assert came["second"].status_code == 429 and "longer than --max-queue-seconds" in came["second"].text
-        assert int(came["second"].headers["retry-after"]) >= 1
-        assert "event: error" in came["stream"].text and '"overloaded"' in came["stream"].text
+        assert came.pop("first").status_code == 200
+        begun = came.pop("told of the queue")
+        assert begun.status_code == 200 and "queued" in begun.text and begun.text.count("event: error") == 1
+        for name, answer in came.items():
+            status, _, is_its_own = REFUSED[name.rpartition(" ")[0]]
+            assert answer.status_code == status and is_its_own(answer.json()), (name, answer.text)
+            assert "longer than --max-queue-seconds" in answer.text
+            # Four steps of as long as the first was held are before whoever comes again, or less.
+            assert 1 <= int(answer.headers["retry-after"]) <= 60
+        assert served.answer("/generate", **SHORT)
+
+
+def test_what_waited_in_vain_has_used_nothing_of_its_keys_tokens(serve, tiny_checkpoint, tmp_path, monkeypatch) -> None:
+    limits = Limits(tokens_per_minute=1000)
+    lines = [line_of(Key(name, "use", digest_of(KEYS[name]), limits)) for name in ("greedy", "modest")]
+    (tmp_path / "keys").write_text("\n".join(lines))
+    settings = {"keys": tmp_path / "keys", "max_queue_seconds": 0.2}
+    with serve(tiny_checkpoint("charged", context=2048), **settings) as served:
+        engine = served.models.get().engine
+        held, answers = Held(engine, monkeypatch), Answers(served.url)
+        answers.ask("first", "/generate", FIRST, bearer("greedy"))
+        assert held.entered.wait(30)
+        answers.ask("stream", "/generate", {"prompt": "the list " * 40, "stream": True}, bearer("modest"))
+        answers.ask("whole", "/generate", {"prompt": "the list " * 40}, bearer("modest"))
+        wait_for(lambda: len(engine._arriving) == 2 and all(each.impatient for each in engine._arriving))
+        held.go_on.set()
+        came = dict(answers.all())
+        assert came["stream"].status_code == came["whole"].status_code == 429
+        left = served.client.get("/models", headers=bearer("modest")).headers["x-ratelimit-remaining-tokens"]
+        assert left == "1000"
+
+
+def test_a_stream_that_waits_long_says_so_before_a_proxy_cuts_it(serve, tiny_checkpoint, monkeypatch) -> None:
+    settings = {"max_queue_seconds": 0.5, "stream_keep_alive": 0.05}
+    with serve(tiny_checkpoint("patient", context=2048), **settings) as served:
+        engine = served.models.get().engine
+        held, answers = Held(engine, monkeypatch), Answers(served.url)
+        answers.ask("first", "/generate", FIRST)
+        assert held.entered.wait(30)
+        with served.client.stream("POST", "/generate", json=SHORT | {"stream": True}) as stream:
+            assert stream.status_code == 200
+            parts = stream.iter_bytes()
+            assert next(parts) == COMMENT
+            wait_for(lambda: engine._arriving[0].impatient)
+            held.go_on.set()
+            rest = b"".join(parts)
+        assert b"event: error" in rest and b'"overloaded"' in rest
+        assert dict(answers.all())["first"].status_code == 200
+
+
+def test_a_stream_begins_when_the_engine_is_at_work_on_it(serve, tiny_checkpoint, monkeypatch) -> None:
+    with serve(tiny_checkpoint("busy")) as served:
+        held = Held(served.models.get().engine, monkeypatch)
+        for path, (_, body, _) in REFUSED.items():
+            sent = body if path == "/generate_stream" else body | {"stream": True}
+            held.go_on.clear()
+            with served.client.stream("POST", path.split()[0], json=sent) as stream:
+                assert stream.headers["content-type"].startswith("text/event-stream"), (path, stream.read())
+                # Nothing has been computed yet.
+                held.go_on.set()
+                assert stream.read()
+
+
+@pytest.mark.parametrize("how", ["late", "unloaded", "hanging"])
+def test_what_ends_before_it_began_has_a_status_by_events_too(serve, tiny_checkpoint, monkeypatch, how) -> None:
+    with serve(tiny_checkpoint("busy", context=2048)) as served:
+        engine = served.models.get().engine
+        held, answers = Held(engine, monkeypatch), Answers(served.url)
+        answers.ask("first", "/generate", FIRST)
+        assert held.entered.wait(30)
+        asked = ask_all(answers, {"X-Request-Timeout": "0.5"} if how == "late" else None)
+        wait_for(lambda: engine.waiting == asked)
+        if how == "late":
+            wait_for(lambda: all(each.late for each in engine._arriving))
+        elif how == "unloaded":
+            engine.stop()
+        else:
+            engine.abandon(EngineStopped("it does not come back"))
+        held.go_on.set()
+        came = dict(answers.all())
+        for path in REFUSED:
+            stream, whole = came[f"{path} True"], came.get(f"{path} False")
+            if whole is not None:
+                assert stream.status_code == whole.status_code, (path, stream.text, whole.text)
+            if stream.status_code == 200:
+                # Our own and llama.cpp's clients are told so by an answer that is empty.
+                assert path in ("/generate", "/completion") and how != "hanging", (path, stream.text)
+                assert "error" not in stream.text
+            else:
+                assert stream.status_code in (408, 424, 503) and stream.headers["content-type"] == "application/json"
+            if how == "hanging":
+                assert int(stream.headers["retry-after"]) >= 1
 
 
 def test_a_long_list_that_has_begun_is_not_given_up(serve, tiny_checkpoint) -> None:

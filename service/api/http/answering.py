@@ -14,6 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any, ClassVar, Generic, ParamSpec, TypeVar
 
@@ -25,6 +26,7 @@ from topkapi.model.errors import TopkapiError
 from topkapi.model.interruption import given_up_when
 from topkapi.service.api.http.dialect import Dialect
 from topkapi.service.api.http.errors import INTERNAL, ClientGone
+from topkapi.service.api.http.middleware import SILENCE
 from topkapi.service.calls import current_call
 from topkapi.service.jobs import EngineWork, Step
 
@@ -46,6 +48,9 @@ Event = tuple[str | None, Any]
 
 Events = AsyncIterator[Event]
 """In order."""
+
+Chunk = tuple[list[Event], Iterator[Event] | None]
+"""Events that have been made, and those after them, if there may be more."""
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 """`json.dumps` would make an encoder for each event."""
@@ -73,6 +78,9 @@ class Answer(ABC, Generic[Step]):
 
     dialect: ClassVar[Dialect]
 
+    at_once = False
+    """Whether a stream tells of the queue, too; others begin once the engine is at work on them."""
+
     def __init__(self, work: EngineWork[Step], *, stream: bool | None, before: EngineWork[Any] | None = None) -> None:
         self.work, self.stream, self.before = work, bool(stream), before
         """What the engine does for it; whether it is told by events; what has to be done before anything is told."""
@@ -98,13 +106,42 @@ class Answer(ABC, Generic[Step]):
         return self.dialect.failure(error)
 
     async def connected(self, request: Request) -> Response:
-        """Start the work, and what will tell of it by events. Raises what starting it does."""
-        self.work.start()
-        return EventStream(self._written(), self.work.cancel)
+        """What tells of the work by events, once that is `begun`. Raises what beginning it does."""
+        return EventStream(self._written(await self.begun(request)), self.work.cancel)
 
-    async def events(self) -> Events:
-        """Every event of a stream, its data as text. Opening and end may be long; what a step adds hardly ever is."""
-        async for event in _on_threads(self.opening()):
+    async def begun(self, request: Request) -> Events:
+        """Start the work: every event of the stream, once it is under way, or a stream may be silent no longer.
+
+        Nothing has been sent by then, so what ends it before, as that it waited too long, has a status: it is raised,
+        as are what starting it does and `ClientGone`.
+        """
+        self.work.start()
+        opening = iter(self.opening())
+        try:
+            # Made meanwhile: what waits for a first token should not wait for this as well.
+            opened, under_way = await asyncio.gather(on_thread(partial(_next, opening)), self._under_way(request))
+            events = self.events(opened)
+            return events if under_way else _one_by_one([event async for event in events])
+        except BaseException:
+            self.work.cancel()
+            raise
+
+    async def _under_way(self, request: Request) -> bool:
+        """Whether there may be more to come, once there is something to tell."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(request.scope.get(SILENCE)):
+                return self.at_once or await unless_disconnected(request, self.work.begun())
+        return True
+
+    async def events(self, opened: Chunk | None = None) -> Events:
+        """Every event of a stream, its data as text; `opened` is the first chunk of its opening, if that has been made.
+
+        Opening and end may be long; what a step adds hardly ever is.
+        """
+        made, rest = ([], iter(self.opening())) if opened is None else opened
+        for event in made:
+            yield event
+        async for event in _on_threads(rest):
             yield event
         slow = False
         async for step in self.work.steps():
@@ -115,34 +152,36 @@ class Answer(ABC, Generic[Step]):
             slow = took > MOMENT
             for event in events:
                 yield event
-        async for event in _on_threads(self.ending()):
+        async for event in _on_threads(iter(self.ending())):
             yield event
 
-    async def _written(self) -> AsyncIterator[bytes]:
-        async for event in to_the_end(self.events(), self.failed, self.work.cancel):
+    async def _written(self, events: Events) -> AsyncIterator[bytes]:
+        async for event in to_the_end(events, self.failed, self.work.cancel):
             yield written(event, mark=self.dialect.data_mark)
 
 
-async def _on_threads(events: Iterable[Event]) -> Events:
+async def _on_threads(rest: Iterator[Event] | None) -> Events:
     """The events, made on threads, a chunk at a time."""
-    rest = iter(events)
-    more = True
-    while more:
-        made, more = await on_thread(partial(_next, rest))
+    while rest is not None:
+        made, rest = await on_thread(partial(_next, rest))
         for event in made:
             yield event
 
 
-def _next(events: Iterator[Event]) -> tuple[list[Event], bool]:
-    """The events of the next chunk, and whether there may be more."""
+async def _one_by_one(events: Iterable[Event]) -> Events:
+    for event in events:
+        yield event
+
+
+def _next(events: Iterator[Event]) -> Chunk:
     made: list[Event] = []
     size = 0
     for name, data in events:
         made.append((name, text_of(data)))
         size += len(made[-1][1])
         if size >= CHUNK:
-            return made, True
-    return made, False
+            return made, events
+    return made, None
 
 
 def _made(told: Callable[[Step], Iterable[Event]], step: Step, clock: Callable[[], float]) -> tuple[list[Event], float]:

@@ -40,6 +40,9 @@ STUDIO_BYTES = 2 * 2**20
 LEAST_BYTES_PER_S = 1024
 """A body may take the settings' seconds and as long as it takes at this rate."""
 
+SILENCE = "topkapi.silence"
+"""Where a request's scope says for how many seconds its stream may be silent, if there is a limit."""
+
 COMMENT = b": still here\n\n"
 """A comment among server-sent events, which clients skip (WHATWG HTML, section 9.2)."""
 
@@ -228,6 +231,7 @@ class KeepAlive:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope[SILENCE] = self._seconds
         async with contextlib.AsyncExitStack() as stack:
             stream: _Stream | None = None
 

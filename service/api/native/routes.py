@@ -136,6 +136,7 @@ class _GenerateAnswer(KeptAnswer[Delta]):
         self._generation = generation_of(model, body)
         self._created = render.timestamp()
         self._progress, engine = body.progress, model.engine
+        self.at_once = bool(body.progress)
         self._others = engine.running + engine.waiting
         super().__init__(
             self._generation,

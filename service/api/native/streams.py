@@ -281,10 +281,9 @@ class KeptAnswer(Answer[Step]):
         self.streams, self.identifier, self.resumable = streams, streams.named(identifier), resumable
 
     async def connected(self, request: Request) -> Response:
-        """Start the work, and a stream under the answer's identifier. Raises what starting it does."""
-        same = await fingerprint(request)
-        self.work.start()
-        return self.streams.begin(self.identifier, same, self.events(), self.work.cancel, kept=self.resumable)
+        """A stream under the answer's identifier, once the work is `begun`. Raises what beginning it does."""
+        same, events = await fingerprint(request), await self.begun(request)
+        return self.streams.begin(self.identifier, same, events, self.work.cancel, kept=self.resumable)
 
 
 async def resumed(streams: Streams, request: Request, stream: bool, last_event_id: str) -> StreamResponse:

@@ -206,8 +206,9 @@ def test_a_full_queue_is_refused_at_once_with_retry_after(serve, tiny_checkpoint
         slow = {"prompt": "a", "ignore_end_token": True, "stream": True}
         with (
             served.client.stream("POST", "/generate", json=slow) as first,
-            served.client.stream("POST", "/generate", json=slow) as second,
+            served.client.stream("POST", "/generate", json=slow | {"progress": True}) as second,
         ):
+            # The second is in the queue, of which it tells.
             assert first.status_code == second.status_code == 200
             response = served.post("/generate", prompt="a", max_tokens=1)
             error = refused(response, 429)

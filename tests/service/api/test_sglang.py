@@ -98,7 +98,7 @@ def test_bad_requests_are_refused_in_sglangs_shape(served, body, words) -> None:
 
 @pytest.mark.one_process("has the engine refuse")
 def test_a_full_queue(served, monkeypatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise Overloaded("the queue is full", retry_after=7)
 
     monkeypatch.setattr(Engine, "submit", refuse)

@@ -11,6 +11,7 @@ import re
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -272,6 +273,39 @@ def test_the_front_says_that_a_silent_stream_is_there(checkpoint: Path, monkeypa
         assert ["event: " + part.split("event: ")[1].split("\n")[0] for part in said] == ["event: token"] * 2 + [
             "event: done"
         ]
+
+
+@pytest.mark.parametrize("silence", [0.0, 0.05])
+def test_a_stream_that_waits_in_vain_has_a_status_unless_it_was_silent_too_long(
+    checkpoint: Path, monkeypatch, silence: float
+) -> None:
+    with replicated(checkpoint, count=1, stream_keep_alive=silence, max_queue_seconds=0.3) as front:
+        engine = front.local.models[0].get().engine
+        entered, go_on = threading.Event(), threading.Event()
+        run = engine.network.run
+
+        def held(works: Any) -> Any:
+            entered.set()
+            assert go_on.wait(60)
+            return run(works)
+
+        monkeypatch.setattr(engine.network, "run", held)
+        first = threading.Thread(target=front.post, args=["/generate"], kwargs=ASK | {"n": 32})
+        first.start()
+        assert entered.wait(30)
+        with ThreadPoolExecutor() as pool:
+            waiting = pool.submit(front.post, "/v1/messages", **CHAT, stream=True)
+            wait_for(lambda: bool(engine._arriving) and engine._arriving[0].impatient)
+            go_on.set()
+            answer = waiting.result()
+        first.join()
+        if silence:
+            assert answer.status_code == 200 and answer.text.count("event: error") == 1
+        else:
+            assert answer.status_code == 529 and answer.json()["error"]["type"] == "overloaded_error"
+            assert int(answer.headers["Retry-After"]) >= 1
+            with front.client.stream("POST", "/generate", json=LONG) as begun:
+                assert begun.status_code == 200
 
 
 def test_the_studio_is_the_fronts_own(checkpoint: Path) -> None:

@@ -240,7 +240,7 @@ def test_the_client_raises_its_own_errors(served, client) -> None:
 
 @pytest.mark.one_process("has the engine refuse")
 def test_a_full_queue_is_anthropics_overload(client, monkeypatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise Overloaded("the queue is full", retry_after=7)
 
     monkeypatch.setattr(Engine, "submit", refuse)
@@ -333,7 +333,7 @@ def test_tools_calls_and_results_reach_the_template(with_tools) -> None:
     read: list[list[int]] = []
     engine = with_tools.models.get().engine
     submit = engine.submit
-    engine.submit = lambda job, deliver: (read.append(list(job.prompt)), submit(job, deliver))[1]
+    engine.submit = lambda job, *rest, **more: (read.append(list(job.prompt)), submit(job, *rest, **more))[1]
     try:
         with_tools.answer("/v1/messages", **body)
     finally:

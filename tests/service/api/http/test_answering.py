@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from fastapi import Request
 
 from tests.conftest import ROOT
 from topkapi.model.errors import EngineError
@@ -30,6 +31,9 @@ class Counting(EngineWork[int]):
 
     def start(self) -> None:
         pass
+
+    async def begun(self) -> bool:
+        return True
 
     def cancel(self) -> None:
         self.cancelled += 1
@@ -123,7 +127,7 @@ def test_a_stream_whose_client_leaves_ends_its_work() -> None:
         await asyncio.sleep(0)
 
     async def play() -> None:
-        response = await Told(work).connected(None)
+        response = await Told(work).connected(Request({"type": "http"}, gone))
         assert isinstance(response, EventStream)
         await response({"type": "http", "asgi": {"spec_version": "2.3"}}, gone, send)
 

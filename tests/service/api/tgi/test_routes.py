@@ -232,7 +232,7 @@ def test_the_client_raises_tgis_errors(client) -> None:
 
 @pytest.mark.one_process("has the engine refuse")
 def test_a_full_queue_is_tgis_overload(client, monkeypatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise Overloaded("the queue is full", retry_after=7)
 
     monkeypatch.setattr(Engine, "submit", refuse)
