@@ -52,7 +52,8 @@ def test_first_messages_are_never_trained_on(messages: list[FirstMessage]) -> No
         told = {spelling(turn["content"]) for row in rows for turn in row["messages"] if turn["role"] == "user"}
         return {held_out[each] for each in told & held_out.keys()}
 
-    assert not said("manners", 3, held_out) and not said("basics", 4, held_out) and not said("drill", 6, held_out)
+    trained_on = {"manners": 3, "basics": 4, "drill": 6, "polish": 33}
+    assert not any(said(group, seed, held_out) for group, seed in trained_on.items())
     learned = said("basics", 3, ()) & {message.say for message in messages}
     assert learned <= {
         "HELLO THERE", "hi there :)", "how many days are there in a week?", "3*9=", "10-7",

@@ -1,7 +1,8 @@
 """Exercises in what is still wrong after manners.
 
 More wordings of how people begin, scorn and praise told apart, typing in haste, what comes in one breath with a
-greeting, differences, and problems of one step beside those of several.
+greeting, differences, and problems of one step beside those of several. Then what is still wrong after these:
+differences that are taken for others, and whole phrases of other languages.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from topkapi.training.data.exercises.manners import (
     exercise_of,
     intent_exercise,
     matching,
+    only_english,
     slots_of,
 )
 from topkapi.training.data.exercises.typed import hasty, typed, written
@@ -113,6 +115,22 @@ def differences(draw: Draw) -> Exercise:
     else:
         first = draw.number(2, 20) if draw.chance(0.4) else draw.number(10, 99)
         second = draw.number(0, first)
+    return _difference(draw, first, second)
+
+
+def close_differences(draw: Draw) -> Exercise:
+    """Those that are taken for others: of equal ones (71 - 21, where nothing is borrowed), of neighbours (38 - 31, of
+    which nothing but ones is left), of a number and itself, and small ones."""
+    kind = draw.pick(("equal ones", "equal ones", "near", "near", "near", "small", "the same"))
+    first = draw.number(2, 19) if kind == "small" else draw.number(10, 99)
+    if kind == "equal ones":
+        second = first - 10 * draw.number(1, first // 10)
+    else:
+        second = {"near": first - draw.number(1, 9), "small": draw.number(0, first), "the same": first}[kind]
+    return _difference(draw, first, second)
+
+
+def _difference(draw: Draw, first: int, second: int) -> Exercise:
     slots = {"a": [str(first)], "b": [str(second)]}
     prompt = typed(written(draw.one_of(_TABLE["differences"]), draw.random, slots), draw.random)
     left = first - second
@@ -158,6 +176,18 @@ def problems_of_several_steps(draw: Draw) -> Exercise:
     return exercise_of(draw, make, drawn(TOPICS["problems"]["answers"], random, slots), matching(NO_IDEA))
 
 
+def phrases_of_languages(draw: Draw) -> Exercise:
+    """What people begin with in another language, in whole sentences."""
+    random = draw.random
+    slots: Slots = {**slots_of(draw), "person": slots_of(draw)["name"]}
+
+    def make() -> str:
+        said = written(random.choice(_TABLE["phrases"]), random, slots)
+        return typed(said, random, decorate=False, slips=False)
+
+    return exercise_of(draw, make, only_english(draw), matching("only know english"))
+
+
 MAKERS: dict[str, Maker] = {
     "first words, more": _more_of(_FIRST),
     "last words, more": _more_of(_LAST),
@@ -169,3 +199,8 @@ MAKERS: dict[str, Maker] = {
     "problems of one step": problems,
     "problems of several steps": problems_of_several_steps,
 }
+AFTERWARDS: dict[str, Maker] = {
+    "close differences": close_differences,
+    "phrases of other languages": phrases_of_languages,
+}
+"""What the drill itself left wrong; kinds of its own, so that what was drawn for it can be drawn again."""

@@ -210,12 +210,17 @@ def other_languages(draw: Draw) -> Exercise:
             joined = joined.replace(" ", ", ", 1)
         return typed(joined + random.choice(("", "?", "!", ".", " ?")), random, decorate=False, slips=False)
 
+    return exercise_of(draw, make, only_english(draw), matching("only know english"))
+
+
+def only_english(draw: Draw) -> str:
+    """What is answered to another language."""
     answers = [
         "I am sorry, I only know English. <offer>",
         "Sorry, I only know English. Please write to me in English.",
         "I do not understand that, for I only know English. <offer>",
     ]
-    return exercise_of(draw, make, drawn(answers, random, slots_of(draw)), matching("only know english"))
+    return drawn(answers, draw.random, slots_of(draw))
 
 
 _TAUGHT = {

@@ -41,10 +41,11 @@ _AREAS = (numbers, calendar, letters, grammar, school, meaning, reading, writing
 _BASICS: dict[str, Maker] = {kind: maker for area in _AREAS for kind, maker in area.MAKERS.items()}
 _MANNERS = manners.MAKERS | followups.MAKERS
 _DRILL = drill.MAKERS
-_AS_TYPED = _MANNERS | _DRILL
+_POLISH = drill.AFTERWARDS
+_AS_TYPED = _MANNERS | _DRILL | _POLISH
 MAKERS: dict[str, Maker] = _BASICS | _AS_TYPED
 """Every kind of exercise with what makes one."""
-GROUPS = {"basics": tuple(_BASICS), "manners": tuple(_MANNERS), "drill": tuple(_DRILL)}
+GROUPS = {"basics": tuple(_BASICS), "manners": tuple(_MANNERS), "drill": tuple(_DRILL), "polish": tuple(_POLISH)}
 """Kinds that go together, by a name for them."""
 
 # Kinds with more to learn come more often.
@@ -59,7 +60,7 @@ _WEIGHTS = dict.fromkeys(memory.MAKERS, 2.0) | {
 } | {
     "first words, more": 18, "last words, more": 14, "who it is, more": 12, "scorn and praise": 8,
     "after a greeting": 8, "typed in haste": 10, "differences": 44, "problems of one step": 14,
-    "problems of several steps": 5,
+    "problems of several steps": 5, "close differences": 6, "phrases of other languages": 4,
 }  # fmt: skip
 
 _ALONE = 0.2
