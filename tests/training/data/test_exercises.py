@@ -33,7 +33,7 @@ def trained() -> Rows:
 
 @pytest.fixture(scope="module")
 def held_out() -> Rows:
-    return list(make_rows(3, 2000, held_out=True))
+    return list(make_rows(1, 2000, held_out=True))
 
 
 def right(row: dict[str, Any], answer: str) -> bool:
@@ -50,11 +50,12 @@ def test_an_exercises_own_answer_is_right_and_silence_is_not(trained: Rows, held
     assert {row["kind"] for row in trained} == {row["kind"] for row in held_out} == set(MAKERS)
 
 
-def test_another_exercises_answer_is_wrong(held_out: Rows) -> None:
+def test_another_exercises_answer_is_wrong() -> None:
     """Of one kind, too, save where many answers are right (a sentence with a word) or few are possible (yes)."""
     wrong, total = Counter[str](), Counter[str]()
     by_kind: dict[str, Rows] = {}
-    for row in held_out:
+    # Sixty of each kind: of twenty, seven in ten are missed by chance where eight are right.
+    for row in make_rows(1, 6000, held_out=True):
         assert not right(row, "perhaps so"), row
         by_kind.setdefault(row["kind"], []).append(row)
     for kind, rows in by_kind.items():
