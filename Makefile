@@ -75,7 +75,7 @@ test-all: lint  ## lint, then run the tests with the slow ones
 # What depends on the processor, on the kernels of older ones: oneDNN's for AVX2, PyTorch's own for AVX2 and for none.
 # In one process, with as many threads as there are cores. The native core has instructions of its own, whatever theirs.
 PROCESSOR_TESTS := $(addprefix tests/,$(addsuffix .py,$(addprefix model/test_,quantize invariance families nf4) \
-  model/storage/test_checkpoint model/decoding/test_speculation training/recipes/test_contradictions))
+  model/storage/test_checkpoint model/decoding/test_speculation training/recipes/test_arguments))
 # What is served through the native core, by PyTorch. (That the core's bits are those of its plainest instructions is
 # among the tests of the core.)
 SERVED_TESTS := $(addprefix tests/,service/test_invariance.py service/api/native model/storage/test_gguf.py)

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -293,3 +294,9 @@ def test_what_the_documents_name_exists() -> None:
         if not (ROOT / path).exists() and path != "service/api/parrot.py"
     ]
     assert missing == []
+
+
+def test_the_tests_that_the_makefile_names_are_there() -> None:
+    told = subprocess.run(["make", "-n", "test-processor"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    named = set(re.findall(r"(?<!\S)tests/\S+", told))
+    assert len(named) > 5 and all((ROOT / each).exists() for each in named)
