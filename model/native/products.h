@@ -263,9 +263,12 @@ static void multiply_wide_bytes(const Matrix *matrix, const Rows *rows, float *t
     IN_TILES(multiply_wide, INT8_WIDE, BYTE_BROAD, WIDE_TALL);
 }
 
+// The most inputs of a block of nibbles that is unpacked once for all rows.
+enum { UNPACKED_INPUTS = 8192 };
+
 #if TOPKAPI_LEVEL < LEVEL_AMX
-// Fewest rows for which nibbles are unpacked once for all of them, and the most inputs of a block for that.
-enum { LEAST_UNPACKED_ROWS = 48, UNPACKED_INPUTS = 8192 };
+// Fewest rows for which that pays.
+enum { LEAST_UNPACKED_ROWS = 48 };
 
 // The same products with blocks of INT4_WIDE made into bytes first.
 static void multiply_unpacked(const Matrix *matrix, const Rows *rows, float *to, int32_t stride, int add_to, int32_t begin,

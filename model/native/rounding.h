@@ -3,7 +3,7 @@
 
 #include "core.h"
 
-// Up to 128 weights of one output as bytes, or as four bits each that stand for `value * step + offset`, which are bytes again;
+// Up to 256 weights of one output as bytes, or as four bits each that stand for `value * step + offset`, which are bytes again;
 // every 32 have a step and an offset. The scale is in half precision.
 struct WideGroup {
     int count;

@@ -9,8 +9,8 @@ struct TileConfig {
     uint8_t rows[16];
 } __attribute__((packed));
 
-// Fewest rows for which tiles pay, and the most inputs of a block that is unpacked once for all rows.
-enum { LEAST_TILE_ROWS = 8, UNPACKED_INPUTS = 8192 };
+// Fewest rows for which tiles pay.
+enum { LEAST_TILE_ROWS = 8 };
 
 // gcc does not know that tiles and what configures them are loaded from memory: what was written there has to be there.
 INLINE void settle() { __asm__ volatile("" : : : "memory"); }
