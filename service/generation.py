@@ -19,7 +19,13 @@ from topkapi.engine.request import (
     Token,
 )
 from topkapi.model.decoding.grammar import Constraint, compile_constraint
-from topkapi.model.decoding.parameters import DecodingParameters, decoding_defaults, grammar_parameter, resolve
+from topkapi.model.decoding.parameters import (
+    BY_NAME,
+    DecodingParameters,
+    decoding_defaults,
+    grammar_parameter,
+    resolve,
+)
 from topkapi.model.decoding.stopping import Stopper
 from topkapi.model.errors import Cancelled, DeadlineExceeded, EngineError, InvalidRequest
 from topkapi.model.generation import check_prompt, token_limit
@@ -157,10 +163,11 @@ def _check_answered(answered: Sequence[int], prompts: Sequence[list[int]], effec
     for name in ("num_beams", "penalty_alpha", "mirostat"):
         if effective.asks_for(name):
             message = f"{name} can't be combined with answer_prefix: it remembers more of an answer than its tokens"
-            raise InvalidRequest(message, field=name, hint="send the tokens as the end of a prompt of token ids")
+            hint = f"set {name} to {BY_NAME[name].off}, or send the tokens as the end of a prompt of token ids"
+            raise InvalidRequest(message, field=name, hint=hint)
     if effective.max_tokens is not None and effective.max_tokens <= len(answered):
         message = f"answer_prefix has {len(answered):,} tokens, and max_tokens ({effective.max_tokens:,}) counts them"
-        raise InvalidRequest(message, field="max_tokens", hint="raise max_tokens, or leave it out")
+        raise InvalidRequest(message, field="max_tokens", hint=f"send a max_tokens above {len(answered):,}")
 
 
 def _after(

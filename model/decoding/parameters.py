@@ -6,6 +6,8 @@ itself asks for is refused, what only the checkpoint's defaults ask for gives wa
 
 from __future__ import annotations
 
+import json
+import re
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -141,7 +143,8 @@ def _settled(
     try:
         effective = together({})
     except InvalidRequest as error:
-        raise (refused if refused.field in given else error) from None
+        # Of what was sent, not of a default that would have given way.
+        raise (refused if refused.field in given and error.field not in given else error) from None
     kept: dict[str, Any] = {}
     for name, value in own.items():
         with suppress(InvalidRequest):
@@ -372,8 +375,10 @@ def check_order(order: Sequence[str] | None, in_force: Collection[str]) -> list[
         return list(DEFAULT_ORDER)
     for position, name in enumerate(order):
         if name not in DEFAULT_ORDER:
-            near = nearest(name, DEFAULT_ORDER)
+            several, near = re.findall(r"[^\s,;]+", name), nearest(name, DEFAULT_ORDER)
             hint = f"did you mean {near!r}?" if near else f"the stages are: {', '.join(DEFAULT_ORDER)}"
+            if len(several) > 1:
+                hint = f"name each stage by itself: {json.dumps(several)}, or --order once for each"
             raise InvalidRequest(f"order names {name!r}, which is not a stage", field="order", hint=hint)
         if name in order[:position]:
             raise InvalidRequest(f"order names {name!r} twice", field="order", hint="name each stage once")
@@ -385,10 +390,11 @@ def check_order(order: Sequence[str] | None, in_force: Collection[str]) -> list[
             )
     missing = [name for name in DEFAULT_ORDER if name in in_force and name not in CONSTRAINTS and name not in order]
     if missing:
+        named, (are, them) = " and ".join(map(repr, missing)), ("is", "it") if len(missing) == 1 else ("are", "them")
         raise InvalidRequest(
-            f"order leaves out {missing[0]!r}, which is in force",
+            f"order leaves out {named}, which {are} in force",
             field="order",
-            hint=f"add {missing[0]!r} to order, or switch it off",
+            hint=f"add {named} to order, or switch {them} off",
         )
     return [*CONSTRAINTS, *(name for name in order if name not in CONSTRAINTS)]
 

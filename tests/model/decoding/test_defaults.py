@@ -68,6 +68,24 @@ def test_what_was_sent_is_refused_by_its_own_name_whatever_is_stored() -> None:
         resolve({"max_tokens": 5, "min_tokens": 8}, stored)
 
 
+@pytest.mark.parametrize(
+    "stored,sent,says",
+    [
+        ({"top_p": 0.5}, {"order": ["temperature"], "top_a": 0.5}, "order leaves out 'top_a', which is in force"),
+        (
+            {"top_p": 0.5, "repetition_penalty": 1.2},
+            {"order": ["temperature"], "xtc_probability": 0.5, "top_a": 0.5},
+            "order leaves out 'top_a' and 'xtc', which are in force",
+        ),
+        ({"temperature": 0.0}, {"mirostat": 2, "top_k": 5}, "mirostat decides itself where to cut .* with top_k"),
+        ({"top_k": 4, "min_new_tokens": 9}, {"penalty_alpha": 0.6, "min_tokens": 5, "max_tokens": 3}, "min_tokens"),
+    ],
+)
+def test_a_refusal_names_what_was_sent_and_not_what_is_stored(stored: dict, sent: dict, says: str) -> None:
+    with pytest.raises(InvalidRequest, match=says):
+        resolve(sent, from_generation_config(stored))
+
+
 NUMBERS = st.sampled_from([0, 1, 2, 0.5, 0.9, 5, 20])
 STORED = st.dictionaries(
     st.sampled_from(["temperature", "top_k", "top_p", "min_p", "typical_p", "max_new_tokens", "min_new_tokens",
@@ -217,6 +235,21 @@ def test_the_defaults_are_shown_and_echoed(plain: Any) -> None:
     answer = plain.client.post("/generate", json={"model": "stored", "messages": MESSAGES, "max_tokens": 5}).json()
     used = {name: answer["parameters"][name] for name in ("max_tokens", "min_tokens", "top_k", "temperature", "top_p")}
     assert used == {"max_tokens": 5, "min_tokens": 0, "top_k": 0, "temperature": 0.9, "top_p": 1.0}
+
+
+def test_an_order_is_held_to_the_stages_that_were_asked_for(plain: Any) -> None:
+    body = {"model": "every", "prompt": "Hello", "order": ["temperature"]}
+    refused = plain.client.post("/generate", json=body | {"top_a": 0.5})
+    assert refused.status_code == 422
+    assert "order leaves out 'top_a', which is in force" in refused.json()["error"]["message"]
+    assert plain.client.post("/generate", json=body | {"max_tokens": 2}).status_code == 200
+
+
+def test_the_limit_that_an_answer_has_reached_may_be_the_checkpoint_s_own(plain: Any) -> None:
+    body = {"model": "every", "prompt": "Hello", "answer_prefix": [5, 6, 7]}
+    error = plain.client.post("/generate", json=body).json()["error"]
+    assert "max_tokens (3) counts them" in error["message"] and error["hint"] == "send a max_tokens above 3"
+    assert plain.client.post("/generate", json=body | {"max_tokens": 4}).status_code == 200
 
 
 def test_the_terminal_is_tame_too(tiny_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,6 +112,13 @@ def test_unknown_fields_are_refused_with_the_nearest_name() -> None:
     assert "max_tokens" in str(caught.value.hint)
 
 
+def test_stages_in_one_text_are_told_apart() -> None:
+    for order in (["temperature,top_a"], "temperature; top_a"):
+        with pytest.raises(InvalidRequest, match="is not a stage") as caught:
+            resolve({"order": order, "top_a": 0.5})
+        assert caught.value.hint == 'name each stage by itself: ["temperature", "top_a"], or --order once for each'
+
+
 def test_defaults_of_the_table_are_in_range() -> None:
     effective = resolve({})
     assert effective.as_dict().keys() == BY_NAME.keys()
