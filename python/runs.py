@@ -128,13 +128,16 @@ class Run:
         records = list(self.metrics)
         if what == "schedule":
             return Plot(draw_schedule(records))
-        evaluations = [record for record in records if "train_loss" in record]
+        losses = [
+            (each["step"], each["train_loss"], each.get("validation_loss", each["train_loss"]))
+            for each in records
+            if "train_loss" in each
+        ]
         # Without data held out, training data stand in for them.
-        held_out = any(record["validation_loss"] != record["train_loss"] for record in evaluations)
-        state = TrainerState(held_out=held_out)
-        for record in evaluations:
-            state.step = record["step"]
-            state.note(record["train_loss"], record["validation_loss"])
+        state = TrainerState(held_out=any(trained != held_out for _, trained, held_out in losses))
+        for step, trained, held_out in losses:
+            state.step = step
+            state.note(trained, held_out)
         for record in records:
             state.step = max(state.step, record["step"])
             state.tokens = max(state.tokens, record.get("tokens", 0))

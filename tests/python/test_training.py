@@ -78,6 +78,15 @@ def test_plots_show_in_a_notebook(run: topkapi.Run, tmp_path: Path) -> None:
     assert matplotlib.get_backend() == backend, "nothing is changed for who draws beside it"
 
 
+def test_a_run_without_validation_data_is_drawn(place: Path) -> None:
+    run = topkapi.pretrain(
+        data=place / "rhyme.txt", out=place / "whole", cache=place / "cache", max_steps=2, threads=1,
+        validation_fraction=0, **SHAPE,
+    )  # fmt: skip
+    labels = [text.get_text() for text in run.plot().figure.axes[0].get_legend().get_texts()]
+    assert "training" in labels and "validation" not in labels
+
+
 def test_its_checkpoints_can_be_asked_and_measured(run: topkapi.Run, place: Path) -> None:
     with run.load() as model:
         assert model.defaults["temperature"] == 0.5

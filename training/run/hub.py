@@ -155,7 +155,10 @@ def _course(run: Path) -> str:
     names = list(dict.fromkeys(name for record in records for name in record))
     lines = [[name.replace("_", " ") for name in names], ["---:"] * len(names)]
     for record in records:
-        lines.append([f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" for value in record.values()])
+        values = (record.get(name) for name in names)
+        lines.append(
+            ["" if value is None else f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" for value in values]
+        )
     rows = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n## The run so far\n\n" + "\n".join(rows) + "\n"
 

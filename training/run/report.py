@@ -60,7 +60,8 @@ def report_facts(run: RunDirectory, state: TrainerState) -> dict[str, Any]:
     place = shlex.quote(str(run.path))
     verdict = state.verdict()
     evaluations = [record for record in records if "train_loss" in record]
-    measured = [name for name in (evaluations[0] if evaluations else {}) if name not in ("step", "epoch", "tokens")]
+    names = dict.fromkeys(name for record in evaluations for name in record)
+    measured = [name for name in names if name not in ("step", "epoch", "tokens")]
     data = made.get("data") or {}
     return {
         "name": run.path.resolve().name,
@@ -72,7 +73,7 @@ def report_facts(run: RunDirectory, state: TrainerState) -> dict[str, Any]:
         "warnings": _warnings(records, state),
         "measured": [name.replace("_", " ") for name in measured],
         "evaluations": [
-            [f"{record['step']:,}", *(f"{record[name]:.3f}" for name in measured)] for record in evaluations
+            [f"{record['step']:,}", *(_number(record.get(name)) for name in measured)] for record in evaluations
         ],
         "samples": _samples(run.records("samples.jsonl")),
         "data": [[name, str(digest)] for name, digest in (data.get("sources") or {}).items()],
@@ -95,6 +96,11 @@ def _made(path: Path) -> dict[str, Any]:
             made: dict[str, Any] = json.loads(details.read_text("utf-8"))
             return made
     return {}
+
+
+def _number(value: float | None) -> str:
+    """A cell of the table of evaluations: blank where one did not measure it."""
+    return "" if value is None else f"{value:.3f}"
 
 
 def _speed(timings: list[dict[str, Any]]) -> str:

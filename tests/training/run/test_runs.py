@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from topkapi.service.commands.cli import main
+from topkapi.training.run.directory import RunDirectory
+from topkapi.training.run.hub import _course
 from topkapi.training.run.plots import draw_comparison, draw_losses, draw_machine, smoothed, steps_down
+from topkapi.training.run.report import MARKDOWN, PAGE, render, report_facts
 from topkapi.training.run.state import TrainerState
 
 
@@ -116,6 +119,37 @@ def test_the_report_says_all_of_a_run(runs: Path, tmp_path: Path, capsys: pytest
     assert "&lt;b&gt;if&lt;/b&gt;" in page and "<b>if" not in page
     for step in (0, 4, 8, 12):
         assert f"Step {step}" in text and f"Step {step}" in page
+
+
+def test_the_tables_of_evaluations_have_the_columns_of_all_of_them(tmp_path: Path) -> None:
+    """A number that is null, or that only the first or only the last evaluation has, is blank where it is missing."""
+    run = RunDirectory(tmp_path)
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    for measured in ({"train_loss": 3.0, "null_at_first": None, "only_at_first": 0.25},
+                     {"train_loss": 2.0, "null_at_first": 0.5, "only_later": 4}):  # fmt: skip
+        step = len(run.records("metrics.jsonl"))
+        run.append("metrics.jsonl", {"step": step, "epoch": step / 2, "tokens": 9 * step, **measured})
+    facts = report_facts(run, TrainerState()) | {"plots": {}}
+    lines = render(MARKDOWN, facts).partition("## Evaluation\n\n")[2].split("\n\n## ")[0].splitlines()
+    assert [re.sub(r"  +", "", line) for line in lines] == [
+        "| step | train loss | null at first | only at first | only later |",
+        "|---:|---:|---:|---:|---:|",
+        "| 0 | 3.000 || 0.250 ||",
+        "| 1 | 2.000 | 0.500 || 4.000 |",
+    ]
+    rows = re.findall(r"<tr>(.*?)</tr>", render(PAGE, facts).partition("<h2>Evaluation</h2>")[2].split("</table>")[0])
+    assert [re.findall(r"<t[hd]>(.*?)</t[hd]>", row) for row in rows] == [
+        ["step", "train loss", "null at first", "only at first", "only later"],
+        ["0", "3.000", "", "0.250", ""],
+        ["1", "2.000", "0.500", "", "4.000"],
+    ]
+    # The card of what is pushed on the way has a table, too.
+    assert [line.strip("| ") for line in _course(tmp_path).splitlines() if line.startswith("| ")] == [
+        "step | epoch | tokens | train loss | null at first | only at first | only later",
+        "---: | ---: | ---: | ---: | ---: | ---: | ---:",
+        "0 | 0 | 0 | 3 |  | 0.25",
+        "1 | 0.5 | 9 | 2 | 0.5 |  | 4",
+    ]
 
 
 def test_the_command_in_the_report_repeats_the_run(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
