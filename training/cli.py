@@ -157,7 +157,9 @@ def _refuse_beside_estimate(arguments: argparse.Namespace, fields: dict[str, Any
 
 
 def _add_export(subparsers: Any) -> None:
-    export = subparsers.add_parser("export", help="write a checkpoint in another format")
+    export = subparsers.add_parser(
+        "export", help="write a checkpoint as GGUF, for ollama, in another precision, averaged, or its card"
+    )
     formats = export.add_subparsers(dest="format", required=True)
     command = formats.add_parser(
         "gguf",

@@ -21,39 +21,50 @@ DESCRIPTION = "Train small language models, serve them over HTTP, and talk to th
 EPILOG = """examples:
   topkapi serve                                   the default checkpoints at http://127.0.0.1:8000
   topkapi serve runs/mine/best                    a checkpoint of your own
-  topkapi serve HuggingFaceTB/SmolLM2-135M-Instruct  one of the Hugging Face hub
-  topkapi import ckpt.pt imported/mine            what another trainer wrote, as a checkpoint
+  topkapi serve HuggingFaceTB/SmolLM2-135M        one of the Hugging Face hub
   topkapi chat                                    a conversation in the terminal
   topkapi generate "Once upon a time" --top-k 40  continue a text
   topkapi score book.txt                          perplexity of a file
+  topkapi import ckpt.pt imported/mine            what another trainer wrote, as a checkpoint
+  topkapi pretrain --data my.txt --out runs/my    a model from random weights
+  topkapi finetune --checkpoint runs/my/best --data chat.jsonl --out runs/chat
+                                                  the same, tuned to answer
 
 `topkapi COMMAND --help` explains a command."""
-SUMMARIES = {
-    "serve": "serve checkpoints over HTTP, with a studio in the browser",
-    "generate": "continue a prompt",
-    "score": "perplexity and log-probabilities of texts",
-    "chat": "talk to a checkpoint",
-    "bench": "measure how fast a checkpoint is served",
-    "key": "make an API key, or the hash of one",
-    "config": "print the settings that topkapi serve would have, and where each comes from",
-    "pull": "download a model from the Hugging Face hub, or its newest commit",
-    "list": "what models are on this machine",
-    "rm": "delete a downloaded model",
-    "import": "make a checkpoint of what another trainer wrote",
-    "tokenizer": "train a tokenizer",
-    "pretrain": "train a model from random weights on plain text",
-    "finetune": "train a checkpoint on instructions or conversations",
-    "dpo": "train a checkpoint to prefer some answers to others",
-    "kto": "train a checkpoint on answers labelled good or bad",
-    "plan": "say what a run will take, and what is wrong with its data",
-    "find-lr": "find the learning rate that a run can take",
-    "sweep": "search for better settings of a run",
-    "export": "write a checkpoint in another format",
-    "evaluate": "measure checkpoints on texts, questions and instructions",
-    "instructions": "make instruction data",
-    "runs": "list training runs, or compare some",
-    "pick": "find the best of a run's checkpoints on held-out data",
-    "merge": "make a checkpoint of its own from an adapter and its base",
+COMMANDS = {
+    "serve and ask": {
+        "serve": "serve checkpoints over HTTP, with a studio in the browser",
+        "chat": "talk to a checkpoint",
+        "generate": "continue a prompt",
+        "score": "perplexity and log-probabilities of texts",
+        "bench": "measure how fast a checkpoint is served",
+        "key": "make an API key, or the hash of one",
+        "config": "print the settings that topkapi serve would have, and where each comes from",
+    },
+    "models": {
+        "list": "what models are on this machine",
+        "pull": "download a model from the Hugging Face hub, or its newest commit",
+        "rm": "delete a downloaded model",
+        "import": "make a checkpoint of what another trainer wrote",
+        "export": "write a checkpoint as GGUF, for ollama, in another precision, averaged, or its card",
+        "merge": "make a checkpoint of its own from an adapter and its base",
+    },
+    "train": {
+        "tokenizer": "train a tokenizer",
+        "instructions": "make, prepare, ask for and answer instruction data",
+        "plan": "say what a run will take, and what is wrong with its data",
+        "find-lr": "find the learning rate that a run can take",
+        "pretrain": "train a model from random weights on plain text",
+        "finetune": "train a checkpoint on instructions or conversations",
+        "dpo": "train a checkpoint to prefer some answers to others",
+        "kto": "train a checkpoint on answers labelled good or bad",
+        "sweep": "search for better settings of a run",
+    },
+    "judge": {
+        "runs": "list training runs, or compare some",
+        "pick": "find the best of a run's checkpoints on held-out data",
+        "evaluate": "measure checkpoints on texts, questions and instructions",
+    },
 }
 """What `topkapi --help` says of each command, as the command itself does: making their flags would take longer."""
 COMPUTING = ("dtype", "kv_cache_dtype", "threads", "draft")
@@ -140,12 +151,14 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         "topkapi", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"topkapi {VERSION}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", help="one of those below")
     own = {"serve": _add_serve, "generate": _add_generate, "score": _add_score, "chat": _add_chat, "bench": _add_bench,
            "key": _add_key, "config": _add_config}  # fmt: skip
     if command in ("-h", "--help", "--version"):
-        for name, summary in SUMMARIES.items():
-            commands.add_parser(name, help=summary)
+        for summaries in COMMANDS.values():
+            for name, summary in summaries.items():
+                commands.add_parser(name, help=summary)
+        _show_in_groups(parser, commands)
         return parser
     if command in own:
         own[command](commands)
@@ -160,7 +173,16 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     from topkapi.training.cli import register
 
     register(commands)
+    _show_in_groups(parser, commands)
     return parser
+
+
+def _show_in_groups(parser: argparse.ArgumentParser, commands: Any) -> None:
+    """Have the help list the commands by what they are for; argparse puts all of them below each other."""
+    shown = {each.dest: each for each in commands._choices_actions}
+    for title, summaries in COMMANDS.items():
+        parser.add_argument_group(title)._group_actions += [shown.pop(name) for name in summaries]
+    commands._choices_actions = [*shown.values()]
 
 
 def _add_serve(commands: Any) -> None:

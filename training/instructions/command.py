@@ -14,7 +14,7 @@ from topkapi.training.data.finding import no_such_file
 
 def add_instructions(subparsers: Any) -> None:
     """Add the command; its `handler` takes the parsed namespace and returns an exit code."""
-    command = subparsers.add_parser("instructions", help="make instruction data")
+    command = subparsers.add_parser("instructions", help="make, prepare, ask for and answer instruction data")
     actions = command.add_subparsers(dest="action", required=True)
     make = actions.add_parser(
         "make",

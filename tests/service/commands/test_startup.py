@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import select
 import shutil
 import socket
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from topkapi.service.commands.cli import build_parser
+from topkapi.service.commands.cli import COMMANDS, build_parser
 from topkapi.service.commands.parser import Parser
 
 # Commands are refused one after the other in one child, which says after each whether it has imported torch.
@@ -206,7 +207,7 @@ def test_no_beginning_of_a_flag_is_taken_for_the_flag(refused: Refused) -> None:
 
 
 def test_helps_import_nothing_heavy(place: Path) -> None:
-    script = "import sys\nfrom topkapi.service.commands.cli import build_parser\nparser = build_parser()\n"
+    script = "import sys\nfrom topkapi.service.commands.cli import COMMANDS, build_parser\nparser = build_parser()\n"
     script += "def walk(parser):\n    parser.format_help()\n    for action in parser._actions:\n"
     script += "        for child in action.choices.values() if isinstance(action.choices, dict) else ():\n"
     script += "            walk(child)\nwalk(parser)\n"
@@ -221,6 +222,18 @@ def test_the_help_of_all_commands_needs_none_of_them() -> None:
     script += "print([name for name in ('torch', 'pydantic', 'yaml', 'topkapi.training') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "examples:" in done.stdout and done.stdout.endswith("[]\n"), done.stderr
+
+
+def test_the_help_has_every_command_once_by_what_it_is_for_and_examples_in_a_column() -> None:
+    parser = build_parser()
+    told, _, examples = parser.format_help().partition("examples:\n")
+    lines = re.findall(r"^(?:  )?(\w[^\n:]*)", told.partition("COMMAND  ")[2].partition("\n")[2], re.MULTILINE)
+    assert [line for line in lines if line in COMMANDS] == ["serve and ask", "models", "train", "judge"]
+    (commands,) = parser._subparsers._group_actions  # type: ignore[union-attr]
+    assert isinstance(commands.choices, dict)
+    assert sorted(line.split()[0] for line in lines if line not in COMMANDS) == sorted(commands.choices)
+    rows = [line for line in examples.partition("\n\n")[0].splitlines() if not line.endswith("--out runs/chat")]
+    assert len(rows) > 5 and all(row[48:50] == "  " and row[50] != " " for row in rows)
 
 
 def test_a_command_that_serves_makes_no_flags_of_training() -> None:
