@@ -61,6 +61,8 @@ def named(node: ast.AST) -> str | None:
     """What a statement defines."""
     if isinstance(node, ast.FunctionDef):
         return node.name
+    if isinstance(node, ast.Assign):
+        return ast.unparse(node.targets[0])
     return node.target.id if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) else None
 
 

@@ -296,6 +296,14 @@ def test_what_the_documents_name_exists() -> None:
     assert missing == []
 
 
+def test_the_tests_that_are_named_anywhere_exist() -> None:
+    there = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    pages = [path for path in (ROOT / "docs").glob("*.md") if path.name != "LOG.md"]
+    for path in (*SOURCES, *(ROOT / "tests").rglob("*.py"), *pages, ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        named = set(re.findall(r"\btest_\w+\.py\b", path.read_text("utf-8")))
+        assert named <= there, f"{path.relative_to(ROOT)} names {sorted(named - there)}"
+
+
 def test_the_tests_that_the_makefile_names_are_there() -> None:
     told = subprocess.run(["make", "-n", "test-processor"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     named = set(re.findall(r"(?<!\S)tests/\S+", told))

@@ -219,7 +219,7 @@ def test_a_breaker_across_tokens_is_found(tiny_tokenizer) -> None:
 def test_the_documentation_is_current_and_complete() -> None:
     """`python -m topkapi.model.decoding.documentation` writes it."""
     text = documentation.page()
-    assert documentation.PAGE.read_text(encoding="utf-8") == text
+    assert documentation.PAGE.read_text(encoding="utf-8") == text, "python -m topkapi.model.decoding.documentation"
     for parameter in PARAMETERS:
         assert text.count(f"| `{parameter.name}` | ") >= 1
     for stage in DEFAULT_ORDER:

@@ -21,8 +21,8 @@ from tests.model.decoding.decoding_cases import (
     awkward_logits,
     row,
 )
-from topkapi.model.decoding.parameters import DEFAULT_ORDER
-from topkapi.model.decoding.stages import Row, process
+from topkapi.model.decoding.parameters import BY_NAME, DEFAULT_ORDER
+from topkapi.model.decoding.stages import STAGES, Row, process
 
 INFINITE = float("-inf")
 CASES = {
@@ -84,12 +84,16 @@ def test_stage_equals_transformers(case: str) -> None:
 
 
 def test_every_stage_has_a_strategy_here_and_acts() -> None:
-    # The grammar needs a tokenizer (test_grammar.py), the other two need other logits (test_decoding_contrast.py).
-    assert set(STRATEGIES) == set(DEFAULT_ORDER) - {"grammar", "dola", "guidance"}
+    # The grammar needs a tokenizer (test_grammar.py), the other two need other logits (test_contrast.py).
+    expected = set(DEFAULT_ORDER) - {"grammar", "dola", "guidance"}
+    assert set(STRATEGIES) == expected, (
+        f"STRATEGIES in tests/model/decoding/decoding_cases.py needs a request for each of the stages "
+        f"{sorted(expected - set(STRATEGIES))}, and there are no stages {sorted(set(STRATEGIES) - expected)}"
+    )
     logits = awkward_logits()[:6]
     for name, requests in STRATEGIES.items():
         changed = [not torch.equal(process(logits, [row(**p) for _ in logits]), logits) for p in requests]
-        assert any(changed), name
+        assert any(changed), f"no request that STRATEGIES has for the stage {name} changes any of these logits"
 
 
 @pytest.mark.parametrize(("name", "parameters"), EVERY_STRATEGY, ids=[label(p) for _, p in EVERY_STRATEGY])
@@ -262,12 +266,27 @@ def test_mirostat_cuts_by_surprise_and_learns() -> None:
     assert (process(logits, [single]) > INFINITE)[0].tolist() == [True, True, True, False, False]
 
 
-@pytest.mark.parametrize("parameters", [{"top_k": 1}, {"top_p": 0.0}, {"min_p": 1.0}, {"epsilon_cutoff": 1.0},
-                                        {"top_a": 1.0}, {"eta_cutoff": 1.0}])  # fmt: skip
-def test_no_such_filter_removes_the_most_likely_token(parameters: dict[str, Any]) -> None:
+def furthest(name: str) -> list[dict[str, Any]]:
+    """Requests that set each number of a stage to the ends of its range and of its slider."""
+    found = []
+    for each in (BY_NAME[parameter] for parameter in STAGES[name].parameters):
+        needed = {} if each.needs is None else {each.needs: BY_NAME[each.needs].slider[1]}
+        ends = {end for end in (each.minimum, each.maximum, *(each.slider or ())[:2]) if end is not None}
+        # 1 of mirostat stands for nothing here.
+        found += [needed | {each.name: end} for end in sorted(ends) if (each.name, end) != ("mirostat", 1)]
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name, stage in STAGES.items() if stage.keeps_best])
+def test_what_promises_to_keep_the_most_likely_token_does(name: str) -> None:
     logits = awkward_logits()
-    kept = process(logits, [row(**parameters) for _ in logits])
-    assert torch.equal(kept.amax(-1), logits.amax(-1))
+    best = logits == logits.amax(-1, keepdim=True)
+    for parameters in (*STRATEGIES[name], *furthest(name)):
+        kept = process(logits, [row(**parameters) for _ in logits])
+        stays = (kept == kept.amax(-1, keepdim=True)) & (kept > INFINITE)
+        assert bool(stays[best].all()), (
+            f"{name} is declared with keeps_best=True, and with {parameters} the most likely token does not stay so"
+        )
 
 
 def test_the_order_is_the_request_s_own() -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from topkapi.model.decoding.table import PARAMETERS, SHAPE
+
 Floats = NDArray[np.float64]
 # What one strategy makes of logits, given the tokens before and the answer so far; what is ruled out becomes -inf.
 Rule = Callable[[Floats, list[int], list[int]], Floats]
@@ -58,12 +60,24 @@ RULES: dict[str, tuple[dict[str, Any], Rule]] = {
         x, softmax(x) >= min(0.9, math.sqrt(0.9) * math.exp(-entropy(softmax(x)))))),
     "top_n_sigma": ({"top_n_sigma": 1.2}, lambda x, _, __: keep(x, x >= x.max() - 1.2 * x.std())),
     "top_a": ({"top_a": 0.9}, lambda x, _, __: keep(x, softmax(x) >= 0.9 * softmax(x).max() ** 2)),
+    "xtc": ({"xtc_probability": 1.0, "xtc_threshold": 0.0025}, lambda x, _, __: keep(
+        x, x <= x[softmax(x) >= 0.0025].min())),
     "logit_bias": ({"logit_bias": {"5": 6.0, "9": -3.0}}, lambda x, _, __: x + np.eye(len(x))[5] * 6
                    - np.eye(len(x))[9] * 3),
     "count_penalties": ({"presence_penalty": 1.5, "frequency_penalty": 0.5}, lambda x, _, answer:
                         x - 1.5 * (counted(answer, len(x)) > 0) - 0.5 * counted(answer, len(x))),
     "banned_token_ids": ({"banned_token_ids": list(range(40))}, lambda x, _, __: keep(x, np.arange(len(x)) >= 40)),
 }  # fmt: skip
+# Stages of the distribution's shape that have no row above, and where their formula is held instead.
+ELSEWHERE = {"mirostat": "its bound moves with every token: test_mirostat_cuts_by_surprise_and_learns has it"}
+
+
+def test_every_stage_that_cuts_has_its_formula_here() -> None:
+    for name in sorted({str(row.stage) for row in PARAMETERS if row.group == SHAPE} - ELSEWHERE.keys()):
+        assert name in RULES, (
+            f"the stage {name} is new: add a row to RULES in {__file__}, a request and the same formula in numpy, "
+            "or to ELSEWHERE why there can't be one"
+        )
 
 
 def log_probabilities(served: Any, token_ids: list[int], size: int) -> Floats:
