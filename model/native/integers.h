@@ -10,7 +10,8 @@
 // weights of nibbles: `stretched`.
 //
 // Numbers of sixteen bits of rows are put into their pieces by `store_wide`, which adds up what `begin_wide` makes up for where weights
-// are lifted. `Wide` is the sum of their products with weights, `Four` four of a row's numbers sixteen times.
+// are lifted. `Wide` is the sum of their products with weights, `Four` four of a row's numbers sixteen times, and `Ready` weights in the
+// form in which they are multiplied with those.
 
 #if TOPKAPI_LEVEL >= LEVEL_AVX512_VNNI
 
@@ -110,10 +111,16 @@ INLINE Integers add_bytes(Integers sum, Quads row, Quads weights) {
 
 enum { FLIP = 0 };
 INLINE Quads spread_offsets(const uint8_t *from) { return spread_signed(from); }
+// Left to themselves, compilers put off what is added to `sum` until all products are there, for which there are no registers.
+INLINE __m256i add_in_order(__m256i sum, __m256i products) {
+    sum = _mm256_add_epi32(sum, products);
+    asm("" : "+x"(sum));
+    return sum;
+}
 // Signed bytes from -127 to 127: magnitudes by what has the signs of both. Sums of two products fit into sixteen bits.
 INLINE __m256i eight_bytes(__m256i sum, __m256i row, __m256i weights) {
     __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(row, weights));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    return add_in_order(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 INLINE Integers add_bytes(Integers sum, Quads row, Quads weights) {
     return PAIR(Integers, eight_bytes(sum.a, row.a, weights.a), eight_bytes(sum.b, row.b, weights.b));
@@ -153,6 +160,30 @@ INLINE Integers add_bytes(Integers sum, Quads row, Quads weights) {
 
 #endif
 
+#if TOPKAPI_LEVEL == LEVEL_AVX2
+
+// Numbers of sixteen bits: of each four the first and the third, and the second and the fourth.
+typedef struct { Quads even, odd; } Ready;
+INLINE __m256i even_numbers(__m256i bytes) { return _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8); }
+INLINE Ready made_ready(Quads x) {
+    return (Ready){PAIR(Quads, even_numbers(x.a), even_numbers(x.b)),
+                   PAIR(Quads, _mm256_srai_epi16(x.a, 8), _mm256_srai_epi16(x.b, 8))};
+}
+INLINE Ready load_ready(const uint8_t *from) { return (Ready){load_quads(from), load_quads(from + sizeof(Quads))}; }
+INLINE void store_ready(uint8_t *to, Ready x) {
+    store_quads(to, x.even);
+    store_quads(to + sizeof(Quads), x.odd);
+}
+
+#else
+
+typedef Quads Ready;
+INLINE Ready made_ready(Quads x) { return x; }
+INLINE Ready load_ready(const uint8_t *from) { return load_quads(from); }
+INLINE void store_ready(uint8_t *to, Ready x) { store_quads(to, x); }
+
+#endif
+
 #if TOPKAPI_LEVEL >= LEVEL_AVX_VNNI
 
 enum { LIFTED = 128 };
@@ -169,7 +200,7 @@ INLINE Wide begin_wide(const int32_t *offsets) { return (Wide){all_integers(offs
 INLINE Four four_inputs(const int8_t *piece, int32_t row, int32_t at) {
     return (Four){four_bytes(piece + row * PIECE + at), four_bytes(piece + PIECE_BYTES + row * PIECE + at)};
 }
-INLINE Wide add_wide(Wide sum, Four row, Quads weights) {
+INLINE Wide add_wide(Wide sum, Four row, Ready weights) {
     return (Wide){add_bytes(sum.high, row.high, weights), add_bytes(sum.low, row.low, weights)};
 }
 INLINE Integers end_wide(Wide sum) { return add_integers(times_256(sum.high), sum.low); }
@@ -190,25 +221,28 @@ INLINE void store_wide(int8_t *piece, int32_t row, int32_t at, Integers x, Integ
 
 // The first and the third of four numbers, and the second and the fourth.
 typedef struct { __m256i even, odd; } Four;
+INLINE __m256i both_numbers(const int16_t *from) {
+    int32_t both;
+    memcpy(&both, from, sizeof both);
+    return _mm256_set1_epi32(both);
+}
 INLINE Four four_inputs(const int8_t *piece, int32_t row, int32_t at) {
-    int32_t pairs[2];
-    memcpy(pairs, wide_numbers(piece, row, at), sizeof pairs);
-    return (Four){_mm256_set1_epi32(pairs[0]), _mm256_set1_epi32(pairs[1])};
+    const int16_t *from = wide_numbers(piece, row, at);
+    return (Four){both_numbers(from), both_numbers(from + 2)};
 }
-INLINE __m256i eight_wide(__m256i sum, Four row, __m256i weights) {
-    __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(weights, 8), 8), odd = _mm256_srai_epi16(weights, 8);
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(even, row.even));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(odd, row.odd));
-}
-INLINE Wide add_wide(Wide sum, Four row, Quads weights) {
-    return PAIR(Wide, eight_wide(sum.a, row, weights.a), eight_wide(sum.b, row, weights.b));
+INLINE Wide add_wide(Wide sum, Four row, Ready weights) {
+    sum.a = add_in_order(sum.a, _mm256_madd_epi16(row.even, weights.even.a));
+    sum.b = add_in_order(sum.b, _mm256_madd_epi16(row.even, weights.even.b));
+    sum.a = add_in_order(sum.a, _mm256_madd_epi16(row.odd, weights.odd.a));
+    sum.b = add_in_order(sum.b, _mm256_madd_epi16(row.odd, weights.odd.b));
+    return sum;
 }
 
 #else
 
 typedef const int16_t *Four;
 INLINE Four four_inputs(const int8_t *piece, int32_t row, int32_t at) { return wide_numbers(piece, row, at); }
-INLINE Wide add_wide(Wide sum, Four row, Quads weights) {
+INLINE Wide add_wide(Wide sum, Four row, Ready weights) {
     for (int i = 0; i < LANES; i++)
         sum.at[i] += row[0] * weights.at[4 * i] + row[1] * weights.at[4 * i + 2] + row[2] * weights.at[4 * i + 1] +
                      row[3] * weights.at[4 * i + 3];

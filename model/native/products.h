@@ -21,17 +21,21 @@ INLINE void put(const Matrix *matrix, Floats sum, int32_t block, float *row, int
     }
 }
 
-// Bytes by which a block alone is fetched before it is multiplied: within a page, as processors foresee it themselves.
-enum { AHEAD = 1024 };
+// Bytes by which floats and integers of a block alone are fetched before they are multiplied, as suits a processor's own foresight
+// (measured on Zen 4 and Zen 3).
+#if TOPKAPI_LEVEL == LEVEL_AVX2
+enum { AHEAD = 1024, INTEGERS_AHEAD = 8192 };
+#else
+enum { AHEAD = 1024, INTEGERS_AHEAD = 1024 };
+#endif
 
-// Whether `count` rows from `row` on wait for the weights that they are the first to meet: a single row always, several where they are
-// multiplied as fast as memory is read.
-INLINE int waits(int32_t row, const int count) { return TOPKAPI_LEVEL >= LEVEL_AVX512_VNNI ? row == 0 : count == 1; }
-
-// What they take next is fetched while the 64 bytes at `from` are multiplied. Of a block alone that lies further on; of `blocks` side by
-// side it is the same place of those that follow.
-INLINE void fetch_next(const uint8_t *from, const int blocks, size_t block_bytes) {
-    prefetch_early(from + (blocks == 1 ? AHEAD : blocks * block_bytes));
+// Whether rows from `row` on wait for their weights, being the first to meet them. What they take next is fetched then, while the 64
+// bytes at `from` are multiplied: of a block alone that lies further on; of `blocks` side by side it is the same place of those that
+// follow.
+INLINE int waits(int32_t row) { return row == 0; }
+INLINE void fetch_next(const uint8_t *from, const int blocks, size_t block_bytes, const int format) {
+    size_t ahead = is_integer(format) ? INTEGERS_AHEAD : AHEAD;
+    prefetch_early(from + (blocks == 1 ? ahead : blocks * block_bytes));
 }
 
 // What makes up for what the weights of a group of a block, or of one half of it, are counted from: minus that times the total of the
@@ -53,8 +57,8 @@ INLINE void multiply_integers(const Matrix *matrix, const Rows *rows, int32_t ro
     const int8_t *pieces = rows->bytes + panel_begin(row, rows->byte_stride);
     for (int32_t input = 0; input < matrix->inputs; input += GROUP) {
         const int8_t *piece = pieces + piece_at(input);
-        for (int b = 0; b < blocks && waits(row, count); b++)
-            fetch_next(numbers + b * matrix->block_bytes, blocks, matrix->block_bytes);
+        for (int b = 0; b < blocks && waits(row); b++)
+            fetch_next(numbers + b * matrix->block_bytes, blocks, matrix->block_bytes, format);
         for (int half = 0; half < halves; half++) {
             Wide parts[4][4];
             for (int r = 0; r < count; r++)
@@ -64,7 +68,7 @@ INLINE void multiply_integers(const Matrix *matrix, const Rows *rows, int32_t ro
                 Quads weights[4];
                 for (int b = 0; b < blocks; b++) {
                     const uint8_t *from = data + b * matrix->block_bytes + quad * 4 * BLOCK;
-                    if (waits(row, count)) fetch_next(from, blocks, matrix->block_bytes);
+                    if (waits(row)) fetch_next(from, blocks, matrix->block_bytes, format);
                     weights[b] = is_four_bits(format) ? load_quads(from) : load_bytes(from);
                 }
                 for (int r = 0; r < count; r++) {
@@ -72,10 +76,10 @@ INLINE void multiply_integers(const Matrix *matrix, const Rows *rows, int32_t ro
                     Four low = four_inputs(piece, own, within);
                     if (is_four_bits(format)) {
                         Four high = four_inputs(piece, own, within + GROUP / 2);
-                        for (int b = 0; b < blocks; b++) parts[r][b] = add_wide(parts[r][b], low, low_nibbles(weights[b]));
-                        for (int b = 0; b < blocks; b++) parts[r][b] = add_wide(parts[r][b], high, high_nibbles(weights[b]));
+                        for (int b = 0; b < blocks; b++) parts[r][b] = add_wide(parts[r][b], low, made_ready(low_nibbles(weights[b])));
+                        for (int b = 0; b < blocks; b++) parts[r][b] = add_wide(parts[r][b], high, made_ready(high_nibbles(weights[b])));
                     } else {
-                        for (int b = 0; b < blocks; b++) parts[r][b] = add_wide(parts[r][b], low, weights[b]);
+                        for (int b = 0; b < blocks; b++) parts[r][b] = add_wide(parts[r][b], low, made_ready(weights[b]));
                     }
                 }
             }
@@ -97,14 +101,18 @@ INLINE void multiply_integers(const Matrix *matrix, const Rows *rows, int32_t ro
         for (int b = 0; b < blocks; b++) put(matrix, sums[r][b], block + b, to + (size_t)(row + r) * stride, add_to);
 }
 
-// Step number `quad` (of four) through 32 inputs of a wide matrix: the weights of four inputs, and of four that follow 16 later.
-INLINE void load_wide(const uint8_t *from, int quad, Quads steps, Quads offsets, const int format, Quads *first, Quads *second) {
-    if (format == INT8_WIDE) {
-        *first = load_bytes(from + quad * 4 * BLOCK), *second = load_bytes(from + (quad + 4) * 4 * BLOCK);
-        return;
-    }
-    Quads both = load_quads(from + quad * 4 * BLOCK);
-    *first = stretched(low_nibbles(both), steps, offsets), *second = stretched(high_nibbles(both), steps, offsets);
+// A wide matrix whose weights were made ready beforehand: a block of it, for many rows.
+enum { READY_WIDE = INT8_BYTES + 1 };
+INLINE size_t ready_bytes(int format, size_t inputs) {
+    return format == READY_WIDE ? inputs * BLOCK / sizeof(Quads) * sizeof(Ready) : weight_bytes(format, inputs);
+}
+
+// Of the 32 inputs that begin at `from` four, the steps that a half of them takes being numbered: those of the second follow 16 later.
+INLINE Ready load_wide(const uint8_t *from, int half, int quad, Quads steps, Quads offsets, const int format) {
+    if (format == READY_WIDE) return load_ready(from + (half * 4 + quad) * sizeof(Ready));
+    if (format == INT8_WIDE) return made_ready(load_bytes(from + (half * 4 + quad) * sizeof(Quads)));
+    Quads both = load_quads(from + quad * sizeof(Quads));
+    return made_ready(stretched(half ? high_nibbles(both) : low_nibbles(both), steps, offsets));
 }
 
 // `count` rows (at most 4) by `blocks` blocks (at most 4) of a wide `format`, all known when this is compiled.
@@ -121,9 +129,9 @@ INLINE void multiply_wide(const Matrix *matrix, const Rows *rows, int32_t row, c
         for (int r = 0; r < count; r++)
             for (int b = 0; b < blocks; b++) parts[r][b] = begin_wide(rows->offsets + 2 * (at + r * scale_stride));
         const uint8_t *stretch = numbers + BLOCK * 2;
-        for (int b = 0; b < blocks && waits(row, count); b++)
+        for (int b = 0; b < blocks && waits(row); b++)
             for (size_t own = 0; own < number_bytes(format); own += 64)
-                fetch_next(numbers + b * matrix->block_bytes + own, blocks, matrix->block_bytes);
+                fetch_next(numbers + b * matrix->block_bytes + own, blocks, matrix->block_bytes, format);
         for (int32_t end = input + WIDE < matrix->inputs ? input + WIDE : matrix->inputs; input < end; input += GROUP) {
             const int8_t *piece = pieces + piece_at(input);
             Quads steps[4], offsets[4];
@@ -132,22 +140,22 @@ INLINE void multiply_wide(const Matrix *matrix, const Rows *rows, int32_t row, c
                 offsets[b] = spread_offsets(stretch + b * matrix->block_bytes + BLOCK);
             }
             for (int quad = 0; quad < 4; quad++) {
-                Quads first[4], second[4];
-                for (int b = 0; b < blocks && waits(row, count); b++) {
+                for (int b = 0; b < blocks && waits(row) && format != READY_WIDE; b++) {
                     const uint8_t *from = data + b * matrix->block_bytes + quad * 4 * BLOCK;
-                    fetch_next(from, blocks, matrix->block_bytes);
-                    if (format == INT8_WIDE) fetch_next(from + 4 * 4 * BLOCK, blocks, matrix->block_bytes);
+                    fetch_next(from, blocks, matrix->block_bytes, format);
+                    if (format == INT8_WIDE) fetch_next(from + 4 * 4 * BLOCK, blocks, matrix->block_bytes, format);
                 }
-                for (int b = 0; b < blocks; b++)
-                    load_wide(data + b * matrix->block_bytes, quad, steps[b], offsets[b], format, first + b, second + b);
-                for (int r = 0; r < count; r++) {
-                    int32_t within = input % PIECE + quad * 4, own = (row + r) % TILE_ROWS;
-                    Four low = four_inputs(piece, own, within), high = four_inputs(piece, own, within + GROUP / 2);
-                    for (int b = 0; b < blocks; b++) parts[r][b] = add_wide(parts[r][b], low, first[b]);
-                    for (int b = 0; b < blocks; b++) parts[r][b] = add_wide(parts[r][b], high, second[b]);
+                for (int half = 0; half < 2; half++) {
+                    Ready weights[4];
+                    for (int b = 0; b < blocks; b++)
+                        weights[b] = load_wide(data + b * matrix->block_bytes, half, quad, steps[b], offsets[b], format);
+                    for (int r = 0; r < count; r++) {
+                        Four x = four_inputs(piece, (row + r) % TILE_ROWS, input % PIECE + half * GROUP / 2 + quad * 4);
+                        for (int b = 0; b < blocks; b++) parts[r][b] = add_wide(parts[r][b], x, weights[b]);
+                    }
                 }
             }
-            data += weight_bytes(format, GROUP), stretch += BLOCK * 2;
+            data += ready_bytes(format, GROUP), stretch += BLOCK * 2;
         }
         for (int b = 0; b < blocks; b++) {
             Floats scales = load_half((const uint16_t *)(numbers + b * matrix->block_bytes));
@@ -170,8 +178,8 @@ INLINE void multiply_bytes(const Matrix *matrix, const Rows *rows, int32_t row, 
     size_t group = (size_t)row * rows->group_stride;
     for (int32_t input = 0; input < matrix->inputs; input += GROUP, group++) {
         const int8_t *piece = pieces + piece_at(input) + input % PIECE;
-        for (int b = 0; b < blocks && waits(row, count); b++)
-            fetch_next(numbers + b * matrix->block_bytes, blocks, matrix->block_bytes);
+        for (int b = 0; b < blocks && waits(row); b++)
+            fetch_next(numbers + b * matrix->block_bytes, blocks, matrix->block_bytes, format);
         Integers parts[4][4];
         for (int r = 0; r < count; r++)
             for (int b = 0; b < blocks; b++) parts[r][b] = all_integers(rows->totals[2 * (group + r * (size_t)rows->group_stride)]);
@@ -179,7 +187,7 @@ INLINE void multiply_bytes(const Matrix *matrix, const Rows *rows, int32_t row, 
             Quads weights[4];
             for (int b = 0; b < blocks; b++) {
                 const uint8_t *from = data + b * matrix->block_bytes + quad * 4 * BLOCK;
-                if (waits(row, count)) fetch_next(from, blocks, matrix->block_bytes);
+                if (waits(row)) fetch_next(from, blocks, matrix->block_bytes, format);
                 weights[b] = load_bytes(from);
             }
             for (int r = 0; r < count; r++) {
@@ -213,7 +221,7 @@ INLINE void multiply_floats(const Matrix *matrix, const Rows *rows, int32_t row,
         Floats weights[4];
         for (int b = 0; b < blocks; b++) {
             const uint8_t *here = data + b * matrix->block_bytes + weight_bytes(format, input);
-            if (waits(row, count)) fetch_next(here, beside, matrix->block_bytes);
+            if (waits(row)) fetch_next(here, beside, matrix->block_bytes, format);
             weights[b] = format == BFLOAT16 ? load_bfloat((const uint16_t *)here) : load((const float *)here);
         }
         for (int r = 0; r < count; r++) {
@@ -234,13 +242,14 @@ enum { BROAD = 4, BYTE_BROAD = 1, FLOAT_BROAD = 1, NARROW = 2, TALL = 8, WIDE_TA
 #elif TOPKAPI_LEVEL >= LEVEL_AVX_VNNI
 enum { BROAD = 2, BYTE_BROAD = 2, FLOAT_BROAD = 1, NARROW = 1, TALL = 4, WIDE_TALL = 2 };
 #else
-enum { BROAD = 2, BYTE_BROAD = 2, FLOAT_BROAD = 1, NARROW = 1, TALL = 4, WIDE_TALL = 4 };
+enum { BROAD = 2, BYTE_BROAD = 2, FLOAT_BROAD = 2, NARROW = 1, TALL = 4, WIDE_TALL = 4 };
 #endif
 
 // The blocks from `begin` to before `end` in tiles; `tile` is one of the products above for a format that is known, of which a single row
-// takes `broad` blocks at a time and others come `most` at a time.
-#define IN_TILES(tile, format, broad, most)                                                                            \
-    do {                                                                                                               \
+// takes `broad` blocks at a time and others come `most` at a time. A function for each: in one for all, compilers find fewer registers.
+#define IN_TILES(name, tile, format, broad, most)                                                                      \
+    static __attribute__((noinline)) void name(const Matrix *matrix, const Rows *rows, float *to, int32_t stride,      \
+                                               int add_to, int32_t begin, int32_t end) {                               \
         int32_t block = begin, count = rows->count;                                                                    \
         if (count == 1)                                                                                                \
             for (; block + broad <= end; block += broad) tile(matrix, rows, 0, 1, block, broad, to, stride, add_to, format); \
@@ -256,75 +265,84 @@ enum { BROAD = 2, BYTE_BROAD = 2, FLOAT_BROAD = 1, NARROW = 1, TALL = 4, WIDE_TA
         for (; block < end; block++)                                                                                   \
             for (int32_t row = 0; row < count; row++)                                                                  \
                 tile(matrix, rows, row, 1, block, 1, to, stride, add_to, format);                                      \
-    } while (0)
+    }
 
-static void multiply_wide_bytes(const Matrix *matrix, const Rows *rows, float *to, int32_t stride, int add_to, int32_t begin,
-                                int32_t end) {
-    IN_TILES(multiply_wide, INT8_WIDE, BYTE_BROAD, WIDE_TALL);
+IN_TILES(multiply_float32, multiply_floats, FLOAT32, FLOAT_BROAD, TALL)
+IN_TILES(multiply_bfloat16, multiply_floats, BFLOAT16, FLOAT_BROAD, TALL)
+IN_TILES(multiply_int8, multiply_integers, INT8, BROAD, 4)
+IN_TILES(multiply_int4, multiply_integers, INT4, BROAD, 4)
+IN_TILES(multiply_int8_minimum, multiply_integers, INT8_MINIMUM, BROAD, 4)
+IN_TILES(multiply_int4_minimum, multiply_integers, INT4_MINIMUM, BROAD, 4)
+IN_TILES(multiply_int8_sixteens, multiply_integers, INT8_SIXTEENS, BROAD, 4)
+IN_TILES(multiply_int8_wide, multiply_wide, INT8_WIDE, BYTE_BROAD, WIDE_TALL)
+IN_TILES(multiply_int4_wide, multiply_wide, INT4_WIDE, BROAD, WIDE_TALL)
+IN_TILES(multiply_int8_bytes, multiply_bytes, INT8_BYTES, BROAD, 4)
+
+// By their format's number.
+static void multiply_lanes(const Matrix *matrix, const Rows *rows, float *to, int32_t stride, int add_to, int32_t begin,
+                           int32_t end) {
+    static void (*const products[])(const Matrix *, const Rows *, float *, int32_t, int, int32_t, int32_t) = {
+        multiply_float32,      multiply_bfloat16,      multiply_int8,      multiply_int4,      multiply_int8_minimum,
+        multiply_int4_minimum, multiply_int8_sixteens, multiply_int8_wide, multiply_int4_wide, multiply_int8_bytes};
+    products[matrix->format](matrix, rows, to, stride, add_to, begin, end);
 }
 
-// The most inputs of a block of nibbles that is unpacked once for all rows.
-enum { UNPACKED_INPUTS = 8192 };
+// The most inputs of a block that is made ready, or unpacked, once for all rows.
+enum { READY_INPUTS = 8192 };
 
 #if TOPKAPI_LEVEL < LEVEL_AMX
-// Fewest rows for which that pays.
-enum { LEAST_UNPACKED_ROWS = 48 };
+IN_TILES(multiply_made_ready, multiply_wide, READY_WIDE, BYTE_BROAD, WIDE_TALL)
 
-// The same products with blocks of INT4_WIDE made into bytes first.
-static void multiply_unpacked(const Matrix *matrix, const Rows *rows, float *to, int32_t stride, int add_to, int32_t begin,
-                              int32_t end) {
-    Matrix bytes = *matrix;
-    bytes.format = INT8_WIDE, bytes.numbers = weight_bytes(INT8_WIDE, matrix->inputs);
-    bytes.block_bytes = bytes.numbers + wide_groups(matrix->inputs) * number_bytes(INT8_WIDE);
-    uint8_t *unpacked = (uint8_t *)__builtin_alloca(NARROW * bytes.block_bytes + 64);
-    unpacked += -(uintptr_t)unpacked % 64;
-    bytes.data = unpacked;
+// Fewest rows for which that pays.
+enum { LEAST_READY_ROWS = TOPKAPI_LEVEL == LEVEL_AVX2 ? 16 : 48 };
+INLINE int pays_ready(const Matrix *matrix, const Rows *rows) {
+    int shorter = matrix->format == INT4_WIDE || (matrix->format == INT8_WIDE && sizeof(Ready) > sizeof(Quads));
+    return shorter && rows->count >= LEAST_READY_ROWS && matrix->inputs <= READY_INPUTS;
+}
+
+INLINE void make_block_ready(const Matrix *matrix, int32_t block, uint8_t *to, uint8_t *scales, const int format) {
+    const uint8_t *from = matrix->data + block * matrix->block_bytes, *numbers = from + matrix->numbers;
+    for (int32_t input = 0; input < matrix->inputs; input += GROUP) {
+        const uint8_t *own = numbers + input / WIDE * number_bytes(format);
+        if (input % WIDE == 0) memcpy(scales + input / WIDE * number_bytes(READY_WIDE), own, number_bytes(READY_WIDE));
+        Quads steps, offsets;
+        if (format == INT4_WIDE) {
+            const uint8_t *stretch = own + BLOCK * 2 + input % WIDE / GROUP * BLOCK * 2;
+            steps = spread_steps(stretch), offsets = spread_offsets(stretch + BLOCK);
+        }
+        for (int half = 0; half < 2; half++)
+            for (int quad = 0; quad < 4; quad++, to += sizeof(Ready))
+                store_ready(to, load_wide(from + weight_bytes(format, input), half, quad, steps, offsets, format));
+    }
+}
+
+// The same products with wide blocks made ready first.
+static void multiply_ready(const Matrix *matrix, const Rows *rows, float *to, int32_t stride, int add_to, int32_t begin, int32_t end) {
+    Matrix ready = *matrix;
+    ready.format = READY_WIDE, ready.numbers = ready_bytes(READY_WIDE, matrix->inputs);
+    ready.block_bytes = rounded_up(ready.numbers + wide_groups(matrix->inputs) * number_bytes(READY_WIDE), sizeof(Quads));
+    uint8_t *memory = (uint8_t *)__builtin_alloca(NARROW * ready.block_bytes + 64);
+    memory += -(uintptr_t)memory % 64;
+    ready.data = memory;
     for (int32_t block = begin; block < end; block += NARROW) {
         int32_t count = end - block < NARROW ? end - block : (int32_t)NARROW;
         for (int32_t b = 0; b < count; b++) {
-            const uint8_t *from = matrix->data + (block + b) * matrix->block_bytes, *numbers = from + matrix->numbers;
-            uint8_t *into = unpacked + b * bytes.block_bytes, *scales = into + bytes.numbers;
-            for (int32_t input = 0; input < matrix->inputs; input += GROUP, into += GROUP * BLOCK) {
-                const uint8_t *own = numbers + input / WIDE * number_bytes(INT4_WIDE);
-                if (input % WIDE == 0) memcpy(scales + input / WIDE * number_bytes(INT8_WIDE), own, number_bytes(INT8_WIDE));
-                const uint8_t *stretch = own + BLOCK * 2 + input % WIDE / GROUP * BLOCK * 2;
-                Quads steps = spread_steps(stretch), offsets = spread_offsets(stretch + BLOCK), first, second;
-                for (int quad = 0; quad < 4; quad++) {
-                    load_wide(from + weight_bytes(INT4_WIDE, input), quad, steps, offsets, INT4_WIDE, &first, &second);
-                    store_quads(into + quad * 4 * BLOCK, first);
-                    store_quads(into + (quad + 4) * 4 * BLOCK, second);
-                }
-            }
+            uint8_t *into = memory + b * ready.block_bytes, *scales = into + ready.numbers;
+            if (matrix->format == INT4_WIDE) make_block_ready(matrix, block + b, into, scales, INT4_WIDE);
+            else make_block_ready(matrix, block + b, into, scales, INT8_WIDE);
         }
-        bytes.outputs = matrix->outputs - block * BLOCK;
-        if (matrix->bias) bytes.bias = matrix->bias + block * BLOCK;
-        multiply_wide_bytes(&bytes, rows, to + block * BLOCK, stride, add_to, 0, count);
+        ready.outputs = matrix->outputs - block * BLOCK;
+        if (matrix->bias) ready.bias = matrix->bias + block * BLOCK;
+        multiply_made_ready(&ready, rows, to + block * BLOCK, stride, add_to, 0, count);
     }
 }
 #endif
-
-static void multiply_lanes(const Matrix *matrix, const Rows *rows, float *to, int32_t stride, int add_to, int32_t begin,
-                           int32_t end) {
-    switch (matrix->format) {
-    case FLOAT32: IN_TILES(multiply_floats, FLOAT32, FLOAT_BROAD, TALL); break;
-    case BFLOAT16: IN_TILES(multiply_floats, BFLOAT16, FLOAT_BROAD, TALL); break;
-    case INT8: IN_TILES(multiply_integers, INT8, BROAD, 4); break;
-    case INT4: IN_TILES(multiply_integers, INT4, BROAD, 4); break;
-    case INT8_MINIMUM: IN_TILES(multiply_integers, INT8_MINIMUM, BROAD, 4); break;
-    case INT4_MINIMUM: IN_TILES(multiply_integers, INT4_MINIMUM, BROAD, 4); break;
-    case INT8_WIDE: multiply_wide_bytes(matrix, rows, to, stride, add_to, begin, end); break;
-    case INT4_WIDE: IN_TILES(multiply_wide, INT4_WIDE, BROAD, WIDE_TALL); break;
-    case INT8_BYTES: IN_TILES(multiply_bytes, INT8_BYTES, BROAD, 4); break;
-    default: IN_TILES(multiply_integers, INT8_SIXTEENS, BROAD, 4);
-    }
-}
 
 #if TOPKAPI_LEVEL >= LEVEL_AMX
 #include "tiles.h"
 #else
 static void multiply(const Matrix *matrix, const Rows *rows, float *to, int32_t stride, int add_to, int32_t begin,
                      int32_t end) {
-    int unpack = matrix->format == INT4_WIDE && rows->count >= LEAST_UNPACKED_ROWS && matrix->inputs <= UNPACKED_INPUTS;
-    (unpack ? multiply_unpacked : multiply_lanes)(matrix, rows, to, stride, add_to, begin, end);
+    (pays_ready(matrix, rows) ? multiply_ready : multiply_lanes)(matrix, rows, to, stride, add_to, begin, end);
 }
 #endif

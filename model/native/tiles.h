@@ -109,7 +109,7 @@ INLINE void configure(int32_t rows, int wide) {
 
 static void multiply(const Matrix *matrix, const Rows *rows, float *to, int32_t stride, int add_to, int32_t begin,
                      int32_t end) {
-    int format = matrix->format, wide = is_wide(format), large = is_four_bits(format) && matrix->inputs > UNPACKED_INPUTS;
+    int format = matrix->format, wide = is_wide(format), large = is_four_bits(format) && matrix->inputs > READY_INPUTS;
     int least = wide ? (int)LEAST_WIDE_ROWS : (int)LEAST_TILE_ROWS;
     if (!is_integer(format) || format == INT8_SIXTEENS || format == INT8_BYTES || large || rows->count < least) {
         multiply_lanes(matrix, rows, to, stride, add_to, begin, end);
