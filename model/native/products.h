@@ -296,7 +296,8 @@ IN_TILES(multiply_made_ready, multiply_wide, READY_WIDE, BYTE_BROAD, WIDE_TALL)
 // Fewest rows for which that pays.
 enum { LEAST_READY_ROWS = TOPKAPI_LEVEL == LEVEL_AVX2 ? 16 : 48 };
 INLINE int pays_ready(const Matrix *matrix, const Rows *rows) {
-    int shorter = matrix->format == INT4_WIDE || (matrix->format == INT8_WIDE && sizeof(Ready) > sizeof(Quads));
+    int simple = matrix->format == INT8_WIDE || matrix->format == BFLOAT16;
+    int shorter = matrix->format == INT4_WIDE || (simple && TOPKAPI_LEVEL == LEVEL_AVX2);
     return shorter && rows->count >= LEAST_READY_ROWS && matrix->inputs <= READY_INPUTS;
 }
 
@@ -316,11 +317,18 @@ INLINE void make_block_ready(const Matrix *matrix, int32_t block, uint8_t *to, u
     }
 }
 
-// The same products with wide blocks made ready first.
+INLINE void make_floats_ready(const Matrix *matrix, int32_t block, uint8_t *to) {
+    const uint16_t *from = (const uint16_t *)(matrix->data + block * matrix->block_bytes);
+    for (int32_t input = 0; input < matrix->inputs; input++, from += BLOCK, to += BLOCK * sizeof(float))
+        store((float *)to, load_bfloat(from));
+}
+
+// The same products with blocks made ready first.
 static void multiply_ready(const Matrix *matrix, const Rows *rows, float *to, int32_t stride, int add_to, int32_t begin, int32_t end) {
     Matrix ready = *matrix;
-    ready.format = READY_WIDE, ready.numbers = ready_bytes(READY_WIDE, matrix->inputs);
-    ready.block_bytes = rounded_up(ready.numbers + wide_groups(matrix->inputs) * number_bytes(READY_WIDE), sizeof(Quads));
+    ready.format = matrix->format == BFLOAT16 ? FLOAT32 : (int)READY_WIDE, ready.numbers = ready_bytes(ready.format, matrix->inputs);
+    size_t groups = is_integer(ready.format) ? wide_groups(matrix->inputs) : 0;
+    ready.block_bytes = rounded_up(ready.numbers + groups * number_bytes(ready.format), sizeof(Quads));
     uint8_t *memory = (uint8_t *)__builtin_alloca(NARROW * ready.block_bytes + 64);
     memory += -(uintptr_t)memory % 64;
     ready.data = memory;
@@ -328,12 +336,13 @@ static void multiply_ready(const Matrix *matrix, const Rows *rows, float *to, in
         int32_t count = end - block < NARROW ? end - block : (int32_t)NARROW;
         for (int32_t b = 0; b < count; b++) {
             uint8_t *into = memory + b * ready.block_bytes, *scales = into + ready.numbers;
-            if (matrix->format == INT4_WIDE) make_block_ready(matrix, block + b, into, scales, INT4_WIDE);
+            if (matrix->format == BFLOAT16) make_floats_ready(matrix, block + b, into);
+            else if (matrix->format == INT4_WIDE) make_block_ready(matrix, block + b, into, scales, INT4_WIDE);
             else make_block_ready(matrix, block + b, into, scales, INT8_WIDE);
         }
         ready.outputs = matrix->outputs - block * BLOCK;
         if (matrix->bias) ready.bias = matrix->bias + block * BLOCK;
-        multiply_made_ready(&ready, rows, to + block * BLOCK, stride, add_to, 0, count);
+        (ready.format == FLOAT32 ? multiply_float32 : multiply_made_ready)(&ready, rows, to + block * BLOCK, stride, add_to, 0, count);
     }
 }
 #endif
