@@ -7,8 +7,8 @@ from functools import partial
 from itertools import islice
 
 from topkapi.engine.engine import Engine
-from topkapi.engine.network import DecoderNetwork
 from topkapi.engine.request import Event, Failed, Finished, GenerateJob, Token
+from topkapi.engine.steps import DecoderNetwork
 from topkapi.model.errors import InvalidRequest, TopkapiError
 from topkapi.model.generation import GenerationResult, check_prompt, token_limit
 from topkapi.model.transformer import Decoder

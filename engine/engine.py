@@ -13,13 +13,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
-from topkapi.engine.admission import LONGEST_WAIT, Room, check_room, too_late
-from topkapi.engine.network import DecoderNetwork, Network
-from topkapi.engine.request import Deliver, Failed, GenerateJob, Job, Starting
-from topkapi.engine.search import sequences_of
-from topkapi.engine.sequences import layers_of
-from topkapi.engine.steps import Counters, Steps
-from topkapi.engine.submitted import Sequence, Submitted
+from topkapi.engine.request import Deliver, Failed, GenerateJob, Job, ScoreJob, Starting
+from topkapi.engine.scheduler import LONGEST_WAIT, Room, check_room, too_late
+from topkapi.engine.search import BeamSearch, ContrastiveSearch
+from topkapi.engine.sequences import Continuation, ScoredText, Sequence, Submitted, layers_of
+from topkapi.engine.steps import Counters, DecoderNetwork, Network, Steps
 from topkapi.model.config import ModelConfig
 from topkapi.model.decoding.parameters import grammar_parameter
 from topkapi.model.decoding.speculation import DRAFT_TOKENS, Drafter
@@ -162,7 +160,7 @@ class Engine:
             job = replace(job, parameters=replace(job.parameters, draft_tokens=DRAFT_TOKENS))
         submitted = Submitted(job, deliver, self.network.deterministic, starting)
         submitted.patience = None if begun else self.max_queue_seconds
-        submitted.sequences = sequences_of(submitted, self.config)
+        submitted.sequences = _sequences_of(submitted, self.config)
         together = max(len(sequence.group) for sequence in submitted.sequences)
         if together > self.network.slots:
             assert isinstance(job, GenerateJob)
@@ -376,6 +374,23 @@ class Engine:
         self._steps.scheduler.drop_done()
         with self._changed:
             self._jobs = [submitted for submitted in self._jobs if not submitted.over]
+
+
+def _sequences_of(owner: Submitted, config: ModelConfig) -> list[Sequence]:
+    """The sequences a job is made of."""
+    job = owner.job
+    if isinstance(job, ScoreJob):
+        return [ScoredText(owner, job, config)]
+    if job.parameters.num_beams > 1:
+        return list(BeamSearch(owner, job, config).branches)
+    if job.parameters.penalty_alpha > 0:
+        return list(ContrastiveSearch(owner, job, config).branches)
+    count = job.parameters.best_of or job.parameters.n
+    alike = job.parameters.temperature == 0
+    continuations = [Continuation(owner, job, 0, config, copies=count)] if alike else [
+        Continuation(owner, job, index, config) for index in range(count)
+    ]  # fmt: skip
+    return [sequence for continuation in continuations for sequence in continuation.group]
 
 
 class _Abandoned(Exception):

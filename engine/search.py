@@ -12,10 +12,17 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from topkapi.engine.request import Finished, FinishReason, GenerateJob, ScoreJob, StopCheck, Token
+from topkapi.engine.request import Finished, FinishReason, GenerateJob, StopCheck, Token
 from topkapi.engine.scheduler import common_prefix
-from topkapi.engine.sequences import Continuation, ScoredText, end_of, layers_of, limit_of, token_event
-from topkapi.engine.submitted import Choosing, Sequence, Submitted
+from topkapi.engine.sequences import (
+    Choosing,
+    Sequence,
+    Submitted,
+    end_of,
+    layers_of,
+    limit_of,
+    token_event,
+)
 from topkapi.model.cache import NetworkOutput
 from topkapi.model.config import ModelConfig
 from topkapi.model.decoding.choosing import check_logits, choose, nothing_left
@@ -347,20 +354,3 @@ class ContrastiveSearch(Search):
         if end is not None:
             self.finish(*end)
         return branch
-
-
-def sequences_of(owner: Submitted, config: ModelConfig) -> list[Sequence]:
-    """The sequences a job is made of."""
-    job = owner.job
-    if isinstance(job, ScoreJob):
-        return [ScoredText(owner, job, config)]
-    if job.parameters.num_beams > 1:
-        return list(BeamSearch(owner, job, config).branches)
-    if job.parameters.penalty_alpha > 0:
-        return list(ContrastiveSearch(owner, job, config).branches)
-    count = job.parameters.best_of or job.parameters.n
-    alike = job.parameters.temperature == 0
-    continuations = [Continuation(owner, job, 0, config, copies=count)] if alike else [
-        Continuation(owner, job, index, config) for index in range(count)
-    ]  # fmt: skip
-    return [sequence for continuation in continuations for sequence in continuation.group]

@@ -1,28 +1,103 @@
-"""What a step computes: the shares of a plan read in one pass of the network, then the next tokens chosen."""
+"""What a step computes: the shares of a plan read in one pass of the network, then the next tokens chosen.
+
+The engine sees of a network that tokens go into slots and logits come out (`Network`). Tests put a fake in its place.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import time
+from collections import abc
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from topkapi.engine.admission import Speed
-from topkapi.engine.heartbeat import Heartbeat
-from topkapi.engine.network import Network
-from topkapi.engine.scheduler import Allocation, Scheduler, Share
-from topkapi.engine.sequences import Continuation
-from topkapi.engine.submitted import Choosing, Sequence, Submitted
-from topkapi.model.cache import Work
+from topkapi.engine.scheduler import Allocation, Scheduler, Share, Speed
+from topkapi.engine.sequences import Choosing, Continuation, Sequence, Submitted
+from topkapi.model.cache import NetworkOutput, SlotCache, Work, outputs
 from topkapi.model.decoding.choosing import choose
+from topkapi.model.decoding.scan import Scanner
 from topkapi.model.decoding.speculation import Drafter
 from topkapi.model.errors import EngineError, TopkapiError
+from topkapi.model.invariance import calibrate
+from topkapi.model.transformer import Decoder
+
+
+class Network(Protocol):
+    """What the engine needs of a network with `slots` cache slots of `capacity` tokens."""
+
+    slots: int
+    capacity: int
+    deterministic: bool
+    scanner: Scanner | None
+    """What looks through its logits faster than numpy does, if something can."""
+
+    def run(self, works: abc.Sequence[Work]) -> list[NetworkOutput]:
+        """Read every work's tokens; what each asked for."""
+        ...
+
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        """Give slot `target` the tokens from `start` to before `end` of slot `source`."""
+        ...
+
+    def reset(self) -> None:
+        """Forget what is in every slot, whatever state it was left in."""
+        ...
+
+
+class DecoderNetwork:
+    """A `Decoder` over a `SlotCache`. `deterministic` is whether rows were found independent of their neighbours.
+
+    A slot has `capacity` tokens (None: a context). There are fewer than `slots` slots, and at worst one that holds
+    less, where all of them full would take more than half of the memory.
+    """
+
+    def __init__(self, model: Decoder, slots: int, capacity: int | None = None) -> None:
+        self.model = model
+        token_bytes = SlotCache.token_bytes(model)
+        affordable = max(1, memory_bytes(model.device) // 2 // token_bytes)
+        self.capacity = min(capacity or model.config.context_length, affordable)
+        self.slots = min(slots, affordable // self.capacity)
+        self.deterministic = calibrate(model)
+        self.scanner: Scanner | None = None if model.core is None else model.core.scanner
+        self._cache = SlotCache(model, self.slots, self.capacity)
+
+    def run(self, works: abc.Sequence[Work]) -> list[NetworkOutput]:
+        return outputs(self.model, self._cache, works)
+
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        self._cache.copy(source, target, start, end)
+
+    def reset(self) -> None:
+        # The old one goes first: there may be no room for two.
+        del self._cache
+        self._cache = SlotCache(self.model, self.slots, self.capacity)
+
+
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Where Linux says how much a container may take, by version 2 and 1 of its control groups."""
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory of the machine, or what of it this container may take, or of the accelerator, in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for place in CGROUP_LIMITS:
+        try:
+            found.append(int(Path(place).read_text()))
+        except (OSError, ValueError):
+            # There is none, or it is "max".
+            continue
+    return min(found)
+
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +105,23 @@ Result = TypeVar("Result")
 
 BEYOND_A_JOB = (KeyboardInterrupt, torch.AcceleratorError)
 """What no single job can be blamed for: after an accelerator's error, everything that is asked of it fails."""
+
+
+class Heartbeat:
+    """A thread's signs of life: `count` grows with each; `busy` between a sign and the rest after it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.busy = False
+
+    def beat(self) -> None:
+        """Something begins that should not take long."""
+        self.count += 1
+        self.busy = True
+
+    def rest(self) -> None:
+        """There is nothing to do."""
+        self.busy = False
 
 
 @dataclass

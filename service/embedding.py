@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from topkapi.engine.engine import LONGEST_WAIT
-from topkapi.engine.heartbeat import Heartbeat
+from topkapi.engine.steps import Heartbeat
 from topkapi.model.embedding import embed
 from topkapi.model.errors import EngineError, EngineStopped, Overloaded, TopkapiError
 from topkapi.model.live_adapter import LiveAdapter

@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 
 from topkapi.engine.engine import Engine
-from topkapi.engine.heartbeat import Watch
+from topkapi.engine.watch import Watch
 from topkapi.model.conversation.template_trial import try_template
 from topkapi.model.errors import Cancelled, CheckpointError, EngineStopped, SettingsError, TopkapiError, UnknownModel
 from topkapi.model.hub.cache import hub_name_of

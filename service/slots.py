@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from topkapi.engine.engine import Engine
 from topkapi.engine.request import Job
-from topkapi.engine.sequences import Continuation
-from topkapi.engine.submitted import Sequence
+from topkapi.engine.sequences import Continuation, Sequence
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ WINDOW = 20.0
 
 SERVER = """
 import os, sys, time
-import topkapi.engine.network as network
+import topkapi.engine.steps as network
 run, least, soaking = network.DecoderNetwork.run, float(sys.argv.pop(1)), sys.argv.pop(1)
 def stretched(self, works):
     until = time.monotonic() + least

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.engine.test_fairness import Order, job
-from topkapi.engine.admission import FORGETTING, Speed
+from topkapi.engine.scheduler import FORGETTING, Speed
 from topkapi.model.errors import Overloaded
 
 STEP_SECONDS, TOKEN_SECONDS = 0.2, 0.002

@@ -9,8 +9,8 @@ import torch
 
 from tests.tiny import tiny_model
 from topkapi.engine.batch import run_batch
-from topkapi.engine.network import DecoderNetwork
 from topkapi.engine.request import GenerateJob
+from topkapi.engine.steps import DecoderNetwork
 from topkapi.model.decoding.parameters import resolve
 from topkapi.model.errors import EngineError, InvalidRequest
 from topkapi.model.generation import generate

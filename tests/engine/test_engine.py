@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from tests.tiny import tiny_model
-from topkapi.engine import network
+from topkapi.engine import steps
 from topkapi.engine.engine import Engine
-from topkapi.engine.network import DecoderNetwork
 from topkapi.engine.request import Completed, Event, Failed, Finished, GenerateJob, Job, ScoreJob, ScoreProgress, Token
+from topkapi.engine.steps import DecoderNetwork
 from topkapi.model.decoding.parameters import resolve
 from topkapi.model.errors import EngineError, InvalidRequest, Overloaded
 from topkapi.model.generation import generate
@@ -229,17 +229,17 @@ def test_memory_is_what_the_container_may_take(said, expected, tmp_path, monkeyp
     limit = tmp_path / "memory.max"
     if said is not None:
         limit.write_text(said)
-    monkeypatch.setattr(network, "CGROUP_LIMITS", (str(limit),))
+    monkeypatch.setattr(steps, "CGROUP_LIMITS", (str(limit),))
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert network.memory_bytes(torch.device("cpu")) == (expected or machine)
+    assert steps.memory_bytes(torch.device("cpu")) == (expected or machine)
 
 
 def test_slots_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     token_bytes = 2 * 2 * 2 * 8 * 4  # layers, keys and values, key-value heads, head size, float32
-    monkeypatch.setattr("topkapi.engine.network.memory_bytes", lambda device: 2 * token_bytes * 64 * 3)
+    monkeypatch.setattr("topkapi.engine.steps.memory_bytes", lambda device: 2 * token_bytes * 64 * 3)
     assert (DecoderNetwork(model, 32).slots, DecoderNetwork(model, 2).slots) == (3, 2)
-    monkeypatch.setattr("topkapi.engine.network.memory_bytes", lambda device: 2 * token_bytes * 40)
+    monkeypatch.setattr("topkapi.engine.steps.memory_bytes", lambda device: 2 * token_bytes * 40)
     engine = Engine(model, name="tiny")
     assert (engine.network.slots, engine.network.capacity) == (1, 40)
     with pytest.raises(InvalidRequest, match="context holds 40"):

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tests.tiny import tiny_model
-from topkapi.engine import admission
+from topkapi.engine import scheduler
 from topkapi.engine.engine import Engine
 from topkapi.engine.request import Caller, Event, Failed, Finished, GenerateJob
-from topkapi.engine.submitted import Submitted
+from topkapi.engine.sequences import Submitted
 from topkapi.model.decoding.parameters import resolve
 from topkapi.model.errors import Overloaded
 
@@ -224,5 +224,5 @@ def test_shares_are_as_the_threshold_has_them() -> None:
             for number in range(100):
                 order.submit(f"{caller}{number}", job(caller))
     waiting = [each.job.caller.name for each in order.engine._arriving]
-    assert waiting.count("a") == round(99 * admission.SHARE / (1 + admission.SHARE))
+    assert waiting.count("a") == round(99 * scheduler.SHARE / (1 + scheduler.SHARE))
     assert waiting.count("b") > waiting.count("c") > 0 and len(waiting) < 99

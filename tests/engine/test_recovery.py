@@ -14,8 +14,8 @@ from tests.engine.test_engine import Receiver, job, submit
 from tests.tiny import tiny_model
 from topkapi.engine import engine as engine_module
 from topkapi.engine.engine import MOST_CRASHES, Engine
-from topkapi.engine.heartbeat import RETURN_SECONDS, Watch
 from topkapi.engine.request import Failed, Finished, ScoreJob
+from topkapi.engine.watch import RETURN_SECONDS, Watch
 from topkapi.model.errors import Cancelled, EngineStopped, Overloaded
 from topkapi.model.generation import generate
 

@@ -43,7 +43,7 @@ def history_logits(tokens: Sequence[int]) -> torch.Tensor:
 
 
 class HistoryNetwork:
-    """A `engine.network.Network` that knows what every slot should hold."""
+    """A `engine.steps.Network` that knows what every slot should hold."""
 
     deterministic, scanner = True, None
 
@@ -365,7 +365,7 @@ def test_shared_prefixes_are_read_once() -> None:
 
 def test_scoring_through_the_engine_is_scoring() -> None:
     from tests.tiny import tiny_model
-    from topkapi.engine.network import DecoderNetwork
+    from topkapi.engine.steps import DecoderNetwork
 
     model = tiny_model()
     engine = Engine(model, name="tiny", network=DecoderNetwork(model, 2), step_tokens=7)

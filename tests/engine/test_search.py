@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tests.tiny import tiny_model
 from topkapi.engine.engine import Engine
-from topkapi.engine.network import DecoderNetwork
 from topkapi.engine.request import Completed, Event, Failed, Finished, GenerateJob, Token
+from topkapi.engine.steps import DecoderNetwork
 from topkapi.model.config import ModelConfig
 from topkapi.model.decoding.choosing import choose
 from topkapi.model.decoding.contrast import contrasted, exit_layers

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import tiny_model
-from topkapi.engine.network import DecoderNetwork
+from topkapi.engine.steps import DecoderNetwork
 from topkapi.model import native
 from topkapi.model.cache import SlotCache
 from topkapi.model.errors import CheckpointError
@@ -44,7 +44,7 @@ def test_what_is_asked_for_or_loses_nothing(dtype: str, asked: str, expected: Ca
 @needs_core
 def test_a_smaller_cache_has_more_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     one = SlotCache.token_bytes(tiny_model("llama")) * 64
-    monkeypatch.setattr("topkapi.engine.network.memory_bytes", lambda device: 2 * 3 * one)
+    monkeypatch.setattr("topkapi.engine.steps.memory_bytes", lambda device: 2 * 3 * one)
     slots = []
     for asked in ("float32", "float16"):
         model = tiny_model("llama")

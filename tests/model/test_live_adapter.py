@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tests.tiny import skip_without_int8, tiny_model
 from topkapi.engine.engine import Engine
-from topkapi.engine.network import DecoderNetwork
 from topkapi.engine.request import Completed, Event, GenerateJob, Job, ScoreJob, Token
+from topkapi.engine.steps import DecoderNetwork
 from topkapi.model import native
 from topkapi.model.cache import SlotCache, Work, outputs, read
 from topkapi.model.decoding.parameters import resolve

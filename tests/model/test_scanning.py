@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.model.decoding.decoding_cases import EVERY_STRATEGY, HISTORY, PROMPT_LENGTH, Marked
 from tests.tiny import tiny_model
-from topkapi.engine.network import DecoderNetwork
+from topkapi.engine.steps import DecoderNetwork
 from topkapi.model import native
 from topkapi.model.cache import SlotCache, Work, outputs
 from topkapi.model.decoding.choosing import UnusableLogits, choose

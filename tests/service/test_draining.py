@@ -27,7 +27,7 @@ class Process:
     def __init__(self, checkpoint: Path, hold: Path, *flags: str) -> None:
         code = (
             "import sys, time, pathlib\n"
-            "import topkapi.engine.network as network\n"
+            "import topkapi.engine.steps as network\n"
             "run, hold = network.DecoderNetwork.run, pathlib.Path(sys.argv.pop(1))\n"
             "def slowly(self, works):\n"
             "    while hold.exists(): time.sleep(0.01)\n"

@@ -28,7 +28,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 def watched(serve, tiny_checkpoint) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         # The tests' own process is not to end.
-        patch.setattr("topkapi.engine.heartbeat.RETURN_SECONDS", 1e9)
+        patch.setattr("topkapi.engine.watch.RETURN_SECONDS", 1e9)
         with serve(tiny_checkpoint("watched", context=2048), step_timeout=0.5, stream_grace=0) as served:
             yield served
 

@@ -33,7 +33,7 @@ HEAD = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application
 
 BROKEN = """
 import os, resource, signal, sys, time
-import topkapi.engine.network as network, topkapi.engine.scheduler as scheduler
+import topkapi.engine.steps as network, topkapi.engine.scheduler as scheduler
 run, plan, clock = network.DecoderNetwork.run, scheduler.Scheduler.plan, time.time
 if os.path.exists(sys.argv[1] + "/full"):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

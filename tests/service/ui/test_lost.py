@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(180)
 CHILD = """
 import sys
 from tests.service.ui.chat_page import slowed
-from topkapi.engine.network import Network
+from topkapi.engine.steps import Network
 Network.run = slowed(Network.run)
 from topkapi.service.commands.cli import main
 main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Signs of life of the threads that compute, and a watch that notices from outside when they cease.
+"""A watch that notices from outside when a thread that computes gives no sign of life any more.
 
 A thread that hangs in the network can't tell of it, and it can't be ended either: others find out by its heartbeat.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
+from topkapi.engine.steps import Heartbeat
 from topkapi.model.errors import EngineStopped
 
 logger = logging.getLogger(__name__)
@@ -22,23 +23,6 @@ LOOK_SECONDS = 0.25
 
 RETURN_SECONDS = 5.0
 """How long a thread that was given up may take to come back before the process ends for it."""
-
-
-class Heartbeat:
-    """A thread's signs of life: `count` grows with each; `busy` between a sign and the rest after it."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.busy = False
-
-    def beat(self) -> None:
-        """Something begins that should not take long."""
-        self.count += 1
-        self.busy = True
-
-    def rest(self) -> None:
-        """There is nothing to do."""
-        self.busy = False
 
 
 class Watched(Protocol):
