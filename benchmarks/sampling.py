@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from topkapi.model.decoding.choosing import choose
 from topkapi.model.decoding.parameters import resolve
-from topkapi.model.decoding.rows import Row
 from topkapi.model.decoding.scan import Scanner
+from topkapi.model.decoding.stage import Row
 from topkapi.model.native import levels
 from topkapi.model.native.scanning import Scanner as NativeScanner
 

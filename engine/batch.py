@@ -9,8 +9,9 @@ from itertools import islice
 from topkapi.engine.engine import Engine
 from topkapi.engine.request import Event, Failed, Finished, GenerateJob, Token
 from topkapi.engine.steps import DecoderNetwork
+from topkapi.model.decoding.stopping import check_prompt, token_limit
 from topkapi.model.errors import InvalidRequest, TopkapiError
-from topkapi.model.generation import GenerationResult, check_prompt, token_limit
+from topkapi.model.generation import GenerationResult
 from topkapi.model.transformer import Decoder
 
 

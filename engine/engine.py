@@ -21,8 +21,8 @@ from topkapi.engine.steps import Counters, DecoderNetwork, Network, Steps
 from topkapi.model.config import ModelConfig
 from topkapi.model.decoding.parameters import grammar_parameter
 from topkapi.model.decoding.speculation import DRAFT_TOKENS, Drafter
+from topkapi.model.decoding.stopping import check_prompt
 from topkapi.model.errors import Cancelled, EngineError, EngineStopped, InvalidRequest
-from topkapi.model.generation import check_prompt
 from topkapi.model.scoring import check_text
 from topkapi.model.transformer import Decoder
 

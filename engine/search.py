@@ -28,7 +28,7 @@ from topkapi.model.config import ModelConfig
 from topkapi.model.decoding.choosing import check_logits, choose, nothing_left
 from topkapi.model.decoding.grammar import Constraint
 from topkapi.model.decoding.search import extensions, least_alike, likeliest
-from topkapi.model.decoding.stages import Row
+from topkapi.model.decoding.stage import Row
 
 Copy = Callable[[int, int, int, int], None]
 

@@ -35,9 +35,9 @@ from topkapi.model.decoding.choosing import Choice
 from topkapi.model.decoding.contrast import exit_layers
 from topkapi.model.decoding.grammar import Constraint
 from topkapi.model.decoding.speculation import Draft, DraftLength, looked_up
-from topkapi.model.decoding.stages import Row
+from topkapi.model.decoding.stage import Row
+from topkapi.model.decoding.stopping import ends_sequence, token_limit
 from topkapi.model.errors import TopkapiError
-from topkapi.model.generation import ends_sequence, token_limit
 from topkapi.model.scoring import Scores, add_scores, windows
 
 

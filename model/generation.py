@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,9 +15,9 @@ from topkapi.model.config import ModelConfig
 from topkapi.model.decoding.choosing import choose
 from topkapi.model.decoding.grammar import Constraint, compile_constraint
 from topkapi.model.decoding.parameters import DecodingParameters, grammar_parameter, resolve
-from topkapi.model.decoding.stages import Row
-from topkapi.model.decoding.stopping import Stopper
-from topkapi.model.errors import ContextExceeded, InvalidRequest
+from topkapi.model.decoding.stage import Row
+from topkapi.model.decoding.stopping import Stopper, check_prompt, ends_sequence, token_limit
+from topkapi.model.errors import InvalidRequest
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.model.transformer import Decoder
 
@@ -29,38 +29,6 @@ class GenerationResult:
     token_ids: list[int]
     finish_reason: Literal["stop", "length", "deadline"]
     stop_reason: str | int | None = None
-
-
-def check_prompt(prompt: Sequence[int], config: ModelConfig, field: str = "prompt") -> None:
-    """Raise `InvalidRequest` for a prompt (in `field`) the network cannot continue."""
-    name = f"the {field.replace('_', ' ')}"
-    if not prompt:
-        raise InvalidRequest(f"{name} is empty", field=field, hint="give at least one token to continue from")
-    if len(prompt) >= config.context_length:
-        raise ContextExceeded(
-            f"{name} has {len(prompt)} tokens, the context holds {config.context_length} and the answer needs room",
-            field=field,
-            hint=f"shorten the prompt to at most {config.context_length - 1} tokens{config.context_note}",
-            tokens=len(prompt),
-            context_length=config.context_length,
-        )
-    wrong = next((token_id for token_id in prompt if not 0 <= token_id < config.vocab_size), None)
-    if wrong is not None:
-        raise InvalidRequest(f"token id {wrong} is not in the vocabulary (0 to {config.vocab_size - 1})", field=field)
-
-
-def token_limit(prompt_length: int, parameters: DecodingParameters, config: ModelConfig) -> int:
-    """Most tokens that may be generated: `max_tokens`, or what the context has room for."""
-    room = config.context_length - prompt_length
-    wanted = parameters.max_tokens
-    return room if wanted is None else min(wanted, room)
-
-
-def ends_sequence(token_id: int, parameters: DecodingParameters, config: ModelConfig) -> bool:
-    """Whether this token ends the answer."""
-    if token_id in parameters.stop_token_ids:
-        return True
-    return token_id in config.end_token_ids and not parameters.ignore_end_token
 
 
 @torch.inference_mode()

@@ -26,9 +26,8 @@ from topkapi.model.decoding.parameters import (
     grammar_parameter,
     resolve,
 )
-from topkapi.model.decoding.stopping import Stopper
+from topkapi.model.decoding.stopping import Stopper, check_prompt, token_limit
 from topkapi.model.errors import Cancelled, DeadlineExceeded, EngineError, InvalidRequest
-from topkapi.model.generation import check_prompt, token_limit
 from topkapi.service.jobs import EngineWork, JobGroup
 from topkapi.service.limits import MOST_ANSWERS
 from topkapi.service.models import LoadedModel
@@ -131,7 +130,8 @@ def plan(
     if effective.thinking_budget is not None and not thinks(model):
         message = f"thinking_budget can't be used: {model.name} has no chat template that knows of thinking"
         raise InvalidRequest(message, field="thinking_budget", hint="leave it out")
-    if chat and grammar_parameter(effective) not in (None, "grammar"):
+    structure = grammar_parameter(effective)
+    if chat and structure not in (None, "grammar"):
         prompts = [without_thinking(model, prompt) for prompt in prompts]
     negative = effective.negative_prompt or []
     negative = tokens_of(model, negative, "negative_prompt") if negative else negative
@@ -151,7 +151,9 @@ def plan(
             raise
         each.append(replace(effective, max_tokens=token_limit(len(prompt), effective, config)))
     checkpoint = model.checkpoint
-    constraint = compile_constraint(effective, checkpoint.tokenizer, config.vocab_size, config.end_token_ids)
+    constraint = None
+    if structure is not None:
+        constraint = compile_constraint(effective, checkpoint.tokenizer, config.vocab_size, config.end_token_ids)
     return Plan(model, prompts, each, _after(answered, constraint), negative, answered)
 
 

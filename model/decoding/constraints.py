@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from topkapi.model.decoding.candidates import NOT_CHOSEN, Candidates
 from topkapi.model.decoding.penalties import flatten
-from topkapi.model.decoding.rows import Ids, Row
-from topkapi.model.decoding.stage import Values, stage
+from topkapi.model.decoding.stage import NOT_CHOSEN, Candidates, Ids, Row, Values, stage
 from topkapi.model.decoding.thinking import Budget, forced_token
 
 

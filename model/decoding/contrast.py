@@ -8,9 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from topkapi.model.decoding.candidates import NOT_CHOSEN, Candidates
-from topkapi.model.decoding.rows import Row
-from topkapi.model.decoding.stage import Values, stage
+from topkapi.model.decoding.stage import NOT_CHOSEN, Candidates, Row, Values, stage
 from topkapi.model.errors import EngineError, InvalidRequest
 
 # DoLa looks only at tokens this fraction as likely as the likeliest (Chuang et al. 2023, section 2.3).

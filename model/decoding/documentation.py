@@ -8,7 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from topkapi.model.decoding.parameters import CHAT_DEFAULTS, DEFAULT_ORDER, PARAMETERS, Parameter
-from topkapi.model.decoding.stages import STAGES
+from topkapi.model.decoding.stage import STAGES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "decoding.md"
 

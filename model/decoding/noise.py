@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from topkapi.model.decoding.rows import Row
+from topkapi.model.decoding.stage import Row
 
 # SplitMix64's constants as signed 64-bit integers: torch multiplies modulo 2^64, which is what the hash needs.
 GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)

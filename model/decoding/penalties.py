@@ -8,9 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from topkapi.model.decoding.candidates import Candidates
-from topkapi.model.decoding.rows import Ids, Row
-from topkapi.model.decoding.stage import Values, stage
+from topkapi.model.decoding.stage import Candidates, Ids, Row, Values, stage
 
 Floats = NDArray[np.float32]
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from topkapi.model.decoding.candidates import NOT_CHOSEN
-from topkapi.model.decoding.rows import Row
-from topkapi.model.decoding.stages import process
+from topkapi.model.decoding.choosing import process
+from topkapi.model.decoding.stage import NOT_CHOSEN, Row
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from topkapi.model.cache import NetworkOutput, Work
 from topkapi.model.decoding.choosing import choose
-from topkapi.model.decoding.rows import Row
+from topkapi.model.decoding.stage import Row
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Incremental detokenising, stop strings and stop expressions.
+"""Where an answer ends: what the context has room for, end tokens, and stop strings and expressions in its text.
 
 Text is released only when it can no longer change: a multi-byte character, a stop string, or what a regular expression
 may still match, never leaks in halves.
@@ -14,12 +14,45 @@ from typing import Any, Self
 
 import regex
 
+from topkapi.model.config import ModelConfig
 from topkapi.model.decoding.table import DecodingParameters
-from topkapi.model.errors import InvalidRequest
+from topkapi.model.errors import ContextExceeded, InvalidRequest
 
 TokenBytes = Callable[[int], bytes]
 SEARCH_SECONDS = 0.1
 """What all searches for one token may take together: they hold the interpreter."""
+
+
+def check_prompt(prompt: Sequence[int], config: ModelConfig, field: str = "prompt") -> None:
+    """Raise `InvalidRequest` for a prompt (in `field`) the network cannot continue."""
+    name = f"the {field.replace('_', ' ')}"
+    if not prompt:
+        raise InvalidRequest(f"{name} is empty", field=field, hint="give at least one token to continue from")
+    if len(prompt) >= config.context_length:
+        raise ContextExceeded(
+            f"{name} has {len(prompt)} tokens, the context holds {config.context_length} and the answer needs room",
+            field=field,
+            hint=f"shorten the prompt to at most {config.context_length - 1} tokens{config.context_note}",
+            tokens=len(prompt),
+            context_length=config.context_length,
+        )
+    wrong = next((token_id for token_id in prompt if not 0 <= token_id < config.vocab_size), None)
+    if wrong is not None:
+        raise InvalidRequest(f"token id {wrong} is not in the vocabulary (0 to {config.vocab_size - 1})", field=field)
+
+
+def token_limit(prompt_length: int, parameters: DecodingParameters, config: ModelConfig) -> int:
+    """Most tokens that may be generated: `max_tokens`, or what the context has room for."""
+    room = config.context_length - prompt_length
+    wanted = parameters.max_tokens
+    return room if wanted is None else min(wanted, room)
+
+
+def ends_sequence(token_id: int, parameters: DecodingParameters, config: ModelConfig) -> bool:
+    """Whether this token ends the answer."""
+    if token_id in parameters.stop_token_ids:
+        return True
+    return token_id in config.end_token_ids and not parameters.ignore_end_token
 
 
 class Stopper:

@@ -9,9 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from topkapi.model.decoding.candidates import NOT_CHOSEN, Candidates
 from topkapi.model.decoding.noise import gumbel_of_keys, row_keys
-from topkapi.model.decoding.rows import Row
+from topkapi.model.decoding.stage import NOT_CHOSEN, Candidates, Row
 
 RUNNERS_UP = 5
 """How many other tokens a trace names, or more where more log-probabilities are asked for."""

@@ -13,10 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from topkapi.model.decoding.candidates import LOWEST, NARROW, NOT_CHOSEN, Candidates, Floats
 from topkapi.model.decoding.noise import row_keys, uniform_of_keys
-from topkapi.model.decoding.rows import Row
-from topkapi.model.decoding.stage import Values, stage
+from topkapi.model.decoding.stage import LOWEST, NARROW, NOT_CHOSEN, Candidates, Floats, Row, Values, stage
 
 # Where a cut by probability mass looks first, and where next if that does not hold enough; the last holds all. Most
 # cuts fall among the few thousand likeliest tokens, so that the rest is never sorted.

@@ -22,7 +22,7 @@ from topkapi.engine.request import Completed, Event, Failed, Finished, GenerateJ
 from topkapi.model.cache import NetworkOutput, Work
 from topkapi.model.decoding.choosing import choose
 from topkapi.model.decoding.parameters import DecodingParameters, resolve
-from topkapi.model.decoding.stages import Row
+from topkapi.model.decoding.stage import Row
 from topkapi.model.errors import InvalidRequest
 from topkapi.model.scoring import score
 from topkapi.model.transformer import Decoder

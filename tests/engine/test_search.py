@@ -19,10 +19,10 @@ from topkapi.engine.engine import Engine
 from topkapi.engine.request import Completed, Event, Failed, Finished, GenerateJob, Token
 from topkapi.engine.steps import DecoderNetwork
 from topkapi.model.config import ModelConfig
-from topkapi.model.decoding.choosing import choose
+from topkapi.model.decoding.choosing import choose, process
 from topkapi.model.decoding.contrast import contrasted, exit_layers
 from topkapi.model.decoding.parameters import resolve
-from topkapi.model.decoding.stages import Row, process
+from topkapi.model.decoding.stage import Row
 from topkapi.model.errors import InvalidRequest
 from topkapi.model.generation import generate
 from topkapi.model.storage.tensors import from_hugging_face

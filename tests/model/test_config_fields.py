@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from topkapi.model.config import ModelConfig
+from topkapi.model.decoding.stopping import check_prompt
 from topkapi.model.errors import CheckpointError, InvalidRequest
 from topkapi.model.families import FAMILIES
-from topkapi.model.generation import check_prompt
 from topkapi.model.storage.tensors import from_hugging_face
 from topkapi.model.transformer import Decoder
 

@@ -19,7 +19,7 @@ from topkapi.model.cache import SlotCache, Work, outputs
 from topkapi.model.decoding.choosing import UnusableLogits, choose
 from topkapi.model.decoding.noise import loud_from, loud_tokens
 from topkapi.model.decoding.parameters import resolve
-from topkapi.model.decoding.rows import Row
+from topkapi.model.decoding.stage import Row
 from topkapi.model.native.scanning import Floats, Scan, Scanner
 
 pytestmark = pytest.mark.skipif(not native.levels(), reason="the native core was not built: there was no compiler")

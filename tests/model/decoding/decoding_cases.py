@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from topkapi.model.decoding.parameters import resolve
-from topkapi.model.decoding.rows import Row
+from topkapi.model.decoding.stage import Row
 
 VOCABULARY = 50
 MARKS = ((7,), (8, 20))

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.model.decoding.decoding_cases import EVERY_STRATEGY, HISTORY, PROMPT_LENGTH, VOCABULARY, Marked
-from topkapi.model.decoding.choosing import UnusableLogits, choose
+from topkapi.model.decoding.choosing import UnusableLogits, choose, process
 from topkapi.model.decoding.noise import gumbel, gumbel_of_keys, loud_tokens, row_keys
 from topkapi.model.decoding.parameters import resolve
-from topkapi.model.decoding.stages import Row, process
+from topkapi.model.decoding.stage import Row
 from topkapi.model.errors import EngineError
 
 LOGITS = torch.tensor([2.0, 1.5, 0.3, -0.2, -1.0, 0.9, -3.0, 1.1])

@@ -11,8 +11,8 @@ import transformers
 from torch import Tensor
 
 from tests.model.decoding.decoding_cases import VOCABULARY, awkward_logits, row
-from topkapi.model.decoding.choosing import choose
-from topkapi.model.decoding.stages import Row, process
+from topkapi.model.decoding.choosing import choose, process
+from topkapi.model.decoding.stage import Row
 from topkapi.model.errors import EngineError
 
 OTHERS = torch.randn(12, 3, VOCABULARY, generator=torch.Generator().manual_seed(8)) * 2

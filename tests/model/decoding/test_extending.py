@@ -11,7 +11,8 @@ import json
 import torch
 from topkapi.model.decoding.documentation import page
 from topkapi.model.decoding.parameters import DEFAULT_ORDER, resolve
-from topkapi.model.decoding.stages import Row, process
+from topkapi.model.decoding.stage import Row
+from topkapi.model.decoding.choosing import process
 from topkapi.model.errors import InvalidRequest
 from topkapi.service.api.native.schemas import GenerateRequest
 from topkapi.service.commands.cli import build_parser

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from topkapi.model.decoding.choosing import process
 from topkapi.model.decoding.parameters import resolve
-from topkapi.model.decoding.rows import Row
-from topkapi.model.decoding.stages import process
+from topkapi.model.decoding.stage import Row
 from topkapi.model.decoding.truncation import observe_surprise
 
 RECORDED: dict[str, Any] = json.loads(Path(__file__).with_name("llama_vectors.json").read_text())

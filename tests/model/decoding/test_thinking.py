@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.model.decoding.decoding_cases import MARKS, VOCABULARY, Marked
 from topkapi.model.decoding.choosing import choose
 from topkapi.model.decoding.parameters import resolve
-from topkapi.model.decoding.rows import Row
+from topkapi.model.decoding.stage import Row
 from topkapi.model.decoding.thinking import Budget, forced_token, thought_tokens
 from topkapi.model.errors import InvalidRequest
 

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from tests.model.decoding.decoding_cases import EVERY_STRATEGY, HISTORY, PROMPT_LENGTH, VOCABULARY, awkward_logits, row
-from topkapi.model.decoding.choosing import choose
+from topkapi.model.decoding.choosing import choose, process
 from topkapi.model.decoding.noise import gumbel
 from topkapi.model.decoding.parameters import resolve
-from topkapi.model.decoding.rows import Row
-from topkapi.model.decoding.stages import process
+from topkapi.model.decoding.stage import Row
 
 LOGITS = awkward_logits()[:6]
 

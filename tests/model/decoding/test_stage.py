@@ -21,8 +21,9 @@ from tests.model.decoding.decoding_cases import (
     awkward_logits,
     row,
 )
+from topkapi.model.decoding.choosing import STAGES, process
 from topkapi.model.decoding.parameters import BY_NAME, DEFAULT_ORDER
-from topkapi.model.decoding.stages import STAGES, Row, process
+from topkapi.model.decoding.stage import Row
 
 INFINITE = float("-inf")
 CASES = {
