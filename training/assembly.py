@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,8 @@ def train(training: Training) -> TrainerState:
         run.begin()
     tell = partial(run.tell, "system.jsonl")
     system = recorded(run.path / "system.jsonl", training.console.message, tell=tell)
-    with present(run.path), tracked(recipe, run, training.state.step), system:
+    tracker = nullcontext() if recipe.track is None else tracked(recipe, run, training.state.step)
+    with present(run.path), tracker, system:
         return training.run(peak)
 
 

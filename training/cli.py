@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +41,7 @@ if TYPE_CHECKING:
     from topkapi.training.trainer import Training
 
 
-def register(subparsers: Any) -> None:
-    """Add the training commands; each sets `handler`, which takes the parsed namespace and returns an exit code."""
+def _add_tokenizer(subparsers: Any) -> None:
     tokenizer = subparsers.add_parser("tokenizer", help="train a tokenizer")
     actions = tokenizer.add_subparsers(dest="action", required=True)
     train = actions.add_parser("train", help="train a byte-level BPE vocabulary on text files")
@@ -51,23 +52,19 @@ def register(subparsers: Any) -> None:
     train.add_argument("--megabytes", type=int, default=256, help="text to train on, at most [256]")
     train.set_defaults(handler=_train_tokenizer)
 
-    for name, (kind, summary) in RUNS.items():
-        command = subparsers.add_parser(name, help=summary, description=f"{summary.capitalize()}.", epilog=EPILOG)
-        command.add_argument("recipe", nargs="?", help="recipe file (.yaml) or the name of an included one")
-        command.add_argument(
-            "--resume", nargs="?", const="", metavar="RUN", help="continue the run in this directory (default: --out)"
-        )
-        add_recipe_flags(command, kind)
-        command.set_defaults(handler=_train, training_kind=kind, training_command=name)
-    _add_plan(subparsers)
-    add_find_lr(subparsers)
-    add_sweep(subparsers)
-    _add_export(subparsers)
-    add_evaluate(subparsers)
-    add_instructions(subparsers)
-    add_runs(subparsers)
-    add_pick(subparsers)
 
+def _add_run(subparsers: Any, name: str) -> None:
+    kind, summary = RUNS[name]
+    command = subparsers.add_parser(name, help=summary, description=f"{summary.capitalize()}.", epilog=EPILOG)
+    command.add_argument("recipe", nargs="?", help="recipe file (.yaml) or the name of an included one")
+    command.add_argument(
+        "--resume", nargs="?", const="", metavar="RUN", help="continue the run in this directory (default: --out)"
+    )
+    add_recipe_flags(command, kind)
+    command.set_defaults(handler=_train, training_kind=kind, training_command=name)
+
+
+def _add_merge(subparsers: Any) -> None:
     merge = subparsers.add_parser(
         "merge",
         help="make a checkpoint of its own from an adapter and its base",
@@ -226,3 +223,19 @@ def _merge(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     train(*read_arguments(arguments))
     return 0
+
+
+COMMANDS: dict[str, Callable[[Any], None]] = {
+    "tokenizer": _add_tokenizer,
+    **{name: partial(_add_run, name=name) for name in RUNS},
+    "plan": _add_plan,
+    "find-lr": add_find_lr,
+    "sweep": add_sweep,
+    "export": _add_export,
+    "evaluate": add_evaluate,
+    "instructions": add_instructions,
+    "runs": add_runs,
+    "pick": add_pick,
+    "merge": _add_merge,
+}
+"""What adds each training command; it sets `handler`, which takes the parsed namespace and returns an exit code."""

@@ -55,7 +55,7 @@ def _train_together(recipe: TrainingRecipe, directory: Path, resume: bool) -> No
     from topkapi.training.run.preflight import alone
     from topkapi.training.run.report import finish
 
-    if not alone():
+    if recipe.push is not None and not alone():
         check_push(recipe.push)
     console = Console()
     run = FollowedRun(directory) if rank() else RunDirectory(directory)

@@ -139,8 +139,8 @@ def _run(arguments: Sequence[str] | None) -> int:
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     """The parser of every command; each sets `handler`, which takes the parsed namespace and returns an exit code.
 
-    Where `command`, which is given, is one that serves, the others' flags are left out, and all where help is asked
-    for: they take a moment to make.
+    Where `command`, which is given, is one that serves or trains, the others' flags are left out, and all where help is
+    asked for: they take a moment to make.
     """
     import argparse
 
@@ -163,16 +163,16 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     if command in own:
         own[command](commands)
         return parser
-    for add in own.values():
-        add(commands)
+    from topkapi.training.cli import COMMANDS as TRAINING
+
+    if command in TRAINING:
+        TRAINING[command](commands)
+        return parser
     from topkapi.service.commands.hub import add_hub
     from topkapi.service.commands.importing import add_import
 
-    add_hub(commands)
-    add_import(commands)
-    from topkapi.training.cli import register
-
-    register(commands)
+    for add in (*own.values(), add_hub, add_import, *TRAINING.values()):
+        add(commands)
     _show_in_groups(parser, commands)
     return parser
 

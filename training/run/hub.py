@@ -28,10 +28,8 @@ class NotPushed(TopkapiError):
     kind = "not_pushed"
 
 
-def check_push(repository: str | None) -> None:
+def check_push(repository: str) -> None:
     """Raise `SettingsError`, before anything is computed, for a push that could only fail."""
-    if repository is None:
-        return
     hub = hub_library("pushing", "push")
     try:
         hub.utils.validate_repo_id(repository)

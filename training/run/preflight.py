@@ -29,7 +29,8 @@ def alone() -> bool:
 
 def check_run(recipe: TrainingRecipe, directory: Path, resume: bool) -> None:
     """Raise what the run would be refused for, as far as that can be seen at once."""
-    check_push(recipe.push)
+    if recipe.push is not None:
+        check_push(recipe.push)
     run = RunDirectory(directory)
     if resume and (directory / "config.yaml").is_file():
         run.check_idle()

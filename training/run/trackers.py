@@ -60,16 +60,14 @@ class Tracker(Protocol):
 
 @contextmanager
 def tracked(recipe: TrainingRecipe, run: RunDirectory, first: int = 0) -> Iterator[None]:
-    """Within the block, hand every number that is recorded in `run`, which goes on after step `first`, to the recipe's
-    tracker, if it names one.
+    """Within the block, hand every number that is recorded in `run`, which goes on after step `first`, to the tracker
+    that the recipe names.
 
     The run is called as its directory and stands in the project of the folder around it, unless the recipe says
     otherwise. Raises `SettingsError` where the library is missing.
     """
     name = recipe.track
-    if name is None:
-        yield
-        return
+    assert name is not None, "asked for where there is one"
     directory = run.path.resolve()
     again = name in run.trackers()
     told = Told(

@@ -21,9 +21,9 @@ from tests.model.decoding.decoding_cases import (
     awkward_logits,
     row,
 )
-from topkapi.model.decoding.choosing import STAGES, process
+from topkapi.model.decoding.choosing import process
 from topkapi.model.decoding.parameters import BY_NAME, DEFAULT_ORDER
-from topkapi.model.decoding.stage import Row
+from topkapi.model.decoding.stage import STAGES, Row
 
 INFINITE = float("-inf")
 CASES = {

@@ -8,7 +8,7 @@ import yaml
 
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.service.commands.cli import main
-from topkapi.training.cli import register
+from topkapi.training import cli
 from topkapi.training.pretrain import model_config
 from topkapi.training.recipes.arguments import RECIPES, build_recipe, read_arguments, read_yaml
 from topkapi.training.recipes.recipe import (
@@ -27,7 +27,9 @@ COMMANDS: dict[str, type[TrainingRecipe]] = {
 
 def parse(*arguments: str) -> tuple[TrainingRecipe, Path, bool]:
     parser = argparse.ArgumentParser()
-    register(parser.add_subparsers())
+    subparsers = parser.add_subparsers()
+    for add in cli.COMMANDS.values():
+        add(subparsers)
     return read_arguments(parser.parse_args(arguments))
 
 
