@@ -11,7 +11,7 @@ from topkapi.python import background
 from topkapi.python.calls import running
 from topkapi.python.errors import readable
 from topkapi.python.results import Generated, Piece, Timings, Token, TokenTrace, Trace, Usage
-from topkapi.service.api.native import render
+from topkapi.service.api.native.generate import piece, token_logprobs, token_trace
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -74,16 +74,16 @@ def _answer(
 def _token(generation: Generation, token: request.Token) -> Token:
     model: LoadedModel = generation.plan.model
     if generation.parameters.logprobs is not None:
-        told = render.token_logprobs(model, token)
+        told = token_logprobs(model, token)
     else:
-        told = render.piece(model, token.token_id)
+        told = piece(model, token.token_id)
     return Token.of(told)
 
 
 def _trace(generation: Generation, tokens: list[request.Token]) -> Trace | None:
     if not generation.parameters.trace:
         return None
-    return Trace(TokenTrace.of(render.token_trace(generation.plan.model, token)) for token in tokens)
+    return Trace(TokenTrace.of(token_trace(generation.plan.model, token)) for token in tokens)
 
 
 def _piece(generation: Generation, delta: Delta) -> Piece:

@@ -308,13 +308,14 @@ class Model:
 
     def _prepared(self, source: str, value: Any, priority: int, parameters: Mapping[str, object]) -> Generation:
         """The checked work of a call: the body of `/generate`, read as the route reads it."""
-        from topkapi.service.api.native import asking, schemas
+        from topkapi.service.api.native import schemas
+        from topkapi.service.api.native.generate import generation_of
 
         with readable():
             loaded = self._loaded()
             check_keywords(parameters, source)
             fields = {source: plain(value), "priority": priority, **parameters}
-            return asking.generation_of(loaded, body_of(schemas.GenerateRequest, fields))
+            return generation_of(loaded, body_of(schemas.GenerateRequest, fields))
 
     def _whole(self, generation: Generation, several: bool) -> Any:
         from topkapi.python.answers import answers, shaped
@@ -341,7 +342,8 @@ class Model:
 
     def _to_score(self, text: object, options: Mapping[str, object]) -> tuple[ScoreRequest, list[Item], Scoring]:
         """The body of `/score`, read as the route reads it, and the checked work that it asks for."""
-        from topkapi.service.api.native import asking, score_schemas
+        from topkapi.service.api.native import score_schemas
+        from topkapi.service.api.native.score import scoring_of
 
         with readable():
             loaded = self._loaded()
@@ -350,12 +352,12 @@ class Model:
             if "pairs" in fields:
                 fields["pairs"] = pairs_of(fields["pairs"])
             body = body_of(score_schemas.ScoreRequest, fields)
-            return (body, *asking.scoring_of(loaded, body))
+            return (body, *scoring_of(loaded, body))
 
     def _scores(self, body: ScoreRequest, items: list[Item], work: Scoring) -> Score | Scores:
-        from topkapi.service.api.native import asking
+        from topkapi.service.api.native.score import score_response
 
-        answer = asking.score_response(work.model, body, items, work, "")
+        answer = score_response(work.model, body, items, work, "")
         scores = [Score.of(result) for result in answer["results"]]
         given = body.token_ids if body.text is None else body.text
         if given is not None and not several(given):

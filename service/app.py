@@ -64,7 +64,8 @@ def create_api(models: Models, settings: Settings) -> FastAPI:
     app.add_middleware(SlowBody, seconds=settings.request_timeout)
     if settings.stream_keep_alive:
         app.add_middleware(KeepAlive, seconds=settings.stream_keep_alive)
-    app.add_middleware(Authority, ring=models.keys)
+    if models.keys.required:
+        app.add_middleware(Authority, ring=models.keys)
     # Also where no origin is allowed: in its absence Gradio would answer for all paths, and allow any.
     app.add_middleware(
         CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"],

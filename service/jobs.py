@@ -189,7 +189,7 @@ class JobGroup:
                 metrics.first_token.observe(now - self._started)
             self._last_token[number, event.index] = now
         elif isinstance(event, Finished):
-            metrics.finished(event.reason)
+            metrics.finished(event.reason).inc()
         elif isinstance(event, Completed):
             job = self._jobs[number]
             if event.timings.prefill_s > 0:  # nothing was read of what was over before it began
@@ -199,7 +199,7 @@ class JobGroup:
             metrics.latency.observe(now - self._started)
             self._measure(number, event, now)
         elif isinstance(event, Failed):
-            metrics.finished("error")
+            metrics.finished("error").inc()
 
     def _measure(self, number: int, event: Completed, now: float) -> None:
         """Take in how long a job took and how much it was, and for whom."""

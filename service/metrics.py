@@ -6,6 +6,7 @@ tests) never share a counter.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -143,12 +144,9 @@ class ModelMetrics:
         self.generation_length = metrics.generation_length.labels(name)
         self.prefill_time = metrics.prefill_time.labels(name)
         self.decode_time = metrics.decode_time.labels(name)
-        self._success, self._key_tokens = metrics.success, metrics.key_tokens
-        self._name = name
-
-    def finished(self, reason: str) -> None:
-        """Count a finished sequence."""
-        self._success.labels(self._name, reason).inc()
+        self.finished = partial(metrics.success.labels, name)
+        """The counter of the sequences that have finished for the reason that it is called with."""
+        self._name, self._key_tokens = name, metrics.key_tokens
 
     def used(self, key: str, kind: str, tokens: int) -> None:
         """Count tokens that were read (`prompt`) or generated (`generation`) for a key."""

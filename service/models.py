@@ -431,8 +431,7 @@ class Models:
         """The checkpoint of that name or alias, or the first one. Raises `UnknownModel` listing the loaded ones."""
         models = self._models
         found = next(iter(models.values()), None) if name is None else models.get(self._aliases.get(name, name))
-        adapter = self.adapters.get(name)
-        if found is None and adapter is not None and adapter.base in models:
+        if found is None and (adapter := self.adapters.get(name)) is not None and adapter.base in models:
             found = self._beside(models[adapter.base], adapter)
         if found is None:
             names = ", ".join([*models, *self._aliases, *(each.name for each in self.adapters)])

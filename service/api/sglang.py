@@ -20,7 +20,7 @@ from topkapi.service.api.http.describing import STREAM, decoding, errors_of
 from topkapi.service.api.http.dialect import Dialect, with_hint
 from topkapi.service.api.http.harmless import Only
 from topkapi.service.api.http.registration import Routes
-from topkapi.service.api.native.render import new_id
+from topkapi.service.api.native.generate import new_id
 from topkapi.service.generation import CompletionOutput, Delta, Generation, Plan, no_answer, plan
 from topkapi.service.limits import MOST_PROMPTS
 from topkapi.service.models import LoadedModel, Models

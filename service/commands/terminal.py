@@ -16,7 +16,8 @@ import torch
 
 from topkapi.model.errors import DataError, InvalidRequest
 from topkapi.service import scoring
-from topkapi.service.api.native import render
+from topkapi.service.api.native.generate import generate_response, new_id, timestamp
+from topkapi.service.api.native.score import score_result
 from topkapi.service.commands.inputs import Text, loading
 from topkapi.service.generation import Generation, plan
 from topkapi.service.locations import name_of_location
@@ -50,7 +51,7 @@ def generate(
         stream = not arguments.json and generation.parameters.n == 1
         interrupted = asyncio.run(_run(generation, stream))
         if arguments.json:
-            _print_json(render.generate_response(generation, render.new_id("gen"), render.timestamp()))
+            _print_json(generate_response(generation, new_id("gen"), timestamp()))
         elif stream:
             print()
             if not generation.outputs[0].tokens and not interrupted:
@@ -75,10 +76,10 @@ def score(arguments: argparse.Namespace, settings: Settings, location: str, give
         summaries = [scoring.summarise(model, *pair) for pair in zip(items, found, strict=True)]
         if arguments.json:
             results = [
-                _complete(render.score_result(model, item, scores, summary, arguments.per_token, arguments.top))
+                _complete(score_result(model, item, scores, summary, arguments.per_token, arguments.top))
                 for item, scores, summary in zip(items, found, summaries, strict=True)
             ]
-            _print_json({"id": render.new_id("score"), "model": model.name, "results": results})
+            _print_json({"id": new_id("score"), "model": model.name, "results": results})
             return 0
         for (name, text), item, scores, summary in zip(given, items, found, summaries, strict=True):
             if arguments.per_token:

@@ -121,6 +121,12 @@ def test_anthropics_client_finds_the_requests_name(served) -> None:
     client = anthropic.Anthropic(base_url=served.url, api_key="none", max_retries=0)
     answer = client.messages.create(model="chat", max_tokens=1, messages=[{"role": "user", "content": "hi"}])
     assert answer._request_id is not None and answer._request_id.startswith("req_")
+    counted = client.messages.with_raw_response.count_tokens(model="chat", messages=[{"role": "user", "content": "hi"}])
+    assert counted.headers["request-id"] == counted.headers["x-request-id"]
+    with pytest.raises(anthropic.NotFoundError) as unknown:
+        client.messages.create(model="none", max_tokens=1, messages=[{"role": "user", "content": "hi"}])
+    assert unknown.value.request_id is not None and unknown.value.request_id.startswith("req_")
+    assert "request-id" not in served.post("/generate", prompt="a", max_tokens=1).headers
 
 
 def test_refusals_are_counted_by_their_reason(serve, tiny_checkpoint) -> None:

@@ -17,8 +17,8 @@ import uvicorn
 from topkapi.model.errors import CheckpointError
 from topkapi.service.app import add_studio, create_api
 from topkapi.service.commands.launch import bind
-from topkapi.service.gate import Gate
 from topkapi.service.models import Models
+from topkapi.service.requests import Gate
 from topkapi.service.server import Server
 from topkapi.service.settings import Settings
 

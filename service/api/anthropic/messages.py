@@ -22,6 +22,7 @@ from topkapi.service.api.http.describing import STREAM, errors_of
 from topkapi.service.api.http.dialect import Dialect, with_hint
 from topkapi.service.api.http.registration import Routes
 from topkapi.service.api.openai.tools import naming
+from topkapi.service.calls import current_call
 from topkapi.service.generation import CompletionOutput, Delta, Generation, Plan, no_answer, plan
 from topkapi.service.models import LoadedModel, Models
 from topkapi.service.prompting import reasoning_reader
@@ -37,7 +38,10 @@ def _error(error: TopkapiError) -> tuple[int, dict[str, Any]]:
     return status, {"type": "error", "error": {"type": kind, "message": with_hint(error)}}
 
 
-ANTHROPIC = Dialect("anthropic", _error, prefixes=("/v1/messages",), error_event="error")
+NAME_HEADER = "request-id"
+"""Where Anthropic's clients look for a request's name."""
+
+ANTHROPIC = Dialect("anthropic", _error, prefixes=("/v1/messages",), error_event="error", name_header=NAME_HEADER)
 
 ERRORS = errors_of(schemas.AnthropicError, 404, 408, 413, 415, 500, more={
     400: "The body is not valid JSON, or a field is wrong",
@@ -52,16 +56,23 @@ def router(models: Models) -> Routes:
 
     @routes.answering("/v1/messages", "Anthropic: answer a conversation", schemas.AnthropicMessage, stream=STREAM)
     async def messages(request: Request, body: schemas.AnthropicRequest) -> Response:
-        return await respond(request, _Answer, models.get(body.model), body)
+        return _named(await respond(request, _Answer, models.get(body.model), body))
 
     @routes.answering(
         "/v1/messages/count_tokens", "Anthropic: how many tokens a conversation has", schemas.AnthropicCount
     )
     async def count_tokens(request: Request, body: schemas.AnthropicCountRequest) -> Response:
         reading = await apart(request, read, models.get(body.model), body)
-        return JSONResponse({"input_tokens": len(reading.token_ids)})
+        return _named(JSONResponse({"input_tokens": len(reading.token_ids)}))
 
     return routes
+
+
+def _named(response: Response) -> Response:
+    call = current_call()
+    if call is not None:
+        response.headers[NAME_HEADER] = call.identifier
+    return response
 
 
 def _plan(model: LoadedModel, body: schemas.AnthropicRequest) -> tuple[Plan, Reading]:

@@ -91,7 +91,7 @@ class Authority:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse with 401, 403 or 429, or pass on."""
-        if scope["type"] not in ("http", "websocket") or not self._ring.required:
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         if scope["type"] == "websocket":

@@ -31,6 +31,8 @@ class Dialect:
     fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     error_event: str | None = None
     data_mark: str = "data: "
+    name_header: str | None = None
+    """Where its clients look for the request's name, besides `X-Request-Id`."""
 
     def failure(self, error: TopkapiError) -> tuple[str | None, Any]:
         """The last event of a stream that breaks off: its name and data."""

@@ -96,6 +96,8 @@ def error_response(error: TopkapiError, dialect: Dialect, headers: dict[str, str
         call.refusal = error.kind
         # What fails beyond everything that stands around the routes is told of by this alone.
         headers.setdefault("X-Request-Id", call.identifier)
+        if dialect.name_header is not None:
+            headers[dialect.name_header] = call.identifier
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, RequestTimeout):

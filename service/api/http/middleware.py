@@ -344,23 +344,20 @@ class Observed:
         enter(call)
         traced = self._tracing is not None and scope["path"].removeprefix(scope.get("root_path", "")) not in QUIET
         span = self._tracing.begin(call, scope) if self._tracing is not None and traced else None
-        status, dialect = 0, dialect_of(scope)
+        status = 0
 
         async def named(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                told = MutableHeaders(raw=message["headers"])
-                told["X-Request-Id"] = call.identifier
-                if dialect.name == "anthropic":
-                    told["request-id"] = call.identifier
+                MutableHeaders(raw=message["headers"])["X-Request-Id"] = call.identifier
             await send(message)
 
         try:
             try:
                 call.timeout_s = timeout_of(headers)
             except Refused as error:
-                await error_response(error, dialect)(scope, receive, named)
+                await error_response(error, dialect_of(scope))(scope, receive, named)
                 return
             if call.timeout_s is not None:
                 call.deadline = began + call.timeout_s

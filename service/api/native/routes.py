@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,16 +14,26 @@ from topkapi.model.errors import InvalidRequest
 from topkapi.service.api.http.answering import Event, apart, as_json, respond
 from topkapi.service.api.http.describing import errors_of, stream_of
 from topkapi.service.api.http.registration import Routes
-from topkapi.service.api.native import render, schemas, score_schemas
-from topkapi.service.api.native.asking import generation_of
+from topkapi.service.api.native import schemas, score_schemas
 from topkapi.service.api.native.checkpoints import add_adapters, add_checkpoints
+from topkapi.service.api.native.generate import (
+    generate_response,
+    generation_of,
+    new_id,
+    piece,
+    timestamp,
+    token_event,
+)
 from topkapi.service.api.native.runs import add_runs
-from topkapi.service.api.native.score import ScoreAnswer
+from topkapi.service.api.native.score import score_response, scoring_of
 from topkapi.service.api.native.streams import KeptAnswer, Streams, add_streams, resumed
 from topkapi.service.generation import Delta
 from topkapi.service.models import LoadedModel, Models
 from topkapi.service.prompting import check_size, checked_ids, conversation_tokens, require_one
 from topkapi.service.version import VERSION
+
+SECONDS_BETWEEN_PROGRESS = 0.1
+"""Between two events that tell how much of the texts has been scored."""
 
 
 def router(models: Models) -> Routes:
@@ -63,7 +74,7 @@ def router(models: Models) -> Routes:
     ) -> Response:
         if last_event_id is not None:
             return await resumed(streams, request, body.stream, last_event_id)
-        return await respond(request, ScoreAnswer, models.get(body.model), body, streams)
+        return await respond(request, _ScoreAnswer, models.get(body.model), body, streams)
 
     @routes.answering("/tokenize", "Token ids of a text or a conversation", schemas.TokenizeResponse, tags=["tokens"])
     async def tokenize(request: Request, body: schemas.TokenizeRequest) -> Response:
@@ -117,7 +128,7 @@ def _tokenized(model: LoadedModel, body: schemas.TokenizeRequest) -> Response:
     else:
         check_size(model, [body.text or ""], "text", fits=False)
         token_ids = model.checkpoint.tokenizer.encode(body.text or "")
-    pieces = (render.piece(model, token_id) for token_id in token_ids)
+    pieces = (piece(model, token_id) for token_id in token_ids)
     return as_json({"model": model.name, "count": len(token_ids), "token_ids": token_ids, "pieces": pieces})
 
 
@@ -134,7 +145,7 @@ class _GenerateAnswer(KeptAnswer[Delta]):
             message = "progress is told by the events of a stream, and the body does not ask for one"
             raise InvalidRequest(message, field="progress", hint="set stream to true, or leave progress out")
         self._generation = generation_of(model, body)
-        self._created = render.timestamp()
+        self._created = timestamp()
         self._progress, engine = body.progress, model.engine
         self.at_once = bool(body.progress)
         self._others = engine.running + engine.waiting
@@ -142,12 +153,12 @@ class _GenerateAnswer(KeptAnswer[Delta]):
             self._generation,
             stream=body.stream,
             streams=streams,
-            identifier=render.new_id("gen"),
+            identifier=new_id("gen"),
             resumable=body.resumable,
         )
 
     def whole(self) -> dict[str, Any]:
-        return render.generate_response(self._generation, self.identifier, self._created)
+        return generate_response(self._generation, self.identifier, self._created)
 
     def opening(self) -> Iterator[Event]:
         if self._progress:
@@ -157,13 +168,41 @@ class _GenerateAnswer(KeptAnswer[Delta]):
 
     def told(self, step: Delta) -> Iterator[Event]:
         if step.progress is None:
-            yield "token", render.token_event(self._generation, step)
+            yield "token", token_event(self._generation, step)
         else:
             read, total = step.progress.read, step.progress.total
             yield "progress", self._told_of_prompt("reading", step.output.prompt_index, read, total)
 
     def _told_of_prompt(self, state: str, index: int, read: int, total: int) -> dict[str, Any]:
         return {"state": state, "prompt_index": index, "read": read, "total": total, "others": self._others}
+
+    def ending(self) -> Iterator[Event]:
+        yield "done", self.whole()
+
+
+class _ScoreAnswer(KeptAnswer[tuple[int, int]]):
+    """The scores of texts, and what is best of choices."""
+
+    def __init__(self, model: LoadedModel, body: score_schemas.ScoreRequest, streams: Streams) -> None:
+        self._model, self._body = model, body
+        self._items, self._scoring = scoring_of(model, body)
+        self._last_told = 0.0
+        super().__init__(
+            self._scoring,
+            stream=body.stream,
+            streams=streams,
+            identifier=new_id("score"),
+            resumable=body.resumable,
+        )
+
+    def whole(self) -> dict[str, Any]:
+        return score_response(self._model, self._body, self._items, self._scoring, self.identifier)
+
+    def told(self, step: tuple[int, int]) -> Iterator[Event]:
+        scored, total = step
+        if scored == total or time.monotonic() - self._last_told > SECONDS_BETWEEN_PROGRESS:
+            self._last_told = time.monotonic()
+            yield "progress", {"scored": scored, "total": total}
 
     def ending(self) -> Iterator[Event]:
         yield "done", self.whole()

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from topkapi.model.decoding.aliases import translated
 from topkapi.model.errors import InvalidRequest
 from topkapi.service.api.http.answering import Answer, Event, text_of
-from topkapi.service.api.native.render import new_id, timestamp
+from topkapi.service.api.native.generate import new_id, timestamp
 from topkapi.service.api.openai.errors import DIALECT
 from topkapi.service.api.openai.fields import ChunkedFields, CommonFields
 from topkapi.service.generation import CompletionOutput, Delta, Generation, Plan, no_answer, plan

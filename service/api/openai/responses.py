@@ -17,7 +17,7 @@ from topkapi.service.api.http.describing import decoding
 from topkapi.service.api.http.errors import InapplicableField
 from topkapi.service.api.http.harmless import Only
 from topkapi.service.api.http.template_variables import template_variables
-from topkapi.service.api.native.render import new_id
+from topkapi.service.api.native.generate import new_id
 from topkapi.service.api.openai import answers
 from topkapi.service.api.openai.conversation import ChatMessage, Parts, conversation, encoded
 from topkapi.service.api.openai.fields import (

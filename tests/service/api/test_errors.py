@@ -250,7 +250,7 @@ def test_parameters_that_leave_no_token_are_the_requests_own_fault(served) -> No
 @pytest.mark.one_process("puts a defect into a route")
 def test_a_defect_answers_in_the_same_shape(serve, tiny_checkpoint, monkeypatch) -> None:
     with serve(tiny_checkpoint("defect")) as served:
-        monkeypatch.setattr("topkapi.service.api.native.render.generate_response", lambda *_: 1 / 0)
+        monkeypatch.setattr("topkapi.service.api.native.routes.generate_response", lambda *_: 1 / 0)
         error = refused(served.post("/generate", prompt="a", max_tokens=1), 500)
         assert error["type"] == "internal_error" and "division" not in str(error)
 

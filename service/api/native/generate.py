@@ -1,4 +1,8 @@
-"""Results as the JSON of the native routes."""
+"""From what `/generate` is asked to the engine's work, and from that to what it answers.
+
+Nothing here knows how a request came in: the routes call it with bodies of HTTP, the Python API with its callers'
+keywords.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,26 @@ from dataclasses import asdict
 from typing import Any
 
 from topkapi.engine.request import Token
-from topkapi.model.scoring import Scores
-from topkapi.service.generation import CompletionOutput, Delta, Generation
+from topkapi.service.api.native import schemas
+from topkapi.service.generation import CompletionOutput, Delta, Generation, plan
 from topkapi.service.models import LoadedModel
-from topkapi.service.scoring import Item, TextScore, finite, most_surprising, stretches
+from topkapi.service.prompting import checked_ids, conversation_tokens, prompt_tokens, require_one
+from topkapi.service.scoring import finite
+
+
+def generation_of(model: LoadedModel, body: schemas.GenerateFields) -> Generation:
+    """The work that `body` asks for, checked, and not yet begun. Takes its time: not for an event loop.
+
+    Raises `InvalidRequest` naming the field at fault.
+    """
+    kind = require_one(schemas.given(body, "prompt", "messages"), "prompt and messages")
+    if kind == "messages":
+        prompts = [conversation_tokens(model, [message.model_dump() for message in body.messages or []])]
+    else:
+        prompts = prompt_tokens(model, body.prompt)
+    answered = checked_ids(model, body.answer_prefix, "answer_prefix") if body.answer_prefix else []
+    planned = plan(model, prompts, body.parameters(), chat=kind == "messages", answered=answered)
+    return Generation(planned, body.priority, progress=body.progress)
 
 
 def new_id(kind: str) -> str:
@@ -101,44 +121,6 @@ def token_trace(model: LoadedModel, token: Token) -> dict[str, Any]:
     return {"token_id": token.token_id, "text": model.token_text(token.token_id), **trace}
 
 
-def score_result(
-    model: LoadedModel,
-    item: Item,
-    scores: Scores,
-    score: TextScore,
-    per_token: bool,
-    top: int,
-    segments: int = 0,
-    surprising: int = 0,
-) -> dict[str, Any]:
-    """The scores of one text or completion, with its tokens, stretches and surprises if asked for."""
-    result: dict[str, Any] = {
-        "tokens": score.tokens,
-        "scored_tokens": score.scored_tokens,
-        "bytes": score.bytes,
-        "nll": score.nll,
-        "nll_per_token": score.nll_per_token,
-        "nll_per_byte": score.nll_per_byte,
-        "perplexity": score.perplexity,
-        "bits_per_byte": score.bits_per_byte,
-    }
-    if item.is_completion:
-        result["greedy_match"] = score.greedy_match
-    begin = item.first if item.is_completion else 0
-    if per_token:
-        positions = range(begin, score.tokens)
-        # One by one as they are written: those of a book would fill the memory.
-        result["per_token"] = (_scored(model, item, scores, position, top) for position in positions)
-    if segments:
-        result["segments"] = [asdict(each) for each in stretches(model, item, scores, segments)]
-    if surprising:
-        result["surprising"] = [
-            _scored(model, item, scores, begin + position, top) | {"position": position, "start_byte": start}
-            for position, start in most_surprising(model, item, scores, surprising)
-        ]
-    return result
-
-
 def timestamp() -> int:
     """Seconds since 1970."""
     return int(time.time())
@@ -160,17 +142,4 @@ def _output(generation: Generation, output: CompletionOutput) -> dict[str, Any]:
         result["logprobs"] = [token_logprobs(generation.plan.model, token) for token in output.tokens]
     if generation.parameters.trace:
         result["trace"] = [token_trace(generation.plan.model, token) for token in output.tokens]
-    return result
-
-
-def _scored(model: LoadedModel, item: Item, scores: Scores, position: int, top: int) -> dict[str, Any]:
-    known, at = position >= item.first, position - item.first
-    result = piece(model, item.token_ids[position]) | {
-        "logprob": finite(scores.logprobs[at]) if known else None,
-        "rank": scores.ranks[at] if known else None,
-        "entropy": scores.entropies[at] if known else None,
-    }
-    if top:
-        tops = scores.tops[at] if known else []
-        result["top"] = [candidate(model, token_id, logprob) for token_id, logprob in tops]
     return result
