@@ -4,6 +4,9 @@ The command line prints `error:` and `hint:` and exits with 2; the HTTP layer an
 `status`. Anything else that escapes is a defect of Topkapi, not of its user.
 """
 
+MOST_TOLD = 4000
+"""Characters of a message, a field or a hint: what quotes more of a request than that tells nobody anything."""
+
 
 class TopkapiError(Exception):
     """A fact the user should know, with what to do about it.
@@ -17,10 +20,15 @@ class TopkapiError(Exception):
     retry_after: int | None = None
 
     def __init__(self, message: str, *, field: str | None = None, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.field = field
-        self.hint = hint
+        self.message = _shortened(message)
+        super().__init__(self.message)
+        self.field = None if field is None else _shortened(field)
+        self.hint = None if hint is None else _shortened(hint)
+
+
+def _shortened(text: str) -> str:
+    """The text, or its beginning and its end."""
+    return text if len(text) <= MOST_TOLD else f"{text[: MOST_TOLD - 1000]} … {text[-900:]}"
 
 
 class InvalidRequest(TopkapiError):

@@ -126,6 +126,12 @@ def leave(code: int) -> NoReturn:
 LINGER_SECONDS = 1.0
 """How long a connection stays open for its refusal to be read: what is closed while more comes in may lose that."""
 
+MOST_HEAD_BYTES = 16 * 1024
+"""Of a request's head, of a chunk's and of trailers that have come in by halves, as in uvicorn."""
+
+SMALL_CHUNKS, WORTH_A_CHUNK = 4096, 256
+"""Chunks of a body that may be of any size, and the bytes that make up for one more."""
+
 MOST_LINGERING = 128
 """Connections that may linger together; of more, each is closed at once."""
 
@@ -150,6 +156,24 @@ class _Gentle:
             self._transport.close()
 
 
+class _Counted(h11.Connection):
+    """Takes a body in chunks of a few bytes for malformed once there are many: reading them keeps everybody waiting,
+    20 µs for each, and no client that has something to say sends them."""
+
+    _spare = float(SMALL_CHUNKS)
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """As h11's. Raises `h11.RemoteProtocolError` for too many chunks, too."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._spare = SMALL_CHUNKS
+        elif isinstance(event, h11.Data):
+            self._spare += len(event.data) / WORTH_A_CHUNK - event.chunk_start
+            if self._spare < 0:
+                raise h11.RemoteProtocolError("the body comes in too many chunks")
+        return event
+
+
 class BoundedConnection(H11Protocol):
     """uvicorn's connection, within the bounds of the settings."""
 
@@ -160,6 +184,20 @@ class BoundedConnection(H11Protocol):
     leaving = False
     """Whether all has been said, and what still comes in is thrown away until the client has read it."""
     _unread: asyncio.TimerHandle | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.conn = _Counted(h11.SERVER, MOST_HEAD_BYTES)
+
+    def send_400_response(self, msg: str) -> None:
+        """Say that what came in is no request; where an answer has begun, or is over, all that is left is to end."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: whoever asks for a web socket is answered without one, and is told so by that."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request, unless there are too many connections already."""

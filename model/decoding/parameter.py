@@ -80,7 +80,10 @@ def check(parameter: Parameter, value: Any) -> Any:
     """`value` in the parameter's own type. Raises `InvalidRequest` naming the parameter."""
     name, kind = parameter.name, parameter.kind
     if kind == "integer":
-        return int(_in_range(parameter, _integer(name, value)))
+        whole = _integer(name, value)
+        # Stages compute with float64.
+        _number(name, whole)
+        return int(_in_range(parameter, whole))
     if kind == "number":
         return float(_in_range(parameter, _number(name, value)))
     if kind == "boolean":

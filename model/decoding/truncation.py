@@ -23,7 +23,8 @@ LOG_PROBABLE = (math.log(1e-4), math.log(1e-5), math.log(1e-6), LOWEST)
 UNIT = 2.0**-50
 # XTC throws one coin per token of text: the noise of a token id that no vocabulary has.
 COIN = -1
-SMALLEST_TEMPERATURE = 1e-20
+# Beyond these a float32 divided by it is infinite, or no number.
+SMALLEST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-20, 3e38
 
 
 @stage(keeps_best=True, scans=True)
@@ -37,7 +38,7 @@ def temperature(candidates: Candidates, values: Values, rows: Sequence[Row]) -> 
         place = (relative.clamp(1e-300, 1.0).log() * values["dynamic_temperature_exponent"]).exp()
         low, high = (divisor - reach).clamp(min=0), divisor + reach
         divisor = torch.where((reach > 0) & ~certain, low + (high - low) * place, divisor)
-    divisor = divisor.clamp(min=SMALLEST_TEMPERATURE).float().unsqueeze(-1)
+    divisor = divisor.clamp(min=SMALLEST_TEMPERATURE, max=LARGEST_TEMPERATURE).float().unsqueeze(-1)
     if candidates.scan is not None:
         scan = candidates.scan.divide(divisor.squeeze(-1).numpy())
         if scan is not None:
@@ -53,7 +54,7 @@ def temperature(candidates: Candidates, values: Values, rows: Sequence[Row]) -> 
 @stage(keeps_best=True, scans=True)
 def top_k(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """The k most likely tokens."""
-    return candidates.largest(values["top_k"].long().clamp(max=candidates.vocab_size))
+    return candidates.largest(values["top_k"].clamp(max=candidates.vocab_size).long())
 
 
 @stage(keeps_best=True, scans=True)

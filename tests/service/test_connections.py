@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from topkapi.service.app import create_api
+from topkapi.service.connections import SMALL_CHUNKS
 from topkapi.service.models import Models
 from topkapi.service.requests import Requests
 from topkapi.service.settings import Settings
@@ -236,6 +237,39 @@ def test_a_request_whose_end_is_in_doubt_is_refused_and_nothing_after_it_is_read
     assert answer.startswith(b"HTTP/1.1 400 ") and answer.count(b"HTTP/1.1 ") == 1, answer
     assert bounded.client.get("/health").status_code == 200
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_a_body_in_very_many_small_chunks_is_no_request(bounded) -> None:
+    """Each of them costs the server more than it costs the client."""
+    chunked = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+    few, worthwhile = b"1\r\n \r\n" * (SMALL_CHUNKS - 2), b"100\r\n" + b" " * 256 + b"\r\n"
+    with connection(bounded) as bare:
+        bare.sendall(chunked + few + worthwhile * SMALL_CHUNKS + b"2\r\n{}\r\n" + CHUNKS)
+        # The next request may have as many.
+        bare.sendall(chunked + few + b"2\r\n{}\r\n" + CHUNKS + b"GET /health HTTP/1.0\r\n\r\n")
+        answers = told(bare)
+        assert answers.count(b"HTTP/1.1 422 ") == 2 and answers.count(b"HTTP/1.1 200 ") == 1, answers
+    with connection(bounded) as bare:
+        bare.sendall(chunked + few + b"1\r\n \r\n" * 4 + CHUNKS)
+        assert told(bare).startswith(b"HTTP/1.1 400 ")
+
+
+def test_nonsense_after_an_answer_is_no_error_of_ours(bounded, caplog) -> None:
+    with connection(bounded) as bare:
+        bare.sendall(b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        answer = bare.recv(65536)
+        while not answer.endswith(b"}}"):
+            answer += bare.recv(65536)
+        bare.sendall(b"what is no chunk\r\n")
+        assert told(bare) == b""
+    assert answer.startswith(b"HTTP/1.1 404 ")
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_who_asks_for_a_web_socket_is_answered_without_and_fills_no_log(bounded, caplog) -> None:
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    assert bounded.client.get("/health", headers=upgrade | {"Sec-WebSocket-Key": "a" * 24}).status_code == 200
+    assert not caplog.records
 
 
 def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error_of_ours(bounded, caplog) -> None:

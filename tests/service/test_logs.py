@@ -156,7 +156,8 @@ def test_how_long_each_part_took_is_measured(serve, tiny_checkpoint) -> None:
 @pytest.mark.parametrize(
     ("header", "value"),
     [("X-Request-Timeout", "0"), ("X-Request-Timeout", "soon"), ("X-Request-Timeout", "nan"),
-     ("X-Envoy-Expected-Rq-Timeout-Ms", "-1"), ("X-Request-Timeout", "1e9")],
+     ("X-Envoy-Expected-Rq-Timeout-Ms", "-1"), ("X-Request-Timeout", "1e9"),
+     ("X-Request-Timeout", "1_0"), ("X-Request-Timeout", "inf"), ("X-Request-Timeout", "+1")],
 )  # fmt: skip
 def test_a_deadline_that_is_none_is_refused_by_its_name(served, header, value) -> None:
     for path in ("/generate", "/v1/messages", "/v1/completions"):

@@ -153,6 +153,9 @@ MOST_NESTED = 128
 MOST_FIELDS, MOST_NAMED = 20_000, 256
 """Fields of any object, and of the body itself, whose unknown ones are told one by one."""
 
+WITHIN_FLOAT64 = 308
+"""Digits of a whole number that float64 can hold, whichever they are."""
+
 _NUMBERS = re.compile(r"(?:[ \t\r\n]*(?:0|[1-9][0-9]{0,14})[ \t\r\n]*,){1,4096}")
 _LIST_END = re.compile(r"[ \t\r\n]*\]")
 
@@ -197,8 +200,6 @@ def parse_json(body: bytes) -> dict[str, Any]:
         ) from None
     except RecursionError:
         raise _nested_too_deeply() from None
-    except ValueError:
-        raise MalformedBody("the body holds a number with too many digits") from None
     if not isinstance(document, dict):
         raise MalformedBody("the body must be a JSON object", hint='send an object such as {"prompt": "Once"}')
     if len(document) > MOST_NAMED:
@@ -227,11 +228,47 @@ def schema_in(text: str, field: str, name: str | None = None) -> Any:
     return schema
 
 
+def _refuse_constant(name: str) -> float:
+    raise MalformedBody(f"the body holds {name}, which is not JSON", hint="send a finite number or null")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise MalformedBody(f"the body holds {digits[:40]}, which is beyond float64", hint="send a finite number")
+    return number
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > WITHIN_FLOAT64:
+        _finite(digits)
+    return int(digits)
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MOST_FIELDS:
+        raise InvalidRequest(f"an object in the body has {len(pairs):,} fields, and {MOST_FIELDS:,} are the most")
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name[:200] for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise MalformedBody(f"{twice} is given twice in one object", field=twice, hint="give every field once")
+    return fields
+
+
+_STRICT: dict[str, Any] = {
+    "parse_constant": _refuse_constant,
+    "parse_float": _finite,
+    "parse_int": _whole,
+    "object_pairs_hook": _without_duplicates,
+}
+
+
 class _FastReader(json.JSONDecoder):
     """For what is small and flat."""
 
     def __init__(self, *, escapes: bool) -> None:
-        super().__init__(parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_duplicates)
+        super().__init__(**_STRICT)
         self._escapes = escapes
 
     def decode(self, text: str) -> Any:  # type: ignore[override]
@@ -246,7 +283,7 @@ class _Reader(json.JSONDecoder):
     """For everything else: counts lists and objects, and lets other threads run between two values."""
 
     def __init__(self, *, escapes: bool) -> None:
-        super().__init__(parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_duplicates)
+        super().__init__(**_STRICT)
         self._escapes = escapes
         self._containers = self._depth = 0
         self.parse_array = self._array
@@ -297,25 +334,3 @@ class _Reader(json.JSONDecoder):
 
 def _nested_too_deeply() -> MalformedBody:
     return MalformedBody(f"the body is nested too deeply: {MOST_NESTED} lists and objects in one another are the most")
-
-
-def _refuse_constant(name: str) -> float:
-    raise MalformedBody(f"the body holds {name}, which is not JSON", hint="send a finite number or null")
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if not math.isfinite(number):
-        raise MalformedBody(f"the body holds {digits[:40]}, which is beyond float64", hint="send a finite number")
-    return number
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(pairs) > MOST_FIELDS:
-        raise InvalidRequest(f"an object in the body has {len(pairs):,} fields, and {MOST_FIELDS:,} are the most")
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        seen: set[str] = set()
-        twice = next(name[:200] for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise MalformedBody(f"{twice} is given twice in one object", field=twice, hint="give every field once")
-    return fields

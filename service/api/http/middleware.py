@@ -319,6 +319,9 @@ TIMEOUTS = {b"x-request-timeout": 1.0, b"x-envoy-expected-rq-timeout-ms": 1e-3}
 
 LONGEST_TIMEOUT = 86_400.0
 
+_DECIMAL = re.compile(rb"[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?")
+"""A number as others read it, too: Python's own spelling has more."""
+
 QUIET = {"/health", "/ready", "/v1/health", "/metrics"}
 """What is asked every few seconds, of which nothing is logged unless it fails."""
 
@@ -411,10 +414,7 @@ def timeout_of(headers: list[tuple[bytes, bytes]]) -> float | None:
     for name, value in headers:
         if name in TIMEOUTS:
             shown = name.decode("ascii").title()
-            try:
-                seconds = float(value) * TIMEOUTS[name]
-            except ValueError:
-                seconds = math.nan
+            seconds = float(value) * TIMEOUTS[name] if _DECIMAL.fullmatch(value) else math.nan
             if not 0 < seconds <= LONGEST_TIMEOUT:
                 most = f"{LONGEST_TIMEOUT / TIMEOUTS[name]:,.0f}"
                 message = f"the header {shown} must be a number above 0 and at most {most}"

@@ -17,8 +17,10 @@ NUMBERS = [parameter for parameter in PARAMETERS if parameter.kind in ("integer"
 
 def edges(parameter) -> list[float]:
     if parameter.kind == "integer":
-        low, high = parameter.minimum or 0, min(parameter.maximum or 2**31, 2**31)
-        return [int(low), int(low) + 1, int(high)]
+        low, high = int(parameter.minimum or 0), parameter.maximum
+        # No integer type of a machine holds the last of these, nor float64 the one beyond.
+        highest = [2**31, 2**63 - 1, 2**63, 10**300, 10**400] if high is None else [int(high)]
+        return [low, low + 1, *highest]
     low = math.nextafter(parameter.above, math.inf) if parameter.above is not None else parameter.minimum
     if low is None:
         low = -1e308
