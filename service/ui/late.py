@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
@@ -35,6 +36,13 @@ QUIET_SECONDS = 0.5
 
 PAGE = ("", "config", "gradio_api")
 """How paths begin that a page calls before any other, also one that was left open from an earlier server."""
+
+ASKED = re.compile(
+    r"/(?:config|theme\.css|favicon\.ico|robots\.txt|manifest\.json|(?:assets|static|svelte|pwa_icon)/.+"
+    r"|gradio_api/(?:info|startup-events))?"
+)
+"""What a page asks for, and nothing else is answered: Gradio's routes for calls, queues, files and reloads have nothing
+to do here, and what a stranger sends them they meet with internal errors, or with streams without end."""
 
 
 def place_studio(app: FastAPI, models: Models, settings: Settings) -> None:
@@ -119,7 +127,9 @@ class LateStudio:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1013})
             return
-        if self._studio is None and self._path(scope).split("/")[1] not in PAGE:
+        path = self._path(scope)
+        asked = scope["method"] in ("GET", "HEAD") and ASKED.fullmatch(path)
+        if not asked or (self._studio is None and path.split("/")[1] not in PAGE):
             # A client that tries what the API does not know neither waits for the studio nor needs it.
             await self._refusal(scope)(scope, receive, send)
             return
@@ -130,7 +140,7 @@ class LateStudio:
             await error_response(error, self._app.state.dialects.of(scope))(scope, receive, send)
             return
         began = refused = False
-        page = _Page(send, self._origins) if self._path(scope) == "/" else None
+        page = _Page(send, self._origins) if path == "/" else None
 
         async def answer(message: Message) -> None:
             nonlocal began, refused

@@ -48,6 +48,24 @@ def test_nothing_can_be_called_by_name(studio) -> None:
         assert refused.status_code >= 400 and refused.json()["error"]
 
 
+@pytest.mark.parametrize("path", [
+    "queue/join", "queue/data?session_hash=x", "queue/status", "run/predict", "api/predict", "call/x", "call/v2/x",
+    "call/x/y", "reset", "cancel", "upload", "upload_progress?upload_id=x", "component_server", "process_recording",
+    "heartbeat/x", "dev/reload", "vibe-code", "vibe-edit", "file=/etc/passwd", "proxy=http://127.0.0.1/", "deep_link",
+    "stream/a/b/c/playlist.m3u8", "run-history/records", "custom_component/a/b/c/d", "openapi.json",
+])  # fmt: skip
+def test_what_gradio_would_take_is_not_there(studio, path) -> None:
+    """Some of it answers junk with an internal error, some with a stream that does not end."""
+    bodies = [b"", b"{}", b'{"data": [], "fn_index": 9, "session_hash": "x"}', b'{"data": [], "trigger_id": 1e999}']
+    answers = [studio.client.get(f"/gradio_api/{path}")]
+    answers += [studio.client.post(f"/gradio_api/{path}", content=body, headers=JSON) for body in bodies]
+    for answer in answers:
+        assert answer.status_code == 404 and answer.json()["error"]["type"] == "not_found", answer.text
+
+
+JSON = {"Content-Type": "application/json"}
+
+
 def test_scripts_are_files_that_browsers_ask_for_again(studio) -> None:
     names = [path.name for path in STATIC.iterdir()] + ["parameters.json"]
     assert "chat.js" in names and "studio.css" in names
