@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +18,11 @@ LONGEST_SETTINGS = 1 << 20
 """Bytes of a recipe, a list of tasks or a chat template."""
 
 _PIECE = 1 << 20
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with a home directory for its `~`; of a user that there is not, as it is."""
+    return Path(os.path.expanduser(path))
 
 
 def read_file(

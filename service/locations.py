@@ -12,6 +12,7 @@ from topkapi.model.errors import SettingsError
 from topkapi.model.hub.cache import hub_name_of
 from topkapi.model.hub.resolve import local_path
 from topkapi.model.storage.location import check_location, is_adapter
+from topkapi.model.user_files import expanded
 from topkapi.service.settings import Settings
 
 
@@ -19,8 +20,8 @@ def split_location(location: str) -> tuple[str | None, Path]:
     """`NAME=PATH` into its parts; a path that exists is taken as it is, even with an equals sign in it."""
     name, equals, rest = location.partition("=")
     if equals and name and not Path(location).exists() and "/" not in name:
-        return name, Path(rest).expanduser()
-    return None, Path(location).expanduser()
+        return name, expanded(rest)
+    return None, expanded(location)
 
 
 def name_of(path: Path) -> str:
@@ -123,7 +124,7 @@ def default_checkpoints(settings: Settings) -> list[str]:
     checkout. Raises `SettingsError` where there is none.
     """
     if settings.checkpoints is not None:
-        places = [settings.checkpoints.expanduser()]
+        places = [expanded(settings.checkpoints)]
     else:
         places = [Path("checkpoints"), Path(__file__).resolve().parents[1] / "checkpoints"]
     for place in places:
@@ -167,7 +168,7 @@ def check_locations(locations: Sequence[str], settings: Settings) -> list[ModelC
     of one name.
     """
     if settings.draft is not None:
-        check_location(settings.draft.expanduser())
+        check_location(expanded(settings.draft))
     names: set[str] = set()
     found = []
     for location in locations:

@@ -30,6 +30,7 @@ from topkapi.model.speed import explained
 from topkapi.model.storage.beside import base_named, same_vocabulary
 from topkapi.model.storage.card import Card, read_card
 from topkapi.model.storage.checkpoint import Checkpoint, load_checkpoint
+from topkapi.model.user_files import expanded
 from topkapi.service.adapters import MIB, Adapter, Adapters, Use, is_base
 from topkapi.service.embedding import EMBEDDER
 from topkapi.service.garbage import give_back, sweep
@@ -415,7 +416,7 @@ class Models:
         if self.settings.draft is None:
             return None
         if self._draft is None:
-            self._draft = load_checkpoint(self.settings.draft.expanduser(), **reading(self.settings.dtype))
+            self._draft = load_checkpoint(expanded(self.settings.draft), **reading(self.settings.dtype))
             prepare(self._draft.model, self.settings.dtype, self.settings.kv_cache_dtype)
         if same_vocabulary(self._draft.tokenizer, checkpoint.tokenizer):
             return self._draft

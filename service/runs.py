@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from topkapi.model.errors import TopkapiError
+from topkapi.model.user_files import expanded
 
 Kind = Literal["metrics", "timings", "system", "samples"]
 KINDS: tuple[Kind, ...] = ("metrics", "timings", "system", "samples")
@@ -66,8 +67,8 @@ class Runs:
     """The runs directly below `directory`, by their directories' names; it need not be there."""
 
     def __init__(self, directory: Path, model_directory: Path | None = None) -> None:
-        self._directory = directory.expanduser()
-        self._models = None if model_directory is None else model_directory.expanduser()
+        self._directory = expanded(directory)
+        self._models = None if model_directory is None else expanded(model_directory)
         # What was told of runs, with what their files were like then: whoever watches asks every few seconds.
         self._told: dict[str, tuple[object, dict[str, Any]]] = {}
 

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from topkapi.model.errors import SettingsError
 from topkapi.model.flags import flag_of
+from topkapi.model.user_files import expanded
 from topkapi.model.wrong_values import told
 from topkapi.service.settings_file import read_settings
 
@@ -210,8 +211,8 @@ class Settings(BaseSettings):
     @field_validator("keys")
     @classmethod
     def _is_there(cls, path: Path | None) -> Path | None:
-        path = None if path is None else path.expanduser()
-        if path is not None and (path.is_dir() or not path.exists()):
+        path = None if path is None else expanded(path)
+        if path is not None and (os.path.isdir(path) or not os.path.exists(path)):
             raise ValueError("must be a file")
         return path
 
@@ -229,7 +230,7 @@ class Settings(BaseSettings):
     @classmethod
     def _is_directory(cls, directory: Path | None) -> Path | None:
         # Where runs are written by default there may be none yet.
-        if directory not in (None, RUNS) and not directory.expanduser().is_dir():
+        if directory not in (None, RUNS) and not os.path.isdir(expanded(directory)):
             raise ValueError("there is no such directory")
         return directory
 
@@ -254,7 +255,7 @@ class Settings(BaseSettings):
         environment = {name for name in cls.model_fields if f"topkapi_{name}" in variables}
         path = given.get("config") or os.environ.get("TOPKAPI_CONFIG")
         named = flag_of("config") if given.get("config") else "TOPKAPI_CONFIG"
-        in_file = {} if not path else read_settings(Path(path).expanduser(), list(cls.model_fields), named)
+        in_file = {} if not path else read_settings(expanded(path), list(cls.model_fields), named)
         sources = dict.fromkeys(cls.model_fields, "default")
         sources |= {name: f"{name} in {path}" for name in in_file}
         sources |= {name: f"TOPKAPI_{name.upper()}" for name in environment}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ def read_settings(path: Path, known: Sequence[str], named: str) -> dict[str, Any
 
     Raises `SettingsError`.
     """
-    if path.is_dir() or not path.exists():
+    if os.path.isdir(path) or not os.path.exists(path):
         raise SettingsError(f"{named} must be a file, not {shown(str(path))}", field="config")
     raw = read_file(path, LONGEST_SETTINGS, field="config", kind=SettingsError)
     try:

@@ -15,6 +15,7 @@ from topkapi.model.files import write_directory
 from topkapi.model.storage.checkpoint import Checkpoint, load_checkpoint, weights_digest
 from topkapi.model.text.tokenizer import Tokenizer
 from topkapi.model.transformer import Decoder, initialise
+from topkapi.model.user_files import expanded
 from topkapi.training.assembly import assemble, open_run, place
 from topkapi.training.data.finding import TEXTS, find_data, held_out_files
 from topkapi.training.data.inspection import token_findings
@@ -56,7 +57,7 @@ def pretrain(recipe: PretrainRecipe, directory: RunDirectory, *, resume: bool, c
             files,
             validation_files,
             tokenizer,
-            cache=Path(recipe.cache).expanduser(),
+            cache=expanded(recipe.cache),
             text_field=recipe.text_field,
             validation_fraction=recipe.validation_fraction,
             split=recipe.split,

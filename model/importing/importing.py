@@ -28,6 +28,7 @@ from topkapi.model.storage.building import build
 from topkapi.model.storage.checkpoint import save_checkpoint
 from topkapi.model.storage.location import check_directory_target
 from topkapi.model.storage.tensors import from_hugging_face
+from topkapi.model.user_files import expanded
 
 KINDS = (
     "the book's state dict (.pth), nanoGPT's or llama2.c's ckpt.pt, litgpt's lit_model.pth, llama2.c's .bin, "
@@ -186,7 +187,7 @@ def _hugging_face(source: Source, raw: dict[str, Any], place: Path) -> Network:
 def _template(name: str | None) -> ChatTemplate | None:
     if name is None:
         return None
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file():
         try:
             return ChatTemplate(path.read_text("utf-8"), path.stem)

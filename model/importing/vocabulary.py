@@ -11,6 +11,7 @@ from topkapi.model.hub.files import has_tokenizer
 from topkapi.model.importing.llama2c import read_tokenizer
 from topkapi.model.importing.options import Network, Options
 from topkapi.model.text.tokenizer import Tokenizer
+from topkapi.model.user_files import expanded
 
 _GPT2_SIZES = (50_257, 50_304)
 """GPT-2's vocabulary, and nanoGPT's rounding of it to a multiple of 64."""
@@ -67,7 +68,7 @@ def _unknown(network: Network, size: int) -> CheckpointError:
 
 
 def _named(name: str, size: int) -> Tokenizer:
-    path = Path(name).expanduser()
+    path = expanded(name)
     if name == "gpt2" and not path.exists():
         return _checked(Tokenizer.gpt2(), size, "gpt2")
     if path.is_dir():
@@ -104,7 +105,7 @@ def _characters_in(paths: Iterable[Path]) -> set[str]:
     found: set[str] = set()
     for path in paths:
         try:
-            with path.expanduser().open(encoding="utf-8") as file:
+            with expanded(path).open(encoding="utf-8") as file:
                 while piece := file.read(_PIECE):
                     found.update(piece)
         except UnicodeDecodeError as error:

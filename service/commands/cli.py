@@ -6,6 +6,7 @@ this module that takes a moment, for Ctrl-C in it would end in the interpreter's
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -132,6 +133,14 @@ def _run(arguments: Sequence[str] | None) -> int:
         code: int = parsed.handler(parsed)
     except TopkapiError as error:
         print(parsed.parser.told(error), file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        # Wherever it was looked at, it is a name that was given.
+        print(
+            parsed.parser.told(TopkapiError(f"there is no file of so long a name: {error.filename}")), file=sys.stderr
+        )
         return 2
     return code
 

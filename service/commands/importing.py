@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from topkapi.model.errors import SettingsError
+from topkapi.model.user_files import expanded
 
 DESCRIPTION = (
     "Make a checkpoint directory of what another trainer wrote: the state dict of the book's GPTModel (.pth), "
@@ -54,7 +55,7 @@ def _import(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
     check_directory_target(out)
     template = arguments.chat_template
-    if template is not None and template not in BUILT_IN_TEMPLATES and not Path(template).expanduser().is_file():
+    if template is not None and template not in BUILT_IN_TEMPLATES and not expanded(template).is_file():
         known = ", ".join(BUILT_IN_TEMPLATES)
         raise SettingsError(
             f"there is no chat template {template}", field="chat_template", hint=f"give a Jinja file or one of: {known}"

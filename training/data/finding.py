@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from topkapi.model.errors import DataError
 from topkapi.model.nearest import nearest
-from topkapi.model.user_files import LONGEST_SETTINGS, read_file, what_it_is
+from topkapi.model.user_files import LONGEST_SETTINGS, expanded, read_file, what_it_is
 
 _COMPRESSED = ("", ".bz2", ".gz", ".zst")
 LINES = tuple(f".jsonl{each}" for each in _COMPRESSED)
@@ -96,7 +96,7 @@ def find_data(patterns: Sequence[str], hint: str | None = None, *, kind: Kind = 
     for it, else the one to test on); nothing is trained on a part to test on, unless it is what a pattern names."""
     found = Found()
     for pattern in patterns:
-        path = Path(pattern).expanduser()
+        path = expanded(pattern)
         if pattern.startswith(DATASET):
             files = _dataset_files(pattern.removeprefix(DATASET))
         elif path.is_dir():
@@ -245,7 +245,7 @@ def no_such_file(
     name: str, message: str = "no such file", *, field: str = "data", hint: str | None = None
 ) -> DataError:
     """The error for a file that is not there, which names one of nearly the same name, else gives `hint`."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if other := what_it_is(path):
         return DataError(f"{name} {other}", field=field, hint="name a file")
     beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []

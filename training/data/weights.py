@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from topkapi.model.errors import DataError
+from topkapi.model.user_files import expanded
 
 _WEIGHT = re.compile(r"(.+)=([^=/]*)")
 
@@ -20,12 +21,12 @@ def split_weight(source: str) -> tuple[str, float | None]:
     Raises `DataError` for a weight that is no number above 0.
     """
     match = _WEIGHT.fullmatch(source)
-    if match is None or Path(source).expanduser().exists():
+    if match is None or expanded(source).exists():
         return source, None
     try:
         weight = float(match[2])
     except ValueError:
-        if not Path(match[1]).expanduser().exists():
+        if not expanded(match[1]).exists():
             return source, None
         raise DataError(
             f"the weight of {match[1]} must be a number, not {match[2]!r}",

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from topkapi.model.errors import DataError, SettingsError
-from topkapi.model.user_files import LONGEST_SETTINGS, read_file, what_it_is
+from topkapi.model.user_files import LONGEST_SETTINGS, expanded, read_file, what_it_is
 from topkapi.model.wrong_values import told
 from topkapi.model.yaml_reading import parse_yaml
 from topkapi.training.data.finding import no_such_file
@@ -87,7 +87,7 @@ def build_task(entry: object, origin: str, base: Path = Path()) -> Task:
         shown = told(name, first, Task.model_fields.get(name)) if name else said
         hint = f"fields: {', '.join(Task.model_fields)}; for example {_EXAMPLE}"
         raise SettingsError(f"{origin}: {shown}", field=name or None, hint=hint) from None
-    task.file = base / task.file.expanduser()
+    task.file = base / expanded(task.file)
     if not task.file.exists():
         raise no_such_file(str(task.file), f"{origin}: no such file", field=task.kind)
     if (other := what_it_is(task.file)) and not (task.file.is_dir() and task.kind == "blimp"):

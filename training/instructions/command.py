@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from topkapi.model.errors import DataError, SettingsError
+from topkapi.model.user_files import expanded
 from topkapi.training.data.finding import no_such_file
 
 
@@ -203,7 +204,7 @@ def _answer(arguments: argparse.Namespace) -> int:
             raise SettingsError(f"--{name.replace('_', '-')} must be at least 1, not {value}", field=name)
     checkpoint = local_path(arguments.checkpoint)
     check_location(checkpoint)
-    if missing := next((path for path in arguments.files if not path.expanduser().is_file()), None):
+    if missing := next((path for path in arguments.files if not expanded(path).is_file()), None):
         raise no_such_file(str(missing), field="files")
     import torch
 

@@ -18,6 +18,7 @@ from topkapi.model.hub.cache import hub_name_of
 from topkapi.model.hub.names import EXAMPLE, hub_name
 from topkapi.model.hub.remote import cache_directory
 from topkapi.model.hub.resolve import local_path
+from topkapi.model.user_files import expanded
 from topkapi.service.api.http.body import Strict
 from topkapi.service.api.http.describing import errors_of
 from topkapi.service.api.http.errors import Refused
@@ -240,7 +241,7 @@ def add_adapters(routes: Routes, models: Models) -> None:
 
         def respond() -> JSONResponse:
             assert settings.model_directory is not None, "checked above"
-            root = settings.model_directory.expanduser()
+            root = expanded(settings.model_directory)
             path = _path_within(root, body.path)
             with _hiding(root):
                 name = body.name or name_of(root / body.path)
@@ -331,7 +332,7 @@ def _place(settings: Settings, given: str) -> tuple[Path, Path]:
     What is in the model directory comes before a model of the hub, which is downloaded first.
     """
     directory = settings.model_directory
-    inside = None if directory is None else _path_within(directory.expanduser(), given)
+    inside = None if directory is None else _path_within(expanded(directory), given)
     if settings.hub_models and (inside is None or not inside.exists()):
         try:
             name = hub_name(given)
@@ -347,7 +348,7 @@ def _place(settings: Settings, given: str) -> tuple[Path, Path]:
         raise Refused(
             403, "forbidden", "this server loads models of the Hugging Face hub alone", field="path", hint=hint
         )
-    return inside, directory.expanduser()
+    return inside, expanded(directory)
 
 
 def _path_within(directory: Path, path: str) -> Path:

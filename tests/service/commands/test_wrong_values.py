@@ -120,3 +120,19 @@ def test_a_recipe_is_told_by_its_field(kind: type[TrainingRecipe]) -> None:
 
 def test_a_long_value_is_not_repeated_whole(capsys) -> None:
     assert len(told(capsys, "bench", "--tokens", "9" * 100_000)) < 200
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "~nobody-of-this-name/x"], ids=["long", "nobody's"])
+@pytest.mark.parametrize("command", [
+    ["serve"], ["config", "--keys"], ["config", "--model-directory"], ["config", "--config"], ["generate", "hi", "-c"],
+    ["pretrain"], ["pretrain", "--data"], ["finetune"], ["evaluate"], ["plan"], ["import"],
+], ids=" ".join)  # fmt: skip
+def test_a_path_that_no_file_can_have_is_told_in_two_lines(command, name, capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    more = ["out"] if command == ["import"] else []
+    try:
+        code = main([*command, name, *more])
+    except SystemExit as ended:
+        code = ended.code  # type: ignore[assignment]
+    told = capsys.readouterr().err
+    assert code == 2 and "error: " in told and len(told.strip().splitlines()) <= 3, told[:500]
