@@ -253,7 +253,7 @@ BAD = [
     ({"prompt": "a", "logit_bias": [["", 5]]}, "logit_bias"),
     ({"prompt": "a", "logit_bias": {"": 5}}, "logit_bias"),
     ({"prompt": "a", "logit_bias": [[70, 60], [70, 60]]}, "logit_bias"),
-    ({"prompt": "a", "logit_bias": [[70, 0.5], [70, 10**400]]}, "logit_bias"),
+    ({"prompt": "a", "logit_bias": [[70, 0.5], [70, 10**400]]}, "beyond float64"),
     ({"prompt": "a", "logit_bias": [[512, 1.0]]}, "512"),
     ({"prompt": "a", "logit_bias": {"70": 101}}, "logit_bias"),
     ({"prompt": "a", "grammar": "root ::= ("}, "GBNF"),
