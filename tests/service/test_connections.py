@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from topkapi.service.app import create_api
-from topkapi.service.connections import SMALL_CHUNKS
+from topkapi.service.server import SMALL_CHUNKS
 from topkapi.service.models import Models
 from topkapi.service.requests import Requests
 from topkapi.service.settings import Settings
