@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Container
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -15,7 +16,7 @@ from topkapi.service.commands.cli import main
 from topkapi.training.data.exercises.followups import JOKES
 from topkapi.training.data.exercises.manners import NO_IDEA, WORLD, honest_answer
 from topkapi.training.data.exercises.rows import GROUPS, make_rows
-from topkapi.training.data.exercises.typed import spelling
+from topkapi.training.data.exercises.typed import drawn_out, spelling
 from topkapi.training.data.exercises.words import tables
 
 
@@ -52,7 +53,7 @@ def test_first_messages_are_never_trained_on(messages: list[FirstMessage]) -> No
         told = {spelling(turn["content"]) for row in rows for turn in row["messages"] if turn["role"] == "user"}
         return {held_out[each] for each in told & held_out.keys()}
 
-    trained_on = {"manners": 3, "basics": 4, "drill": 6, "polish": 33}
+    trained_on = {"manners": 3, "basics": 4, "drill": 6, "polish": 33, "openings": 40}
     assert not any(said(group, seed, held_out) for group, seed in trained_on.items())
     learned = said("basics", 3, ()) & {message.say for message in messages}
     assert learned <= {
@@ -96,6 +97,24 @@ def test_a_difference_of_the_drill_borrows_and_is_written_down() -> None:
 def test_problems_of_several_steps_are_declined() -> None:
     for row in make_rows(6, 300, held_out=False, kinds=["problems of several steps"]):
         assert re.search(NO_IDEA, row["messages"][-1]["content"]), row
+
+
+def test_a_single_word_decides() -> None:
+    """Thanks, greetings and goodbyes of one word, drawn out or not, beside words that are none of these."""
+    answers: dict[str, set[str]] = {"welcome": set(), "Hello": set(), "Goodbye": set(), "spell it": set()}
+    for row in make_rows(40, 1500, held_out=False, kinds=["one word or another"]):
+        asked, answer = row["messages"][-2:]
+        for told, words in answers.items():
+            if told in answer["content"]:
+                words.add(spelling(asked["content"]))
+    assert all(len(words) > 30 for words in answers.values())
+    assert not answers["spell it"] & (answers["welcome"] | answers["Hello"] | answers["Goodbye"])
+    assert {"thanks", "thx"} <= answers["welcome"] and "hi" in answers["Hello"] and "bye" in answers["Goodbye"]
+    random = Random(1)
+    for word in ("hi", "thanks", "bye", "hmm"):
+        longer = {drawn_out(word, random) for _ in range(50)}
+        assert len(longer) > 3 and all(re.sub(r"(.)\1+", r"\1", each) == word.replace("mm", "m") for each in longer)
+    assert drawn_out("123", random) == "123", "there is nothing to draw out"
 
 
 def test_the_rubric_tells_answers_from_nonsense(messages: list[FirstMessage]) -> None:
@@ -173,13 +192,20 @@ def test_questions_are_answered_honestly(tmp_path: Path, capsys: pytest.CaptureF
     assert "1 asked in what is excepted" in capsys.readouterr().out
 
 
-def test_what_the_first_part_was_trained_on_can_be_made_again() -> None:
-    """topkapi.json of the first part has the digests of what the command makes: its kinds draw as they did."""
-    rows = make_rows(1, 500, held_out=False, kinds=GROUPS["basics"])
+@pytest.mark.parametrize(
+    ("group", "seed", "count", "digest"),
+    [
+        ("basics", 1, 500, "f57cec005fa5a5e6a18faf426fd888d0a48ff3c6a7b8ae2dba2832f13ea62b99"),
+        ("manners", 3, 400, "422e6a898b6141cfd4178bdac3234031cbc61cba39f214b9bb35c132c2c9abc1"),
+        ("drill", 6, 400, "f4596c21911324df2d4c4530c47fc7b546616f617c9865ecee0d3a648ae35d9d"),
+        ("polish", 33, 400, "9199e9de723d1406df1e6fb5d5900d2fbc02f840a1cdd6cc8f946982d1112ca1"),
+    ],
+)
+def test_what_was_trained_on_can_be_made_again(group: str, seed: int, count: int, digest: str) -> None:
+    """topkapi.json of a part has the digests of what the command makes: its kinds draw as they did."""
+    rows = make_rows(seed, count, held_out=False, kinds=GROUPS[group])
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    assert (
-        hashlib.sha256(text.encode()).hexdigest() == "f57cec005fa5a5e6a18faf426fd888d0a48ff3c6a7b8ae2dba2832f13ea62b99"
-    )
+    assert hashlib.sha256(text.encode()).hexdigest() == digest
 
 
 def test_what_it_is_to_know() -> None:

@@ -148,15 +148,21 @@ def _plain_spellings() -> frozenset[str]:
     return frozenset(spelling(text.replace("<part>", part)) for text in texts for part in _TALK["slots"]["part"])
 
 
-def intent_exercise(draw: Draw, name: str, slots: Slots | None = None, asks: Sequence[str] | None = None) -> Exercise:
-    """What somebody means, in one of its wordings (or of `asks`), with an answer to it."""
+def intent_exercise(
+    draw: Draw,
+    name: str,
+    slots: Slots | None = None,
+    asks: Sequence[str] | None = None,
+    alter: Callable[[str, Random], str] = lambda text, random: text,
+) -> Exercise:
+    """What somebody means, in one of its wordings (or of `asks`) as `alter` leaves it, with an answer to it."""
     intent, random = INTENTS[name], draw.random
     asks = asks or intent["asks"]
     slots = slots or slots_of(draw)
     raw = name == "nonsense"
 
     def make() -> str:
-        text = written(random.choice(asks), random, slots)
+        text = alter(written(random.choice(asks), random, slots), random)
         return text if raw else typed(text, random, decorate=name not in ("a word", "why"))
 
     right = (

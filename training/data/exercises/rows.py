@@ -20,6 +20,7 @@ from topkapi.training.data.exercises import (
     meaning,
     memory,
     numbers,
+    openings,
     reading,
     school,
     talk,
@@ -42,10 +43,17 @@ _BASICS: dict[str, Maker] = {kind: maker for area in _AREAS for kind, maker in a
 _MANNERS = manners.MAKERS | followups.MAKERS
 _DRILL = drill.MAKERS
 _POLISH = drill.AFTERWARDS
-_AS_TYPED = _MANNERS | _DRILL | _POLISH
+_OPENINGS = openings.MAKERS
+_AS_TYPED = _MANNERS | _DRILL | _POLISH | _OPENINGS
 MAKERS: dict[str, Maker] = _BASICS | _AS_TYPED
 """Every kind of exercise with what makes one."""
-GROUPS = {"basics": tuple(_BASICS), "manners": tuple(_MANNERS), "drill": tuple(_DRILL), "polish": tuple(_POLISH)}
+GROUPS = {
+    "basics": tuple(_BASICS),
+    "manners": tuple(_MANNERS),
+    "drill": tuple(_DRILL),
+    "polish": tuple(_POLISH),
+    "openings": tuple(_OPENINGS),
+}
 """Kinds that go together, by a name for them."""
 
 # Kinds with more to learn come more often.
@@ -61,6 +69,8 @@ _WEIGHTS = dict.fromkeys(memory.MAKERS, 2.0) | {
     "first words, more": 18, "last words, more": 14, "who it is, more": 12, "scorn and praise": 8,
     "after a greeting": 8, "typed in haste": 10, "differences": 44, "problems of one step": 14,
     "problems of several steps": 5, "close differences": 6, "phrases of other languages": 4,
+    "first words, wider": 10, "last words, wider": 10, "who it is, wider": 6, "one word or another": 6,
+    "openings in haste": 4,
 }  # fmt: skip
 
 _ALONE = 0.2

@@ -60,6 +60,15 @@ def hasty(text: str, random: Random) -> str:
     return text
 
 
+def drawn_out(word: str, random: Random) -> str:
+    """`word` with a vowel or its last letter said longer; one without letters there as it is."""
+    places = [at for at, letter in enumerate(word) if letter.isalpha() and (letter in "aeiouy" or at == len(word) - 1)]
+    if not places:
+        return word
+    at = random.choice(places)
+    return word[:at] + word[at] * random.choice((2, 2, 3, 3, 4, 5, 7)) + word[at + 1 :]
+
+
 def typed(text: str, random: Random, *, decorate: bool = True, slips: bool = True) -> str:
     """`text` as somebody may type it: its case, what ends it, words before and after with `decorate`, `slips`."""
     if decorate and random.random() < 0.12:

@@ -1,0 +1,79 @@
+"""Exercises in how people begin and end, after the drill: wider wordings, drawn out and run together.
+
+What the drill left wrong were sentences after a greeting in words that no exercise had, and single words of thanks that
+were taken for words to spell.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+from topkapi.training.data.exercises.exercise import Draw, Exercise, Maker
+from topkapi.training.data.exercises.manners import Slots, intent_exercise, slots_of
+from topkapi.training.data.exercises.typed import drawn_out, hasty
+from topkapi.training.data.exercises.words import tables
+
+_TABLE: dict[str, Any] = tables("openings.yaml")
+_MORE: dict[str, list[str]] = _TABLE["more of"]
+_ALONE: dict[str, list[str]] = _TABLE["alone"]
+
+_FIRST = ("hello", "hello", "hello", "hello", "good part", "how are you", "how are you", "a name")
+_LAST = ("thanks", "thanks", "thanks", "thanks", "goodbye", "goodbye", "good night", "sad")
+_SELF = (
+    "who are you", "who are you", "who are you", "human", "machine", "another", "maker", "maker", "maker", "age",
+    "place", "abilities",
+)  # fmt: skip
+_SINGLE = ("hello", "hello", "hello", "good part", "thanks", "thanks", "thanks", "goodbye", "goodbye", "good night")
+_OTHERS = ("ok", "not now", "praise")
+_HASTY = (*_FIRST, *_LAST, "good part", "good part", "thanks", "thanks", "who are you", "maker", "abilities")
+
+
+def _slots_of(draw: Draw) -> Slots:
+    return {**slots_of(draw), **_TABLE["slots"]}
+
+
+def _loose(text: str, random: Random) -> str:
+    """`text` with a word drawn out, or two run together, now and then."""
+    if random.random() < 0.1:
+        words = text.split(" ")
+        at = random.randrange(min(len(words), 2))
+        words[at] = drawn_out(words[at], random)
+        text = " ".join(words)
+    return text.replace(" ", "", 1) if random.random() < 0.06 else text
+
+
+def _wider(names: tuple[str, ...]) -> Maker:
+    def make(draw: Draw) -> Exercise:
+        name = draw.pick(names)
+        return intent_exercise(draw, name, _slots_of(draw), asks=_MORE[name], alter=_loose)
+
+    return make
+
+
+def one_word_or_another(draw: Draw) -> Exercise:
+    """A single word, which alone decides: a greeting, thanks, a goodbye, or a word that is none of them."""
+    if draw.chance(0.25):
+        return intent_exercise(draw, "a word")
+    name = draw.pick(_OTHERS if draw.chance(0.15) else _SINGLE)
+
+    def longer(text: str, random: Random) -> str:
+        return drawn_out(text, random) if random.random() < 0.5 else text
+
+    return intent_exercise(draw, name, _slots_of(draw), asks=_ALONE[name], alter=longer)
+
+
+def openings_in_haste(draw: Draw) -> Exercise:
+    """How people begin and end, by fingers that slip more than once."""
+    name = draw.pick(_HASTY)
+    asks = _ALONE[name] if name in _ALONE and draw.chance(0.4) else _MORE[name]
+    return intent_exercise(draw, name, _slots_of(draw), asks=asks, alter=hasty)
+
+
+MAKERS: dict[str, Maker] = {
+    "first words, wider": _wider(_FIRST),
+    "last words, wider": _wider(_LAST),
+    "who it is, wider": _wider(_SELF),
+    "one word or another": one_word_or_another,
+    "openings in haste": openings_in_haste,
+}
