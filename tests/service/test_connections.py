@@ -16,9 +16,9 @@ import httpx
 import pytest
 
 from topkapi.service.app import create_api
-from topkapi.service.server import SMALL_CHUNKS
 from topkapi.service.models import Models
 from topkapi.service.requests import Requests
+from topkapi.service.server import SMALL_CHUNKS
 from topkapi.service.settings import Settings
 
 HEAD = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
