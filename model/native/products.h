@@ -107,7 +107,7 @@ INLINE size_t ready_bytes(int format, size_t inputs) {
     return format == READY_WIDE ? inputs * BLOCK / sizeof(Quads) * sizeof(Ready) : weight_bytes(format, inputs);
 }
 
-// Of the 32 inputs that begin at `from` four, the steps that a half of them takes being numbered: those of the second follow 16 later.
+// The weights of four inputs, step number `quad` (of four) through a half, the first or the second, of the 32 that begin at `from`.
 INLINE Ready load_wide(const uint8_t *from, int half, int quad, Quads steps, Quads offsets, const int format) {
     if (format == READY_WIDE) return load_ready(from + (half * 4 + quad) * sizeof(Ready));
     if (format == INT8_WIDE) return made_ready(load_bytes(from + (half * 4 + quad) * sizeof(Quads)));
@@ -234,7 +234,7 @@ INLINE void multiply_floats(const Matrix *matrix, const Rows *rows, int32_t row,
 }
 
 // As many sums at once as there are registers for: a single row takes more blocks side by side (`BROAD`), so that no sum waits for
-// itself. Where memory is slower than that, as it is for floats and for wide bytes, one block alone is read faster (measured on Zen 4).
+// itself. Where memory is slower than that, as it is for floats and for wide bytes, one block alone is read faster on Zen 4; on Zen 3 two.
 #if TOPKAPI_LEVEL >= LEVEL_AMX
 enum { BROAD = 4, BYTE_BROAD = 4, FLOAT_BROAD = 4, NARROW = 2, TALL = 8, WIDE_TALL = 4 };
 #elif TOPKAPI_LEVEL >= LEVEL_AVX512_VNNI
