@@ -2,8 +2,8 @@
 
 `tests/data/first_messages.md` says how the messages were written and how answers are judged. Each is answered greedily
 and, with `--seeds N`, at the checkpoint's own settings with the seeds 1 to N; printed are the shares by category, of
-the seeds on average. `--development` asks instead the messages that are there to choose between checkpoints by.
-`--answers FILE` keeps every answer with its judgement, a JSON line each. With several checkpoints `--answers` is a
+the seeds on average. `--development` asks instead the messages that are there to choose between checkpoints by, `--fresh`
+150 more of three categories. `--answers FILE` keeps every answer with its judgement, a JSON line each. With several checkpoints `--answers` is a
 folder.
 """
 
@@ -25,6 +25,8 @@ from topkapi.training.data.exercises.typed import spelling
 FILE = Path(__file__).resolve().parent.parent / "tests/data/first_messages.yaml"
 DEVELOPMENT = FILE.with_name("first_messages_development.yaml")
 """Others, by which to choose between checkpoints, so that those of `FILE` stay a measure."""
+FRESH = FILE.with_name("first_messages_fresh.yaml")
+"""More greetings, questions of who it is, thanks and goodbyes, by somebody who had seen no exercise."""
 Judgement = Literal["right", "declined", "false claim", "wrong"]
 _IGNORING_CASE = re.IGNORECASE | re.DOTALL
 _NUMBER = re.compile(r"\d+")
@@ -83,7 +85,8 @@ def read_messages(path: Path = FILE) -> list[FirstMessage]:
         return re.compile(rubric["named"].get(name, name), _IGNORING_CASE)
 
     messages = []
-    for category, rules in rubric["categories"].items():
+    for category in categories:
+        rules = rubric["categories"][category]
         for row in categories[category]["messages"]:
             told: dict[str, Any] = {"say": row} if isinstance(row, str) else row
             messages.append(
@@ -178,11 +181,13 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument(
         "--list", action="store_true", help="print the messages, for topkapi instructions make --except"
     )
-    parser.add_argument("--development", action="store_true", help="the messages to choose between checkpoints by")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--development", action="store_true", help="the messages to choose between checkpoints by")
+    which.add_argument("--fresh", action="store_true", help="150 more greetings, questions of who it is, and thanks")
     parser.add_argument("--seeds", type=int, default=0, metavar="N", help="also at its own settings, seeds 1 to N [0]")
     parser.add_argument("--answers", type=Path, metavar="FILE", help="keep every answer, a JSON line each")
     asked = parser.parse_args(None if arguments is None else list(arguments))
-    messages = read_messages(DEVELOPMENT if asked.development else FILE)
+    messages = read_messages(DEVELOPMENT if asked.development else FRESH if asked.fresh else FILE)
     if asked.list:
         print(*(message.say for message in messages), sep="\n")
     if not asked.checkpoints:

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from tests.tiny import tiny_config
@@ -11,6 +12,7 @@ from topkapi.model.linear import set_compute_dtype
 from topkapi.model.transformer import Decoder, causal_attention
 from topkapi.training.data.windows import IGNORED, Batch
 from topkapi.training.optimisation import loss as loss_module
+from topkapi.training.optimisation import optimisers
 from topkapi.training.optimisation.attention import TILE, packed_attention, tiled_attention
 from topkapi.training.optimisation.loss import Compiled, backward, evaluate
 from topkapi.training.optimisation.optimisers import Optimizers, Schedule, warmup_steps
@@ -193,6 +195,44 @@ def test_an_optimiser_restored_from_its_tensors_goes_on_the_same(name: str, mode
     step(twin, second)
     assert all(one.equal(other) for one, other in zip(model.parameters(), twin.parameters(), strict=True))
     assert len(first.all) == (2 if name == "muon" else 1)
+
+
+@pytest.mark.parametrize("has_products", [True, False])
+def test_muon_is_pytorchs_whatever_the_precision_of_its_updates(
+    has_products: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where bfloat16 has no products of its own they become orthogonal in float32, which differs by its rounding."""
+    monkeypatch.setattr(optimisers, "multiplies_bfloat16", lambda device: has_products)
+    generator = torch.Generator().manual_seed(5)
+    network = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(24, 40, bias=False), nn.Linear(40, 24, bias=False)])})
+    ours = Optimizers(
+        network, name="muon", learning_rate=0.1, muon_learning_rate=0.02, weight_decay=0.1, betas=(0.9, 0.95),
+        decay="matrices",
+    )  # fmt: skip
+    began = [matrix.detach().clone() for matrix in network.parameters()]
+    twins = [nn.Parameter(matrix.clone()) for matrix in began]
+    theirs = torch.optim.Muon(twins, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        for matrix, twin in zip(network.parameters(), twins, strict=True):
+            matrix.grad = torch.randn(matrix.shape, generator=generator)
+            twin.grad = matrix.grad.clone()
+        ours.step(0.5)
+        theirs.step()
+    for matrix, twin, at_first in zip(network.parameters(), twins, began, strict=True):
+        away = (matrix - twin).norm() / (twin - at_first).norm()
+        assert (away == 0) == has_products and away < 0.02
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (32, 32)])
+def test_an_update_becomes_nearly_orthogonal(shape: tuple[int, int]) -> None:
+    update = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = optimisers.orthogonal(update)
+    left, values, right = torch.linalg.svd(update, full_matrices=False)
+    stretched = left.T @ found @ right.T
+    assert stretched.sub(stretched.diagonal().diag()).abs().max() < 1e-9, "the singular vectors are what they were"
+    # What Muon's coefficients make of values that are not far from the largest.
+    assert (stretched.diagonal()[values > 0.1 * values[0]] - 1).abs().max() < 0.5
+    assert optimisers.orthogonal(torch.zeros(shape)).eq(0).all()
 
 
 def test_schedules() -> None:

@@ -1,17 +1,19 @@
 """Exercises in how people begin and end, after the drill: wider wordings, drawn out and run together.
 
 What the drill left wrong were sentences after a greeting in words that no exercise had, and single words of thanks that
-were taken for words to spell.
+were taken for words to spell. Beside them stand what only looks like them: nonsense, and whole requests in haste.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 from typing import Any
 
+from topkapi.training.data.exercises import followups, manners
 from topkapi.training.data.exercises.exercise import Draw, Exercise, Maker
 from topkapi.training.data.exercises.manners import Slots, intent_exercise, slots_of
-from topkapi.training.data.exercises.typed import drawn_out, hasty
+from topkapi.training.data.exercises.typed import drawn_out, hasty, spelling
 from topkapi.training.data.exercises.words import tables
 
 _TABLE: dict[str, Any] = tables("openings.yaml")
@@ -26,6 +28,11 @@ _SELF = (
 )  # fmt: skip
 _SINGLE = ("hello", "hello", "hello", "good part", "thanks", "thanks", "thanks", "goodbye", "goodbye", "good night")
 _OTHERS = ("ok", "not now", "praise")
+_UNCLEAR = ("nonsense", "nonsense", "nonsense", "testing", "a word", "a word", "a word", "a word")
+_REQUESTS = {
+    "honest answers": 10, "jokes": 3, "verses": 2, "small talk": 4, "what it can do": 3, "insults": 2, "small facts": 3,
+    "capitals of countries": 2, "open questions": 3,
+}  # fmt: skip
 _HASTY = (*_FIRST, *_LAST, "good part", "good part", "thanks", "thanks", "who are you", "maker", "abilities")
 
 
@@ -52,9 +59,9 @@ def _wider(names: tuple[str, ...]) -> Maker:
 
 
 def one_word_or_another(draw: Draw) -> Exercise:
-    """A single word, which alone decides: a greeting, thanks, a goodbye, or a word that is none of them."""
-    if draw.chance(0.25):
-        return intent_exercise(draw, "a word")
+    """A single word, which alone decides: a greeting, thanks, a goodbye, a word that is none of them, or none at all."""
+    if draw.chance(0.4):
+        return intent_exercise(draw, draw.pick(_UNCLEAR))
     name = draw.pick(_OTHERS if draw.chance(0.15) else _SINGLE)
 
     def longer(text: str, random: Random) -> str:
@@ -70,10 +77,19 @@ def openings_in_haste(draw: Draw) -> Exercise:
     return intent_exercise(draw, name, _slots_of(draw), asks=asks, alter=hasty)
 
 
+def requests_in_haste(draw: Draw) -> Exercise:
+    """Whole requests by the same fingers, which are no greeting for all that."""
+    kind = draw.random.choices(list(_REQUESTS), list(_REQUESTS.values()))[0]
+    exercise = (manners.MAKERS | followups.MAKERS)[kind](draw)
+    prompt = hasty(exercise.prompt, draw.random)
+    return replace(exercise, prompt=prompt, about=(spelling(prompt),))
+
+
 MAKERS: dict[str, Maker] = {
     "first words, wider": _wider(_FIRST),
     "last words, wider": _wider(_LAST),
     "who it is, wider": _wider(_SELF),
     "one word or another": one_word_or_another,
     "openings in haste": openings_in_haste,
+    "requests in haste": requests_in_haste,
 }

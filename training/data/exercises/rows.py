@@ -69,8 +69,8 @@ _WEIGHTS = dict.fromkeys(memory.MAKERS, 2.0) | {
     "first words, more": 18, "last words, more": 14, "who it is, more": 12, "scorn and praise": 8,
     "after a greeting": 8, "typed in haste": 10, "differences": 44, "problems of one step": 14,
     "problems of several steps": 5, "close differences": 6, "phrases of other languages": 4,
-    "first words, wider": 10, "last words, wider": 10, "who it is, wider": 6, "one word or another": 6,
-    "openings in haste": 4,
+    "first words, wider": 10, "last words, wider": 10, "who it is, wider": 6, "one word or another": 7,
+    "openings in haste": 4, "requests in haste": 4,
 }  # fmt: skip
 
 _ALONE = 0.2
