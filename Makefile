@@ -133,6 +133,7 @@ HARD_STILL = days units 'past tense' 'counting words' 'list formats' plural defi
 CHAT := $(RUNS)/chat-data
 MANNERS := $(RUNS)/manners-data
 DRILL := $(RUNS)/drill-data
+OPENINGS := $(RUNS)/openings-data
 .PHONY: checkpoints
 checkpoints: install  ## make the default checkpoints anew from CORPUS and INSTRUCTIONS, in hours; call again to continue
 	[ -d $(RUNS)/tokenizer ] || $(BIN)/topkapi tokenizer train $(CORPUS)/c*.jsonl.bz2 $(CORPUS)/w*.jsonl.bz2 \
@@ -188,6 +189,27 @@ checkpoints: install  ## make the default checkpoints anew from CORPUS and INSTR
 	  --out $(RUNS)/topkapi-chat-drill-mend --resume $(ARGS)
 	[ -d $(RUNS)/topkapi-chat-average ] || $(BIN)/topkapi export average $(RUNS)/topkapi-chat-manners/last \
 	  $(RUNS)/topkapi-chat-drill-mend/last $(RUNS)/topkapi-chat-average --part 0.6
+	@[ -d $(OPENINGS) ] || (set -ex; rm -rf $(OPENINGS).new; mkdir -p $(OPENINGS).new; out="--out $(abspath $(OPENINGS)).new"; \
+	  first="$(abspath $(OPENINGS)).new/first.txt"; cp $(abspath $(MANNERS))/first.txt $$first; \
+	  $(BIN)/python -m benchmarks.first_messages --fresh --list >> $$first; \
+	  topkapi="$(abspath $(BIN))/topkapi instructions"; cd $(INSTRUCTIONS); \
+	  $$topkapi make --kinds openings --count 24000 --seed 50 --steps --except $$first $$out/openings.jsonl; \
+	  $$topkapi make --kinds manners --count 30000 --seed 51 --steps --except $$first $$out/manners.jsonl; \
+	  $$topkapi make --kinds drill --count 16000 --seed 52 --steps --except $$first $$out/drill.jsonl; \
+	  $$topkapi make --kinds polish --count 10000 --seed 53 --steps --except $$first $$out/polish.jsonl; \
+	  $$topkapi make --kinds basics --count 14000 --seed 54 --steps --except $$first $$out/made.jsonl; \
+	  $$topkapi make --count 14000 --seed 55 --steps --except $$first $$out/hard.jsonl --kinds $(HARD) $(HARD_STILL); \
+	  $$topkapi prepare dolly-14.5k.json oasst1-en100-firstturn.json self-instruct-*.jsonl --honest --except $$first \
+	    --longest-question 200 --longest-answer 400 $$out; \
+	  $$topkapi prepare gsm8k-train.jsonl --honest --longest-question 200 --except $$first $$out; \
+	  $$topkapi prepare rasbt-instruction-data.json --first 935 --except $$first $$out; \
+	  mv $(abspath $(OPENINGS)).new $(abspath $(OPENINGS)))
+	$(BIN)/topkapi finetune topkapi-chat-openings --checkpoint $(RUNS)/topkapi-chat-average --data $(OPENINGS)/*.jsonl \
+	  --out $(RUNS)/topkapi-chat-openings --resume $(ARGS)
+	$(BIN)/topkapi finetune topkapi-chat-openings-cooldown --checkpoint $(RUNS)/topkapi-chat-openings/last --data $(OPENINGS)/*.jsonl \
+	  --out $(RUNS)/topkapi-chat-openings-cooldown --resume $(ARGS)
+	[ -d $(RUNS)/topkapi-chat-openings-average ] || $(BIN)/topkapi export average $(RUNS)/topkapi-chat-average \
+	  $(RUNS)/topkapi-chat-openings-cooldown/last $(RUNS)/topkapi-chat-openings-average --part 0.55
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

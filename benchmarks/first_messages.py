@@ -2,9 +2,9 @@
 
 `tests/data/first_messages.md` says how the messages were written and how answers are judged. Each is answered greedily
 and, with `--seeds N`, at the checkpoint's own settings with the seeds 1 to N; printed are the shares by category, of
-the seeds on average. `--development` asks instead the messages that are there to choose between checkpoints by, `--fresh`
-150 more of three categories. `--answers FILE` keeps every answer with its judgement, a JSON line each. With several checkpoints `--answers` is a
-folder.
+the seeds on average. `--development` asks instead the messages that are there to choose between checkpoints by, and
+`--fresh` 150 more of three categories. `--answers FILE` keeps every answer with its judgement, a JSON line each. With
+several checkpoints `--answers` is a folder.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ def _average(arguments: argparse.Namespace) -> int:
         for name, tensor in second.model.named_parameters():
             tensor.copy_(before[name] * (1 - arguments.part) + tensor * arguments.part)
     averaged = {
-        "part": 1 - arguments.part,
+        "part": round(1 - arguments.part, 9),
         "name": _plain_name(arguments.checkpoint, checkpoint),
         "sha256": weights_digest(checkpoint),
     }

@@ -82,7 +82,7 @@ class _Muon(Muon):
     def step(self, closure: Any = None) -> Any:
         """One update, by the parameters' gradients."""
         if all(multiplies_bfloat16(parameter.device) for group in self.param_groups for parameter in group["params"]):
-            return super().step(closure)
+            return super().step(closure)  # type: ignore[no-untyped-call]
         assert closure is None, "nobody asks for one"
         for group in self.param_groups:
             rate, momentum = group["lr"], group["momentum"]

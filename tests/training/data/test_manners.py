@@ -43,6 +43,13 @@ def test_the_messages_to_choose_by_are_others(messages: list[FirstMessage]) -> N
     assert of(others, "40 minus 13").judge("40 - 13 = 33.", True) == "false claim", "the rubric is that of the 300"
 
 
+def test_more_openings_were_written_by_somebody_else(messages: list[FirstMessage]) -> None:
+    fresh = read_messages(first_messages.FRESH)
+    assert Counter(each.category for each in fresh) == {"greeting": 60, "identity": 40, "thanks and goodbyes": 50}
+    others = messages + read_messages(first_messages.DEVELOPMENT)
+    assert len({spelling(each.say) for each in fresh} - {spelling(each.say) for each in others}) == 150
+
+
 def test_first_messages_are_never_trained_on(messages: list[FirstMessage]) -> None:
     """But for those that the first part of the chat checkpoint had learned of already."""
     held_out = {spelling(message.say): message.say for message in messages}
@@ -54,6 +61,9 @@ def test_first_messages_are_never_trained_on(messages: list[FirstMessage]) -> No
         return {held_out[each] for each in told & held_out.keys()}
 
     trained_on = {"manners": 3, "basics": 4, "drill": 6, "polish": 33, "openings": 40}
+    assert not any(said(group, seed, held_out) for group, seed in trained_on.items())
+    held_out |= {spelling(each.say): each.say for each in read_messages(first_messages.FRESH)}
+    trained_on = {"openings": 50, "manners": 51, "drill": 52, "polish": 53, "basics": 54}
     assert not any(said(group, seed, held_out) for group, seed in trained_on.items())
     learned = said("basics", 3, ()) & {message.say for message in messages}
     assert learned <= {

@@ -59,7 +59,7 @@ def _wider(names: tuple[str, ...]) -> Maker:
 
 
 def one_word_or_another(draw: Draw) -> Exercise:
-    """A single word, which alone decides: a greeting, thanks, a goodbye, a word that is none of them, or none at all."""
+    """A single word, which alone decides: a greeting, thanks, a goodbye, a word that is none of them, or no word."""
     if draw.chance(0.4):
         return intent_exercise(draw, draw.pick(_UNCLEAR))
     name = draw.pick(_OTHERS if draw.chance(0.15) else _SINGLE)
