@@ -101,8 +101,9 @@ class _Muon(Muon):
 
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether PyTorch has products of matrices in bfloat16 on `device` that are not slower than those in float32."""
-    supported: bool = device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return supported
+    if device.type != "cpu":
+        return True
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def orthogonal(update: Tensor) -> Tensor:
