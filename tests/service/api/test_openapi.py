@@ -30,6 +30,8 @@ expected-statuses = ["2xx", "400", "403", "404", "408", "409", "422", "424", "42
 NEVER_ANSWERED = {"GET /streams/{id}", "DELETE /streams/{id}", "POST /models", "DELETE /models/{name}"}
 NEVER_ANSWERED |= {"GET /models/{name}/card", "GET /runs/{name}", "GET /runs/{name}/report", "GET /runs/{name}/{kind}"}
 """Operations about something that only other requests bring about, or that no schema can name."""
+if REPLICAS:  # They keep what they have.
+    NEVER_ANSWERED |= {"PATCH /models/{name}", "POST /adapters", "DELETE /adapters/{name}"}
 ALIASES = {"POST /chat/completions": "POST /v1/chat/completions", "POST /embeddings": "POST /embedding"}
 """Of two paths for one thing, it is enough to get through to one."""
 
