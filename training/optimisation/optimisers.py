@@ -103,7 +103,8 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether PyTorch has products of matrices in bfloat16 on `device` that are not slower than those in float32."""
     if device.type != "cpu":
         return True
-    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def orthogonal(update: Tensor) -> Tensor:
