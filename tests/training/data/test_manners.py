@@ -55,8 +55,8 @@ def test_first_messages_are_never_trained_on(messages: list[FirstMessage]) -> No
     held_out = {spelling(message.say): message.say for message in messages}
     held_out |= {spelling(each.say): each.say for each in read_messages(first_messages.DEVELOPMENT)}
 
-    def said(group: str, seed: int, without: Container[str]) -> set[str]:
-        rows = make_rows(seed, 8000, held_out=False, kinds=GROUPS[group], without=without)
+    def said(group: str, seed: int, without: Container[str], count: int = 8000) -> set[str]:
+        rows = make_rows(seed, count, held_out=False, kinds=GROUPS[group], without=without)
         told = {spelling(turn["content"]) for row in rows for turn in row["messages"] if turn["role"] == "user"}
         return {held_out[each] for each in told & held_out.keys()}
 
@@ -64,7 +64,7 @@ def test_first_messages_are_never_trained_on(messages: list[FirstMessage]) -> No
     assert not any(said(group, seed, held_out) for group, seed in trained_on.items())
     held_out |= {spelling(each.say): each.say for each in read_messages(first_messages.FRESH)}
     trained_on = {"openings": 50, "manners": 51, "drill": 52, "polish": 53, "basics": 54}
-    assert not any(said(group, seed, held_out) for group, seed in trained_on.items())
+    assert not any(said(group, seed, held_out, 3000) for group, seed in trained_on.items())
     learned = said("basics", 3, ()) & {message.say for message in messages}
     assert learned <= {
         "HELLO THERE", "hi there :)", "how many days are there in a week?", "3*9=", "10-7",
@@ -209,6 +209,7 @@ def test_questions_are_answered_honestly(tmp_path: Path, capsys: pytest.CaptureF
         ("manners", 3, 400, "422e6a898b6141cfd4178bdac3234031cbc61cba39f214b9bb35c132c2c9abc1"),
         ("drill", 6, 400, "f4596c21911324df2d4c4530c47fc7b546616f617c9865ecee0d3a648ae35d9d"),
         ("polish", 33, 400, "9199e9de723d1406df1e6fb5d5900d2fbc02f840a1cdd6cc8f946982d1112ca1"),
+        ("openings", 50, 400, "31b0ca60e9aacab360e894f1f219a3725ca0ddf8e67d68fcd3b6d22f019039dd"),
     ],
 )
 def test_what_was_trained_on_can_be_made_again(group: str, seed: int, count: int, digest: str) -> None:

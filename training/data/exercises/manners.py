@@ -42,6 +42,9 @@ _FAMILY = "manners"
 # How often one of the commonest wordings is taken.
 _PLAIN = 0.25
 
+NOT_HELD_OUT = ("plain, and not held out",)
+"""What the commonest wordings are about where one that is held out is wanted: that is drawn again."""
+
 _FIRST = ("hello", "hello", "hello", "hello", "good part", "how are you", "how are you", "i am fine", "a name")
 _LAST = ("goodbye", "goodbye", "good night", "thanks", "thanks", "thanks", "praise")
 _SELF = (
@@ -134,13 +137,13 @@ def exercise_of(
     while not prompt or prompt in kept:
         prompt = typed(draw.pick(plain.split("|")), draw.random, decorate=False, slips=False) if is_plain else make()
     said = (spelling(prompt), *(message["content"] for message in before))
-    if not before and spelling(prompt) in _plain_spellings():
-        said = ("plain",) if not draw.held_out else ("plain, and not held out",)
+    if not before and spelling(prompt) in plain_spellings():
+        said = ("plain",) if not draw.held_out else NOT_HELD_OUT
     return Exercise(prompt, answer, checks, said, exact=True, family=_FAMILY, before=list(before))
 
 
 @cache
-def _plain_spellings() -> frozenset[str]:
+def plain_spellings() -> frozenset[str]:
     """The commonest wordings, which are all trained on."""
     every = [rules.get("plain", "") for rules in (*INTENTS.values(), *TOPICS.values())]
     every += [_FOLLOW_UPS["joke plain"], _FOLLOW_UPS["verse plain"]]

@@ -82,7 +82,9 @@ def requests_in_haste(draw: Draw) -> Exercise:
     kind = draw.random.choices(list(_REQUESTS), list(_REQUESTS.values()))[0]
     exercise = (manners.MAKERS | followups.MAKERS)[kind](draw)
     prompt = hasty(exercise.prompt, draw.random)
-    return replace(exercise, prompt=prompt, about=(spelling(prompt),))
+    said = spelling(prompt)
+    is_plain = draw.held_out and said in manners.plain_spellings()
+    return replace(exercise, prompt=prompt, about=manners.NOT_HELD_OUT if is_plain else (said,))
 
 
 MAKERS: dict[str, Maker] = {
