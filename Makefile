@@ -130,6 +130,11 @@ HARD = addition subtraction multiplication hours 'number stories' 'number words'
   'reading: things'
 # Kinds that are hard after the first part of the chat checkpoint.
 HARD_STILL = days units 'past tense' 'counting words' 'list formats' plural definitions naming facts
+# Questions of public sets, answered honestly, and the book's instructions.
+HONEST = $$topkapi prepare dolly-14.5k.json oasst1-en100-firstturn.json self-instruct-*.jsonl --honest --except $$first \
+    --longest-question 200 --longest-answer 400 $$out; \
+  $$topkapi prepare gsm8k-train.jsonl --honest --longest-question 200 --except $$first $$out; \
+  $$topkapi prepare rasbt-instruction-data.json --first 935 --except $$first $$out
 CHAT := $(RUNS)/chat-data
 MANNERS := $(RUNS)/manners-data
 DRILL := $(RUNS)/drill-data
@@ -163,10 +168,7 @@ checkpoints: install  ## make the default checkpoints anew from CORPUS and INSTR
 	  $$topkapi make --kinds manners --count 60000 --seed 3 --steps --except $$first $$out/manners.jsonl; \
 	  $$topkapi make --kinds basics --count 30000 --seed 4 --steps --except $$first $$out/made.jsonl; \
 	  $$topkapi make --count 20000 --seed 5 --steps --except $$first $$out/hard.jsonl --kinds $(HARD) $(HARD_STILL); \
-	  $$topkapi prepare dolly-14.5k.json oasst1-en100-firstturn.json self-instruct-*.jsonl --honest --except $$first \
-	    --longest-question 200 --longest-answer 400 $$out; \
-	  $$topkapi prepare gsm8k-train.jsonl --honest --longest-question 200 --except $$first $$out; \
-	  $$topkapi prepare rasbt-instruction-data.json --first 935 --except $$first $$out; \
+	  $(HONEST); \
 	  mv $(abspath $(MANNERS)).new $(abspath $(MANNERS)))
 	$(BIN)/topkapi finetune topkapi-chat-manners --checkpoint $(RUNS)/topkapi-chat/last --data $(MANNERS)/*.jsonl \
 	  --out $(RUNS)/topkapi-chat-manners --resume $(ARGS)
@@ -199,10 +201,7 @@ checkpoints: install  ## make the default checkpoints anew from CORPUS and INSTR
 	  $$topkapi make --kinds polish --count 10000 --seed 53 --steps --except $$first $$out/polish.jsonl; \
 	  $$topkapi make --kinds basics --count 14000 --seed 54 --steps --except $$first $$out/made.jsonl; \
 	  $$topkapi make --count 14000 --seed 55 --steps --except $$first $$out/hard.jsonl --kinds $(HARD) $(HARD_STILL); \
-	  $$topkapi prepare dolly-14.5k.json oasst1-en100-firstturn.json self-instruct-*.jsonl --honest --except $$first \
-	    --longest-question 200 --longest-answer 400 $$out; \
-	  $$topkapi prepare gsm8k-train.jsonl --honest --longest-question 200 --except $$first $$out; \
-	  $$topkapi prepare rasbt-instruction-data.json --first 935 --except $$first $$out; \
+	  $(HONEST); \
 	  mv $(abspath $(OPENINGS)).new $(abspath $(OPENINGS)))
 	$(BIN)/topkapi finetune topkapi-chat-openings --checkpoint $(RUNS)/topkapi-chat-average --data $(OPENINGS)/*.jsonl \
 	  --out $(RUNS)/topkapi-chat-openings --resume $(ARGS)

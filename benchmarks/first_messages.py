@@ -85,9 +85,9 @@ def read_messages(path: Path = FILE) -> list[FirstMessage]:
         return re.compile(rubric["named"].get(name, name), _IGNORING_CASE)
 
     messages = []
-    for category in categories:
+    for category, own in categories.items():
         rules = rubric["categories"][category]
-        for row in categories[category]["messages"]:
+        for row in own["messages"]:
             told: dict[str, Any] = {"say": row} if isinstance(row, str) else row
             messages.append(
                 FirstMessage(

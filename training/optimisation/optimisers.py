@@ -69,11 +69,6 @@ OptimizerName = Literal["adamw", "muon", "schedule-free"]
 _COUNTS = ("k", "weight_sum", "lr_max")
 
 
-# Coefficients and steps of Muon's iteration (Jordan et al. 2024), and what keeps its first division finite.
-_MUON = (3.4445, -4.7750, 2.0315)
-_MUON_STEPS, _MUON_EPSILON = 5, 1e-7
-
-
 class _Muon(Muon):
     """PyTorch's Muon, save that updates become orthogonal in float32 on a processor that has no products of bfloat16:
     PyTorch's own are computed there number after number, 25 times as slowly."""
@@ -81,7 +76,7 @@ class _Muon(Muon):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """One update, by the parameters' gradients."""
-        if all(multiplies_bfloat16(parameter.device) for group in self.param_groups for parameter in group["params"]):
+        if multiplies_bfloat16(self.param_groups[0]["params"][0].device):
             return super().step(closure)  # type: ignore[no-untyped-call]
         assert closure is None, "nobody asks for one"
         for group in self.param_groups:
@@ -93,7 +88,8 @@ class _Muon(Muon):
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(parameter.grad)
                 state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
-                update = orthogonal(parameter.grad.lerp(state["momentum_buffer"], momentum))
+                update = parameter.grad.lerp(state["momentum_buffer"], momentum)
+                update = orthogonal(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
                 parameter.mul_(1 - rate * group["weight_decay"])
                 parameter.add_(update, alpha=-rate * 0.2 * math.sqrt(max(parameter.shape)))
         return None
@@ -107,14 +103,14 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return bool(has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def orthogonal(update: Tensor) -> Tensor:
-    """A matrix with the singular vectors of `update` and singular values near 1: five steps of the Newton-Schulz
-    iteration that Muon takes (Jordan et al. 2024), in the precision of `update`."""
-    linear, cubic, quintic = _MUON
+def orthogonal(update: Tensor, coefficients: tuple[float, float, float], steps: int, epsilon: float) -> Tensor:
+    """A matrix with the singular vectors of `update` and singular values near 1: the Newton-Schulz iteration that Muon
+    takes (Jordan et al. 2024), in the precision of `update`. `epsilon` keeps its first division finite."""
+    linear, cubic, quintic = coefficients
     tall = update.size(0) > update.size(1)
     found = update.T if tall else update
-    found = found / found.norm().clamp(min=_MUON_EPSILON)
-    for _ in range(_MUON_STEPS):
+    found = found / found.norm().clamp(min=epsilon)
+    for _ in range(steps):
         square = found @ found.T
         found = torch.addmm(found, torch.addmm(square, square, square, beta=cubic, alpha=quintic), found, beta=linear)
     return found.T if tall else found

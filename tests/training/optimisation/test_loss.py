@@ -226,13 +226,15 @@ def test_muon_is_pytorchs_whatever_the_precision_of_its_updates(
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (32, 32)])
 def test_an_update_becomes_nearly_orthogonal(shape: tuple[int, int]) -> None:
     update = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = optimisers.orthogonal(update)
+    muon = torch.optim.Muon([nn.Parameter(update)]).defaults
+    how = (muon["ns_coefficients"], muon["ns_steps"], muon["eps"])
+    found = optimisers.orthogonal(update, *how)
     left, values, right = torch.linalg.svd(update, full_matrices=False)
     stretched = left.T @ found @ right.T
     assert stretched.sub(stretched.diagonal().diag()).abs().max() < 1e-9, "the singular vectors are what they were"
     # What Muon's coefficients make of values that are not far from the largest.
     assert (stretched.diagonal()[values > 0.1 * values[0]] - 1).abs().max() < 0.5
-    assert optimisers.orthogonal(torch.zeros(shape)).eq(0).all()
+    assert optimisers.orthogonal(torch.zeros(shape), *how).eq(0).all()
 
 
 def test_schedules() -> None:

@@ -29,6 +29,7 @@ _SELF = (
 _SINGLE = ("hello", "hello", "hello", "good part", "thanks", "thanks", "thanks", "goodbye", "goodbye", "good night")
 _OTHERS = ("ok", "not now", "praise")
 _UNCLEAR = ("nonsense", "nonsense", "nonsense", "testing", "a word", "a word", "a word", "a word")
+_REQUEST_MAKERS = manners.MAKERS | followups.MAKERS
 _REQUESTS = {
     "honest answers": 10, "jokes": 3, "verses": 2, "small talk": 4, "what it can do": 3, "insults": 2, "small facts": 3,
     "capitals of countries": 2, "open questions": 3,
@@ -80,7 +81,7 @@ def openings_in_haste(draw: Draw) -> Exercise:
 def requests_in_haste(draw: Draw) -> Exercise:
     """Whole requests by the same fingers, which are no greeting for all that."""
     kind = draw.random.choices(list(_REQUESTS), list(_REQUESTS.values()))[0]
-    exercise = (manners.MAKERS | followups.MAKERS)[kind](draw)
+    exercise = _REQUEST_MAKERS[kind](draw)
     prompt = hasty(exercise.prompt, draw.random)
     said = spelling(prompt)
     is_plain = draw.held_out and said in manners.plain_spellings()
