@@ -3,8 +3,8 @@
 `tests/data/first_messages.md` says how the messages were written and how answers are judged. Each is answered greedily
 and, with `--seeds N`, at the checkpoint's own settings with the seeds 1 to N; printed are the shares by category, of
 the seeds on average. `--development` asks instead the messages that are there to choose between checkpoints by, and
-`--fresh` 150 more of three categories. `--answers FILE` keeps every answer with its judgement, a JSON line each. With
-several checkpoints `--answers` is a folder.
+`--fresh` and `--unread` 150 more of three categories each. `--answers FILE` keeps every answer with its judgement, a
+JSON line each. With several checkpoints `--answers` is a folder.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ DEVELOPMENT = FILE.with_name("first_messages_development.yaml")
 """Others, by which to choose between checkpoints, so that those of `FILE` stay a measure."""
 FRESH = FILE.with_name("first_messages_fresh.yaml")
 """More greetings, questions of who it is, thanks and goodbyes, by somebody who had seen no exercise."""
+UNREAD = FILE.with_name("first_messages_unread.yaml")
+"""As many again, by another, which whoever trains has not read: to be asked of a checkpoint that is chosen already."""
 Judgement = Literal["right", "declined", "false claim", "wrong"]
 _IGNORING_CASE = re.IGNORECASE | re.DOTALL
 _NUMBER = re.compile(r"\d+")
@@ -184,10 +186,12 @@ def main(arguments: Iterable[str] | None = None) -> int:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--development", action="store_true", help="the messages to choose between checkpoints by")
     which.add_argument("--fresh", action="store_true", help="150 more greetings, questions of who it is, and thanks")
+    which.add_argument("--unread", action="store_true", help="150 more of these three")
     parser.add_argument("--seeds", type=int, default=0, metavar="N", help="also at its own settings, seeds 1 to N [0]")
     parser.add_argument("--answers", type=Path, metavar="FILE", help="keep every answer, a JSON line each")
     asked = parser.parse_args(None if arguments is None else list(arguments))
-    messages = read_messages(DEVELOPMENT if asked.development else FRESH if asked.fresh else FILE)
+    chosen = {DEVELOPMENT: asked.development, FRESH: asked.fresh, UNREAD: asked.unread, FILE: True}
+    messages = read_messages(next(path for path, wanted in chosen.items() if wanted))
     if asked.list:
         print(*(message.say for message in messages), sep="\n")
     if not asked.checkpoints:

@@ -66,7 +66,7 @@ struct Weights {
         const int *kind;
         do kind = kinds[blocks ? between(0, 10) : between(0, 2)];
         while (inputs % kind[1]);
-        const int formats[] = {FLOAT32, BFLOAT16, byte_rows ? INT8_BYTES : INT8_WIDE, byte_rows ? INT8_BYTES : INT4_WIDE};
+        const int formats[] = {FLOAT32, BFLOAT16, byte_rows ? INT8_BYTES : INT8_WIDE, byte_rows ? INT4_BYTES : INT4_WIDE};
         Source made = {nullptr, vector(outputs, bias), kind[0], formats[between(0, blocks ? 1 : 3)], outputs, inputs};
         if (kind[0] == 0) {
             made.weights = vector(outputs * inputs);

@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-PRECISIONS = ("float32", "bfloat16", "int8", "int4", "w8a8")
+PRECISIONS = ("float32", "bfloat16", "int8", "int4", "w8a8", "w4a8")
 SHAPES = {"1 stream": 1, "32 streams": 32, "prefill": 128}
 FILLED, SECONDS, LEAST = 64, float(os.environ.get("SECONDS_EACH", "0.4")), 2
 OLDER = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}

@@ -21,6 +21,7 @@ from topkapi.model.speed import SLOWER, pytorch_bfloat16
 from topkapi.model.transformer import Decoder
 
 _DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+_OF_THE_CORE = ("int4", "w8a8", "w4a8")
 
 
 def stored_dtype(dtype: str) -> torch.dtype | None:
@@ -30,10 +31,10 @@ def stored_dtype(dtype: str) -> torch.dtype | None:
     is float32, which holds what is stored as well. Raises `CheckpointError` for what would be slower than float32
     here, and for what only the native core computes where there is none.
     """
-    if dtype in ("int8", "int4", "w8a8") and native.levels():
+    if dtype in ("int8", *_OF_THE_CORE) and native.levels():
         # The core rounds what is stored.
         return None
-    if dtype in ("int4", "w8a8"):
+    if dtype in _OF_THE_CORE:
         raise CheckpointError(f"{dtype} needs the native core, and {native.why_not()}", hint="leave dtype out")
     if dtype in ("auto", "bfloat16") and not native.levels() and (longer := pytorch_bfloat16()) > SLOWER:
         if dtype == "auto":
@@ -65,7 +66,7 @@ def prepare(model: Decoder, dtype: str = "auto", cache_dtype: str = "auto") -> N
 
     It becomes unfit for training. Where the native core cannot compute it, it stays in what it was loaded in, or
     PyTorch rounds it to int8, with keys and values in float32. Raises `CheckpointError` where others are asked for
-    there, for int8 that this machine has no product for, and for int4 and w8a8, which the core alone computes.
+    there, for int8 that this machine has no product for, and for what the core alone computes.
     """
     held = native.can_hold(model)
     if not held and model.core is None:
@@ -77,7 +78,7 @@ def prepare(model: Decoder, dtype: str = "auto", cache_dtype: str = "auto") -> N
         )
     if held:
         native.hold(model, cast(native.HeldIn, model.held_in if dtype == "auto" else dtype))
-    elif dtype in ("int4", "w8a8"):
+    elif dtype in _OF_THE_CORE:
         beyond = ", ".join(beyond_core(model.config)) or "weights like these"
         raise CheckpointError(
             f"{dtype} needs the native core, which does not compute this checkpoint ({beyond})",
@@ -119,7 +120,7 @@ def kernels(model: Decoder) -> str:
 
 # Of a weight, with what is shared by its block; what the core rounds itself shares a scale over hundreds.
 _BITS = {
-    "float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 4, "w8a8": 8.5, "nf4": 4.5,
+    "float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 4, "w8a8": 8.5, "w4a8": 4, "nf4": 4.5,
     "Q4_0": 4.5, "Q4_1": 5, "Q5_0": 5.5, "Q5_1": 6, "Q8_0": 8.5, "Q4_K": 4.5, "Q5_K": 5.5, "Q6_K": 6.5625,
 }  # fmt: skip
 

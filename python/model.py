@@ -40,7 +40,7 @@ LONGEST_QUEUE = 1_000_000
 def load(
     checkpoint: str | os.PathLike[str] | None = None,
     *,
-    dtype: Literal["auto", "float32", "bfloat16", "int8", "int4", "w8a8"] | None = None,
+    dtype: Literal["auto", "float32", "bfloat16", "int8", "int4", "w8a8", "w4a8"] | None = None,
     kv_cache_dtype: Literal["auto", "float32", "float16", "int8"] | None = None,
     threads: int | None = None,
     draft: str | os.PathLike[str] | None = None,

@@ -20,7 +20,7 @@ from topkapi.model.user_files import expanded
 from topkapi.model.wrong_values import told
 from topkapi.service.settings_file import read_settings
 
-DtypeName = Literal["auto", "float32", "bfloat16", "int8", "int4", "w8a8"]
+DtypeName = Literal["auto", "float32", "bfloat16", "int8", "int4", "w8a8", "w4a8"]
 RUNS = Path("runs")
 CacheDtypeName = Literal["auto", "float32", "float16", "int8"]
 

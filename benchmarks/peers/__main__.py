@@ -25,7 +25,7 @@ from .served import Served
 from .weights import SHAPES, converted, gguf, int8_bytes, said, source
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "topkapi-peers"
-PRECISIONS = ("int8", "w8a8", "int4", "float", "stored")
+PRECISIONS = ("int8", "w8a8", "int4", "w4a8", "float", "stored")
 PREFILL = 512
 
 Made = dict[str, Callable[[], Engine]]
@@ -35,9 +35,8 @@ Made = dict[str, Callable[[], Engine]]
 def engines(arguments: argparse.Namespace, directory: Path, kind: str) -> Made:
     """Every program that has weights of this class, ours first."""
     dtype = {"float": "float32"}.get(kind, kind)
-    if kind == "w8a8":
-        # As the peers round rows where weights have eight bits.
-        kind = "int8"
+    # As the peers round rows where weights have eight bits, and llama.cpp where they have four.
+    kind = {"w8a8": "int8", "w4a8": "int4"}.get(kind, kind)
     checkpoint = arguments.weights if kind == "stored" else directory
     made: Made = {
         SERVED: lambda: Served(SERVED, checkpoint, dtype),

@@ -7,8 +7,9 @@
 // How a matrix is held. Integers have a scale for each output and each group of inputs. Those that GGUF's blocks are held in have
 // groups of 32; MINIMUM: and a number that is added to each weight of the group; SIXTEENS: two scales, one for each half of the
 // group. What floats are rounded to has WIDE groups: bytes, or four bits that stand for bytes, `four bits * step + offset` with a
-// step and an offset for every 32 inputs. BYTES is held as INT8 is, and its rows are rounded to bytes as well, a scale for every 32.
-enum Format { FLOAT32, BFLOAT16, INT8, INT4, INT8_MINIMUM, INT4_MINIMUM, INT8_SIXTEENS, INT8_WIDE, INT4_WIDE, INT8_BYTES };
+// step and an offset for every 32 inputs. BYTES are held as INT8 and as INT4_WIDE are, and their rows are rounded to bytes as well, a
+// scale for every 32.
+enum Format { FLOAT32, BFLOAT16, INT8, INT4, INT8_MINIMUM, INT4_MINIMUM, INT8_SIXTEENS, INT8_WIDE, INT4_WIDE, INT8_BYTES, INT4_BYTES };
 
 // Inputs that share a scale, in GGUF's blocks, and in wide matrices and all rows; those of the largest piece that instructions
 // multiply at once, up to which rows and wide matrices are filled.
@@ -21,8 +22,10 @@ enum { KEYS = 16 };
 enum { MIDDLE = 8 };
 
 inline int is_integer(int format) { return format >= INT8; }
-inline int is_wide(int format) { return format == INT8_WIDE || format == INT4_WIDE; }
-inline int is_four_bits(int format) { return format == INT4 || format == INT4_MINIMUM || format == INT4_WIDE; }
+inline int has_steps(int format) { return format == INT4_WIDE || format == INT4_BYTES; }
+inline int is_wide(int format) { return format == INT8_WIDE || has_steps(format); }
+inline int is_four_bits(int format) { return format == INT4 || format == INT4_MINIMUM || has_steps(format); }
+inline int has_byte_rows(int format) { return format == INT8_BYTES || format == INT4_BYTES; }
 inline int has_minimum(int format) { return format == INT8_MINIMUM || format == INT4_MINIMUM; }
 
 inline int32_t rounded_up(int32_t value, int32_t multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -31,7 +34,7 @@ inline int32_t groups_of(int wide, int32_t inputs) { return (inputs + group_of(w
 inline int32_t wide_groups(int32_t inputs) { return groups_of(1, inputs); }
 // Inputs with those that are filled up with what counts as zero.
 inline int32_t filled_inputs(int format, int32_t inputs) {
-    return is_integer(format) ? rounded_up(inputs, is_wide(format) ? PIECE : GROUP) : inputs;
+    return is_integer(format) ? rounded_up(inputs, is_wide(format) && !has_byte_rows(format) ? PIECE : GROUP) : inputs;
 }
 // Bytes of the weights of 16 outputs for that many inputs.
 inline size_t weight_bytes(int format, size_t inputs) {
@@ -41,7 +44,7 @@ inline size_t weight_bytes(int format, size_t inputs) {
 // Bytes of what belongs to a group: 16 scales in half precision, then 16 scales of the second half, or 16 minima, or for every 32
 // inputs 16 steps and 16 offsets, a byte each.
 inline size_t number_bytes(int format) {
-    if (format == INT4_WIDE) return BLOCK * 2 + WIDE / GROUP * BLOCK * 2;
+    if (has_steps(format)) return BLOCK * 2 + WIDE / GROUP * BLOCK * 2;
     return BLOCK * 2 * (has_minimum(format) || format == INT8_SIXTEENS ? 2 : 1);
 }
 
@@ -59,8 +62,8 @@ struct Matrix {
 // Rows that are multiplied: as they are, and where the matrix is of integers as numbers of sixteen bits, 256 times a byte plus a byte,
 // for whose rounding alone no model loses anything; a multiple of 16 rows is allocated. For each WIDE group a scale, and -128 times
 // the sums of the former bytes and of the latter (`offsets`). For GGUF's blocks also the totals of every sixteen numbers, and those of
-// every 32 as a float times their scale (`sums`). For INT8_BYTES a row is bytes alone, where else the higher ones are: `sums` are the
-// scales of every 32, and of each two `totals` the first is what makes up for lifted weights.
+// every 32 as a float times their scale (`sums`). For BYTES a row is bytes alone, where else the higher ones are: `sums` are the scales
+// of every 32, and of each two `totals` the first is what makes up for lifted weights, the second the total of the bytes.
 struct Rows {
     const float *floats;
     int32_t stride;
@@ -85,7 +88,7 @@ inline size_t piece_at(int32_t at) { return (size_t)(at / PIECE) * 2 * PIECE_BYT
 
 // What rows are rounded to: numbers of sixteen bits, those with totals for GGUF's blocks, or bytes.
 enum RowForm { WIDE_ROWS, BLOCK_ROWS, BYTE_ROWS };
-inline RowForm row_form(int format) { return format == INT8_BYTES ? BYTE_ROWS : is_wide(format) ? WIDE_ROWS : BLOCK_ROWS; }
+inline RowForm row_form(int format) { return has_byte_rows(format) ? BYTE_ROWS : is_wide(format) ? WIDE_ROWS : BLOCK_ROWS; }
 
 // Where one row of floats is put as bytes; `bytes` are its panel's.
 struct Quantised {

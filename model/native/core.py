@@ -23,9 +23,12 @@ from topkapi.model.storage.gguf_blocks import KINDS as BLOCK_KINDS
 from topkapi.model.storage.gguf_blocks import Blocks
 from topkapi.model.transformer import Block, Decoder
 
-HeldIn = Literal["float32", "bfloat16", "int8", "int4", "w8a8"]
-FORMATS: dict[HeldIn, int] = {"float32": 0, "bfloat16": 1, "int8": 7, "int4": 8, "w8a8": 9}
+HeldIn = Literal["float32", "bfloat16", "int8", "int4", "w8a8", "w4a8"]
+FORMATS: dict[HeldIn, int] = {"float32": 0, "bfloat16": 1, "int8": 7, "int4": 8, "w8a8": 9, "w4a8": 10}
 """What matrices can be held in, and the number by which the core knows it."""
+
+# Embedding and output matrix have eight bits where the layers have four.
+_OUTER: dict[HeldIn, HeldIn] = {"int4": "int8", "w4a8": "w8a8"}
 
 CACHES = {"float32": 0, "float16": 1, "int8": 2}
 """What keys and values can be held in, and the number by which the core knows it."""
@@ -69,7 +72,7 @@ class Core:
             rope = ropes[index]
             given = _Given(format_number).layer(cast(Block, block), -1 if rope is None else kinds.index(rope))
             check(library.topkapi_network_layer(self._handle, index, ctypes.addressof(given.structure)))
-        outer = _Given(FORMATS["int8"] if held_in == "int4" else format_number).outer(model)
+        outer = _Given(FORMATS[_OUTER.get(held_in, held_in)]).outer(model)
         check(library.topkapi_network_outer(self._handle, ctypes.addressof(outer.structure)))
         self._rotary = _Angles(kinds) if kinds else None
 

@@ -160,6 +160,77 @@ INLINE Integers add_bytes(Integers sum, Quads row, Quads weights) {
 
 #endif
 
+// `Nibbles` are sums of products of nibbles with signed bytes of 32 inputs of a row. `stretched_sum` is what they come to with the
+// steps and offsets of sixteen outputs, and with the total of those bytes.
+typedef Integers Nibbles;
+
+#if TOPKAPI_LEVEL >= LEVEL_AVX512_VNNI
+
+typedef struct { __m512i steps, offsets; } Stretch;
+INLINE Stretch load_stretch(const uint8_t *from) {
+    return (Stretch){_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from)),
+                     _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(from + BLOCK)))};
+}
+INLINE Nibbles add_nibbles(Nibbles sum, Quads row, Quads nibbles) { return _mm512_dpbusd_epi32(sum, nibbles, row); }
+INLINE Integers stretched_sum(Nibbles sum, int32_t total, Stretch by) {
+    return _mm512_add_epi32(_mm512_mullo_epi32(sum, by.steps), _mm512_mullo_epi32(by.offsets, _mm512_set1_epi32(total)));
+}
+
+#elif TOPKAPI_LEVEL >= LEVEL_AVX2
+
+INLINE Integers load_offsets(const uint8_t *from) {
+    __m128i offsets = _mm_loadu_si128((const __m128i *)from);
+    return PAIR(Integers, _mm256_cvtepi8_epi32(offsets), _mm256_cvtepi8_epi32(_mm_srli_si128(offsets, 8)));
+}
+INLINE Integers times_integer(Integers x, int32_t by) {
+    __m256i all_alike = _mm256_set1_epi32(by);
+    return PAIR(Integers, _mm256_mullo_epi32(x.a, all_alike), _mm256_mullo_epi32(x.b, all_alike));
+}
+typedef struct { Integers steps, offsets; } Stretch;
+
+#if TOPKAPI_LEVEL >= LEVEL_AVX_VNNI
+
+INLINE Stretch load_stretch(const uint8_t *from) {
+    __m128i steps = _mm_loadu_si128((const __m128i *)from);
+    return (Stretch){PAIR(Integers, _mm256_cvtepu8_epi32(steps), _mm256_cvtepu8_epi32(_mm_srli_si128(steps, 8))), load_offsets(from + BLOCK)};
+}
+INLINE Nibbles add_nibbles(Nibbles sum, Quads row, Quads nibbles) { return add_bytes(sum, row, nibbles); }
+INLINE Integers stretched_sum(Nibbles sum, int32_t total, Stretch by) {
+    Integers stretched = PAIR(Integers, _mm256_mullo_epi32(sum.a, by.steps.a), _mm256_mullo_epi32(sum.b, by.steps.b));
+    return add_integers(stretched, times_integer(by.offsets, total));
+}
+
+#else
+
+// Sixteen bits hold eight sums of two products each: 8 * 2 * 15 * 127 is 30,480. Steps multiply while two of them are added.
+INLINE Stretch load_stretch(const uint8_t *from) { return (Stretch){spread_steps(from), load_offsets(from + BLOCK)}; }
+INLINE __m256i add_sixteen_bits(__m256i sum, __m256i products) {
+    sum = _mm256_add_epi16(sum, products);
+    asm("" : "+x"(sum));
+    return sum;
+}
+INLINE Nibbles add_nibbles(Nibbles sum, Quads row, Quads nibbles) {
+    return PAIR(Nibbles, add_sixteen_bits(sum.a, _mm256_maddubs_epi16(nibbles.a, row.a)),
+                add_sixteen_bits(sum.b, _mm256_maddubs_epi16(nibbles.b, row.b)));
+}
+INLINE Integers stretched_sum(Nibbles sum, int32_t total, Stretch by) {
+    Integers stretched = PAIR(Integers, _mm256_madd_epi16(sum.a, by.steps.a), _mm256_madd_epi16(sum.b, by.steps.b));
+    return add_integers(stretched, times_integer(by.offsets, total));
+}
+
+#endif
+
+#else
+
+typedef struct { const uint8_t *steps; } Stretch;
+INLINE Stretch load_stretch(const uint8_t *from) { return (Stretch){from}; }
+INLINE Nibbles add_nibbles(Nibbles sum, Quads row, Quads nibbles) { return add_bytes(sum, row, nibbles); }
+INLINE Integers stretched_sum(Nibbles sum, int32_t total, Stretch by) {
+    EACH(Integers, sum.at[i] * by.steps[i] + total * (int8_t)by.steps[BLOCK + i]);
+}
+
+#endif
+
 #if TOPKAPI_LEVEL == LEVEL_AVX2
 
 // Numbers of sixteen bits: of each four the first and the third, and the second and the fourth.
@@ -174,6 +245,17 @@ INLINE void store_ready(uint8_t *to, Ready x) {
     store_quads(to, x.even);
     store_quads(to + sizeof(Quads), x.odd);
 }
+// `made_ready` of nibbles without a detour by bytes.
+INLINE Ready low_ready(Quads x) {
+    __m256i mask = _mm256_set1_epi16(15);
+    return (Ready){PAIR(Quads, _mm256_and_si256(x.a, mask), _mm256_and_si256(x.b, mask)),
+                   PAIR(Quads, _mm256_and_si256(_mm256_srli_epi16(x.a, 8), mask), _mm256_and_si256(_mm256_srli_epi16(x.b, 8), mask))};
+}
+INLINE Ready high_ready(Quads x) {
+    __m256i mask = _mm256_set1_epi16(15);
+    return (Ready){PAIR(Quads, _mm256_and_si256(_mm256_srli_epi16(x.a, 4), mask), _mm256_and_si256(_mm256_srli_epi16(x.b, 4), mask)),
+                   PAIR(Quads, _mm256_srli_epi16(x.a, 12), _mm256_srli_epi16(x.b, 12))};
+}
 
 #else
 
@@ -181,6 +263,8 @@ typedef Quads Ready;
 INLINE Ready made_ready(Quads x) { return x; }
 INLINE Ready load_ready(const uint8_t *from) { return load_quads(from); }
 INLINE void store_ready(uint8_t *to, Ready x) { store_quads(to, x); }
+INLINE Ready low_ready(Quads x) { return made_ready(low_nibbles(x)); }
+INLINE Ready high_ready(Quads x) { return made_ready(high_nibbles(x)); }
 
 #endif
 
@@ -237,6 +321,26 @@ INLINE Wide add_wide(Wide sum, Four row, Ready weights) {
     sum.b = add_in_order(sum.b, _mm256_madd_epi16(row.odd, weights.odd.b));
     return sum;
 }
+
+#if TOPKAPI_LEVEL == LEVEL_AVX2
+// The total of 32 of a row's numbers, in every lane.
+INLINE __m256i total_of_group(const int16_t *from) {
+    __m256i one = _mm256_set1_epi16(1), pairs = _mm256_add_epi32(_mm256_madd_epi16(_mm256_loadu_si256((const __m256i *)from), one),
+                                                                 _mm256_madd_epi16(_mm256_loadu_si256((const __m256i *)(from + 16)), one));
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm256_broadcastd_epi32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
+// sum + part * steps + total * offsets, of sixteen outputs whose steps lie at `from` and whose offsets follow, a byte each.
+INLINE Integers add_stretched(Integers sum, Integers part, __m256i total, const uint8_t *from) {
+    __m128i steps = _mm_loadu_si128((const __m128i *)from), offsets = _mm_loadu_si128((const __m128i *)(from + BLOCK));
+    Integers stretched = PAIR(Integers, _mm256_mullo_epi32(part.a, _mm256_cvtepu8_epi32(steps)),
+                              _mm256_mullo_epi32(part.b, _mm256_cvtepu8_epi32(_mm_srli_si128(steps, 8))));
+    Integers lifted = PAIR(Integers, _mm256_mullo_epi32(total, _mm256_cvtepi8_epi32(offsets)),
+                           _mm256_mullo_epi32(total, _mm256_cvtepi8_epi32(_mm_srli_si128(offsets, 8))));
+    return add_integers(add_integers(sum, stretched), lifted);
+}
+#endif
 
 #else
 

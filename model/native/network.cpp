@@ -55,7 +55,7 @@ Stack Network::stack(std::initializer_list<const Source *> sources) {
         widest_ = std::max(widest_, rounded_up(made.parts.back().inputs, PIECE));
     }
     for (const OwnMatrix &part : made.parts)
-        if (is_integer(part.format) && (part.format == INT8_BYTES) != (made.rows() == BYTE_ROWS))
+        if (is_integer(part.format) && has_byte_rows(part.format) != (made.rows() == BYTE_ROWS))
             throw std::invalid_argument("matrices that read the same rows in two forms");
     return made;
 }

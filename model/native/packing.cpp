@@ -115,7 +115,7 @@ void put_wide(const WideGroup &group, int format, int flip, int lane, int first,
         else *at = (uint8_t)(group.values[i] ^ flip);
     }
     memcpy(numbers + 2 * lane, &group.scale, 2);
-    if (format != INT4_WIDE) return;
+    if (!has_steps(format)) return;
     for (int part = 0; part < WIDE / GROUP; part++) {
         uint8_t *stretch = numbers + BLOCK * 2 + part * BLOCK * 2;
         stretch[lane] = group.steps[part], stretch[BLOCK + lane] = (uint8_t)group.offsets[part];
@@ -162,6 +162,7 @@ void pack_block(const Matrix &matrix, uint8_t *begin, const Source &source, cons
         } else if (is_wide(matrix.format)) {
             for (int first = 0; first < matrix.inputs; first += WIDE, numbers += number_bytes(matrix.format)) {
                 WideGroup group = rounded(floats.data() + first, std::min<int>(WIDE, source.inputs - first), is_four_bits(matrix.format));
+                group.count = std::min(group.count, matrix.inputs - first);
                 put_wide(group, matrix.format, flip, lane, first, to, numbers);
             }
         } else if (matrix.format == INT8_BYTES) {
@@ -190,7 +191,7 @@ OwnMatrix packed(const Source &source, int flip, Weights &weights, Threads &thre
     bool floats = source.kind == STORED_FLOAT32 || source.kind == STORED_FLOAT16 || source.kind == STORED_BFLOAT16;
     int format = layout ? layout->format : source.format;
     bool known = layout ? source.inputs % layout->weights == 0
-                        : floats && (format == FLOAT32 || format == BFLOAT16 || is_wide(format) || format == INT8_BYTES);
+                        : floats && (format == FLOAT32 || format == BFLOAT16 || is_wide(format) || has_byte_rows(format));
     if (!known || source.outputs < 1 || source.inputs < 1) throw std::invalid_argument("weights that are not known");
     OwnMatrix matrix;
     matrix.format = format, matrix.outputs = source.outputs;
@@ -222,7 +223,7 @@ void read_row(const Matrix &matrix, int flip, int row, float *to, int inputs) {
             const uint8_t *own = block + matrix.numbers + group * number_bytes(format);
             const uint16_t *numbers = (const uint16_t *)own;
             if (format == INT4) value -= MIDDLE;
-            if (format == INT4_WIDE) {
+            if (has_steps(format)) {
                 const uint8_t *stretch = own + BLOCK * 2 + i % WIDE / GROUP * BLOCK * 2;
                 value = value * stretch[lane] + (int8_t)stretch[BLOCK + lane];
             }

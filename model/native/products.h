@@ -76,8 +76,8 @@ INLINE void multiply_integers(const Matrix *matrix, const Rows *rows, int32_t ro
                     Four low = four_inputs(piece, own, within);
                     if (is_four_bits(format)) {
                         Four high = four_inputs(piece, own, within + GROUP / 2);
-                        for (int b = 0; b < blocks; b++) parts[r][b] = add_wide(parts[r][b], low, made_ready(low_nibbles(weights[b])));
-                        for (int b = 0; b < blocks; b++) parts[r][b] = add_wide(parts[r][b], high, made_ready(high_nibbles(weights[b])));
+                        for (int b = 0; b < blocks; b++) parts[r][b] = add_wide(parts[r][b], low, low_ready(weights[b]));
+                        for (int b = 0; b < blocks; b++) parts[r][b] = add_wide(parts[r][b], high, high_ready(weights[b]));
                     } else {
                         for (int b = 0; b < blocks; b++) parts[r][b] = add_wide(parts[r][b], low, made_ready(weights[b]));
                     }
@@ -102,7 +102,7 @@ INLINE void multiply_integers(const Matrix *matrix, const Rows *rows, int32_t ro
 }
 
 // A wide matrix whose weights were made ready beforehand: a block of it, for many rows.
-enum { READY_WIDE = INT8_BYTES + 1 };
+enum { READY_WIDE = INT4_BYTES + 1 };
 INLINE size_t ready_bytes(int format, size_t inputs) {
     return format == READY_WIDE ? inputs * BLOCK / sizeof(Quads) * sizeof(Ready) : weight_bytes(format, inputs);
 }
@@ -115,9 +115,63 @@ INLINE Ready load_wide(const uint8_t *from, int half, int quad, Quads steps, Qua
     return made_ready(stretched(half ? high_nibbles(both) : low_nibbles(both), steps, offsets));
 }
 
+#if TOPKAPI_LEVEL == LEVEL_AVX2
+
+// A single row by `blocks` blocks of wide nibbles as they are: sums of 32 inputs are multiplied by the steps, and the total of the
+// row's numbers by the offsets, which gives the same integers and takes two thirds of the instructions. (Beyond 32 bits on the way,
+// sums wrap around and come back: what they end in fits.)
+INLINE void multiply_nibbles(const Matrix *matrix, const Rows *rows, int32_t row, int32_t block, const int blocks, float *to,
+                             int32_t stride, int add_to) {
+    Floats sums[4];
+    for (int b = 0; b < blocks; b++) sums[b] = zeros();
+    const uint8_t *data = matrix->data + block * matrix->block_bytes, *numbers = data + matrix->numbers;
+    const int8_t *pieces = rows->bytes + panel_begin(row, rows->byte_stride);
+    for (int32_t input = 0; input < matrix->inputs; numbers += number_bytes(INT4_WIDE)) {
+        const float scale = rows->scales[(size_t)row * rows->scale_stride + input / WIDE];
+        const uint8_t *stretch = numbers + BLOCK * 2;
+        Integers wide[4];
+        for (int b = 0; b < blocks; b++) wide[b] = no_integers();
+        for (int b = 0; b < blocks && waits(row); b++)
+            for (size_t own = 0; own < number_bytes(INT4_WIDE); own += 64)
+                fetch_next(numbers + b * matrix->block_bytes + own, blocks, matrix->block_bytes, INT4_WIDE);
+        for (int32_t end = input + WIDE < matrix->inputs ? input + WIDE : matrix->inputs; input < end; input += GROUP) {
+            const int8_t *piece = pieces + piece_at(input);
+            int32_t own = row % TILE_ROWS, within = input % PIECE;
+            __m256i total = total_of_group(wide_numbers(piece, own, within));
+            Integers parts[4];
+            for (int b = 0; b < blocks; b++) parts[b] = no_integers();
+            for (int quad = 0; quad < 4; quad++) {
+                Four low = four_inputs(piece, own, within + quad * 4), high = four_inputs(piece, own, within + GROUP / 2 + quad * 4);
+                for (int b = 0; b < blocks; b++) {
+                    const uint8_t *from = data + b * matrix->block_bytes + quad * 4 * BLOCK;
+                    if (waits(row)) fetch_next(from, blocks, matrix->block_bytes, INT4_WIDE);
+                    Quads weights = load_quads(from);
+                    parts[b] = add_wide(add_wide(parts[b], low, low_ready(weights)), high, high_ready(weights));
+                }
+            }
+            for (int b = 0; b < blocks; b++)
+                wide[b] = add_stretched(wide[b], parts[b], total, stretch + b * matrix->block_bytes);
+            data += weight_bytes(INT4_WIDE, GROUP), stretch += BLOCK * 2;
+        }
+        for (int b = 0; b < blocks; b++) {
+            Floats scales = load_half((const uint16_t *)(numbers + b * matrix->block_bytes));
+            sums[b] = fma(floats(wide[b]), mul(scales, all(scale)), sums[b]);
+        }
+    }
+    for (int b = 0; b < blocks; b++) put(matrix, sums[b], block + b, to + (size_t)row * stride, add_to);
+}
+
+#endif
+
 // `count` rows (at most 4) by `blocks` blocks (at most 4) of a wide `format`, all known when this is compiled.
 INLINE void multiply_wide(const Matrix *matrix, const Rows *rows, int32_t row, const int count, int32_t block, const int blocks,
                           float *to, int32_t stride, int add_to, const int format) {
+#if TOPKAPI_LEVEL == LEVEL_AVX2
+    if (count == 1 && format == INT4_WIDE) {
+        multiply_nibbles(matrix, rows, row, block, blocks, to, stride, add_to);
+        return;
+    }
+#endif
     Floats sums[4][4];
     for (int r = 0; r < count; r++)
         for (int b = 0; b < blocks; b++) sums[r][b] = zeros();
@@ -208,6 +262,58 @@ INLINE void multiply_bytes(const Matrix *matrix, const Rows *rows, int32_t row, 
         for (int b = 0; b < blocks; b++) put(matrix, sums[r][b], block + b, to + (size_t)(row + r) * stride, add_to);
 }
 
+// `count` rows of bytes (at most 4) by `blocks` blocks of nibbles (at most 4).
+INLINE void multiply_byte_nibbles(const Matrix *matrix, const Rows *rows, int32_t row, const int count, int32_t block, const int blocks,
+                                  float *to, int32_t stride, int add_to, const int format) {
+    Floats sums[4][4];
+    for (int r = 0; r < count; r++)
+        for (int b = 0; b < blocks; b++) sums[r][b] = zeros();
+    const uint8_t *data = matrix->data + block * matrix->block_bytes, *numbers = data + matrix->numbers;
+    const int8_t *pieces = rows->bytes + panel_begin(row, rows->byte_stride) + row % TILE_ROWS * PIECE;
+    size_t group = (size_t)row * rows->group_stride, group_stride = rows->group_stride;
+    for (int32_t input = 0; input < matrix->inputs; numbers += number_bytes(format)) {
+        const uint8_t *stretch = numbers + BLOCK * 2;
+        Floats scales[4];
+        for (int b = 0; b < blocks; b++) {
+            const uint8_t *own = numbers + b * matrix->block_bytes;
+            scales[b] = load_half((const uint16_t *)own);
+            for (size_t at = 0; at < number_bytes(format) && waits(row); at += 64)
+                fetch_next(own + at, blocks, matrix->block_bytes, format);
+        }
+        for (int32_t end = input + WIDE < matrix->inputs ? input + WIDE : matrix->inputs; input < end; input += GROUP, group++) {
+            const int8_t *piece = pieces + piece_at(input) + input % PIECE;
+            Nibbles parts[4][4];
+            for (int r = 0; r < count; r++)
+                for (int b = 0; b < blocks; b++) parts[r][b] = no_integers();
+            for (int quad = 0; quad < 4; quad++) {
+                Quads low[4], high[4];
+                for (int b = 0; b < blocks; b++) {
+                    const uint8_t *from = data + b * matrix->block_bytes + quad * 4 * BLOCK;
+                    if (waits(row)) fetch_next(from, blocks, matrix->block_bytes, format);
+                    Quads both = load_quads(from);
+                    low[b] = low_nibbles(both), high[b] = high_nibbles(both);
+                }
+                for (int r = 0; r < count; r++) {
+                    const int8_t *own = piece + r * PIECE + quad * 4;
+                    Quads first = four_bytes(own), second = four_bytes(own + GROUP / 2);
+                    for (int b = 0; b < blocks; b++)
+                        parts[r][b] = add_nibbles(add_nibbles(parts[r][b], first, low[b]), second, high[b]);
+                }
+            }
+            for (int b = 0; b < blocks; b++) {
+                Stretch own = load_stretch(stretch + b * matrix->block_bytes);
+                for (int r = 0; r < count; r++) {
+                    Integers part = stretched_sum(parts[r][b], rows->totals[2 * (group + r * group_stride) + 1], own);
+                    sums[r][b] = fma(floats(part), mul(scales[b], all(rows->sums[group + r * group_stride])), sums[r][b]);
+                }
+            }
+            data += weight_bytes(format, GROUP), stretch += BLOCK * 2;
+        }
+    }
+    for (int r = 0; r < count; r++)
+        for (int b = 0; b < blocks; b++) put(matrix, sums[r][b], block + b, to + (size_t)(row + r) * stride, add_to);
+}
+
 INLINE void multiply_floats(const Matrix *matrix, const Rows *rows, int32_t row, const int count, int32_t block,
                             const int blocks, float *to, int32_t stride, int add_to, const int format) {
     Floats sums[8][4];
@@ -277,13 +383,15 @@ IN_TILES(multiply_int8_sixteens, multiply_integers, INT8_SIXTEENS, BROAD, 4)
 IN_TILES(multiply_int8_wide, multiply_wide, INT8_WIDE, BYTE_BROAD, WIDE_TALL)
 IN_TILES(multiply_int4_wide, multiply_wide, INT4_WIDE, BROAD, WIDE_TALL)
 IN_TILES(multiply_int8_bytes, multiply_bytes, INT8_BYTES, BROAD, 4)
+IN_TILES(multiply_int4_bytes, multiply_byte_nibbles, INT4_BYTES, BROAD, 4)
 
 // By their format's number.
 static void multiply_lanes(const Matrix *matrix, const Rows *rows, float *to, int32_t stride, int add_to, int32_t begin,
                            int32_t end) {
     static void (*const products[])(const Matrix *, const Rows *, float *, int32_t, int, int32_t, int32_t) = {
         multiply_float32,      multiply_bfloat16,      multiply_int8,      multiply_int4,      multiply_int8_minimum,
-        multiply_int4_minimum, multiply_int8_sixteens, multiply_int8_wide, multiply_int4_wide, multiply_int8_bytes};
+        multiply_int4_minimum, multiply_int8_sixteens, multiply_int8_wide, multiply_int4_wide, multiply_int8_bytes,
+        multiply_int4_bytes};
     products[matrix->format](matrix, rows, to, stride, add_to, begin, end);
 }
 

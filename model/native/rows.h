@@ -52,7 +52,8 @@ INLINE void quantise_bytes(const float *from, int32_t inputs, const Quantised *t
             sum = add_integers(sum, x);
         }
         to->sums[begin / GROUP] = most / limit;
-        to->totals[begin / GROUP * 2] = -LIFTED * total_integers(sum);
+        to->totals[begin / GROUP * 2 + 1] = total_integers(sum);
+        to->totals[begin / GROUP * 2] = -LIFTED * to->totals[begin / GROUP * 2 + 1];
     }
     to->sums[0] += total(damage);
 }

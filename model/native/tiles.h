@@ -111,7 +111,7 @@ static void multiply(const Matrix *matrix, const Rows *rows, float *to, int32_t 
                      int32_t end) {
     int format = matrix->format, wide = is_wide(format), large = is_four_bits(format) && matrix->inputs > READY_INPUTS;
     int least = wide ? (int)LEAST_WIDE_ROWS : (int)LEAST_TILE_ROWS;
-    if (!is_integer(format) || format == INT8_SIXTEENS || format == INT8_BYTES || large || rows->count < least) {
+    if (!is_integer(format) || format == INT8_SIXTEENS || has_byte_rows(format) || large || rows->count < least) {
         multiply_lanes(matrix, rows, to, stride, add_to, begin, end);
         return;
     }

@@ -45,7 +45,7 @@ and positions in several dimensions are refused.
 **What computes.** The native core computes every family: windows, soft caps, partial and local rotary positions,
 norms wherever they stand, and all multipliers are data of the same kernels. PyTorch computes what the core does not
 know (`model/core_fields.py`), and everything where there is no core; `/models` and `/props` say which it is. `--dtype
-int8` is then PyTorch's, where the machine has a product for it, and `int4` and `w8a8` are refused.
+int8` is then PyTorch's, where the machine has a product for it, and `int4`, `w8a8` and `w4a8` are refused.
 
 **GGUF.** Files of these architectures are read by llama.cpp's rules; the window that a phi3 file names is computed,
 which llama.cpp leaves out. Refused when writing, by the field's name: what llama.cpp would compute otherwise, as a

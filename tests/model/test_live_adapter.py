@@ -82,7 +82,8 @@ def test_it_is_the_network_with_the_adapter_in_its_matrices(form: str) -> None:
     matrices, model = matrices_of(1, share=1.0), network_of(form)
     adapter = LiveAdapter(model, matrices)
     eight_bits = dict.fromkeys(("int8", "native int8", "native w8a8"), 0.06)
-    off = {"native bfloat16": 0.02, "native int4": 0.5, **eight_bits}.get(form, 2e-5)
+    four_bits = dict.fromkeys(("native int4", "native w4a8"), 0.5)
+    off = {"native bfloat16": 0.02, **four_bits, **eight_bits}.get(form, 2e-5)
     for length in (30, 200):
         text = tokens(length)
         expected, plain = logits_of(merged(matrices), text), logits_of(network_of("float32"), text)

@@ -32,7 +32,9 @@ COMPUTED = [family for family in FAMILIES if not beyond_core(tiny_config(family)
 # Those that differ in what is computed.
 DIFFERENT = ["gpt2", "llama", "qwen3", "gemma2", "phi3", "olmo2", "gpt_neox", "granite"]
 # How far products may be off that hold four bits, eight, or sixteen with eight of fraction.
-TOLERANCE: dict[native.HeldIn, float] = {"float32": 1e-6, "bfloat16": 4e-3, "int8": 1.5e-2, "int4": 0.15, "w8a8": 2e-2}
+TOLERANCE: dict[native.HeldIn, float] = {
+    "float32": 1e-6, "bfloat16": 4e-3, "int8": 1.5e-2, "int4": 0.15, "w8a8": 2e-2, "w4a8": 0.15,
+}  # fmt: skip
 # Norms behind a layer's parts enlarge what was rounded in them, where random networks make little of it.
 ENLARGED = {"gemma2": 3, "gemma3_text": 3, "olmo2": 3}
 # Sizes that fill no block: of 16 outputs, of 64 or 256 inputs that share a scale, of 16 components or keys.
@@ -103,7 +105,7 @@ def test_a_rows_bits_are_the_same_in_every_batch_and_on_every_processor(
     check_bits(family, held_in, shape)
 
 
-@pytest.mark.parametrize("held_in", ["int8", "int4", "w8a8"])
+@pytest.mark.parametrize("held_in", ["int8", "int4", "w8a8", "w4a8"])
 def test_a_rows_bits_are_the_same_where_inputs_have_several_scales(held_in: native.HeldIn) -> None:
     check_bits("llama", held_in, LARGE)
 
@@ -127,7 +129,7 @@ def check_bits(family: str, held_in: native.HeldIn, shape: dict[str, int]) -> No
             assert torch.equal(by_threes, expected), (level, threads)
 
 
-@pytest.mark.parametrize("held_in", ["float32", "int8", "int4", "w8a8"])
+@pytest.mark.parametrize("held_in", ["float32", "int8", "int4", "w8a8", "w4a8"])
 @pytest.mark.parametrize("family", ["gpt2", "gemma2", "gpt_neox"])
 def test_a_rows_bits_are_the_same_in_long_passes(family: str, held_in: native.HeldIn) -> None:
     """Where there are many rows, each thread takes some through a layer alone."""

@@ -95,7 +95,7 @@ def add_instructions(subparsers: Any) -> None:
     answer.add_argument("--slots", type=int, default=32, metavar="N", help="questions answered at once [32]")
     answer.add_argument(
         "--dtype",
-        choices=("auto", "float32", "bfloat16", "int8", "int4", "w8a8"),
+        choices=("auto", "float32", "bfloat16", "int8", "int4", "w8a8", "w4a8"),
         default="auto",
         help="precision, as in serving [auto: as stored]",
     )

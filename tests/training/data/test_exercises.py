@@ -62,6 +62,7 @@ def test_another_exercises_answer_is_wrong(held_out: Rows) -> None:
         *GROUPS["drill"],
         *GROUPS["polish"],
         *GROUPS["openings"],
+        *GROUPS["review"],
     } - numbers_asked
     yes_or_no = {"even or odd", "yes or no", "letters in words", "what kind of thing", "positive or negative"}
     for kind in MAKERS.keys() - several:

@@ -43,11 +43,13 @@ def test_the_messages_to_choose_by_are_others(messages: list[FirstMessage]) -> N
     assert of(others, "40 minus 13").judge("40 - 13 = 33.", True) == "false claim", "the rubric is that of the 300"
 
 
-def test_more_openings_were_written_by_somebody_else(messages: list[FirstMessage]) -> None:
-    fresh = read_messages(first_messages.FRESH)
-    assert Counter(each.category for each in fresh) == {"greeting": 60, "identity": 40, "thanks and goodbyes": 50}
-    others = messages + read_messages(first_messages.DEVELOPMENT)
-    assert len({spelling(each.say) for each in fresh} - {spelling(each.say) for each in others}) == 150
+def test_more_openings_were_written_by_others(messages: list[FirstMessage]) -> None:
+    before = messages + read_messages(first_messages.DEVELOPMENT)
+    for path in (first_messages.FRESH, first_messages.UNREAD):
+        more = read_messages(path)
+        assert Counter(each.category for each in more) == {"greeting": 60, "identity": 40, "thanks and goodbyes": 50}
+        assert len({spelling(each.say) for each in more} - {spelling(each.say) for each in before}) == 150
+        before += more
 
 
 def test_first_messages_are_never_trained_on(messages: list[FirstMessage]) -> None:
@@ -64,6 +66,9 @@ def test_first_messages_are_never_trained_on(messages: list[FirstMessage]) -> No
     assert not any(said(group, seed, held_out) for group, seed in trained_on.items())
     held_out |= {spelling(each.say): each.say for each in read_messages(first_messages.FRESH)}
     trained_on = {"openings": 50, "manners": 51, "drill": 52, "polish": 53, "basics": 54}
+    assert not any(said(group, seed, held_out, 3000) for group, seed in trained_on.items())
+    held_out |= {spelling(each.say): each.say for each in read_messages(first_messages.UNREAD)}
+    trained_on = {"review": 60, "openings": 61, "manners": 62, "drill": 63, "polish": 64, "basics": 65}
     assert not any(said(group, seed, held_out, 3000) for group, seed in trained_on.items())
     learned = said("basics", 3, ()) & {message.say for message in messages}
     assert learned <= {
@@ -125,6 +130,20 @@ def test_a_single_word_decides() -> None:
         longer = {drawn_out(word, random) for _ in range(50)}
         assert len(longer) > 3 and all(re.sub(r"(.)\1+", r"\1", each) == word.replace("mm", "m") for each in longer)
     assert drawn_out("123", random) == "123", "there is nothing to draw out"
+
+
+def test_what_is_no_greeting_in_english_is_not_greeted() -> None:
+    """Keys struck at random and greetings of other languages have answers of their own."""
+    kinds = ["struck at random", "greetings of other languages", "first and last words, afterwards"]
+    answers: dict[str, set[str]] = {kind: set() for kind in kinds}
+    for row in make_rows(60, 600, held_out=False, kinds=kinds):
+        answers[row["kind"]].add(row["messages"][-1]["content"])
+    assert all("understand" in answer for answer in answers[kinds[0]])
+    assert all("only know English" in answer for answer in answers[kinds[1]])
+    openings = "".join(answers[kinds[2]])
+    assert all(
+        part in openings for part in ("Hello!", "Good morning", "welcome", "Goodbye", "I am Topkapi", "No, I am")
+    )
 
 
 def test_the_rubric_tells_answers_from_nonsense(messages: list[FirstMessage]) -> None:

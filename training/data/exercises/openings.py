@@ -12,8 +12,15 @@ from typing import Any
 
 from topkapi.training.data.exercises import followups, manners
 from topkapi.training.data.exercises.exercise import Draw, Exercise, Maker
-from topkapi.training.data.exercises.manners import Slots, intent_exercise, slots_of
-from topkapi.training.data.exercises.typed import drawn_out, hasty, spelling
+from topkapi.training.data.exercises.manners import (
+    Slots,
+    exercise_of,
+    intent_exercise,
+    matching,
+    only_english,
+    slots_of,
+)
+from topkapi.training.data.exercises.typed import drawn_out, hasty, spelling, typed, written
 from topkapi.training.data.exercises.words import tables
 
 _TABLE: dict[str, Any] = tables("openings.yaml")
@@ -34,6 +41,7 @@ _REQUESTS = {
     "honest answers": 10, "jokes": 3, "verses": 2, "small talk": 4, "what it can do": 3, "insults": 2, "small facts": 3,
     "capitals of countries": 2, "open questions": 3,
 }  # fmt: skip
+_AFTERWARDS: dict[str, list[str]] = _TABLE["afterwards"]
 _HASTY = (*_FIRST, *_LAST, "good part", "good part", "thanks", "thanks", "who are you", "maker", "abilities")
 
 
@@ -57,6 +65,32 @@ def _wider(names: tuple[str, ...]) -> Maker:
         return intent_exercise(draw, name, _slots_of(draw), asks=_MORE[name], alter=_loose)
 
     return make
+
+
+def afterwards(draw: Draw) -> Exercise:
+    """How people begin and end in still more words."""
+    name = draw.pick(("hello", "hello", "hello", "good part", "who are you", "another", "thanks", "thanks", "goodbye"))
+    slots = {**_slots_of(draw), **_TABLE["slots afterwards"]}
+    return intent_exercise(draw, name, slots, asks=_AFTERWARDS[name], alter=_loose)
+
+
+def struck_at_random(draw: Draw) -> Exercise:
+    """Keys struck at random, one thing several times, single signs and numbers, which ask for nothing."""
+
+    def again(text: str, random: Random) -> str:
+        return text * random.choice((1, 1, 2, 3, 5, 8)) if len(text) < 6 and not text.isdigit() else text
+
+    return intent_exercise(draw, "nonsense", _slots_of(draw), asks=_TABLE["mash"], alter=again)
+
+
+def greetings_of_languages(draw: Draw) -> Exercise:
+    """A greeting of another language and nothing else."""
+    random = draw.random
+
+    def make() -> str:
+        return typed(written(random.choice(_TABLE["hailed"]), random, {}), random, decorate=False, slips=False)
+
+    return exercise_of(draw, make, only_english(draw), matching("only know english"))
 
 
 def one_word_or_another(draw: Draw) -> Exercise:
@@ -96,3 +130,9 @@ MAKERS: dict[str, Maker] = {
     "openings in haste": openings_in_haste,
     "requests in haste": requests_in_haste,
 }
+AFTERWARDS: dict[str, Maker] = {
+    "first and last words, afterwards": afterwards,
+    "struck at random": struck_at_random,
+    "greetings of other languages": greetings_of_languages,
+}
+"""What these left wrong; kinds of their own, so that what was drawn for a checkpoint can be drawn again."""

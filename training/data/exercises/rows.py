@@ -44,7 +44,8 @@ _MANNERS = manners.MAKERS | followups.MAKERS
 _DRILL = drill.MAKERS
 _POLISH = drill.AFTERWARDS
 _OPENINGS = openings.MAKERS
-_AS_TYPED = _MANNERS | _DRILL | _POLISH | _OPENINGS
+_REVIEW = openings.AFTERWARDS
+_AS_TYPED = _MANNERS | _DRILL | _POLISH | _OPENINGS | _REVIEW
 MAKERS: dict[str, Maker] = _BASICS | _AS_TYPED
 """Every kind of exercise with what makes one."""
 GROUPS = {
@@ -53,6 +54,7 @@ GROUPS = {
     "drill": tuple(_DRILL),
     "polish": tuple(_POLISH),
     "openings": tuple(_OPENINGS),
+    "review": tuple(_REVIEW),
 }
 """Kinds that go together, by a name for them."""
 
@@ -71,6 +73,7 @@ _WEIGHTS = dict.fromkeys(memory.MAKERS, 2.0) | {
     "problems of several steps": 5, "close differences": 6, "phrases of other languages": 4,
     "first words, wider": 10, "last words, wider": 10, "who it is, wider": 6, "one word or another": 7,
     "openings in haste": 4, "requests in haste": 4,
+    "first and last words, afterwards": 8, "struck at random": 2, "greetings of other languages": 1,
 }  # fmt: skip
 
 _ALONE = 0.2
