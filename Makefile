@@ -48,10 +48,11 @@ $(DONE): pyproject.toml $(LOCK) install_torch.py $(NATIVE) $(if $(wildcard $(BEG
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@rm $(BEGUN) && touch $@
 
+# Most of what the tools bring is never imported: what is gets compiled then.
 $(TOOLS): $(DONE) $(TOOLS_LOCK)
 	@touch $(BEGUN)
 	@echo 'Installing about 80 more packages from $(TOOLS_LOCK), to lint and test; this takes a minute'
-	$(PIP) install --quiet --no-deps -r $(TOOLS_LOCK)
+	$(PIP) install --quiet --no-deps --no-compile -r $(TOOLS_LOCK)
 	@rm $(BEGUN) && touch $@
 
 .PHONY: rebuild
@@ -139,6 +140,7 @@ CHAT := $(RUNS)/chat-data
 MANNERS := $(RUNS)/manners-data
 DRILL := $(RUNS)/drill-data
 OPENINGS := $(RUNS)/openings-data
+REVIEW := $(RUNS)/review-data
 .PHONY: checkpoints
 checkpoints: install  ## make the default checkpoints anew from CORPUS and INSTRUCTIONS, in hours; call again to continue
 	[ -d $(RUNS)/tokenizer ] || $(BIN)/topkapi tokenizer train $(CORPUS)/c*.jsonl.bz2 $(CORPUS)/w*.jsonl.bz2 \
@@ -209,6 +211,26 @@ checkpoints: install  ## make the default checkpoints anew from CORPUS and INSTR
 	  --out $(RUNS)/topkapi-chat-openings-cooldown --resume $(ARGS)
 	[ -d $(RUNS)/topkapi-chat-openings-average ] || $(BIN)/topkapi export average $(RUNS)/topkapi-chat-average \
 	  $(RUNS)/topkapi-chat-openings-cooldown/last $(RUNS)/topkapi-chat-openings-average --part 0.55
+	@[ -d $(REVIEW) ] || (set -ex; rm -rf $(REVIEW).new; mkdir -p $(REVIEW).new; out="--out $(abspath $(REVIEW)).new"; \
+	  first="$(abspath $(REVIEW)).new/first.txt"; cp $(abspath $(OPENINGS))/first.txt $$first; \
+	  $(BIN)/python -m benchmarks.first_messages --unread --list >> $$first; \
+	  topkapi="$(abspath $(BIN))/topkapi instructions"; cd $(INSTRUCTIONS); \
+	  $$topkapi make --kinds review --count 8000 --seed 60 --steps --except $$first $$out/review.jsonl; \
+	  $$topkapi make --kinds openings --count 20000 --seed 61 --steps --except $$first $$out/openings.jsonl; \
+	  $$topkapi make --kinds manners --count 24000 --seed 62 --steps --except $$first $$out/manners.jsonl; \
+	  $$topkapi make --kinds drill --count 14000 --seed 63 --steps --except $$first $$out/drill.jsonl; \
+	  $$topkapi make --kinds polish --count 8000 --seed 64 --steps --except $$first $$out/polish.jsonl; \
+	  $$topkapi make --kinds basics --count 20000 --seed 65 --steps --except $$first $$out/made.jsonl; \
+	  $$topkapi make --count 14000 --seed 66 --steps --except $$first $$out/hard.jsonl --kinds $(HARD) $(HARD_STILL); \
+	  $$topkapi make --count 12000 --seed 67 --steps --except $$first $$out/sums.jsonl \
+	    --kinds addition subtraction multiplication 'sums as typed' 'problems of one step'; \
+	  $$topkapi make --kinds multiplication --count 4000 --seed 68 --steps --except $$first $$out/products.jsonl; \
+	  $(HONEST); \
+	  mv $(abspath $(REVIEW)).new $(abspath $(REVIEW)))
+	$(BIN)/topkapi finetune topkapi-chat-review --checkpoint $(RUNS)/topkapi-chat-openings-average --data $(REVIEW)/*.jsonl \
+	  --out $(RUNS)/topkapi-chat-review --resume $(ARGS)
+	[ -d $(RUNS)/topkapi-chat-review-average ] || $(BIN)/topkapi export average $(RUNS)/topkapi-chat-openings-average \
+	  $(RUNS)/topkapi-chat-review/last $(RUNS)/topkapi-chat-review-average --part 0.7
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
