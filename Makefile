@@ -33,7 +33,8 @@ tools: $(TOOLS)  ## add what linting and testing need
 
 # An environment whose install was interrupted, or whose interpreter is gone, is made anew.
 # The locks are complete, so pip has nothing to resolve but what torch's own build asks for (see install_torch.py);
-# setuptools is in them, so that building topkapi itself needs no second, unpinned environment.
+# setuptools is in them, so that building topkapi itself needs no second, unpinned environment. The core is compiled while
+# pip fetches and unpacks; where that fails, building topkapi tries again and says why.
 NATIVE := $(wildcard setup.py model/native/*.cpp model/native/*.h)
 $(DONE): pyproject.toml $(LOCK) install_torch.py $(NATIVE) $(if $(wildcard $(BEGUN)),rebuild) $(if $(wildcard $(BIN)/python),,rebuild)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -42,9 +43,11 @@ $(DONE): pyproject.toml $(LOCK) install_torch.py $(NATIVE) $(if $(wildcard $(BEG
 	@if [ -e $(BEGUN) ] || ! [ -x $(BIN)/python ]; then rm -rf $(VENV); fi
 	@mkdir -p $(VENV) && touch $(BEGUN)
 	$(PYTHON) -m venv $(VENV)
-	@echo 'Installing about 80 packages from $(LOCK), then torch; this takes a minute or two'
-	grep -v '^torch==' $(LOCK) | $(PIP) install --quiet --no-deps -r /dev/stdin
-	$(BIN)/python install_torch.py $(TORCH_ARGS)
+	@echo 'Installing about 80 packages from $(LOCK), then torch, and compiling the core; this takes a minute or two'
+	@grep '^setuptools==' $(LOCK) | $(PIP) install --quiet --no-deps -r /dev/stdin
+	$(BIN)/python setup.py --quiet build_ext --inplace >/dev/null 2>&1 & \
+	  grep -v '^torch==' $(LOCK) | $(PIP) install --quiet --no-deps -r /dev/stdin && \
+	  $(BIN)/python install_torch.py $(TORCH_ARGS); failed=$$?; wait; exit $$failed
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@rm $(BEGUN) && touch $@
 

@@ -5,8 +5,10 @@ Where there is no C++ compiler, or it fails, the package is installed without th
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from setuptools.command.build_ext import build_ext
 
 CORE = "topkapi.model.native._core"
 SOURCES = Path("model/native")
+BESIDE_THEM = SOURCES / "_core.so"
 # Products and sums are not contracted, which would round differently on each instruction set. No -march either: a file
 # has the instructions of its level, and which one runs is chosen at run time.
 FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-pthread"]
@@ -30,8 +33,22 @@ DIGEST = hashlib.sha256(
 FLAGS.append(f'-DTOPKAPI_SOURCES="{DIGEST}"')
 
 
+def is_built(path: Path) -> bool:
+    """Whether the core at `path` is one for this machine, of the sources that are here."""
+    try:
+        core = ctypes.CDLL(str(path.resolve()))
+        core.topkapi_sources.restype = ctypes.c_char_p
+    except (OSError, AttributeError):
+        return False
+    return bool(core.topkapi_sources() == DIGEST.encode())
+
+
 class BuildCore(build_ext):
-    """Compiles the files of the core side by side, as a library for ctypes instead of a module of Python."""
+    """Compiles the files of the core side by side, as a library for ctypes instead of a module of Python.
+
+    The one beside the sources is taken where it is of them (not with --force, for other flags): the Makefile compiles
+    it while pip fetches packages.
+    """
 
     def get_ext_filename(self, fullname: str) -> str:
         return os.path.join(*fullname.split(".")) + ".so"
@@ -40,6 +57,12 @@ class BuildCore(build_ext):
         return []
 
     def build_extension(self, ext: Extension) -> None:
+        if is_built(BESIDE_THEM) and not self.force:
+            path = Path(self.get_ext_fullpath(ext.name))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not (path.exists() and path.samefile(BESIDE_THEM)):
+                shutil.copy2(BESIDE_THEM, path)
+            return
         compile_files = self.compiler.compile
 
         def side_by_side(sources: list[str], **options: object) -> list[str]:
