@@ -44,7 +44,7 @@ $(DONE): pyproject.toml $(LOCK) install_torch.py $(NATIVE) $(if $(wildcard $(BEG
 	@mkdir -p $(VENV) && touch $(BEGUN)
 	$(PYTHON) -m venv $(VENV)
 	@echo 'Installing about 80 packages from $(LOCK), then torch, and compiling the core; this takes a minute or two'
-	@grep '^setuptools==' $(LOCK) | $(PIP) install --quiet --no-deps -r /dev/stdin
+	@$(PIP) install --quiet --no-deps $$(grep -o '^setuptools==[^ ;]*' $(LOCK))
 	$(BIN)/python setup.py --quiet build_ext --inplace >/dev/null 2>&1 & \
 	  grep -v '^torch==' $(LOCK) | $(PIP) install --quiet --no-deps -r /dev/stdin && \
 	  $(BIN)/python install_torch.py $(TORCH_ARGS); failed=$$?; wait; exit $$failed
@@ -76,8 +76,8 @@ test: lint  ## lint, then run the tests
 test-all: lint  ## lint, then run the tests with the slow ones
 	$(PARALLEL) $(ARGS)
 
-# What depends on the processor, on the kernels of older ones: oneDNN's for AVX2, PyTorch's own for AVX2 and for none.
-# In one process, with as many threads as there are cores. The native core has instructions of its own, whatever theirs.
+# What depends on the processor, on the kernels of older ones: oneDNN's for AVX2, PyTorch's own for AVX2, in one process with as
+# many threads as there are cores, and for none, with one thread. The native core has instructions of its own, whatever theirs.
 PROCESSOR_TESTS := $(addprefix tests/,$(addsuffix .py,$(addprefix model/test_,quantize invariance families nf4) \
   model/storage/test_checkpoint model/decoding/test_speculation training/recipes/test_arguments))
 # What is served through the native core, by PyTorch. (That the core's bits are those of its plainest instructions is
@@ -85,7 +85,7 @@ PROCESSOR_TESTS := $(addprefix tests/,$(addsuffix .py,$(addprefix model/test_,qu
 SERVED_TESTS := $(addprefix tests/,service/test_invariance.py service/api/native model/storage/test_gguf.py)
 test-processor: tools  ## run the tests that depend on the processor as on one with AVX2 and without VNNI
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m "not slow" -k "not native" $(PROCESSOR_TESTS) $(ARGS)
-	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=default $(PYTEST) -m "not slow" -k "not native" $(PROCESSOR_TESTS) $(ARGS)
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=default $(PARALLEL) -m "not slow" -k "not native" $(PROCESSOR_TESTS) $(ARGS)
 	TOPKAPI_NATIVE=0 $(PARALLEL) -m "not slow" $(SERVED_TESTS) $(ARGS)
 
 lint: tools  ## ruff and mypy
@@ -144,6 +144,7 @@ MANNERS := $(RUNS)/manners-data
 DRILL := $(RUNS)/drill-data
 OPENINGS := $(RUNS)/openings-data
 REVIEW := $(RUNS)/review-data
+SAID := $(RUNS)/said-data
 .PHONY: checkpoints
 checkpoints: install  ## make the default checkpoints anew from CORPUS and INSTRUCTIONS, in hours; call again to continue
 	[ -d $(RUNS)/tokenizer ] || $(BIN)/topkapi tokenizer train $(CORPUS)/c*.jsonl.bz2 $(CORPUS)/w*.jsonl.bz2 \
@@ -234,6 +235,13 @@ checkpoints: install  ## make the default checkpoints anew from CORPUS and INSTR
 	  --out $(RUNS)/topkapi-chat-review --resume $(ARGS)
 	[ -d $(RUNS)/topkapi-chat-review-average ] || $(BIN)/topkapi export average $(RUNS)/topkapi-chat-openings-average \
 	  $(RUNS)/topkapi-chat-review/last $(RUNS)/topkapi-chat-review-average --part 0.7
+	@[ -d $(SAID) ] || (set -ex; rm -rf $(SAID).new; cp -r $(REVIEW) $(SAID).new; \
+	  $(BIN)/topkapi instructions make --kinds said --count 12000 --seed 70 --steps --except $(REVIEW)/first.txt \
+	    --out $(SAID).new/said.jsonl; mv $(SAID).new $(SAID))
+	$(BIN)/topkapi finetune topkapi-chat-said --checkpoint $(RUNS)/topkapi-chat-review-average --data $(SAID)/*.jsonl \
+	  --out $(RUNS)/topkapi-chat-said --resume $(ARGS)
+	[ -d $(RUNS)/topkapi-chat-said-average ] || $(BIN)/topkapi export average $(RUNS)/topkapi-chat-review-average \
+	  $(RUNS)/topkapi-chat-said/last $(RUNS)/topkapi-chat-said-average --part 0.7
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

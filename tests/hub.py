@@ -263,7 +263,7 @@ def running_hub() -> Iterator[Hub]:
         servers.append(ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (handler,), {"hub": hub})))
     hub.url = f"http://127.0.0.1:{servers[0].server_port}"
     hub.storage = f"http://localhost:{servers[1].server_port}"
-    threads = [threading.Thread(target=server.serve_forever, daemon=True) for server in servers]
+    threads = [threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True) for server in servers]
     for thread in threads:
         thread.start()
     try:

@@ -34,6 +34,9 @@ case "$*" in *"$BREAK"*) [ -z "$BREAK" ] ;; esac
 class Checkout:
     """A copy of the files that install, whose Python only notes what it was asked."""
 
+    compiled: list[int]
+    """Which of the last calls compiled the core."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
         for name in INSTALLED:
@@ -41,15 +44,16 @@ class Checkout:
         (path / "stand-in").write_text(STAND_IN)
         (path / "stand-in").chmod(0o755)
 
-    def make(self, target: str, *, fails_at: str = "") -> list[str]:
-        """Runs `make target`; returns what it installed, in order. A call that contains `fails_at` fails."""
+    def make(self, target: str, *, fails_at: str = "", goes_on: bool = False) -> list[str]:
+        """Runs `make target`; returns what it installed, in order. A call that contains `fails_at` fails, and with it
+        all, unless it `goes_on`."""
         calls = self.path / "calls"
         calls.write_text("")
         environment = {"PATH": os.environ["PATH"], "BREAK": fails_at}
         ran = subprocess.run(
             ["make", target, "PYTHON=./stand-in"], cwd=self.path, env=environment, capture_output=True, text=True
         )
-        assert (ran.returncode != 0) == bool(fails_at), ran.stderr
+        assert (ran.returncode == 0) == (goes_on or not fails_at), ran.stderr
         steps = {
             "-m venv": "environment",
             "--no-deps -r /dev/stdin": "serving",
@@ -57,7 +61,12 @@ class Checkout:
             "--editable .": "topkapi",
             "-r requirements-dev.lock": "tools",
         }
-        return [name for call in calls.read_text().splitlines() for part, name in steps.items() if part in call]
+        called = calls.read_text().splitlines()
+        self.compiled = [at for at, call in enumerate(called) if "setup.py --quiet build_ext --inplace" in call]
+        for at in self.compiled:
+            assert any("setuptools==" in call for call in called[:at])
+            assert not any("--editable ." in call for call in called[:at])
+        return [name for call in called for part, name in steps.items() if part in call]
 
     def change(self, name: str) -> None:
         """As an edit that comes after everything else."""
@@ -79,6 +88,13 @@ def test_serving_installs_no_tools_and_testing_adds_them(checkout: Checkout) -> 
     assert checkout.make("test") == ["tools"]
     assert checkout.make("test") == []
     assert checkout.make("serve") == [], "what serves is there already"
+
+
+def test_the_core_is_compiled_while_packages_come(checkout: Checkout) -> None:
+    assert checkout.make("install") == SERVING and len(checkout.compiled) == 1
+    assert checkout.make("install") == [] and not checkout.compiled
+    checkout.change("requirements.lock")
+    assert checkout.make("install", fails_at="build_ext", goes_on=True) == SERVING, "the package tries again"
 
 
 def test_testing_alone_installs_both(checkout: Checkout) -> None:
@@ -212,7 +228,7 @@ def test_an_index_answers_or_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
         log_message: Callable[..., None] = lambda *_: None
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server, socket.create_server(("127.0.0.1", 0)) as silent:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         assert install_torch.answers(f"{address}/torch/")
         assert not install_torch.answers(f"{address}/nothing/")

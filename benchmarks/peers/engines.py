@@ -178,7 +178,9 @@ class LlamaCpp:
 
     def _say(self, flag: str) -> str:
         try:
-            done = subprocess.run([self._program, flag], capture_output=True, text=True, timeout=60)
+            # They leave a log where they run.
+            with tempfile.TemporaryDirectory() as scratch:
+                done = subprocess.run([self._program, flag], capture_output=True, text=True, timeout=60, cwd=scratch)
         except OSError as error:
             raise PeerError(f"{self.name}: {error}") from None
         return done.stdout + done.stderr

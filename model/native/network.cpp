@@ -85,11 +85,13 @@ void Network::multiply(const Part &part, const Stack &stack, const Rows &rows, f
     const int TOGETHER = 4;
     int all = 0;
     for (const OwnMatrix &one : stack.parts) all += one.blocks;
-    int units = (all + TOGETHER - 1) / TOGETHER;
-    // Several pieces for each thread, so that one that was held up does not keep the others waiting.
-    int pieces = part.alone ? 1 : std::min(units, threads->count() * 4);
+    int units = (all + TOGETHER - 1) / TOGETHER, count = threads->count();
+    // Each thread begins with a long piece, where the processor foresees what is read next; short ones are left for whoever comes
+    // first, so that one that was held up does not keep the others waiting.
+    auto cut = [&](int piece) { return (piece <= count ? units * 3 * piece / (4 * count) : units * (piece + 5 * count) / (8 * count)) * TOGETHER; };
+    int pieces = part.alone ? 1 : 3 * count;
     auto multiply_piece = [&](int piece, int) {
-        int begin = units * piece / pieces * TOGETHER, end = std::min(units * (piece + 1) / pieces * TOGETHER, all);
+        int begin = part.alone ? 0 : cut(piece), end = part.alone ? all : std::min(cut(piece + 1), all);
         float *into = to;
         for (const OwnMatrix &one : stack.parts) {
             int first = std::max(begin, 0), last = std::min(end, one.blocks);

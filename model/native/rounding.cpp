@@ -12,27 +12,36 @@ const float LARGEST = 127;
 
 float clamped(float value, float least, float most) { return std::max(least, std::min(most, value)); }
 
+// The nearest integer, of two as near ones the even one, of a number below 2^22: no more than that is left of it beside so large a one.
+// (Unlike the library's, a loop of it becomes vector instructions.)
+float nearest(float value) {
+    const float large = 12582912;
+    return (value + large) - large;
+}
+
 // Four bits, a step and an offset for weights in units of the scale: those with the smallest squared error.
-void round_nibbles(const float *from, int count, uint8_t *values, uint8_t &step, int8_t &offset) {
-    float low = *std::min_element(from, from + count), high = *std::max_element(from, from + count);
-    float least_error = INFINITY, range = (high - low) / 15;
+void round_nibbles(const float *from, uint8_t *values, uint8_t &step, int8_t &offset) {
+    float low = *std::min_element(from, from + GROUP), high = *std::max_element(from, from + GROUP);
+    float least_error = INFINITY, range = (high - low) / 15, kept[GROUP] = {};
     // The range is left a little where few weights lie.
     for (int one = std::max(1, (int)(range * 0.7f)); one <= std::min(17, (int)std::ceil(range * 1.05f) + 1); one++) {
         for (int shift = -1; shift <= 1; shift++) {
-            float begin = clamped(std::nearbyint((low + high) / 2 - 7.5f * one) + shift, -LARGEST, LARGEST), error = 0;
-            float most = std::min(15.f, std::floor((LARGEST - begin) / one)), inverse = 1.0f / one;
-            uint8_t tried[GROUP];
-            for (int i = 0; i < count; i++) {
-                float steps = clamped(std::nearbyint((from[i] - begin) * inverse), 0, most), off = from[i] - (steps * one + begin);
-                tried[i] = (uint8_t)steps;
-                error += off * off;
+            float begin = clamped(nearest((low + high) / 2 - 7.5f * one) + shift, -LARGEST, LARGEST), size = (float)one;
+            float most = std::min(15, (int)((LARGEST - begin) / size)), inverse = 1 / size, error = 0;
+            float tried[GROUP], squares[GROUP];
+            for (int i = 0; i < GROUP; i++) {
+                tried[i] = clamped(nearest((from[i] - begin) * inverse), 0, most);
+                float off = from[i] - (tried[i] * size + begin);
+                squares[i] = off * off;
             }
+            for (float square : squares) error += square;
             if (error >= least_error) continue;
             least_error = error;
-            std::copy(tried, tried + count, values);
+            std::copy(tried, tried + GROUP, kept);
             step = (uint8_t)one, offset = (int8_t)begin;
         }
     }
+    for (int i = 0; i < GROUP; i++) values[i] = (uint8_t)kept[i];
 }
 
 }  // namespace
@@ -48,7 +57,7 @@ WideGroup rounded(const float *from, int count, bool four_bits) {
     float scale = float_from_half(group.scale), inverse = finite && scale > 0 ? 1 / scale : 0, units[WIDE] = {};
     for (int i = 0; i < count && finite; i++) units[i] = clamped(from[i] * inverse, -LARGEST, LARGEST);
     for (int part = 0; part < WIDE / GROUP && four_bits; part++)
-        round_nibbles(units + part * GROUP, GROUP, group.values + part * GROUP, group.steps[part], group.offsets[part]);
-    for (int i = 0; i < WIDE && !four_bits; i++) group.values[i] = (uint8_t)(int8_t)std::nearbyint(units[i]);
+        round_nibbles(units + part * GROUP, group.values + part * GROUP, group.steps[part], group.offsets[part]);
+    for (int i = 0; i < WIDE && !four_bits; i++) group.values[i] = (uint8_t)(int8_t)nearest(units[i]);
     return group;
 }

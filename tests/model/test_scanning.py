@@ -190,6 +190,20 @@ def test_a_scan_chooses_what_numpy_chooses(name: str, parameters: dict) -> None:
         assert fast.raw_logprob == pytest.approx(plain.raw_logprob, abs=1e-4)
 
 
+@pytest.mark.parametrize("asked", [{}, {"top_k": 5}, {"presence_penalty": 1.0}, {"logprobs": 1}], ids=str)
+def test_a_greedy_row_chooses_the_likeliest_whatever_it_wants_to_know(asked: dict) -> None:
+    rows = [Row(resolve({"temperature": 0, **asked}), list(HISTORY), PROMPT_LENGTH) for _ in WIDE]
+    plain, fast = choose(WIDE, [replace(row) for row in rows]), choose(WIDE, rows, scanner=Scanner())
+    assert [choice.token_id for choice in fast] == [choice.token_id for choice in plain]
+    assert [choice.rank for choice in fast] == [choice.rank for choice in plain]
+    for bad in (math.nan, math.inf, -math.inf):
+        damaged = WIDE.clone()
+        damaged[1] = bad
+        with pytest.raises(UnusableLogits) as caught:
+            choose(damaged, [replace(row) for row in rows], scanner=Scanner())
+        assert caught.value.rows == (1,)
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 2**53 - 1), st.integers(0, 5), st.sampled_from(EVERY_STRATEGY))
 def test_a_scanned_row_chooses_the_same_alone_and_among_others(seed: int, at: int, strategy: tuple) -> None:

@@ -70,6 +70,7 @@ def test_first_messages_are_never_trained_on(messages: list[FirstMessage]) -> No
     held_out |= {spelling(each.say): each.say for each in read_messages(first_messages.UNREAD)}
     trained_on = {"review": 60, "openings": 61, "manners": 62, "drill": 63, "polish": 64, "basics": 65}
     assert not any(said(group, seed, held_out, 3000) for group, seed in trained_on.items())
+    assert not said("said", 70, held_out, 3000)
     learned = said("basics", 3, ()) & {message.say for message in messages}
     assert learned <= {
         "HELLO THERE", "hi there :)", "how many days are there in a week?", "3*9=", "10-7",
@@ -144,6 +145,24 @@ def test_what_is_no_greeting_in_english_is_not_greeted() -> None:
     assert all(
         part in openings for part in ("Hello!", "Good morning", "welcome", "Goodbye", "I am Topkapi", "No, I am")
     )
+
+
+def test_in_one_conversation_each_question_has_its_own_answer() -> None:
+    """Whatever was answered before it; and each of the sentences that others wrote is asked."""
+    answers: dict[str, set[str]] = {}
+    for row in make_rows(70, 2000, held_out=False, kinds=["one after another"]):
+        *before, asked, answer = row["messages"]
+        assert sum(turn["role"] == "user" for turn in before) in (1, 2, 3)
+        answers.setdefault(spelling(asked["content"]), set()).add(answer["content"])
+    for question in ("whatcanyoudo", "whatdoyoudo"):
+        assert all(re.search("I can|sk me", answer) for answer in answers[question])
+    assert all("Topkapi" in answer for answer in answers["whoareyou"])
+    written = {sentence for said in tables("said.yaml").values() for sentence in said.split("|")}
+    asked = Counter(
+        row["messages"][-2]["content"].casefold().rstrip(".?! ")
+        for row in make_rows(71, 6000, held_out=False, kinds=["as people said it"])
+    )
+    assert sum(sentence in asked for sentence in written) > 0.6 * len(written) > 700
 
 
 def test_the_rubric_tells_answers_from_nonsense(messages: list[FirstMessage]) -> None:

@@ -235,7 +235,7 @@ def judge() -> Iterator[tuple[str, list[dict[str, Any]]]]:
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/v1", asked
     server.shutdown()
     server.server_close()
@@ -292,7 +292,7 @@ def test_a_judge_that_fails_is_asked_again_and_loses_nothing(monkeypatch: pytest
 
     monkeypatch.setattr("topkapi.training.evaluation.judge._AT_ONCE", 1)
     server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     judge = Judge(f"http://127.0.0.1:{server.server_port}/v1", "wise")
     judge.check()
     judge.check()

@@ -138,6 +138,16 @@ def _difference(draw: Draw, first: int, second: int) -> Exercise:
     return Exercise(prompt, f"{first} - {second} = {left}.", check, (first, second), exact=True, family="subtraction")
 
 
+def products(draw: Draw) -> Exercise:
+    """The table up to ten as it is asked for at school and in shops; what older exercises hold out is held out, too."""
+    first, second = draw.number(1, 10), draw.number(1, 10)
+    slots = {**slots_of(draw), "a": [str(first)], "b": [str(second)], "things": [plural(draw.pick(THINGS))]}
+    prompt = typed(written(draw.one_of(_TABLE["products"]), draw.random, slots), draw.random)
+    check: list[Check] = [{"kind": "number", "value": first * second}]
+    answer = f"{first} x {second} = {first * second}."
+    return Exercise(prompt, answer, check, (first, second), by_heart=True, exact=True, family="multiplication")
+
+
 def _told(draw: Draw, first: int, second: int) -> Slots:
     """What is filled into a problem: its numbers, somebody with a pronoun, somebody else, and things."""
     woman = draw.chance(0.5)
@@ -204,3 +214,5 @@ AFTERWARDS: dict[str, Maker] = {
     "phrases of other languages": phrases_of_languages,
 }
 """What the drill itself left wrong; kinds of its own, so that what was drawn for it can be drawn again."""
+SAID: dict[str, Maker] = {"products in words": products}
+"""What was still wrong in the end."""

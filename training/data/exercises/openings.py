@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from topkapi.training.data.exercises import followups, manners
-from topkapi.training.data.exercises.exercise import Draw, Exercise, Maker
+from topkapi.training.data.exercises.exercise import Draw, Exercise, Maker, Message, assistant, user
 from topkapi.training.data.exercises.manners import (
     Slots,
     exercise_of,
@@ -42,6 +42,20 @@ _REQUESTS = {
     "capitals of countries": 2, "open questions": 3,
 }  # fmt: skip
 _AFTERWARDS: dict[str, list[str]] = _TABLE["afterwards"]
+_SAID: dict[str, list[str]] = {name: said.split("|") for name, said in tables("said.yaml").items()}
+_SAID_OFTEN = {
+    "hello": 6, "good part": 2, "how are you": 3, "a name": 1, "thanks": 6, "goodbye": 4, "good night": 1,
+    "who are you": 6, "human": 3, "machine": 2, "another": 2, "maker": 4, "age": 1, "place": 1, "abilities": 5,
+    "praise": 1, "ok": 1,
+}  # fmt: skip
+# What is said in one conversation, one after another.
+_IN_A_ROW = (
+    ("hello", "how are you", "who are you", "abilities"), ("who are you", "abilities", "thanks", "goodbye"),
+    ("good part", "a name", "who are you", "maker"), ("who are you", "machine", "maker", "abilities"),
+    ("hello", "abilities", "ok", "thanks"), ("who are you", "human", "age", "place"),
+    ("hello", "who are you", "another", "maker"),
+    ("how are you", "abilities", "who are you", "thanks"), ("hello", "help", "thanks", "good night"),
+)  # fmt: skip
 _HASTY = (*_FIRST, *_LAST, "good part", "good part", "thanks", "thanks", "who are you", "maker", "abilities")
 
 
@@ -122,6 +136,29 @@ def requests_in_haste(draw: Draw) -> Exercise:
     return replace(exercise, prompt=prompt, about=manners.NOT_HELD_OUT if is_plain else (said,))
 
 
+def as_said(draw: Draw) -> Exercise:
+    """How people begin, end and ask who it is, in sentences that no pattern makes; sometimes by fingers that slip."""
+    name = draw.random.choices(list(_SAID_OFTEN), list(_SAID_OFTEN.values()))[0]
+    return intent_exercise(draw, name, _slots_of(draw), asks=_SAID[name], alter=hasty if draw.chance(0.15) else _loose)
+
+
+def in_a_row(draw: Draw) -> Exercise:
+    """What comes after such a beginning and its answer: each question has its own, whatever was answered before."""
+    names = draw.pick(_IN_A_ROW)
+    at = draw.number(1, len(names) - 1)
+    slots = _slots_of(draw)
+    before: list[Message] = []
+    for name in names[draw.number(0, at - 1) : at]:
+        intent = manners.INTENTS[name]
+        plain = typed(
+            written(draw.pick(intent["plain"].split("|")), draw.random, slots), draw.random, decorate=False, slips=False
+        )
+        before += [user(plain), assistant(manners.drawn(intent["answers"], draw.random, slots))]
+    name = names[at]
+    asks = _SAID[name] if name in _SAID and draw.chance(0.4) else manners.INTENTS[name]["asks"]
+    return replace(intent_exercise(draw, name, slots, asks=asks), before=before)
+
+
 MAKERS: dict[str, Maker] = {
     "first words, wider": _wider(_FIRST),
     "last words, wider": _wider(_LAST),
@@ -136,3 +173,5 @@ AFTERWARDS: dict[str, Maker] = {
     "greetings of other languages": greetings_of_languages,
 }
 """What these left wrong; kinds of their own, so that what was drawn for a checkpoint can be drawn again."""
+SAID: dict[str, Maker] = {"as people said it": as_said, "one after another": in_a_row}
+"""What three other people wrote, and what comes in one conversation."""

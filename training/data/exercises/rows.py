@@ -45,7 +45,8 @@ _DRILL = drill.MAKERS
 _POLISH = drill.AFTERWARDS
 _OPENINGS = openings.MAKERS
 _REVIEW = openings.AFTERWARDS
-_AS_TYPED = _MANNERS | _DRILL | _POLISH | _OPENINGS | _REVIEW
+_SAID = openings.SAID | drill.SAID
+_AS_TYPED = _MANNERS | _DRILL | _POLISH | _OPENINGS | _REVIEW | _SAID
 MAKERS: dict[str, Maker] = _BASICS | _AS_TYPED
 """Every kind of exercise with what makes one."""
 GROUPS = {
@@ -55,6 +56,7 @@ GROUPS = {
     "polish": tuple(_POLISH),
     "openings": tuple(_OPENINGS),
     "review": tuple(_REVIEW),
+    "said": tuple(_SAID),
 }
 """Kinds that go together, by a name for them."""
 
@@ -74,6 +76,7 @@ _WEIGHTS = dict.fromkeys(memory.MAKERS, 2.0) | {
     "first words, wider": 10, "last words, wider": 10, "who it is, wider": 6, "one word or another": 7,
     "openings in haste": 4, "requests in haste": 4,
     "first and last words, afterwards": 8, "struck at random": 2, "greetings of other languages": 1,
+    "as people said it": 6, "one after another": 3, "products in words": 3,
 }  # fmt: skip
 
 _ALONE = 0.2
