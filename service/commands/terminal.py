@@ -54,9 +54,12 @@ def generate(
             _print_json(generate_response(generation, new_id("gen"), timestamp()))
         elif stream:
             print()
-            if not generation.outputs[0].tokens and not interrupted:
-                because = "--max-tokens is 0" if generation.parameters.max_tokens == 0 else "the model ended at once"
+            if not generation.outputs[0].text and not interrupted:
+                ended = generation.parameters.max_tokens != 0
+                because = "the model ended at once" if ended else "--max-tokens is 0"
                 print(f"nothing was generated: {because}", file=sys.stderr)
+                if ended and model.checkpoint.chat is not None and not arguments.chat:
+                    print("hint: it answers messages: --chat sends the prompt as one", file=sys.stderr)
         else:
             for output in generation.outputs:
                 print(f"--- {output.index + 1} of {len(generation.outputs)}\n{output.text}")

@@ -99,6 +99,21 @@ def test_generate_says_why_there_is_nothing(chat: str, capsys) -> None:
     assert (printed.out, printed.err) == ("\n", "nothing was generated: --max-tokens is 0\n")
 
 
+def test_generate_tells_a_model_that_ends_at_once_how_to_be_asked(capsys) -> None:
+    """The one that comes with Topkapi answers messages and has nothing to add to a text that is none."""
+    question = [
+        "generate",
+        "What is the capital of France?",
+        "-c",
+        str(Path(__file__).parents[3] / "checkpoints" / "topkapi-chat"),
+    ]
+    assert main([*question, "--temperature", "0"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "\n" and "ended at once\nhint: " in printed.err and "--chat" in printed.err
+    assert main([*question, "--temperature", "0", "--chat"]) == 0
+    assert "Paris" in capsys.readouterr().out
+
+
 def test_generate_reads_standard_input(chat: str, capsys, monkeypatch) -> None:
     type_in(monkeypatch, b"A list is")
     assert main(["generate", "-c", chat, "--max-tokens", "5", "--temperature", "0"]) == 0
