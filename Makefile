@@ -43,7 +43,7 @@ $(DONE): pyproject.toml $(LOCK) install_torch.py $(NATIVE) $(if $(wildcard $(BEG
 	@if [ -e $(BEGUN) ] || ! [ -x $(BIN)/python ]; then rm -rf $(VENV); fi
 	@mkdir -p $(VENV) && touch $(BEGUN)
 	$(PYTHON) -m venv $(VENV)
-	@echo 'Installing about 80 packages from $(LOCK), then torch, and compiling the core; this takes a minute or two'
+	@echo 'Installing about 80 packages from $(LOCK), then torch, and compiling the core; this takes two or three minutes'
 	@$(PIP) install --quiet --no-deps $$(grep -o '^setuptools==[^ ;]*' $(LOCK))
 	$(BIN)/python setup.py --quiet build_ext --inplace >/dev/null 2>&1 & \
 	  grep -v '^torch==' $(LOCK) | $(PIP) install --quiet --no-deps -r /dev/stdin && \

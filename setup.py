@@ -77,8 +77,8 @@ class BuildCore(build_ext):
             # Those that take longest first, so that nobody waits for the last one alone.
             order = sorted(sources, key=lambda source: ("kernels_scalar" not in source, "kernels_" not in source))
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                objects = dict(zip(order, pool.map(lambda source: compile_one(source, **options), order), strict=True))
-            return [path for source in sources for path in objects[source]]
+                objects = list(pool.map(lambda source: compile_one(source, **options), order))
+            return [path for paths in objects for path in paths]
 
         self.compiler.compile = side_by_side
         super().build_extension(ext)

@@ -214,7 +214,7 @@ def choose(
             and _ask_nothing(rows[index] for index in indexes)
             and np.isfinite(scan.best[indexes]).all()
         ):
-            # A single greedy stream's step is short: all of the below would be a twentieth of it.
+            # A single greedy stream's step is short: all of the below would be a thirtieth of it.
             for index, token_id in zip(indexes, scan.first[indexes].tolist(), strict=True):
                 choices[index] = Choice(token_id)
             continue

@@ -88,7 +88,10 @@ void Network::multiply(const Part &part, const Stack &stack, const Rows &rows, f
     int units = (all + TOGETHER - 1) / TOGETHER, count = threads->count();
     // Each thread begins with a long piece, where the processor foresees what is read next; short ones are left for whoever comes
     // first, so that one that was held up does not keep the others waiting.
-    auto cut = [&](int piece) { return (piece <= count ? units * 3 * piece / (4 * count) : units * (piece + 5 * count) / (8 * count)) * TOGETHER; };
+    auto cut = [&](int piece) {
+        int unit = piece <= count ? units * 3 * piece / (4 * count) : units * (piece + 5 * count) / (8 * count);
+        return unit * TOGETHER;
+    };
     int pieces = part.alone ? 1 : 3 * count;
     auto multiply_piece = [&](int piece, int) {
         int begin = part.alone ? 0 : cut(piece), end = part.alone ? all : std::min(cut(piece + 1), all);
