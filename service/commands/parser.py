@@ -10,6 +10,9 @@ from typing import Any, NoReturn
 from topkapi.model.errors import TopkapiError
 from topkapi.model.nearest import nearest
 
+MOST_LISTED = 12
+"""Flags that a usage lists."""
+
 
 class Parser(argparse.ArgumentParser):
     """Tells what is wrong in two lines; the usage of a command with eighty flags would hide it.
@@ -34,6 +37,18 @@ class Parser(argparse.ArgumentParser):
         # The command's own parser comes first; those above it leave its mark.
         vars(namespace).setdefault("parser", self)
         return namespace, unknown
+
+    def format_help(self) -> str:
+        """As argparse does; where there are dozens of flags, which it goes on to explain, they are not listed first."""
+        everything = self._actions
+        listed = [action for action in everything if action.required or not action.option_strings]
+        if len(everything) - len(listed) <= MOST_LISTED:
+            return super().format_help()
+        self._actions = listed
+        try:
+            return super().format_help().replace(self.prog, f"{self.prog} [options]", 1)
+        finally:
+            self._actions = everything
 
     def error(self, message: str) -> NoReturn:
         """Print the error and where the flags are explained, and exit with 2."""

@@ -354,6 +354,19 @@ def test_the_chat_has_the_flag_of_the_other_commands_and_a_help(chat: str, capsy
         assert printed.rstrip("\n> ").endswith("(a new conversation)"), "neither went to the model"
 
 
+def test_a_usage_of_dozens_of_flags_is_its_outline(capsys) -> None:
+    for command, usage, explained in (
+        (["chat"], "usage: topkapi chat [options] [checkpoint]\n\n", ("-h, --help", "--temperature X", "--top-k N")),
+        (["bench"], "usage: topkapi bench [options] [checkpoint]\n\n", ("-h, --help", "--streams N")),
+        (["instructions", "make"], "usage: topkapi instructions make [-h] --out FILE ", ("--out FILE",)),
+    ):
+        with pytest.raises(SystemExit, match="0"):
+            main([*command, "--help"])
+        printed = capsys.readouterr().out
+        assert printed.startswith(usage)
+        assert all(f"\n  {flag}" in printed for flag in explained), "each is explained below"
+
+
 def test_what_the_command_line_does_not_know_is_told_in_two_lines(capsys) -> None:
     for arguments in (["generate", "a", "--temperature", "warm"], ["generate", "a", "--tpo-k", "5"], ["nonsense"]):
         with pytest.raises(SystemExit, match="2"):
