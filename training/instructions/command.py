@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from topkapi.model.errors import DataError, SettingsError
+from topkapi.model.nearest import nearest
 from topkapi.model.user_files import expanded
 from topkapi.training.data.finding import no_such_file
 
@@ -29,13 +30,23 @@ def add_instructions(subparsers: Any) -> None:
     make.add_argument("--seed", type=int, default=0, metavar="N", help="decides which rows [0]")
     make.add_argument("--held-out", action="store_true", help="rows to judge by, for evaluate --exercises")
     make.add_argument(
-        "--kinds", nargs="+", metavar="KIND", help="only these kinds, or groups of them: basics, manners [all]"
+        "--kinds",
+        nargs="+",
+        metavar="KIND",
+        help="only these kinds, or groups of them: see topkapi instructions kinds [all]",
     )
     make.add_argument(
         "--steps", action="store_true", help="answer sums and counts with what one writes down on the way"
     )
     _add_except(make)
     make.set_defaults(handler=_make)
+
+    kinds = actions.add_parser(
+        "kinds",
+        help="list the kinds of exercise",
+        description="List the kinds of exercise that make knows, by the groups that --kinds takes as well.",
+    )
+    kinds.set_defaults(handler=_kinds)
 
     prepare = actions.add_parser(
         "prepare",
@@ -128,6 +139,14 @@ def _excepted(path: Path | None) -> frozenset[str]:
     return frozenset(spelling(line) for line in lines if line.strip())
 
 
+def _kinds(arguments: argparse.Namespace) -> int:
+    from topkapi.training.data.exercises.rows import GROUPS
+
+    for group, kinds in GROUPS.items():
+        print(f"{group}:", *(f"  {kind}" for kind in kinds), sep="\n")
+    return 0
+
+
 def _make(arguments: argparse.Namespace) -> int:
     from topkapi.training.data.exercises.rows import GROUPS, MAKERS, make_rows
     from topkapi.training.data.preparation import write_rows
@@ -136,8 +155,9 @@ def _make(arguments: argparse.Namespace) -> int:
     asked = list(MAKERS) if arguments.kinds is None else arguments.kinds
     kinds = list(dict.fromkeys(kind for name in asked for kind in GROUPS.get(name, (name,))))
     if unknown := [kind for kind in kinds if kind not in MAKERS]:
-        known = f"groups: {', '.join(GROUPS)}; kinds: {', '.join(MAKERS)}"
-        raise SettingsError(f"there is no kind {unknown[0]!r}", field="kinds", hint=known)
+        near = nearest(unknown[0], (*GROUPS, *MAKERS))
+        hint = f"did you mean {near!r}?" if near else "topkapi instructions kinds lists them all"
+        raise SettingsError(f"there is no kind {unknown[0]!r}", field="kinds", hint=hint)
     _check_draw(arguments, wanted)
     without = _excepted(arguments.without)
     rows = list(

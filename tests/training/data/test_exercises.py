@@ -1,5 +1,6 @@
 """Exercises: their own answers are right, others wrong, what is held out is not trained on, and the judge counts."""
 
+import itertools
 import json
 import re
 import tomllib
@@ -54,6 +55,7 @@ def test_another_exercises_answer_is_wrong(held_out: Rows) -> None:
     for row in held_out:
         assert not right(row, "perhaps so"), row
     numbers_asked = {"differences", "problems of one step", "close differences", "products in words"}
+    numbers_asked |= {"names never heard", "names asked again", "quotients", "sums in words", "capitals backwards"}
     several = {
         "sentences with a word",
         "definitions",
@@ -64,6 +66,7 @@ def test_another_exercises_answer_is_wrong(held_out: Rows) -> None:
         *GROUPS["openings"],
         *GROUPS["review"],
         *GROUPS["said"],
+        *GROUPS["beyond"],
     } - numbers_asked
     yes_or_no = {"even or odd", "yes or no", "letters in words", "what kind of thing", "positive or negative"}
     for kind in MAKERS.keys() - several:
@@ -167,10 +170,15 @@ def test_the_command_writes_what_finetune_reads(tmp_path: Path, capsys: pytest.C
     for wrong, said in (
         (["--count", "0"], "--count must be at least 1"),
         (["--seed", "-1"], "--seed must not be below 0"),
-        (["--kinds", "juggling"], "there is no kind 'juggling'"),
+        (["--kinds", "juggling"], "there is no kind 'juggling'\nhint: topkapi instructions kinds"),
+        (["--kinds", "adition"], "there is no kind 'adition'\nhint: did you mean 'addition'?"),
     ):
         assert main(["instructions", "make", "--out", str(out), *wrong]) == 2
         assert said in capsys.readouterr().err
+    assert main(["instructions", "kinds"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.removesuffix(":") for line in listed if not line.startswith("  ")] == list(GROUPS)
+    assert [line.strip() for line in listed if line.startswith("  ")] == [*itertools.chain(*GROUPS.values())]
     before = out.read_bytes()
     for there in (out, tmp_path):
         assert main(["instructions", "make", "--out", str(there)]) == 2

@@ -71,6 +71,7 @@ def test_first_messages_are_never_trained_on(messages: list[FirstMessage]) -> No
     trained_on = {"review": 60, "openings": 61, "manners": 62, "drill": 63, "polish": 64, "basics": 65}
     assert not any(said(group, seed, held_out, 3000) for group, seed in trained_on.items())
     assert not said("said", 70, held_out, 3000)
+    assert not said("beyond", 80, held_out, 3000)
     learned = said("basics", 3, ()) & {message.say for message in messages}
     assert learned <= {
         "HELLO THERE", "hi there :)", "how many days are there in a week?", "3*9=", "10-7",

@@ -36,6 +36,8 @@ TOPICS: dict[str, dict[str, Any]] = _DECLINES["topics"]
 VERSES = [(about.split(), "\n".join(lines)) for about, *lines in paragraphs("verses.txt")]
 """What each verse is about, and its lines."""
 _COUNTRIES: dict[str, str] = WORLD["capitals"]
+CAPITAL_ASKS: list[str] = _TALK["capital asks"]
+"""How one asks for a capital, <t> being the country."""
 
 # One in eight spellings of this family is held out.
 _FAMILY = "manners"
@@ -249,7 +251,7 @@ def capitals(draw: Draw) -> Exercise:
 
     def make() -> str:
         said = country.removeprefix("the ") if random.random() < 0.15 else country
-        text = typed(written(random.choice(_TALK["capital asks"]).replace("<t>", said), random, {}), random)
+        text = typed(written(random.choice(CAPITAL_ASKS).replace("<t>", said), random, {}), random)
         # Older exercises hold some of these out, and bring the others.
         return "" if text.casefold().rstrip(" .?!") in _TAUGHT else text
 

@@ -6,6 +6,7 @@ were taken for words to spell. Beside them stand what only looks like them: nons
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -136,27 +137,42 @@ def requests_in_haste(draw: Draw) -> Exercise:
     return replace(exercise, prompt=prompt, about=manners.NOT_HELD_OUT if is_plain else (said,))
 
 
-def as_said(draw: Draw) -> Exercise:
-    """How people begin, end and ask who it is, in sentences that no pattern makes; sometimes by fingers that slip."""
-    name = draw.random.choices(list(_SAID_OFTEN), list(_SAID_OFTEN.values()))[0]
-    return intent_exercise(draw, name, _slots_of(draw), asks=_SAID[name], alter=hasty if draw.chance(0.15) else _loose)
+def said_by(said: Mapping[str, Sequence[str]], often: Mapping[str, int]) -> Maker:
+    """How people begin, end and ask who it is, in sentences that no pattern makes; sometimes by fingers that slip.
+
+    `said` are the sentences by what is meant, of which each comes as `often`.
+    """
+
+    def make(draw: Draw) -> Exercise:
+        name = draw.random.choices(list(often), list(often.values()))[0]
+        slots = _slots_of(draw)
+        return intent_exercise(draw, name, slots, asks=said[name], alter=hasty if draw.chance(0.15) else _loose)
+
+    return make
 
 
-def in_a_row(draw: Draw) -> Exercise:
+def in_a_row(said: Mapping[str, Sequence[str]]) -> Maker:
     """What comes after such a beginning and its answer: each question has its own, whatever was answered before."""
-    names = draw.pick(_IN_A_ROW)
-    at = draw.number(1, len(names) - 1)
-    slots = _slots_of(draw)
-    before: list[Message] = []
-    for name in names[draw.number(0, at - 1) : at]:
-        intent = manners.INTENTS[name]
-        plain = typed(
-            written(draw.pick(intent["plain"].split("|")), draw.random, slots), draw.random, decorate=False, slips=False
-        )
-        before += [user(plain), assistant(manners.drawn(intent["answers"], draw.random, slots))]
-    name = names[at]
-    asks = _SAID[name] if name in _SAID and draw.chance(0.4) else manners.INTENTS[name]["asks"]
-    return replace(intent_exercise(draw, name, slots, asks=asks), before=before)
+
+    def make(draw: Draw) -> Exercise:
+        names = draw.pick(_IN_A_ROW)
+        at = draw.number(1, len(names) - 1)
+        slots = _slots_of(draw)
+        before: list[Message] = []
+        for name in names[draw.number(0, at - 1) : at]:
+            intent = manners.INTENTS[name]
+            plain = typed(
+                written(draw.pick(intent["plain"].split("|")), draw.random, slots),
+                draw.random,
+                decorate=False,
+                slips=False,
+            )
+            before += [user(plain), assistant(manners.drawn(intent["answers"], draw.random, slots))]
+        name = names[at]
+        asks = said[name] if name in said and draw.chance(0.4) else manners.INTENTS[name]["asks"]
+        return replace(intent_exercise(draw, name, slots, asks=asks), before=before)
+
+    return make
 
 
 MAKERS: dict[str, Maker] = {
@@ -173,5 +189,5 @@ AFTERWARDS: dict[str, Maker] = {
     "greetings of other languages": greetings_of_languages,
 }
 """What these left wrong; kinds of their own, so that what was drawn for a checkpoint can be drawn again."""
-SAID: dict[str, Maker] = {"as people said it": as_said, "one after another": in_a_row}
+SAID: dict[str, Maker] = {"as people said it": said_by(_SAID, _SAID_OFTEN), "one after another": in_a_row(_SAID)}
 """What three other people wrote, and what comes in one conversation."""

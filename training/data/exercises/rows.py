@@ -11,6 +11,7 @@ from random import Random
 from typing import Any
 
 from topkapi.training.data.exercises import (
+    beyond,
     calendar,
     drill,
     followups,
@@ -46,7 +47,8 @@ _POLISH = drill.AFTERWARDS
 _OPENINGS = openings.MAKERS
 _REVIEW = openings.AFTERWARDS
 _SAID = openings.SAID | drill.SAID
-_AS_TYPED = _MANNERS | _DRILL | _POLISH | _OPENINGS | _REVIEW | _SAID
+_BEYOND = beyond.MAKERS
+_AS_TYPED = _MANNERS | _DRILL | _POLISH | _OPENINGS | _REVIEW | _SAID | _BEYOND
 MAKERS: dict[str, Maker] = _BASICS | _AS_TYPED
 """Every kind of exercise with what makes one."""
 GROUPS = {
@@ -57,6 +59,7 @@ GROUPS = {
     "openings": tuple(_OPENINGS),
     "review": tuple(_REVIEW),
     "said": tuple(_SAID),
+    "beyond": tuple(_BEYOND),
 }
 """Kinds that go together, by a name for them."""
 
@@ -77,6 +80,8 @@ _WEIGHTS = dict.fromkeys(memory.MAKERS, 2.0) | {
     "openings in haste": 4, "requests in haste": 4,
     "first and last words, afterwards": 8, "struck at random": 2, "greetings of other languages": 1,
     "as people said it": 6, "one after another": 3, "products in words": 3,
+    "as others said it": 12, "others one after another": 4, "names never heard": 5, "names asked again": 2,
+    "quotients": 4, "sums in words": 4, "sums too large": 3, "capitals of others": 3, "capitals backwards": 3,
 }  # fmt: skip
 
 _ALONE = 0.2
