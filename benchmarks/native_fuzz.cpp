@@ -32,6 +32,7 @@ int topkapi_scan_totals(const Scanned *, const float *, double *, double *);
 int topkapi_scan_collect(const Scanned *, const float *, const uint64_t *, uint64_t, int, int32_t *, int64_t *, float *);
 int topkapi_scan_largest(const Scanned *, const int32_t *, float *);
 int topkapi_scan_above(const Scanned *, const float *, int32_t *);
+int topkapi_scan_draw(const Scanned *, const float *, int, const int32_t *, const double *, const int64_t *, uint64_t, int32_t *);
 }
 
 namespace {
@@ -109,6 +110,24 @@ void look_through(const std::vector<float> &logits, int rows, int size, int leve
     results.insert(results.end(), values.begin(), values.end());
     failed |= topkapi_scan_largest(&of, k.data(), found.data());
     failed |= topkapi_scan_above(&of, floors.data(), counts.data());
+    const int cuts = between(0, 4);
+    std::vector<int32_t> kinds = exact<int32_t>(cuts), tokens = exact<int32_t>(rows);
+    std::vector<double> given = exact<double>((size_t)cuts * rows);
+    std::vector<int64_t> places = exact<int64_t>((size_t)rows * 3);
+    for (int cut = 0; cut < cuts; cut++) {
+        kinds[cut] = between(0, 2);
+        for (int row = 0; row < rows; row++) given[(size_t)cut * rows + row] = kinds[cut] ? between(1, 99) / 100.0 : between(0, size + 1);
+    }
+    for (int64_t &place : places) place = (int64_t)generator() << between(0, 21);
+    std::vector<float> divided = best;
+    for (int row = 0; row < rows; row++) divided[row] /= divisors[row];
+    failed |= topkapi_scan_draw(&of, divided.data(), cuts, kinds.data(), given.data(), places.data(), (uint64_t)generator() << 32,
+                                tokens.data());
+    for (int row = 0; row < rows; row++) {
+        bool whole = divided[row] > -HUGE_VALF && divided[row] < HUGE_VALF;
+        if (whole != (tokens[row] >= 0 && tokens[row] < size)) printf("drew token %d of %d\n", tokens[row], size), failures++;
+        results.push_back((float)tokens[row]);
+    }
     if (failed) printf("refused to look through logits\n"), failures++;
     for (auto *more : {&maxima, &found}) results.insert(results.end(), more->begin(), more->end());
     results.insert(results.end(), counts.begin(), counts.end());

@@ -9,7 +9,7 @@ without giving every token its noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from operator import is_
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from topkapi.model.decoding import constraints, contrast, penalties, truncation  # noqa: F401  they declare stages
-from topkapi.model.decoding.noise import gumbel_of_keys, loud_from, loud_tokens, row_keys
+from topkapi.model.decoding.noise import gumbel_of_keys, loud_from, loud_tokens, row_keys, row_places
 from topkapi.model.decoding.parameters import DEFAULT_ORDER, in_force
 from topkapi.model.decoding.scan import Scan, Scanner
 from topkapi.model.decoding.stage import LOWEST, NOT_CHOSEN, STAGES, Candidates, Row, Stage, maxima
@@ -27,6 +27,8 @@ from topkapi.model.decoding.trace import TokenTrace, Tracer
 from topkapi.model.decoding.truncation import observe_surprise
 from topkapi.model.errors import EngineError
 
+# Stages after the temperature that compiled code goes through by itself.
+_CUTS = frozenset(("top_k", "top_p", "min_p"))
 # Logits that are worked on at a time: 1 MiB of float32.
 IN_CACHE = 1 << 18
 
@@ -60,7 +62,7 @@ def grouped(
     On a CPU a group is no larger than its logits stay in the cache, unless they are `scanned` and that is enough.
     """
     most = max(1, IN_CACHE // len(logits[0])) if logits[0].device.type == "cpu" else len(rows)
-    groups: dict[tuple[tuple[Stage, ...], bool], list[int]] = {}
+    groups: dict[tuple[tuple[Stage, ...], bool, bool], list[int]] = {}
     for index, row in enumerate(rows):
         if row.plan is None:
             stages = plan(row)
@@ -68,8 +70,8 @@ def grouped(
         stages, depends = row.plan
         if depends:
             stages = tuple(stage for stage in stages if stage.needed is None or stage.needed(row))
-        groups.setdefault((stages, row.greedy), []).append(index)
-    for (stages, _), indexes in groups.items():
+        groups.setdefault((stages, row.greedy, _asks_nothing(row)), []).append(index)
+    for (stages, _, _), indexes in groups.items():
         size = len(rows) if scanned and scannable(stages) else most
         for start in range(0, len(indexes), size):
             yield stages, indexes[start : start + size]
@@ -211,7 +213,8 @@ def choose(
             scan is not None
             and found is None
             and not stages
-            and _ask_nothing(rows[index] for index in indexes)
+            and rows[indexes[0]].greedy
+            and _asks_nothing(rows[indexes[0]])
             and np.isfinite(scan.best[indexes]).all()
         ):
             # A single greedy stream's step is short: all of the below would be a thirtieth of it.
@@ -222,6 +225,10 @@ def choose(
         group, candidates = [rows[index] for index in indexes], select(seen, indexes)
         if bad := _overflowing(candidates.best):
             overflowing += [indexes[at] for at in bad]
+            continue
+        if scan is not None and found is None and _is_drawn_at_once(stages, group[0], candidates):
+            for index, token_id in zip(indexes, _drawn_at_once(candidates, stages, group), strict=True):
+                choices[index] = Choice(token_id)
             continue
         tracer = Tracer(candidates, group) if any(row.parameters.trace for row in group) else None
         candidates = apply(candidates, stages, group, tracer.observe if tracer else None)
@@ -249,9 +256,28 @@ def choose(
     return _explained(choices, logits if scan is None else scan, rows)
 
 
-def _ask_nothing(rows: Iterable[Row]) -> bool:
-    """Whether all of them take the likeliest token and want to know nothing of it."""
-    return all(row.greedy and row.parameters.logprobs is None and not row.parameters.trace for row in rows)
+def _asks_nothing(row: Row) -> bool:
+    """Whether it wants no more than a token."""
+    return row.parameters.logprobs is None and not row.parameters.trace
+
+
+def _is_drawn_at_once(stages: Sequence[Stage], row: Row, candidates: Candidates) -> bool:
+    """Whether rows like this one, of which a token is left, ask for a token alone, and compiled code knows how."""
+    names = [stage.name for stage in stages]
+    cuts = names[1:] if names[:1] == ["temperature"] else names
+    return (
+        _asks_nothing(row) and not row.greedy and _CUTS.issuperset(cuts) and bool((candidates.best > NOT_CHOSEN).all())
+    )
+
+
+def _drawn_at_once(candidates: Candidates, stages: Sequence[Stage], rows: Sequence[Row]) -> list[int]:
+    """The tokens of such rows: those that the stages and `draw` find one after another."""
+    numbers = _numbers(stages, rows)
+    if stages and stages[0].name == "temperature":
+        candidates, stages, numbers = stages[0].apply(candidates, numbers[0], rows), stages[1:], numbers[1:]
+    assert candidates.scan is not None
+    cuts = [(stage.name, values[stage.name].numpy()) for stage, values in zip(stages, numbers, strict=True)]
+    return candidates.scan.drawn(cuts, row_places(rows), loud_from(LOUD))
 
 
 def _plain(row: Tensor) -> bool:

@@ -28,8 +28,12 @@ _GOLDEN = np.uint64(GOLDEN & UNSIGNED)
 
 def row_keys(rows: Sequence[Row]) -> Tensor:
     """The hash of each row's seed, sequence and position, int64 `[B]`."""
-    places = [(row.parameters.seed, row.sequence, row.position) for row in rows]
-    return torch.from_numpy(_key(np.array(places, dtype=np.int64)))
+    return torch.from_numpy(_key(row_places(rows)))
+
+
+def row_places(rows: Sequence[Row]) -> NDArray[np.int64]:
+    """Each row's seed, sequence and position, `[B, 3]`."""
+    return np.array([(row.parameters.seed, row.sequence, row.position) for row in rows], dtype=np.int64)
 
 
 def gumbel(seeds: Tensor, sequences: Tensor, positions: Tensor, token_ids: Tensor) -> Tensor:

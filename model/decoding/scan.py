@@ -74,6 +74,12 @@ class Scan(Protocol):
         """The `k [B]` largest of each row, and those equal to the last of them."""
         ...
 
+    def drawn(self, cuts: Sequence[tuple[str, Doubles]], places: Ids, threshold: int) -> list[int]:
+        """A token drawn from each row, of which one is left, after top_k, top_p and min_p in some order, each with its
+        values `[B]`, by the noise of its seed, sequence and position (`places [B, 3]`), which is loud for hashes
+        (`noise.loud_tokens`) of at least `threshold`."""
+        ...
+
     def above(self, values: Floats) -> list[int]:
         """How many logits of each row are more than `values [B]`, before they are divided."""
         ...

@@ -4,6 +4,8 @@
 #include "core.h"
 #include "threads.h"
 
+#include <new>
+
 extern "C" {
 
 // `rows` of logits, [size] each; what they are divided by, [count], and the maxima of their pieces,
@@ -16,4 +18,31 @@ struct Scanned {
     const float *divisors;
     float *maxima;
 };
+}
+
+// `body(row)` for each row, whose logits take `cost` times as long as reading them does. Little work is not shared: on a busy
+// machine a thread takes longer to come.
+template <class F> int each_row(const Scanned &scanned, int cost, F &&body) {
+    const int64_t SHARED = 1 << 20;
+    try {
+        if (scanned.count < 0 || scanned.size < 1) return 2;
+        if ((int64_t)scanned.count * scanned.size * cost < SHARED) {
+            for (int row = 0; row < scanned.count; row++) body(row);
+            return 0;
+        }
+        bool failed = false;
+        // An exception must not leave a thread.
+        scanned.threads->each(scanned.count, [&](int row, int) {
+            try {
+                body(row);
+            } catch (...) {
+                failed = true;
+            }
+        });
+        return failed ? 1 : 0;
+    } catch (const std::bad_alloc &) {
+        return 1;
+    } catch (...) {
+        return 3;
+    }
 }

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <functional>
-#include <new>
 #include <string.h>
 #include <vector>
 
@@ -16,33 +15,6 @@ int topkapi_logits(void *network, const float *states, int rows, float *to);
 }
 
 namespace {
-
-// `body(row)` for each row, whose logits take `cost` times as long as reading them does. Little work is not shared: on a busy
-// machine a thread takes longer to come.
-template <class F> int each(const Scanned &scanned, int cost, F &&body) {
-    const int64_t SHARED = 1 << 20;
-    try {
-        if (scanned.count < 0 || scanned.size < 1) return 2;
-        if ((int64_t)scanned.count * scanned.size * cost < SHARED) {
-            for (int row = 0; row < scanned.count; row++) body(row);
-            return 0;
-        }
-        bool failed = false;
-        // An exception must not leave a thread.
-        scanned.threads->each(scanned.count, [&](int row, int) {
-            try {
-                body(row);
-            } catch (...) {
-                failed = true;
-            }
-        });
-        return failed ? 1 : 0;
-    } catch (const std::bad_alloc &) {
-        return 1;
-    } catch (...) {
-        return 3;
-    }
-}
 
 int pieces(const Scanned &scanned) { return (scanned.size + STRIP - 1) / STRIP; }
 
@@ -59,7 +31,7 @@ extern "C" {
 
 // The maxima of pieces; the largest logit, no number where there is one that is none, and the first token that has it.
 int topkapi_scan(const Scanned *scanned, float *best, int32_t *first) {
-    return each(*scanned, 1, [&](int row) {
+    return each_row(*scanned, 1, [&](int row) {
         scanned->kernels->scan(scanned->rows[row], scanned->size, maxima(*scanned, row), best + row, first + row);
     });
 }
@@ -85,7 +57,7 @@ int topkapi_step(void *network, void *slots, const Pass *pass, const int32_t *wa
 }
 
 int topkapi_scan_totals(const Scanned *scanned, const float *best, double *sums, double *weighted) {
-    return each(*scanned, 5, [&](int row) {
+    return each_row(*scanned, 5, [&](int row) {
         scanned->kernels->scan_totals(scanned->rows[row], scanned->size, scanned->divisors[row], best[row], sums + row,
                                       weighted + row);
     });
@@ -95,7 +67,7 @@ int topkapi_scan_totals(const Scanned *scanned, const float *best, double *sums,
 // values, behind the last one `size` and -inf. More than there is room for are only counted.
 int topkapi_scan_collect(const Scanned *scanned, const float *floors, const uint64_t *keys, uint64_t threshold,
                          int capacity, int32_t *counts, int64_t *ids, float *values) {
-    return each(*scanned, keys ? 5 : 0, [&](int row) {
+    return each_row(*scanned, keys ? 5 : 0, [&](int row) {
         Noise noise = {keys ? keys[row] : 0, threshold};
         int64_t *to = ids + (size_t)row * capacity;
         float *values_to = values + (size_t)row * capacity;
@@ -110,7 +82,7 @@ int topkapi_scan_collect(const Scanned *scanned, const float *floors, const uint
 int topkapi_scan_largest(const Scanned *scanned, const int32_t *k, float *found) {
     for (int row = 0; row < scanned->count; row++)
         if (k[row] < 1 || k[row] > scanned->size) return 2;
-    return each(*scanned, 1, [&](int row) {
+    return each_row(*scanned, 1, [&](int row) {
         // The k-th largest of the pieces' maxima is a lower bound, above which there is little more than what is looked for.
         float floor = -__builtin_inff();
         if (k[row] <= pieces(*scanned)) {
@@ -132,7 +104,7 @@ int topkapi_scan_largest(const Scanned *scanned, const int32_t *k, float *found)
 
 // How many undivided logits of each row are more than a value.
 int topkapi_scan_above(const Scanned *scanned, const float *values, int32_t *counts) {
-    return each(*scanned, 0, [&](int row) {
+    return each_row(*scanned, 0, [&](int row) {
         counts[row] =
             scanned->kernels->scan_above(scanned->rows[row], scanned->size, maxima(*scanned, row), values[row]);
     });

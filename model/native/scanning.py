@@ -28,6 +28,9 @@ STRIP = 64
 ROOM = 512
 """Tokens of a row that are found at once; where there are more, they are looked for again with enough room."""
 
+CUTS = {"top_k": 0, "top_p": 1, "min_p": 2}
+"""What a row may be cut by before a token is drawn from it, as choosing.cpp has it."""
+
 FEW = 64
 """Rows whose scan is made with their logits; more are those of a text that is scored."""
 
@@ -46,6 +49,7 @@ def _library() -> ctypes.CDLL:
     core.topkapi_step.argtypes = [c_pointer] * 8
     core.topkapi_scan_totals.argtypes = [c_pointer] * 4
     core.topkapi_scan_collect.argtypes = [c_pointer] * 3 + [ctypes.c_uint64, c_int] + [c_pointer] * 3
+    core.topkapi_scan_draw.argtypes = [c_pointer] * 2 + [c_int] + [c_pointer] * 3 + [ctypes.c_uint64, c_pointer]
     core.topkapi_scan_largest.argtypes = core.topkapi_scan_above.argtypes = [c_pointer] * 3
     return core
 
@@ -183,6 +187,21 @@ class Scan:
         found, count = np.empty(len(self), dtype=np.float32), np.ascontiguousarray(k, dtype=np.int32)
         check(_library().topkapi_scan_largest(self.structure, count.ctypes.data, found.ctypes.data))
         return self.at_least(found / self._divisors)
+
+    def drawn(self, cuts: Sequence[tuple[str, Doubles]], places: Ids, threshold: int) -> list[int]:
+        """A token drawn from each row, of which one is left, after the cuts, each with its values `[B]`, by the noise
+        of its seed, sequence and position (`places [B, 3]`), which is loud from `threshold` on."""
+        kinds = np.array([CUTS[name] for name, _ in cuts], dtype=np.int32)
+        values = np.array([value for _, value in cuts], dtype=np.float64)
+        tokens = np.empty(len(self), dtype=np.int32)
+        check(
+            _library().topkapi_scan_draw(
+                self.structure, self.best.ctypes.data, len(cuts), kinds.ctypes.data, values.ctypes.data,
+                places.ctypes.data, threshold, tokens.ctypes.data,
+            )
+        )  # fmt: skip
+        result: list[int] = tokens.tolist()
+        return result
 
     def above(self, values: Floats) -> list[int]:
         """How many undivided logits of each row are more than `values [B]`."""

@@ -190,6 +190,55 @@ def test_a_scan_chooses_what_numpy_chooses(name: str, parameters: dict) -> None:
         assert fast.raw_logprob == pytest.approx(plain.raw_logprob, abs=1e-4)
 
 
+CUT = st.fixed_dictionaries(
+    {"temperature": st.one_of(st.just(1.0), st.floats(0.01, 30.0))},
+    optional={
+        "top_k": st.one_of(st.integers(1, 400), st.just(60_000)),
+        "top_p": st.one_of(st.floats(0.01, 0.9999), st.just(0.5)),
+        "min_p": st.floats(1e-6, 0.9),
+        "order": st.permutations(["temperature", "top_k", "top_p", "min_p"]),
+        "dynamic_temperature_range": st.floats(0.1, 1.0),
+    },
+)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@settings(deadline=None, max_examples=60)
+@given(logits(), CUT, st.integers(0, 2**53 - 1))
+def test_what_is_drawn_at_once_is_drawn_one_stage_after_another(
+    level: str, rows: Floats, given_parameters: dict, seed: int
+) -> None:
+    """And rows that want to know more are drawn like those that do not, one by one and by numpy alone."""
+    alive = rows[rows.max(axis=-1) > -np.inf]
+    for at, row in enumerate(torch.from_numpy(alive)):
+        bare = Row(resolve({"seed": seed + at, **given_parameters}), [1], 1, sequence=at)
+        telling = replace(bare, parameters=replace(bare.parameters, logprobs=0))
+        with pytest.MonkeyPatch.context() as patch:
+            at_once = choose(row[None], [bare], scanner=Scanner(level))
+            patch.setattr(Scan, "drawn", None)
+            assert at_once == choose(row[None], [bare]), "numpy"
+            assert at_once[0].token_id == choose(row[None], [telling], scanner=Scanner(level))[0].token_id
+    if len(alive):
+        every = [Row(resolve({"seed": seed + at, **given_parameters}), [1], 1, sequence=at) for at in range(len(alive))]
+        together = choose(torch.from_numpy(alive), every, scanner=Scanner(level))
+        alone = [
+            choose(row[None], [each], scanner=Scanner(level, 1))[0]
+            for row, each in zip(torch.from_numpy(alive), every, strict=True)
+        ]
+        assert together == alone
+
+
+def test_rows_that_ask_for_a_token_alone_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The usual settings are; what needs a stage of another kind is not, nor what is told more of."""
+    drawn = []
+    plainly = Scan.drawn
+    monkeypatch.setattr(Scan, "drawn", lambda self, *given: drawn.append(len(self)) or plainly(self, *given))
+    usual, others = [{}, {"top_k": 40}, {"top_p": 0.9, "min_p": 0.1, "temperature": 0.2}], [{"typical_p": 0.5}]
+    for given_parameters in (*usual, *others, {"logprobs": 0}, {"trace": True}, {"temperature": 0}):
+        choose(WIDE[:1], [Row(resolve({"seed": 1, **given_parameters}), [1], 1)], scanner=Scanner())
+    assert drawn == [1] * len(usual)
+
+
 @pytest.mark.parametrize("asked", [{}, {"top_k": 5}, {"presence_penalty": 1.0}, {"logprobs": 1}], ids=str)
 def test_a_greedy_row_chooses_the_likeliest_whatever_it_wants_to_know(asked: dict) -> None:
     rows = [Row(resolve({"temperature": 0, **asked}), list(HISTORY), PROMPT_LENGTH) for _ in WIDE]
