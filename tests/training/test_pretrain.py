@@ -29,7 +29,14 @@ def pretrain(tmp_path: Path) -> Callable[..., tuple[int, Path]]:
     return run
 
 
-@pytest.mark.parametrize("flags", [["--precision", "bf16"], ["--optimizer", "muon"], ["--dropout", "0.1"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param(["--precision", "bf16"], marks=pytest.mark.slow),  # without hardware for it
+        ["--optimizer", "muon"],
+        ["--dropout", "0.1"],
+    ],
+)
 def test_it_learns_a_rhyme_and_leaves_what_the_design_promises(
     flags: list[str], pretrain: Callable[..., tuple[int, Path]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,8 +19,9 @@ GPU_TFLOPS = {
 }  # fmt: skip
 # Of its threads' time, the part that a measurement must have had.
 _OWN_SHARE = 0.75
-# A product this large fills every kind of unit; measuring takes so long, in seconds.
-_MATRIX, _MEASURING = 1024, 0.1
+# A product of the largest size fills every kind of unit; it is come to by smaller ones, for measuring takes so long, in
+# seconds, also where a precision is slow.
+_MATRIX, _SMALLEST, _MEASURING = 1024, 128, 0.1
 
 
 def flops_per_token(config: ModelConfig, trained_share: float, context: int) -> float:
@@ -50,15 +51,19 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
             # An RTX A1000 is no A100, and a laptop's 4090 another chip than a desktop's.
             if re.search(rf"\b{words}\b", name) and "Laptop" not in name:
                 return tflops * 1e12
-    size = _MATRIX * (8 if device.type == "cuda" else 1)
-    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    largest = _MATRIX * (8 if device.type == "cuda" else 1)
+    size = largest if device.type == "cuda" else _SMALLEST
+    left, right = (torch.ones(largest, largest, dtype=dtype, device=device) for _ in range(2))
     best, began, cpu = 0.0, time.monotonic(), time.process_time()
     while time.monotonic() - began < _MEASURING or not best:
         started = time.perf_counter()
-        torch.mm(left, right)
+        torch.mm(left[:size, :size], right[:size, :size])
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+        seconds = time.perf_counter() - started
+        best = max(best, 2 * size**3 / seconds)
+        if size < largest and 8 * seconds < _MEASURING:
+            size *= 2
     share = (time.process_time() - cpu) / (time.monotonic() - began) / torch.get_num_threads()
     # Elsewhere a library may compute in ways that are not this process's time.
     measured_whole = device.type != "cpu" or sys.platform != "linux" or share >= _OWN_SHARE

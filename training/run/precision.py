@@ -21,9 +21,10 @@ WORTH = 1.05
 WARNED = 1.1
 """How many times as long bfloat16 must take for whoever asked for it to be told."""
 
-# Rows, inputs and outputs of the product: large enough for a processor's matrix units, small enough to end soon where
-# there are none. Each precision in turn, so often.
+# Rows, inputs and outputs of the product: large enough for a processor's matrix units. Each precision in turn, so
+# often; and once where a few rows show that there are none, for bfloat16 then takes a second each time.
 _ROWS, _SIDE, _ROUNDS = 256, 1024, 4
+_FEW_ROWS, _HOPELESS = 16, 4
 
 
 def settled(recipe: TrainingRecipe, console: Console) -> TrainingRecipe:
@@ -57,14 +58,19 @@ def speed_up(device: torch.device) -> float:
     """How many times as fast a product, its gradients included, is in bfloat16 as in float32 on `device`."""
     linear = Linear(_SIDE, _SIDE).to(device)
     torch.nn.init.ones_(linear.weight)
-    rows = torch.ones(_ROWS, _SIDE, device=device, requires_grad=True)
+    few, many = (torch.ones(count, _SIDE, device=device, requires_grad=True) for count in (_FEW_ROWS, _ROWS))
+    hopeless = _speed_up(linear, few, 2) * _HOPELESS < 1
+    return _speed_up(linear, many, 1 if hopeless else _ROUNDS)
+
+
+def _speed_up(linear: Linear, rows: torch.Tensor, rounds: int) -> float:
     best: dict[torch.dtype | None, float] = {}
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         for dtype in (None, torch.bfloat16):
             linear.compute_dtype = dtype
             began = time.perf_counter()
             linear(rows).sum().backward()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            if rows.device.type == "cuda":
+                torch.cuda.synchronize(rows.device)
             best[dtype] = min(best.get(dtype, float("inf")), time.perf_counter() - began)
     return best[None] / best[torch.bfloat16]

@@ -57,7 +57,7 @@ def test_first_messages_are_never_trained_on(messages: list[FirstMessage]) -> No
     held_out = {spelling(message.say): message.say for message in messages}
     held_out |= {spelling(each.say): each.say for each in read_messages(first_messages.DEVELOPMENT)}
 
-    def said(group: str, seed: int, without: Container[str], count: int = 8000) -> set[str]:
+    def said(group: str, seed: int, without: Container[str], count: int = 4000) -> set[str]:
         rows = make_rows(seed, count, held_out=False, kinds=GROUPS[group], without=without)
         told = {spelling(turn["content"]) for row in rows for turn in row["messages"] if turn["role"] == "user"}
         return {held_out[each] for each in told & held_out.keys()}

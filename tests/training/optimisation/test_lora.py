@@ -56,7 +56,14 @@ def records(run: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("method", "precision"), [("lora", "fp32"), ("qlora", "fp32"), ("qlora", "bf16"), ("dora", "bf16")]
+    ("method", "precision"),
+    [
+        ("lora", "fp32"),
+        ("qlora", "fp32"),
+        ("dora", "fp32"),
+        pytest.param("qlora", "bf16", marks=pytest.mark.slow),  # without hardware for it
+        pytest.param("dora", "bf16", marks=pytest.mark.slow),
+    ],
 )
 def test_the_served_checkpoint_has_the_loss_that_training_measured(
     method: str, precision: str, tiny_checkpoint: Callable[..., Path], rows: tuple[Path, Path], tmp_path: Path
