@@ -70,7 +70,7 @@ def grouped(
         stages, depends = row.plan
         if depends:
             stages = tuple(stage for stage in stages if stage.needed is None or stage.needed(row))
-        groups.setdefault((stages, row.greedy, _asks_nothing(row)), []).append(index)
+        groups.setdefault((stages, row.greedy, _is_simple(row)), []).append(index)
     for (stages, _, _), indexes in groups.items():
         size = len(rows) if scanned and scannable(stages) else most
         for start in range(0, len(indexes), size):
@@ -209,26 +209,16 @@ def choose(
     drawn: list[tuple[list[int], Candidates, Tracer | None]] = []
     overflowing: list[int] = []
     for stages, indexes in grouped(logits, rows, scanned=scan is not None):
-        if (
-            scan is not None
-            and found is None
-            and not stages
-            and rows[indexes[0]].greedy
-            and _asks_nothing(rows[indexes[0]])
-            and np.isfinite(scan.best[indexes]).all()
-        ):
-            # A single greedy stream's step is short: all of the below would be a thirtieth of it.
-            for index, token_id in zip(indexes, scan.first[indexes].tolist(), strict=True):
-                choices[index] = Choice(token_id)
-            continue
-        seen = scan if scan is not None and scannable(stages) else logits
-        group, candidates = [rows[index] for index in indexes], select(seen, indexes)
+        group = [rows[index] for index in indexes]
+        if scan is not None and found is None and np.isfinite(scan.best[indexes]).all():
+            token_ids = _at_once(scan, stages, indexes, group)
+            if token_ids is not None:
+                for index, token_id in zip(indexes, token_ids, strict=True):
+                    choices[index] = Choice(token_id)
+                continue
+        candidates = select(scan if scan is not None and scannable(stages) else logits, indexes)
         if bad := _overflowing(candidates.best):
             overflowing += [indexes[at] for at in bad]
-            continue
-        if scan is not None and found is None and _is_drawn_at_once(stages, group[0], candidates):
-            for index, token_id in zip(indexes, _drawn_at_once(candidates, stages, group), strict=True):
-                choices[index] = Choice(token_id)
             continue
         tracer = Tracer(candidates, group) if any(row.parameters.trace for row in group) else None
         candidates = apply(candidates, stages, group, tracer.observe if tracer else None)
@@ -245,9 +235,9 @@ def choose(
         raise _unusable(sorted(overflowing))
     if drawn:
         order = [rows[index] for indexes, _, _ in drawn for index in indexes]
-        token_ids = iter(draw([candidates for _, candidates, _ in drawn], order))
+        every = iter(draw([candidates for _, candidates, _ in drawn], order))
         for indexes, candidates, tracer in drawn:
-            _settle(choices, rows, indexes, candidates, tracer, list(islice(token_ids, len(indexes))))
+            _settle(choices, rows, indexes, candidates, tracer, list(islice(every, len(indexes))))
     for index, row in enumerate(rows):
         if row.sequential:
             logprob = choices[index].logprob
@@ -256,28 +246,30 @@ def choose(
     return _explained(choices, logits if scan is None else scan, rows)
 
 
-def _asks_nothing(row: Row) -> bool:
-    """Whether it wants no more than a token."""
-    return row.parameters.logprobs is None and not row.parameters.trace
+def _is_simple(row: Row) -> bool:
+    """Whether it wants no more than a token, at a temperature that stays."""
+    parameters = row.parameters
+    return parameters.logprobs is None and not parameters.trace and not parameters.dynamic_temperature_range
 
 
-def _is_drawn_at_once(stages: Sequence[Stage], row: Row, candidates: Candidates) -> bool:
-    """Whether rows like this one, of which a token is left, ask for a token alone, and compiled code knows how."""
-    names = [stage.name for stage in stages]
-    cuts = names[1:] if names[:1] == ["temperature"] else names
-    return (
-        _asks_nothing(row) and not row.greedy and _CUTS.issuperset(cuts) and bool((candidates.best > NOT_CHOSEN).all())
-    )
-
-
-def _drawn_at_once(candidates: Candidates, stages: Sequence[Stage], rows: Sequence[Row]) -> list[int]:
-    """The tokens of such rows: those that the stages and `draw` find one after another."""
-    numbers = _numbers(stages, rows)
-    if stages and stages[0].name == "temperature":
-        candidates, stages, numbers = stages[0].apply(candidates, numbers[0], rows), stages[1:], numbers[1:]
-    assert candidates.scan is not None
-    cuts = [(stage.name, values[stage.name].numpy()) for stage, values in zip(stages, numbers, strict=True)]
-    return candidates.scan.drawn(cuts, row_places(rows), loud_from(LOUD))
+def _at_once(scan: Scan, stages: Sequence[Stage], indexes: list[int], rows: Sequence[Row]) -> list[int] | None:
+    """The tokens of some alike rows of a scan, of which something is left, where compiled code finds them; None where
+    it does not. What finds them otherwise would be a tenth of a single stream's step."""
+    if not _is_simple(rows[0]):
+        return None
+    if rows[0].greedy:
+        return None if stages else scan.first[indexes].tolist()
+    tempered = bool(stages) and stages[0].name == "temperature"
+    cuts = stages[tempered:]
+    if not _CUTS.issuperset(stage.name for stage in cuts):
+        return None
+    numbers, scan = _numbers(stages, rows), scan.some(indexes)
+    if tempered:
+        divided = scan.divide(truncation.divisors(numbers[0]["temperature"].numpy()))
+        assert divided is not None, "nothing else has divided it"
+        scan = divided
+    given = [(stage.name, values[stage.name].numpy()) for stage, values in zip(cuts, numbers[tempered:], strict=True)]
+    return scan.drawn(given, row_places(rows), LOUD_FROM)
 
 
 def _plain(row: Tensor) -> bool:
@@ -367,6 +359,7 @@ def _ranks(raw: Candidates, token_ids: Sequence[int]) -> list[int]:
 # Of more tokens than these few, only those whose noise or whose logit stands out are given noise.
 FEW = 256
 LOUD = 5.5
+LOUD_FROM = loud_from(LOUD)
 MARGIN = 2.5
 SAMPLE = 16
 
@@ -388,7 +381,7 @@ def draw(parts: Sequence[Candidates], rows: Sequence[Row]) -> list[int]:
         elif part.scan is not None:
             reach = part.log_total - MARGIN
             floors = (reach - LOUD).numpy().astype(np.float32)
-            found = part.scan.outstanding(floors, own.numpy(), loud_from(LOUD))
+            found = part.scan.outstanding(floors, own.numpy(), LOUD_FROM)
             finalists.append(part.found(found))
         elif not part.on_cpu:
             reach = torch.full((len(own),), -math.inf, dtype=torch.float64)

@@ -27,6 +27,12 @@ COIN = -1
 SMALLEST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-20, 3e38
 
 
+def divisors(temperatures: NDArray[np.float64]) -> Floats:
+    """What logits are divided by at these temperatures."""
+    found: Floats = np.clip(temperatures, SMALLEST_TEMPERATURE, LARGEST_TEMPERATURE).astype(np.float32)
+    return found
+
+
 @stage(keeps_best=True, scans=True)
 def temperature(candidates: Candidates, values: Values, rows: Sequence[Row]) -> Candidates:
     """Divide by the temperature, itself moved by the entropy where `dynamic_temperature_range` asks for it."""
@@ -38,7 +44,7 @@ def temperature(candidates: Candidates, values: Values, rows: Sequence[Row]) -> 
         place = (relative.clamp(1e-300, 1.0).log() * values["dynamic_temperature_exponent"]).exp()
         low, high = (divisor - reach).clamp(min=0), divisor + reach
         divisor = torch.where((reach > 0) & ~certain, low + (high - low) * place, divisor)
-    divisor = divisor.clamp(min=SMALLEST_TEMPERATURE, max=LARGEST_TEMPERATURE).float().unsqueeze(-1)
+    divisor = torch.from_numpy(divisors(divisor.numpy())).unsqueeze(-1)
     if candidates.scan is not None:
         scan = candidates.scan.divide(divisor.squeeze(-1).numpy())
         if scan is not None:
