@@ -145,6 +145,7 @@ DRILL := $(RUNS)/drill-data
 OPENINGS := $(RUNS)/openings-data
 REVIEW := $(RUNS)/review-data
 SAID := $(RUNS)/said-data
+BEYOND := $(RUNS)/beyond-data
 .PHONY: checkpoints
 checkpoints: install  ## make the default checkpoints anew from CORPUS and INSTRUCTIONS, in hours; call again to continue
 	[ -d $(RUNS)/tokenizer ] || $(BIN)/topkapi tokenizer train $(CORPUS)/c*.jsonl.bz2 $(CORPUS)/w*.jsonl.bz2 \
@@ -242,6 +243,13 @@ checkpoints: install  ## make the default checkpoints anew from CORPUS and INSTR
 	  --out $(RUNS)/topkapi-chat-said --resume $(ARGS)
 	[ -d $(RUNS)/topkapi-chat-said-average ] || $(BIN)/topkapi export average $(RUNS)/topkapi-chat-review-average \
 	  $(RUNS)/topkapi-chat-said/last $(RUNS)/topkapi-chat-said-average --part 0.7
+	@[ -d $(BEYOND) ] || (set -ex; rm -rf $(BEYOND).new; cp -r $(SAID) $(BEYOND).new; \
+	  $(BIN)/topkapi instructions make --kinds beyond --count 24000 --seed 80 --steps --except $(REVIEW)/first.txt \
+	    --out $(BEYOND).new/beyond.jsonl; mv $(BEYOND).new $(BEYOND))
+	$(BIN)/topkapi finetune topkapi-chat-beyond --checkpoint $(RUNS)/topkapi-chat-said-average --data $(BEYOND)/*.jsonl \
+	  --out $(RUNS)/topkapi-chat-beyond --resume $(ARGS)
+	[ -d $(RUNS)/topkapi-chat-beyond-average ] || $(BIN)/topkapi export average $(RUNS)/topkapi-chat-said-average \
+	  $(RUNS)/topkapi-chat-beyond/last $(RUNS)/topkapi-chat-beyond-average --part 0.85
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -249,6 +249,8 @@ def test_questions_are_answered_honestly(tmp_path: Path, capsys: pytest.CaptureF
         ("drill", 6, 400, "f4596c21911324df2d4c4530c47fc7b546616f617c9865ecee0d3a648ae35d9d"),
         ("polish", 33, 400, "9199e9de723d1406df1e6fb5d5900d2fbc02f840a1cdd6cc8f946982d1112ca1"),
         ("openings", 50, 400, "31b0ca60e9aacab360e894f1f219a3725ca0ddf8e67d68fcd3b6d22f019039dd"),
+        ("said", 70, 400, "21ad383fe1eb6579e1b785dbdac8baaf6c556bfb23dc1de2b9f09040bc624cad"),
+        ("beyond", 80, 400, "f0d7fa0e64d1d76808554bdd3e106b84077922b94cd963d96efabd9cdd2d67e8"),
     ],
 )
 def test_what_was_trained_on_can_be_made_again(group: str, seed: int, count: int, digest: str) -> None:
