@@ -269,7 +269,9 @@ def _at_once(scan: Scan, stages: Sequence[Stage], indexes: list[int], rows: Sequ
         assert divided is not None, "nothing else has divided it"
         scan = divided
     given = [(stage.name, values[stage.name].numpy()) for stage, values in zip(cuts, numbers[tempered:], strict=True)]
-    return scan.drawn(given, row_places(rows), LOUD_FROM)
+    token_ids = scan.drawn(given, row_places(rows), LOUD_FROM)
+    # A logit may become infinite where it is divided by next to nothing.
+    return token_ids if min(token_ids) >= 0 else None
 
 
 def _plain(row: Tensor) -> bool:

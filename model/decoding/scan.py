@@ -77,7 +77,7 @@ class Scan(Protocol):
     def drawn(self, cuts: Sequence[tuple[str, Doubles]], places: Ids, threshold: int) -> list[int]:
         """A token drawn from each row, of which one is left, after top_k, top_p and min_p in some order, each with its
         values `[B]`, by the noise of its seed, sequence and position (`places [B, 3]`), which is loud for hashes
-        (`noise.loud_tokens`) of at least `threshold`."""
+        (`noise.loud_tokens`) of at least `threshold`; -1 where the largest logit is infinite."""
         ...
 
     def above(self, values: Floats) -> list[int]:

@@ -180,8 +180,8 @@ class Left {
 
 extern "C" {
 
-// A token for each row, -1 where there is none to choose or a number is damaged. `best` are the largest of the rows as they are divided, `values` what each of the `cuts` is given,
-// [cuts][count], `places` seed, sequence and position, [count][3].
+// A token for each row, -1 where there is none to choose or a number is damaged. `best` are the largest of the rows as they are
+// divided, `values` what each of the `cuts` is given, [cuts][count], `places` seed, sequence and position, [count][3].
 int topkapi_scan_draw(const Scanned *scanned, const float *best, int cuts, const int32_t *kinds, const double *values,
                       const int64_t *places, uint64_t threshold, int32_t *tokens) {
     return each_row(*scanned, 5, [&](int row) {

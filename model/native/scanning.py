@@ -190,7 +190,8 @@ class Scan:
 
     def drawn(self, cuts: Sequence[tuple[str, Doubles]], places: Ids, threshold: int) -> list[int]:
         """A token drawn from each row, of which one is left, after the cuts, each with its values `[B]`, by the noise
-        of its seed, sequence and position (`places [B, 3]`), which is loud from `threshold` on."""
+        of its seed, sequence and position (`places [B, 3]`), which is loud from `threshold` on; -1 where the largest
+        logit is infinite."""
         kinds = np.array([CUTS[name] for name, _ in cuts], dtype=np.int32)
         values = np.array([value for _, value in cuts], dtype=np.float64)
         tokens = np.empty(len(self), dtype=np.int32)

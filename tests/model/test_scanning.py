@@ -228,6 +228,13 @@ def test_what_is_drawn_at_once_is_drawn_one_stage_after_another(
         assert together == alone
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+def test_a_logit_that_its_temperature_makes_infinite_is_chosen_all_the_same() -> None:
+    logits = torch.tensor([[1.0, 3e20, 2.0]])
+    row = Row(resolve({"seed": 1, "temperature": 1e-30}), [1], 1)
+    assert choose(logits, [replace(row)], scanner=Scanner()) == choose(logits, [row])
+
+
 def test_rows_that_ask_for_a_token_alone_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The usual settings are; what needs a stage of another kind is not, nor what is told more of."""
     drawn: list[int] = []
