@@ -3,10 +3,7 @@
 
 #include "scanned.h"
 
-#include <algorithm>
 #include <cmath>
-#include <functional>
-#include <vector>
 
 namespace {
 
@@ -41,12 +38,6 @@ double gumbel(uint64_t hash) {
     return -std::log(-std::log(uniform));
 }
 
-// The k-th largest.
-float place(std::vector<float> &numbers, int k) {
-    std::nth_element(numbers.begin(), numbers.begin() + (k - 1), numbers.end(), std::greater<float>());
-    return numbers[k - 1];
-}
-
 enum Cut { TOP_K, TOP_P, MIN_P };
 
 // Tokens of a row, ascending.
@@ -59,7 +50,7 @@ struct Tokens {
 class Left {
   public:
     Left(const Scanned &scanned, int row, float best)
-        : scanned_(scanned), row_(scanned.rows[row]), maxima_(scanned.maxima + (size_t)row * pieces()), best_(best),
+        : scanned_(scanned), row_(scanned.rows[row]), maxima_(maxima_of(scanned, row)), best_(best),
           divisor_(scanned.divisors[row]) {}
 
     void cut(int kind, double value) {
@@ -89,8 +80,6 @@ class Left {
     const float best_, divisor_;
     bool whole_ = true;
     Tokens left_;
-
-    int pieces() const { return (scanned_.size + STRIP - 1) / STRIP; }
 
     // The token with the largest sum, where it is more than `reach`.
     static int32_t loudest(const Tokens &tokens, uint64_t key, double reach) {
@@ -148,15 +137,15 @@ class Left {
 
     void most_likely(int k) {
         // The k-th largest of the pieces' maxima is a lower bound, above which there is little more than what is looked for.
-        if (whole_ && k <= pieces()) {
-            std::vector<float> largest(maxima_, maxima_ + pieces());
-            keep(place(largest, k) / divisor_);
+        if (whole_ && k <= pieces_of(scanned_)) {
+            std::vector<float> largest(maxima_, maxima_ + pieces_of(scanned_));
+            keep(largest_but(largest, k - 1) / divisor_);
         } else if (whole_) {
             keep(LOWEST);
         }
         if (k >= (int)left_.logits.size()) return;
         std::vector<float> logits = left_.logits;
-        keep(place(logits, k));
+        keep(largest_but(logits, k - 1));
     }
 
     void nucleus(double p) {

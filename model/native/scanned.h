@@ -4,7 +4,10 @@
 #include "core.h"
 #include "threads.h"
 
+#include <algorithm>
+#include <functional>
 #include <new>
+#include <vector>
 
 extern "C" {
 
@@ -18,6 +21,15 @@ struct Scanned {
     const float *divisors;
     float *maxima;
 };
+}
+
+inline int pieces_of(const Scanned &scanned) { return (scanned.size + STRIP - 1) / STRIP; }
+inline float *maxima_of(const Scanned &scanned, int row) { return scanned.maxima + (size_t)row * pieces_of(scanned); }
+
+// The largest number but for so many larger ones.
+inline float largest_but(std::vector<float> &numbers, int count) {
+    std::nth_element(numbers.begin(), numbers.begin() + count, numbers.end(), std::greater<float>());
+    return numbers[count];
 }
 
 // `body(row)` for each row, whose logits take `cost` times as long as reading them does. Little work is not shared: on a busy

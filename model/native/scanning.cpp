@@ -3,8 +3,6 @@
 #include "network.h"
 #include "scanned.h"
 
-#include <algorithm>
-#include <functional>
 #include <string.h>
 #include <vector>
 
@@ -12,27 +10,11 @@ extern "C" {
 
 int topkapi_run(void *network, void *slots, const Pass *pass);
 int topkapi_logits(void *network, const float *states, int rows, float *to);
-}
-
-namespace {
-
-int pieces(const Scanned &scanned) { return (scanned.size + STRIP - 1) / STRIP; }
-
-float *maxima(const Scanned &scanned, int row) { return scanned.maxima + (size_t)row * pieces(scanned); }
-
-float at_place(std::vector<float> &numbers, int place) {
-    std::nth_element(numbers.begin(), numbers.begin() + place, numbers.end(), std::greater<float>());
-    return numbers[place];
-}
-
-}  // namespace
-
-extern "C" {
 
 // The maxima of pieces; the largest logit, no number where there is one that is none, and the first token that has it.
 int topkapi_scan(const Scanned *scanned, float *best, int32_t *first) {
     return each_row(*scanned, 1, [&](int row) {
-        scanned->kernels->scan(scanned->rows[row], scanned->size, maxima(*scanned, row), best + row, first + row);
+        scanned->kernels->scan(scanned->rows[row], scanned->size, maxima_of(*scanned, row), best + row, first + row);
     });
 }
 
@@ -72,7 +54,7 @@ int topkapi_scan_collect(const Scanned *scanned, const float *floors, const uint
         int64_t *to = ids + (size_t)row * capacity;
         float *values_to = values + (size_t)row * capacity;
         counts[row] = scanned->kernels->scan_collect(
-            scanned->rows[row], scanned->size, scanned->divisors[row], maxima(*scanned, row), floors[row],
+            scanned->rows[row], scanned->size, scanned->divisors[row], maxima_of(*scanned, row), floors[row],
             keys ? &noise : nullptr, capacity, to, values_to);
         for (int at = counts[row]; at < capacity; at++) to[at] = scanned->size, values_to[at] = -__builtin_inff();
     });
@@ -85,20 +67,20 @@ int topkapi_scan_largest(const Scanned *scanned, const int32_t *k, float *found)
     return each_row(*scanned, 1, [&](int row) {
         // The k-th largest of the pieces' maxima is a lower bound, above which there is little more than what is looked for.
         float floor = -__builtin_inff();
-        if (k[row] <= pieces(*scanned)) {
-            std::vector<float> largest(maxima(*scanned, row), maxima(*scanned, row) + pieces(*scanned));
-            floor = at_place(largest, k[row] - 1);
+        if (k[row] <= pieces_of(*scanned)) {
+            std::vector<float> largest(maxima_of(*scanned, row), maxima_of(*scanned, row) + pieces_of(*scanned));
+            floor = largest_but(largest, k[row] - 1);
         }
-        std::vector<float> values(k[row] <= pieces(*scanned) ? 4096 : scanned->size);
+        std::vector<float> values(k[row] <= pieces_of(*scanned) ? 4096 : scanned->size);
         std::vector<int64_t> ids(values.size());
         while (true) {
-            int count = scanned->kernels->scan_collect(scanned->rows[row], scanned->size, 1.0f, maxima(*scanned, row), floor,
+            int count = scanned->kernels->scan_collect(scanned->rows[row], scanned->size, 1.0f, maxima_of(*scanned, row), floor,
                                                        nullptr, (int)values.size(), ids.data(), values.data());
             bool all = count <= (int)values.size();
             values.resize(count), ids.resize(count);
             if (all) break;
         }
-        found[row] = k[row] <= (int)values.size() ? at_place(values, k[row] - 1) : __builtin_nanf("");
+        found[row] = k[row] <= (int)values.size() ? largest_but(values, k[row] - 1) : __builtin_nanf("");
     });
 }
 
@@ -106,7 +88,7 @@ int topkapi_scan_largest(const Scanned *scanned, const int32_t *k, float *found)
 int topkapi_scan_above(const Scanned *scanned, const float *values, int32_t *counts) {
     return each_row(*scanned, 0, [&](int row) {
         counts[row] =
-            scanned->kernels->scan_above(scanned->rows[row], scanned->size, maxima(*scanned, row), values[row]);
+            scanned->kernels->scan_above(scanned->rows[row], scanned->size, maxima_of(*scanned, row), values[row]);
     });
 }
 }
