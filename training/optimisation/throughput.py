@@ -54,6 +54,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     largest = _MATRIX * (8 if device.type == "cuda" else 1)
     size = largest if device.type == "cuda" else _SMALLEST
     left, right = (torch.ones(largest, largest, dtype=dtype, device=device) for _ in range(2))
+    # The first product of a process wakes the library up, which would count as its time.
+    torch.mm(left[:size, :size], right[:size, :size])
     best, began, cpu = 0.0, time.monotonic(), time.process_time()
     while time.monotonic() - began < _MEASURING or not best:
         started = time.perf_counter()
