@@ -32,7 +32,9 @@ int topkapi_scan_totals(const Scanned *, const float *, double *, double *);
 int topkapi_scan_collect(const Scanned *, const float *, const uint64_t *, uint64_t, int, int32_t *, int64_t *, float *);
 int topkapi_scan_largest(const Scanned *, const int32_t *, float *);
 int topkapi_scan_above(const Scanned *, const float *, int32_t *);
-int topkapi_scan_draw(const Scanned *, const float *, int, const int32_t *, const double *, const int64_t *, uint64_t, int32_t *);
+int topkapi_scan_draw(const Scanned *, const float *, const int32_t *, const Drawing *, int32_t *);
+int topkapi_steps(void *, void *, const Pass *, float *, const Scanned *, float *, int32_t *, const Drawing *, const Ahead *, int32_t *,
+                  double *, int32_t *);
 }
 
 namespace {
@@ -84,6 +86,27 @@ int failures = 0;
 
 bool same(float one, float other) { return one == other || (std::isnan(one) && std::isnan(other)); }
 
+// How rows are drawn from, at random.
+struct Chances {
+    std::vector<float> divisors;
+    std::vector<int32_t> kinds;
+    std::vector<double> values;
+    std::vector<int64_t> places;
+    Drawing drawing;
+
+    Chances(int rows, int size)
+        : divisors(exact<float>(rows)), kinds(exact<int32_t>(rows * CUTS)), values(exact<double>(rows * CUTS)),
+          places(exact<int64_t>(rows * 3)) {
+        for (float &divisor : divisors) divisor = std::exp((float)between(-5, 5));
+        for (int64_t &place : places) place = (int64_t)generator() << between(0, 21);
+        for (size_t cut = 0; cut < kinds.size(); cut++) {
+            kinds[cut] = between(-1, cut % CUTS ? 2 : 3);
+            values[cut] = kinds[cut] ? between(1, 99) / 100.0 : between(0, size + 1);
+        }
+        drawing = {divisors.data(), kinds.data(), values.data(), places.data(), (uint64_t)generator() << 32};
+    }
+};
+
 // Looks through logits in every way; what was found goes to `results`.
 void look_through(const std::vector<float> &logits, int rows, int size, int level, void *threads, std::vector<float> &results) {
     std::vector<const float *> each;
@@ -110,21 +133,12 @@ void look_through(const std::vector<float> &logits, int rows, int size, int leve
     results.insert(results.end(), values.begin(), values.end());
     failed |= topkapi_scan_largest(&of, k.data(), found.data());
     failed |= topkapi_scan_above(&of, floors.data(), counts.data());
-    const int cuts = between(0, 4);
-    std::vector<int32_t> kinds = exact<int32_t>(cuts), tokens = exact<int32_t>(rows);
-    std::vector<double> given = exact<double>((size_t)cuts * rows);
-    std::vector<int64_t> places = exact<int64_t>((size_t)rows * 3);
-    for (int cut = 0; cut < cuts; cut++) {
-        kinds[cut] = between(0, 2);
-        for (int row = 0; row < rows; row++) given[(size_t)cut * rows + row] = kinds[cut] ? between(1, 99) / 100.0 : between(0, size + 1);
-    }
-    for (int64_t &place : places) place = (int64_t)generator() << between(0, 21);
-    std::vector<float> divided = best;
-    for (int row = 0; row < rows; row++) divided[row] /= divisors[row];
-    failed |= topkapi_scan_draw(&of, divided.data(), cuts, kinds.data(), given.data(), places.data(), (uint64_t)generator() << 32,
-                                tokens.data());
+    std::vector<int32_t> tokens = exact<int32_t>(rows);
+    Chances chances(rows, size);
+    failed |= topkapi_scan_draw(&of, best.data(), first.data(), &chances.drawing, tokens.data());
     for (int row = 0; row < rows; row++) {
-        bool whole = divided[row] > -HUGE_VALF && divided[row] < HUGE_VALF;
+        float divided = best[row] / chances.divisors[row];
+        bool whole = divided > -HUGE_VALF && divided < HUGE_VALF;
         if (whole != (tokens[row] >= 0 && tokens[row] < size)) printf("drew token %d of %d\n", tokens[row], size), failures++;
         results.push_back((float)tokens[row]);
     }
@@ -138,6 +152,34 @@ void look_through(const std::vector<float> &logits, int rows, int size, int leve
         results.push_back(whole ? (float)weighted[row] : 0);
         results.push_back((float)first[row]);
     }
+}
+
+// Some steps of every slot, or fewer: what was drawn goes to `results`.
+void go_ahead(void *network, void *slots, Pass of, int size, int level, void *threads, int positions, std::vector<float> &results) {
+    const int rows = of.rows, most = between(1, 5);
+    std::vector<Span> spans;
+    std::vector<int32_t> read = exact<int32_t>(rows), tokens = exact<int32_t>(most * rows), first = exact<int32_t>(rows);
+    bool fits = true;
+    for (int row = 0; row < rows; row++) {
+        spans.push_back({row, rows - 1 - row, 1, between(0, positions - 1)});
+        fits = fits && spans.back().position + most <= positions, read[row] = between(0, size - 1);
+    }
+    std::vector<float> states = exact<float>((size_t)rows * ((Network *)network)->shape.hidden), ones(rows, 1.0f), best = exact<float>(rows),
+                       logits = exact<float>((size_t)rows * size), maxima = exact<float>((size_t)rows * ((size + STRIP - 1) / STRIP));
+    std::vector<const float *> each;
+    for (int row = 0; row < rows; row++) each.push_back(logits.data() + (size_t)row * size);
+    of.spans = rows, of.span = spans.data(), of.tokens = read.data(), of.states = states.data(), of.kept = 0;
+    Scanned scanned = {(const Kernels *)topkapi_kernels(level), (Threads *)threads, rows, size, each.data(), ones.data(), maxima.data()};
+    Chances chances(rows, size);
+    std::vector<int32_t> ends = exact<int32_t>(2 * between(0, 2));
+    for (size_t at = 0; at < ends.size(); at++) ends[at] = at % 2 ? between(0, size - 1) : between(0, rows - 1);
+    std::vector<double> seconds = exact<double>(most);
+    int32_t interrupted = between(0, 3) == 0, done = -1;
+    Ahead ahead = {most, (int)ends.size() / 2, 60, &interrupted, ends.data()};
+    int failed = topkapi_steps(network, slots, &of, logits.data(), &scanned, best.data(), first.data(), &chances.drawing, &ahead,
+                               tokens.data(), seconds.data(), &done);
+    if ((failed && fits) || done < 0 || done > most) printf("%d steps of %d, %d\n", done, most, failed), failures++;
+    results.insert(results.end(), tokens.begin(), tokens.begin() + done * rows);
 }
 
 void attack(void *threads) {
@@ -225,6 +267,9 @@ void attack(void *threads) {
                 look_through(scores, rows, shape.vocabulary, level, threads, results);
             }
         }
+        Pass each = {};
+        each.rows = count, each.cosines = cosines, each.sines = sines, each.kinds = kinds, each.angles = positions;
+        go_ahead(network, slots, each, shape.vocabulary, level, threads, positions, results);
         topkapi_slots_free(slots);
         topkapi_network_free(network);
         if (level == 0) reference = results;

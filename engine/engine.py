@@ -180,6 +180,7 @@ class Engine:
             jobs = (*self._jobs, *self._arriving)
             submitted.foretold = check_room(job, jobs, room, self._steps.speed, self.network.slots, begun=begun)
             self._arriving.append(submitted)
+            self._steps.interrupted[0] = True
             self._changed.notify()
         return submitted
 
@@ -195,6 +196,7 @@ class Engine:
             if self._closing is None:
                 unloaded = Cancelled(f"{self.name} is being unloaded", hint="send the request again to a loaded model")
                 self._closing = why or unloaded
+            self._steps.interrupted[0] = True
             self._changed.notify()
 
     @property
@@ -228,6 +230,7 @@ class Engine:
         with self._changed:
             arrived, self._arriving = self._arriving, []
             self._jobs += arrived
+            self._steps.interrupted[0] = self._closing is not None
         for submitted in arrived:
             self._steps.scheduler.add(submitted.sequences)
         self._end_what_must()

@@ -117,6 +117,8 @@ class Token:
     rank: int | None = None
     top: tuple[Candidate, ...] = ()
     trace: TokenTrace | None = None
+    at: float | None = field(default=None, compare=False)
+    """When it was chosen, in `time.monotonic()` seconds, if that was earlier than it was handed out."""
 
 
 @dataclass(frozen=True)

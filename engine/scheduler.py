@@ -96,6 +96,11 @@ class Scheduler:
             left -= len(share.guesses)
         return shares
 
+    def wrote(self, shares: Iterable[Share], tokens: int) -> None:
+        """Count so many more tokens for what was planned as one."""
+        for share in shares:
+            self._given[share.sequence.owner.job.caller.name] += WRITTEN * tokens
+
     def _admit(self) -> None:
         for first in self._in_turn():
             group = first.group

@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from torch import Tensor
 
@@ -313,6 +314,19 @@ class Continuation(Sequence):
         self.guessed_by = self.draft
         return Draft(self.slot, self.row, length)
 
+    @property
+    def alone(self) -> bool:
+        """Whether its next tokens follow from those it has, one after another, without anything else being asked."""
+        guessing = self.lookup is not None or self.draft is not None
+        plain = self.guide is None and self.row.constraint is None and not self.layers
+        return self.pending == 1 and plain and not guessing
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end it."""
+        parameters = self.job.parameters
+        return (*parameters.stop_token_ids, *(() if parameters.ignore_end_token else self.config.end_token_ids))
+
     def _guessable(self, room: int) -> int:
         """How many tokens may be guessed: some only where the next one is all that is pending."""
         generated = len(self.tokens) - len(self.job.prompt)
@@ -354,15 +368,15 @@ class Continuation(Sequence):
             self.row.early = self.output.early[:, depth]
         return self.output.logits[depth]
 
-    def take(self, choice: Choice, guessed: bool = False) -> None:
-        """Append the chosen token and see whether it ends the sequence."""
+    def take(self, choice: Choice, guessed: bool = False, at: float | None = None) -> None:
+        """Append the token that was chosen, `at` that time unless it is now, and see whether it ends the sequence."""
         token_id = choice.token_id
         if self.owner.prefilled_at is None:
-            self.owner.prefilled_at = time.monotonic()
+            self.owner.prefilled_at = time.monotonic() if at is None else at
         self.tokens.append(token_id)
         if self.guide is not None:
             self.guide.tokens.append(token_id)
-        event = token_event(self.index, choice, guessed)
+        event = token_event(self.index, choice, guessed, at)
         self.events.append(event)
         if self.copies > 1:
             self.events.extend(replace(event, index=self.index + copy) for copy in range(1, self.copies))
@@ -462,11 +476,11 @@ def layers_of(job: GenerateJob, config: ModelConfig) -> tuple[int, ...]:
     return () if wanted is None else exit_layers(wanted, config.num_layers, config.tie_embeddings)
 
 
-def token_event(index: int, choice: Choice, guessed: bool = False) -> Token:
+def token_event(index: int, choice: Choice, guessed: bool = False, at: float | None = None) -> Token:
     """A chosen token as an event."""
     top = tuple(Candidate(*pair) for pair in choice.top)
     trace = replace(choice.trace, guessed=True) if choice.trace is not None and guessed else choice.trace
-    return Token(index, choice.token_id, choice.logprob, choice.raw_logprob, choice.rank, top, trace)
+    return Token(index, choice.token_id, choice.logprob, choice.raw_logprob, choice.rank, top, trace, at)
 
 
 def end_of(

@@ -16,15 +16,17 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from topkapi.engine.scheduler import Allocation, Scheduler, Share, Speed
 from topkapi.engine.sequences import Choosing, Continuation, Sequence, Submitted
 from topkapi.model.cache import NetworkOutput, SlotCache, Work, outputs
-from topkapi.model.decoding.choosing import choose
-from topkapi.model.decoding.scan import Scanner
+from topkapi.model.decoding.choosing import Choice, choose, drawing
+from topkapi.model.decoding.scan import Ahead, Scanner
 from topkapi.model.decoding.speculation import Drafter
+from topkapi.model.decoding.stage import Row
 from topkapi.model.errors import EngineError, TopkapiError
 from topkapi.model.invariance import calibrate
 from topkapi.model.transformer import Decoder
@@ -41,6 +43,11 @@ class Network(Protocol):
 
     def run(self, works: abc.Sequence[Work]) -> list[NetworkOutput]:
         """Read every work's tokens; what each asked for."""
+        ...
+
+    def steps(self, works: abc.Sequence[Work], rows: abc.Sequence[Row], ahead: Ahead) -> list[tuple[float, list[int]]]:
+        """Read a token of every work, then what is chosen for its row, and so on: after how many seconds each step was
+        done, and a token of each row. Nothing where some row, or the network, has to be asked one step at a time."""
         ...
 
     def copy(self, source: int, target: int, start: int, end: int) -> None:
@@ -71,6 +78,16 @@ class DecoderNetwork:
 
     def run(self, works: abc.Sequence[Work]) -> list[NetworkOutput]:
         return outputs(self.model, self._cache, works)
+
+    @torch.inference_mode()
+    def steps(self, works: abc.Sequence[Work], rows: abc.Sequence[Row], ahead: Ahead) -> list[tuple[float, list[int]]]:
+        core, slots = self.model.core, self._cache.native
+        how = None if core is None else drawing(rows)
+        if core is None or slots is None or how is None:
+            return []
+        spans = [(work.slot, work.start, work.token_ids) for work in works]
+        adapters = [None if work.adapter is None else work.adapter.core for work in works]
+        return core.steps(slots, spans, how, ahead, adapters if any(adapters) else ())
 
     def copy(self, source: int, target: int, start: int, end: int) -> None:
         self._cache.copy(source, target, start, end)
@@ -105,6 +122,10 @@ Result = TypeVar("Result")
 
 BEYOND_A_JOB = (KeyboardInterrupt, torch.AcceleratorError)
 """What no single job can be blamed for: after an accelerator's error, everything that is asked of it fails."""
+
+
+AHEAD_SECONDS, MOST_AHEAD = 0.016, 32
+"""How long steps go on without anybody being told of their tokens, and how many at most."""
 
 
 class Heartbeat:
@@ -161,6 +182,8 @@ class Steps:
         self._step_tokens, self._handing_out = step_tokens, handing_out
         self._starting: list[Submitted] = []
         self.scheduler = self._fresh_scheduler()
+        # Set by whoever has something for the next step to take in.
+        self.interrupted = np.zeros(1, dtype=np.int32)
 
     def step(self, began: float) -> None:
         """Plan a step and compute it. `began` is when it did, in `time.perf_counter()` seconds."""
@@ -171,12 +194,15 @@ class Steps:
             return
         if self.drafter is not None:
             self._draft(self.drafter, shares)
-        self._run(shares)
+        steps = self._go_ahead(shares)
+        if not steps:
+            self._run(shares)
         seconds = time.perf_counter() - began
-        self.counters.steps += 1
+        self.counters.steps += steps or 1
         self.counters.step_seconds += seconds
         read = sum(share.count for share in shares if share.count > 1)
-        self.speed.step(seconds, read, generated=any(share.count == 1 for share in shares))
+        for _ in range(steps or 1):
+            self.speed.step(seconds / (steps or 1), read, generated=any(share.count == 1 for share in shares))
 
     def begin_anew(self) -> None:
         """Let go of every sequence, and of everything in the caches."""
@@ -242,6 +268,39 @@ class Steps:
         for share, draft in drafts:
             share.guesses.extend(draft.guesses)
         self.counters.network_seconds += time.perf_counter() - began
+
+    def _go_ahead(self, shares: list[Share]) -> int:
+        """Several steps in one call of the network, where every sequence needs no more than tokens; how many."""
+        alone = [
+            share.sequence for share in shares if isinstance(share.sequence, Continuation) and share.sequence.alone
+        ]
+        if len(alone) < len(shares):
+            return 0
+        began, at = time.perf_counter(), time.monotonic()
+        ends = [(row, token_id) for row, sequence in enumerate(alone) for token_id in sequence.ends]
+        most = min(MOST_AHEAD, *(sequence.work_left()[1] for sequence in alone))
+        ahead = Ahead(most, AHEAD_SECONDS, self.interrupted, ends)
+        self.heartbeat.beat()
+        try:
+            found = self.network.steps([_work(share) for share in shares], [sequence.row for sequence in alone], ahead)
+        except BEYOND_A_JOB:
+            raise
+        except BaseException:
+            # One step at a time it shows whose fault it is.
+            self.counters.failed_steps += 1
+            self.scheduler.pool.forget()
+            return 0
+        self.counters.network_seconds += time.perf_counter() - began
+        for seconds, token_ids in found:
+            for sequence, token_id in zip(alone, token_ids, strict=True):
+                if not sequence.done and not sequence.owner.over:
+                    sequence.computed += 1
+                    self.counters.read_tokens += 1
+                    self.counters.generated_tokens += 1
+                    self._attempt(sequence.owner, partial(sequence.take, Choice(token_id), at=at + seconds))
+        # The plan has counted one.
+        self.scheduler.wrote(shares, max(0, len(found) - 1))
+        return len(found)
 
     def _run(self, shares: list[Share]) -> None:
         """Read every share, then choose; a failure is traced to the jobs that cause it by running them alone."""

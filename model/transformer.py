@@ -78,6 +78,15 @@ class Core(Protocol):
         adapters: Sequence[Any] = (),
     ) -> list[Tensor]: ...
 
+    def steps(
+        self,
+        slots: Any,
+        works: Sequence[tuple[int, int, Sequence[int]]],
+        drawing: Any,
+        ahead: Any,
+        adapters: Sequence[Any] = (),
+    ) -> list[tuple[float, list[int]]]: ...
+
     def logits(self, states: Tensor) -> Tensor: ...
 
 

@@ -57,7 +57,7 @@ class JobGroup:
         self._first: Post | None = None
         self._started = 0.0
         self.elapsed = 0.0
-        """Seconds from `start` to when the engine handed out the event that came last."""
+        """Seconds from `start` to when the event that came last was, or was handed out by the engine."""
         self._last_token: dict[tuple[int, int], float] = {}
         self._generated: Counter[int] = Counter()
 
@@ -120,8 +120,9 @@ class JobGroup:
                 continue
             first, self._first = self._first, None
             number, events, at = first or await self._queue.get()
-            self.elapsed = at - self._started
             for event in events:
+                chosen = event.at if isinstance(event, Token) else None
+                self.elapsed = (at if chosen is None else chosen) - self._started
                 self._record(number, event)
                 if isinstance(event, Failed):
                     if isinstance(event.error, Overloaded):

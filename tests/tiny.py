@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -56,3 +57,9 @@ def skip_without_int8() -> None:
         int8_product("cpu")
     except CheckpointError as error:
         pytest.skip(str(error))
+
+
+def run_by(monkeypatch: Any, network: Any, run: Callable[..., Any]) -> None:
+    """Have a network's passes be run by something else, which sees each of them: it goes no step ahead."""
+    monkeypatch.setattr(network, "run", run)
+    monkeypatch.setattr(network, "steps", lambda *_: [])

@@ -16,19 +16,18 @@ from operator import is_
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from topkapi.model.decoding import constraints, contrast, penalties, truncation  # noqa: F401  they declare stages
 from topkapi.model.decoding.noise import gumbel_of_keys, loud_from, loud_tokens, row_keys, row_places
 from topkapi.model.decoding.parameters import DEFAULT_ORDER, in_force
-from topkapi.model.decoding.scan import Scan, Scanner
+from topkapi.model.decoding.scan import CUTS, MOST_LIKELY, NO_CUT, Doubles, Drawing, Floats, Scan, Scanner
 from topkapi.model.decoding.stage import LOWEST, NOT_CHOSEN, STAGES, Candidates, Row, Stage, maxima
 from topkapi.model.decoding.trace import TokenTrace, Tracer
 from topkapi.model.decoding.truncation import observe_surprise
 from topkapi.model.errors import EngineError
 
-# Stages after the temperature that compiled code goes through by itself.
-_CUTS = frozenset(("top_k", "top_p", "min_p"))
 # Logits that are worked on at a time: 1 MiB of float32.
 IN_CACHE = 1 << 18
 
@@ -49,6 +48,12 @@ def plan(row: Row) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
+def _planned(row: Row) -> tuple[tuple[Stage, ...], bool]:
+    """The plan, and whether some of it is needed at some steps only."""
+    stages = plan(row)
+    return stages, any(stage.needed is not None for stage in stages)
+
+
 def scannable(stages: Sequence[Stage]) -> bool:
     """Whether compiled code can tell these stages what they ask of the network's logits."""
     return all(stage.scans for stage in stages)
@@ -65,8 +70,7 @@ def grouped(
     groups: dict[tuple[tuple[Stage, ...], bool, bool], list[int]] = {}
     for index, row in enumerate(rows):
         if row.plan is None:
-            stages = plan(row)
-            row.plan = stages, any(stage.needed is not None for stage in stages)
+            row.plan = _planned(row)
         stages, depends = row.plan
         if depends:
             stages = tuple(stage for stage in stages if stage.needed is None or stage.needed(row))
@@ -211,7 +215,7 @@ def choose(
     for stages, indexes in grouped(logits, rows, scanned=scan is not None):
         group = [rows[index] for index in indexes]
         if scan is not None and found is None and np.isfinite(scan.best[indexes]).all():
-            token_ids = _at_once(scan, stages, indexes, group)
+            token_ids = _at_once(scan.some(indexes), stages, group)
             if token_ids is not None:
                 for index, token_id in zip(indexes, token_ids, strict=True):
                     choices[index] = Choice(token_id)
@@ -252,25 +256,55 @@ def _is_simple(row: Row) -> bool:
     return parameters.logprobs is None and not parameters.trace and not parameters.dynamic_temperature_range
 
 
-def _at_once(scan: Scan, stages: Sequence[Stage], indexes: list[int], rows: Sequence[Row]) -> list[int] | None:
+def drawing(rows: Sequence[Row]) -> Drawing | None:
+    """How compiled code chooses a token for each of the rows by itself, at this step and at every one to come but for
+    their positions; None where one of them needs it to know more."""
+    found = []
+    for row in rows:
+        if row.plan is None:
+            row.plan = _planned(row)
+        stages, depends = row.plan
+        if depends:
+            return None
+        found.append(stages)
+    return _drawing(found, rows)
+
+
+def _drawing(stages: Sequence[Sequence[Stage]], rows: Sequence[Row]) -> Drawing | None:
+    """For the stages that each row passes now."""
+    found = []
+    for passed, row in zip(stages, rows, strict=True):
+        if row.recipe is None or row.recipe[0] != passed:
+            row.recipe = passed, _recipe(passed, row)
+        if row.recipe[1] is None:
+            return None
+        found.append(row.recipe[1])
+    divisors, cuts, values = (np.concatenate(each) for each in zip(*found, strict=True))
+    return Drawing(divisors, cuts, values, row_places(rows), LOUD_FROM)
+
+
+def _recipe(stages: Sequence[Stage], row: Row) -> tuple[Floats, NDArray[np.int32], Doubles] | None:
+    """A row's part of a `Drawing`, but for its place."""
+    tempered = bool(stages) and stages[0].name == "temperature"
+    names = [stage.name for stage in stages[tempered:]]
+    if not _is_simple(row) or not CUTS.keys() >= set(names) or (row.greedy and names):
+        return None
+    left, parameters = len(CUTS) - len(names), row.parameters
+    cuts = [MOST_LIKELY, NO_CUT, NO_CUT] if row.greedy else [*(CUTS[name] for name in names), *[NO_CUT] * left]
+    values = [*(float(getattr(parameters, name)) for name in names), *[0.0] * left]
+    divisors = truncation.divisors(np.array([parameters.temperature if tempered else 1.0]))
+    return divisors, np.array([cuts], dtype=np.int32), np.array([values])
+
+
+def _at_once(scan: Scan, stages: Sequence[Stage], rows: Sequence[Row]) -> list[int] | None:
     """The tokens of some alike rows of a scan, of which something is left, where compiled code finds them; None where
     it does not. What finds them otherwise would be a tenth of a single stream's step."""
-    if not _is_simple(rows[0]):
-        return None
-    if rows[0].greedy:
-        return None if stages else scan.first[indexes].tolist()
-    tempered = bool(stages) and stages[0].name == "temperature"
-    cuts = stages[tempered:]
-    if not _CUTS.issuperset(stage.name for stage in cuts):
-        return None
-    numbers, scan = _numbers(stages, rows), scan.some(indexes)
-    if tempered:
-        divided = scan.divide(truncation.divisors(numbers[0]["temperature"].numpy()))
-        assert divided is not None, "nothing else has divided it"
-        scan = divided
-    given = [(stage.name, values[stage.name].numpy()) for stage, values in zip(cuts, numbers[tempered:], strict=True)]
-    token_ids = scan.drawn(given, row_places(rows), LOUD_FROM)
+    if rows[0].greedy and not stages and _is_simple(rows[0]):
+        first: list[int] = scan.first.tolist()
+        return first
+    found = _drawing([stages] * len(rows), rows)
     # A logit may become infinite where it is divided by next to nothing.
+    token_ids = [-1] if found is None else scan.drawn(found)
     return token_ids if min(token_ids) >= 0 else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, Self
 
 import numpy as np
@@ -14,6 +15,37 @@ Doubles = NDArray[np.float64]
 Ids = NDArray[np.int64]
 Found = tuple[Floats, Ids]
 """Tokens of each row, ascending: logits and ids `[B, K]`, behind the last one -inf and V."""
+
+
+CUTS = {"top_k": 0, "top_p": 1, "min_p": 2}
+"""The stages after the temperature that compiled code goes through by itself, and the numbers it knows them by."""
+
+MOST_LIKELY, NO_CUT = 3, -1
+"""In place of a row's first cut: that nothing is drawn, and that no more follow."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How compiled code draws a token of each of B rows: what logits are divided by, `divisors [B]`, then the `cuts [B,
+    3]` with their `values`, then the noise of `places [B, 3]`: seed, sequence and position. It is loud for hashes
+    (`noise.loud_tokens`) of at least `threshold`."""
+
+    divisors: Floats
+    cuts: NDArray[np.int32]
+    values: Doubles
+    places: Ids
+    threshold: int
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """How far to go on: for `most` steps, of which none begins that would be done after so many `seconds`, nor any once
+    `interrupted [1]` is set, or a row has drawn a token that ends it: `ends` are rows and such tokens."""
+
+    most: int
+    seconds: float
+    interrupted: NDArray[np.int32]
+    ends: Sequence[tuple[int, int]]
 
 
 class Scan(Protocol):
@@ -74,10 +106,8 @@ class Scan(Protocol):
         """The `k [B]` largest of each row, and those equal to the last of them."""
         ...
 
-    def drawn(self, cuts: Sequence[tuple[str, Doubles]], places: Ids, threshold: int) -> list[int]:
-        """A token drawn from each row, of which one is left, after top_k, top_p and min_p in some order, each with its
-        values `[B]`, by the noise of its seed, sequence and position (`places [B, 3]`), which is loud for hashes
-        (`noise.loud_tokens`) of at least `threshold`; -1 where the largest logit is infinite."""
+    def drawn(self, drawing: Drawing) -> list[int]:
+        """A token of each row, undivided so far; -1 where the largest logit is infinite or none."""
         ...
 
     def above(self, values: Floats) -> list[int]:

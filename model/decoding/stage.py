@@ -55,6 +55,7 @@ class Row:
     early: Tensor | None = field(default=None, repr=False, compare=False)
     plan: Any = field(default=None, init=False, repr=False, compare=False)
     numbers: Any = field(default=None, init=False, repr=False, compare=False)
+    recipe: Any = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def position(self) -> int:

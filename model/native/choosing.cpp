@@ -1,8 +1,10 @@
 // A token drawn from each row of logits after the cuts that are asked for most, as model/decoding has them in Python: the same
 // tokens, without dozens of small arrays.
 
+#include "network.h"
 #include "scanned.h"
 
+#include <chrono>
 #include <cmath>
 
 namespace {
@@ -38,7 +40,7 @@ double gumbel(uint64_t hash) {
     return -std::log(-std::log(uniform));
 }
 
-enum Cut { TOP_K, TOP_P, MIN_P };
+enum Cut { TOP_K, TOP_P, MIN_P, GREEDY };
 
 // Tokens of a row, ascending.
 struct Tokens {
@@ -165,20 +167,79 @@ class Left {
     }
 };
 
+int32_t drawn(const Scanned &divided, int row, float best, const Drawing &drawing) {
+    const int32_t *kinds = drawing.kinds + row * CUTS;
+    Left left(divided, row, best);
+    for (int cut = 0; cut < CUTS && kinds[cut] >= 0; cut++) left.cut(kinds[cut], drawing.values[row * CUTS + cut]);
+    return left.drawn(key_of(drawing.places + 3 * row), drawing.threshold);
+}
+
+bool is_end(const Ahead &ahead, const int32_t *tokens) {
+    for (int at = 0; at < ahead.ends; at++)
+        if (tokens[ahead.end[2 * at]] == ahead.end[2 * at + 1]) return true;
+    return false;
+}
+
 }  // namespace
 
 extern "C" {
 
-// A token for each row, -1 where there is none to choose or a number is damaged. `best` are the largest of the rows as they are
-// divided, `values` what each of the `cuts` is given, [cuts][count], `places` seed, sequence and position, [count][3].
-int topkapi_scan_draw(const Scanned *scanned, const float *best, int cuts, const int32_t *kinds, const double *values,
-                      const int64_t *places, uint64_t threshold, int32_t *tokens) {
-    return each_row(*scanned, 5, [&](int row) {
-        tokens[row] = -1;
-        if (!std::isfinite(best[row])) return;
-        Left left(*scanned, row, best[row]);
-        for (int cut = 0; cut < cuts; cut++) left.cut(kinds[cut], values[(size_t)cut * scanned->count + row]);
-        tokens[row] = left.drawn(key_of(places + 3 * row), threshold);
+int topkapi_step(void *network, void *slots, const Pass *pass, const int32_t *wanted, float *logits, const Scanned *scanned,
+                 float *best, int32_t *first);
+
+// A token for each row of a scan, -1 where there is none to choose or a number is damaged.
+int topkapi_scan_draw(const Scanned *scanned, const float *best, const int32_t *first, const Drawing *drawing, int32_t *tokens) {
+    Scanned divided = *scanned;
+    divided.divisors = drawing->divisors;
+    return each_row(divided, 5, [&](int row) {
+        float most = best[row] / drawing->divisors[row];
+        if (!std::isfinite(most)) tokens[row] = -1;
+        else tokens[row] = drawing->kinds[row * CUTS] == GREEDY ? first[row] : drawn(divided, row, most, *drawing);
     });
+}
+
+// Steps of rows that read a token each, one after another: what is drawn in one is read in the next. To `tokens` [most][rows] goes
+// what was drawn, to `seconds` [most] how long that took from the beginning, to `done` in how many steps every row had something to
+// choose. The logits of the last are left in `logits`.
+int topkapi_steps(void *network, void *slots, const Pass *pass, float *logits, const Scanned *scanned, float *best, int32_t *first,
+                  const Drawing *drawing, const Ahead *ahead, int32_t *tokens, double *seconds, int32_t *done) {
+    using std::chrono::steady_clock;
+    try {
+        const int rows = pass->rows;
+        *done = 0;
+        if (pass->spans != rows || scanned->count != rows || rows < 1) return 2;
+        for (int at = 0; at < ahead->ends; at++)
+            if (ahead->end[2 * at] < 0 || ahead->end[2 * at] >= rows) return 2;
+        std::vector<Span> spans(pass->span, pass->span + rows);
+        std::vector<int32_t> wanted(rows), read(rows);
+        std::vector<int64_t> places(drawing->places, drawing->places + 3 * rows);
+        for (int row = 0; row < rows; row++) {
+            if (spans[row].count != 1) return 2;
+            wanted[row] = spans[row].first;
+        }
+        Pass next = *pass;
+        Drawing drawn = *drawing;
+        next.span = spans.data(), drawn.places = places.data();
+        const auto began = steady_clock::now();
+        for (auto before = began; *done < ahead->most;) {
+            int32_t *chosen = tokens + (size_t)*done * rows;
+            int failure = topkapi_step(network, slots, &next, wanted.data(), logits, scanned, best, first);
+            if (!failure) failure = topkapi_scan_draw(scanned, best, first, &drawn, chosen);
+            if (failure) return failure;
+            for (int row = 0; row < rows; row++)
+                if (chosen[row] < 0) return 0;
+            const auto now = steady_clock::now();
+            const double next_done = std::chrono::duration<double>(now - began + (now - before)).count();
+            seconds[(*done)++] = std::chrono::duration<double>(now - began).count();
+            if (is_end(*ahead, chosen) || next_done > ahead->seconds || __atomic_load_n(ahead->interrupted, __ATOMIC_RELAXED)) return 0;
+            for (int row = 0; row < rows; row++) read[wanted[row]] = chosen[row], spans[row].position++, places[3 * row + 2]++;
+            next.tokens = read.data(), before = now;
+        }
+        return 0;
+    } catch (const std::bad_alloc &) {
+        return 1;
+    } catch (...) {
+        return 3;
+    }
 }
 }

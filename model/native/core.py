@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from topkapi.model.config import ModelConfig, Rope
+from topkapi.model.decoding.scan import Ahead, Drawing
 from topkapi.model.layers import Norm
 from topkapi.model.linear import Linear
 from topkapi.model.native import library as interface
@@ -118,13 +119,39 @@ class Core:
 
         With `adapters` each of the works has its own, or none.
         """
+        work, states, early, _alive = self._pass(works, kept, adapters, 1)
+        logits = self.scanner.step(self._handle, slots.handle, work, wanted, self._config.vocab_size)
+        return [logits, states, *early]
+
+    def steps(
+        self,
+        slots: Slots,
+        works: Sequence[tuple[int, int, Sequence[int]]],
+        drawing: Drawing,
+        ahead: Ahead,
+        adapters: Sequence[Adapter | None] = (),
+    ) -> list[tuple[float, list[int]]]:
+        """As `step` again and again, each of the works reading a token and then what was drawn for it: after how many
+        seconds each step was done, and its tokens."""
+        work, _, _, _alive = self._pass(works, (), adapters, ahead.most)
+        return self.scanner.steps(self._handle, slots.handle, work, drawing, ahead, self._config.vocab_size)
+
+    def _pass(
+        self,
+        works: Sequence[tuple[int, int, Sequence[int]]],
+        kept: Sequence[int],
+        adapters: Sequence[Adapter | None],
+        steps: int,
+    ) -> tuple[int, Tensor, Tensor, object]:
+        """The address of a pass as the core is told of it, the first of so many steps, where its states will be and
+        those below the layers `kept`, and what has to live as long."""
         spans = (interface.Span * len(works))()
         tokens: list[int] = []
         most = 0
         for index, (slot, start, token_ids) in enumerate(works):
             spans[index] = interface.Span(slot, len(tokens), len(token_ids), start)
             tokens += token_ids
-            most = max(most, start + len(token_ids))
+            most = max(most, start + len(token_ids) + steps - 1)
         rows, hidden = len(tokens), self._config.hidden_size
         states = torch.empty(rows, hidden)
         layers = (c_int * max(1, len(kept)))(*kept)
@@ -138,10 +165,8 @@ class Core:
             *((0, 0) if cosines is None else cosines.shape[:2]), len(kept), ctypes.addressof(layers), early.data_ptr(),
             ctypes.addressof(beside) if adapters else None,
         )  # fmt: skip
-        at = ctypes.addressof(work)
-        return [
-            self.scanner.step(self._handle, slots.handle, at, wanted, self._config.vocab_size), states, *early,
-        ]  # fmt: skip
+        alive = (work, spans, ids, states, layers, early, beside, cosines, sines)
+        return ctypes.addressof(work), states, early, alive
 
     def logits(self, states: Tensor) -> Tensor:
         """Scores of every token: `[R, hidden_size]` float32 -> `[R, vocab_size]` float32."""

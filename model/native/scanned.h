@@ -21,6 +21,27 @@ struct Scanned {
     const float *divisors;
     float *maxima;
 };
+
+// The most cuts of a row before a token is drawn from it.
+enum { CUTS = 3 };
+
+// How a token is drawn from each row: what its logits are divided by, [rows]; the cuts, [rows][CUTS], negative behind the last one, and
+// what each is given; the noise's seed, sequence and position, [rows][3], and from which hash on it is loud.
+struct Drawing {
+    const float *divisors;
+    const int32_t *kinds;
+    const double *values;
+    const int64_t *places;
+    uint64_t threshold;
+};
+
+// How far to go on: for at most so many steps, of which none begins that would be done after so many seconds, nor any after `interrupted`
+// is set, or after a row has drawn a token that ends it: `end` are rows and tokens, [ends][2].
+struct Ahead {
+    int32_t most, ends;
+    double seconds;
+    const int32_t *interrupted, *end;
+};
 }
 
 inline int pieces_of(const Scanned &scanned) { return (scanned.size + STRIP - 1) / STRIP; }

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from topkapi.model.decoding.scan import Ahead, Drawing
 from topkapi.model.native import library as interface
 from topkapi.model.native.library import c_int, c_pointer, check
 
@@ -28,15 +29,18 @@ STRIP = 64
 ROOM = 512
 """Tokens of a row that are found at once; where there are more, they are looked for again with enough room."""
 
-CUTS = {"top_k": 0, "top_p": 1, "min_p": 2}
-"""What a row may be cut by before a token is drawn from it, as choosing.cpp has it."""
-
 FEW = 64
 """Rows whose scan is made with their logits; more are those of a text that is scored."""
 
 _Scanned = interface._structure(
     "Scanned", kernels=c_pointer, threads=c_pointer, count=c_int, size=c_int, rows=c_pointer, divisors=c_pointer,
     maxima=c_pointer,
+)  # fmt: skip
+_Drawing = interface._structure(
+    "Drawing", divisors=c_pointer, cuts=c_pointer, values=c_pointer, places=c_pointer, threshold=ctypes.c_uint64,
+)  # fmt: skip
+_Ahead = interface._structure(
+    "Ahead", most=c_int, ends=c_int, seconds=ctypes.c_double, interrupted=c_pointer, end=c_pointer,
 )  # fmt: skip
 
 
@@ -49,7 +53,8 @@ def _library() -> ctypes.CDLL:
     core.topkapi_step.argtypes = [c_pointer] * 8
     core.topkapi_scan_totals.argtypes = [c_pointer] * 4
     core.topkapi_scan_collect.argtypes = [c_pointer] * 3 + [ctypes.c_uint64, c_int] + [c_pointer] * 3
-    core.topkapi_scan_draw.argtypes = [c_pointer] * 2 + [c_int] + [c_pointer] * 3 + [ctypes.c_uint64, c_pointer]
+    core.topkapi_scan_draw.argtypes = [c_pointer] * 5
+    core.topkapi_steps.argtypes = [c_pointer] * 12
     core.topkapi_scan_largest.argtypes = core.topkapi_scan_above.argtypes = [c_pointer] * 3
     return core
 
@@ -91,6 +96,34 @@ class Scanner:
         )  # fmt: skip
         self._ready = scan if few else None
         return logits
+
+    def steps(
+        self,
+        network: ctypes.c_void_p,
+        slots: ctypes.c_void_p,
+        work: int,
+        drawing: Drawing,
+        ahead: Ahead,
+        vocabulary: int,
+    ) -> list[tuple[float, list[int]]]:
+        """Passes of a network whose rows read a token each, what is drawn in one being read in the next: after how many
+        seconds each was done, and a token of each row, as far as `ahead` goes and every row has something to choose."""
+        rows, done = len(drawing.places), ctypes.c_int()
+        logits = torch.empty(rows, vocabulary)
+        addresses = logits.data_ptr() + np.arange(rows, dtype=np.uint64) * np.uint64(4 * vocabulary)
+        scan, ends = self._blank(logits.unbind(), addresses), np.array(ahead.ends, dtype=np.int32)
+        tokens, seconds = np.empty((ahead.most, rows), dtype=np.int32), np.empty(ahead.most, dtype=np.float64)
+        how, interrupted = _drawing(drawing), ahead.interrupted.ctypes.data
+        far = _Ahead(ahead.most, len(ahead.ends), ahead.seconds, interrupted, ends.ctypes.data)
+        self._ready = None
+        check(
+            _library().topkapi_steps(
+                network, slots, work, logits.data_ptr(), scan.structure, scan.best.ctypes.data, scan.first.ctypes.data,
+                ctypes.addressof(how), ctypes.addressof(far), tokens.ctypes.data, seconds.ctypes.data,
+                ctypes.addressof(done),
+            )
+        )  # fmt: skip
+        return list(zip(seconds[: done.value].tolist(), tokens[: done.value].tolist(), strict=True))
 
     def _blank(self, rows: Sequence[Tensor], addresses: NDArray[np.uint64]) -> Scan:
         count, size = len(addresses), len(rows[0])
@@ -188,17 +221,14 @@ class Scan:
         check(_library().topkapi_scan_largest(self.structure, count.ctypes.data, found.ctypes.data))
         return self.at_least(found / self._divisors)
 
-    def drawn(self, cuts: Sequence[tuple[str, Doubles]], places: Ids, threshold: int) -> list[int]:
-        """A token drawn from each row, of which one is left, after the cuts, each with its values `[B]`, by the noise
-        of its seed, sequence and position (`places [B, 3]`), which is loud from `threshold` on; -1 where the largest
-        logit is infinite."""
-        kinds = np.array([CUTS[name] for name, _ in cuts], dtype=np.int32)
-        values = np.array([value for _, value in cuts], dtype=np.float64)
-        tokens = np.empty(len(self), dtype=np.int32)
+    def drawn(self, drawing: Drawing) -> list[int]:
+        """A token of each row, undivided so far; -1 where the largest logit is infinite or none."""
+        assert not self.divided
+        tokens, structure = np.empty(len(self), dtype=np.int32), _drawing(drawing)
         check(
             _library().topkapi_scan_draw(
-                self.structure, self.best.ctypes.data, len(cuts), kinds.ctypes.data, values.ctypes.data,
-                places.ctypes.data, threshold, tokens.ctypes.data,
+                self.structure, self.best.ctypes.data, self.first.ctypes.data, ctypes.addressof(structure),
+                tokens.ctypes.data,
             )
         )  # fmt: skip
         result: list[int] = tokens.tolist()
@@ -227,3 +257,9 @@ class Scan:
                 width = max(1, most)
                 return np.ascontiguousarray(values[:, :width]), np.ascontiguousarray(ids[:, :width])
             room = most
+
+
+def _drawing(drawing: Drawing) -> ctypes.Structure:
+    """As the core is told of it; the arrays must live as long."""
+    arrays = (drawing.divisors, drawing.cuts, drawing.values, drawing.places)
+    return _Drawing(*(array.ctypes.data for array in arrays), drawing.threshold)

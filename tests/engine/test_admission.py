@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.engine.test_fairness import Order, job
+from tests.tiny import run_by
 from topkapi.engine.scheduler import FORGETTING, Speed
 from topkapi.model.errors import Overloaded
 
@@ -26,7 +27,7 @@ class Clock:
             self.now += self.slowness * (STEP_SECONDS + TOKEN_SECONDS * sum(len(work.token_ids) for work in works))
             return run(works)
 
-        monkeypatch.setattr(order.engine.network, "run", slow)
+        run_by(monkeypatch, order.engine.network, slow)
         for name in ("monotonic", "perf_counter"):
             monkeypatch.setattr(time, name, lambda: self.now)
 

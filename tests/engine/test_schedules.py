@@ -20,8 +20,9 @@ from tests.tiny import tiny_config
 from topkapi.engine.engine import Engine
 from topkapi.engine.request import Completed, Event, Failed, Finished, GenerateJob, ScoreJob, Token
 from topkapi.model.cache import NetworkOutput, Work
-from topkapi.model.decoding.choosing import choose
+from topkapi.model.decoding.choosing import choose, drawing
 from topkapi.model.decoding.parameters import DecodingParameters, resolve
+from topkapi.model.decoding.scan import Ahead
 from topkapi.model.decoding.stage import Row
 from topkapi.model.errors import InvalidRequest
 from topkapi.model.scoring import score
@@ -47,8 +48,8 @@ class HistoryNetwork:
 
     deterministic, scanner = True, None
 
-    def __init__(self, slots: int) -> None:
-        self.slots, self.capacity = slots, CONTEXT
+    def __init__(self, slots: int, ahead: bool = True) -> None:
+        self.slots, self.capacity, self.ahead = slots, CONTEXT, ahead
         self.held: list[list[int]] = [[] for _ in range(slots)]
         self.failures = 0
         self.largest_step = 0
@@ -73,6 +74,23 @@ class HistoryNetwork:
                 [rows[len(rows) - work.wanted :].roll(1 + layer, -1) for layer in work.layers] or [rows]
             )
             found.append(NetworkOutput(rows[len(rows) - work.wanted :], rows[len(rows) - work.states :] - 2, early))
+        return found
+
+    def steps(self, works: Sequence[Work], rows: Sequence[Row], ahead: Ahead) -> list[tuple[float, list[int]]]:
+        """Sometimes none, sometimes all that may be gone ahead, mostly some of it."""
+        if not self.ahead or drawing(rows) is None:
+            return []
+        far, found = sum(work.start for work in works) % (ahead.most + 1), list[tuple[float, list[int]]]()
+        rows, works = [replace(row, tokens=list(row.tokens)) for row in rows], list(works)
+        while len(found) < far:
+            choices = choose([output.logits[-1] for output in self.run(works)], rows)
+            token_ids = [choice.token_id for choice in choices]
+            found.append((0.001, token_ids))
+            if ahead.interrupted[0] or any(token_ids[row] == token_id for row, token_id in ahead.ends):
+                break
+            for at, (row, token_id) in enumerate(zip(rows, token_ids, strict=True)):
+                row.tokens.append(token_id)
+                works[at] = replace(works[at], start=works[at].start + 1, token_ids=[token_id])
         return found
 
     def copy(self, source: int, target: int, start: int, end: int) -> None:
@@ -322,7 +340,7 @@ def test_a_long_prompt_delays_a_generating_sequence_by_at_most_one_budget() -> N
 
 def test_higher_priority_preempts_and_the_preempted_loses_no_token() -> None:
     config = tiny_config(vocab_size=VOCABULARY, context_length=CONTEXT, end_token_ids=(END,))
-    engine = Engine(Decoder(config), name="fake", network=HistoryNetwork(1))
+    engine = Engine(Decoder(config), name="fake", network=HistoryNetwork(1, ahead=False))
     low = Client(GenerateJob([1, 2], resolve({"seed": 1, "ignore_end_token": True, "max_tokens": 8})))
     low.handle = engine.submit(low.job, low)
     for _ in range(4):

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from tests.tiny import run_by
 from topkapi.engine.engine import Engine
 
 SLOW = {"model": "base", "prompt": "a", "ignore_end_token": True, "temperature": 0}
@@ -47,8 +48,10 @@ def test_streams_take_turns(served) -> None:
     assert 0.3 < middle.count("a") / len(middle) < 0.7, order
 
 
-def test_the_event_loop_answers_while_the_engine_works(served) -> None:
+def test_the_event_loop_answers_while_the_engine_works(served, monkeypatch) -> None:
     """A long text is being tokenised and scored and a long answer written: /health still answers at once."""
+    network = served.models.get("base").engine.network
+    run_by(monkeypatch, network, network.run)
     text = "Some words of a long text. " * 20_000
 
     async def busy() -> float:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import httpx
 import pytest
 
+from tests.tiny import run_by
 from topkapi.service.embedding import EMBEDDER
 
 ENDLESS = {"max_tokens": 1500, "ignore_end_token": True}
@@ -70,7 +71,7 @@ def test_a_hanging_network_is_told_to_everybody(watched, monkeypatch) -> None:
         assert go_on.wait(60)
         return run(works)
 
-    monkeypatch.setattr(engine.network, "run", hang)
+    run_by(monkeypatch, engine.network, hang)
     streamed: list[str] = []
 
     def stream() -> None:
@@ -175,7 +176,7 @@ def test_every_dialect_says_that_the_checkpoint_was_unloaded(serve, tiny_checkpo
             wait_for(lambda: engine._closing is not None)
             return run(works)
 
-        engine.network.run = held
+        engine.network.run, engine.network.steps = held, lambda *_: []
         answers: dict[str, str] = {}
 
         def call(path: str) -> None:
@@ -204,7 +205,7 @@ def test_a_stream_whose_client_went_away_in_the_queue_is_never_begun(serve, tiny
             assert go_on.wait(60)
             return run(works)
 
-        engine.network.run = wait
+        engine.network.run, engine.network.steps = wait, lambda *_: []
         body = {"prompt": "a" * 30, "max_tokens": 3, "ignore_end_token": True, "stream": True}
         with httpx.stream("POST", f"{served.url}/generate", json=body) as first:
             assert entered.wait(20)

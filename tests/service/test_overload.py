@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.tiny import run_by
 from topkapi.model.errors import EngineStopped
 from topkapi.service.api.http.middleware import COMMENT
 from topkapi.service.keys import Key, digest_of, line_of, new_key
@@ -46,7 +47,7 @@ class Held:
             assert self.go_on.wait(60)
             return run(works)
 
-        monkeypatch.setattr(engine.network, "run", held)
+        run_by(monkeypatch, engine.network, held)
 
 
 class Answers:

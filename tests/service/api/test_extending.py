@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 
 from tests.extending import examples
 from tests.service.api.tgi.test_routes import fails_after
+from tests.tiny import run_by
 from topkapi.service.app import create_app
 from topkapi.service.models import Models
 from topkapi.service.settings import Settings
@@ -100,13 +101,13 @@ def test_a_failed_step_ends_the_answer_and_the_stream(
 ) -> None:
     network = models.get().engine.network
     run = network.run
-    monkeypatch.setattr(network, "run", fails_after(0, run))
+    run_by(monkeypatch, network, fails_after(0, run))
     failed = client.post("/parrot", json=BODY)
     assert failed.status_code == 500 and failed.json()["sorry"]
-    monkeypatch.setattr(network, "run", fails_after(5, run))
+    run_by(monkeypatch, network, fails_after(5, run))
     *_, (last, told) = events(client.post("/parrot", json=BODY | {"stream": True}))
     assert last == "sorry" and "made up" in told["sorry"]
-    monkeypatch.setattr(network, "run", run)
+    run_by(monkeypatch, network, run)
     assert client.post("/parrot", json=BODY).status_code == 200
 
 

@@ -36,7 +36,7 @@ FIGURES = {
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_checkpoint: Callable[..., Path]) -> Path:
-    return tiny_checkpoint("measured")
+    return tiny_checkpoint("measured", context=1024)
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,9 @@ def model(checkpoint: Path) -> Iterator[LoadedModel]:
 
 
 def test_json_holds_every_figure(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", str(checkpoint), "--json", "--dtype", "bfloat16", *SMALL, "--tokens", "48"]) == 0
+    assert main(["bench", str(checkpoint), "--json", "--dtype", "bfloat16", *SMALL, "--tokens", "400"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert (result["model"], result["dtype"], result["streams"], result["tokens"]) == ("measured", "bfloat16", 3, 48)
+    assert (result["model"], result["dtype"], result["streams"], result["tokens"]) == ("measured", "bfloat16", 3, 400)
     assert (result["prompt_tokens"], result["repeats"], result["deterministic"]) == (5, 2, True)
     assert result["figures"].keys() == FIGURES
     for name, figure in result["figures"].items():
@@ -59,10 +59,10 @@ def test_json_holds_every_figure(checkpoint: Path, capsys: pytest.CaptureFixture
 
 def test_the_table_says_what_was_measured(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # Long enough that there is a stretch in which every stream generates, on a busy machine too.
-    assert main(["bench", str(checkpoint), *SMALL, "--tokens", "40"]) == 0
+    assert main(["bench", str(checkpoint), *SMALL, "--tokens", "400"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "measured: " in lines[0] and "(float32)" in lines[0]
-    assert lines[1] == "5 prompt tokens, 40 generated, 2 repeats"
+    assert lines[1] == "5 prompt tokens, 400 generated, 2 repeats"
     assert any(line.startswith("3 streams / single stream") and line.endswith("times") for line in lines)
     assert any("outside the network" in line and line.endswith("% of the step") for line in lines)
 
@@ -94,7 +94,7 @@ def test_figures_are_differences() -> None:
         (["--streams", "0"], "--streams must be at least 1, not 0"),
         (["--tokens", "3"], "--tokens must be at least 8, not 3"),
         (["--repeats", "0"], "--repeats must be at least 1, not 0"),
-        (["--tokens", "500"], "do not fit the context of 128 tokens"),
+        (["--tokens", "1500"], "do not fit the context of 1024 tokens"),
         (["--streams", "33", "--prompt-tokens", "9"], "computes up to 32 requests together, not 33"),
         (["--dtype", "int8", "--threads", "0"], "--threads"),
     ],

@@ -21,6 +21,7 @@ import pytest
 import uvicorn
 from starlette.types import Message
 
+from tests.tiny import run_by
 from topkapi.service.api.http.middleware import COMMENT
 from topkapi.service.app import create_api
 from topkapi.service.commands.launch import bind
@@ -266,7 +267,7 @@ def test_the_front_says_that_a_silent_stream_is_there(checkpoint: Path, monkeypa
             time.sleep(0.3)
             return run(*arguments, **options)
 
-        monkeypatch.setattr(network, "run", slow)
+        run_by(monkeypatch, network, slow)
         parts = front.client.post("/generate", json=LONG | {"max_tokens": 2}).text.split("\n\n")
         said = [part for part in parts if part and not part.startswith(":")]
         assert parts.count(COMMENT.decode().strip()) >= 2
@@ -289,7 +290,7 @@ def test_a_stream_that_waits_in_vain_has_a_status_unless_it_was_silent_too_long(
             assert go_on.wait(60)
             return run(works)
 
-        monkeypatch.setattr(engine.network, "run", held)
+        run_by(monkeypatch, engine.network, held)
         first = threading.Thread(target=front.post, args=["/generate"], kwargs=ASK | {"n": 32})
         first.start()
         assert entered.wait(30)

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.timeout(180)
 CHILD = """
 import sys
 from tests.service.ui.chat_page import slowed
-from topkapi.engine.steps import Network
-Network.run = slowed(Network.run)
+from topkapi.engine.steps import DecoderNetwork
+DecoderNetwork.run, DecoderNetwork.steps = slowed(DecoderNetwork.run), lambda *_: []
 from topkapi.service.commands.cli import main
 main(sys.argv[1:])
 """

@@ -28,7 +28,7 @@ def studio(serve: Callable, tiny_checkpoint: Callable[..., Path]) -> Iterator:
     own = {"temperature": 0.5, "top_k": 30, "do_sample": True}
     with serve(tiny_checkpoint("writer", chat=False, seed=1, context=512, generation=own), studio=True) as running:
         network = running.models.get("writer").engine.network
-        network.run = slowed(network.run)
+        network.run, network.steps = slowed(network.run), lambda *_: []
         yield running
 
 
@@ -209,7 +209,7 @@ def test_colours_can_be_read_and_a_phone_shows_all(browser, studio, visiting) ->
 def test_a_server_that_stops_leaves_the_half_answer(browser, serve, tiny_checkpoint, visiting) -> None:
     with serve(tiny_checkpoint("leaver", chat=False, seed=1, context=4096), studio=True) as running:
         network = running.models.get().engine.network
-        network.run = slowed(network.run)
+        network.run, network.steps = slowed(network.run), lambda *_: []
         with visiting(browser, f"{running.url}/#notebook", wait=SHOWN) as page:
             ready(page)
             setting(page, "Maximum tokens", "3000")

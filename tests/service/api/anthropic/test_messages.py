@@ -12,6 +12,7 @@ import pytest
 
 from tests.service.api.test_errors import LONG
 from tests.service.api.tgi.test_routes import fails_after
+from tests.tiny import run_by
 from topkapi.engine.engine import Engine
 from topkapi.model.errors import Overloaded
 from topkapi.service.api.anthropic import schemas as anthropic_schemas
@@ -252,7 +253,7 @@ def test_a_full_queue_is_anthropics_overload(client, monkeypatch) -> None:
 @pytest.mark.one_process("has steps of the engine fail")
 def test_a_failed_step_in_mid_stream_is_an_error_event(served, client, monkeypatch) -> None:
     run = served.models.get().engine.network.run
-    monkeypatch.setattr(served.models.get().engine.network, "run", fails_after(4, run))
+    run_by(monkeypatch, served.models.get().engine.network, fails_after(4, run))
     seen = ""
     with (
         pytest.raises(anthropic.APIStatusError, match="api_error"),
@@ -275,7 +276,7 @@ def test_a_client_that_leaves_frees_the_engine(served, client, monkeypatch) -> N
         time.sleep(0.02)
         return run(*arguments)
 
-    monkeypatch.setattr(engine.network, "run", slow)
+    run_by(monkeypatch, engine.network, slow)
     before = engine.counters.generated_tokens
     with client.messages.stream(model="chat", max_tokens=90, messages=USER) as stream:
         next(iter(stream.text_stream))

@@ -11,6 +11,7 @@ from anthropic import Anthropic
 from text_generation import Client
 
 from tests.service.api.openai.openai_cases import USER
+from tests.tiny import run_by
 from topkapi.service.api.http.middleware import COMMENT
 
 BODIES = {
@@ -44,7 +45,7 @@ def slow(lively, monkeypatch) -> None:
             time.sleep(SILENCE)
         return run(*arguments, **options)
 
-    monkeypatch.setattr(engine.network, "run", step)
+    run_by(monkeypatch, engine.network, step)
 
 
 @pytest.mark.parametrize("path", BODIES)

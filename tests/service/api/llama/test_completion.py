@@ -10,6 +10,7 @@ import pytest
 
 from tests.service.api.test_errors import LONG
 from tests.service.api.tgi.test_routes import fails_after
+from tests.tiny import run_by
 from topkapi.model.generation import generate
 from topkapi.service.api.llama import schemas as llama_schemas
 from topkapi.service.api.llama.parameters import DEFAULTS, SAMPLERS
@@ -149,7 +150,7 @@ def test_a_deadline_ends_the_answer_as_it_stands(served, monkeypatch) -> None:
         time.sleep(0.03)
         return run(*arguments)
 
-    monkeypatch.setattr(served.models.get().engine.network, "run", slow)
+    run_by(monkeypatch, served.models.get().engine.network, slow)
     answer = complete(served, n_predict=100, t_max_predict_ms=200)
     assert answer["stop_type"] == "limit" and 0 < answer["tokens_predicted"] < 50
 
@@ -297,9 +298,9 @@ def test_other_errors(served, monkeypatch) -> None:
     assert refused(served.post("/completion", prompt="a", model="nowhere")) == (404, "not_found_error")
     assert refused(served.client.get("/completion")) == (405, "invalid_request_error")
     run = served.models.get().engine.network.run
-    monkeypatch.setattr(served.models.get().engine.network, "run", fails_after(0, run))
+    run_by(monkeypatch, served.models.get().engine.network, fails_after(0, run))
     assert refused(served.post("/completion", prompt="a")) == (500, "server_error")
-    monkeypatch.setattr(served.models.get().engine.network, "run", fails_after(5, run))
+    run_by(monkeypatch, served.models.get().engine.network, fails_after(5, run))
     *chunks, last = events(served, prompt=PROMPT, n_predict=50, ignore_eos=True)
     assert chunks and last["error"]["code"] == 500
     served.wait_until_idle()
@@ -314,7 +315,7 @@ def test_a_client_that_leaves_frees_its_slot(served, monkeypatch) -> None:
         time.sleep(0.02)
         return run(*arguments)
 
-    monkeypatch.setattr(engine.network, "run", slow)
+    run_by(monkeypatch, engine.network, slow)
     stream = events(served, prompt=PROMPT, n_predict=100, ignore_eos=True)
     next(stream)
     assert sum(slot["is_processing"] for slot in served.client.get("/slots").json()) == 1

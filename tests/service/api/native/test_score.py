@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.tiny import run_by
 from topkapi.model.scoring import score
 from topkapi.service.api.native.score_schemas import ScoreResponse
 
@@ -158,7 +159,7 @@ def test_a_log_probability_of_minus_infinity_is_sent_as_a_number(served, monkeyp
             output.logits[:, impossible] = -math.inf
         return outputs
 
-    monkeypatch.setattr(network, "run", without)
+    run_by(monkeypatch, network, without)
     (result,) = served.answer("/score", token_ids=ids, top=512)["results"]
     first, second, *_ = result["per_token"][1:]
     assert first["logprob"] == -9999.0 and first["rank"] == 512 and math.isfinite(first["entropy"])

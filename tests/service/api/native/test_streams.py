@@ -20,7 +20,7 @@ from topkapi.service.api.native.streams import OVERHEAD, Events, Streams, Unknow
 
 BODY = {"prompt": "Names are", "n": 2, "max_tokens": 12, "seed": 5, "logprobs": 1, "top_k": 40, "stream": True}
 SLOW = {"prompt": "a", "ignore_end_token": True, "temperature": 0, "stream": True}
-"""About two thousand tokens: longer than any test waits."""
+"""As many tokens as the context has room for: longer than any test waits."""
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def dropped(served) -> str:
 
 
 def test_a_dropped_stream_goes_on_for_the_grace_period_and_is_then_cancelled(serve, tiny_checkpoint) -> None:
-    with serve(tiny_checkpoint("graceful", context=16384), stream_grace=2.0) as served:
+    with serve(tiny_checkpoint("graceful", context=131072), stream_grace=2.0) as served:
         last = dropped(served)
         again = ask(served, "GET", f"/streams/{last.partition(':')[0]}", last=last)
         assert again.read(500)
@@ -146,7 +146,7 @@ def test_a_dropped_stream_goes_on_for_the_grace_period_and_is_then_cancelled(ser
 
 
 def test_without_grace_a_client_that_leaves_frees_the_engine_at_once(serve, tiny_checkpoint) -> None:
-    with serve(tiny_checkpoint("hasty", context=16384), stream_grace=0) as served:
+    with serve(tiny_checkpoint("hasty", context=131072), stream_grace=0) as served:
         last = dropped(served)
         served.wait_until_idle(5.0)
         response = ask(served, "POST", "/generate", SLOW, last)

@@ -17,6 +17,7 @@ from openai.types.chat import ChatCompletionChunk
 from pydantic import BaseModel
 
 from tests.service.api.openai.openai_cases import TOOL_TEMPLATE, USER, WEATHER
+from tests.tiny import run_by
 from topkapi.model.conversation.chat_template import ChatTemplate
 from topkapi.model.storage.checkpoint import load_checkpoint, save_checkpoint
 
@@ -61,7 +62,10 @@ def broken(server, monkeypatch) -> Callable[[], None]:
     def fail(works: object) -> torch.Tensor:
         raise RuntimeError("out of luck")
 
-    return lambda: monkeypatch.setattr(server.models.get().engine.network, "run", fail)
+    network = server.models.get().engine.network
+    # Or its stream would be over sooner.
+    run_by(monkeypatch, network, network.run)
+    return lambda: run_by(monkeypatch, network, fail)
 
 
 def test_the_openai_client(client) -> None:
@@ -226,6 +230,7 @@ def test_langchain(server) -> None:
     assert len(vectors) == 2 and vectors[0] != vectors[1]
 
 
+@pytest.mark.slow
 def test_litellm(server, monkeypatch) -> None:
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     import litellm

@@ -13,6 +13,7 @@ from text_generation.errors import GenerationError, OverloadedError, ValidationE
 from text_generation.types import FinishReason, Grammar, GrammarType
 
 from tests.service.api.test_errors import LONG
+from tests.tiny import run_by
 from topkapi.engine.engine import Engine
 from topkapi.model.errors import Overloaded
 
@@ -258,11 +259,11 @@ def fails_after(steps: int, work: Callable) -> Callable:
 @pytest.mark.one_process("has steps of the engine fail")
 def test_a_failed_step_is_a_generation_error_even_in_mid_stream(served, client, monkeypatch) -> None:
     run = served.models.get().engine.network.run
-    monkeypatch.setattr(served.models.get().engine.network, "run", fails_after(0, run))
+    run_by(monkeypatch, served.models.get().engine.network, fails_after(0, run))
     with pytest.raises(GenerationError):
         client.generate(PROMPT)
     assert served.post("/", inputs=PROMPT).status_code == 424
-    monkeypatch.setattr(served.models.get().engine.network, "run", fails_after(4, run))
+    run_by(monkeypatch, served.models.get().engine.network, fails_after(4, run))
     seen = 0
     with pytest.raises(GenerationError):
         for _ in client.generate_stream(PROMPT, max_new_tokens=50, do_sample=False):
@@ -280,7 +281,7 @@ def test_a_client_that_leaves_frees_the_engine(served, monkeypatch) -> None:
         time.sleep(0.02)
         return run(*arguments)
 
-    monkeypatch.setattr(engine.network, "run", slow)
+    run_by(monkeypatch, engine.network, slow)
     before = engine.counters.generated_tokens
     body = {"inputs": PROMPT, "parameters": {"max_new_tokens": 100}, "stream": True}
     with served.client.stream("POST", "/", json=body) as response:
