@@ -96,6 +96,8 @@ def test_it_is_the_network_with_the_adapter_in_its_matrices(form: str) -> None:
 def test_families_have_their_own_places_for_it() -> None:
     """Without a gate, with biases, norms behind a part, both parts from one state, and multipliers."""
     for family in ("gpt2", "gemma2", "gpt_neox", "granite", "olmo2"):
+        # Other numbers may cancel out: what is compared is rounded to float32.
+        torch.manual_seed(1)
         plain = tiny_model(family)
         found: dict[str, LowRank] = {}
         for name, module in plain.layers.named_modules(prefix="layers"):
@@ -153,7 +155,10 @@ def events_of(model: Decoder, jobs: Sequence[Job], together: int) -> list[list[A
     ]
 
 
-@pytest.mark.parametrize("form", ["float32", "int8", *(["native float32", "native int8"] if native.levels() else [])])
+_LONG = [pytest.param(form, marks=pytest.mark.slow) for form in ("float32", *["native int8"] * bool(native.levels()))]
+
+
+@pytest.mark.parametrize("form", ["int8", *["native float32"] * bool(native.levels()), *_LONG])
 def test_twenty_adapters_and_the_base_in_one_batch_give_each_request_what_it_gets_alone(form: str) -> None:
     model = network_of(form)
     adapters: list[LiveAdapter | None] = [LiveAdapter(model, matrices_of(seed)) for seed in range(20)]

@@ -86,6 +86,7 @@ def test_no_request_is_lost_or_of_two_checkpoints(serve: Callable, library: Path
         wait_for(lambda: not served.models._leaving)
 
 
+@pytest.mark.slow
 def test_what_has_begun_ends_on_the_old_weights_though_it_was_long_on_its_way(serve: Callable, library: Path) -> None:
     """Somebody has the checkpoint in hand, and asks its engine only once another one has its name."""
     with serve(library / "first", model_directory=library) as served:

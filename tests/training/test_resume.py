@@ -248,6 +248,7 @@ def test_killed_while_it_takes_another_runs_place(every: bool, run: Run, tmp_pat
         assert_same(out, pretrained.content)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_still_ends_the_same(run: Run, tmp_path: Path, pretrained: Whole) -> None:
     out = tmp_path / "killed"
     run(*pretrained.command, "--out", out, kill_at=30)

@@ -174,7 +174,7 @@ class Killed(BaseException):
     """Ends a run as abruptly as a test can without ending its own process."""
 
 
-@pytest.mark.parametrize("how", ["killed", "asked to stop"])
+@pytest.mark.parametrize("how", ["killed", pytest.param("asked to stop", marks=pytest.mark.slow)])
 def test_a_run_that_returned_resumes_to_the_same_bytes(
     how: str, pretrain: Pretrain, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,7 @@ def test_two_processes_train_what_one_trains_and_only_the_first_speaks(
     load_checkpoint(tmp_path / "two" / "best")
 
 
+@pytest.mark.slow
 def test_a_run_of_two_with_a_part_each_is_asked_to_stop_and_goes_on_with_one(
     run: Run, tmp_path: Path, pretraining: list[object], single: Callable[[str], Path]
 ) -> None:

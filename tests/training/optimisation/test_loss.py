@@ -282,7 +282,7 @@ def test_bfloat16_attention_in_tiles_is_as_close_to_float32_as_torchs() -> None:
         assert (own - expected).norm() < 2 * (theirs - expected).norm()
 
 
-@pytest.mark.parametrize("length", [1, TILE + 3])
+@pytest.mark.parametrize("length", [pytest.param(1, marks=pytest.mark.slow), TILE + 3])
 def test_attention_in_tiles_is_an_operator_that_a_compiler_can_trust(length: int) -> None:
     """Its shapes without data, its gradient and its schema are what it does."""
     generator = torch.Generator().manual_seed(1)

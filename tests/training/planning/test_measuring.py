@@ -312,6 +312,7 @@ def test_warnings_are_lines_of_their_own(capsys: Any, tiny_tokenizer: Tokenizer)
     assert capsys.readouterr().out == "warning: one\nwarning: two\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="what other systems do with freed memory is not asked")
 def test_freed_memory_is_kept_until_a_peak_is_measured_anew() -> None:
     code = """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.extending import followed, steps, told
 
 PROGRAM = """
@@ -24,6 +26,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_a_column_of_the_report_is_a_field_of_its_evaluations(tmp_path: Path) -> None:
     assert len(steps("A column of the report")) == 2
     found = told(followed("A column of the report", tmp_path), PROGRAM)
