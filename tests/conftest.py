@@ -19,6 +19,7 @@ import torch
 import uvicorn
 
 from tests.served_by_replicas import REPLICAS, Ray, serve_by_replicas
+from topkapi.engine import steps
 from topkapi.model.config import ModelConfig
 from topkapi.model.conversation.chat_template import BUILT_IN_TEMPLATES, ChatTemplate
 from topkapi.model.storage.checkpoint import save_checkpoint
@@ -42,6 +43,22 @@ def the_same_seeds_every_time(request: pytest.FixtureRequest, monkeypatch: pytes
     """Requests that name no seed get one from the test's name, so that what fails once fails always."""
     drawn = random.Random(request.node.nodeid)
     monkeypatch.setattr("topkapi.model.decoding.parameters.secrets.randbits", drawn.getrandbits)
+
+
+AHEAD_SECONDS = steps.AHEAD_SECONDS
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hardly_ahead() -> None:
+    """The core goes on for one step at a time: a tiny network would be through with thousands of tokens before a test
+    could do something meanwhile. (Servers in processes of their own go as far as they do for everybody.)"""
+    steps.AHEAD_SECONDS = 0.0
+
+
+@pytest.fixture
+def ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on for as long as it does for everybody."""
+    monkeypatch.setattr(steps, "AHEAD_SECONDS", AHEAD_SECONDS)
 
 
 @pytest.fixture(scope="session")

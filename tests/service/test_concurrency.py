@@ -153,7 +153,7 @@ def test_a_signal_ends_streams_as_cancelled_and_the_process_cleanly(tiny_checkpo
         "-m",
         "topkapi.service.commands.cli",
         "serve",
-        tiny_checkpoint("base", context=2048),
+        tiny_checkpoint("base", context=131072),
         "--port",
         "0",
         "--drain-seconds",
@@ -168,7 +168,7 @@ def test_a_signal_ends_streams_as_cancelled_and_the_process_cleanly(tiny_checkpo
         line = process.stdout.readline()
         assert line, process.communicate()[1]
         said += line
-    assert "base: chat checkpoint, qwen3, 35.0K parameters (float32), context 2048, vocabulary 512" in said
+    assert "base: chat checkpoint, qwen3, 35.0K parameters (float32), context 131072, vocabulary 512" in said
     with httpx.stream("POST", f"{ready[0]}/generate", json={**SLOW, "stream": True}, timeout=30) as response:
         lines = response.iter_lines()
         for _ in range(30):
