@@ -161,7 +161,7 @@ void go_ahead(void *network, void *slots, Pass of, int size, int level, void *th
     std::vector<int32_t> read = exact<int32_t>(rows), tokens = exact<int32_t>(most * rows), first = exact<int32_t>(rows);
     bool fits = true;
     for (int row = 0; row < rows; row++) {
-        spans.push_back({row, rows - 1 - row, 1, between(0, positions - 1)});
+        spans.push_back({row, row, 1, between(0, positions - 1)});
         fits = fits && spans.back().position + most <= positions, read[row] = between(0, size - 1);
     }
     std::vector<float> states = exact<float>((size_t)rows * ((Network *)network)->shape.hidden), ones(rows, 1.0f), best = exact<float>(rows),
