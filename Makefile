@@ -76,19 +76,20 @@ test: lint  ## lint, then run the tests
 test-all: lint  ## lint, then run the tests with the slow ones
 	$(PARALLEL) $(ARGS)
 
-# What depends on the processor, on the kernels of older ones: those for AVX2, where this one has more (else `make test` runs on
-# them), and PyTorch's own for none, in one process with as many threads as there are cores. The native core has instructions of its
-# own, whatever theirs.
+# What depends on the processor, on the kernels of older ones: oneDNN's for AVX2, PyTorch's own for AVX2, in one process with as
+# many threads as there are cores, and for none, with one thread. The native core has instructions of its own, whatever theirs.
+# Where this processor has no more than AVX2, `make test` ran on the former with one thread: what threads share is run again.
+BY_THREADS := tests/model/test_invariance.py tests/model/test_quantize.py
 BEYOND_AVX2 := $(shell grep -m1 -oE 'avx512f|avx_vnni' /proc/cpuinfo 2>/dev/null)
 PROCESSOR_TESTS := $(addprefix tests/,$(addsuffix .py,$(addprefix model/test_,quantize invariance families nf4) \
   model/storage/test_checkpoint model/decoding/test_speculation training/recipes/test_arguments))
 # What is served through the native core, by PyTorch. (That the core's bits are those of its plainest instructions is
 # among the tests of the core.)
-SERVED_TESTS := $(addprefix tests/,service/test_invariance.py service/api/native/test_generate.py service/api/native/test_score.py \
-  model/storage/test_gguf.py)
+SERVED_TESTS := $(addprefix tests/,service/test_invariance.py service/api/native model/storage/test_gguf.py)
 test-processor: tools  ## run the tests that depend on the processor as on one with AVX2 and without VNNI
-	$(if $(BEYOND_AVX2),ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PARALLEL) -m "not slow" -k "not native" $(PROCESSOR_TESTS) $(ARGS))
-	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=default $(PYTEST) -m "not slow" -k "not native" $(PROCESSOR_TESTS) $(ARGS)
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m "not slow" -k "not native" \
+	  $(if $(BEYOND_AVX2),$(PROCESSOR_TESTS),$(BY_THREADS)) $(ARGS)
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=default $(PARALLEL) -m "not slow" -k "not native" $(PROCESSOR_TESTS) $(ARGS)
 	TOPKAPI_NATIVE=0 $(PARALLEL) -m "not slow" $(SERVED_TESTS) $(ARGS)
 
 lint: tools  ## ruff and mypy

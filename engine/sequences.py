@@ -37,7 +37,7 @@ from topkapi.model.decoding.contrast import exit_layers
 from topkapi.model.decoding.grammar import Constraint
 from topkapi.model.decoding.speculation import Draft, DraftLength, looked_up
 from topkapi.model.decoding.stage import Row
-from topkapi.model.decoding.stopping import ends_sequence, token_limit
+from topkapi.model.decoding.stopping import ending_tokens, ends_sequence, token_limit
 from topkapi.model.errors import TopkapiError
 from topkapi.model.scoring import Scores, add_scores, windows
 
@@ -324,8 +324,7 @@ class Continuation(Sequence):
     @cached_property
     def ends(self) -> tuple[int, ...]:
         """Tokens that end it."""
-        parameters = self.job.parameters
-        return (*parameters.stop_token_ids, *(() if parameters.ignore_end_token else self.config.end_token_ids))
+        return ending_tokens(self.job.parameters, self.config)
 
     def _guessable(self, room: int) -> int:
         """How many tokens may be guessed: some only where the next one is all that is pending."""

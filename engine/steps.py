@@ -197,12 +197,14 @@ class Steps:
         steps = self._go_ahead(shares)
         if not steps:
             self._run(shares)
+            steps = 1
         seconds = time.perf_counter() - began
-        self.counters.steps += steps or 1
+        self.counters.steps += steps
         self.counters.step_seconds += seconds
         read = sum(share.count for share in shares if share.count > 1)
-        for _ in range(steps or 1):
-            self.speed.step(seconds / (steps or 1), read, generated=any(share.count == 1 for share in shares))
+        generated = any(share.count == 1 for share in shares)
+        for _ in range(steps):
+            self.speed.step(seconds / steps, read, generated=generated)
 
     def begin_anew(self) -> None:
         """Let go of every sequence, and of everything in the caches."""
@@ -287,6 +289,7 @@ class Steps:
             raise
         except BaseException:
             # One step at a time it shows whose fault it is.
+            logger.exception("several steps of %s at once failed; they are taken one at a time", self.name)
             self.counters.failed_steps += 1
             self.scheduler.pool.forget()
             return 0

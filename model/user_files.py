@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import IO
@@ -34,8 +35,6 @@ def read_file(
     """
     try:
         with path.open("rb") as file:
-            if path.is_file() and path.stat().st_size > most:
-                raise too_long(str(path), most, field=field, hint=hint, kind=kind)
             return read_stream(file, str(path), most, field=field, hint=hint, kind=kind)
     except OSError as error:
         raise kind(
@@ -53,6 +52,10 @@ def read_stream(
     kind: type[TopkapiError] = DataError,
 ) -> bytes:
     """What is left of a stream called `name`, at most `most` bytes. Raises `kind` for one that goes on."""
+    # Of a file as it lies there nothing is read that would be too much; a pipe's size is 0.
+    raw = getattr(file, "raw", None)
+    if isinstance(raw, io.FileIO) and os.fstat(raw.fileno()).st_size > most:
+        raise too_long(name, most, field=field, hint=hint, kind=kind)
     content = bytearray()
     while piece := file.read(_PIECE):
         content += piece

@@ -50,9 +50,12 @@ def token_limit(prompt_length: int, parameters: DecodingParameters, config: Mode
 
 def ends_sequence(token_id: int, parameters: DecodingParameters, config: ModelConfig) -> bool:
     """Whether this token ends the answer."""
-    if token_id in parameters.stop_token_ids:
-        return True
-    return token_id in config.end_token_ids and not parameters.ignore_end_token
+    return token_id in ending_tokens(parameters, config)
+
+
+def ending_tokens(parameters: DecodingParameters, config: ModelConfig) -> tuple[int, ...]:
+    """The tokens that end the answer."""
+    return (*parameters.stop_token_ids, *(() if parameters.ignore_end_token else config.end_token_ids))
 
 
 class Stopper:

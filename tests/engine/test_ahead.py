@@ -15,7 +15,7 @@ from topkapi.engine.request import Completed, Event, Failed, Finished, GenerateJ
 from topkapi.model import native
 from topkapi.model.decoding.parameters import resolve
 
-pytestmark = pytest.mark.skipif(not native.levels(), reason="there is no native core here")
+pytestmark = pytest.mark.skipif(not native.levels(), reason="the native core was not built: there was no compiler")
 
 REQUESTS: list[dict[str, Any]] = [
     {"temperature": 0},

@@ -41,15 +41,15 @@ def mixed_requests() -> list[tuple[str, dict[str, Any]]]:
             requests.append(("/score", {"text": text, "model": model, "top": 2}))
             continue
         strategy = STRATEGIES[index % len(STRATEGIES)]
-        body = {"model": model, "seed": index, "max_tokens": 1 + index % 16} | strategy
-        if index % 2:
-            # The others are written by the core alone, where their strategies let it.
-            body["logprobs"] = 2
+        body = {"model": model, "seed": index, "max_tokens": 1 + index % 16, "logprobs": 2} | strategy
         if model == "chat" and index % 4 == 0:
             body["messages"] = [{"role": "user", "content": text}]
         else:
             body["prompt"] = text
         requests.append(("/generate", body))
+        if index % 4 == 1:
+            # Written by the core alone, where the strategy lets it.
+            requests.append(("/generate", {name: value for name, value in body.items() if name != "logprobs"}))
     return requests
 
 

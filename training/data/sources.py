@@ -150,9 +150,6 @@ def _binary(path: Path, number: int, unit: str = "line") -> DataError:
 def _text_file(path: Path) -> Iterator[str]:
     try:
         with _open(path) as file:
-            plain = isinstance(getattr(file, "raw", None), io.FileIO)
-            if plain and path.stat().st_size > LONGEST_DOCUMENT:
-                raise too_long(str(path), LONGEST_DOCUMENT, field="data", hint=_SPLIT_UP)
             content = read_stream(file, str(path), LONGEST_DOCUMENT, field="data", hint=_SPLIT_UP)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}", field="data", hint=_AGAIN) from None

@@ -57,7 +57,7 @@ def test_first_messages_are_never_trained_on(messages: list[FirstMessage]) -> No
     held_out = {spelling(message.say): message.say for message in messages}
     held_out |= {spelling(each.say): each.say for each in read_messages(first_messages.DEVELOPMENT)}
 
-    def said(group: str, seed: int, without: Container[str], count: int = 2000) -> set[str]:
+    def said(group: str, seed: int, without: Container[str], count: int = 4000) -> set[str]:
         rows = make_rows(seed, count, held_out=False, kinds=GROUPS[group], without=without)
         told = {spelling(turn["content"]) for row in rows for turn in row["messages"] if turn["role"] == "user"}
         return {held_out[each] for each in told & held_out.keys()}
@@ -66,13 +66,13 @@ def test_first_messages_are_never_trained_on(messages: list[FirstMessage]) -> No
     assert not any(said(group, seed, held_out) for group, seed in trained_on.items())
     held_out |= {spelling(each.say): each.say for each in read_messages(first_messages.FRESH)}
     trained_on = {"openings": 50, "manners": 51, "drill": 52, "polish": 53, "basics": 54}
-    assert not any(said(group, seed, held_out) for group, seed in trained_on.items())
+    assert not any(said(group, seed, held_out, 3000) for group, seed in trained_on.items())
     held_out |= {spelling(each.say): each.say for each in read_messages(first_messages.UNREAD)}
     trained_on = {"review": 60, "openings": 61, "manners": 62, "drill": 63, "polish": 64, "basics": 65}
-    assert not any(said(group, seed, held_out) for group, seed in trained_on.items())
-    assert not said("said", 70, held_out)
-    assert not said("beyond", 80, held_out)
-    learned = said("basics", 3, (), 4000) & {message.say for message in messages}
+    assert not any(said(group, seed, held_out, 3000) for group, seed in trained_on.items())
+    assert not said("said", 70, held_out, 3000)
+    assert not said("beyond", 80, held_out, 3000)
+    learned = said("basics", 3, ()) & {message.say for message in messages}
     assert learned <= {
         "HELLO THERE", "hi there :)", "how many days are there in a week?", "3*9=", "10-7",
         "what month comes before march", "plural of child?", "write a sentence with the word river", "spell cat",
