@@ -199,6 +199,8 @@ def test_timings_cover_the_way_to_the_first_token_and_between_tokens(served) -> 
 @pytest.mark.one_process("its engine runs one request at a time")
 def test_a_request_of_higher_priority_goes_first_and_changes_no_other(serve, tiny_checkpoint, monkeypatch) -> None:
     monkeypatch.setattr("topkapi.service.models.Engine", functools.partial(Engine, max_running=1))
+    # Or the long one would be through before the others come.
+    monkeypatch.setattr("topkapi.engine.steps.AHEAD_SECONDS", 0.0)
     long = {"prompt": "a", "seed": 1, "max_tokens": 600, "ignore_end_token": True}
     with serve(tiny_checkpoint("urgent", context=2048)) as served:
 
